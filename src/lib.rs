@@ -1,0 +1,17 @@
+//! Barber prunes large language models from a declarative recipe.
+//!
+//! Data flows one way, and the modules follow it: the text of a recipe becomes a resolved
+//! [`recipe`], [`calibration`] turns its text into token batches, the [`executor`] runs one decoder
+//! layer of a [`family`] at a time over the [`checkpoint`]'s weights and gathers statistics, the
+//! metric pipeline turns those into scores, [`mask`] turns scores into masks, and the checkpoint is
+//! written again with the masks applied. [`prune`] is that loop; [`cli`] prints what it does.
+
+pub mod calibration;
+pub mod checkpoint;
+pub mod cli;
+pub mod evaluate;
+pub mod executor;
+pub mod family;
+pub mod mask;
+pub mod prune;
+pub mod recipe;

@@ -1,0 +1,3 @@
+//! The command `barber`.
+
+fn main() {}

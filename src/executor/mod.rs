@@ -1,1 +1,3 @@
-//! Decoder layers on dfdx.
+//! Decoder layers on dfdx, generic over the device; gradients come from its tape.
+
+pub mod ops;

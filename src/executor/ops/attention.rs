@@ -1,0 +1,277 @@
+//! Causal attention with grouped key and value heads (arXiv 2305.13245):
+//! o = P v, P = softmax(q kᵀ / √d) over the positions up to the token's own.
+//!
+//! With G = ∂L/∂o: ∂L/∂v = Pᵀ G; ∂L/∂P = G vᵀ; ∂L/∂S = P · (∂L/∂P − rowsum(P · ∂L/∂P));
+//! ∂L/∂q = ∂L/∂S k / √d; ∂L/∂k = ∂L/∂Sᵀ q / √d.
+//!
+//! The probabilities are computed a tile of rows at a time, and again in the backward pass: no
+//! matrix of sequence × sequence is ever held.
+
+use std::ops::Range;
+
+use dfdx::{
+    shapes::HasShape,
+    tensor::{Cpu, CpuError, PutTape, SplitTape, Tape, TensorFromVec},
+    tensor_ops::Device,
+};
+use rayon::prelude::*;
+
+use super::{
+    Matrix, cpu,
+    gemm::{Threads, View, gemm},
+};
+
+/// The heads of an attention layer and the sequences that it sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub queries: usize,
+    /// Key and value heads; each serves `queries / keys` query heads.
+    pub keys: usize,
+    /// Width of a head.
+    pub width: usize,
+    /// Tokens of a sequence; a token sees those before it in its own sequence.
+    pub sequence_length: usize,
+}
+
+/// o = softmax(q kᵀ / √d) v.
+pub trait Attention: Device<f32> {
+    /// The heads' outputs, [tokens, queries · width], for `q` of that shape and `k`, `v` of
+    /// [tokens, keys · width].
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn attention<T: Tape<f32, Self> + 'static>(
+        q: Matrix<Self, T>,
+        k: Matrix<Self, T>,
+        v: Matrix<Self, T>,
+        heads: Heads,
+    ) -> Result<Matrix<Self, T>, Self::Err>;
+}
+
+/// Query rows whose probabilities are held at a time.
+const TILE: usize = 64;
+
+/// One head's view of q, k and v for one sequence.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    heads: Heads,
+}
+
+impl<'a> Head<'a> {
+    fn new(q: &'a [f32], k: &'a [f32], v: &'a [f32], heads: Heads, index: usize) -> Self {
+        let (sequence, head) = (index / heads.queries, index % heads.queries);
+        let q = &q[sequence * heads.sequence_length * heads.q_width() + head * heads.width..];
+        let kv = sequence * heads.sequence_length * heads.k_width()
+            + head / heads.per_key() * heads.width;
+        Self { q, k: &k[kv..], v: &v[kv..], heads }
+    }
+
+    fn q(self, rows: Range<usize>) -> View<'a> {
+        let stride = self.heads.q_width();
+        View::strided(&self.q[rows.start * stride..], rows.len(), self.heads.width, stride)
+    }
+
+    fn k(self, seen: usize) -> View<'a> {
+        View::strided(self.k, seen, self.heads.width, self.heads.k_width())
+    }
+
+    fn v(self, seen: usize) -> View<'a> {
+        View::strided(self.v, seen, self.heads.width, self.heads.k_width())
+    }
+
+    /// The probabilities of a tile of rows over the positions up to its last, [rows, rows.end].
+    fn probabilities(self, rows: Range<usize>, p: &mut [f32]) {
+        let seen = rows.end;
+        gemm(
+            p,
+            seen,
+            0.0,
+            self.heads.scale(),
+            self.q(rows.clone()),
+            self.k(seen).t(),
+            Threads::One,
+        );
+        for (position, p) in rows.zip(p.chunks_exact_mut(seen)) {
+            let (past, future) = p.split_at_mut(position + 1);
+            let max = past.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let mut sum = 0.0;
+            for p in &mut *past {
+                *p = (*p - max).exp();
+                sum += *p;
+            }
+            past.iter_mut().for_each(|p| *p /= sum);
+            future.fill(0.0);
+        }
+    }
+}
+
+impl Heads {
+    fn q_width(self) -> usize {
+        self.queries * self.width
+    }
+
+    fn k_width(self) -> usize {
+        self.keys * self.width
+    }
+
+    /// Query heads that share a key head.
+    fn per_key(self) -> usize {
+        self.queries / self.keys
+    }
+
+    fn scale(self) -> f32 {
+        (self.width as f32).sqrt().recip()
+    }
+
+    fn tiles(self) -> impl Iterator<Item = Range<usize>> {
+        let length = self.sequence_length;
+        (0..length).step_by(TILE).map(move |start| start..length.min(start + TILE))
+    }
+
+    /// Copies head `index`'s [sequence_length, width] into or adds it to its columns of `all`,
+    /// whose rows have `row_heads` heads.
+    fn scatter(self, head: &[f32], all: &mut [f32], row_heads: usize, index: usize) {
+        let start = index / row_heads * self.sequence_length * row_heads * self.width;
+        let column = index % row_heads * self.width;
+        for (row, values) in
+            all[start..].chunks_exact_mut(row_heads * self.width).zip(head.chunks_exact(self.width))
+        {
+            let row = &mut row[column..column + self.width];
+            row.iter_mut().zip(values).for_each(|(sum, x)| *sum += x);
+        }
+    }
+}
+
+impl Attention for Cpu {
+    fn attention<T: Tape<f32, Self> + 'static>(
+        q: Matrix<Self, T>,
+        k: Matrix<Self, T>,
+        v: Matrix<Self, T>,
+        heads: Heads,
+    ) -> Result<Matrix<Self, T>, CpuError> {
+        let (q, q_tape) = q.split_tape();
+        let (k, k_tape) = k.split_tape();
+        let (v, v_tape) = v.split_tape();
+        let mut tape = q_tape.merge(k_tape).merge(v_tape);
+        let (q_values, k_values, v_values) = (cpu::values(&q), cpu::values(&k), cpu::values(&v));
+        let Heads { width, sequence_length: length, .. } = heads;
+        let count = q.shape().0 / length * heads.queries;
+
+        let outputs: Vec<Vec<f32>> = (0..count)
+            .into_par_iter()
+            .map(|index| {
+                let head = Head::new(&q_values, &k_values, &v_values, heads, index);
+                let mut p = vec![0.0; TILE.min(length) * length];
+                let mut o = vec![0.0; length * width];
+                for rows in heads.tiles() {
+                    let (n, seen) = (rows.len(), rows.end);
+                    head.probabilities(rows.clone(), &mut p[..n * seen]);
+                    let p = View::new(&p, n, seen);
+                    gemm(
+                        &mut o[rows.start * width..],
+                        width,
+                        0.0,
+                        1.0,
+                        p,
+                        head.v(seen),
+                        Threads::One,
+                    );
+                }
+                o
+            })
+            .collect();
+        let mut o = vec![0.0; q_values.len()];
+        for (index, head) in outputs.iter().enumerate() {
+            heads.scatter(head, &mut o, heads.queries, index);
+        }
+        let o = q.device().try_tensor_from_vec(o, *q.shape())?;
+
+        let output = o.clone();
+        tape.add_backward_op(move |gradients| {
+            let g = cpu::take(gradients, &output)?;
+            let heads_gradients: Vec<[Vec<f32>; 3]> = (0..count)
+                .into_par_iter()
+                .map(|index| {
+                    let head = Head::new(&q_values, &k_values, &v_values, heads, index);
+                    head.backward(Head::new(&g, &k_values, &v_values, heads, index))
+                })
+                .collect();
+            let mut sums =
+                [vec![0.0; q_values.len()], vec![0.0; k_values.len()], vec![0.0; v_values.len()]];
+            for (index, gradient) in heads_gradients.iter().enumerate() {
+                heads.scatter(&gradient[0], &mut sums[0], heads.queries, index);
+                // A sequence has `queries` heads here and `keys` heads there.
+                let key = index / heads.per_key();
+                heads.scatter(&gradient[1], &mut sums[1], heads.keys, key);
+                heads.scatter(&gradient[2], &mut sums[2], heads.keys, key);
+            }
+            cpu::add(gradients, &q, &sums[0])?;
+            cpu::add(gradients, &k, &sums[1])?;
+            cpu::add(gradients, &v, &sums[2])
+        });
+        Ok(o.put_tape(tape))
+    }
+}
+
+impl Head<'_> {
+    /// The gradients of this head's q, k and v; `g` has the gradient of its output as its q.
+    fn backward(self, g: Head<'_>) -> [Vec<f32>; 3] {
+        let Heads { width, sequence_length: length, .. } = self.heads;
+        let [mut gq, mut gk, mut gv] = [(); 3].map(|()| vec![0.0; length * width]);
+        let mut p = vec![0.0; TILE.min(length) * length];
+        let mut gp = p.clone();
+        for rows in self.heads.tiles() {
+            let (n, seen) = (rows.len(), rows.end);
+            self.probabilities(rows.clone(), &mut p[..n * seen]);
+            let go = g.q(rows.clone());
+            gemm(&mut gv, width, 1.0, 1.0, View::new(&p, n, seen).t(), go, Threads::One);
+            gemm(&mut gp, seen, 0.0, 1.0, go, self.v(seen).t(), Threads::One);
+            for (p, gp) in p.chunks_exact(seen).zip(gp.chunks_exact_mut(seen)).take(n) {
+                let sum: f32 = p.iter().zip(&*gp).map(|(p, g)| p * g).sum();
+                gp.iter_mut().zip(p).for_each(|(g, p)| *g = p * (*g - sum));
+            }
+            let (gs, scale) = (View::new(&gp, n, seen), self.heads.scale());
+            let start = rows.start * width;
+            gemm(&mut gq[start..], width, 0.0, scale, gs, self.k(seen), Threads::One);
+            gemm(&mut gk, width, 1.0, scale, gs.t(), self.q(rows), Threads::One);
+        }
+        [gq, gk, gv]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::executor::ops::testing::{check_gradient, noise};
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        // Two sequences of three tokens, four query heads on two key heads.
+        let heads = Heads { queries: 4, keys: 2, width: 3, sequence_length: 3 };
+        let [q, k, v] = [(1, 12), (2, 6), (3, 6)].map(|(seed, width)| {
+            let x = Cpu::default().tensor_from_vec(noise(6 * width, seed), (6, width));
+            move || x.clone().put_tape(Default::default())
+        });
+        check_gradient((6, 12), |q| Cpu::attention(q, k(), v(), heads));
+        check_gradient((6, 6), |k| Cpu::attention(q(), k, v(), heads));
+        check_gradient((6, 6), |v| Cpu::attention(q(), k(), v, heads));
+    }
+
+    #[test]
+    fn tiles_join_without_a_seam() {
+        // With all scores equal each token's output is the mean of v so far.
+        let length = 2 * TILE + 5;
+        let heads = Heads { queries: 1, keys: 1, width: 1, sequence_length: length };
+        let device = Cpu::default();
+        let zeros = device.tensor_from_vec(vec![0.0; length], (length, 1));
+        let v = device.tensor_from_vec((0..length).map(|i| i as f32).collect(), (length, 1));
+        let o = Cpu::attention(zeros.clone(), zeros, v, heads).unwrap().as_vec();
+        for (i, o) in o.iter().enumerate() {
+            assert!((o - i as f32 / 2.0).abs() < 1e-3, "position {i}: {o}");
+        }
+    }
+}

@@ -8,6 +8,44 @@ use barber_metric::Dims;
 
 use self::rope::Rope;
 
+type Read = fn(&serde_json::Value) -> Result<Decoder, Error>;
+
+/// The families, by the `model_type` of their `config.json`.
+const FAMILIES: &[(&str, Read)] = &[("llama", llama::read)];
+
+/// The decoder that a checkpoint's `config.json` describes.
+///
+/// # Errors
+/// If the family is unknown, or a key of the configuration is missing or impossible.
+pub fn decoder(config: &serde_json::Value) -> Result<Decoder, Error> {
+    let Some(name) = config.get("model_type").and_then(|name| name.as_str()) else {
+        return Err(Error::NoModelType);
+    };
+    match FAMILIES.iter().find(|(family, _)| *family == name) {
+        Some((_, read)) => read(config),
+        None => Err(Error::UnknownFamily(name.into())),
+    }
+}
+
+/// What is wrong with a checkpoint's `config.json`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// It does not say what it is.
+    #[error("config.json has no `model_type`")]
+    NoModelType,
+    /// No file in this folder describes it.
+    #[error("config.json: model_type `{0}` is unknown; known: {known}", known = FAMILIES.iter().map(|f| f.0).collect::<Vec<_>>().join(", "))]
+    UnknownFamily(String),
+    /// A key is missing, mistyped or impossible.
+    #[error("{}{key}: {problem}", if key == "config.json" { "" } else { "config.json: " })]
+    Key {
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
 /// A decoder-only transformer, read from a checkpoint's `config.json`.
 #[derive(Clone, Debug)]
 pub struct Decoder {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use dfdx::{
     shapes::HasShape,
-    tensor::{Cpu, CpuError, Gradients, HasErr, PutTape, SplitTape, Tape, Tensor, TensorFromVec},
+    tensor::{Cpu, CpuError, Gradients, PutTape, SplitTape, Tape, Tensor, TensorFromVec},
     tensor_ops::Device,
 };
 
@@ -15,61 +15,54 @@ use super::{
     gemm::{Threads, View, gemm},
 };
 
-/// The weight of a linear layer, [outputs, inputs].
+/// The weight of a linear layer, [outputs, inputs], and its bias.
 ///
-/// The host keeps the values beside the tensor: dfdx lends no slice of a tensor, and a copy for
-/// each product would cost as much time as a product of a few hundred tokens.
+/// The host keeps the values: dfdx lends no slice of a tensor, and a copy for each product would
+/// cost as much time as a product of a few hundred tokens. The tensor is what the tape knows.
 #[derive(Clone, Debug)]
 pub struct Weight<D: Device<f32>> {
-    tensor: Matrix<D>,
-    bias: Option<Tensor<(usize,), f32, D>>,
+    device: D,
+    dims: (usize, usize),
     values: Arc<Vec<f32>>,
+    bias: Option<Tensor<(usize,), f32, D>>,
+    traced: Option<Matrix<D>>,
 }
 
 impl<D: Device<f32>> Weight<D> {
-    /// A weight of `rows` outputs and `columns` inputs, and its bias.
+    /// A weight of `dims`, (outputs, inputs), that no gradient is wanted of.
     ///
     /// # Errors
     /// If the device has not enough memory.
-    pub fn new(
+    pub fn frozen(
         device: &D,
         values: Vec<f32>,
-        (rows, columns): (usize, usize),
+        dims: (usize, usize),
         bias: Option<Vec<f32>>,
     ) -> Result<Self, D::Err> {
-        Ok(Self {
-            tensor: device.try_tensor_from_vec(values.clone(), (rows, columns))?,
-            bias: match bias {
-                Some(bias) => Some(device.try_tensor_from_vec(bias, (rows,))?),
-                None => None,
-            },
-            values: Arc::new(values),
-        })
+        let bias = match bias {
+            Some(bias) => Some(device.try_tensor_from_vec(bias, (dims.0,))?),
+            None => None,
+        };
+        Ok(Self { device: device.clone(), dims, values: Arc::new(values), bias, traced: None })
     }
 
-    /// The same weight with other values.
+    /// The same weight, whose gradient is wanted.
     ///
     /// # Errors
     /// If the device has not enough memory.
-    pub fn with_values(&self, values: Vec<f32>) -> Result<Self, D::Err> {
-        Ok(Self {
-            tensor: self
-                .tensor
-                .device()
-                .try_tensor_from_vec(values.clone(), *self.tensor.shape())?,
-            bias: self.bias.clone(),
-            values: Arc::new(values),
-        })
+    pub fn traced(&self) -> Result<Self, D::Err> {
+        let tensor = self.device.try_tensor_from_vec(self.values.to_vec(), self.dims)?;
+        Ok(Self { traced: Some(tensor), ..self.clone() })
+    }
+
+    /// The same layer with other values, that no gradient is wanted of.
+    pub fn with_values(&self, values: Vec<f32>) -> Self {
+        Self { values: Arc::new(values), traced: None, ..self.clone() }
     }
 
     /// The values, row-major.
     pub fn values(&self) -> &[f32] {
         &self.values
-    }
-
-    /// The tensor, which is what the tape knows.
-    pub fn tensor(&self) -> &Matrix<D> {
-        &self.tensor
     }
 }
 
@@ -94,16 +87,14 @@ pub trait Linear: Device<f32> {
         input_gradient: InputGradient,
     ) -> Result<Matrix<Self, T>, Self::Err>;
 
-    /// Takes the gradient of a weight, row-major, out of the gradients.
+    /// Takes the gradient of a weight, row-major, out of the gradients; `None` for a frozen one.
     ///
     /// # Errors
     /// If the device has not enough memory.
     fn take_gradient(
         gradients: &mut Gradients<f32, Self>,
         weight: &Weight<Self>,
-    ) -> Result<Vec<f32>, Self::Err>
-    where
-        Self: HasErr;
+    ) -> Result<Option<Vec<f32>>, Self::Err>;
 }
 
 impl Linear for Cpu {
@@ -114,7 +105,7 @@ impl Linear for Cpu {
     ) -> Result<Matrix<Self, T>, CpuError> {
         let (x, mut tape) = x.split_tape();
         let (tokens, inputs) = *x.shape();
-        let (outputs, _) = *weight.tensor.shape();
+        let (outputs, _) = weight.dims;
         let x_values = cpu::values(&x);
 
         let mut y = vec![0.0; tokens * outputs];
@@ -135,8 +126,10 @@ impl Linear for Cpu {
             let g_view = View::new(&g, tokens, outputs);
             let x_view = View::new(&x_values, tokens, inputs);
             let w_view = View::new(&weight.values, outputs, inputs);
-            let gw = gradients.get_or_alloc_mut(&weight.tensor)?;
-            gemm(gw, inputs, 1.0, 1.0, g_view.t(), x_view, Threads::All);
+            if let Some(tensor) = &weight.traced {
+                let gw = gradients.get_or_alloc_mut(tensor)?;
+                gemm(gw, inputs, 1.0, 1.0, g_view.t(), x_view, Threads::All);
+            }
             if let Some(bias) = &weight.bias {
                 let gb = gradients.get_or_alloc_mut(bias)?;
                 for row in g.chunks_exact(outputs) {
@@ -155,46 +148,45 @@ impl Linear for Cpu {
     fn take_gradient(
         gradients: &mut Gradients<f32, Self>,
         weight: &Weight<Self>,
-    ) -> Result<Vec<f32>, CpuError> {
-        cpu::take(gradients, &weight.tensor)
+    ) -> Result<Option<Vec<f32>>, CpuError> {
+        weight.traced.as_ref().map(|tensor| cpu::take(gradients, tensor)).transpose()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::ops::testing::{check_gradient, noise};
+    use crate::executor::ops::testing::{check_gradient, noise, weighted_sum};
+    use dfdx::{
+        tensor::{AsArray, Trace},
+        tensor_ops::Backward,
+    };
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
         let device = Cpu::default();
         for bias in [None, Some(noise(4, 3))] {
-            let weight = Weight::new(&device, noise(20, 1), (4, 5), bias).unwrap();
+            let weight = Weight::frozen(&device, noise(20, 1), (4, 5), bias).unwrap();
             check_gradient((3, 5), |x| Cpu::linear(x, &weight, InputGradient::Wanted));
 
-            // The layer is symmetric in x and W: the weight's gradient by the same check.
             let x = noise(15, 2);
             let loss = |w: Vec<f32>| {
-                let weight = weight.with_values(w).unwrap();
+                let weight = weight.with_values(w).traced().unwrap();
                 let x = device.tensor_from_vec(x.clone(), (3, 5)).leaky_trace();
                 let y = Cpu::linear(x, &weight, InputGradient::Skipped).unwrap();
-                (crate::executor::ops::testing::weighted_sum(y), weight)
+                (weighted_sum(y), weight)
             };
-            let (sum, weight) = loss(weight.values().to_vec());
-            let mut gradients = sum.backward();
-            let gradient = Cpu::take_gradient(&mut gradients, &weight).unwrap();
-            for i in 0..20 {
+            let (sum, traced) = loss(weight.values().to_vec());
+            let gradient = Cpu::take_gradient(&mut sum.backward(), &traced).unwrap().unwrap();
+            for (i, gradient) in gradient.iter().enumerate() {
                 let shifted = |h: f32| {
                     let mut w = weight.values().to_vec();
                     w[i] += h;
-                    loss(w).0.array()
+                    loss(w).0.split_tape().0.array()
                 };
                 let slope = (shifted(0.01) - shifted(-0.01)) / 0.02;
-                assert!((slope - gradient[i]).abs() < 1e-2, "{slope} {}", gradient[i]);
+                assert!((slope - gradient).abs() < 1e-2, "{slope} {gradient}");
             }
         }
     }
-
-    use dfdx::tensor::{AsArray, Trace};
-    use dfdx::tensor_ops::Backward;
 }

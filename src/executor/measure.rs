@@ -1,0 +1,162 @@
+//! What the calibration samples tell of one part's weights.
+
+use barber_metric::Needs;
+use dfdx::{
+    tensor::{OwnedTape, PutTape, SplitTape},
+    tensor_ops::Backward,
+};
+use rayon::prelude::*;
+
+use super::{
+    Hidden, PartWeights, forward,
+    ops::{InputGradient, Matrix, Ops},
+};
+
+/// The statistics of one weight matrix; those that were not asked for are `None`.
+#[derive(Clone, Debug, Default)]
+pub struct Statistics {
+    /// Mean over samples of the squared gradient, [rows, columns].
+    pub squared_gradient: Option<Vec<f32>>,
+    /// Mean over samples of Σ x² over a sample's tokens, [columns].
+    pub input_square: Option<Vec<f32>>,
+}
+
+/// What [`measure`] finds.
+#[derive(Debug)]
+pub struct Measured<D: Ops> {
+    /// Mean over samples of the squared error between the dense and the sparse part's outputs.
+    pub loss: f64,
+    /// One per linear layer.
+    pub statistics: Vec<Statistics>,
+    /// The dense part's outputs, one per sample.
+    pub outputs: Vec<Matrix<D>>,
+}
+
+/// Runs `dense` and `sparse`, the same part, on each sample's hidden states, and gathers what is
+/// needed of the layers in `members`. The gradients are those of a sample's mean squared error
+/// with respect to the dense weights; they are squared sample by sample, then averaged
+/// (LLM-Barber, arXiv 2408.10631).
+///
+/// # Errors
+/// If the device has not enough memory.
+pub fn measure<D: Ops>(
+    dense: &PartWeights<D>,
+    sparse: &PartWeights<D>,
+    samples: &[Hidden<D>],
+    members: &[usize],
+    needs: Needs,
+) -> Result<Measured<D>, D::Err> {
+    let mut traced = dense.clone();
+    if needs.squared_gradient {
+        for &i in members {
+            traced.linears[i] = traced.linears[i].traced()?;
+        }
+    }
+    let mut squares = vec![Vec::new(); dense.linears.len()];
+    let mut inputs = vec![Vec::new(); dense.linears.len()];
+    let (mut losses, mut outputs) = (0.0, Vec::with_capacity(samples.len()));
+    let mut seen = |layers: &[usize], x: &Matrix<D, OwnedTape<f32, D>>| {
+        if needs.input_square {
+            accumulate_columns(&mut inputs, layers, x)?;
+        }
+        Ok(())
+    };
+    for sample in samples {
+        let input = dense.normalise(sample.states.clone())?;
+        let target = forward(
+            sparse,
+            &sample.positions,
+            input.clone(),
+            InputGradient::Skipped,
+            &mut |_, _| Ok(()),
+        )?;
+        let input = input.put_tape(OwnedTape::default());
+        let output = forward(&traced, &sample.positions, input, InputGradient::Skipped, &mut seen)?;
+        let (output, tape) = output.split_tape();
+        outputs.push(output.clone());
+        let loss = D::squared_error(output.put_tape(tape), &target)?;
+        losses += f64::from(scalar(&loss));
+        if needs.squared_gradient {
+            let mut gradients = loss.try_backward()?;
+            for &i in members {
+                if let Some(gradient) = D::take_gradient(&mut gradients, &traced.linears[i])? {
+                    add_squares(&mut squares[i], &gradient);
+                }
+            }
+        }
+    }
+    let mean = |mut sums: Vec<f32>| {
+        let count = samples.len() as f32;
+        sums.par_iter_mut().for_each(|sum| *sum /= count);
+        (!sums.is_empty()).then_some(sums)
+    };
+    let statistics = squares
+        .into_iter()
+        .zip(inputs)
+        .map(|(squares, inputs)| Statistics {
+            squared_gradient: mean(squares),
+            input_square: mean(inputs),
+        })
+        .collect();
+    Ok(Measured { loss: losses / samples.len() as f64, statistics, outputs })
+}
+
+/// Runs a part on each sample's hidden states: mean over samples of Σ x² over tokens of each
+/// linear layer's input, and the part's outputs.
+///
+/// # Errors
+/// If the device has not enough memory.
+#[expect(clippy::type_complexity, reason = "one list per linear layer, one matrix per sample")]
+pub fn input_squares<D: Ops>(
+    weights: &PartWeights<D>,
+    samples: &[Hidden<D>],
+) -> Result<(Vec<Vec<f32>>, Vec<Matrix<D>>), D::Err> {
+    let mut sums = vec![Vec::new(); weights.linears.len()];
+    let mut outputs = Vec::with_capacity(samples.len());
+    for sample in samples {
+        outputs.push(forward(
+            weights,
+            &sample.positions,
+            weights.normalise(sample.states.clone())?,
+            InputGradient::Skipped,
+            &mut |layers, x| accumulate_columns(&mut sums, layers, x),
+        )?);
+    }
+    let count = samples.len() as f32;
+    sums.iter_mut().flatten().for_each(|sum| *sum /= count);
+    Ok((sums, outputs))
+}
+
+/// The mean over samples of the mean squared difference between outputs and targets.
+///
+/// # Errors
+/// If the device has not enough memory.
+pub fn loss<D: Ops>(outputs: &[Matrix<D>], targets: &[Matrix<D>]) -> Result<f64, D::Err> {
+    let mut sum = 0.0;
+    for (output, target) in outputs.iter().zip(targets) {
+        sum += f64::from(scalar(&D::squared_error(output.clone(), target)?));
+    }
+    Ok(sum / outputs.len() as f64)
+}
+
+fn scalar<D: Ops, T>(tensor: &dfdx::tensor::Tensor<(), f32, D, T>) -> f32 {
+    tensor.as_vec()[0]
+}
+
+fn accumulate_columns<D: Ops, T>(
+    sums: &mut [Vec<f32>],
+    layers: &[usize],
+    x: &Matrix<D, T>,
+) -> Result<(), D::Err> {
+    let squares = D::column_squares(x)?;
+    for &layer in layers {
+        sums[layer].resize(squares.len(), 0.0);
+        sums[layer].iter_mut().zip(&squares).for_each(|(sum, x)| *sum += x);
+    }
+    Ok(())
+}
+
+fn add_squares(sums: &mut Vec<f32>, gradient: &[f32]) {
+    sums.resize(gradient.len(), 0.0);
+    sums.par_iter_mut().with_min_len(1 << 14).zip(gradient).for_each(|(sum, g)| *sum += g * g);
+}

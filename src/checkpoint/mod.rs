@@ -1,1 +1,15 @@
-//! Hugging Face checkpoint directories.
+//! Hugging Face checkpoint directories: a memory-mapped reader and an atomic writer.
+
+mod digest;
+mod dtype;
+mod error;
+mod output;
+mod reader;
+
+pub use self::{
+    digest::digest,
+    dtype::Dtype,
+    error::Error,
+    output::Output,
+    reader::{Reader, TensorView, parse_header},
+};

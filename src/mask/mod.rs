@@ -1,1 +1,17 @@
-//! Masks.
+//! Which weights are kept: masks, the patterns they follow, how they start and how they are
+//! rebuilt. Pure: slices of scores in, masks out.
+
+mod bits;
+mod error;
+mod init;
+mod order;
+mod pattern;
+mod rebuild;
+mod scope;
+
+pub use bits::Mask;
+pub use error::Error;
+pub use init::Init;
+pub use pattern::{ParsePatternError, Pattern};
+pub use rebuild::{Scored, rebuild};
+pub use scope::Scope;

@@ -1,0 +1,113 @@
+//! The floating-point formats of weights.
+
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+use rayon::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A floating-point format of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32 bits.
+    F32,
+    /// 16 bits, IEEE.
+    F16,
+    /// 16 bits, the upper half of `F32`.
+    Bf16,
+}
+
+/// Elements that one task converts.
+const CHUNK: usize = 1 << 16;
+
+impl Dtype {
+    /// The format of a tensor, if it is one that Barber computes with.
+    pub(super) fn of(dtype: safetensors::Dtype) -> Option<Self> {
+        match dtype {
+            safetensors::Dtype::F32 => Some(Self::F32),
+            safetensors::Dtype::F16 => Some(Self::F16),
+            safetensors::Dtype::BF16 => Some(Self::Bf16),
+            _ => None,
+        }
+    }
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+        }
+    }
+
+    /// What `config.json` calls it.
+    pub(super) const fn torch(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+        }
+    }
+
+    /// Bytes of an element.
+    pub(super) const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// Little-endian bytes to numbers; each number is represented exactly.
+    pub(super) fn decode(self, bytes: &[u8]) -> Vec<f32> {
+        let mut values = vec![0.0; bytes.len() / self.size()];
+        values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * self.size())).for_each(
+            |(values, bytes)| match self {
+                Self::F32 => {
+                    for (value, b) in values.iter_mut().zip(bytes.chunks_exact(4)) {
+                        *value = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                    }
+                }
+                Self::F16 => {
+                    let halves: Vec<f16> = pairs(bytes).map(f16::from_bits).collect();
+                    halves.convert_to_f32_slice(values);
+                }
+                Self::Bf16 => {
+                    let halves: Vec<bf16> = pairs(bytes).map(bf16::from_bits).collect();
+                    halves.convert_to_f32_slice(values);
+                }
+            },
+        );
+        values
+    }
+
+    /// Numbers to little-endian bytes, rounded to the nearest.
+    pub(super) fn encode(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            Self::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Self::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+            Self::Bf16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+        }
+    }
+}
+
+fn pairs(bytes: &[u8]) -> impl Iterator<Item = u16> {
+    bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn half_precision_survives_decoding(bits: Vec<u16>) {
+            let bytes: Vec<u8> = bits.iter().flat_map(|b| b.to_le_bytes()).collect();
+            for dtype in [Dtype::F16, Dtype::Bf16] {
+                let values = dtype.decode(&bytes);
+                if values.iter().all(|v| !v.is_nan()) {
+                    prop_assert_eq!(&dtype.encode(&values), &bytes);
+                }
+            }
+        }
+    }
+}

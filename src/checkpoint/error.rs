@@ -1,0 +1,80 @@
+//! The ways in which a checkpoint can be wrong.
+
+use std::{io, path::Path, path::PathBuf};
+
+/// What is wrong with a checkpoint, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each variant's message says what it is")]
+pub enum Error {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("there is no checkpoint at {}: the path does not exist", .0.display())]
+    Missing(PathBuf),
+    #[error("{} is not a directory; give the directory that holds config.json and the weights", .0.display())]
+    NotADirectory(PathBuf),
+    #[error("{} has no {file}; a checkpoint in the Hugging Face layout has one", dir.display())]
+    NoFile { dir: PathBuf, file: &'static str },
+    #[error("{}: not valid JSON: {problem}", path.display())]
+    Json { path: PathBuf, problem: String },
+    #[error(
+        "{} holds its weights as pickle ({file}), which can run code when it is loaded; \
+         convert it to safetensors first",
+        dir.display()
+    )]
+    Pickle { dir: PathBuf, file: String },
+    #[error("{} has no weights: neither model.safetensors nor model.safetensors.index.json", .0.display())]
+    NoWeights(PathBuf),
+    #[error("{}: {problem}", path.display())]
+    Index { path: PathBuf, problem: String },
+    #[error(
+        "{}: truncated or corrupt: the header promises {promised} bytes and the file has {found}; \
+         download it again",
+        path.display()
+    )]
+    Truncated { path: PathBuf, promised: u64, found: u64 },
+    #[error("{}: corrupt header: {problem}; download it again", path.display())]
+    Header { path: PathBuf, problem: String },
+    #[error("{}: tensor `{name}` is in the index but not in the file", path.display())]
+    NotInShard { path: PathBuf, name: String },
+    #[error("the checkpoint at {} has no tensor `{name}`, which its config.json calls for", dir.display())]
+    NoTensor { dir: PathBuf, name: String },
+    #[error(
+        "{}: tensor `{name}` has shape {found:?}, but config.json makes it {expected:?}",
+        path.display()
+    )]
+    Shape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<usize> },
+    #[error(
+        "{}: tensor `{name}` is stored as {dtype}; Barber computes with F32, F16 and BF16",
+        path.display()
+    )]
+    Dtype { path: PathBuf, name: String, dtype: String },
+    #[error(
+        "{}: tensor `{name}` has {value} at {index:?}: the checkpoint is damaged, \
+         or was trained to divergence",
+        path.display()
+    )]
+    NotFinite { path: PathBuf, name: String, value: f32, index: Vec<usize> },
+    #[error(
+        "tensor `{name}`: {value} at position {index} does not fit in {dtype}; use bf16 or f32"
+    )]
+    Overflow { name: String, value: f32, index: usize, dtype: &'static str },
+    #[error("{} exists; pass --force to replace it, or choose another output.path", .0.display())]
+    Exists(PathBuf),
+    #[error(
+        "{} is not a checkpoint (it has no config.json), so --force does not replace it; \
+         choose another output.path",
+        .0.display()
+    )]
+    NotReplaceable(PathBuf),
+    #[error(
+        "the output {} and the model {} are inside one another; choose another output.path",
+        output.display(), model.display()
+    )]
+    Overlap { output: PathBuf, model: PathBuf },
+}
+
+impl Error {
+    pub(super) fn io(path: &Path, source: io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+}

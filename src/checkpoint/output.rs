@@ -1,0 +1,280 @@
+//! Writing a pruned checkpoint: everything goes to a directory beside the output's place, which is
+//! renamed to it when complete. What is under the output's name is always a whole checkpoint.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Map, Value, json};
+
+use super::{Dtype, Error, Reader, reader::Shard};
+use crate::mask::Mask;
+
+/// A checkpoint in the making. Dropped before [`Output::finish`], it leaves nothing behind.
+#[derive(Debug)]
+pub struct Output {
+    target: PathBuf,
+    staging: PathBuf,
+}
+
+/// The form in which a tensor is written.
+struct Stored<'a> {
+    name: &'a str,
+    bytes: &'a [u8],
+    shape: &'a [usize],
+    from: safetensors::Dtype,
+    to: Option<Dtype>,
+}
+
+impl Output {
+    /// Prepares to write to `target`, and fails early if it could not be finished: to be called
+    /// before a long run.
+    ///
+    /// # Errors
+    /// If `target` exists and `force` is not given or would not help, if it overlaps the model's
+    /// directory, or if nothing can be written there.
+    pub fn create(target: &Path, force: bool, model: &Path) -> Result<Self, Error> {
+        let target = std::path::absolute(target).map_err(|e| Error::io(target, e))?;
+        let parent = target.parent().unwrap_or(&target).to_owned();
+        fs::create_dir_all(&parent).map_err(|e| Error::io(&parent, e))?;
+        let resolved = fs::canonicalize(&target).or_else(|_| {
+            let parent = fs::canonicalize(&parent)?;
+            Ok(parent.join(target.file_name().unwrap_or_default()))
+        });
+        let resolved = resolved.map_err(|e| Error::io(&target, e))?;
+        let model = fs::canonicalize(model).map_err(|e| Error::io(model, e))?;
+        if resolved.starts_with(&model) || model.starts_with(&resolved) {
+            return Err(Error::Overlap { output: target, model });
+        }
+        if target.exists() {
+            if !force {
+                return Err(Error::Exists(target));
+            }
+            let empty = || fs::read_dir(&target).is_ok_and(|mut entries| entries.next().is_none());
+            if !target.join("config.json").is_file() && !empty() {
+                return Err(Error::NotReplaceable(target));
+            }
+        }
+        let staging = sibling(&target, "partial");
+        fs::create_dir(&staging).map_err(|e| Error::io(&staging, e))?;
+        Ok(Self { target, staging })
+    }
+
+    /// Writes the weights of `reader`, in the same shards: zeros where `masks` prune, every other
+    /// weight bit for bit unless `dtype` asks for another format. Calls `written` with the number
+    /// of bytes after each tensor. The files that come along are copied.
+    ///
+    /// # Errors
+    /// If a file cannot be written, or a weight does not fit the format.
+    pub fn write(
+        &self,
+        reader: &Reader,
+        dtype: Option<Dtype>,
+        masks: &BTreeMap<String, Mask>,
+        mut written: impl FnMut(u64),
+    ) -> Result<(), Error> {
+        for path in reader.companions()? {
+            let to = self.staging.join(path.file_name().unwrap_or_default());
+            fs::copy(&path, &to).map_err(|e| Error::io(&path, e))?;
+        }
+        if let Some(dtype) = dtype {
+            let mut config = reader.config().clone();
+            for key in ["torch_dtype", "dtype"] {
+                if config.get(key).is_some() {
+                    config[key] = dtype.torch().into();
+                }
+            }
+            self.add_file("config.json", pretty(&config).as_bytes())?;
+        }
+        let mut files = Map::new();
+        let mut total = 0;
+        for shard in reader.shards() {
+            let tensors = stored(reader, shard, dtype)?;
+            let name = shard.path.file_name().unwrap_or_default();
+            total +=
+                self.write_shard(&self.staging.join(name), shard, &tensors, masks, &mut written)?;
+            for tensor in tensors {
+                files.insert(tensor.name.into(), name.to_string_lossy().into());
+            }
+        }
+        if reader.is_indexed() {
+            let index = json!({ "metadata": { "total_size": total }, "weight_map": files });
+            self.add_file("model.safetensors.index.json", pretty(&index).as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn write_shard(
+        &self,
+        path: &Path,
+        shard: &Shard,
+        tensors: &[Stored<'_>],
+        masks: &BTreeMap<String, Mask>,
+        written: &mut impl FnMut(u64),
+    ) -> Result<usize, Error> {
+        let io = |e| Error::io(path, e);
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?);
+        let (header, total) = header(shard, tensors);
+        file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+        file.write_all(&header).map_err(io)?;
+        for tensor in tensors {
+            let mask = masks.get(tensor.name);
+            let bytes = tensor.bytes(mask)?;
+            file.write_all(&bytes).map_err(io)?;
+            written(bytes.len() as u64);
+        }
+        file.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)?;
+        Ok(total)
+    }
+
+    /// Adds a file, or replaces one that came along.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn add_file(&self, name: &str, contents: &[u8]) -> Result<(), Error> {
+        let path = self.staging.join(name);
+        let write = || {
+            // A copied file keeps its permissions, which may forbid writing.
+            if path.exists() {
+                fs::remove_file(&path)?;
+            }
+            let mut file = File::create(&path)?;
+            file.write_all(contents)?;
+            file.sync_all()
+        };
+        write().map_err(|e| Error::io(&path, e))
+    }
+
+    /// Gives the checkpoint its name, replacing what `force` allowed to be replaced.
+    ///
+    /// # Errors
+    /// If it cannot be renamed; what was there before is then there still.
+    pub fn finish(self) -> Result<PathBuf, Error> {
+        let io = |e| Error::io(&self.target, e);
+        sync_dir(&self.staging).map_err(io)?;
+        if self.target.exists() {
+            let old = sibling(&self.target, "replaced");
+            fs::rename(&self.target, &old).map_err(io)?;
+            if let Err(error) = fs::rename(&self.staging, &self.target) {
+                // Nothing is lost: the old one gets its name back.
+                let _ = fs::rename(&old, &self.target);
+                return Err(io(error));
+            }
+            fs::remove_dir_all(&old).map_err(|e| Error::io(&old, e))?;
+        } else {
+            fs::rename(&self.staging, &self.target).map_err(io)?;
+        }
+        if let Some(parent) = self.target.parent() {
+            sync_dir(parent).map_err(io)?;
+        }
+        Ok(self.target.clone())
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        // After `finish` it is not there any more.
+        let _ = fs::remove_dir_all(&self.staging);
+    }
+}
+
+fn sync_dir(dir: &Path) -> std::io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// A hidden name beside `target` that no other run uses.
+fn sibling(target: &Path, what: &str) -> PathBuf {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    target.with_file_name(format!(".{name}.{what}-{}", std::process::id()))
+}
+
+fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}
+
+/// The shard's tensors in the order of their bytes.
+fn stored<'a>(
+    reader: &'a Reader,
+    shard: &'a Shard,
+    dtype: Option<Dtype>,
+) -> Result<Vec<Stored<'a>>, Error> {
+    let mut infos: Vec<_> = shard.header.tensors().into_iter().collect();
+    infos.sort_by(|(a, x), (b, y)| x.data_offsets.cmp(&y.data_offsets).then(a.cmp(b)));
+    let names =
+        infos.into_iter().filter_map(|(name, _)| reader.names().find(|known| *known == name));
+    names
+        .map(|name| {
+            let view = reader.tensor(name)?;
+            // Only floating-point tensors change their format.
+            let to = dtype.filter(|to| Dtype::of(view.dtype).is_some_and(|from| from != *to));
+            Ok(Stored { name, bytes: view.bytes, shape: view.shape, from: view.dtype, to })
+        })
+        .collect()
+}
+
+/// The header of a safetensors file, and the size of the tensors that it describes.
+fn header(shard: &Shard, tensors: &[Stored<'_>]) -> (Vec<u8>, usize) {
+    let mut header = Map::new();
+    let mut metadata = json!({ "format": "pt" });
+    if let Some(given) = shard.header.metadata() {
+        for (key, value) in given.iter().collect::<BTreeMap<_, _>>() {
+            metadata[key] = value.as_str().into();
+        }
+    }
+    header.insert("__metadata__".into(), metadata);
+    let mut end = 0;
+    for tensor in tensors {
+        let start = end;
+        end += match tensor.to {
+            Some(to) => tensor.shape.iter().product::<usize>() * to.size(),
+            None => tensor.bytes.len(),
+        };
+        let dtype = tensor.to.map_or_else(
+            || serde_json::to_value(tensor.from).unwrap_or_default(),
+            |to| to.name().into(),
+        );
+        header.insert(
+            tensor.name.into(),
+            json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": [start, end] }),
+        );
+    }
+    let mut bytes = Value::Object(header).to_string().into_bytes();
+    // The tensors begin at a multiple of eight.
+    bytes.resize(bytes.len().next_multiple_of(8), b' ');
+    (bytes, end)
+}
+
+impl Stored<'_> {
+    fn bytes(&self, mask: Option<&Mask>) -> Result<std::borrow::Cow<'_, [u8]>, Error> {
+        let Some((dtype, to)) = Dtype::of(self.from).zip(Some(self.to)) else {
+            return Ok(self.bytes.into());
+        };
+        let (mut bytes, size) = match to {
+            None if mask.is_none() => return Ok(self.bytes.into()),
+            None => (self.bytes.to_vec(), dtype.size()),
+            Some(to) => {
+                let values = dtype.decode(self.bytes);
+                let bytes = to.encode(&values);
+                let encoded = to.decode(&bytes);
+                let lost =
+                    values.iter().zip(&encoded).position(|(a, b)| a.is_finite() != b.is_finite());
+                if let Some(index) = lost {
+                    let (name, value) = (self.name.to_owned(), values[index]);
+                    return Err(Error::Overflow { name, value, index, dtype: to.name() });
+                }
+                (bytes, to.size())
+            }
+        };
+        if let Some(mask) = mask {
+            for (i, weight) in bytes.chunks_exact_mut(size).enumerate() {
+                if !mask.get(i) {
+                    weight.fill(0);
+                }
+            }
+        }
+        Ok(bytes.into())
+    }
+}

@@ -1,0 +1,364 @@
+//! Reading a checkpoint: its configuration, and its weights from memory-mapped shards.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::{Component, Path, PathBuf},
+};
+
+use memmap2::Mmap;
+use safetensors::{SafeTensors, tensor::Metadata, tensor::TensorInfo};
+use serde_json::Value;
+
+use super::{Dtype, Error};
+
+/// A checkpoint directory, validated and mapped.
+#[derive(Debug)]
+pub struct Reader {
+    dir: PathBuf,
+    config: Value,
+    shards: Vec<Shard>,
+    /// The shard that holds each tensor.
+    tensors: BTreeMap<String, usize>,
+    indexed: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub(super) path: PathBuf,
+    pub(super) header: Metadata,
+    /// Where the header ends and the tensors begin.
+    data: usize,
+    map: Mmap,
+}
+
+/// A tensor as it is stored.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorView<'a> {
+    /// Its stored format.
+    pub dtype: safetensors::Dtype,
+    /// Its shape.
+    pub shape: &'a [usize],
+    /// Its bytes, little-endian, row-major.
+    pub bytes: &'a [u8],
+    /// The file that holds it.
+    pub file: &'a Path,
+}
+
+/// The header of a safetensors file and the offset of its first tensor.
+///
+/// # Errors
+/// What is wrong with the header: a length beyond the file, broken JSON, tensors that overlap,
+/// leave holes or whose sizes contradict their shapes.
+pub fn parse_header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
+    let (length, header) = SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
+    Ok((length + 8, header))
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Self, Error> {
+        let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
+        let found = file.metadata().map_err(|e| Error::io(&path, e))?.len();
+        if found < 8 {
+            return Err(Error::Truncated { path, promised: 8, found });
+        }
+        #[allow(unsafe_code, reason = "memory-mapping is unsafe: another process may write")]
+        // SAFETY: the map is only read, as bytes, and every offset into it is checked against its
+        // length. A checkpoint that another process changes meanwhile gives wrong numbers, as it
+        // would when read; one that is cut short ends the process, as for every memory-mapping tool.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(&path, e))?;
+        let (data, header) = match parse_header(&map) {
+            Ok(parsed) => parsed,
+            Err(problem) => {
+                let mut length = [0; 8];
+                length.copy_from_slice(&map[..8]);
+                let header = u64::from_le_bytes(length);
+                // A plausible header that goes on beyond the end, or whose tensors do.
+                let end = header.saturating_add(8);
+                let tensors = usize::try_from(end)
+                    .ok()
+                    .and_then(|end| map.get(8..end))
+                    .and_then(promised_bytes)
+                    .map(|tensors| end.saturating_add(tensors));
+                return Err(match tensors {
+                    Some(promised) if promised > found => {
+                        Error::Truncated { path, promised, found }
+                    }
+                    None if end > found && header < 100_000_000 => {
+                        Error::Truncated { path, promised: end, found }
+                    }
+                    _ => Error::Header { path, problem },
+                });
+            }
+        };
+        Ok(Self { path, header, data, map })
+    }
+
+    fn view<'a>(&'a self, info: &'a TensorInfo) -> TensorView<'a> {
+        let (start, end) = info.data_offsets;
+        TensorView {
+            dtype: info.dtype,
+            shape: &info.shape,
+            bytes: &self.map[self.data + start..self.data + end],
+            file: &self.path,
+        }
+    }
+}
+
+/// Where the last tensor of a header ends.
+fn promised_bytes(header: &[u8]) -> Option<u64> {
+    let header: BTreeMap<String, Value> = serde_json::from_slice(header).ok()?;
+    header.values().filter_map(|tensor| tensor.get("data_offsets")?.get(1)?.as_u64()).max()
+}
+
+fn read_json(path: &Path) -> Result<Value, Error> {
+    let text = fs::read(path).map_err(|e| Error::io(path, e))?;
+    serde_json::from_slice(&text)
+        .map_err(|e| Error::Json { path: path.to_owned(), problem: e.to_string() })
+}
+
+/// The weights that other tools write; they are neither read nor copied.
+const OTHER_WEIGHTS: &[&str] =
+    &["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "ot"];
+const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+
+impl Reader {
+    /// Opens a checkpoint directory.
+    ///
+    /// # Errors
+    /// [`Error`] if anything that a checkpoint must have is missing or damaged.
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        if !dir.exists() {
+            return Err(Error::Missing(dir.to_owned()));
+        }
+        if !dir.is_dir() {
+            return Err(Error::NotADirectory(dir.to_owned()));
+        }
+        let config = dir.join("config.json");
+        if !config.is_file() {
+            return Err(Error::NoFile { dir: dir.to_owned(), file: "config.json" });
+        }
+        let config = read_json(&config)?;
+        let index = dir.join(INDEX);
+        let mut reader = Self {
+            dir: dir.to_owned(),
+            config,
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+            indexed: index.is_file(),
+        };
+        if reader.indexed {
+            reader.open_index(index)?;
+        } else if dir.join(SINGLE).is_file() {
+            reader.add(Shard::open(dir.join(SINGLE))?)?;
+        } else {
+            return Err(no_weights(dir)?);
+        }
+        Ok(reader)
+    }
+
+    fn open_index(&mut self, path: PathBuf) -> Result<(), Error> {
+        let wrong = |problem: String| Error::Index { path: path.clone(), problem };
+        let index = read_json(&path)?;
+        let map = index
+            .get("weight_map")
+            .and_then(Value::as_object)
+            .ok_or_else(|| wrong("has no `weight_map` of tensor names to file names".into()))?;
+        let mut files: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (tensor, file) in map {
+            let file = file.as_str().filter(|file| {
+                let mut parts = Path::new(file).components();
+                matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+            });
+            let file = file.ok_or_else(|| {
+                wrong(format!("tensor `{tensor}`: must name a file of the same directory"))
+            })?;
+            files.entry(file).or_default().push(tensor);
+        }
+        for (file, tensors) in files {
+            let shard = self.dir.join(file);
+            if !shard.is_file() {
+                return Err(wrong(format!("names the shard {file}, which is not there")));
+            }
+            let shard = Shard::open(shard)?;
+            for name in tensors {
+                if shard.header.info(name).is_none() {
+                    return Err(Error::NotInShard { path: shard.path, name: name.into() });
+                }
+            }
+            self.add(shard)?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, shard: Shard) -> Result<(), Error> {
+        for name in shard.header.tensors().into_keys() {
+            if let Some(other) = self.tensors.insert(name.clone(), self.shards.len()) {
+                let other = self.shards[other].path.display();
+                return Err(Error::Header {
+                    problem: format!("tensor `{name}` is also in {other}"),
+                    path: shard.path,
+                });
+            }
+        }
+        self.shards.push(shard);
+        Ok(())
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// `config.json`.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The files that hold weights.
+    pub fn weight_files(&self) -> impl Iterator<Item = &Path> {
+        self.shards.iter().map(|shard| shard.path.as_path())
+    }
+
+    pub(super) fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    pub(super) fn is_indexed(&self) -> bool {
+        self.indexed
+    }
+
+    /// A tensor as it is stored.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, Error> {
+        let shard = self.tensors.get(name).map(|&i| &self.shards[i]);
+        shard
+            .and_then(|shard| Some(shard.view(shard.header.info(name)?)))
+            .ok_or_else(|| Error::NoTensor { dir: self.dir.clone(), name: name.into() })
+    }
+
+    /// A tensor of this shape in a floating-point format, as it is stored.
+    fn floats(&self, name: &str, shape: &[usize]) -> Result<(Dtype, TensorView<'_>), Error> {
+        let view = self.tensor(name)?;
+        let (path, name) = (view.file.to_owned(), name.to_owned());
+        if view.shape != shape {
+            let (found, expected) = (view.shape.to_vec(), shape.to_vec());
+            return Err(Error::Shape { path, name, found, expected });
+        }
+        match Dtype::of(view.dtype) {
+            Some(dtype) => Ok((dtype, view)),
+            None => Err(Error::Dtype { path, name, dtype: format!("{:?}", view.dtype) }),
+        }
+    }
+
+    /// Checks that a tensor has this shape and a format that can be computed with.
+    ///
+    /// # Errors
+    /// If it is missing, or has another shape or an unsupported format.
+    pub fn check(&self, name: &str, shape: &[usize]) -> Result<(), Error> {
+        self.floats(name, shape).map(drop)
+    }
+
+    /// A tensor's values, row-major.
+    ///
+    /// # Errors
+    /// As [`Reader::check`], and if a value is NaN or infinite.
+    pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        let (dtype, view) = self.floats(name, shape)?;
+        let values = dtype.decode(view.bytes);
+        finite(&values, |at| (view.file, name, unravel(at, shape)))?;
+        Ok(values)
+    }
+
+    /// Some rows of a matrix, such as the embeddings of a few tokens; the rows must exist.
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub fn read_rows(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        rows: impl IntoIterator<Item = usize>,
+    ) -> Result<Vec<f32>, Error> {
+        let (dtype, view) = self.floats(name, &shape)?;
+        let width = shape[1] * dtype.size();
+        let mut values = Vec::new();
+        for row in rows {
+            let decoded = dtype.decode(&view.bytes[row * width..(row + 1) * width]);
+            finite(&decoded, |at| (view.file, name, vec![row, at]))?;
+            values.extend(decoded);
+        }
+        Ok(values)
+    }
+
+    /// The files that come along to a pruned checkpoint: tokenizer, configuration, licence and the
+    /// like; everything at the top of the directory but weights and hidden files.
+    ///
+    /// # Errors
+    /// If the directory cannot be listed.
+    pub fn companions(&self) -> Result<Vec<PathBuf>, Error> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(|e| Error::io(&self.dir, e))? {
+            let path = entry.map_err(|e| Error::io(&self.dir, e))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let weights = extension(&path).is_some_and(|e| OTHER_WEIGHTS.contains(&e))
+                || name.ends_with(".index.json");
+            if path.is_file() && !name.starts_with('.') && !weights {
+                files.push(path);
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+}
+
+fn extension(path: &Path) -> Option<&str> {
+    path.extension()?.to_str()
+}
+
+fn no_weights(dir: &Path) -> Result<Error, Error> {
+    for entry in fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
+        let path = entry.map_err(|e| Error::io(dir, e))?.path();
+        if extension(&path).is_some_and(|e| ["bin", "pt", "pth", "ckpt"].contains(&e)) {
+            let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            return Ok(Error::Pickle { dir: dir.to_owned(), file });
+        }
+    }
+    Ok(Error::NoWeights(dir.to_owned()))
+}
+
+fn finite<'a>(
+    values: &[f32],
+    place: impl FnOnce(usize) -> (&'a Path, &'a str, Vec<usize>),
+) -> Result<(), Error> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(at) => {
+            let (path, name, index) = place(at);
+            let (path, name) = (path.to_owned(), name.to_owned());
+            Err(Error::NotFinite { path, name, value: values[at], index })
+        }
+    }
+}
+
+fn unravel(mut at: usize, shape: &[usize]) -> Vec<usize> {
+    let mut index: Vec<usize> = shape
+        .iter()
+        .rev()
+        .map(|&size| {
+            let i = at % size;
+            at /= size;
+            i
+        })
+        .collect();
+    index.reverse();
+    index
+}

@@ -1,0 +1,167 @@
+//! The mask of one weight matrix, a bit per weight.
+
+use barber_metric::Dims;
+
+const BITS: usize = u64::BITS as usize;
+
+/// Which weights of a matrix are kept. Weights are numbered row-major.
+///
+/// ```
+/// use barber_metric::Dims;
+/// use llm_barber::mask::Mask;
+///
+/// let mask = Mask::from_fn(Dims { rows: 2, columns: 2 }, |i| i != 1);
+/// let mut weight = [1.0, 2.0, 3.0, 4.0];
+/// mask.apply(&mut weight);
+/// assert_eq!(weight, [1.0, 0.0, 3.0, 4.0]);
+/// assert_eq!(mask.kept(), 3);
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mask {
+    dims: Dims,
+    /// Set is kept; the bits past the last weight are never set.
+    words: Vec<u64>,
+}
+
+impl Mask {
+    /// The mask that keeps the weights for which `kept` is true, asked in order.
+    pub fn from_fn(dims: Dims, mut kept: impl FnMut(usize) -> bool) -> Self {
+        let words = (0..dims.len())
+            .step_by(BITS)
+            .map(|start| {
+                (start..dims.len().min(start + BITS))
+                    .fold(0, |word, i| word | u64::from(kept(i)) << (i - start))
+            })
+            .collect();
+        Self { dims, words }
+    }
+
+    /// The mask that keeps every weight.
+    pub fn kept_everywhere(dims: Dims) -> Self {
+        Self::from_fn(dims, |_| true)
+    }
+
+    /// The mask that keeps no weight.
+    pub(super) fn kept_nowhere(dims: Dims) -> Self {
+        Self { dims, words: vec![0; dims.len().div_ceil(BITS)] }
+    }
+
+    /// The mask that keeps the weights for which `kept` is true.
+    ///
+    /// # Panics
+    /// If there is not exactly one entry per weight.
+    pub fn from_bools(dims: Dims, kept: &[bool]) -> Self {
+        assert_eq!(kept.len(), dims.len(), "one entry per weight of a {dims} matrix");
+        Self::from_fn(dims, |i| kept[i])
+    }
+
+    /// The shape of the weight matrix.
+    pub const fn dims(&self) -> Dims {
+        self.dims
+    }
+
+    /// Whether weight `i` is kept.
+    ///
+    /// # Panics
+    /// If there is no weight `i`.
+    #[inline]
+    pub fn get(&self, i: usize) -> bool {
+        self.check(i);
+        self.words[i / BITS] >> (i % BITS) & 1 == 1
+    }
+
+    /// Keeps weight `i`, or prunes it.
+    ///
+    /// # Panics
+    /// If there is no weight `i`.
+    #[inline]
+    pub fn set(&mut self, i: usize, kept: bool) {
+        self.check(i);
+        let bit = 1 << (i % BITS);
+        let word = &mut self.words[i / BITS];
+        *word = if kept { *word | bit } else { *word & !bit };
+    }
+
+    /// The bits past the last weight exist but are nobody's.
+    #[inline]
+    fn check(&self, i: usize) {
+        assert!(i < self.dims.len(), "no weight {i} in a {} matrix", self.dims);
+    }
+
+    /// Keeps the weights of `back` too, and prunes those of `gone`.
+    pub(super) fn exchange(&mut self, back: &Self, gone: &Self) {
+        for (word, (back, gone)) in self.words.iter_mut().zip(back.words.iter().zip(&gone.words)) {
+            *word = (*word | back) & !gone;
+        }
+    }
+
+    /// How many weights are kept.
+    pub fn kept(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// One entry per weight; `true` is kept.
+    pub fn to_bools(&self) -> Vec<bool> {
+        (0..self.dims.len()).map(|i| self.get(i)).collect()
+    }
+
+    /// Sets the pruned weights to zero; the others keep their bits.
+    ///
+    /// # Panics
+    /// If `weight` does not have the mask's shape.
+    pub fn apply(&self, weight: &mut [f32]) {
+        assert_eq!(weight.len(), self.dims.len(), "the weights of a {} matrix", self.dims);
+        for (weights, &word) in weight.chunks_mut(BITS).zip(&self.words) {
+            for (i, weight) in weights.iter_mut().enumerate() {
+                if word >> i & 1 == 0 {
+                    *weight = 0.0;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_end_inside_and_at_the_end_of_a_row() {
+        for columns in [1, 63, 64, 65, 128, 130] {
+            let dims = Dims { rows: 3, columns };
+            let kept: Vec<bool> = (0..dims.len()).map(|i| i % 3 == 1 || i % 7 == 0).collect();
+            let mut mask = Mask::from_bools(dims, &kept);
+            assert_eq!(mask.to_bools(), kept);
+            assert_eq!(mask.kept(), kept.iter().filter(|&&kept| kept).count());
+            (0..dims.len()).for_each(|i| mask.set(i, !kept[i]));
+            assert_eq!(mask, Mask::from_fn(dims, |i| !kept[i]));
+            (0..dims.len()).for_each(|i| mask.set(i, true));
+            assert_eq!(mask, Mask::kept_everywhere(dims));
+            (0..dims.len()).for_each(|i| mask.set(i, false));
+            assert_eq!(mask, Mask::kept_nowhere(dims));
+        }
+    }
+
+    #[test]
+    fn an_empty_matrix_has_an_empty_mask() {
+        let mask = Mask::kept_everywhere(Dims { rows: 0, columns: 4 });
+        assert_eq!((mask.kept(), mask.to_bools()), (0, vec![]));
+        mask.apply(&mut []);
+    }
+
+    #[test]
+    fn pruned_weights_become_positive_zero_and_kept_ones_keep_their_bits() {
+        let nan = f32::from_bits(0x7fc0_1234);
+        let mut weight = [-0.0, nan, -1.0, nan];
+        Mask::from_bools(Dims { rows: 1, columns: 4 }, &[true, true, false, false])
+            .apply(&mut weight);
+        let bits = weight.map(f32::to_bits);
+        assert_eq!(bits, [0x8000_0000, 0x7fc0_1234, 0, 0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "no weight 6 in a [2, 3] matrix")]
+    fn the_padding_cannot_be_set() {
+        Mask::kept_nowhere(Dims { rows: 2, columns: 3 }).set(6, true);
+    }
+}

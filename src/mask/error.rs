@@ -1,0 +1,110 @@
+//! Every way in which a mask cannot be made.
+
+use super::Pattern;
+
+/// Why a mask could not be made.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// The sparsity ratio is no share.
+    #[error("the sparsity ratio is {ratio}, not within 0 and 1")]
+    Ratio {
+        /// It.
+        ratio: f64,
+    },
+    /// The rebuild's α is no share.
+    #[error("alpha is {alpha}, not within 0 and 1")]
+    Alpha {
+        /// It.
+        alpha: f64,
+    },
+    /// A slice does not fit its matrix.
+    #[error("`{name}`: {found} {what}, but the matrix needs {expected}")]
+    Length {
+        /// The matrix.
+        name: String,
+        /// What the slice holds.
+        what: &'static str,
+        /// The slice's length.
+        found: usize,
+        /// The length that fits.
+        expected: usize,
+    },
+    /// A statistic was not computed.
+    #[error("`{name}`: the initial mask needs `{statistic}`, which was not computed")]
+    Missing {
+        /// The matrix.
+        name: String,
+        /// The statistic.
+        statistic: &'static str,
+    },
+    /// The pattern's tiles do not divide the rows.
+    #[error("`{name}`: its {columns} columns are not whole tiles of the pattern {pattern}")]
+    Indivisible {
+        /// The matrix.
+        name: String,
+        /// Its number of columns.
+        columns: usize,
+        /// The pattern.
+        pattern: Pattern,
+    },
+    /// A tile keeps more weights than the pattern allows.
+    #[error(
+        "`{name}`: {kept} weights are kept from row {row}, column {column} on: {pattern} allows {}",
+        allowed(pattern)
+    )]
+    Overfull {
+        /// The matrix.
+        name: String,
+        /// The tile's row.
+        row: usize,
+        /// The tile's first column.
+        column: usize,
+        /// How many weights it keeps.
+        kept: usize,
+        /// The pattern.
+        pattern: Pattern,
+    },
+    /// A score is not a number: nothing can be said about its weight.
+    #[error("`{name}`: the score at row {row}, column {column} is not a number")]
+    NotANumber {
+        /// The matrix.
+        name: String,
+        /// The weight's row.
+        row: usize,
+        /// The weight's column.
+        column: usize,
+    },
+}
+
+impl Error {
+    pub(super) fn check_length(
+        name: &str,
+        what: &'static str,
+        found: usize,
+        expected: usize,
+    ) -> Result<(), Self> {
+        if found == expected {
+            return Ok(());
+        }
+        Err(Self::Length { name: name.into(), what, found, expected })
+    }
+
+    /// That no score of matrix `name` is NaN.
+    pub(super) fn check_numbers(name: &str, columns: usize, scores: &[f32]) -> Result<(), Self> {
+        use rayon::prelude::*;
+
+        match scores.par_iter().position_first(|score| score.is_nan()) {
+            None => Ok(()),
+            Some(i) => {
+                Err(Self::NotANumber { name: name.into(), row: i / columns, column: i % columns })
+            }
+        }
+    }
+}
+
+fn allowed(pattern: &Pattern) -> usize {
+    match *pattern {
+        Pattern::Unstructured => usize::MAX,
+        Pattern::NofM { n, .. } => n,
+    }
+}

@@ -1,0 +1,227 @@
+//! How a mask starts: one file per initialiser.
+
+mod lowest;
+mod magnitude;
+mod wanda;
+
+use std::fmt;
+
+use barber_metric::{LayerStats, Needs};
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Mask, Pattern, pattern::Tile};
+use lowest::prune_lowest;
+
+/// The mask that the rebuild starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Init {
+    /// The lowest |W| of each matrix are pruned.
+    Magnitude,
+    /// The lowest |W|·‖x‖ of each row are pruned, ‖x‖ being the norm of a weight's input
+    /// (arXiv 2306.11695).
+    Wanda,
+    /// The weights that are zero already are pruned.
+    None,
+}
+
+impl Init {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Magnitude, Self::Wanda, Self::None];
+
+    /// One line of help.
+    pub const fn help(self) -> &'static str {
+        match self {
+            Self::Magnitude => "prunes the lowest |W| of each matrix",
+            Self::Wanda => "prunes the lowest |W|·‖x‖ of each row (arXiv 2306.11695)",
+            Self::None => "keeps the zeros that the weights have",
+        }
+    }
+
+    /// The statistics that [`Init::mask`] needs.
+    pub const fn needs(self) -> Needs {
+        match self {
+            Self::Magnitude | Self::None => Needs::NOTHING,
+            Self::Wanda => Needs::INPUT_SQUARE,
+        }
+    }
+
+    /// The initial mask of a matrix. `ratio` is the share of weights to prune: exactly
+    /// ⌊`ratio`·n⌋ of each matrix ([`Init::Magnitude`]) or row ([`Init::Wanda`]). An N:M pattern
+    /// has its own: the N highest scores of each tile are kept, and `ratio` is not used. Among
+    /// equal scores the first weights are pruned.
+    ///
+    /// # Errors
+    /// If the statistics lack something or do not fit the matrix, a score is not a number,
+    /// `ratio` is not within 0 and 1, the pattern's tiles do not divide the rows, or
+    /// ([`Init::None`]) the zeros do not follow the pattern.
+    pub fn mask(self, stats: &LayerStats<'_>, pattern: Pattern, ratio: f64) -> Result<Mask, Error> {
+        let &LayerStats { name, dims, weight, .. } = stats;
+        if !(0.0..=1.0).contains(&ratio) {
+            return Err(Error::Ratio { ratio });
+        }
+        Error::check_length(name, "weights", weight.len(), dims.len())?;
+        let (scores, pool) = match self {
+            Self::None => {
+                Error::check_numbers(name, dims.columns, weight)?;
+                let mask = Mask::from_fn(dims, |i| weight[i] != 0.0);
+                pattern.check(name, &mask)?;
+                return Ok(mask);
+            }
+            Self::Magnitude => (magnitude::scores(stats), dims.len()),
+            Self::Wanda => (wanda::scores(stats)?, dims.columns),
+        };
+        Error::check_numbers(name, dims.columns, &scores)?;
+        Ok(match pattern.tile(name, dims.columns)? {
+            Some(Tile { n, m }) => prune_lowest(dims, &scores, m, m.saturating_sub(n)),
+            None => prune_lowest(dims, &scores, pool, share(ratio, pool)),
+        })
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a share of a number of weights"
+)]
+fn share(ratio: f64, weights: usize) -> usize {
+    (ratio * weights as f64) as usize
+}
+
+impl fmt::Display for Init {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Magnitude => "magnitude",
+            Self::Wanda => "wanda",
+            Self::None => "none",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use barber_metric::Dims;
+
+    use super::*;
+
+    const ALL: Pattern = Pattern::Unstructured;
+    const TWO_OF_FOUR: Pattern = Pattern::NofM { n: 2, m: 4 };
+
+    fn stats<'a>(weight: &'a [f32], rows: usize, input_square: &'a [f32]) -> LayerStats<'a> {
+        LayerStats {
+            name: "w",
+            dims: Dims { rows, columns: weight.len() / rows },
+            weight,
+            mask: &[],
+            squared_gradient: None,
+            input_square: Some(input_square),
+        }
+    }
+
+    fn kept(init: Init, stats: &LayerStats<'_>, pattern: Pattern, ratio: f64) -> Vec<u8> {
+        let mask = init.mask(stats, pattern, ratio).expect("a mask");
+        mask.to_bools().into_iter().map(u8::from).collect()
+    }
+
+    #[test]
+    fn magnitude_prunes_the_lowest_of_the_matrix() {
+        let stats = stats(&[1.0, -2.0, -3.0, 4.0, 8.0, -7.0, 6.0, 5.0], 2, &[]);
+        let kept = |ratio| kept(Init::Magnitude, &stats, ALL, ratio);
+        assert_eq!(kept(0.0), [1; 8]);
+        assert_eq!(kept(0.4), [0, 0, 0, 1, 1, 1, 1, 1]);
+        assert_eq!(kept(0.5), [0, 0, 0, 0, 1, 1, 1, 1]);
+        assert_eq!(kept(1.0), [0; 8]);
+    }
+
+    #[test]
+    fn wanda_prunes_the_lowest_of_each_row() {
+        // Scores: 2 1 3 8, 8 7 1 2.
+        let stats = stats(&[-1.0, 1.0, 1.5, 1.0, 4.0, 7.0, -0.5, 0.25], 2, &[4.0, 1.0, 4.0, 64.0]);
+        let kept = |ratio| kept(Init::Wanda, &stats, ALL, ratio);
+        assert_eq!(kept(0.5), [0, 0, 1, 1, 1, 1, 0, 0]);
+        assert_eq!(kept(0.49), [1, 0, 1, 1, 1, 1, 0, 1]);
+    }
+
+    #[test]
+    fn tiles_keep_their_highest() {
+        let weight = [1.0, 2.0, -4.0, -3.0, 8.0, -7.0, 6.0, 5.0];
+        let stats = stats(&weight, 1, &[100.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0]);
+        assert_eq!(kept(Init::Magnitude, &stats, TWO_OF_FOUR, 0.1), [0, 0, 1, 1, 1, 1, 0, 0]);
+        assert_eq!(kept(Init::Wanda, &stats, TWO_OF_FOUR, 0.9), [1, 0, 1, 0, 0, 1, 1, 0]);
+    }
+
+    #[test]
+    fn among_equals_the_first_are_pruned() {
+        let stats = stats(&[1.0, -1.0, 1.0, 1.0], 1, &[1.0; 4]);
+        for init in [Init::Magnitude, Init::Wanda] {
+            assert_eq!(kept(init, &stats, ALL, 0.75), [0, 0, 0, 1]);
+            assert_eq!(kept(init, &stats, TWO_OF_FOUR, 0.75), [0, 0, 1, 1]);
+        }
+    }
+
+    #[test]
+    fn none_keeps_the_zeros() {
+        let mut weight = [0.0, 1.0, -0.0, 1e-45, 0.0, 0.0, 0.0, -2.0];
+        let after = [0, 1, 0, 1, 0, 0, 0, 1];
+        assert_eq!(kept(Init::None, &stats(&weight, 2, &[]), ALL, 0.5), after);
+        assert_eq!(kept(Init::None, &stats(&weight, 2, &[]), TWO_OF_FOUR, 0.5), after);
+        weight[2] = 1.0;
+        let error = Init::None.mask(&stats(&weight, 2, &[]), TWO_OF_FOUR, 0.5).expect_err("three");
+        assert!(matches!(error, Error::Overfull { row: 0, column: 0, kept: 3, .. }), "{error}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let fine = stats(&[1.0; 6], 2, &[1.0; 3]);
+        let error = |init: Init, stats: &LayerStats<'_>, pattern, ratio| {
+            init.mask(stats, pattern, ratio).expect_err("an error").to_string()
+        };
+        for init in Init::ALL {
+            for ratio in [-0.1, 1.1, f64::NAN] {
+                assert_eq!(
+                    error(init, &fine, ALL, ratio),
+                    format!("the sparsity ratio is {ratio}, not within 0 and 1")
+                );
+            }
+            let nan = stats(&[1.0, 1.0, 1.0, 1.0, f32::NAN, 1.0], 2, &[1.0; 3]);
+            assert_eq!(
+                error(init, &nan, ALL, 0.5),
+                "`w`: the score at row 1, column 1 is not a number"
+            );
+            assert_eq!(
+                error(init, &fine, TWO_OF_FOUR, 0.5),
+                "`w`: its 3 columns are not whole tiles of the pattern 2:4"
+            );
+            let short = LayerStats { weight: &[1.0; 5], ..fine };
+            assert_eq!(error(init, &short, ALL, 0.5), "`w`: 5 weights, but the matrix needs 6");
+        }
+        let without = LayerStats { input_square: None, ..fine };
+        assert_eq!(
+            error(Init::Wanda, &without, ALL, 0.5),
+            "`w`: the initial mask needs `input_square`, which was not computed"
+        );
+        let short = LayerStats { input_square: Some(&[1.0]), ..fine };
+        assert_eq!(
+            error(Init::Wanda, &short, ALL, 0.5),
+            "`w`: 1 mean squared input norms, but the matrix needs 3"
+        );
+    }
+
+    #[test]
+    fn initialisers_are_named_as_they_are_read() {
+        for init in Init::ALL {
+            let json = serde_json::to_string(&init).expect("a string");
+            assert_eq!(json, format!("\"{init}\""));
+            assert_eq!(serde_json::from_str::<Init>(&json).expect("an initialiser"), init);
+        }
+    }
+
+    #[test]
+    fn an_empty_matrix_has_an_empty_mask() {
+        let stats = stats(&[], 1, &[]);
+        for init in Init::ALL {
+            assert_eq!(kept(init, &stats, ALL, 0.5), [0; 0]);
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! LLM-Barber's rebuild: pruned weights that score high come back, kept ones that score low go
+//! (arXiv 2408.10631).
+
+use rayon::prelude::*;
+
+use super::{
+    Error, Mask, Pattern, Scope,
+    order::{Lowest, key},
+    pattern::Tile,
+    scope::Pool,
+};
+
+/// A weight matrix whose mask is to be rebuilt.
+#[derive(Debug)]
+pub struct Scored<'a> {
+    /// The matrix's tensor name.
+    pub name: &'a str,
+    /// The score of each weight, row-major: what would be lost without it.
+    pub scores: &'a [f32],
+    /// The mask.
+    pub mask: &'a mut Mask,
+}
+
+/// Rebuilds the masks of a group of matrices, and returns how many weights of each came back.
+///
+/// Within each pool of the scope, the pruned weights in descending order of their scores are
+/// compared with the kept ones in ascending order, pair by pair. Of the *c* pairs in which the
+/// pruned weight scores higher, the first ⌊*c*·`alpha`⌋ change places, so that the pool keeps as
+/// many weights as before. Among equal scores the first weights are the ones that move.
+///
+/// Under an N:M pattern the pools decide only which weights come back; then in each tile as many
+/// of its lowest kept weights go as came back in it. If more would come back than the tile keeps,
+/// only the highest of them do. As in the authors' code, a tile's own score may fall by that.
+///
+/// ```
+/// use barber_metric::Dims;
+/// use llm_barber::mask::{Mask, Pattern, Scope, Scored, rebuild};
+///
+/// let mut mask = Mask::from_bools(Dims { rows: 1, columns: 4 }, &[true, true, false, false]);
+/// let mut group = [Scored { name: "q_proj", scores: &[5.0, 1.0, 4.0, 3.0], mask: &mut mask }];
+/// assert_eq!(rebuild(&mut group, Scope::Row, Pattern::Unstructured, 1.0), Ok(vec![1]));
+/// assert_eq!(mask.to_bools(), [true, false, true, false]);
+/// ```
+///
+/// # Errors
+/// If `alpha` is not within 0 and 1, a matrix has not one score per weight or one that is not a
+/// number, or a mask does not follow the pattern. No mask is changed then.
+pub fn rebuild(
+    group: &mut [Scored<'_>],
+    scope: Scope,
+    pattern: Pattern,
+    alpha: f64,
+) -> Result<Vec<usize>, Error> {
+    if !(0.0..=1.0).contains(&alpha) {
+        return Err(Error::Alpha { alpha });
+    }
+    let mut tiles = vec![];
+    for Scored { name, scores, mask } in &*group {
+        let dims = mask.dims();
+        Error::check_length(name, "scores", scores.len(), dims.len())?;
+        Error::check_numbers(name, dims.columns, scores)?;
+        pattern.check(name, mask)?;
+        tiles.push(pattern.tile(name, dims.columns)?);
+    }
+    let dims: Vec<_> = group.iter().map(|matrix| matrix.mask.dims()).collect();
+    let pools = scope.pools(&dims);
+    let swaps: Vec<Swap> = {
+        let group = &*group;
+        pools.par_iter().map(|pool| Swap::of(pool, group, alpha)).collect()
+    };
+    let mut back: Vec<Mask> = dims.into_iter().map(Mask::kept_nowhere).collect();
+    let mut gone = back.clone();
+    for (pool, swap) in pools.iter().zip(swaps) {
+        swap.mark(pool, group, &mut back, &mut gone);
+    }
+    let moves = group.par_iter_mut().zip(tiles).zip(back.into_par_iter().zip(gone));
+    Ok(moves
+        .map(|((matrix, tile), (back, gone))| match tile {
+            None => matrix.swap(&back, &gone),
+            Some(tile) => matrix.swap_in_tiles(&back, tile),
+        })
+        .collect())
+}
+
+/// The weights of a pool that change places.
+struct Swap {
+    /// How many.
+    count: usize,
+    /// The pruned ones that come back, by reversed keys: the lowest of those score highest.
+    back: Lowest,
+    /// The kept ones that go.
+    gone: Lowest,
+}
+
+impl Swap {
+    fn of(pool: &Pool, group: &[Scored<'_>], alpha: f64) -> Self {
+        let len: usize = pool.runs.iter().map(|run| run.len).sum();
+        let kept = pool.runs.iter().map(|run| {
+            let mask = &*group[run.matrix].mask;
+            run.indices().filter(|&i| mask.get(i)).count()
+        });
+        let kept = kept.sum();
+        let (mut grow, mut prune) = (Vec::with_capacity(len - kept), Vec::with_capacity(kept));
+        for run in &pool.runs {
+            let Scored { scores, mask, .. } = &group[run.matrix];
+            for i in run.indices() {
+                if mask.get(i) {
+                    prune.push(key(scores[i]));
+                } else {
+                    grow.push(!key(scores[i]));
+                }
+            }
+        }
+        grow.par_sort_unstable();
+        prune.par_sort_unstable();
+        // One list falls, the other rises: the pairs worth swapping are the first ones.
+        let pairs = grow.len().min(prune.len());
+        let worth = partition_point(pairs, |i| !grow[i] > prune[i]);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a share of a number of weights"
+        )]
+        let count = (worth as f64 * alpha) as usize;
+        Self {
+            count,
+            back: Lowest::of_sorted(&grow, count),
+            gone: Lowest::of_sorted(&prune, count),
+        }
+    }
+
+    /// Sets the bits of the weights that come back and of those that go.
+    fn mark(mut self, pool: &Pool, group: &[Scored<'_>], back: &mut [Mask], gone: &mut [Mask]) {
+        if self.count == 0 {
+            return;
+        }
+        for run in &pool.runs {
+            let Scored { scores, mask, .. } = &group[run.matrix];
+            let (back, gone) = (&mut back[run.matrix], &mut gone[run.matrix]);
+            for i in run.indices() {
+                let key = key(scores[i]);
+                if mask.get(i) {
+                    if self.gone.takes(key) {
+                        gone.set(i, true);
+                    }
+                } else if self.back.takes(!key) {
+                    back.set(i, true);
+                }
+            }
+        }
+    }
+}
+
+/// The first of 0..`len` that is not `true`, where no `true` one follows it.
+fn partition_point(len: usize, mut is_true: impl FnMut(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, len);
+    while low < high {
+        let middle = low.midpoint(high);
+        if is_true(middle) { low = middle + 1 } else { high = middle }
+    }
+    low
+}
+
+impl Scored<'_> {
+    /// Brings back what came back and drops what goes; returns how many came back.
+    fn swap(&mut self, back: &Mask, gone: &Mask) -> usize {
+        self.mask.exchange(back, gone);
+        back.kept()
+    }
+
+    /// Brings back what came back, and in each tile drops as many of the lowest kept weights.
+    fn swap_in_tiles(&mut self, back: &Mask, Tile { m, .. }: Tile) -> usize {
+        let key = |i: usize| key(self.scores[i]);
+        let (mut returning, mut kept) = (vec![], vec![]);
+        let mut swaps = 0;
+        for start in (0..self.scores.len()).step_by(m) {
+            let tile = start..start + m;
+            returning.clear();
+            returning.extend(tile.clone().filter(|&i| back.get(i)));
+            if returning.is_empty() {
+                continue;
+            }
+            kept.clear();
+            kept.extend(tile.filter(|&i| self.mask.get(i)));
+            returning.sort_unstable_by_key(|&i| (!key(i), i));
+            kept.sort_unstable_by_key(|&i| (key(i), i));
+            // More may want to come back than the tile keeps: the last of them stay away.
+            for (&comes, &goes) in returning.iter().zip(&kept) {
+                self.mask.set(comes, true);
+                self.mask.set(goes, false);
+                swaps += 1;
+            }
+        }
+        swaps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use barber_metric::Dims;
+
+    use super::*;
+
+    const ALL: Pattern = Pattern::Unstructured;
+    const ONE_OF_FOUR: Pattern = Pattern::NofM { n: 1, m: 4 };
+    const TWO_OF_FOUR: Pattern = Pattern::NofM { n: 2, m: 4 };
+
+    fn mask(rows: usize, kept: &[u8]) -> Mask {
+        let dims = Dims { rows, columns: kept.len() / rows };
+        Mask::from_fn(dims, |i| kept[i] == 1)
+    }
+
+    /// The mask that one matrix's rebuild makes of `kept`.
+    fn rebuilt(
+        rows: usize,
+        scores: &[f32],
+        kept: &[u8],
+        scope: Scope,
+        pattern: Pattern,
+        alpha: f64,
+    ) -> Vec<u8> {
+        let mut mask = mask(rows, kept);
+        let mut group = [Scored { name: "w", scores, mask: &mut mask }];
+        let swaps = rebuild(&mut group, scope, pattern, alpha).expect("a mask");
+        let after: Vec<u8> = mask.to_bools().into_iter().map(u8::from).collect();
+        let back = kept.iter().zip(&after).filter(|pair| pair == &(&0, &1)).count();
+        assert_eq!(swaps, [back]);
+        after
+    }
+
+    #[test]
+    fn pairs_worth_swapping_change_places() {
+        // Pruned 9 8 2, kept 1 3 7: 9 > 1 and 8 > 3, but not 2 > 7.
+        let scores = [1.0, 9.0, 7.0, 2.0, 3.0, 8.0];
+        let kept = [1, 0, 1, 0, 1, 0];
+        let rebuilt = |alpha| rebuilt(1, &scores, &kept, Scope::Row, ALL, alpha);
+        assert_eq!(rebuilt(1.0), [0, 1, 1, 0, 0, 1]);
+        assert_eq!(rebuilt(0.5), [0, 1, 1, 0, 1, 0]);
+        assert_eq!(rebuilt(0.49), kept);
+    }
+
+    #[test]
+    fn each_scope_swaps_within_its_pools() {
+        let scores = [1.0, 9.0, 5.0, 2.0];
+        let kept = [1, 0, 0, 1];
+        let rebuilt = |scope| rebuilt(2, &scores, &kept, scope, ALL, 1.0);
+        // Rows: 9 for 1, 5 for 2; columns: 5 for 1, 9 for 2.
+        assert_eq!(rebuilt(Scope::Row), [0, 1, 1, 0]);
+        assert_eq!(rebuilt(Scope::Column), [0, 1, 1, 0]);
+        assert_eq!(rebuilt(Scope::Layer), [0, 1, 1, 0]);
+        let scores = [1.0, 0.5, 5.0, 2.0];
+        let rebuilt = |scope| self::rebuilt(2, &scores, &kept, scope, ALL, 1.0);
+        assert_eq!(rebuilt(Scope::Row), [1, 0, 1, 0]);
+        assert_eq!(rebuilt(Scope::Column), [0, 0, 1, 1]);
+        assert_eq!(rebuilt(Scope::Layer), [0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn a_group_pools_its_matrices() {
+        let mut masks = [mask(1, &[1, 1]), mask(2, &[0, 0, 0, 0])];
+        let [first, second] = &mut masks;
+        let mut group = [
+            Scored { name: "q", scores: &[1.0, 2.0], mask: first },
+            Scored { name: "k", scores: &[0.0, 3.0, 1.5, 4.0], mask: second },
+        ];
+        assert_eq!(rebuild(&mut group, Scope::Group, ALL, 1.0), Ok(vec![0, 2]));
+        assert_eq!(masks, [mask(1, &[0, 0]), mask(2, &[0, 1, 0, 1])]);
+    }
+
+    #[test]
+    fn among_equals_the_first_move() {
+        let scores = [1.0, 1.0, 1.0, 2.0, 2.0, 2.0];
+        let kept = [1, 1, 1, 0, 0, 0];
+        assert_eq!(rebuilt(1, &scores, &kept, Scope::Row, ALL, 0.67), [0, 0, 1, 1, 1, 0]);
+    }
+
+    #[test]
+    fn infinities_are_scores() {
+        let scores = [f32::NEG_INFINITY, 0.0, f32::INFINITY, f32::INFINITY];
+        assert_eq!(rebuilt(1, &scores, &[1, 1, 0, 0], Scope::Row, ALL, 1.0), [0, 0, 1, 1]);
+        let scores = [f32::INFINITY, f32::INFINITY];
+        assert_eq!(rebuilt(1, &scores, &[1, 0], Scope::Row, ALL, 1.0), [1, 0]);
+        assert_eq!(rebuilt(1, &[-0.0, 0.0], &[1, 0], Scope::Row, ALL, 1.0), [1, 0]);
+    }
+
+    #[test]
+    fn a_tile_drops_as_many_as_came_back_in_it() {
+        // In the row, 9 > 1 and 4 > 2 only: both 9 and 4 come back. The first tile has to drop 5,
+        // which scores higher than 4, and the second keeps 1.
+        let scores = [8.0, 9.0, 5.0, 4.0, 1.0, 2.0, 0.5, 0.25];
+        let kept = [1, 0, 1, 0, 1, 1, 0, 0];
+        let rebuilt = |alpha| rebuilt(1, &scores, &kept, Scope::Row, TWO_OF_FOUR, alpha);
+        assert_eq!(rebuilt(1.0), [0, 1, 0, 1, 1, 1, 0, 0]);
+        assert_eq!(rebuilt(0.5), [1, 1, 0, 0, 1, 1, 0, 0]);
+    }
+
+    #[test]
+    fn no_more_come_back_than_a_tile_keeps() {
+        let scores = [1.0, 8.0, 9.0, 9.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0];
+        let kept = [1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0];
+        let after = rebuilt(1, &scores, &kept, Scope::Row, ONE_OF_FOUR, 1.0);
+        assert_eq!(after, [0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 0, 0]);
+        // Nothing is kept here that could go.
+        let kept = [0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0];
+        assert_eq!(rebuilt(1, &scores, &kept, Scope::Row, ONE_OF_FOUR, 1.0), kept);
+    }
+
+    #[test]
+    fn a_tiles_own_score_may_fall_by_the_swap() {
+        // 3 comes back for the 1 of the other tile, and 4 has to go for it.
+        let scores = [3.0, 4.0, 1.0, 0.0];
+        let pattern = Pattern::NofM { n: 1, m: 2 };
+        assert_eq!(rebuilt(1, &scores, &[0, 1, 1, 0], Scope::Row, pattern, 1.0), [1, 0, 1, 0]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_and_changes_nothing() {
+        let fine = [0.0, 1.0, 2.0, 3.0];
+        let before = mask(2, &[1, 1, 0, 0]);
+        for (scores, pattern, alpha, message) in [
+            (&fine[..], ALL, f64::NAN, "alpha is NaN, not within 0 and 1"),
+            (&fine, ALL, f64::INFINITY, "alpha is inf, not within 0 and 1"),
+            (&fine, ALL, -0.1, "alpha is -0.1, not within 0 and 1"),
+            (&fine, ALL, 1.1, "alpha is 1.1, not within 0 and 1"),
+            (&fine[1..], ALL, 1.0, "`k`: 3 scores, but the matrix needs 4"),
+            (
+                &[0.0, 1.0, 2.0, f32::NAN],
+                ALL,
+                1.0,
+                "`k`: the score at row 1, column 1 is not a number",
+            ),
+            (&fine, TWO_OF_FOUR, 1.0, "`k`: its 2 columns are not whole tiles of the pattern 2:4"),
+            (
+                &fine,
+                Pattern::NofM { n: 1, m: 2 },
+                1.0,
+                "`k`: 2 weights are kept from row 0, column 0 on: 1:2 allows 1",
+            ),
+        ] {
+            let (mut first, mut second) = (mask(1, &[0, 0, 0, 1]), before.clone());
+            let mut group = [
+                Scored { name: "q", scores: &fine, mask: &mut first },
+                Scored { name: "k", scores, mask: &mut second },
+            ];
+            let error = rebuild(&mut group, Scope::Group, pattern, alpha).expect_err(message);
+            assert_eq!(error.to_string(), message);
+            assert_eq!((first, second), (mask(1, &[0, 0, 0, 1]), before.clone()));
+        }
+    }
+
+    #[test]
+    fn empty_groups_and_matrices_are_rebuilt_to_nothing() {
+        for scope in Scope::ALL {
+            assert_eq!(rebuild(&mut [], scope, ALL, 1.0), Ok(vec![]));
+            let mut mask = Mask::kept_everywhere(Dims { rows: 0, columns: 4 });
+            let mut group = [Scored { name: "w", scores: &[], mask: &mut mask }];
+            assert_eq!(rebuild(&mut group, scope, TWO_OF_FOUR, 1.0), Ok(vec![0]));
+        }
+    }
+}

@@ -13,5 +13,6 @@ pub mod evaluate;
 pub mod executor;
 pub mod family;
 pub mod mask;
+pub mod model;
 pub mod prune;
 pub mod recipe;

@@ -1,1 +1,11 @@
-//! Text to token batches.
+//! Text to batches of tokens: the calibration samples and the segments of an evaluation.
+
+mod error;
+mod source;
+mod tokens;
+
+pub use self::{
+    error::Error,
+    source::{Samples, Selection, samples, segments},
+    tokens::Tokens,
+};

@@ -14,5 +14,7 @@ pub mod executor;
 pub mod family;
 pub mod mask;
 pub mod model;
+pub mod plan;
+mod plugins;
 pub mod prune;
 pub mod recipe;

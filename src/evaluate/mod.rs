@@ -1,1 +1,5 @@
-//! Perplexity.
+//! Judging a model: perplexity.
+
+mod perplexity;
+
+pub use perplexity::{Perplexity, logits, perplexity};

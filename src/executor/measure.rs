@@ -127,6 +127,23 @@ pub fn input_squares<D: Ops>(
     Ok((sums, outputs))
 }
 
+/// A part's outputs on each sample's hidden states.
+///
+/// # Errors
+/// If the device has not enough memory.
+pub fn outputs<D: Ops>(
+    weights: &PartWeights<D>,
+    samples: &[Hidden<D>],
+) -> Result<Vec<Matrix<D>>, D::Err> {
+    samples
+        .iter()
+        .map(|Hidden { states, positions }| {
+            let input = weights.normalise(states.clone())?;
+            forward(weights, positions, input, InputGradient::Skipped, &mut |_, _| Ok(()))
+        })
+        .collect()
+}
+
 /// The mean over samples of the mean squared difference between outputs and targets.
 ///
 /// # Errors

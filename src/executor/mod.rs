@@ -14,7 +14,7 @@ use dfdx::tensor::{NoneTape, Tensor};
 use self::ops::{Heads, Matrix, Ops, Rotation};
 pub use self::{
     forward::{PartWeights, forward},
-    measure::{Measured, Statistics, input_squares, loss, measure},
+    measure::{Measured, Statistics, input_squares, loss, measure, outputs},
 };
 use crate::family::Decoder;
 

@@ -1,0 +1,155 @@
+//! Perplexity over segments of a text, each on its own; a segment's first token is not predicted.
+
+use std::ops::Range;
+
+use dfdx::shapes::HasShape;
+use serde::Serialize;
+
+use crate::{
+    executor::{
+        self, Hidden,
+        ops::{InputGradient, Matrix, Ops, Weight},
+    },
+    family::Part,
+    model::{Error, Masks, Model},
+};
+
+/// How well a model predicts a text.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Perplexity {
+    /// exp of the mean cross-entropy over all predicted tokens.
+    pub perplexity: f64,
+    /// The mean cross-entropy, in nats per token.
+    pub cross_entropy: f64,
+    /// How many tokens were predicted.
+    pub predictions: usize,
+    /// How many segments they are from.
+    pub segments: usize,
+}
+
+/// Hidden states, in numbers, that are held at a time: 256 MiB. More segments run in several
+/// passes over the layers.
+const STATES: usize = 1 << 26;
+/// Logits, in numbers, that are held at a time: 32 MiB.
+const LOGITS: usize = 1 << 23;
+
+/// The perplexity of the model, with masks applied, on segments of at least two tokens. Calls
+/// `layer_done` with the share that is done after each decoder layer.
+///
+/// # Errors
+/// If the model cannot be run.
+pub fn perplexity<D: Ops>(
+    model: &Model<'_, D>,
+    masks: &Masks,
+    segments: &[Vec<u32>],
+    mut layer_done: impl FnMut(f64),
+) -> Result<Perplexity, Error> {
+    let longest = segments.iter().map(Vec::len).max().unwrap_or(1);
+    let batch = (STATES / (longest * model.decoder.hidden_size)).max(1);
+    let (mut sum, mut predictions, mut done) = (0.0, 0, 0);
+    for batch in segments.chunks(batch) {
+        let share = batch.len() as f64 / segments.len() as f64;
+        let start = done as f64 / segments.len() as f64;
+        let states = hidden(model, masks, batch, |layers| layer_done(start + share * layers))?;
+        let head = Head::new(model)?;
+        for (segment, states) in batch.iter().zip(states) {
+            let targets = &segment[1..];
+            head.tiles(&states.states, 0..targets.len(), |rows, logits| {
+                let loss = D::cross_entropy(logits, &targets[rows])?;
+                sum += f64::from(loss.as_vec()[0]);
+                Ok(())
+            })?;
+            predictions += targets.len();
+        }
+        done += batch.len();
+    }
+    let cross_entropy = sum / predictions as f64;
+    Ok(Perplexity {
+        perplexity: cross_entropy.exp(),
+        cross_entropy,
+        predictions,
+        segments: segments.len(),
+    })
+}
+
+/// The logits of one sequence, [tokens, vocabulary], row-major.
+///
+/// # Errors
+/// If the model cannot be run.
+pub fn logits<D: Ops>(model: &Model<'_, D>, masks: &Masks, ids: &[u32]) -> Result<Vec<f32>, Error> {
+    let states = hidden(model, masks, &[ids.to_vec()], |_| ())?;
+    let mut all = Vec::new();
+    Head::new(model)?.tiles(&states[0].states, 0..ids.len(), |_, logits| {
+        all.extend(logits.as_vec());
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// The hidden states after the last layer.
+fn hidden<D: Ops>(
+    model: &Model<'_, D>,
+    masks: &Masks,
+    segments: &[Vec<u32>],
+    mut layer_done: impl FnMut(f64),
+) -> Result<Vec<Hidden<D>>, Error> {
+    let mut stream = model.embed(segments)?;
+    let layers = model.decoder.layers.len();
+    for layer in 0..layers {
+        for part in Part::ALL {
+            let weights = model.masked(layer, &model.part(layer, part)?, masks);
+            let outputs = executor::outputs(&weights, &stream);
+            let outputs = outputs.map_err(Error::device(format!("layer {layer}, {part:?}")))?;
+            model.add(&mut stream, outputs)?;
+        }
+        layer_done((layer + 1) as f64 / layers as f64);
+    }
+    Ok(stream)
+}
+
+/// The last norm and the output head.
+struct Head<'a, D: Ops> {
+    model: &'a Model<'a, D>,
+    norm: executor::Vector<D>,
+    weight: Weight<D>,
+}
+
+impl<'a, D: Ops> Head<'a, D> {
+    fn new(model: &'a Model<'a, D>) -> Result<Self, Error> {
+        let decoder = &model.decoder;
+        let dims = (decoder.vocab_size, decoder.hidden_size);
+        let values = model.reader.read(&decoder.head, &[dims.0, dims.1])?;
+        let weight = Weight::frozen(&model.device, values, dims, None);
+        Ok(Self {
+            model,
+            norm: model.vector(&decoder.final_norm)?,
+            weight: weight.map_err(Error::device(&decoder.head))?,
+        })
+    }
+
+    /// Shows `see` the logits of some tokens, a few rows at a time: those of a whole segment
+    /// would be hundreds of megabytes.
+    fn tiles(
+        &self,
+        states: &Matrix<D>,
+        tokens: Range<usize>,
+        mut see: impl FnMut(Range<usize>, Matrix<D>) -> Result<(), D::Err>,
+    ) -> Result<(), Error> {
+        let decoder = &self.model.decoder;
+        let mut run = || {
+            let normed = D::rms_norm(states.clone(), &self.norm, decoder.norm_epsilon)?;
+            let width = decoder.hidden_size;
+            let mut values = vec![0.0; normed.shape().0 * width];
+            D::copy_into(&normed, &mut values);
+            let step = (LOGITS / decoder.vocab_size).max(1);
+            for start in tokens.clone().step_by(step) {
+                let rows = start..tokens.end.min(start + step);
+                let tile = values[rows.start * width..rows.end * width].to_vec();
+                let tile = self.model.device.try_tensor_from_vec(tile, (rows.len(), width))?;
+                see(rows, D::linear(tile, &self.weight, InputGradient::Skipped)?)?;
+            }
+            Ok(())
+        };
+        run().map_err(|e: D::Err| Error::device("output head")(e))
+    }
+}

@@ -1,0 +1,8 @@
+//! Links the metrics that come with Barber: without a mention the linker would drop them, and the
+//! registry not find them. Nothing else names them.
+
+use barber_activation_norm as _;
+use barber_gradient as _;
+use barber_magnitude as _;
+use barber_normalise as _;
+use barber_weight_gradient as _;

@@ -17,4 +17,5 @@ pub mod model;
 pub mod plan;
 mod plugins;
 pub mod prune;
+pub mod random;
 pub mod recipe;

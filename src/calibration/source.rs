@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Tokens, tokens::check_vocabulary};
+use crate::random::SplitMix64;
 
 /// Which segments of the text are the calibration samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -72,7 +73,7 @@ pub fn samples(
             if places == 0 {
                 return Err(too_short(format!("at least {length}")));
             }
-            let mut random = SplitMix64(seed);
+            let mut random = SplitMix64::new(seed);
             let mut segment = || {
                 let start = random.below(places);
                 ids[start..start + length].to_vec()
@@ -149,24 +150,6 @@ fn read(path: &Path) -> Result<String, Error> {
     let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
     String::from_utf8(bytes)
         .map_err(|e| Error::NotText { path: path.to_owned(), byte: e.utf8_error().valid_up_to() })
-}
-
-/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): a recipe's seed must mean the same segments on
-/// every machine and in every version, which no crate's generator promises.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `end`; the bias of at most `end` / 2⁶⁴ is nobody's concern.
-    fn below(&mut self, end: usize) -> usize {
-        ((u128::from(self.next()) * end as u128) >> 64) as usize
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,268 @@
+//! Trains a tiny LLaMA with Barber's own executor and AdamW (arXiv 1711.05101).
+
+use std::{collections::HashMap, error::Error, f32::consts::PI, fs, path::Path, time::Instant};
+
+use dfdx::{
+    tensor::{AsArray, Cpu, Gradients, OwnedTape, PutTape, SplitTape, Tensor, TensorFromVec},
+    tensor_ops::{Backward, TryAdd},
+};
+use half::f16;
+use llm_barber::{
+    executor::{
+        PartWeights, Positions, forward,
+        ops::{CrossEntropy, InputGradient, Linear, Matrix, RmsNorm, Weight},
+    },
+    family::{self, Decoder, Part},
+    random::SplitMix64,
+};
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::json;
+
+const SEQUENCE: usize = 128;
+const BATCH: usize = 16;
+const PEAK_RATE: f32 = 4e-3;
+const WARM_UP: usize = 100;
+const DECAY: f32 = 0.1;
+const LARGEST_NORM: f32 = 1.0;
+const BETAS: [f32; 2] = [0.9, 0.99];
+
+/// A trained tensor, with the state of AdamW.
+struct Parameter {
+    shape: Vec<usize>,
+    values: Vec<f32>,
+    moments: [Vec<f32>; 2],
+}
+
+type Parameters = HashMap<String, Parameter>;
+type Taped = Matrix<Cpu, OwnedTape<f32, Cpu>>;
+
+/// The tensors of one step, whose gradients are wanted.
+#[derive(Default)]
+struct Traced {
+    weights: Vec<(String, Weight<Cpu>)>,
+    vectors: Vec<(String, Tensor<(usize,), f32, Cpu>)>,
+}
+
+/// Trains on `tokens` and writes the checkpoint to `dir`.
+pub(crate) fn train(
+    tokens: &[u32],
+    vocabulary: usize,
+    steps: usize,
+    dir: &Path,
+) -> Result<(), Box<dyn Error>> {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float16",
+        "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": vocabulary,
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "hidden_act": "silu", "tie_word_embeddings": false,
+        "attention_bias": false, "mlp_bias": false, "bos_token_id": 1, "eos_token_id": 2
+    });
+    fs::write(dir.join("config.json"), format!("{config:#}\n"))?;
+    let decoder = family::decoder(&config)?;
+    let mut random = SplitMix64::new(0);
+    let mut parameters = initial(&decoder, &mut random);
+    let (device, started, mut recent) = (Cpu::default(), Instant::now(), 0.0);
+    for step in 0..steps {
+        let mut batch = Vec::with_capacity(BATCH * SEQUENCE);
+        let mut targets = batch.clone();
+        for _ in 0..BATCH {
+            let start = random.below(tokens.len() - SEQUENCE);
+            batch.extend_from_slice(&tokens[start..start + SEQUENCE]);
+            targets.extend_from_slice(&tokens[start + 1..=start + SEQUENCE]);
+        }
+        let mut traced = Traced::default();
+        let loss = loss(&device, &decoder, &parameters, &batch, &targets, &mut traced)?;
+        recent += loss.as_vec()[0] / targets.len() as f32;
+        let gradients = traced.gradients(loss.try_backward()?, targets.len())?;
+        update(&mut parameters, gradients, step, steps);
+        if (step + 1) % 100 == 0 {
+            let perplexity = (recent / 100.0).exp();
+            println!("step {:5}  perplexity {perplexity:8.3}  {:.0?}", step + 1, started.elapsed());
+            recent = 0.0;
+        }
+    }
+    write(&parameters, dir)
+}
+
+fn initial(decoder: &Decoder, random: &mut SplitMix64) -> Parameters {
+    let mut parameters = Parameters::new();
+    let mut add = |name: &str, shape: Vec<usize>, deviation: f32| {
+        let count = shape.iter().product();
+        // The sum of four uniform numbers is near enough to normal.
+        let mut noise =
+            || (0..4).map(|_| (random.bits() >> 40) as f32 / (1 << 24) as f32 - 0.5).sum::<f32>();
+        let values: Vec<f32> = match shape[..] {
+            [_] => vec![1.0; count],
+            _ => (0..count).map(|_| noise() * 3f32.sqrt() * deviation).collect(),
+        };
+        let moments = [vec![0.0; count], vec![0.0; count]];
+        parameters.insert(name.to_owned(), Parameter { shape, values, moments });
+    };
+    let (width, vocabulary) = (decoder.hidden_size, decoder.vocab_size);
+    add(&decoder.embedding, vec![vocabulary, width], 0.3);
+    for layer in &decoder.layers {
+        for part in Part::ALL {
+            add(layer.norm(part), vec![width], 0.0);
+            for linear in layer.linears(part) {
+                let (rows, columns) = (linear.dims.rows, linear.dims.columns);
+                add(&linear.weight, vec![rows, columns], (columns as f32).sqrt().recip());
+            }
+        }
+    }
+    add(&decoder.final_norm, vec![width], 0.0);
+    add(&decoder.head, vec![vocabulary, width], (width as f32).sqrt().recip());
+    parameters
+}
+
+impl Traced {
+    fn weight(
+        &mut self,
+        device: &Cpu,
+        parameters: &Parameters,
+        name: &str,
+    ) -> Result<Weight<Cpu>, Box<dyn Error>> {
+        let Parameter { shape, values, .. } = &parameters[name];
+        let weight = Weight::frozen(device, values.clone(), (shape[0], shape[1]), None);
+        let weight = weight.map_err(|e| e.to_string())?.traced().map_err(|e| e.to_string())?;
+        self.weights.push((name.into(), weight.clone()));
+        Ok(weight)
+    }
+
+    fn vector(
+        &mut self,
+        device: &Cpu,
+        parameters: &Parameters,
+        name: &str,
+    ) -> Tensor<(usize,), f32, Cpu> {
+        let values = parameters[name].values.clone();
+        let shape = (values.len(),);
+        let vector = device.tensor_from_vec(values, shape);
+        self.vectors.push((name.into(), vector.clone()));
+        vector
+    }
+
+    /// The gradients of the mean loss over `count` predictions.
+    fn gradients(
+        self,
+        mut gradients: Gradients<f32, Cpu>,
+        count: usize,
+    ) -> Result<Vec<(String, Vec<f32>)>, Box<dyn Error>> {
+        let mut found = Vec::new();
+        for (name, weight) in self.weights {
+            let taken = Cpu::take_gradient(&mut gradients, &weight).map_err(|e| e.to_string())?;
+            found.push((name, taken.unwrap_or_default()));
+        }
+        for (name, vector) in self.vectors {
+            found.push((name, gradients.get(&vector).as_vec()));
+        }
+        for (_, gradient) in &mut found {
+            gradient.iter_mut().for_each(|g| *g /= count as f32);
+        }
+        Ok(found)
+    }
+}
+
+/// The sum of the cross-entropy over a batch of sequences.
+fn loss(
+    device: &Cpu,
+    decoder: &Decoder,
+    parameters: &Parameters,
+    batch: &[u32],
+    targets: &[u32],
+    traced: &mut Traced,
+) -> Result<Tensor<(), f32, Cpu, OwnedTape<f32, Cpu>>, Box<dyn Error>> {
+    let fail = |e: dfdx::tensor::CpuError| e.to_string();
+    let Decoder { hidden_size: width, vocab_size: vocabulary, norm_epsilon: epsilon, .. } = decoder;
+    // The embedding is the linear layer of one-hot rows: no operation of its own is needed.
+    let mut one_hot = vec![0.0; batch.len() * vocabulary];
+    for (row, &token) in one_hot.chunks_exact_mut(*vocabulary).zip(batch) {
+        row[token as usize] = 1.0;
+    }
+    let table = &parameters[&decoder.embedding].values;
+    let transposed =
+        (0..width * vocabulary).map(|i| table[i % vocabulary * width + i / vocabulary]).collect();
+    let embedding = Weight::frozen(device, transposed, (*width, *vocabulary), None)
+        .and_then(|weight| weight.traced())
+        .map_err(fail)?;
+    traced.weights.push((decoder.embedding.clone(), embedding.clone()));
+    let one_hot = device.tensor_from_vec(one_hot, (batch.len(), *vocabulary));
+    let one_hot = one_hot.put_tape(OwnedTape::default());
+    let mut states: Taped =
+        Cpu::linear(one_hot, &embedding, InputGradient::Skipped).map_err(fail)?;
+
+    let positions = Positions::new(decoder, SEQUENCE);
+    for layer in &decoder.layers {
+        for part in Part::ALL {
+            let mut linears = Vec::new();
+            for linear in layer.linears(part) {
+                linears.push(traced.weight(device, parameters, &linear.weight)?);
+            }
+            let norm = traced.vector(device, parameters, layer.norm(part));
+            let weights = PartWeights { part, norm, norm_epsilon: *epsilon, linears };
+            let (residual, tape) = states.split_tape();
+            let input = weights.normalise(residual.clone().put_tape(tape)).map_err(fail)?;
+            let seen = &mut |_: &[usize], _: &Taped| Ok(());
+            let output = forward(&weights, &positions, input, InputGradient::Wanted, seen);
+            states = output.and_then(|output| output.try_add(residual)).map_err(fail)?;
+        }
+    }
+    let norm = traced.vector(device, parameters, &decoder.final_norm);
+    let head = traced.weight(device, parameters, &decoder.head)?;
+    let states = Cpu::rms_norm(states, &norm, *epsilon).map_err(fail)?;
+    let logits = Cpu::linear(states, &head, InputGradient::Wanted).map_err(fail)?;
+    Ok(Cpu::cross_entropy(logits, targets).map_err(fail)?)
+}
+
+/// One step of AdamW, with the norm of all gradients clipped.
+fn update(
+    parameters: &mut Parameters,
+    gradients: Vec<(String, Vec<f32>)>,
+    step: usize,
+    steps: usize,
+) {
+    let squares = gradients.iter().flat_map(|(_, g)| g).map(|g| f64::from(*g).powi(2));
+    let clip = (LARGEST_NORM / squares.sum::<f64>().sqrt() as f32).min(1.0);
+    let progress = step as f32 / steps as f32;
+    let warm_up = ((step + 1) as f32 / WARM_UP as f32).min(1.0);
+    let rate = PEAK_RATE * warm_up * (0.02 + 0.98 * (0.5 + 0.5 * (PI * progress).cos()));
+    let corrections = BETAS.map(|beta| 1.0 - beta.powi(step as i32 + 1));
+    for (name, mut gradient) in gradients {
+        let Some(Parameter { shape, values, moments: [mean, square] }) = parameters.get_mut(&name)
+        else {
+            continue;
+        };
+        if name.contains("embed_tokens") {
+            // It was trained transposed.
+            let (rows, columns) = (shape[0], shape[1]);
+            gradient =
+                (0..rows * columns).map(|i| gradient[i % columns * rows + i / columns]).collect();
+        }
+        let decay = if shape.len() > 1 { DECAY } else { 0.0 };
+        for i in 0..values.len() {
+            let g = gradient[i] * clip;
+            mean[i] += (1.0 - BETAS[0]) * (g - mean[i]);
+            square[i] += (1.0 - BETAS[1]) * (g * g - square[i]);
+            let (mean, square) = (mean[i] / corrections[0], square[i] / corrections[1]);
+            values[i] -= rate * (mean / (square.sqrt() + 1e-8) + decay * values[i]);
+        }
+    }
+}
+
+fn write(parameters: &Parameters, dir: &Path) -> Result<(), Box<dyn Error>> {
+    let mut encoded: Vec<_> = parameters
+        .iter()
+        .map(|(name, Parameter { shape, values, .. })| {
+            let halves = values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes());
+            (name, shape.clone(), halves.collect::<Vec<u8>>())
+        })
+        .collect();
+    encoded.sort();
+    let mut views = Vec::new();
+    for (name, shape, bytes) in &encoded {
+        views.push((name.as_str(), TensorView::new(Dtype::F16, shape.clone(), bytes)?));
+    }
+    let metadata = Some(HashMap::from([("format".to_owned(), "pt".to_owned())]));
+    safetensors::serialize_to_file(views, metadata, &dir.join("model.safetensors"))?;
+    Ok(())
+}

@@ -1,3 +1,7 @@
 //! The command `barber`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    llm_barber::cli::main()
+}

@@ -1,1 +1,104 @@
-//! The command line.
+//! The command line: arguments and printing. It knows everything, and nothing knows it.
+#![allow(clippy::print_stdout, reason = "printing is what a command line does")]
+
+mod evaluate;
+mod metrics;
+mod progress;
+mod prune;
+mod summary;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use miette::Report;
+
+use crate::{calibration, checkpoint, model, plan, prune as pruning, recipe};
+
+/// Prunes large language models from a declarative recipe.
+#[derive(Parser)]
+#[command(name = "barber", version, about, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Prune a checkpoint as a recipe says.
+    Prune(prune::Arguments),
+    /// Measure a checkpoint's perplexity on a text.
+    Eval(evaluate::Arguments),
+    /// List the metrics that a recipe's pipeline can use.
+    Metrics,
+}
+
+/// Why a command failed; each is shown with its causes.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Recipe(#[from] recipe::RecipeError),
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
+    #[error(transparent)]
+    Calibration(#[from] calibration::Error),
+    #[error(transparent)]
+    Model(#[from] model::Error),
+    #[error(transparent)]
+    Plan(#[from] plan::Error),
+    #[error(transparent)]
+    Prune(#[from] pruning::Error),
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Duplicate(#[from] barber_metric::Duplicate),
+    #[error("the report cannot be written: {0}")]
+    Report(String),
+}
+
+impl Error {
+    /// 2 for what the user wrote, 1 for what went wrong.
+    fn status(&self) -> u8 {
+        match self {
+            Self::Recipe(_) | Self::Plan(_) | Self::Usage(_) | Self::Duplicate(_) => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// Runs the command line with the process's arguments. A binary of your own calls it to run with
+/// the metrics that it links.
+pub fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BARBER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    // A second call in one process keeps the first one's subscriber.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .try_init();
+    // The exit status of a usage error is 2, clap's own.
+    let Arguments { command } = Arguments::parse();
+    let result = match command {
+        Command::Prune(arguments) => prune::run(&arguments),
+        Command::Eval(arguments) => evaluate::run(&arguments),
+        Command::Metrics => metrics::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let status = error.status();
+            let report = match error {
+                Error::Recipe(error) => Report::new(error),
+                other => Report::msg(other.to_string()),
+            };
+            eprintln!("{report:?}");
+            ExitCode::from(status)
+        }
+    }
+}
+
+/// A path as messages show it.
+fn show(path: &std::path::Path) -> String {
+    let current = std::env::current_dir().unwrap_or_else(|_| PathBuf::new());
+    path.strip_prefix(&current).unwrap_or(path).display().to_string()
+}

@@ -3,10 +3,11 @@
 use std::fmt;
 
 use barber_metric::Dims;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The weights that compete with each other when a mask is rebuilt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
     /// All matrices of the group, pooled.

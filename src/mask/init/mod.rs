@@ -7,13 +7,14 @@ mod wanda;
 use std::fmt;
 
 use barber_metric::{LayerStats, Needs};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Mask, Pattern, pattern::Tile};
 use lowest::prune_lowest;
 
 /// The mask that the rebuild starts from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Init {
     /// The lowest |W| of each matrix are pruned.

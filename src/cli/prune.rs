@@ -1,0 +1,282 @@
+//! `barber prune`: a recipe from its text to a checkpoint.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use dfdx::tensor::Cpu;
+
+use super::{
+    Error,
+    evaluate::measure,
+    progress::bar,
+    show,
+    summary::{Summary, TextReport},
+};
+use crate::{
+    calibration::{Samples, samples, segments},
+    checkpoint::{Output, Reader, digest},
+    model::{Masks, Model},
+    plan::Plan,
+    prune::{Event, GroupReport, Rebuild, Start, rebuild, start},
+    recipe::{Loaded, Recipe, load},
+};
+
+/// Prunes a checkpoint as a recipe says. Values are layered: defaults, the recipe's file,
+/// `BARBER_SECTION__KEY` environment variables, --set.
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// The recipe, a TOML file.
+    recipe: PathBuf,
+    /// Overrides a value of the recipe, such as sparsity.ratio=0.6. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Replace the output directory if it exists.
+    #[arg(long)]
+    force: bool,
+    /// Print the report as JSON, and no progress.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs a phase and notes how long it took.
+fn timed<T>(
+    seconds: &mut BTreeMap<&'static str, f64>,
+    phase: &'static str,
+    run: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    let started = Instant::now();
+    let result = run()?;
+    *seconds.entry(phase).or_default() += started.elapsed().as_secs_f64();
+    Ok(result)
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
+    let loaded = load(&arguments.recipe, &arguments.sets)?;
+    let (recipe, quiet) = (&loaded.recipe, arguments.json);
+    let reader = Reader::open(&recipe.model.path)?;
+    let model = Model::new(&reader, Cpu::default())?;
+    let plan = plan(recipe, &model)?;
+    let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
+    let output = Output::create(target, arguments.force, reader.path())?;
+    let calibration = calibrate(recipe, &model)?;
+    let texts = texts(recipe, &model)?;
+    if !quiet {
+        introduce(recipe, &model, &plan);
+    }
+
+    let mut seconds = BTreeMap::new();
+    let mut evaluated = |masks: &Masks, name: &str| {
+        timed(&mut seconds, "evaluation", || {
+            let of = |(_, segments): &(_, Vec<_>)| measure(&model, masks, segments, name, quiet);
+            texts.iter().map(of).collect::<Result<Vec<_>, _>>()
+        })
+    };
+    let dense = evaluated(&Masks::new(), "perplexity, dense")?;
+
+    let mut mask_seconds = BTreeMap::new();
+    let initial = timed(&mut mask_seconds, "initial masks", || {
+        initial_masks(recipe, &model, &plan, &calibration, quiet)
+    })?;
+    let initial_found = evaluated(&initial, "perplexity, initial masks")?;
+    let mut groups = Vec::new();
+    let (masks, rebuilt_found) = if recipe.rebuild.is_some() {
+        let rebuilt = timed(&mut mask_seconds, "rebuild", || {
+            rebuilt_masks(&loaded, &model, &plan, &calibration, initial, quiet, &mut groups)
+        })?;
+        let found = evaluated(&rebuilt, "perplexity, rebuilt masks")?;
+        (rebuilt, Some(found))
+    } else {
+        (initial, None)
+    };
+    seconds.append(&mut mask_seconds);
+
+    timed(&mut seconds, "writing", || {
+        let bytes = reader.names().filter_map(|name| reader.tensor(name).ok());
+        let bar = bar("writing", bytes.map(|tensor| tensor.bytes.len() as u64).sum(), quiet);
+        output.write(&reader, recipe.output.dtype, &masks, |bytes| bar.inc(bytes))?;
+        bar.finish_and_clear();
+        Ok(())
+    })?;
+    let perplexity = texts.iter().enumerate().map(|(i, (text, _))| TextReport {
+        text: text.clone(),
+        dense: dense[i],
+        initial: Some(initial_found[i]),
+        rebuilt: rebuilt_found.as_ref().map(|found| found[i]),
+    });
+    let prunable: usize = masks.values().map(|mask| mask.dims().len()).sum();
+    let kept: usize = masks.values().map(|mask| mask.kept()).sum();
+    let summary = Summary {
+        barber: env!("CARGO_PKG_VERSION"),
+        output: std::path::absolute(target).unwrap_or_else(|_| target.to_owned()),
+        prunable_weights: prunable,
+        pruned_weights: prunable - kept,
+        perplexity: perplexity.collect(),
+        groups,
+        seconds,
+        inputs: digests(recipe, &reader)?,
+    };
+    finish(recipe, &summary, output)?;
+    if arguments.json {
+        println!("{}", serde_json::to_string(&summary).map_err(|e| Error::Report(e.to_string()))?);
+    } else {
+        println!("{summary}");
+    }
+    Ok(())
+}
+
+fn plan(recipe: &Recipe, model: &Model<'_, Cpu>) -> Result<Plan, Error> {
+    let excluded = recipe.sparsity.excluded().map_err(|e| Error::Usage(e.to_string()))?;
+    let blocks: Vec<_> =
+        recipe.blocks.iter().map(|block| (block.name.clone(), block.layers.clone())).collect();
+    Ok(Plan::new(&model.decoder, &blocks, |name| excluded.matches(name))?)
+}
+
+fn calibrate(recipe: &Recipe, model: &Model<'_, Cpu>) -> Result<Vec<Vec<u32>>, Error> {
+    let Some(source) = recipe.calibration.source.as_deref().filter(|_| recipe.calibrates()) else {
+        return Ok(Vec::new());
+    };
+    let wanted = Samples {
+        count: recipe.calibration.samples,
+        sequence_length: recipe.calibration.sequence_length,
+        seed: recipe.calibration.seed,
+        selection: recipe.calibration.selection,
+    };
+    Ok(samples(source, wanted, model.reader.path(), model.decoder.vocab_size)?)
+}
+
+type Texts = Vec<(PathBuf, Vec<Vec<u32>>)>;
+
+fn texts(recipe: &Recipe, model: &Model<'_, Cpu>) -> Result<Texts, Error> {
+    let evaluate = &recipe.evaluate;
+    let (length, limit) = (evaluate.sequence_length, evaluate.segments);
+    let (dir, vocabulary) = (model.reader.path(), model.decoder.vocab_size);
+    let read = |path: &PathBuf| Ok((path.clone(), segments(path, length, limit, dir, vocabulary)?));
+    evaluate.perplexity.iter().map(read).collect()
+}
+
+/// Says what will happen.
+fn introduce(recipe: &Recipe, model: &Model<'_, Cpu>, plan: &Plan) {
+    let layers = plan.layers.len();
+    let groups: Vec<&str> = plan
+        .layers
+        .iter()
+        .max_by_key(|groups| groups.len())
+        .into_iter()
+        .flatten()
+        .map(|g| &*g.name)
+        .collect();
+    println!("model     {} ({layers} layers)", show(&recipe.model.path));
+    println!(
+        "mask      {}, {}, {:.0}% of {} pruned",
+        recipe.mask.init,
+        recipe.sparsity.pattern,
+        100.0 * recipe.sparsity.ratio,
+        plan_size(plan, model)
+    );
+    if let Some(rebuild) = &recipe.rebuild {
+        let stages: Vec<&str> = recipe.metric.iter().map(|stage| stage.metric.as_str()).collect();
+        println!(
+            "rebuild   scope {}, alpha {}, metric {}, blocks {}",
+            rebuild.scope,
+            rebuild.alpha,
+            stages.join(" · "),
+            groups.join(", ")
+        );
+    }
+}
+
+fn plan_size(plan: &Plan, model: &Model<'_, Cpu>) -> String {
+    let layers = 0..plan.layers.len();
+    let weights: usize = layers
+        .flat_map(|layer| plan.matrices(&model.decoder, layer))
+        .map(|(_, _, linear)| linear.dims.len())
+        .sum();
+    format!("{weights} weights")
+}
+
+fn initial_masks(
+    recipe: &Recipe,
+    model: &Model<'_, Cpu>,
+    plan: &Plan,
+    calibration: &[Vec<u32>],
+    quiet: bool,
+) -> Result<Masks, Error> {
+    let bar = bar("initial masks", plan.layers.len() as u64, quiet);
+    let settings = Start {
+        init: recipe.mask.init,
+        pattern: recipe.sparsity.pattern,
+        ratio: recipe.sparsity.ratio,
+    };
+    let masks = start(model, plan, settings, calibration, &mut |event| {
+        if let Event::Layer(_) = event {
+            bar.inc(1);
+        }
+    });
+    bar.finish_and_clear();
+    Ok(masks?)
+}
+
+fn rebuilt_masks(
+    loaded: &Loaded,
+    model: &Model<'_, Cpu>,
+    plan: &Plan,
+    calibration: &[Vec<u32>],
+    initial: Masks,
+    quiet: bool,
+    groups: &mut Vec<GroupReport>,
+) -> Result<Masks, Error> {
+    let Some(wanted) = &loaded.recipe.rebuild else { return Ok(initial) };
+    let settings = Rebuild {
+        scope: wanted.scope,
+        pattern: loaded.recipe.sparsity.pattern,
+        alpha: wanted.alpha,
+        pipeline: &loaded.pipeline()?,
+    };
+    let bar = bar("rebuild", plan.layers.iter().map(|groups| groups.len() as u64).sum(), quiet);
+    let masks = rebuild(model, plan, &settings, calibration, initial, &mut |event| {
+        if let Event::Group(report, _) = event {
+            tracing::info!(
+                layer = report.layer,
+                group = report.group,
+                before = report.error_before,
+                after = report.error_after,
+                "rebuilt"
+            );
+            groups.push(report.clone());
+            bar.inc(1);
+        }
+    });
+    bar.finish_and_clear();
+    Ok(masks?)
+}
+
+fn digests(recipe: &Recipe, reader: &Reader) -> Result<BTreeMap<PathBuf, String>, Error> {
+    let mut inputs = BTreeMap::new();
+    let tokenizer = reader.path().join("tokenizer.json");
+    let files = reader
+        .weight_files()
+        .map(Path::to_owned)
+        .chain([reader.path().join("config.json")])
+        .chain(tokenizer.is_file().then_some(tokenizer))
+        .chain(recipe.calibration.source.iter().filter(|_| recipe.calibrates()).cloned())
+        .chain(recipe.evaluate.perplexity.iter().cloned());
+    for file in files {
+        inputs.insert(file.clone(), digest(&file)?);
+    }
+    Ok(inputs)
+}
+
+/// Adds the report and the resolved recipe, and gives the output its name.
+fn finish(recipe: &Recipe, summary: &Summary, output: Output) -> Result<(), Error> {
+    let report = |e: &dyn std::fmt::Display| Error::Report(e.to_string());
+    let json = serde_json::to_string_pretty(summary).map_err(|e| report(&e))?;
+    output.add_file("barber-report.json", format!("{json}\n").as_bytes())?;
+    let resolved = recipe.clone().absolute().map_err(|e| report(&e))?;
+    let resolved = resolved.to_toml().map_err(|e| report(&e))?;
+    output.add_file("barber-recipe.toml", resolved.as_bytes())?;
+    output.finish()?;
+    Ok(())
+}

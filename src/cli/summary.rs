@@ -1,0 +1,85 @@
+//! What a run did, for a reader and for a machine.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+use serde::Serialize;
+
+use crate::{evaluate::Perplexity, prune::GroupReport};
+
+/// What a run did; `barber-report.json` in the output directory, and what `--json` prints.
+#[derive(Debug, Serialize)]
+pub(super) struct Summary {
+    /// The version that ran.
+    pub(super) barber: &'static str,
+    /// The checkpoint that it wrote.
+    pub(super) output: PathBuf,
+    /// How many weights were subject to pruning.
+    pub(super) prunable_weights: usize,
+    /// How many of them are pruned.
+    pub(super) pruned_weights: usize,
+    /// The perplexities, text by text.
+    pub(super) perplexity: Vec<TextReport>,
+    /// The rebuilt groups, in the order of the rebuild.
+    pub(super) groups: Vec<GroupReport>,
+    /// Seconds that each phase took.
+    pub(super) seconds: BTreeMap<&'static str, f64>,
+    /// SHA-256 of what the run read.
+    pub(super) inputs: BTreeMap<PathBuf, String>,
+}
+
+/// The perplexities on one text.
+#[derive(Debug, Serialize)]
+pub(super) struct TextReport {
+    /// The text.
+    pub(super) text: PathBuf,
+    /// Of the dense model.
+    pub(super) dense: Perplexity,
+    /// With the initial masks.
+    pub(super) initial: Option<Perplexity>,
+    /// With the rebuilt masks.
+    pub(super) rebuilt: Option<Perplexity>,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let share = 100.0 * self.pruned_weights as f64 / self.prunable_weights.max(1) as f64;
+        writeln!(
+            f,
+            "pruned    {} of {} weights ({share:.2}%)",
+            self.pruned_weights, self.prunable_weights
+        )?;
+        if !self.groups.is_empty() {
+            let matrices = || self.groups.iter().flat_map(|group| &group.matrices);
+            let swaps: usize = matrices().map(|matrix| matrix.came_back).sum();
+            let kept: usize = matrices().map(|matrix| matrix.kept).sum();
+            let sum = |error: fn(&GroupReport) -> f64| self.groups.iter().map(error).sum::<f64>();
+            let change = sum(|g| g.error_after) / sum(|g| g.error_before) - 1.0;
+            writeln!(
+                f,
+                "rebuilt   {} groups: {swaps} swaps ({:.2}% of the kept weights), \
+                 output error {:+.1}%",
+                self.groups.len(),
+                100.0 * swaps as f64 / kept.max(1) as f64,
+                100.0 * change
+            )?;
+        }
+        for report in &self.perplexity {
+            writeln!(f, "\nperplexity on {} (lower is better)", super::show(&report.text))?;
+            let rows = [
+                ("dense", Some(report.dense)),
+                ("pruned, initial mask", report.initial),
+                ("pruned, mask rebuilt", report.rebuilt),
+            ];
+            for (name, found) in rows {
+                if let Some(found) = found {
+                    let factor = found.perplexity / report.dense.perplexity;
+                    writeln!(f, "  {name:22} {:10.4}   {factor:6.2} × dense", found.perplexity)?;
+                }
+            }
+        }
+        let seconds: Vec<String> =
+            self.seconds.iter().map(|(phase, seconds)| format!("{phase} {seconds:.1} s")).collect();
+        writeln!(f, "\ntime      {}", seconds.join(", "))?;
+        write!(f, "written   {}", super::show(&self.output))
+    }
+}

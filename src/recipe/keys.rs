@@ -1,0 +1,99 @@
+//! The keys a recipe can have, from the types' own documentation.
+
+use std::sync::LazyLock;
+
+use serde_json::Value;
+
+use super::Recipe;
+
+/// A key of the recipe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// Where it stands, such as `sparsity.ratio`; `N` is the index in an array of tables, such as
+    /// `blocks.N.name`.
+    pub path: String,
+    /// What it means.
+    pub help: String,
+}
+
+/// Every key of a recipe, section by section; a section's own comes before those in it.
+///
+/// ```
+/// let ratio = llm_barber::recipe::keys().iter().find(|key| key.path == "sparsity.ratio");
+/// assert!(ratio.unwrap().help.starts_with("The share of weights"));
+/// ```
+pub fn keys() -> &'static [Key] {
+    static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
+        let schema = schemars::schema_for!(Recipe).to_value();
+        let mut keys = Vec::new();
+        walk(&schema, &schema, "", &mut keys);
+        keys
+    });
+    &KEYS
+}
+
+/// What is known of the key at `path`, whose segments may be indices.
+pub(super) fn key(path: &[String]) -> Option<&'static Key> {
+    let path: Vec<_> =
+        path.iter().map(|s| if s.parse::<usize>().is_ok() { "N" } else { s }).collect();
+    let path = path.join(".");
+    keys().iter().find(|key| key.path == path)
+}
+
+/// The names of the recipe's sections.
+pub(super) fn sections() -> impl Iterator<Item = &'static str> {
+    keys().iter().map(|key| key.path.as_str()).filter(|path| !path.contains('.'))
+}
+
+fn walk(root: &Value, schema: &Value, prefix: &str, keys: &mut Vec<Key>) {
+    let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
+    for (name, property) in properties {
+        let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        let help = property.get("description").and_then(Value::as_str).unwrap_or_default();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        keys.push(Key { path: path.clone(), help });
+        match property.get("items") {
+            Some(items) => walk(root, target(root, items), &format!("{path}.N"), keys),
+            None => walk(root, target(root, property), &path, keys),
+        }
+    }
+}
+
+/// The schema that `schema` refers to: itself, or what its `$ref` (of an optional table, that of
+/// its first alternative) names.
+fn target<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
+    let alternative = schema.get("anyOf").and_then(|any| any.get(0)).unwrap_or(schema);
+    alternative
+        .get("$ref")
+        .and_then(Value::as_str)
+        .and_then(|name| root.pointer(name.trim_start_matches('#')))
+        .unwrap_or(alternative)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_has_help() {
+        let paths: Vec<_> = keys().iter().map(|key| key.path.as_str()).collect();
+        for path in ["model.path", "rebuild.alpha", "blocks.N.layers", "metric.N.use"] {
+            assert!(paths.contains(&path), "{path} not in {paths:?}");
+        }
+        for key in keys() {
+            assert!(!key.help.is_empty(), "{}", key.path);
+        }
+        let expected = [
+            "model",
+            "calibration",
+            "sparsity",
+            "mask",
+            "blocks",
+            "rebuild",
+            "metric",
+            "output",
+            "evaluate",
+        ];
+        assert_eq!(sections().collect::<Vec<_>>(), expected);
+    }
+}

@@ -1,0 +1,509 @@
+//! From a recipe's text and what is layered over it to what it means.
+
+use std::{fs, path::Path};
+
+use figment::{Figment, error::Kind, value::Value};
+
+use super::{
+    Pattern, Recipe, RecipeError, Sparsity,
+    error::{Fault, Problem, alternatives, nearest},
+    keys::{key, keys},
+    layers::{Layer, merge},
+    text::Text,
+};
+
+/// A resolved recipe, and where each of its values comes from.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What the recipe means. Paths of the file are relative to the file.
+    pub recipe: Recipe,
+    pub(super) source: Source,
+}
+
+/// What a recipe was resolved from.
+#[derive(Debug)]
+pub(super) struct Source {
+    text: Text,
+    figment: Figment,
+    values: Value,
+}
+
+/// Resolves the recipe in a file, under `BARBER_*` environment variables and `key=value`
+/// assignments.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, RecipeError> {
+    let text = fs::read(path).map_err(|e| e.to_string()).and_then(|bytes| {
+        String::from_utf8(bytes)
+            .map_err(|e| format!("not UTF-8 from byte {} on", e.utf8_error().valid_up_to()))
+    });
+    let text = text.map_err(|why| {
+        let name = path.display().to_string();
+        let mut problem = Problem::new(Vec::new(), Fault::Read(why))
+            .help("give the path of a recipe, such as recipes/quickstart.toml");
+        problem.origin = Some(name.clone());
+        RecipeError::new(&name, None, vec![problem])
+    })?;
+    // Unicode or not, a variable of another program is none of our concern.
+    let variables = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    load_text(path, &text, variables, sets)
+}
+
+/// Resolves the text of a recipe that is or could be in the file `path`.
+///
+/// ```
+/// use std::path::Path;
+/// use llm_barber::recipe::load_text;
+///
+/// let text = "
+///     model.path = 'model'
+///     calibration.source = 'text.txt'
+///     [output]
+///     path = 'out'
+/// ";
+/// let sets = ["sparsity.ratio=0.6".to_owned()];
+/// let loaded = load_text(Path::new("recipes/my.toml"), text, [], &sets).unwrap();
+/// assert_eq!(loaded.recipe.model.path, Path::new("recipes/model"));
+/// assert_eq!(loaded.recipe.sparsity.ratio, 0.6);
+/// assert_eq!(loaded.origin("sparsity.ratio"), "--set sparsity.ratio=0.6");
+/// assert_eq!(loaded.origin("output.path"), "recipes/my.toml line 5");
+/// assert_eq!(loaded.origin("mask.init"), "default");
+/// ```
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn load_text(
+    path: &Path,
+    text: &str,
+    variables: impl IntoIterator<Item = (String, String)>,
+    sets: &[String],
+) -> Result<Loaded, RecipeError> {
+    let name = path.display().to_string();
+    let fail = |problems| RecipeError::new(&name, Some(text), problems);
+    let (parsed, values) = Text::parse(&name, text).map_err(fail)?;
+    let mut layers = vec![Layer::defaults(), Layer::file(path, values)];
+    let mut problems = Vec::new();
+    let variables =
+        variables.into_iter().filter_map(|(name, value)| Layer::variable(&name, &value));
+    for layer in variables.chain(sets.iter().map(|set| Layer::set(set))) {
+        match layer {
+            Ok(layer) => layers.push(layer),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    let (figment, values, unmerged) = merge(layers);
+    problems.extend(unmerged);
+    let source = Source { text: parsed, figment, values: values.into() };
+
+    let mut known = source.values.clone();
+    take_unknown(&mut known, &mut Vec::new(), &mut problems);
+    let recipe = match known.deserialize::<Recipe>() {
+        Ok(mut recipe) => {
+            settle_ratio(&source, &mut recipe, &mut problems);
+            check(&recipe, &mut problems);
+            recipe
+        }
+        Err(error) => {
+            problems.extend(error.into_iter().map(typed));
+            return Err(fail(source.locate(problems)));
+        }
+    };
+    if !problems.is_empty() {
+        return Err(fail(source.locate(problems)));
+    }
+    let mut recipe = recipe;
+    let dir = path.parent().unwrap_or(Path::new(""));
+    for (key, path) in recipe.paths_mut() {
+        if source.is_from_file(&super::error::segments(&key)) {
+            *path = dir.join(&*path);
+        }
+    }
+    let loaded = Loaded { recipe, source };
+    // The metrics' own parameters are part of the recipe too.
+    loaded.pipeline()?;
+    Ok(loaded)
+}
+
+impl Loaded {
+    /// Where the value of a key comes from: `my.toml line 12`, `environment variable BARBER_…`,
+    /// `--set …`, or `default`.
+    pub fn origin(&self, key: &str) -> String {
+        self.source.origin(&super::error::segments(key)).unwrap_or_else(|| "default".into())
+    }
+}
+
+impl Source {
+    fn value(&self, path: &[String]) -> Option<&Value> {
+        path.iter().try_fold(&self.values, |value, segment| match value {
+            Value::Array(_, items) => items.get(segment.parse::<usize>().ok()?),
+            Value::Dict(_, dict) => dict.get(segment),
+            _ => None,
+        })
+    }
+
+    fn is_from_file(&self, path: &[String]) -> bool {
+        self.value(path)
+            .and_then(|value| self.figment.get_metadata(value.tag()))
+            .is_some_and(|metadata| metadata.source.is_some())
+    }
+
+    fn origin(&self, path: &[String]) -> Option<String> {
+        let metadata = self.figment.get_metadata(self.value(path)?.tag())?;
+        match self.text.place(path).filter(|_| metadata.source.is_some()) {
+            Some(place) => Some(self.text.origin(place.value.start)),
+            None => Some(metadata.name.to_string()),
+        }
+    }
+
+    /// Gives each problem its origin, and its place in the text if it has one there.
+    fn locate(&self, problems: Vec<Problem>) -> Vec<Problem> {
+        problems.into_iter().map(|problem| self.locate_one(problem)).collect()
+    }
+
+    pub(super) fn error(&self, problems: Vec<Problem>) -> RecipeError {
+        RecipeError::new(&self.text.name, Some(&self.text.text), self.locate(problems))
+    }
+
+    fn locate_one(&self, mut problem: Problem) -> Problem {
+        if problem.origin.is_some() {
+            return problem;
+        }
+        // What is missing is pointed at by the table that it is missing from.
+        let mut path = problem.path.clone();
+        while self.value(&path).is_none() && path.len() > 1 {
+            path.pop();
+        }
+        problem.origin = self.origin(&path);
+        if self.is_from_file(&path) || (path.len() < problem.path.len()) {
+            problem.span = self.text.place(&path).map(|place| match problem.fault {
+                Fault::UnknownKey | Fault::Missing => place.key.clone(),
+                _ => place.value.clone(),
+            });
+        }
+        problem
+    }
+}
+
+/// Removes the keys that no recipe has.
+fn take_unknown(value: &mut Value, path: &mut Vec<String>, problems: &mut Vec<Problem>) {
+    match value {
+        Value::Dict(_, dict) => {
+            // What a metric's parameters are, only the metric knows.
+            let open = path.first().is_some_and(|first| first == "metric");
+            if !open && has_children(path) {
+                let names: Vec<String> = dict.keys().cloned().collect();
+                for name in names {
+                    path.push(name.clone());
+                    if key(path).is_none() {
+                        dict.remove(&name);
+                        problems.push(unknown(path.clone()));
+                    }
+                    path.pop();
+                }
+            }
+            for (name, value) in dict.iter_mut() {
+                path.push(name.clone());
+                take_unknown(value, path, problems);
+                path.pop();
+            }
+        }
+        Value::Array(_, items) => {
+            for (i, item) in items.iter_mut().enumerate() {
+                path.push(i.to_string());
+                take_unknown(item, path, problems);
+                path.pop();
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The names of the keys in the table at `path`.
+fn children(path: &[String]) -> impl Iterator<Item = &'static str> {
+    let segments = path.iter().map(|s| if s.parse::<usize>().is_ok() { "N" } else { s });
+    let mut prefix = segments.collect::<Vec<_>>().join(".");
+    if !prefix.is_empty() {
+        prefix.push('.');
+    }
+    keys().iter().filter_map(move |key| {
+        let name = key.path.strip_prefix(&prefix)?;
+        (!name.contains('.')).then_some(name)
+    })
+}
+
+fn has_children(path: &[String]) -> bool {
+    children(path).next().is_some()
+}
+
+fn unknown(path: Vec<String>) -> Problem {
+    let (name, table) = match path.split_last() {
+        Some((name, table)) => (name.clone(), table.to_vec()),
+        None => (String::new(), Vec::new()),
+    };
+    // It may stand in the wrong table.
+    let elsewhere = keys()
+        .iter()
+        .find(|key| key.path.rsplit('.').next() == Some(&name) && key.path.contains('.'));
+    let help = match (nearest(&name, children(&table)), elsewhere) {
+        (Some(near), _) => format!("did you mean `{near}`?"),
+        (None, Some(key)) => format!("there is `{}`", key.path),
+        (None, None) => format!("known here: {}", alternatives(children(&table))),
+    };
+    Problem::new(path, Fault::UnknownKey).help(help)
+}
+
+/// A type error of figment's as a problem.
+fn typed(error: figment::Error) -> Problem {
+    let mut path = error.path.clone();
+    let (fault, help) = match error.kind {
+        Kind::MissingField(name) => {
+            path.push(name.into_owned());
+            (Fault::Missing, None)
+        }
+        Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
+            (Fault::Type { found: found.to_string(), expected }, None)
+        }
+        Kind::UnknownVariant(found, known) => {
+            let near = nearest(&found, known.iter().copied());
+            let known = alternatives(known.iter().copied());
+            let help = match near {
+                Some(near) => format!("did you mean `{near}`? There is {known}"),
+                None => format!("there is {known}"),
+            };
+            (Fault::Choice { found }, Some(help))
+        }
+        Kind::UnknownField(name, known) => {
+            // figment has the key in the path where a map's own key is at fault.
+            if path.last() != Some(&name) {
+                path.push(name.clone());
+            }
+            let near = nearest(&name, known.iter().copied());
+            let known = alternatives(known.iter().copied());
+            let help = match near {
+                Some(near) => format!("did you mean `{near}`?"),
+                None if known.is_empty() => "the metric has no parameters".into(),
+                None => format!("known here: {known}"),
+            };
+            (Fault::UnknownKey, Some(help))
+        }
+        other => (Fault::Value(other.to_string()), None),
+    };
+    let help = help.or_else(|| key(&path).map(|key| key.help.clone()));
+    let problem = Problem::new(path, fault);
+    match help {
+        Some(help) => problem.help(help),
+        None => problem,
+    }
+}
+
+pub(super) fn typed_in(stage: usize, error: figment::Error) -> Vec<Problem> {
+    let prefix = |mut problem: Problem| {
+        problem.path.splice(0..0, ["metric".to_owned(), stage.to_string()]);
+        problem
+    };
+    error.into_iter().map(typed).map(prefix).collect()
+}
+
+/// The ratio that the pattern implies, unless the recipe gives another.
+fn settle_ratio(source: &Source, recipe: &mut Recipe, problems: &mut Vec<Problem>) {
+    let Some(implied) = Sparsity::implied_ratio(recipe.sparsity.pattern) else { return };
+    let path = ["sparsity".to_owned(), "ratio".to_owned()];
+    let given = source.value(&path).is_some();
+    if given && (recipe.sparsity.ratio - implied).abs() > 1e-9 {
+        let Pattern::NofM { .. } = recipe.sparsity.pattern else { return };
+        let why = format!(
+            "{} is not what the pattern {} prunes",
+            recipe.sparsity.ratio, recipe.sparsity.pattern
+        );
+        problems.push(
+            Problem::new(path.to_vec(), Fault::Value(why))
+                .help(format!("leave it out, or write {implied}")),
+        );
+    }
+    recipe.sparsity.ratio = implied;
+}
+
+/// What no type can say.
+fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
+    let mut wrong = |key: &str, why: String, help: &str| {
+        problems.push(Problem::at(key, Fault::Value(why)).help(help));
+    };
+    let ratio = recipe.sparsity.ratio;
+    if !(0.0..1.0).contains(&ratio) {
+        wrong(
+            "sparsity.ratio",
+            format!("{ratio} is not a share of weights that can be pruned"),
+            "it must be at least 0 and below 1; 0.5 prunes half of the weights",
+        );
+    }
+    if let Some(rebuild) = &recipe.rebuild
+        && !(0.0..=1.0).contains(&rebuild.alpha)
+    {
+        wrong(
+            "rebuild.alpha",
+            format!("{} is not a share of swaps", rebuild.alpha),
+            "it must be from 0, no swap, to 1, every swap that raises the score",
+        );
+    }
+    let sizes = [
+        ("calibration.samples", recipe.calibration.samples, 1),
+        ("calibration.sequence_length", recipe.calibration.sequence_length, 2),
+        ("evaluate.sequence_length", recipe.evaluate.sequence_length, 2),
+        ("evaluate.segments", recipe.evaluate.segments.unwrap_or(1), 1),
+    ];
+    for (key, size, least) in sizes {
+        if !(least..=1 << 24).contains(&size) {
+            let help = format!("it must be from {least} to {}", 1 << 24);
+            wrong(key, format!("{size} is out of range"), &help);
+        }
+    }
+    for (i, glob) in recipe.sparsity.exclude.iter().enumerate() {
+        if let Err(error) = globset::Glob::new(glob) {
+            wrong(
+                &format!("sparsity.exclude.{i}"),
+                error.to_string(),
+                "a glob such as `*.down_proj`",
+            );
+        }
+    }
+    let mut seen: Vec<&str> = Vec::new();
+    for (i, block) in recipe.blocks.iter().enumerate() {
+        if block.name.is_empty() || block.layers.is_empty() {
+            let empty = if block.name.is_empty() { "name" } else { "layers" };
+            let help = "a block has a name and the linear layers that it groups";
+            wrong(&format!("blocks.{i}.{empty}"), "is empty".into(), help);
+        }
+        for (j, layer) in block.layers.iter().enumerate() {
+            if seen.contains(&layer.as_str()) {
+                let why = format!("`{layer}` is in two blocks");
+                wrong(&format!("blocks.{i}.layers.{j}"), why, "a layer is rebuilt with one block");
+            }
+            seen.push(layer);
+        }
+    }
+    let missing = [
+        ("model.path", recipe.model.path.as_os_str().is_empty()),
+        ("calibration.source", recipe.calibrates() && recipe.calibration.source.is_none()),
+        ("output.path", recipe.output.path.is_none()),
+    ];
+    for (path, _) in missing.into_iter().filter(|(_, missing)| *missing) {
+        let help = keys().iter().find(|key| key.path == path).map_or("", |key| &key.help);
+        problems.push(Problem::at(path, Fault::Missing).help(help));
+    }
+    if recipe.rebuild.is_some() && recipe.metric.is_empty() {
+        let help = "leave `metric` out for the paper's weight-gradient";
+        problems.push(Problem::at("metric", Fault::Value("is empty".into())).help(help));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FINE: &str = "model.path = 'm'\ncalibration.source = 'c'\noutput.path = 'o'\n";
+
+    fn load(text: &str, sets: &[&str]) -> Result<Loaded, RecipeError> {
+        let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+        load_text(Path::new("dir/r.toml"), text, [], &sets)
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let text = format!("{FINE}sparsity.ratio = 0.4\nevaluate.segments = 3\n");
+        let variables = [("BARBER_SPARSITY__RATIO", "0.5"), ("BARBER_CALIBRATION__SEED", "7")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let sets = ["sparsity.ratio=0.6".to_owned()];
+        let loaded = load_text(Path::new("r.toml"), &text, variables, &sets).unwrap();
+        assert_eq!(loaded.recipe.sparsity.ratio, 0.6);
+        assert_eq!(loaded.recipe.calibration.seed, 7);
+        assert_eq!(loaded.recipe.evaluate.segments, Some(3));
+        assert_eq!(
+            loaded.origin("calibration.seed"),
+            "environment variable BARBER_CALIBRATION__SEED"
+        );
+        assert_eq!(loaded.origin("evaluate.segments"), "r.toml line 5");
+        assert_eq!(loaded.origin("calibration.samples"), "default");
+    }
+
+    #[test]
+    fn paths_are_relative_to_what_gives_them() {
+        let loaded = load(FINE, &["output.path=elsewhere"]).unwrap();
+        assert_eq!(loaded.recipe.model.path, Path::new("dir/m"));
+        assert_eq!(loaded.recipe.output.path.as_deref(), Some(Path::new("elsewhere")));
+    }
+
+    #[test]
+    fn a_pattern_implies_its_ratio() {
+        let ratio =
+            |text: &str| load(&format!("{FINE}{text}"), &[]).map(|l| l.recipe.sparsity.ratio);
+        assert_eq!(ratio("sparsity.pattern = '1:4'").unwrap(), 0.75);
+        assert_eq!(ratio("sparsity.pattern = '2:4'\nsparsity.ratio = 0.5").unwrap(), 0.5);
+        assert!(ratio("sparsity.pattern = '2:4'\nsparsity.ratio = 0.6").is_err());
+    }
+
+    #[test]
+    fn every_problem_has_its_key_its_line_and_help() {
+        for (line, key, help) in [
+            ("sparsity.ratoi = 0.5", "sparsity.ratoi", "`ratio`"),
+            ("sparsty.ratio = 0.5", "sparsty", "`sparsity`"),
+            ("sparsity.ratio = 'half'", "sparsity.ratio", "share"),
+            ("sparsity.ratio = 1.5", "sparsity.ratio", "below 1"),
+            ("sparsity.pattern = '4:2'", "sparsity.pattern", "N:M"),
+            ("mask.init = 'wandaa'", "mask.init", "`wanda`"),
+            ("calibration.samples = -1", "calibration.samples", "samples"),
+            ("calibration.sequence_length = 1", "calibration.sequence_length", "from 2"),
+            ("rebuild.scope = 'colum'", "rebuild.scope", "`column`"),
+            ("rebuild.alpha = 1.01", "rebuild.alpha", "to 1"),
+            ("output.dtype = 'f8'", "output.dtype", "`f16`"),
+            ("blocks = [{ name = 'a', layer = ['q_proj'] }]", "blocks.0.layer", "`layers`"),
+            ("metric = [{ use = 'weight-gradiant' }]", "metric.0.use", "`weight-gradient`"),
+            ("metric = [{ use = 'magnitude', pwer = 2 }]", "metric.0.pwer", "`power`"),
+            ("metric = [{ use = 'magnitude', power = 'x' }]", "metric.0.power", ""),
+            ("metric = [{ power = 2 }]", "metric.0.use", "metric"),
+            ("sparsity.exclude = ['[']", "sparsity.exclude.0", "glob"),
+        ] {
+            let error = load(&format!("{FINE}{line}\n"), &[]).expect_err(line);
+            let problems: Vec<_> = error.problems().iter().collect();
+            let problem = problems.iter().find(|p| p.key() == key);
+            let problem = problem.unwrap_or_else(|| panic!("{line}: {problems:?}"));
+            assert!(problem.help.as_deref().unwrap_or("").contains(help), "{line}: {problem:?}");
+            let span = problem.span().unwrap_or_else(|| panic!("{line}: no span: {problem:?}"));
+            assert!(span.start >= FINE.len(), "{line}: {span:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let error = load("", &[]).unwrap_err();
+        let keys: Vec<_> = error.problems().iter().map(Problem::key).collect();
+        assert_eq!(keys, ["model.path", "calibration.source", "output.path"]);
+        assert!(load("model.path = 'm'\noutput.path = 'o'\nmask.init = 'magnitude'", &[]).is_ok());
+    }
+
+    #[test]
+    fn syntax_errors_have_their_line() {
+        let error = load("model.path = 'm'\n[sparsity\n", &[]).unwrap_err();
+        assert_eq!(error.problems()[0].origin.as_deref(), Some("dir/r.toml line 2"));
+    }
+
+    #[test]
+    fn assignments_are_checked_as_the_file_is() {
+        let error = load(FINE, &["sparsity.ratoi=0.5"]).unwrap_err();
+        assert_eq!(error.problems()[0].key(), "sparsity.ratoi");
+        assert!(error.to_string().contains("--set sparsity.ratoi=0.5"), "{error}");
+        assert!(load(FINE, &["sparsity"]).is_err());
+        assert!(load(FINE, &["metric.0.power=0.5"]).unwrap().pipeline().is_ok());
+    }
+
+    #[test]
+    fn a_resolved_recipe_is_a_recipe() {
+        let text = format!(
+            "{FINE}[rebuild]\nscope = 'group'\n[[metric]]\nuse = 'gradient'\npower = 0.5\n"
+        );
+        let recipe = load(&text, &[]).unwrap().recipe;
+        let again = load_text(Path::new("r.toml"), &recipe.to_toml().unwrap(), [], &[]).unwrap();
+        assert_eq!(again.recipe, recipe);
+    }
+}

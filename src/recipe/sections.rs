@@ -1,0 +1,253 @@
+//! What a recipe says, section by section. The documentation of each key is its users' help.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, de::IntoDeserializer};
+
+use super::{Dtype, Init, Pattern, Scope, Selection, Stage};
+
+/// A pruning experiment, whole: who reads it knows what will happen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recipe {
+    /// The model to prune.
+    pub model: Model,
+    /// The text that statistics are gathered on.
+    pub calibration: Calibration,
+    /// How many weights go, and where.
+    pub sparsity: Sparsity,
+    /// The mask that the rebuild starts from.
+    pub mask: Mask,
+    /// The groups of layers that are rebuilt as one. Left out: the model family's own grouping,
+    /// self-attention and MLP.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<BlockGroup>,
+    /// The mask rebuild. Left out: the initial mask is the result.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rebuild: Option<Rebuild>,
+    /// The pipeline that scores weights for the rebuild, a stage after the other. Left out: the
+    /// one stage `weight-gradient`.
+    pub metric: Vec<Stage>,
+    /// The pruned checkpoint.
+    pub output: Output,
+    /// What to measure on the result.
+    pub evaluate: Evaluate,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            model: Model::default(),
+            calibration: Calibration::default(),
+            sparsity: Sparsity::default(),
+            mask: Mask::default(),
+            blocks: Vec::new(),
+            rebuild: None,
+            metric: vec![Stage::new("weight-gradient")],
+            output: Output::default(),
+            evaluate: Evaluate::default(),
+        }
+    }
+}
+
+/// The model to prune.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// The Hugging Face directory of the dense checkpoint. Every recipe needs it.
+    pub path: PathBuf,
+}
+
+/// The text that statistics are gathered on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Calibration {
+    /// The text, or JSON Lines with a `text` field. Needed by the mask `wanda` and by a rebuild.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<PathBuf>,
+    /// How many samples to take of it.
+    pub samples: usize,
+    /// The length of a sample, in tokens.
+    pub sequence_length: usize,
+    /// What the random selection starts from.
+    pub seed: u64,
+    /// Which parts of the text become samples: `random` draws places with the seed, `sequential`
+    /// takes them from the beginning on, one after the other.
+    #[serde(deserialize_with = "word")]
+    pub selection: Selection,
+}
+
+impl Default for Calibration {
+    fn default() -> Self {
+        Self {
+            source: None,
+            samples: 128,
+            sequence_length: 2048,
+            seed: 0,
+            selection: Selection::Random,
+        }
+    }
+}
+
+/// How many weights go, and where.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sparsity {
+    /// Where zeros may stand: `unstructured` is anywhere; `N:M`, such as `2:4`, keeps N of every M
+    /// consecutive inputs of a row.
+    #[schemars(with = "String")]
+    pub pattern: Pattern,
+    /// The share of weights that is pruned, at least 0 and below 1. With a pattern N:M it follows
+    /// from the pattern, 1 − N/M, and can be left out.
+    pub ratio: f64,
+    /// Tensors to leave as they are, as globs over their names with or without `.weight`:
+    /// `lm_head`, `*.down_proj`, `model.layers.0.*`.
+    pub exclude: Vec<String>,
+}
+
+impl Default for Sparsity {
+    fn default() -> Self {
+        Self { pattern: Pattern::Unstructured, ratio: 0.5, exclude: vec!["lm_head".into()] }
+    }
+}
+
+impl Sparsity {
+    /// The ratio that a pattern implies, if it implies one.
+    pub fn implied_ratio(pattern: Pattern) -> Option<f64> {
+        match pattern {
+            Pattern::Unstructured => None,
+            Pattern::NofM { n, m } => Some(1.0 - n as f64 / m as f64),
+        }
+    }
+}
+
+/// The mask that the rebuild starts from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mask {
+    /// What is pruned at first: `wanda`, the lowest |W|·‖x‖ of each row; `magnitude`, the lowest
+    /// |W| of each matrix; `none`, only the weights that are zero already.
+    #[serde(deserialize_with = "word")]
+    pub init: Init,
+}
+
+impl Default for Mask {
+    fn default() -> Self {
+        Self { init: Init::Wanda }
+    }
+}
+
+/// A group of layers that is rebuilt as one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BlockGroup {
+    /// What reports call the group.
+    pub name: String,
+    /// The linear layers it consists of, such as `q_proj`.
+    pub layers: Vec<String>,
+}
+
+/// The mask rebuild: within each scope, pruned weights that score high are swapped for kept ones
+/// that score low.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rebuild {
+    /// The weights that compete: all of a `group`, all of a `layer`, those of a `row` (an output)
+    /// or those of a `column` (an input).
+    #[serde(deserialize_with = "word")]
+    pub scope: Scope,
+    /// The share of the swaps that would raise the score that is made, from 0 to 1. The paper has
+    /// 0.1, and 0.01 for Wanda's mask on models of 7 billion weights; where a scope has fewer than
+    /// 1/alpha such swaps, none is made, so small models' rows need the larger one.
+    pub alpha: f64,
+}
+
+impl Default for Rebuild {
+    fn default() -> Self {
+        Self { scope: Scope::Row, alpha: 0.1 }
+    }
+}
+
+/// The pruned checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Output {
+    /// The directory to write; pruning needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// How weights are stored: `f32`, `f16` or `bf16`. Left out: as in the dense checkpoint.
+    #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Dtype>,
+}
+
+/// What to measure on the result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Evaluate {
+    /// Texts to measure the perplexity on.
+    pub perplexity: Vec<PathBuf>,
+    /// The length of a segment of text, in tokens.
+    pub sequence_length: usize,
+    /// How many segments of each text to measure at most. Left out: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segments: Option<usize>,
+}
+
+impl Default for Evaluate {
+    fn default() -> Self {
+        Self { perplexity: Vec::new(), sequence_length: 2048, segments: None }
+    }
+}
+
+impl Recipe {
+    /// The resolved recipe as TOML, which loads as an equal recipe.
+    ///
+    /// # Errors
+    /// If TOML cannot say a value, such as a path that is not Unicode.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(self)
+    }
+
+    /// The recipe with absolute paths: it means the same from wherever it is read.
+    ///
+    /// # Errors
+    /// If the current directory cannot be told.
+    pub fn absolute(mut self) -> std::io::Result<Self> {
+        for (_, path) in self.paths_mut() {
+            if !path.as_os_str().is_empty() {
+                *path = std::path::absolute(&path)?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// Whether the recipe gathers statistics on the calibration text.
+    pub fn calibrates(&self) -> bool {
+        self.mask.init == Init::Wanda || self.rebuild.is_some()
+    }
+
+    /// Every path, with its key.
+    pub(super) fn paths_mut(&mut self) -> Vec<(String, &mut PathBuf)> {
+        let mut paths = vec![("model.path".to_owned(), &mut self.model.path)];
+        paths.extend(self.calibration.source.iter_mut().map(|p| ("calibration.source".into(), p)));
+        paths.extend(self.output.path.iter_mut().map(|p| ("output.path".into(), p)));
+        let texts = self.evaluate.perplexity.iter_mut().enumerate();
+        paths.extend(texts.map(|(i, p)| (format!("evaluate.perplexity.{i}"), p)));
+        paths
+    }
+}
+
+/// A choice from a closed set by its name, and by nothing else: figment would take a variant's
+/// number too.
+fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    T::deserialize(String::deserialize(deserializer)?.into_deserializer())
+}
+
+fn optional_word<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    word(deserializer).map(Some)
+}

@@ -1,0 +1,91 @@
+//! A stage of the metric pipeline as a recipe writes it: a `[[metric]]` table.
+
+use std::{borrow::Cow, fmt};
+
+use figment::value::{Dict, Value};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{MapAccess, Visitor},
+    ser::SerializeMap,
+};
+
+/// A stage of the metric pipeline.
+///
+/// In TOML it is one table: `use` names the metric, every other key is a parameter of that metric.
+/// Only the metric knows which there are, so they are checked when the pipeline is built.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stage {
+    /// The metric's name, the key `use`.
+    pub metric: String,
+    /// The metric's parameters; those left out have the metric's defaults.
+    pub parameters: Dict,
+}
+
+impl Stage {
+    /// The metric of this name with its default parameters.
+    pub fn new(metric: impl Into<String>) -> Self {
+        Self { metric: metric.into(), parameters: Dict::new() }
+    }
+}
+
+impl Serialize for Stage {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(1 + self.parameters.len()))?;
+        map.serialize_entry("use", &self.metric)?;
+        for (name, value) in &self.parameters {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Stage {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Table;
+
+        impl<'de> Visitor<'de> for Table {
+            type Value = Stage;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Stage, A::Error> {
+                let mut stage = Stage::default();
+                while let Some(key) = map.next_key::<String>()? {
+                    if key == "use" {
+                        stage.metric = map.next_value()?;
+                    } else {
+                        let value: Value = map.next_value()?;
+                        stage.parameters.insert(key, value);
+                    }
+                }
+                Ok(stage)
+            }
+        }
+
+        deserializer.deserialize_map(Table)
+    }
+}
+
+impl JsonSchema for Stage {
+    fn schema_name() -> Cow<'static, str> {
+        "Stage".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "object",
+            "description": "A stage of the metric pipeline.",
+            "properties": {
+                "use": {
+                    "type": "string",
+                    "description": "The metric's name; the table's other keys are its parameters."
+                }
+            },
+            "required": ["use"],
+            "additionalProperties": true
+        })
+    }
+}

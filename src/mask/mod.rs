@@ -6,6 +6,8 @@ mod error;
 mod init;
 mod order;
 mod pattern;
+#[cfg(test)]
+mod properties;
 mod rebuild;
 mod scope;
 

@@ -11,7 +11,7 @@ use crate::mask::{
 /// Pruning pools smaller than this together is faster than one by one.
 const BATCH: usize = 1 << 14;
 
-/// The mask that prunes the `count` lowest of every `pool` consecutive scores, the first among
+/// The mask that prunes the `count` lowest of every `pool` consecutive scores, the last among
 /// equals.
 pub(super) fn prune_lowest(dims: Dims, scores: &[f32], pool: usize, count: usize) -> Mask {
     let pool = pool.max(1);
@@ -21,7 +21,7 @@ pub(super) fn prune_lowest(dims: Dims, scores: &[f32], pool: usize, count: usize
         keys.clear();
         keys.extend(scores.iter().map(|&score| key(score)));
         let mut lowest = Lowest::of(keys, count);
-        for (kept, &score) in kept.iter_mut().zip(scores) {
+        for (kept, &score) in kept.iter_mut().zip(scores).rev() {
             *kept = !lowest.takes(key(score));
         }
     });

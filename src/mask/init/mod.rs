@@ -50,7 +50,7 @@ impl Init {
     /// The initial mask of a matrix. `ratio` is the share of weights to prune: exactly
     /// ⌊`ratio`·n⌋ of each matrix ([`Init::Magnitude`]) or row ([`Init::Wanda`]). An N:M pattern
     /// has its own: the N highest scores of each tile are kept, and `ratio` is not used. Among
-    /// equal scores the first weights are pruned.
+    /// equal scores the last weights are pruned.
     ///
     /// # Errors
     /// If the statistics lack something or do not fit the matrix, a score is not a number,
@@ -153,11 +153,11 @@ mod tests {
     }
 
     #[test]
-    fn among_equals_the_first_are_pruned() {
+    fn among_equals_the_last_are_pruned() {
         let stats = stats(&[1.0, -1.0, 1.0, 1.0], 1, &[1.0; 4]);
         for init in [Init::Magnitude, Init::Wanda] {
-            assert_eq!(kept(init, &stats, ALL, 0.75), [0, 0, 0, 1]);
-            assert_eq!(kept(init, &stats, TWO_OF_FOUR, 0.75), [0, 0, 1, 1]);
+            assert_eq!(kept(init, &stats, ALL, 0.75), [1, 0, 0, 0]);
+            assert_eq!(kept(init, &stats, TWO_OF_FOUR, 0.75), [1, 1, 0, 0]);
         }
     }
 

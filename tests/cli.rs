@@ -1,0 +1,351 @@
+//! The program as a user runs it.
+
+mod util;
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use half::bf16;
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use util::{Run, Tensor, barber, flat, recipe, tensors, tiny, write};
+
+fn is_pruned(name: &str) -> bool {
+    name.ends_with("_proj.weight")
+}
+
+/// That `sparse` has `ratio` zeros in each pruned matrix and the very bits of `dense` elsewhere.
+fn check_sparse(dense: &BTreeMap<String, Tensor>, sparse: &BTreeMap<String, Tensor>, ratio: f64) {
+    assert_eq!(dense.len(), sparse.len());
+    let (mut zeros, mut all) = (0, 0);
+    for (name, (dtype, shape, bytes)) in dense {
+        let (sparse_dtype, sparse_shape, sparse_bytes) = &sparse[name];
+        assert_eq!((dtype, shape), (sparse_dtype, sparse_shape), "{name}");
+        if !is_pruned(name) {
+            assert_eq!(bytes, sparse_bytes, "{name}");
+            continue;
+        }
+        let size = bytes.len() / shape.iter().product::<usize>();
+        for (dense, sparse) in bytes.chunks(size).zip(sparse_bytes.chunks(size)) {
+            all += 1;
+            if sparse.iter().all(|byte| *byte == 0) {
+                zeros += 1;
+            } else {
+                assert_eq!(dense, sparse, "{name}");
+            }
+        }
+    }
+    assert!((f64::from(zeros) / f64::from(all) - ratio).abs() < 1e-3, "{zeros} of {all}");
+}
+
+fn succeeds(run: &Run) {
+    assert_eq!(run.status, 0, "{}{}", run.stdout, run.stderr);
+}
+
+#[test]
+fn a_recipe_prunes_a_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), "");
+    let run = barber(&["prune", &recipe, "--json"]);
+    succeeds(&run);
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(report["groups"].as_array().unwrap().len(), 4);
+    let out = dir.path().join("out");
+    check_sparse(&tensors(Path::new(util::TINY)), &tensors(&out), 0.5);
+    let file = |name: &str| fs::read(out.join(name)).unwrap();
+    let original = fs::read(Path::new(util::TINY).join("config.json")).unwrap();
+    assert_eq!(file("config.json"), original);
+    assert_eq!(serde_json::from_slice::<Value>(&file("barber-report.json")).unwrap(), report);
+    // The resolved recipe makes the same bytes again, from anywhere.
+    let again = dir.path().join("again");
+    let set = format!("output.path={}", again.display());
+    let resolved = out.join("barber-recipe.toml").display().to_string();
+    succeeds(&barber(&["prune", &resolved, "--set", &set]));
+    assert_eq!(tensors(&out), tensors(&again));
+    // Nothing is left beside the outputs.
+    let mut names: Vec<_> =
+        fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["again", "out", "recipe.toml"]);
+}
+
+#[test]
+fn without_a_rebuild_the_initial_mask_is_the_result() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r.toml");
+    let model = std::env::current_dir().unwrap().join(util::TINY);
+    let text = format!(
+        "model.path = '{}'\nmask.init = 'magnitude'\noutput.path = 'out'\n\
+         sparsity.pattern = '1:4'\n",
+        model.display()
+    );
+    fs::write(&path, text).unwrap();
+    succeeds(&barber(&["prune", path.to_str().unwrap()]));
+    let pruned = tensors(&dir.path().join("out"));
+    check_sparse(&tensors(&model), &pruned, 0.75);
+    for (name, (_, _, bytes)) in pruned.iter().filter(|(name, _)| is_pruned(name)) {
+        for group in bytes.chunks(16) {
+            let kept = group.chunks(4).filter(|weight| **weight != [0; 4]).count();
+            assert_eq!(kept, 1, "{name}");
+        }
+    }
+    // A second run on the result that keeps its zeros changes nothing.
+    let [model, output] = ["model.path", "output.path"].map(|key| {
+        let path = if key == "model.path" { "out" } else { "same" };
+        format!("{key}={}", dir.path().join(path).display())
+    });
+    let arguments = [
+        "prune",
+        path.to_str().unwrap(),
+        "--set",
+        &model,
+        "--set",
+        &output,
+        "--set",
+        "mask.init=none",
+    ];
+    succeeds(&barber(&arguments));
+    assert_eq!(tensors(&dir.path().join("same")), pruned);
+}
+
+#[test]
+fn shards_of_half_precision_stay_what_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    fs::create_dir(&model).unwrap();
+    let mut halves = tensors(Path::new(util::TINY));
+    for (dtype, _, bytes) in halves.values_mut() {
+        *dtype = Dtype::BF16;
+        *bytes = bytes
+            .chunks(4)
+            .map(|b| bf16::from_f32(f32::from_le_bytes(b.try_into().unwrap())))
+            .flat_map(bf16::to_le_bytes)
+            .collect();
+    }
+    let (mut first, mut second) = (BTreeMap::new(), BTreeMap::new());
+    let mut map = serde_json::Map::new();
+    for (i, (name, tensor)) in halves.iter().enumerate() {
+        let (shard, file) =
+            if i % 2 == 0 { (&mut first, "a.safetensors") } else { (&mut second, "b.safetensors") };
+        shard.insert(name.clone(), tensor.clone());
+        map.insert(name.clone(), file.into());
+    }
+    write(&model.join("a.safetensors"), &first);
+    write(&model.join("b.safetensors"), &second);
+    let index = json!({ "metadata": {}, "weight_map": map });
+    fs::write(model.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    fs::copy(Path::new(util::TINY).join("config.json"), model.join("config.json")).unwrap();
+
+    let recipe = recipe(dir.path(), "");
+    let set = format!("model.path={}", model.display());
+    succeeds(&barber(&["prune", &recipe, "--set", &set]));
+    let out = dir.path().join("out");
+    check_sparse(&halves, &tensors(&out), 0.5);
+    let index = fs::read(out.join("model.safetensors.index.json")).unwrap();
+    let index: Value = serde_json::from_slice(&index).unwrap();
+    assert_eq!(index["weight_map"], Value::Object(map));
+    assert_eq!(tensors(&out).len(), halves.len());
+
+    // Another format is a choice of the recipe.
+    let arguments = ["prune", &recipe, "--set", &set, "--set", "output.dtype=f32", "--force"];
+    succeeds(&barber(&arguments));
+    for (name, (dtype, _, bytes)) in tensors(&out) {
+        assert_eq!(dtype, Dtype::F32, "{name}");
+        assert_eq!(bytes.len(), 2 * halves[&name].2.len(), "{name}");
+    }
+}
+
+#[test]
+fn a_text_is_evaluated() {
+    let arguments = [
+        "eval",
+        "recipes/quickstart/model",
+        "--text",
+        "recipes/quickstart/evaluation.txt",
+        "--sequence-length",
+        "64",
+        "--segments",
+        "4",
+        "--json",
+    ];
+    let run = barber(&arguments);
+    succeeds(&run);
+    let found: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(found["predictions"], 4 * 63);
+    let perplexity = found["perplexity"].as_f64().unwrap();
+    assert!((1.0..3.0).contains(&perplexity), "{perplexity}");
+}
+
+#[test]
+fn the_quickstart_shows_what_a_rebuild_is_worth() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = format!("output.path={}", dir.path().join("out").display());
+    let run = barber(&["prune", "recipes/quickstart.toml", "--set", &output, "--json"]);
+    succeeds(&run);
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
+    let [dense, initial, rebuilt] = ["dense", "initial", "rebuilt"]
+        .map(|mask| report["perplexity"][0][mask]["perplexity"].as_f64().unwrap());
+    assert!(dense * 1.2 < rebuilt && rebuilt * 1.1 < initial, "{dense} {initial} {rebuilt}");
+    assert!(dir.path().join("out/tokenizer.json").is_file());
+}
+
+#[test]
+fn metrics_are_listed() {
+    let run = barber(&["metrics"]);
+    succeeds(&run);
+    for text in [
+        "weight-gradient",
+        "activation-norm",
+        "normalise",
+        "needs: squared gradient",
+        "power = 1.0",
+    ] {
+        assert!(run.stdout.contains(text), "{}", run.stdout);
+    }
+}
+
+#[test]
+fn an_output_is_replaced_only_by_force() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), "");
+    let out = dir.path().join("out");
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("mine.txt"), "mine").unwrap();
+    let run = barber(&["prune", &recipe]);
+    assert_eq!(run.status, 1);
+    assert!(flat(&run.stderr).contains("--force"), "{}", run.stderr);
+    // What is no checkpoint is not replaced even so.
+    let run = barber(&["prune", &recipe, "--force"]);
+    assert_eq!(run.status, 1);
+    assert!(flat(&run.stderr).contains("not a checkpoint"), "{}", run.stderr);
+    assert_eq!(fs::read(out.join("mine.txt")).unwrap(), b"mine");
+    fs::write(out.join("config.json"), "{}").unwrap();
+    succeeds(&barber(&["prune", &recipe, "--force"]));
+    assert!(!out.join("mine.txt").exists());
+    // Never the model itself.
+    let model =
+        format!("output.path={}", std::env::current_dir().unwrap().join(util::TINY).display());
+    let run = barber(&["prune", &recipe, "--force", "--set", &model]);
+    assert_eq!(run.status, 1);
+    assert!(flat(&run.stderr).contains("inside one another"), "{}", run.stderr);
+}
+
+/// Runs a recipe that must fail, and checks that it leaves nothing.
+fn fails(dir: &Path, sets: &[&str], status: i32, expected: &[&str]) {
+    let recipe = recipe(dir, "");
+    let mut arguments = vec!["prune", &recipe];
+    sets.iter().for_each(|set| arguments.extend(["--set", set]));
+    let run = barber(&arguments);
+    let message = flat(&run.stderr);
+    assert_eq!(run.status, status, "{sets:?}: {message}");
+    for expected in expected {
+        assert!(message.contains(expected), "{sets:?}: no {expected:?} in: {message}");
+    }
+    assert!(!message.contains("panicked"), "{message}");
+    let left = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name());
+    let left: Vec<_> = left.filter(|name| name != "recipe.toml" && name != "model").collect();
+    assert!(left.is_empty(), "{sets:?} left {left:?}");
+}
+
+#[test]
+fn what_is_wrong_with_a_recipe_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    for (set, expected) in [
+        ("sparsity.ratoi=0.5", "did you mean `ratio`"),
+        ("sparsity.ratio=\"half\"", "`sparsity.ratio` is string"),
+        ("sparsity.ratio=1.0", "below 1"),
+        ("sparsity.ratio=nan", "sparsity.ratio"),
+        ("sparsity.pattern=5:4", "0 < N < M"),
+        ("sparsity.exclude=['*_proj']", "nothing is left to prune"),
+        ("rebuild.alpha=2", "rebuild.alpha"),
+        ("metric=[{ use = 'weight-gradiant' }]", "did you mean `weight-gradient`"),
+        ("metric=[{ use = 'magnitude', pwoer = 2 }]", "did you mean `power`"),
+        ("blocks=[{ name = 'all', layers = ['q_proj', 'up_proj'] }]", "`all` pools layers"),
+        ("blocks=[{ name = 'a', layers = ['fc1'] }]", "no linear layer `fc1`"),
+    ] {
+        fails(dir.path(), &[set], 2, &[expected]);
+    }
+    // In the file, the line is shown.
+    let path = recipe(dir.path(), "sparsity.ratoi = 0.5");
+    let run = barber(&["prune", &path]);
+    assert_eq!(run.status, 2);
+    for expected in ["sparsity.ratoi = 0.5", "did you mean `ratio`", "recipe.toml:1:"] {
+        assert!(run.stderr.contains(expected), "{}", run.stderr);
+    }
+    let run = barber(&["prune", "no/such.toml"]);
+    assert_eq!(run.status, 2);
+    assert!(flat(&run.stderr).contains("no/such.toml"), "{}", run.stderr);
+    assert_eq!(barber(&["prune"]).status, 2);
+    assert_eq!(barber(&["prun"]).status, 2);
+}
+
+const Q: &str = "model.layers.1.self_attn.q_proj.weight";
+
+#[test]
+fn what_is_wrong_with_a_checkpoint_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fails(dir, &["model.path=no/model"], 1, &["no/model", "does not exist"]);
+    let set = tiny(dir, |tensors, _| {
+        tensors.remove(Q);
+    });
+    fails(dir, &[&set], 1, &[Q, "config.json calls for"]);
+    let set = tiny(dir, |tensors, _| tensors.get_mut(Q).unwrap().1 = vec![32, 128]);
+    fails(dir, &[&set], 1, &[Q, "[32, 128]", "[64, 64]"]);
+    let set = tiny(dir, |tensors, _| {
+        let bytes = &mut tensors.get_mut(Q).unwrap().2;
+        bytes[4 * 70..4 * 71].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    fails(dir, &[&set], 1, &[Q, "NaN at [1, 6]"]);
+    let set = tiny(dir, |_, config| config["model_type"] = "bloom".into());
+    fails(dir, &[&set], 1, &["bloom", "llama"]);
+    let set = tiny(dir, |_, config| config["num_key_value_heads"] = 3.into());
+    fails(dir, &[&set], 1, &["num_key_value_heads"]);
+
+    let set = tiny(dir, |_, _| ());
+    let shard = dir.join("model/model.safetensors");
+    let whole = fs::read(&shard).unwrap();
+    fs::write(&shard, &whole[..whole.len() / 2]).unwrap();
+    fails(dir, &[&set], 1, &["model.safetensors", "truncated"]);
+    fs::write(&shard, &whole[..100]).unwrap();
+    fails(dir, &[&set], 1, &["model.safetensors", "truncated"]);
+    fs::write(&shard, [&[8, 0, 0, 0, 0, 0, 0, 0], &b"not json"[..]].concat()).unwrap();
+    fails(dir, &[&set], 1, &["model.safetensors", "corrupt"]);
+    fs::remove_file(&shard).unwrap();
+    fs::write(dir.join("model/pytorch_model.bin"), "").unwrap();
+    fails(dir, &[&set], 1, &["pickle", "safetensors"]);
+    fs::write(dir.join("model/config.json"), "{").unwrap();
+    fails(dir, &[&set], 1, &["config.json", "JSON"]);
+}
+
+#[test]
+fn what_is_wrong_with_a_text_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let text = |name: &str, contents: &[u8]| {
+        let path = dir.join("model").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, contents).unwrap();
+        format!("calibration.source={}", path.display())
+    };
+    fails(dir, &["calibration.samples=9"], 1, &["9 rows", "there are 8"]);
+    let ids = text("ids.json", b"{\"token_ids\": [[1, 2, 300], [1], [1], [1]]}");
+    fails(dir, &[&ids], 1, &["ids.json", "token 300", "256 tokens"]);
+    let plain = text("plain.txt", b"Anna has 3 apples.");
+    fails(dir, &[&plain], 1, &["tokenizer.json"]);
+
+    let quickstart = "model.path=recipes/quickstart/model";
+    fails(dir, &[quickstart, &plain], 1, &["too little text", "5 tokens"]);
+    let binary = text("binary.txt", &[b'a', 0xff]);
+    fails(dir, &[quickstart, &binary], 1, &["UTF-8", "byte 1"]);
+    let lines = text("lines.jsonl", b"{\"text\": \"Anna\"}\n{\"body\": \"Ben\"}\n");
+    fails(dir, &[quickstart, &lines], 1, &["line 2", "`text`"]);
+    // A tokenizer of another model: its tokens are beyond the vocabulary.
+    let set = tiny(dir, |_, _| ());
+    let big = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 999}, "unk_token": "b"}
+    });
+    fs::write(dir.join("model/tokenizer.json"), big.to_string()).unwrap();
+    fails(dir, &[&set, &plain], 1, &["tokenizer.json", "token 999", "256 tokens"]);
+}

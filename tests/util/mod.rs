@@ -1,0 +1,111 @@
+//! What the end-to-end tests share: running the binary, and small checkpoints.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::Value;
+
+/// The tiny LLaMA of the conformance tests: f32, one file, no tokenizer.
+pub const TINY: &str = "tests/conformance/tiny-llama";
+
+/// What a run of the program printed, and its exit status.
+#[derive(Debug)]
+pub struct Run {
+    pub status: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+pub fn run(program: &Path, arguments: &[&str]) -> Run {
+    let mut command = Command::new(program);
+    // What the environment sets must not decide a test.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("BARBER_") {
+            command.env_remove(name);
+        }
+    }
+    let Output { status, stdout, stderr } =
+        command.args(arguments).env("NO_COLOR", "1").output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Run { status: status.code().unwrap(), stdout: text(stdout), stderr: text(stderr) }
+}
+
+pub fn barber(arguments: &[&str]) -> Run {
+    run(Path::new(env!("CARGO_BIN_EXE_barber")), arguments)
+}
+
+/// A message without the line breaks and borders of its layout.
+pub fn flat(message: &str) -> String {
+    message.replace(['│', '╰', '─', '×'], " ").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A recipe that magnitude-prunes and rebuilds the tiny LLaMA, with `extra` lines before.
+pub fn recipe(dir: &Path, extra: &str) -> String {
+    let here = std::env::current_dir().unwrap();
+    let path = dir.join("recipe.toml");
+    let text = format!(
+        "{extra}
+[model]
+path = '{model}'
+[calibration]
+source = '{calibration}'
+samples = 4
+[mask]
+init = 'magnitude'
+[rebuild]
+scope = 'layer'
+alpha = 0.2
+[output]
+path = 'out'
+",
+        model = here.join(TINY).display(),
+        calibration = here.join("tests/conformance/calibration.json").display(),
+    );
+    fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+/// A tensor's format, shape and bytes.
+pub type Tensor = (Dtype, Vec<usize>, Vec<u8>);
+
+/// All tensors of a directory's safetensors files.
+pub fn tensors(dir: &Path) -> BTreeMap<String, Tensor> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            let bytes = fs::read(&path).unwrap();
+            for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+                let tensor = (view.dtype(), view.shape().to_vec(), view.data().to_vec());
+                assert!(all.insert(name, tensor).is_none());
+            }
+        }
+    }
+    all
+}
+
+/// Writes one safetensors file.
+pub fn write(path: &Path, tensors: &BTreeMap<String, Tensor>) {
+    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
+        (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+/// A copy of the tiny LLaMA whose tensors and configuration a test may change.
+pub fn tiny(dir: &Path, change: impl FnOnce(&mut BTreeMap<String, Tensor>, &mut Value)) -> String {
+    let model = dir.join("model");
+    fs::create_dir_all(&model).unwrap();
+    let mut tensors = tensors(Path::new(TINY));
+    let config = fs::read(Path::new(TINY).join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    change(&mut tensors, &mut config);
+    fs::write(model.join("config.json"), config.to_string()).unwrap();
+    write(&model.join("model.safetensors"), &tensors);
+    format!("model.path={}", model.display())
+}

@@ -58,9 +58,14 @@ impl Output {
                 return Err(Error::NotReplaceable(target));
             }
         }
-        let staging = sibling(&target, "partial");
+        let staging = sibling(&resolved, "partial");
         fs::create_dir(&staging).map_err(|e| Error::io(&staging, e))?;
-        Ok(Self { target, staging })
+        Ok(Self { target: resolved, staging })
+    }
+
+    /// Where the checkpoint will be.
+    pub fn target(&self) -> &Path {
+        &self.target
     }
 
     /// Writes the weights of `reader`, in the same shards: zeros where `masks` prune, every other
@@ -152,7 +157,7 @@ impl Output {
     ///
     /// # Errors
     /// If it cannot be renamed; what was there before is then there still.
-    pub fn finish(self) -> Result<PathBuf, Error> {
+    pub fn finish(self) -> Result<(), Error> {
         let io = |e| Error::io(&self.target, e);
         sync_dir(&self.staging).map_err(io)?;
         if self.target.exists() {
@@ -170,7 +175,7 @@ impl Output {
         if let Some(parent) = self.target.parent() {
             sync_dir(parent).map_err(io)?;
         }
-        Ok(self.target.clone())
+        Ok(())
     }
 }
 

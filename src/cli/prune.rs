@@ -110,7 +110,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let kept: usize = masks.values().map(|mask| mask.kept()).sum();
     let summary = Summary {
         barber: env!("CARGO_PKG_VERSION"),
-        output: std::path::absolute(target).unwrap_or_else(|_| target.to_owned()),
+        output: output.target().to_owned(),
         prunable_weights: prunable,
         pruned_weights: prunable - kept,
         perplexity: perplexity.collect(),

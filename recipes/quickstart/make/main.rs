@@ -15,7 +15,7 @@ struct Arguments {
     #[arg(long, default_value = "recipes/quickstart")]
     out: PathBuf,
     /// Training steps.
-    #[arg(long, default_value_t = 3000)]
+    #[arg(long, default_value_t = 2000)]
     steps: usize,
 }
 

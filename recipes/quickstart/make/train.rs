@@ -3,7 +3,7 @@
 use std::{collections::HashMap, error::Error, f32::consts::PI, fs, path::Path, time::Instant};
 
 use dfdx::{
-    tensor::{AsArray, Cpu, Gradients, OwnedTape, PutTape, SplitTape, Tensor, TensorFromVec},
+    tensor::{Cpu, Gradients, OwnedTape, PutTape, SplitTape, Tensor, TensorFromVec},
     tensor_ops::{Backward, TryAdd},
 };
 use half::f16;
@@ -22,7 +22,7 @@ const SEQUENCE: usize = 128;
 const BATCH: usize = 16;
 const PEAK_RATE: f32 = 4e-3;
 const WARM_UP: usize = 100;
-const DECAY: f32 = 0.1;
+const DECAY: f32 = 0.0;
 const LARGEST_NORM: f32 = 1.0;
 const BETAS: [f32; 2] = [0.9, 0.99];
 
@@ -52,7 +52,7 @@ pub(crate) fn train(
 ) -> Result<(), Box<dyn Error>> {
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float16",
-        "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 4,
+        "hidden_size": 48, "intermediate_size": 112, "num_hidden_layers": 3,
         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": vocabulary,
         "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "hidden_act": "silu", "tie_word_embeddings": false,

@@ -1,4 +1,5 @@
 //! Replays the seed corpora of the fuzz targets.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking")]
 
 #[path = "../fuzz/src/checks.rs"]
 mod checks;

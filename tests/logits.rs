@@ -1,5 +1,6 @@
 //! The forward pass against transformers: logits of tiny random checkpoints, one for each way in
 //! which a LLaMA's configuration changes it. `tests/fixtures/make-logits.py` recorded them.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 

@@ -76,6 +76,10 @@ pub fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .without_time()
         .try_init();
+    // A path that is broken over two lines can be neither clicked nor searched for.
+    let _ = miette::set_hook(Box::new(|_| {
+        Box::new(miette::MietteHandlerOpts::new().wrap_lines(false).build())
+    }));
     // The exit status of a usage error is 2, clap's own.
     let Arguments { command } = Arguments::parse();
     let result = match command {

@@ -1,6 +1,6 @@
 //! The forward pass of one part of a decoder layer: one for all families.
 
-use dfdx::tensor::{PutTape, SplitTape, Tape};
+use dfdx::tensor::{HasErr, PutTape, SplitTape, Tape};
 
 use super::{
     Positions, Vector,
@@ -34,9 +34,10 @@ impl<D: Ops> PartWeights<D> {
     }
 }
 
+/// What is shown the inputs of linear layers, with the indices of the layers that share one.
+pub type Seen<'a, D, T> = dyn FnMut(&[usize], &Matrix<D, T>) -> Result<(), <D as HasErr>::Err> + 'a;
+
 /// The output of a part, without the residual, for its normalised input.
-///
-/// `seen` is shown each linear layer's input, with the indices of the layers that share it.
 ///
 /// # Errors
 /// If the device has not enough memory.
@@ -45,7 +46,7 @@ pub fn forward<D: Ops, T: Tape<f32, D> + 'static>(
     positions: &Positions,
     input: Matrix<D, T>,
     input_gradient: InputGradient,
-    seen: &mut dyn FnMut(&[usize], &Matrix<D, T>) -> Result<(), D::Err>,
+    seen: &mut Seen<'_, D, T>,
 ) -> Result<Matrix<D, T>, D::Err> {
     // The first layers share their input; the tape goes with the first of them.
     let first = |input: Matrix<D, T>, i: usize| {

@@ -13,7 +13,7 @@ use dfdx::tensor::{NoneTape, Tensor};
 
 use self::ops::{Heads, Matrix, Ops, Rotation};
 pub use self::{
-    forward::{PartWeights, forward},
+    forward::{PartWeights, Seen, forward},
     measure::{Measured, Statistics, input_squares, loss, measure, outputs},
 };
 use crate::family::Decoder;

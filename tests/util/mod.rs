@@ -1,4 +1,5 @@
 //! What the end-to-end tests share: running the binary, and small checkpoints.
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::{
     collections::BTreeMap,
@@ -11,17 +12,17 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
 /// The tiny LLaMA of the conformance tests: f32, one file, no tokenizer.
-pub const TINY: &str = "tests/conformance/tiny-llama";
+pub(crate) const TINY: &str = "tests/conformance/tiny-llama";
 
 /// What a run of the program printed, and its exit status.
 #[derive(Debug)]
-pub struct Run {
-    pub status: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Run {
+    pub(crate) status: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
-pub fn run(program: &Path, arguments: &[&str]) -> Run {
+pub(crate) fn run(program: &Path, arguments: &[&str]) -> Run {
     let mut command = Command::new(program);
     // What the environment sets must not decide a test.
     for (name, _) in std::env::vars_os() {
@@ -35,17 +36,17 @@ pub fn run(program: &Path, arguments: &[&str]) -> Run {
     Run { status: status.code().unwrap(), stdout: text(stdout), stderr: text(stderr) }
 }
 
-pub fn barber(arguments: &[&str]) -> Run {
+pub(crate) fn barber(arguments: &[&str]) -> Run {
     run(Path::new(env!("CARGO_BIN_EXE_barber")), arguments)
 }
 
 /// A message without the line breaks and borders of its layout.
-pub fn flat(message: &str) -> String {
+pub(crate) fn flat(message: &str) -> String {
     message.replace(['│', '╰', '─', '×'], " ").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// A recipe that magnitude-prunes and rebuilds the tiny LLaMA, with `extra` lines before.
-pub fn recipe(dir: &Path, extra: &str) -> String {
+pub(crate) fn recipe(dir: &Path, extra: &str) -> String {
     let here = std::env::current_dir().unwrap();
     let path = dir.join("recipe.toml");
     let text = format!(
@@ -71,10 +72,10 @@ path = 'out'
 }
 
 /// A tensor's format, shape and bytes.
-pub type Tensor = (Dtype, Vec<usize>, Vec<u8>);
+pub(crate) type Tensor = (Dtype, Vec<usize>, Vec<u8>);
 
 /// All tensors of a directory's safetensors files.
-pub fn tensors(dir: &Path) -> BTreeMap<String, Tensor> {
+pub(crate) fn tensors(dir: &Path) -> BTreeMap<String, Tensor> {
     let mut all = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -90,7 +91,7 @@ pub fn tensors(dir: &Path) -> BTreeMap<String, Tensor> {
 }
 
 /// Writes one safetensors file.
-pub fn write(path: &Path, tensors: &BTreeMap<String, Tensor>) {
+pub(crate) fn write(path: &Path, tensors: &BTreeMap<String, Tensor>) {
     let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
         (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
     });
@@ -98,7 +99,10 @@ pub fn write(path: &Path, tensors: &BTreeMap<String, Tensor>) {
 }
 
 /// A copy of the tiny LLaMA whose tensors and configuration a test may change.
-pub fn tiny(dir: &Path, change: impl FnOnce(&mut BTreeMap<String, Tensor>, &mut Value)) -> String {
+pub(crate) fn tiny(
+    dir: &Path,
+    change: impl FnOnce(&mut BTreeMap<String, Tensor>, &mut Value),
+) -> String {
     let model = dir.join("model");
     fs::create_dir_all(&model).unwrap();
     let mut tensors = tensors(Path::new(TINY));

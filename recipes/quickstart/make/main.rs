@@ -1,5 +1,7 @@
 //! Makes the quickstart's model, tokenizer and texts: `cargo run --release --example quickstart`.
 
+#![allow(clippy::print_stdout, reason = "a program that says what it does")]
+
 mod text;
 mod tokenizer;
 mod train;

@@ -35,12 +35,16 @@ struct Parameter {
 
 type Parameters = HashMap<String, Parameter>;
 type Taped = Matrix<Cpu, OwnedTape<f32, Cpu>>;
+type Loss = Tensor<(), f32, Cpu, OwnedTape<f32, Cpu>>;
+type Vector = Tensor<(usize,), f32, Cpu>;
+/// A parameter's name, and what belongs to it.
+type Named<T> = Vec<(String, T)>;
 
 /// The tensors of one step, whose gradients are wanted.
 #[derive(Default)]
 struct Traced {
-    weights: Vec<(String, Weight<Cpu>)>,
-    vectors: Vec<(String, Tensor<(usize,), f32, Cpu>)>,
+    weights: Named<Weight<Cpu>>,
+    vectors: Named<Vector>,
 }
 
 /// Trains on `tokens` and writes the checkpoint to `dir`.
@@ -129,12 +133,7 @@ impl Traced {
         Ok(weight)
     }
 
-    fn vector(
-        &mut self,
-        device: &Cpu,
-        parameters: &Parameters,
-        name: &str,
-    ) -> Tensor<(usize,), f32, Cpu> {
+    fn vector(&mut self, device: &Cpu, parameters: &Parameters, name: &str) -> Vector {
         let values = parameters[name].values.clone();
         let shape = (values.len(),);
         let vector = device.tensor_from_vec(values, shape);
@@ -147,7 +146,7 @@ impl Traced {
         self,
         mut gradients: Gradients<f32, Cpu>,
         count: usize,
-    ) -> Result<Vec<(String, Vec<f32>)>, Box<dyn Error>> {
+    ) -> Result<Named<Vec<f32>>, Box<dyn Error>> {
         let mut found = Vec::new();
         for (name, weight) in self.weights {
             let taken = Cpu::take_gradient(&mut gradients, &weight).map_err(|e| e.to_string())?;
@@ -171,7 +170,7 @@ fn loss(
     batch: &[u32],
     targets: &[u32],
     traced: &mut Traced,
-) -> Result<Tensor<(), f32, Cpu, OwnedTape<f32, Cpu>>, Box<dyn Error>> {
+) -> Result<Loss, Box<dyn Error>> {
     let fail = |e: dfdx::tensor::CpuError| e.to_string();
     let Decoder { hidden_size: width, vocab_size: vocabulary, norm_epsilon: epsilon, .. } = decoder;
     // The embedding is the linear layer of one-hot rows: no operation of its own is needed.
@@ -215,12 +214,7 @@ fn loss(
 }
 
 /// One step of AdamW, with the norm of all gradients clipped.
-fn update(
-    parameters: &mut Parameters,
-    gradients: Vec<(String, Vec<f32>)>,
-    step: usize,
-    steps: usize,
-) {
+fn update(parameters: &mut Parameters, gradients: Named<Vec<f32>>, step: usize, steps: usize) {
     let squares = gradients.iter().flat_map(|(_, g)| g).map(|g| f64::from(*g).powi(2));
     let clip = (LARGEST_NORM / squares.sum::<f64>().sqrt() as f32).min(1.0);
     let progress = step as f32 / steps as f32;

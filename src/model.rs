@@ -59,20 +59,8 @@ impl<'a, D: Ops> Model<'a, D> {
     /// If its family is unknown, or a tensor is missing or has the wrong shape or format.
     pub fn new(reader: &'a Reader, device: D) -> Result<Self, Error> {
         let decoder = family::decoder(reader.config())?;
-        let width = decoder.hidden_size;
-        reader.check(&decoder.embedding, &[decoder.vocab_size, width])?;
-        reader.check(&decoder.head, &[decoder.vocab_size, width])?;
-        reader.check(&decoder.final_norm, &[width])?;
-        for layer in &decoder.layers {
-            for part in Part::ALL {
-                reader.check(layer.norm(part), &[width])?;
-                for linear in layer.linears(part) {
-                    reader.check(&linear.weight, &[linear.dims.rows, linear.dims.columns])?;
-                    if let Some(bias) = &linear.bias {
-                        reader.check(bias, &[linear.dims.rows])?;
-                    }
-                }
-            }
+        for (name, shape) in decoder.tensors() {
+            reader.check(name, &shape)?;
         }
         Ok(Self { reader, decoder, device })
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::family::{Decoder, Layer, Linear, Part};
+use crate::family::{self, Decoder, Layer, Linear, Part};
 
 /// A group of matrices of one part of a decoder layer, rebuilt as one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +50,8 @@ pub enum Error {
 }
 
 impl Plan {
-    /// The plan of `blocks`, or of self-attention and the MLP if there are none, without the
-    /// tensors for which `excluded` is true.
+    /// The plan of `blocks`, or of the family's own if there are none, without the tensors for
+    /// which `excluded` is true.
     ///
     /// # Errors
     /// If a block does not fit the model, or nothing is left.
@@ -60,17 +60,21 @@ impl Plan {
         blocks: &[Block],
         excluded: impl Fn(&str) -> bool,
     ) -> Result<Self, Error> {
+        let defaults: Vec<Block>;
+        let blocks = if blocks.is_empty() {
+            let own = decoder.default_blocks().into_iter();
+            let named = |block: family::Block| {
+                (block.name.into(), block.layers.into_iter().map(Into::into).collect())
+            };
+            defaults = own.map(named).collect();
+            &defaults
+        } else {
+            blocks
+        };
         let mut layers = Vec::new();
         for layer in &decoder.layers {
-            let mut groups = if blocks.is_empty() {
-                let all = |part| (0..layer.linears(part).len()).collect();
-                vec![
-                    group("self-attention", Part::Attention, all(Part::Attention)),
-                    group("mlp", Part::Mlp, all(Part::Mlp)),
-                ]
-            } else {
-                blocks.iter().map(|block| resolve(layer, block)).collect::<Result<Vec<_>, _>>()?
-            };
+            let groups = blocks.iter().map(|block| resolve(layer, block));
+            let mut groups = groups.collect::<Result<Vec<_>, _>>()?;
             for group in &mut groups {
                 let linears = layer.linears(group.part);
                 group.members.retain(|&i| !excluded(&linears[i].weight));

@@ -1,5 +1,6 @@
 //! The forward pass against transformers: logits of tiny random checkpoints, one for each way in
-//! which a LLaMA's configuration changes it. `tests/fixtures/make-logits.py` recorded them.
+//! which a LLaMA's configuration and storage change it. `tests/fixtures/` has them and the scripts
+//! that recorded them.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
@@ -10,36 +11,52 @@ use llm_barber::{
     evaluate::logits,
     model::{Masks, Model},
 };
-
-#[derive(serde::Deserialize)]
-struct Expected {
-    token_ids: Vec<u32>,
-    /// Of the last position.
-    logits: Vec<f32>,
-}
+use safetensors::SafeTensors;
 
 fn agrees(name: &str) {
     let dir = Path::new("tests/fixtures/logits").join(name);
-    let expected = std::fs::read(dir.join("expected.json")).unwrap();
-    let Expected { token_ids, logits: expected } = serde_json::from_slice(&expected).unwrap();
+    let expected = std::fs::read(dir.join("expected.safetensors")).unwrap();
+    let expected = SafeTensors::deserialize(&expected).unwrap();
+    let [ids, recorded] = ["ids", "logits"].map(|name| expected.tensor(name).unwrap());
+    let length = ids.shape()[1];
+    let ids: Vec<u32> = ids
+        .data()
+        .chunks_exact(8)
+        .map(|b| i64::from_le_bytes(b.try_into().unwrap()).try_into().unwrap())
+        .collect();
+    let recorded: Vec<f32> = recorded
+        .data()
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+        .collect();
     let reader = Reader::open(&dir).unwrap();
     let model = Model::new(&reader, Cpu::default()).unwrap();
-    let found = logits(&model, &Masks::new(), &token_ids).unwrap();
-    assert_eq!(found.len(), token_ids.len() * expected.len());
-    let last = &found[found.len() - expected.len()..];
-    assert!(expected.iter().any(|logit| logit.abs() > 0.1));
-    for (i, (expected, found)) in expected.iter().zip(last).enumerate() {
-        assert!((expected - found).abs() < 1e-4, "token {i}: {expected} {found}");
+    let found = ids.chunks(length).map(|ids| logits(&model, &Masks::new(), ids).unwrap());
+    let found: Vec<f32> = found.flatten().collect();
+    assert_eq!(found.len(), recorded.len());
+    for (i, (recorded, found)) in recorded.iter().zip(found).enumerate() {
+        assert!((recorded - found).abs() < 1e-4, "logit {i}: {recorded} {found}");
     }
 }
 
 macro_rules! agrees {
-    ($($name:ident)*) => { $(
+    ($($test:ident $name:literal)*) => { $(
         #[test]
-        fn $name() {
-            agrees(stringify!($name));
+        fn $test() {
+            agrees($name);
         }
     )* };
 }
 
-agrees! { tied biased linear dynamic yarn llama3 longrope }
+agrees! {
+    biases "biases"
+    dynamic "dynamic"
+    f32 "f32"
+    grouped_and_tied "gqa-tied"
+    head_dim "head-dim"
+    linear "linear"
+    llama3 "llama3"
+    sharded_bf16 "sharded-bf16"
+    sharded_f16 "sharded-f16"
+    yarn "yarn"
+}

@@ -1,49 +1,58 @@
 //! What a model family is, as data: tensor names, shapes, position code. One file per family; one
 //! forward for all of them in [`crate::executor`].
 
+mod config;
 mod llama;
 pub mod rope;
 
-use barber_metric::Dims;
+use std::iter::once;
 
+use barber_metric::Dims;
+use serde_json::Value;
+
+pub use self::config::Error;
+use self::config::Object;
 use self::rope::Rope;
 
-type Read = fn(&serde_json::Value) -> Result<Decoder, Error>;
-
-/// The families, by the `model_type` of their `config.json`.
-const FAMILIES: &[(&str, Read)] = &[("llama", llama::read)];
-
-/// The decoder that a checkpoint's `config.json` describes.
-///
-/// # Errors
-/// If the family is unknown, or a key of the configuration is missing or impossible.
-pub fn decoder(config: &serde_json::Value) -> Result<Decoder, Error> {
-    let Some(name) = config.get("model_type").and_then(|name| name.as_str()) else {
-        return Err(Error::NoModelType);
-    };
-    match FAMILIES.iter().find(|(family, _)| *family == name) {
-        Some((_, read)) => read(config),
-        None => Err(Error::UnknownFamily(name.into())),
-    }
+/// A model family that Barber knows.
+pub struct Family {
+    /// What `config.json` calls it in `model_type`.
+    pub model_type: &'static str,
+    /// One line of help.
+    pub doc: &'static str,
+    decoder: fn(&Object<'_>) -> Result<Decoder, Error>,
 }
 
-/// What is wrong with a checkpoint's `config.json`.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// It does not say what it is.
-    #[error("config.json has no `model_type`")]
-    NoModelType,
-    /// No file in this folder describes it.
-    #[error("config.json: model_type `{0}` is unknown; known: {known}", known = FAMILIES.iter().map(|f| f.0).collect::<Vec<_>>().join(", "))]
-    UnknownFamily(String),
-    /// A key is missing, mistyped or impossible.
-    #[error("{}{key}: {problem}", if key == "config.json" { "" } else { "config.json: " })]
-    Key {
-        /// The key.
-        key: String,
-        /// What is wrong with it.
-        problem: String,
-    },
+/// Every family, by `model_type`.
+pub static FAMILIES: &[Family] = &[llama::FAMILY];
+
+/// Reads a checkpoint's `config.json`.
+///
+/// # Errors
+/// [`Error`] if the family is unknown, or the configuration cannot be one of that family; it names
+/// the key.
+///
+/// ```
+/// let config = serde_json::json!({
+///     "model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128,
+///     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+///     "tie_word_embeddings": true,
+/// });
+/// let decoder = llm_barber::family::decoder(&config)?;
+/// assert_eq!(decoder.layers[1].k.weight, "model.layers.1.self_attn.k_proj.weight");
+/// assert_eq!(decoder.layers[1].k.dims.rows, 32);
+/// # Ok::<(), llm_barber::family::Error>(())
+/// ```
+pub fn decoder(config: &Value) -> Result<Decoder, Error> {
+    let config = Object::top(config)?;
+    let model_type = config.string("model_type")?.ok_or_else(|| config.missing("model_type"))?;
+    let family = FAMILIES.iter().find(|family| family.model_type == model_type);
+    let family = family.ok_or_else(|| Error::Unknown {
+        key: config.path("model_type"),
+        found: model_type.to_owned(),
+        known: FAMILIES.iter().map(|family| family.model_type).collect(),
+    })?;
+    (family.decoder)(&config)
 }
 
 /// A decoder-only transformer, read from a checkpoint's `config.json`.
@@ -121,6 +130,56 @@ pub enum Part {
 impl Part {
     /// The parts in the order in which a hidden state passes them.
     pub const ALL: [Self; 2] = [Self::Attention, Self::Mlp];
+
+    /// What the default grouping calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Attention => "self-attention",
+            Self::Mlp => "mlp",
+        }
+    }
+}
+
+/// Linear layers whose masks are rebuilt as one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// What reports call it.
+    pub name: &'static str,
+    /// The [`Linear::name`]s in it.
+    pub layers: Vec<&'static str>,
+}
+
+impl Decoder {
+    /// The family's own grouping, for a recipe that gives none: a block for each [`Part`].
+    pub fn default_blocks(&self) -> Vec<Block> {
+        let Some(layer) = self.layers.first() else { return Vec::new() };
+        let names = |part| layer.linears(part).iter().map(|linear| linear.name).collect();
+        Part::ALL.map(|part| Block { name: part.name(), layers: names(part) }).into()
+    }
+
+    /// The name and shape of every tensor that the checkpoint must hold, in the model's order; a
+    /// tied head is the embedding and not listed again.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
+        let table = |name| (name, vec![self.vocab_size, self.hidden_size]);
+        let parts = self.layers.iter().flat_map(|layer| Part::ALL.map(|part| (layer, part)));
+        let layers = parts.flat_map(|(layer, part)| {
+            let linears = layer.linears(part).into_iter().flat_map(Linear::tensors);
+            once((layer.norm(part), vec![self.hidden_size])).chain(linears)
+        });
+        let head = (self.head != self.embedding).then(|| table(self.head.as_str()));
+        once(table(self.embedding.as_str()))
+            .chain(layers)
+            .chain(once((self.final_norm.as_str(), vec![self.hidden_size])))
+            .chain(head)
+    }
+}
+
+impl Linear {
+    /// The name and shape of its weight and, where it has one, its bias.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
+        let bias = self.bias.iter().map(|bias| (bias.as_str(), vec![self.dims.rows]));
+        once((self.weight.as_str(), vec![self.dims.rows, self.dims.columns])).chain(bias)
+    }
 }
 
 impl Layer {

@@ -1,274 +1,599 @@
-//! Rotary position embedding (RoFormer, arXiv 2104.09864) and the ways in which `config.json`
-//! scales it to longer sequences.
+//! Rotary position embedding and its scaling variants.
+//!
+//! The numbers are those of transformers 5 (`modeling_rope_utils`), step by step in f32 where it
+//! computes in f32: positions run into the thousands, so that an angle is as wrong as thousands of
+//! times its frequency's rounding.
 
-use std::f64::consts::PI;
+use std::f64::consts::TAU;
 
-use serde::Deserialize;
-use serde_json::Value;
+use super::config::{Error, MOST, Object};
 
-use super::Error;
-
-/// A rotary position code.
+/// Rotary position embedding (RoFormer, arXiv 2104.09864).
+///
+/// A head of `head_dim` channels is rotated as `head_dim / 2` planes, plane i by the angle
+/// position · θ^(−2i/head_dim), changed by [`Scaling`]. LLaMA's planes are channels i and
+/// i + head_dim / 2.
+///
+/// ```
+/// use llm_barber::family::rope::{Rope, Scaling};
+///
+/// let rope = Rope { head_dim: 4, theta: 100.0, max_positions: 8, scaling: Scaling::Default };
+/// assert_eq!(rope.frequencies(8), (vec![1.0, 0.1], 1.0));
+/// let (cos, sin) = rope.tables(2);
+/// assert_eq!(cos, [1.0, 1.0, 1f32.cos(), 0.1f32.cos()]);
+/// assert_eq!(sin, [0.0, 0.0, 1f32.sin(), 0.1f32.sin()]);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    head_dim: usize,
-    theta: f64,
-    max_positions: usize,
-    scaling: Scaling,
+    /// Width of a head; even.
+    pub head_dim: usize,
+    /// The base θ of the frequencies.
+    pub theta: f64,
+    /// The sequence length that the model is made for, `max_position_embeddings`.
+    pub max_positions: usize,
+    /// How the frequencies are changed for longer contexts.
+    pub scaling: Scaling,
 }
 
-/// How the frequencies are scaled; the field names are those of `config.json`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(tag = "rope_type", rename_all = "lowercase")]
-enum Scaling {
+/// How a [`Rope`]'s frequencies are changed for contexts longer than the model was first trained on.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scaling {
+    /// Not at all.
     Default,
-    /// Positions divided by the factor.
+    /// Position interpolation (arXiv 2306.15595): all frequencies divided by `factor`.
     Linear {
+        /// The divisor.
         factor: f64,
     },
-    /// NTK-aware: the base grows with the sequence beyond the trained length.
+    /// NTK-aware scaling: sequences longer than `max_positions` get a larger θ.
     Dynamic {
+        /// How far the context is stretched.
         factor: f64,
     },
-    /// YaRN (arXiv 2309.00071).
+    /// YaRN (arXiv 2309.00071): low frequencies divided by `factor`, high ones kept, a ramp between.
     Yarn {
+        /// The divisor of low frequencies.
         factor: f64,
-        original_max_position_embeddings: Option<usize>,
-        attention_factor: Option<f64>,
-        beta_fast: Option<f64>,
-        beta_slow: Option<f64>,
-        mscale: Option<f64>,
-        mscale_all_dim: Option<f64>,
-        truncate: Option<bool>,
+        /// The context of the first training.
+        original_max_positions: usize,
+        /// Rotations over that context above which a frequency is kept.
+        beta_fast: f64,
+        /// Rotations over that context below which a frequency is divided.
+        beta_slow: f64,
+        /// Whether the ramp's ends are rounded outwards to whole channels.
+        truncate: bool,
+        /// What multiplies cosine and sine.
+        attention_factor: f64,
     },
-    /// Low frequencies divided by the factor, high ones kept, a ramp between (LLaMA 3.1).
+    /// LLaMA 3.1's: wavelengths beyond the first training's context divided by `factor`, short ones
+    /// kept, interpolated between.
     Llama3 {
+        /// The divisor of low frequencies.
         factor: f64,
-        low_freq_factor: f64,
-        high_freq_factor: f64,
-        original_max_position_embeddings: usize,
+        /// The context of the first training.
+        original_max_positions: usize,
+        /// Rotations over that context below which a frequency is divided.
+        low_frequency_factor: f64,
+        /// Rotations over that context above which a frequency is kept.
+        high_frequency_factor: f64,
     },
-    /// A factor per frequency, of two sets by length (LongRoPE, arXiv 2402.13753).
-    Longrope {
-        short_factor: Vec<f64>,
-        long_factor: Vec<f64>,
-        factor: Option<f64>,
-        original_max_position_embeddings: Option<usize>,
-        attention_factor: Option<f64>,
+    /// LongRoPE (arXiv 2402.13753): a divisor for each frequency.
+    LongRope {
+        /// The context of the first training.
+        original_max_positions: usize,
+        /// The divisors for sequences within that context.
+        short: Vec<f64>,
+        /// The divisors for longer sequences.
+        long: Vec<f64>,
+        /// What multiplies cosine and sine.
+        attention_factor: f64,
     },
 }
-
-const KNOWN: &str = "default, linear, dynamic, yarn, llama3, longrope";
 
 impl Rope {
-    /// The position code that `config.json` describes, in `rope_theta` and `rope_scaling` or in
-    /// the newer `rope_parameters`.
-    pub(super) fn read(
-        config: &Value,
-        head_dim: usize,
-        max_positions: usize,
-    ) -> Result<Self, Error> {
-        let object = ["rope_parameters", "rope_scaling"]
-            .into_iter()
-            .find_map(|key| config.get(key).filter(|value| !value.is_null()).map(|v| (key, v)));
-        let number = |value: Option<&Value>, key: &str| match value {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => value.as_f64().map(Some).ok_or_else(|| Error::Key {
-                key: key.into(),
-                problem: format!("must be a number, not {value}"),
-            }),
-        };
-        let mut theta = number(config.get("rope_theta"), "rope_theta")?;
-        let mut partial = number(config.get("partial_rotary_factor"), "partial_rotary_factor")?;
-        let mut scaling = Scaling::Default;
-        if let Some((key, value)) = object {
-            let bad = |problem: String| Error::Key { key: key.into(), problem };
-            let mut fields =
-                value.as_object().ok_or_else(|| bad("must be an object".into()))?.clone();
-            theta = number(fields.get("rope_theta"), "rope_parameters.rope_theta")?.or(theta);
-            partial = number(fields.get("partial_rotary_factor"), key)?.or(partial);
-            let kind = fields.remove("rope_type").or_else(|| fields.remove("type"));
-            let kind = match kind {
-                None | Some(Value::Null) => "default".to_owned(),
-                Some(Value::String(kind)) => kind,
-                Some(other) => return Err(bad(format!("rope_type must be text, not {other}"))),
-            };
-            if !KNOWN.split(", ").any(|known| known == kind) {
-                return Err(bad(format!("rope_type `{kind}` is unknown; known: {KNOWN}")));
-            }
-            fields.insert("rope_type".into(), kind.into());
-            // Some checkpoints give the trained length beside the object, not in it.
-            if let Some(original) = config.get("original_max_position_embeddings") {
-                fields
-                    .entry("original_max_position_embeddings")
-                    .or_insert_with(|| original.clone());
-            }
-            scaling =
-                Scaling::deserialize(Value::Object(fields)).map_err(|e| bad(e.to_string()))?;
-        }
-        if partial.is_some_and(|factor| factor != 1.0) {
-            return Err(Error::Key {
-                key: "partial_rotary_factor".into(),
-                problem: "rotating a part of the head is not supported".into(),
-            });
-        }
-        let theta = theta.unwrap_or(10_000.0);
-        let rope = Self { head_dim, theta, max_positions, scaling };
-        let (frequencies, attention_factor) = rope.frequencies(max_positions.max(1));
-        if frequencies.len() != head_dim / 2
-            || !frequencies.iter().all(|f| f.is_finite())
-            || !attention_factor.is_finite()
-        {
-            return Err(Error::Key {
-                key: "rope_scaling".into(),
-                problem: format!(
-                    "must give {} finite frequencies, one per pair of a head's channels",
-                    head_dim / 2
-                ),
-            });
-        }
-        Ok(rope)
-    }
-
-    fn base_frequencies(&self, theta: f64) -> Vec<f64> {
-        let width = self.head_dim as f64;
-        (0..self.head_dim / 2).map(|i| theta.powf(-(2.0 * i as f64) / width)).collect()
-    }
-
-    /// The inverse frequencies for a sequence of this length, [head_dim / 2], and the attention
-    /// factor that multiplies cosines and sines.
+    /// The inverse frequencies, `head_dim / 2` of them, and the attention factor that multiplies
+    /// cosine and sine, for a sequence of the given length.
     pub fn frequencies(&self, sequence_length: usize) -> (Vec<f32>, f32) {
-        let base = self.base_frequencies(self.theta);
-        let (frequencies, attention_factor): (Vec<f64>, f64) = match &self.scaling {
-            Scaling::Default => (base, 1.0),
-            Scaling::Linear { factor } => (base.into_iter().map(|f| f / factor).collect(), 1.0),
+        match &self.scaling {
+            Scaling::Default => (self.inverse(self.theta as f32), 1.0),
+            Scaling::Linear { factor } => {
+                let mut inverse = self.inverse(self.theta as f32);
+                inverse.iter_mut().for_each(|f| *f /= *factor as f32);
+                (inverse, 1.0)
+            }
             Scaling::Dynamic { factor } => {
-                let trained = self.max_positions as f64;
-                let length = (sequence_length as f64).max(trained);
-                let width = self.head_dim as f64;
-                let growth = factor * length / trained - (factor - 1.0);
-                (self.base_frequencies(self.theta * growth.powf(width / (width - 2.0))), 1.0)
+                (self.inverse(self.dynamic(sequence_length, *factor)), 1.0)
             }
-            Scaling::Yarn { .. } => self.yarn(&base),
-            Scaling::Llama3 {
+            Scaling::Yarn {
                 factor,
-                low_freq_factor: low,
-                high_freq_factor: high,
-                original_max_position_embeddings: original,
-            } => {
-                let original = *original as f64;
-                let scale = |f: f64| {
-                    let wavelength = 2.0 * PI / f;
-                    if wavelength < original / high {
-                        f
-                    } else if wavelength > original / low {
-                        f / factor
-                    } else {
-                        let ramp = (original / wavelength - low) / (high - low);
-                        (1.0 - ramp) * f / factor + ramp * f
-                    }
-                };
-                (base.into_iter().map(scale).collect(), 1.0)
-            }
-            Scaling::Longrope {
-                short_factor,
-                long_factor,
-                factor,
-                original_max_position_embeddings: original,
+                original_max_positions,
+                beta_fast,
+                beta_slow,
+                truncate,
                 attention_factor,
             } => {
-                let max = self.max_positions as f64;
-                let original = original.map_or(max, |n| n as f64);
-                let factor = factor.unwrap_or(max / original);
-                let divisors =
-                    if sequence_length as f64 > original { long_factor } else { short_factor };
-                let attention = attention_factor.unwrap_or(if factor <= 1.0 {
-                    1.0
-                } else {
-                    (1.0 + factor.ln() / original.ln()).sqrt()
-                });
-                (base.iter().zip(divisors).map(|(f, d)| f / d).collect(), attention)
+                let (low, high) =
+                    self.ramp(*original_max_positions, *beta_fast, *beta_slow, *truncate);
+                let blend = |(i, power): (usize, f32)| {
+                    let ramp = ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+                    let kept = 1.0 - ramp;
+                    let divided = 1.0 / (*factor as f32 * power);
+                    divided * (1.0 - kept) + 1.0 / power * kept
+                };
+                let powers = self.powers(self.theta as f32);
+                (powers.enumerate().map(blend).collect(), *attention_factor as f32)
             }
-        };
-        (frequencies.into_iter().map(|f| f as f32).collect(), attention_factor as f32)
+            Scaling::Llama3 {
+                factor,
+                original_max_positions,
+                low_frequency_factor,
+                high_frequency_factor,
+            } => {
+                let original = *original_max_positions as f64;
+                let longest = (original / low_frequency_factor) as f32;
+                let shortest = (original / high_frequency_factor) as f32;
+                let width = (high_frequency_factor - low_frequency_factor) as f32;
+                let factor = *factor as f32;
+                let mut inverse = self.inverse(self.theta as f32);
+                for f in &mut inverse {
+                    let wavelength = TAU as f32 / *f;
+                    if wavelength > longest {
+                        *f /= factor;
+                    } else if wavelength >= shortest {
+                        let rotations = original as f32 / wavelength;
+                        let smooth = (rotations - *low_frequency_factor as f32) / width;
+                        *f = (1.0 - smooth) * *f / factor + smooth * *f;
+                    }
+                }
+                (inverse, 1.0)
+            }
+            Scaling::LongRope { original_max_positions, short, long, attention_factor } => {
+                let divisors = if sequence_length > *original_max_positions { long } else { short };
+                let powers = self.powers(self.theta as f32).zip(divisors);
+                let inverse = powers.map(|(power, divisor)| 1.0 / (*divisor as f32 * power));
+                (inverse.collect(), *attention_factor as f32)
+            }
+        }
     }
 
-    fn yarn(&self, base: &[f64]) -> (Vec<f64>, f64) {
-        let Scaling::Yarn {
-            factor,
-            original_max_position_embeddings: original,
-            attention_factor,
-            beta_fast,
-            beta_slow,
-            mscale,
-            mscale_all_dim,
-            truncate,
-        } = &self.scaling
-        else {
-            return (base.to_vec(), 1.0);
-        };
-        let mscale_of = |scale: f64, mscale: f64| {
-            if scale <= 1.0 { 1.0 } else { 0.1 * mscale * scale.ln() + 1.0 }
-        };
-        let attention = attention_factor.unwrap_or(match (mscale, mscale_all_dim) {
-            (Some(m), Some(all)) if *m != 0.0 && *all != 0.0 => {
-                mscale_of(*factor, *m) / mscale_of(*factor, *all)
-            }
-            _ => mscale_of(*factor, 1.0),
-        });
-        // The channel pair that turns this often within the trained length.
-        let width = self.head_dim as f64;
-        let trained = original.unwrap_or(self.max_positions) as f64;
-        let pair =
-            |turns: f64| width * (trained / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
-        let (mut low, mut high) = (pair(beta_fast.unwrap_or(32.0)), pair(beta_slow.unwrap_or(1.0)));
-        if truncate.unwrap_or(true) {
-            (low, high) = (low.floor(), high.ceil());
-        }
-        (low, high) = (low.max(0.0), high.min(width - 1.0));
-        if low == high {
-            high += 0.001;
-        }
-        let frequencies = base.iter().enumerate().map(|(i, f)| {
-            let interpolated = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-            f / factor * interpolated + f * (1.0 - interpolated)
-        });
-        (frequencies.collect(), attention)
-    }
-
-    /// The cosines and sines of each position's angles, [sequence_length, head_dim / 2] each, with
-    /// the attention factor.
+    /// The cosines and sines of every position's angles, each [sequence_length, head_dim / 2] and
+    /// row-major, times the attention factor.
     pub fn tables(&self, sequence_length: usize) -> (Vec<f32>, Vec<f32>) {
-        let (frequencies, factor) = self.frequencies(sequence_length);
+        let (inverse, attention_factor) = self.frequencies(sequence_length);
         let angles = (0..sequence_length)
-            .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
-        angles.map(|angle| (angle.cos() * factor, angle.sin() * factor)).unzip()
+            .flat_map(|position| inverse.iter().map(move |f| f64::from(position as f32 * f)));
+        // In f64, then rounded: within half a unit in the last place of whatever f32 cosine.
+        let scaled = |value: f64| value as f32 * attention_factor;
+        angles.map(|angle| (scaled(angle.cos()), scaled(angle.sin()))).unzip()
     }
+
+    /// θ^(2i/head_dim), for each plane i.
+    fn powers(&self, theta: f32) -> impl Iterator<Item = f32> {
+        let width = self.head_dim as f32;
+        (0..self.head_dim)
+            .step_by(2)
+            .map(move |channel| power(theta, f64::from(channel as f32 / width)))
+    }
+
+    fn inverse(&self, theta: f32) -> Vec<f32> {
+        self.powers(theta).map(|power| 1.0 / power).collect()
+    }
+
+    /// θ for a sequence length under [`Scaling::Dynamic`].
+    fn dynamic(&self, sequence_length: usize, factor: f64) -> f32 {
+        let theta = self.theta as f32;
+        if sequence_length <= self.max_positions {
+            return theta;
+        }
+        let stretch = factor as f32 * sequence_length as f32 / self.max_positions as f32;
+        let exponent = self.head_dim as f64 / (self.head_dim as f64 - 2.0);
+        theta * power(stretch - (factor - 1.0) as f32, exponent)
+    }
+
+    /// The planes between which [`Scaling::Yarn`] goes from kept to divided.
+    fn ramp(&self, original: usize, beta_fast: f64, beta_slow: f64, truncate: bool) -> (f64, f64) {
+        let width = self.head_dim as f64;
+        let plane = |rotations: f64| {
+            width * (original as f64 / (rotations * TAU)).ln() / (2.0 * self.theta.ln())
+        };
+        let (low, high) = (plane(beta_fast), plane(beta_slow));
+        let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+        let (low, high) = (low.max(0.0), high.min(width - 1.0));
+        (low, if low == high { high + 0.001 } else { high })
+    }
+}
+
+/// xʸ to the nearest f32; on f32 alone, libraries differ in the last place.
+fn power(x: f32, y: f64) -> f32 {
+    f64::from(x).powf(y) as f32
+}
+
+/// A type of scaling as a `config.json` names it.
+#[derive(Clone, Copy, Debug)]
+struct Type {
+    name: &'static str,
+    read: fn(&Section<'_>) -> Result<Scaling, Error>,
+}
+
+static TYPES: &[Type] = &[
+    Type { name: "default", read: |_| Ok(Scaling::Default) },
+    Type { name: "dynamic", read: dynamic },
+    Type { name: "linear", read: |section| Ok(Scaling::Linear { factor: section.factor()? }) },
+    Type { name: "llama3", read: llama3 },
+    Type { name: "longrope", read: longrope },
+    Type { name: "yarn", read: yarn },
+];
+
+/// The keys of a `config.json` that describe the position code.
+struct Section<'a> {
+    /// `rope_scaling`, or transformers 5's `rope_parameters`, which has θ within.
+    keys: Object<'a>,
+    head_dim: usize,
+    max_positions: usize,
+    original_max_positions: usize,
+}
+
+impl Section<'_> {
+    fn required(&self, key: &str) -> Result<f64, Error> {
+        self.keys.above(key, 0.0)?.ok_or_else(|| self.keys.missing(key))
+    }
+
+    fn factor(&self) -> Result<f64, Error> {
+        self.required("factor")
+    }
+
+    /// `factor`, or how many times the original context the model's is.
+    fn factor_or_ratio(&self) -> Result<f64, Error> {
+        let ratio = self.max_positions as f64 / self.original_max_positions as f64;
+        Ok(self.keys.above("factor", 0.0)?.unwrap_or(ratio))
+    }
+
+    /// A number that transformers takes from its default where it is 0, too.
+    fn beta(&self, key: &str, default: f64) -> Result<f64, Error> {
+        let beta = self.keys.number(key)?.filter(|beta| *beta != 0.0).unwrap_or(default);
+        if beta < 0.0 {
+            return Err(self.keys.invalid(key, beta, "it must not be negative"));
+        }
+        Ok(beta)
+    }
+
+    fn divisors(&self, key: &str) -> Result<Vec<f64>, Error> {
+        let divisors = self.keys.numbers(key)?.ok_or_else(|| self.keys.missing(key))?;
+        let planes = self.head_dim / 2;
+        if divisors.len() != planes {
+            let found = format!("a list of {}", divisors.len());
+            return Err(self.keys.invalid(key, found, format!("a head needs {planes}")));
+        }
+        match divisors.iter().find(|divisor| **divisor <= 0.0) {
+            Some(divisor) => Err(self.keys.invalid(
+                key,
+                format!("a list with {divisor}"),
+                "all of it must be above 0",
+            )),
+            None => Ok(divisors),
+        }
+    }
+}
+
+fn dynamic(section: &Section<'_>) -> Result<Scaling, Error> {
+    let factor = section.factor()?;
+    if section.head_dim == 2 {
+        return Err(section.keys.invalid("rope_type", "dynamic", "`head_dim` is only 2"));
+    }
+    Ok(Scaling::Dynamic { factor })
+}
+
+fn llama3(section: &Section<'_>) -> Result<Scaling, Error> {
+    let factor = section.factor()?;
+    let low_frequency_factor = section.required("low_freq_factor")?;
+    let high_frequency_factor = section.required("high_freq_factor")?;
+    if high_frequency_factor <= low_frequency_factor {
+        return Err(section.keys.invalid(
+            "high_freq_factor",
+            high_frequency_factor,
+            format!("it must be above `low_freq_factor`, {low_frequency_factor}"),
+        ));
+    }
+    Ok(Scaling::Llama3 {
+        factor,
+        original_max_positions: section.original_max_positions,
+        low_frequency_factor,
+        high_frequency_factor,
+    })
+}
+
+fn longrope(section: &Section<'_>) -> Result<Scaling, Error> {
+    let factor = section.factor_or_ratio()?;
+    let original_max_positions = section.original_max_positions;
+    let attention_factor = match section.keys.number("attention_factor")? {
+        Some(attention_factor) => attention_factor,
+        None if factor <= 1.0 => 1.0,
+        None => (1.0 + factor.ln() / (original_max_positions as f64).ln()).sqrt(),
+    };
+    Ok(Scaling::LongRope {
+        original_max_positions,
+        short: section.divisors("short_factor")?,
+        long: section.divisors("long_factor")?,
+        attention_factor,
+    })
+}
+
+fn yarn(section: &Section<'_>) -> Result<Scaling, Error> {
+    let keys = &section.keys;
+    // An explicit null asks for the ratio of the contexts; no key at all is a mistake.
+    if !keys.has("factor") {
+        return Err(keys.missing("factor"));
+    }
+    let factor = section.factor_or_ratio()?;
+    let scale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    let mscale = keys.number("mscale")?.filter(|mscale| *mscale != 0.0);
+    let mscale_all_dim = keys.number("mscale_all_dim")?.filter(|mscale| *mscale != 0.0);
+    let attention_factor = match (keys.number("attention_factor")?, mscale, mscale_all_dim) {
+        (Some(attention_factor), _, _) => attention_factor,
+        (None, Some(mscale), Some(all_dim)) => scale(mscale) / scale(all_dim),
+        (None, _, _) => scale(1.0),
+    };
+    Ok(Scaling::Yarn {
+        factor,
+        original_max_positions: section.original_max_positions,
+        beta_fast: section.beta("beta_fast", 32.0)?,
+        beta_slow: section.beta("beta_slow", 1.0)?,
+        truncate: keys.boolean("truncate")?.unwrap_or(!keys.has("truncate")),
+        attention_factor,
+    })
+}
+
+/// The position code that a `config.json` describes: `rope_theta` and `rope_scaling`, or
+/// transformers 5's `rope_parameters`.
+pub(super) fn read(config: &Object<'_>, head_dim: usize) -> Result<Rope, Error> {
+    let nothing = serde_json::Map::new();
+    let keys = match config.object("rope_scaling")?.filter(|keys| !keys.is_empty()) {
+        Some(keys) => keys,
+        None => config.object("rope_parameters")?.unwrap_or(Object::empty(&nothing)),
+    };
+    if let Some(key) = keys.nested() {
+        let problem = "a position code for each type of layer is not supported";
+        return Err(keys.invalid(key, "an object", problem));
+    }
+    let max_positions = config.size("max_position_embeddings")?.unwrap_or(2048);
+    let original = match config.size("original_max_position_embeddings")? {
+        Some(outside) => Some(outside),
+        None => keys.size("original_max_position_embeddings")?,
+    };
+    let theta = match keys.above("rope_theta", 1.0)? {
+        Some(inside) => Some(inside),
+        None => config.above("rope_theta", 1.0)?,
+    };
+    for place in [&keys, config] {
+        match place.number("partial_rotary_factor")? {
+            Some(part) if (head_dim as f64 * part) as usize != head_dim => {
+                let problem = "only whole heads can be rotated";
+                return Err(place.invalid("partial_rotary_factor", part, problem));
+            }
+            _ => {}
+        }
+    }
+    let (key, name) = match keys.string("rope_type")? {
+        Some(name) => ("rope_type", name),
+        None => ("type", keys.string("type")?.unwrap_or("default")),
+    };
+    let Some(kind) = TYPES.iter().find(|kind| kind.name == name) else {
+        return Err(Error::Unknown {
+            key: keys.path(key),
+            found: name.to_owned(),
+            known: TYPES.iter().map(|kind| kind.name).collect(),
+        });
+    };
+    let original_max_positions = original.unwrap_or(max_positions);
+    let scaling = (kind.read)(&Section { keys, head_dim, max_positions, original_max_positions })?;
+    let rope = Rope { head_dim, theta: theta.unwrap_or(10_000.0), max_positions, scaling };
+    // Numbers that are each fine can still leave f32 together, or at a late position.
+    let finite = |length| {
+        let (inverse, attention_factor) = rope.frequencies(length);
+        let furthest = inverse.into_iter().map(|f| f * MOST as f32);
+        furthest.chain([attention_factor]).all(f32::is_finite)
+    };
+    if !finite(1) || !finite(usize::MAX) {
+        return Err(keys.invalid(key, name, "with these numbers its frequencies are not finite"));
+    }
+    Ok(rope)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::path::Path;
+
+    use proptest::prelude::*;
+    use serde_json::{Map, Value, json};
+
     use super::*;
-    use serde_json::json;
 
-    #[test]
-    fn frequencies_fall_from_one() {
-        let rope = Rope::read(&json!({"rope_theta": 100.0}), 4, 32).unwrap();
-        let (frequencies, factor) = rope.frequencies(32);
-        assert_eq!((frequencies[0], factor), (1.0, 1.0));
-        assert!((frequencies[1] - 0.1).abs() < 1e-7);
-        let (cos, sin) = rope.tables(2);
-        assert_eq!((cos[0], sin[1]), (1.0, 0.0));
-        assert!((sin[3] - 0.1f32.sin()).abs() < 1e-7);
+    fn config(keys: Value) -> Result<Rope, Error> {
+        read(&Object::top(&keys).unwrap(), 16)
+    }
+
+    fn error(scaling: Value) -> String {
+        config(json!({ "rope_scaling": scaling })).unwrap_err().to_string()
+    }
+
+    fn floats(value: &Value) -> Vec<f32> {
+        value.as_array().unwrap().iter().map(|value| value.as_f64().unwrap() as f32).collect()
+    }
+
+    fn assert_close(what: &str, ours: &[f32], theirs: &[f32], within: impl Fn(f32) -> f32) {
+        assert_eq!(ours.len(), theirs.len(), "{what}");
+        for (i, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
+            let apart = (ours - theirs).abs();
+            assert!(apart <= within(*theirs), "{what}[{i}]: {ours} for {theirs}");
+        }
     }
 
     #[test]
-    fn an_unknown_type_lists_the_known_ones() {
-        let config = json!({"rope_scaling": {"type": "warp", "factor": 2.0}});
-        let error = Rope::read(&config, 4, 32).unwrap_err().to_string();
-        assert!(error.contains("warp") && error.contains("llama3"), "{error}");
-        let config = json!({"rope_scaling": {"rope_type": "linear"}});
-        let error = Rope::read(&config, 4, 32).unwrap_err().to_string();
-        assert!(error.contains("factor"), "{error}");
+    fn agrees_with_transformers() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/rope");
+        let mut files = 0;
+        for file in fs::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+            let fixture: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            let object = &fixture["config"];
+            let head_dim = object["head_dim"].as_u64().unwrap_or(64) as usize;
+            let rope = read(&Object::top(object).unwrap(), head_dim).unwrap();
+            for expected in fixture["expected"].as_array().unwrap() {
+                let length = expected["sequence_length"].as_u64().unwrap() as usize;
+                let what = format!("{name} at {length}");
+                let (inverse, attention_factor) = rope.frequencies(length);
+                let frequencies = floats(&expected["inverse_frequencies"]);
+                assert_close(&what, &inverse, &frequencies, |theirs| 1e-6 * theirs);
+                let factor = expected["attention_factor"].as_f64().unwrap() as f32;
+                assert_close(&what, &[attention_factor], &[factor], |theirs| 1e-6 * theirs);
+                let (cos, sin) = rope.tables(length);
+                assert_eq!(cos.len(), length * head_dim / 2);
+                let last = cos.len() - head_dim / 2;
+                // Where a frequency is off in its last place, so is the angle, times the position.
+                let within = |_: f32| 1e-6 + 1.2e-7 * length as f32;
+                assert_close(&what, &cos[last..], &floats(&expected["last_cos"]), within);
+                assert_close(&what, &sin[last..], &floats(&expected["last_sin"]), within);
+            }
+            files += 1;
+        }
+        assert_eq!(files, 28);
     }
+
+    #[test]
+    fn errors_name_the_key() {
+        for (scaling, message) in [
+            (
+                json!({"rope_type": "cubic"}),
+                "unknown `rope_scaling.rope_type` \"cubic\", known: default, dynamic, linear, llama3, longrope, yarn",
+            ),
+            (
+                json!({"type": "su"}),
+                "unknown `rope_scaling.type` \"su\", known: default, dynamic, linear, llama3, longrope, yarn",
+            ),
+            (json!({"type": "linear"}), "missing key `rope_scaling.factor`"),
+            (json!({"type": "yarn"}), "missing key `rope_scaling.factor`"),
+            (
+                json!({"type": "linear", "factor": "2"}),
+                "`rope_scaling.factor` must be a number, found the string \"2\"",
+            ),
+            (
+                json!({"type": "linear", "factor": 0}),
+                "`rope_scaling.factor` is 0, but it must be above 0",
+            ),
+            (json!({"type": 3}), "`rope_scaling.type` must be a string, found 3"),
+            (
+                json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 4}),
+                "missing key `rope_scaling.high_freq_factor`",
+            ),
+            (
+                json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 1}),
+                "`rope_scaling.high_freq_factor` is 1, but it must be above `low_freq_factor`, 4",
+            ),
+            (
+                json!({"rope_type": "longrope", "short_factor": [1.0]}),
+                "`rope_scaling.short_factor` is a list of 1, but a head needs 8",
+            ),
+            (
+                json!({"rope_type": "longrope", "short_factor": [1, 1, 1, 1, 1, 1, 1, 0]}),
+                "`rope_scaling.short_factor` is a list with 0, but all of it must be above 0",
+            ),
+            (
+                json!({"rope_type": "longrope", "short_factor": ["1"]}),
+                "`rope_scaling.short_factor` must be a list of numbers, found a list",
+            ),
+            (
+                json!({"rope_type": "yarn", "factor": 2, "beta_slow": -1}),
+                "`rope_scaling.beta_slow` is -1, but it must not be negative",
+            ),
+            (
+                json!({"rope_type": "yarn", "factor": 2, "attention_factor": 1e300}),
+                "`rope_scaling.rope_type` is yarn, but with these numbers its frequencies are not finite",
+            ),
+            (
+                json!({"rope_type": "linear", "factor": 1e-38}),
+                "`rope_scaling.rope_type` is linear, but with these numbers its frequencies are not finite",
+            ),
+            (
+                json!({"rope_type": "default", "partial_rotary_factor": 0.5}),
+                "`rope_scaling.partial_rotary_factor` is 0.5, but only whole heads can be rotated",
+            ),
+            (
+                json!({"full_attention": {"rope_type": "default"}}),
+                "`rope_scaling.full_attention` is an object, but a position code for each type of layer is not supported",
+            ),
+        ] {
+            assert_eq!(error(scaling), format!("config.json: {message}"));
+        }
+        let outside = config(json!({"rope_theta": 1})).unwrap_err().to_string();
+        assert_eq!(outside, "config.json: `rope_theta` is 1, but it must be above 1");
+    }
+
+    #[test]
+    fn only_dynamic_and_longrope_depend_on_the_length() {
+        let dynamic = config(json!({
+            "max_position_embeddings": 64, "rope_scaling": {"type": "dynamic", "factor": 2.0},
+        }))
+        .unwrap();
+        assert_eq!(dynamic.frequencies(1), dynamic.frequencies(64));
+        assert_ne!(dynamic.frequencies(64), dynamic.frequencies(65));
+        let linear = config(json!({"rope_scaling": {"type": "linear", "factor": 2.0}})).unwrap();
+        assert_eq!(linear.frequencies(1), linear.frequencies(100_000));
+    }
+
+    /// Values that a hostile or broken file could hold.
+    fn odd_value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            (0..200_i64).prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            (0.0..50.0).prop_map(Value::from),
+            prop::collection::vec(0.0..3.0, 8).prop_map(Value::from),
+            prop::sample::select(TYPES).prop_map(|kind| Value::from(kind.name)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_accepted_gives_finite_tables(
+            kind in prop::sample::select(TYPES),
+            outside in prop::collection::btree_map(prop::sample::select(KEYS), odd_value(), 0..3),
+            inside in prop::collection::btree_map(prop::sample::select(KEYS), odd_value(), 0..12),
+            length in 0..300_usize,
+        ) {
+            let object = |keys: BTreeMap<&str, Value>| {
+                keys.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+            };
+            let mut keys: Map<String, Value> = object(outside);
+            let mut scaling: Map<String, Value> = object(inside);
+            scaling.insert("rope_type".to_owned(), kind.name.into());
+            keys.insert("rope_scaling".to_owned(), scaling.into());
+            if let Ok(rope) = config(keys.into()) {
+                let (cos, sin) = rope.tables(length);
+                prop_assert_eq!((cos.len(), sin.len()), (length * 8, length * 8));
+                prop_assert!(cos.iter().chain(&sin).all(|value| value.is_finite()));
+            }
+        }
+    }
+
+    const KEYS: &[&str] = &[
+        "rope_theta",
+        "max_position_embeddings",
+        "original_max_position_embeddings",
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "attention_factor",
+        "truncate",
+        "short_factor",
+        "long_factor",
+    ];
 }

@@ -1,0 +1,193 @@
+//! Reading the keys of a `config.json`: every error names the key.
+
+use serde_json::{Map, Value};
+
+/// Decoder layers beyond which a `config.json` is taken to be wrong.
+const MOST_LAYERS: usize = 10_000;
+/// Widths beyond which a `config.json` is taken to be wrong; the product of two fits in 64 bits.
+pub(super) const MOST: usize = i32::MAX as usize;
+
+/// A `config.json` that no [`Decoder`](super::Decoder) can be made of.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// The file does not hold an object.
+    #[error("config.json: must be an object, found {found}")]
+    NotObject {
+        /// What was found.
+        found: String,
+    },
+    /// A key is missing, or null where a value is needed.
+    #[error("config.json: missing key `{key}`")]
+    Missing {
+        /// The key, dotted from the top.
+        key: String,
+    },
+    /// A key holds another type of value.
+    #[error("config.json: `{key}` must be {expected}, found {found}")]
+    Mistyped {
+        /// The key, dotted from the top.
+        key: String,
+        /// What was expected, with its article.
+        expected: &'static str,
+        /// What was found.
+        found: String,
+    },
+    /// A key holds a name that is not one of those known.
+    #[error("config.json: unknown `{key}` {found:?}, known: {}", known.join(", "))]
+    Unknown {
+        /// The key, dotted from the top.
+        key: String,
+        /// The name.
+        found: String,
+        /// The names there are.
+        known: Vec<&'static str>,
+    },
+    /// A key's value cannot be used, in itself or beside another's.
+    #[error("config.json: `{key}` is {found}, but {problem}")]
+    Invalid {
+        /// The key, dotted from the top.
+        key: String,
+        /// Its value.
+        found: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// An object within `config.json`, and where it stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Object<'a> {
+    keys: &'a Map<String, Value>,
+    path: &'a str,
+}
+
+impl<'a> Object<'a> {
+    /// The whole `config.json`.
+    pub(super) fn top(config: &'a Value) -> Result<Self, Error> {
+        let keys =
+            config.as_object().ok_or_else(|| Error::NotObject { found: describe(config) })?;
+        Ok(Self { keys, path: "" })
+    }
+
+    /// An object that says nothing.
+    pub(super) fn empty(keys: &'a Map<String, Value>) -> Self {
+        Self { keys, path: "" }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// The key as errors name it.
+    pub(super) fn path(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+
+    /// Whether the key is there, be it null.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.keys.contains_key(key)
+    }
+
+    /// The first key that holds an object.
+    pub(super) fn nested(&self) -> Option<&'a str> {
+        self.keys.iter().find(|(_, value)| value.is_object()).map(|(key, _)| key.as_str())
+    }
+
+    /// The value of a key; null counts as absent.
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.keys.get(key).filter(|value| !value.is_null())
+    }
+
+    fn read<T>(
+        &self,
+        key: &str,
+        expected: &'static str,
+        convert: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let mistyped = || Error::Mistyped { key: self.path(key), expected, found: describe(value) };
+        convert(value).map(Some).ok_or_else(mistyped)
+    }
+
+    pub(super) fn object(&self, key: &'a str) -> Result<Option<Self>, Error> {
+        let keys = self.read(key, "an object", Value::as_object)?;
+        Ok(keys.map(|keys| Self { keys, path: key }))
+    }
+
+    pub(super) fn string(&self, key: &str) -> Result<Option<&'a str>, Error> {
+        self.read(key, "a string", Value::as_str)
+    }
+
+    pub(super) fn boolean(&self, key: &str) -> Result<Option<bool>, Error> {
+        self.read(key, "true or false", Value::as_bool)
+    }
+
+    pub(super) fn number(&self, key: &str) -> Result<Option<f64>, Error> {
+        self.read(key, "a number", Value::as_f64)
+    }
+
+    pub(super) fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>, Error> {
+        self.read(key, "a list of numbers", |value| {
+            value.as_array()?.iter().map(Value::as_f64).collect()
+        })
+    }
+
+    /// A number above `floor`.
+    pub(super) fn above(&self, key: &str, floor: f64) -> Result<Option<f64>, Error> {
+        match self.number(key)? {
+            Some(value) if value <= floor => {
+                Err(self.invalid(key, value, format!("it must be above {floor}")))
+            }
+            value => Ok(value),
+        }
+    }
+
+    /// A width or a count: at least 1, and small enough to multiply two of them.
+    pub(super) fn size(&self, key: &str) -> Result<Option<usize>, Error> {
+        self.size_up_to(key, MOST)
+    }
+
+    /// A number of decoder layers.
+    pub(super) fn layers(&self, key: &str) -> Result<Option<usize>, Error> {
+        self.size_up_to(key, MOST_LAYERS)
+    }
+
+    fn size_up_to(&self, key: &str, most: usize) -> Result<Option<usize>, Error> {
+        let Some(value) = self.read(key, "a whole number", |value| {
+            value.is_i64().then_some(value).or(value.is_u64().then_some(value))
+        })?
+        else {
+            return Ok(None);
+        };
+        match value.as_u64().and_then(|size| usize::try_from(size).ok()) {
+            Some(size) if (1..=most).contains(&size) => Ok(Some(size)),
+            _ => Err(self.invalid(key, value, format!("it must be from 1 to {most}"))),
+        }
+    }
+
+    pub(super) fn missing(&self, key: &str) -> Error {
+        Error::Missing { key: self.path(key) }
+    }
+
+    pub(super) fn invalid(
+        &self,
+        key: &str,
+        found: impl std::fmt::Display,
+        problem: impl Into<String>,
+    ) -> Error {
+        Error::Invalid { key: self.path(key), found: found.to_string(), problem: problem.into() }
+    }
+}
+
+/// A value as an error shows it, whatever its size.
+fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
+        Value::String(text) => {
+            format!("the string {:?}", text.chars().take(40).collect::<String>())
+        }
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+    }
+}

@@ -213,6 +213,11 @@ proptest! {
                 let came: Vec<_> = (0..size).filter(|&i| !old[i] && new[i]).collect();
                 prop_assert!(came.iter().all(|i| chosen.contains(&(m, t * size + i))));
                 prop_assert_eq!(came.len(), wanted.min(kept(old)));
+                // Those that stay away score no higher than those that came.
+                let score = |&i: &usize| matrix.scores[t * size + i];
+                let lowest_came = came.iter().map(score).fold(f32::INFINITY, f32::min);
+                let away = |i: &usize| !came.contains(i) && chosen.contains(&(m, t * size + i));
+                prop_assert!((0..size).filter(away).all(|i| score(&i) <= lowest_came));
                 // Of the tile's kept weights the lowest went.
                 let scores = &matrix.scores[places];
                 let worst_left = (0..size).filter(|&i| old[i] && new[i]).map(|i| scores[i]);

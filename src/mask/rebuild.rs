@@ -116,12 +116,6 @@ impl Swap {
         // One list falls, the other rises: the pairs worth swapping are the first ones.
         let pairs = grow.len().min(prune.len());
         let worth = partition_point(pairs, |i| !grow[i] > prune[i]);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "a share of a number of weights"
-        )]
         let count = (worth as f64 * alpha) as usize;
         Self {
             count,

@@ -1,21 +1,24 @@
-//! The norm of a weight's input, as in Wanda (arXiv 2306.11695).
+//! The metric `activation-norm`: √(mean Σ x²), the norm of a weight's input, Wanda's factor beside
+//! the weight (arXiv 2306.11695). After `magnitude` the two make Wanda's metric.
+//!
+//! ```
+//! # use barber_activation_norm as _;
+//! use barber_metric::{Needs, registered};
+//!
+//! assert_eq!(registered().unwrap()["activation-norm"].needs(), Needs::INPUT_SQUARE);
+//! ```
 
-use barber_metric::{Error, LayerStats, Metric, MetricPlugin, Needs, inventory};
+use barber_metric::{Error, LayerStats, Metric, MetricPlugin, Needs, Power, inventory};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// ‖x_j‖ = √(mean over samples of Σ x_j²), x_j being the input that the weight's column multiplies.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// Multiplies each score of column j by (√s_j)^`power`, s_j being the mean over calibration
+/// samples of Σ x_j² over a sample's tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ActivationNorm {
-    /// The exponent of the factor: 0.5 takes its root.
-    pub power: f32,
-}
-
-impl Default for ActivationNorm {
-    fn default() -> Self {
-        Self { power: 1.0 }
-    }
+    /// The power that the input's norm is raised to.
+    pub power: Power,
 }
 
 impl Metric for ActivationNorm {
@@ -24,46 +27,45 @@ impl Metric for ActivationNorm {
     }
 
     fn score(&self, stats: &LayerStats<'_>, scores: &mut [f32]) -> Result<(), Error> {
-        let squares = stats.input_square()?;
-        let factors: Vec<f32> = squares.iter().map(|s| s.sqrt().powf(self.power)).collect();
-        for row in scores.chunks_exact_mut(stats.dims.columns.max(1)) {
-            row.iter_mut().zip(&factors).for_each(|(score, factor)| *score *= factor);
+        let factors: Vec<f32> =
+            stats.input_square()?.iter().map(|square| self.power.of(square.sqrt())).collect();
+        for row in scores.chunks_mut(stats.dims.columns.max(1)) {
+            for (score, factor) in row.iter_mut().zip(&factors) {
+                *score *= factor;
+            }
         }
         Ok(())
     }
 }
 
-inventory::submit! { MetricPlugin::of::<ActivationNorm>("activation-norm", "‖x‖: how large the weight's input is") }
+inventory::submit! {
+    MetricPlugin::of::<ActivationNorm>("activation-norm", "the norm of a weight's input: √(mean Σ x²)")
+}
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use barber_metric::Dims;
 
-    fn scores(metric: ActivationNorm, start: f32) -> Vec<f32> {
-        let stats = LayerStats {
-            name: "w",
-            dims: Dims { rows: 2, columns: 2 },
-            weight: &[1.0, -2.0, 3.0, 0.0],
-            mask: &[true, false, true, false],
-            squared_gradient: metric.needs().squared_gradient.then_some(&[4.0, 9.0, 0.0, 1.0]),
-            input_square: metric.needs().input_square.then_some(&[16.0, 0.25]),
-        };
-        let mut scores = vec![start; 4];
-        metric.score(&stats, &mut scores).unwrap();
-        scores
-    }
+    use super::*;
 
     #[test]
-    fn it_multiplies_the_scores_of_the_stage_before() {
-        assert_eq!(scores(ActivationNorm::default(), 1.0), [4.0, 0.5, 4.0, 0.5]);
-        assert_eq!(
-            scores(ActivationNorm::default(), 2.0),
-            [4.0, 0.5, 4.0, 0.5].map(|score| 2.0 * score)
-        );
-        assert_eq!(
-            scores(ActivationNorm { power: 2.0 }, 1.0),
-            [4.0, 0.5, 4.0, 0.5].map(|score| score * score)
-        );
+    fn scores_are_multiplied_by_the_norms_of_their_columns() {
+        let stats = LayerStats {
+            name: "w",
+            dims: Dims { rows: 2, columns: 3 },
+            weight: &[1.0; 6],
+            mask: &[true; 6],
+            squared_gradient: None,
+            input_square: Some(&[4.0, 16.0, 0.0]),
+        };
+        let mut scores = [1.0, 1.0, 1.0, 10.0, 10.0, 10.0];
+        ActivationNorm::default().score(&stats, &mut scores).expect("scores");
+        assert_eq!(scores, [2.0, 4.0, 0.0, 20.0, 40.0, 0.0]);
+        let root = ActivationNorm { power: Power::try_from(0.5).expect("finite") };
+        let mut scores = [1.0; 6];
+        root.score(&stats, &mut scores).expect("scores");
+        assert_eq!(scores, [2.0_f32.sqrt(), 2.0, 0.0, 2.0_f32.sqrt(), 2.0, 0.0]);
+        let stats = LayerStats { input_square: None, ..stats };
+        assert_eq!(root.score(&stats, &mut scores), Err(Error::Undeclared("input_square")));
     }
 }

@@ -1,21 +1,24 @@
-//! The gradient alone (LLM-Barber, arXiv 2408.10631, variant "D").
+//! The metric `gradient`: √(mean g²), a variant in LLM-Barber (arXiv 2408.10631, there "D"). It
+//! tells how steeply the block's output error grows when a weight changes, however large it is.
+//!
+//! ```
+//! # use barber_gradient as _;
+//! use barber_metric::{Needs, registered};
+//!
+//! assert_eq!(registered().unwrap()["gradient"].needs(), Needs::SQUARED_GRADIENT);
+//! ```
 
-use barber_metric::{Error, LayerStats, Metric, MetricPlugin, Needs, inventory};
+use barber_metric::{Error, LayerStats, Metric, MetricPlugin, Needs, Power, inventory};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// √(mean g²), g being the gradient of the block's output error on one calibration sample.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// Multiplies each score by (√s_ij)^`power`, s being the mean over calibration samples of the
+/// squared gradient.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Gradient {
-    /// The exponent of the factor: 0.5 takes its root.
-    pub power: f32,
-}
-
-impl Default for Gradient {
-    fn default() -> Self {
-        Self { power: 1.0 }
-    }
+    /// The power that the gradient is raised to.
+    pub power: Power,
 }
 
 impl Metric for Gradient {
@@ -25,40 +28,38 @@ impl Metric for Gradient {
 
     fn score(&self, stats: &LayerStats<'_>, scores: &mut [f32]) -> Result<(), Error> {
         for (score, square) in scores.iter_mut().zip(stats.squared_gradient()?) {
-            *score *= square.sqrt().powf(self.power);
+            *score *= self.power.of(square.sqrt());
         }
         Ok(())
     }
 }
 
-inventory::submit! { MetricPlugin::of::<Gradient>("gradient", "√(mean g²): how steeply the output error depends on the weight") }
+inventory::submit! { MetricPlugin::of::<Gradient>("gradient", "the gradient alone: √(mean g²)") }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use barber_metric::Dims;
 
-    fn scores(metric: Gradient, start: f32) -> Vec<f32> {
-        let stats = LayerStats {
-            name: "w",
-            dims: Dims { rows: 2, columns: 2 },
-            weight: &[1.0, -2.0, 3.0, 0.0],
-            mask: &[true, false, true, false],
-            squared_gradient: metric.needs().squared_gradient.then_some(&[4.0, 9.0, 0.0, 1.0]),
-            input_square: metric.needs().input_square.then_some(&[16.0, 0.25]),
-        };
-        let mut scores = vec![start; 4];
-        metric.score(&stats, &mut scores).unwrap();
-        scores
-    }
+    use super::*;
 
     #[test]
-    fn it_multiplies_the_scores_of_the_stage_before() {
-        assert_eq!(scores(Gradient::default(), 1.0), [2.0, 3.0, 0.0, 1.0]);
-        assert_eq!(scores(Gradient::default(), 2.0), [2.0, 3.0, 0.0, 1.0].map(|score| 2.0 * score));
-        assert_eq!(
-            scores(Gradient { power: 2.0 }, 1.0),
-            [2.0, 3.0, 0.0, 1.0].map(|score| score * score)
-        );
+    fn scores_are_multiplied_by_the_gradient() {
+        let stats = LayerStats {
+            name: "w",
+            dims: Dims { rows: 1, columns: 3 },
+            weight: &[-2.0, 4.0, 3.0],
+            mask: &[true; 3],
+            squared_gradient: Some(&[4.0, 0.25, 0.0]),
+            input_square: None,
+        };
+        let mut scores = [1.0, 10.0, 1.0];
+        Gradient::default().score(&stats, &mut scores).expect("scores");
+        assert_eq!(scores, [2.0, 5.0, 0.0]);
+        let squared = Gradient { power: Power::try_from(2.0).expect("finite") };
+        let mut scores = [1.0; 3];
+        squared.score(&stats, &mut scores).expect("scores");
+        assert_eq!(scores, [4.0, 0.25, 0.0]);
+        let stats = LayerStats { squared_gradient: None, ..stats };
+        assert_eq!(squared.score(&stats, &mut scores), Err(Error::Undeclared("squared_gradient")));
     }
 }

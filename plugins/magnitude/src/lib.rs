@@ -1,21 +1,23 @@
-//! The weight alone (LLM-Barber, arXiv 2408.10631, variant "W").
+//! The metric `magnitude`: |W|, a variant in LLM-Barber (arXiv 2408.10631, there "W") and the
+//! oldest of all pruning metrics.
+//!
+//! ```
+//! # use barber_magnitude as _;
+//! use barber_metric::{Needs, registered};
+//!
+//! assert_eq!(registered().unwrap()["magnitude"].needs(), Needs::NOTHING);
+//! ```
 
-use barber_metric::{Error, LayerStats, Metric, MetricPlugin, Needs, inventory};
+use barber_metric::{Error, LayerStats, Metric, MetricPlugin, Needs, Power, inventory};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// |W|.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// Multiplies each score by |W_ij|^`power`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Magnitude {
-    /// The exponent of the factor: 0.5 takes its root.
-    pub power: f32,
-}
-
-impl Default for Magnitude {
-    fn default() -> Self {
-        Self { power: 1.0 }
-    }
+    /// The power that the weight is raised to.
+    pub power: Power,
 }
 
 impl Metric for Magnitude {
@@ -25,43 +27,51 @@ impl Metric for Magnitude {
 
     fn score(&self, stats: &LayerStats<'_>, scores: &mut [f32]) -> Result<(), Error> {
         for (score, weight) in scores.iter_mut().zip(stats.weight) {
-            *score *= weight.abs().powf(self.power);
+            *score *= self.power.of(weight.abs());
         }
         Ok(())
     }
 }
 
-inventory::submit! { MetricPlugin::of::<Magnitude>("magnitude", "|W|: how large the weight is") }
+inventory::submit! { MetricPlugin::of::<Magnitude>("magnitude", "the weight alone: |W|") }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use barber_metric::Dims;
+    use barber_metric::{Dims, figment::value::Dict};
 
-    fn scores(metric: Magnitude, start: f32) -> Vec<f32> {
+    use super::*;
+
+    #[test]
+    fn scores_are_multiplied_by_the_weight() {
         let stats = LayerStats {
             name: "w",
-            dims: Dims { rows: 2, columns: 2 },
-            weight: &[1.0, -2.0, 3.0, 0.0],
-            mask: &[true, false, true, false],
-            squared_gradient: metric.needs().squared_gradient.then_some(&[4.0, 9.0, 0.0, 1.0]),
-            input_square: metric.needs().input_square.then_some(&[16.0, 0.25]),
+            dims: Dims { rows: 1, columns: 3 },
+            weight: &[-2.0, 4.0, 0.0],
+            mask: &[true; 3],
+            squared_gradient: None,
+            input_square: None,
         };
-        let mut scores = vec![start; 4];
-        metric.score(&stats, &mut scores).unwrap();
-        scores
+        let mut scores = [1.0, 10.0, 1.0];
+        Magnitude::default().score(&stats, &mut scores).expect("scores");
+        assert_eq!(scores, [2.0, 40.0, 0.0]);
+        let root = Magnitude { power: Power::try_from(0.5).expect("finite") };
+        let mut scores = [1.0; 3];
+        root.score(&stats, &mut scores).expect("scores");
+        assert_eq!(scores, [2.0_f32.sqrt(), 2.0, 0.0]);
     }
 
     #[test]
-    fn it_multiplies_the_scores_of_the_stage_before() {
-        assert_eq!(scores(Magnitude::default(), 1.0), [1.0, 2.0, 3.0, 0.0]);
-        assert_eq!(
-            scores(Magnitude::default(), 2.0),
-            [1.0, 2.0, 3.0, 0.0].map(|score| 2.0 * score)
-        );
-        assert_eq!(
-            scores(Magnitude { power: 2.0 }, 1.0),
-            [1.0, 2.0, 3.0, 0.0].map(|score| score * score)
-        );
+    fn its_power_is_a_finite_number() {
+        let plugin = MetricPlugin::of::<Magnitude>("magnitude", "");
+        let parameters = plugin.parameters();
+        assert_eq!(parameters[0].name, "power");
+        assert_eq!(parameters[0].default, "1.0");
+        assert_eq!(parameters[0].help, "The power that the weight is raised to.");
+        let build = |power: f64| plugin.build(Dict::from([("power".into(), power.into())])).err();
+        assert_eq!(build(0.5), None);
+        assert_eq!(plugin.build(Dict::from([("power".into(), 2.into())])).err(), None);
+        let error = build(f64::INFINITY).expect("infinite");
+        assert_eq!(error.path, ["power"]);
+        assert!(error.to_string().contains("the power is inf, not a finite number"), "{error}");
     }
 }

@@ -34,11 +34,13 @@
 //! assert!(barber_metric::registered().unwrap().contains_key("constant"));
 //! ```
 
+mod power;
 mod registry;
 mod stats;
 
 pub use figment;
 pub use inventory;
+pub use power::Power;
 pub use registry::{Duplicate, MetricPlugin, Parameter, registered};
 pub use stats::{Dims, Error, LayerStats, Needs};
 

@@ -1,21 +1,25 @@
-//! The metric of LLM-Barber (arXiv 2408.10631, "WD"): the weight times its gradient.
+//! The metric `weight-gradient`: |W|·√(mean g²), the rebuild's own in LLM-Barber
+//! (arXiv 2408.10631, there "WD"). It estimates how much the block's output error grows without a
+//! weight.
+//!
+//! ```
+//! # use barber_weight_gradient as _;
+//! use barber_metric::{Needs, registered};
+//!
+//! assert_eq!(registered().unwrap()["weight-gradient"].needs(), Needs::SQUARED_GRADIENT);
+//! ```
 
-use barber_metric::{Error, LayerStats, Metric, MetricPlugin, Needs, inventory};
+use barber_metric::{Error, LayerStats, Metric, MetricPlugin, Needs, Power, inventory};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// |W|·√(mean g²), g being the gradient of the block's output error on one calibration sample.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// Multiplies each score by (|W_ij|·√s_ij)^`power`, s being the mean over calibration samples of
+/// the squared gradient.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WeightGradient {
-    /// The exponent of the factor: 0.5 takes its root.
-    pub power: f32,
-}
-
-impl Default for WeightGradient {
-    fn default() -> Self {
-        Self { power: 1.0 }
-    }
+    /// The power that weight times gradient is raised to.
+    pub power: Power,
 }
 
 impl Metric for WeightGradient {
@@ -24,45 +28,42 @@ impl Metric for WeightGradient {
     }
 
     fn score(&self, stats: &LayerStats<'_>, scores: &mut [f32]) -> Result<(), Error> {
-        let gradients = stats.squared_gradient()?;
-        for ((score, weight), square) in scores.iter_mut().zip(stats.weight).zip(gradients) {
-            *score *= (weight.abs() * square.sqrt()).powf(self.power);
+        let factors = stats.weight.iter().zip(stats.squared_gradient()?);
+        for (score, (weight, square)) in scores.iter_mut().zip(factors) {
+            *score *= self.power.of(weight.abs() * square.sqrt());
         }
         Ok(())
     }
 }
 
-inventory::submit! { MetricPlugin::of::<WeightGradient>("weight-gradient", "|W|·√(mean g²): what the output error loses with the weight") }
+inventory::submit! {
+    MetricPlugin::of::<WeightGradient>("weight-gradient", "weight times gradient: |W|·√(mean g²)")
+}
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use barber_metric::Dims;
 
-    fn scores(metric: WeightGradient, start: f32) -> Vec<f32> {
-        let stats = LayerStats {
-            name: "w",
-            dims: Dims { rows: 2, columns: 2 },
-            weight: &[1.0, -2.0, 3.0, 0.0],
-            mask: &[true, false, true, false],
-            squared_gradient: metric.needs().squared_gradient.then_some(&[4.0, 9.0, 0.0, 1.0]),
-            input_square: metric.needs().input_square.then_some(&[16.0, 0.25]),
-        };
-        let mut scores = vec![start; 4];
-        metric.score(&stats, &mut scores).unwrap();
-        scores
-    }
+    use super::*;
 
     #[test]
-    fn it_multiplies_the_scores_of_the_stage_before() {
-        assert_eq!(scores(WeightGradient::default(), 1.0), [2.0, 6.0, 0.0, 0.0]);
-        assert_eq!(
-            scores(WeightGradient::default(), 2.0),
-            [2.0, 6.0, 0.0, 0.0].map(|score| 2.0 * score)
-        );
-        assert_eq!(
-            scores(WeightGradient { power: 2.0 }, 1.0),
-            [2.0, 6.0, 0.0, 0.0].map(|score| score * score)
-        );
+    fn scores_are_multiplied_by_weight_and_gradient() {
+        let stats = LayerStats {
+            name: "w",
+            dims: Dims { rows: 1, columns: 3 },
+            weight: &[-2.0, 4.0, 3.0],
+            mask: &[true; 3],
+            squared_gradient: Some(&[4.0, 0.25, 0.0]),
+            input_square: None,
+        };
+        let mut scores = [1.0, 10.0, 1.0];
+        WeightGradient::default().score(&stats, &mut scores).expect("scores");
+        assert_eq!(scores, [4.0, 20.0, 0.0]);
+        let squared = WeightGradient { power: Power::try_from(2.0).expect("finite") };
+        let mut scores = [1.0; 3];
+        squared.score(&stats, &mut scores).expect("scores");
+        assert_eq!(scores, [16.0, 4.0, 0.0]);
+        let stats = LayerStats { squared_gradient: None, ..stats };
+        assert_eq!(squared.score(&stats, &mut scores), Err(Error::Undeclared("squared_gradient")));
     }
 }

@@ -80,14 +80,10 @@ impl Init {
     }
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "a share of a number of weights"
-)]
+/// ⌊`ratio`·n⌋ for the decimal number that the user wrote: 0.29 of 100 are 29, though the nearest
+/// binary number is below 0.29.
 fn share(ratio: f64, weights: usize) -> usize {
-    (ratio * weights as f64) as usize
+    (ratio * weights as f64 + 1e-6) as usize
 }
 
 impl fmt::Display for Init {
@@ -123,6 +119,15 @@ mod tests {
     fn kept(init: Init, stats: &LayerStats<'_>, pattern: Pattern, ratio: f64) -> Vec<u8> {
         let mask = init.mask(stats, pattern, ratio).expect("a mask");
         mask.to_bools().into_iter().map(u8::from).collect()
+    }
+
+    #[test]
+    fn a_share_is_that_of_the_decimal_number() {
+        for (ratio, weights, pruned) in
+            [(0.29, 100, 29), (0.57, 100, 57), (0.5, 3, 1), (0.7, 64, 44)]
+        {
+            assert_eq!(share(ratio, weights), pruned);
+        }
     }
 
     #[test]

@@ -1,0 +1,77 @@
+//! The paper authors' results on a real checkpoint, SmolLM2-135M. It is not in this repository:
+//!
+//! ```sh
+//! BARBER_SMOLLM2=DIR BARBER_WIKITEXT2=DIR cargo test --release --test smollm2
+//! ```
+//!
+//! where the first directory is the checkpoint and the second has `wikitext2-valid.txt` and
+//! `wikitext2-test.txt`. Without them there is nothing to run; with them it takes a quarter of an
+//! hour on two cores.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking")]
+
+mod util;
+
+use std::{env, path::Path};
+
+use dfdx::tensor::Cpu;
+use llm_barber::{
+    checkpoint::Reader,
+    evaluate::logits,
+    model::{Masks, Model},
+};
+use serde_json::Value;
+use util::barber;
+
+fn checkpoint() -> Option<String> {
+    let found = env::var("BARBER_SMOLLM2").ok();
+    if found.is_none() {
+        println!("BARBER_SMOLLM2 is not set: nothing to test");
+    }
+    found
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    let Some(dir) = checkpoint() else { return };
+    let recorded = std::fs::read("tests/fixtures/smollm2-logits.json").unwrap();
+    let recorded: Value = serde_json::from_slice(&recorded).unwrap();
+    let numbers = |key: &str| -> Vec<f64> {
+        recorded[key].as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect()
+    };
+    let ids: Vec<u32> = numbers("ids").iter().map(|id| *id as u32).collect();
+    let reader = Reader::open(Path::new(&dir)).unwrap();
+    let model = Model::new(&reader, Cpu::default()).unwrap();
+    let found = logits(&model, &Masks::new(), &ids).unwrap();
+    let last = &found[found.len() - model.decoder.vocab_size..];
+    for (i, recorded) in numbers("last_logits_of_first_512").iter().enumerate() {
+        assert!((f64::from(last[i]) - recorded).abs() < 1e-3, "token {i}: {} {recorded}", last[i]);
+    }
+}
+
+#[test]
+fn perplexities_are_those_of_the_authors_code() {
+    let (Some(dir), Ok(texts)) = (checkpoint(), env::var("BARBER_WIKITEXT2")) else { return };
+    for (recipe, expected) in [
+        ("magnitude", [("dense", 24.938), ("initial", 480.9072), ("rebuilt", 63.2374)]),
+        ("wanda", [("dense", 24.938), ("initial", 47.0363), ("rebuilt", 45.5682)]),
+        ("wanda-2of4", [("dense", 24.938), ("initial", 124.5245), ("rebuilt", 133.7458)]),
+    ] {
+        let out = tempfile::tempdir().unwrap();
+        let sets = [
+            format!("model.path={dir}"),
+            format!("calibration.source={texts}/wikitext2-valid.txt"),
+            format!("evaluate.perplexity=[\"{texts}/wikitext2-test.txt\"]"),
+            format!("output.path={}", out.path().join("out").display()),
+        ];
+        let path = format!("recipes/smollm2-{recipe}.toml");
+        let mut arguments = vec!["prune", &path, "--json"];
+        sets.iter().for_each(|set| arguments.extend(["--set", set]));
+        let run = barber(&arguments);
+        assert_eq!(run.status, 0, "{}", run.stderr);
+        let report: Value = serde_json::from_str(&run.stdout).unwrap();
+        for (mask, expected) in expected {
+            let found = report["perplexity"][0][mask]["perplexity"].as_f64().unwrap();
+            println!("{recipe}, {mask}: {found:.4}, the authors' code {expected}");
+        }
+    }
+}

@@ -17,7 +17,7 @@ use super::{
 pub struct Statistics {
     /// Mean over samples of the squared gradient, [rows, columns].
     pub squared_gradient: Option<Vec<f32>>,
-    /// Mean over samples of Σ x² over a sample's tokens, [columns].
+    /// Mean over samples of Σ x² over a sample's tokens, `[columns]`.
     pub input_square: Option<Vec<f32>>,
 }
 

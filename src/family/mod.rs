@@ -76,7 +76,7 @@ pub struct Decoder {
     pub embedding: String,
     /// The decoder layers, in order.
     pub layers: Vec<Layer>,
-    /// Tensor name of the last norm's weight, [hidden_size].
+    /// Tensor name of the last norm's weight, `[hidden_size]`.
     pub final_norm: String,
     /// Tensor name of the output head, [vocab_size, hidden_size]; the embedding's where tied.
     pub head: String,
@@ -85,7 +85,7 @@ pub struct Decoder {
 /// The tensors of one decoder layer.
 #[derive(Clone, Debug)]
 pub struct Layer {
-    /// Tensor name of the norm's weight before self-attention, [hidden_size].
+    /// Tensor name of the norm's weight before self-attention, `[hidden_size]`.
     pub attention_norm: String,
     /// The query projection.
     pub q: Linear,
@@ -95,7 +95,7 @@ pub struct Layer {
     pub v: Linear,
     /// The output projection.
     pub o: Linear,
-    /// Tensor name of the norm's weight before the MLP, [hidden_size].
+    /// Tensor name of the norm's weight before the MLP, `[hidden_size]`.
     pub mlp_norm: String,
     /// The gate projection.
     pub gate: Linear,
@@ -112,7 +112,7 @@ pub struct Linear {
     pub name: &'static str,
     /// Tensor name of its weight, [rows, columns].
     pub weight: String,
-    /// Tensor name of its bias, [rows], where it has one.
+    /// Tensor name of its bias, `[rows]`, where it has one.
     pub bias: Option<String>,
     /// The shape of its weight.
     pub dims: Dims,

@@ -1,7 +1,5 @@
 //! The metrics that are linked into this program, collected by `inventory`.
 
-#![expect(clippy::result_large_err, reason = "figment's error, which is built once a recipe")]
-
 use std::{collections::BTreeMap, fmt};
 
 use figment::value::{Dict, Num, Value};

@@ -13,7 +13,7 @@ use super::{Matrix, cpu};
 
 /// y = w · x / rms(x), for each row.
 pub trait RmsNorm: Device<f32> {
-    /// The normalised rows of `x`, [tokens, channels], scaled by `weight`, [channels].
+    /// The normalised rows of `x`, [tokens, channels], scaled by `weight`, `[channels]`.
     ///
     /// # Errors
     /// If the device has not enough memory.

@@ -11,9 +11,21 @@ use crate::mask::{
 /// Pruning pools smaller than this together is faster than one by one.
 const BATCH: usize = 1 << 14;
 
-/// The mask that prunes the `count` lowest of every `pool` consecutive scores, the last among
-/// equals.
-pub(super) fn prune_lowest(dims: Dims, scores: &[f32], pool: usize, count: usize) -> Mask {
+/// Which of equal scores are pruned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ties {
+    First,
+    Last,
+}
+
+/// The mask that prunes the `count` lowest of every `pool` consecutive scores.
+pub(super) fn prune_lowest(
+    dims: Dims,
+    scores: &[f32],
+    pool: usize,
+    count: usize,
+    ties: Ties,
+) -> Mask {
     let pool = pool.max(1);
     let mut kept = vec![true; scores.len()];
     let pools = scores.par_chunks(pool).zip(kept.par_chunks_mut(pool));
@@ -21,8 +33,11 @@ pub(super) fn prune_lowest(dims: Dims, scores: &[f32], pool: usize, count: usize
         keys.clear();
         keys.extend(scores.iter().map(|&score| key(score)));
         let mut lowest = Lowest::of(keys, count);
-        for (kept, &score) in kept.iter_mut().zip(scores).rev() {
-            *kept = !lowest.takes(key(score));
+        let prune = |(kept, &score): (&mut bool, &f32)| *kept = !lowest.takes(key(score));
+        let scores = kept.iter_mut().zip(scores);
+        match ties {
+            Ties::First => scores.for_each(prune),
+            Ties::Last => scores.rev().for_each(prune),
         }
     });
     Mask::from_bools(dims, &kept)

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Mask, Pattern, pattern::Tile};
-use lowest::prune_lowest;
+use lowest::{Ties, prune_lowest};
 
 /// The mask that the rebuild starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -50,7 +50,8 @@ impl Init {
     /// The initial mask of a matrix. `ratio` is the share of weights to prune: exactly
     /// ⌊`ratio`·n⌋ of each matrix ([`Init::Magnitude`]) or row ([`Init::Wanda`]). An N:M pattern
     /// has its own: the N highest scores of each tile are kept, and `ratio` is not used. Among
-    /// equal scores the last weights are pruned.
+    /// equal scores the first weights are pruned, as the stable sort of Wanda's authors does; under
+    /// unstructured [`Init::Magnitude`], where the authors' code prunes all of them, the last.
     ///
     /// # Errors
     /// If the statistics lack something or do not fit the matrix, a score is not a number,
@@ -62,20 +63,20 @@ impl Init {
             return Err(Error::Ratio { ratio });
         }
         Error::check_length(name, "weights", weight.len(), dims.len())?;
-        let (scores, pool) = match self {
+        let (scores, pool, ties) = match self {
             Self::None => {
                 Error::check_numbers(name, dims.columns, weight)?;
                 let mask = Mask::from_fn(dims, |i| weight[i] != 0.0);
                 pattern.check(name, &mask)?;
                 return Ok(mask);
             }
-            Self::Magnitude => (magnitude::scores(stats), dims.len()),
-            Self::Wanda => (wanda::scores(stats)?, dims.columns),
+            Self::Magnitude => (magnitude::scores(stats), dims.len(), Ties::Last),
+            Self::Wanda => (wanda::scores(stats)?, dims.columns, Ties::First),
         };
         Error::check_numbers(name, dims.columns, &scores)?;
         Ok(match pattern.tile(name, dims.columns)? {
-            Some(Tile { n, m }) => prune_lowest(dims, &scores, m, m.saturating_sub(n)),
-            None => prune_lowest(dims, &scores, pool, share(ratio, pool)),
+            Some(Tile { n, m }) => prune_lowest(dims, &scores, m, m.saturating_sub(n), Ties::First),
+            None => prune_lowest(dims, &scores, pool, share(ratio, pool), ties),
         })
     }
 }
@@ -158,11 +159,12 @@ mod tests {
     }
 
     #[test]
-    fn among_equals_the_last_are_pruned() {
+    fn equal_scores_have_an_order() {
         let stats = stats(&[1.0, -1.0, 1.0, 1.0], 1, &[1.0; 4]);
+        assert_eq!(kept(Init::Magnitude, &stats, ALL, 0.75), [1, 0, 0, 0]);
+        assert_eq!(kept(Init::Wanda, &stats, ALL, 0.75), [0, 0, 0, 1]);
         for init in [Init::Magnitude, Init::Wanda] {
-            assert_eq!(kept(init, &stats, ALL, 0.75), [1, 0, 0, 0]);
-            assert_eq!(kept(init, &stats, TWO_OF_FOUR, 0.75), [1, 1, 0, 0]);
+            assert_eq!(kept(init, &stats, TWO_OF_FOUR, 0.75), [0, 0, 1, 1]);
         }
     }
 

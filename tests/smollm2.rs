@@ -51,10 +51,12 @@ fn logits_are_those_of_transformers() {
 #[test]
 fn perplexities_are_those_of_the_authors_code() {
     let (Some(dir), Ok(texts)) = (checkpoint(), env::var("BARBER_WIKITEXT2")) else { return };
-    for (recipe, expected) in [
-        ("magnitude", [("dense", 24.938), ("initial", 480.9072), ("rebuilt", 63.2374)]),
-        ("wanda", [("dense", 24.938), ("initial", 47.0363), ("rebuilt", 45.5682)]),
-        ("wanda-2of4", [("dense", 24.938), ("initial", 124.5245), ("rebuilt", 133.7458)]),
+    // At 2:4 this small model magnifies rounding: weights that differ by half an f16 unit move its
+    // perplexity by half a percent, and the two programs' masks part from the second layer on.
+    for (recipe, tolerance, expected) in [
+        ("magnitude", 0.01, [("dense", 24.938), ("initial", 480.9072), ("rebuilt", 63.2374)]),
+        ("wanda", 0.01, [("dense", 24.938), ("initial", 47.0363), ("rebuilt", 45.5682)]),
+        ("wanda-2of4", 0.02, [("dense", 24.938), ("initial", 124.5245), ("rebuilt", 133.7458)]),
     ] {
         let out = tempfile::tempdir().unwrap();
         let sets = [
@@ -72,6 +74,8 @@ fn perplexities_are_those_of_the_authors_code() {
         for (mask, expected) in expected {
             let found = report["perplexity"][0][mask]["perplexity"].as_f64().unwrap();
             println!("{recipe}, {mask}: {found:.4}, the authors' code {expected}");
+            let off = (found / expected - 1.0).abs();
+            assert!(off < tolerance, "{recipe}, {mask}: {found}, the authors' code {expected}");
         }
     }
 }

@@ -37,16 +37,14 @@ impl Output {
     /// If `target` exists and `force` is not given or would not help, if it overlaps the model's
     /// directory, or if nothing can be written there.
     pub fn create(target: &Path, force: bool, model: &Path) -> Result<Self, Error> {
-        let target = std::path::absolute(target).map_err(|e| Error::io(target, e))?;
-        let parent = target.parent().unwrap_or(&target).to_owned();
-        fs::create_dir_all(&parent).map_err(|e| Error::io(&parent, e))?;
-        let resolved = fs::canonicalize(&target).or_else(|_| {
-            let parent = fs::canonicalize(&parent)?;
-            Ok(parent.join(target.file_name().unwrap_or_default()))
-        });
-        let resolved = resolved.map_err(|e| Error::io(&target, e))?;
+        let given = std::path::absolute(target).map_err(|e| Error::io(target, e))?;
+        let parent = given.parent().unwrap_or(&given);
+        fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
+        let target = fs::canonicalize(&given)
+            .or_else(|_| Ok(fs::canonicalize(parent)?.join(given.file_name().unwrap_or_default())));
+        let target = target.map_err(|e| Error::io(&given, e))?;
         let model = fs::canonicalize(model).map_err(|e| Error::io(model, e))?;
-        if resolved.starts_with(&model) || model.starts_with(&resolved) {
+        if target.starts_with(&model) || model.starts_with(&target) {
             return Err(Error::Overlap { output: target, model });
         }
         if target.exists() {
@@ -58,9 +56,9 @@ impl Output {
                 return Err(Error::NotReplaceable(target));
             }
         }
-        let staging = sibling(&resolved, "partial");
+        let staging = sibling(&target, "partial");
         fs::create_dir(&staging).map_err(|e| Error::io(&staging, e))?;
-        Ok(Self { target: resolved, staging })
+        Ok(Self { target, staging })
     }
 
     /// Where the checkpoint will be.

@@ -175,7 +175,8 @@ impl Source {
         while self.value(&path).is_none() && path.len() > 1 {
             path.pop();
         }
-        problem.origin = self.origin(&path);
+        // What is missing comes from nowhere, unless its table is in the file.
+        problem.origin = self.origin(&path).filter(|origin| origin != "default");
         if self.is_from_file(&path) || (path.len() < problem.path.len()) {
             problem.span = self.text.place(&path).map(|place| match problem.fault {
                 Fault::UnknownKey | Fault::Missing => place.key.clone(),

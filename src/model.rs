@@ -3,17 +3,13 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    checkpoint::{self, Reader},
+    checkpoint::{self, Pruned, Reader},
     executor::{
         Hidden, PartWeights, Positions, Vector,
         ops::{Matrix, Ops, Weight},
     },
     family::{self, Decoder, Linear, Part},
-    mask::Mask,
 };
-
-/// The masks of a model, by the tensor names of the weights; what has none is dense.
-pub type Masks = BTreeMap<String, Mask>;
 
 /// Why a model could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -97,18 +93,27 @@ impl<'a, D: Ops> Model<'a, D> {
         })
     }
 
-    /// A part with masks applied.
-    pub fn masked(&self, layer: usize, dense: &PartWeights<D>, masks: &Masks) -> PartWeights<D> {
+    /// A part as pruning left it.
+    ///
+    /// # Errors
+    /// If changed weights cannot be read.
+    pub fn pruned(
+        &self,
+        layer: usize,
+        dense: &PartWeights<D>,
+        pruned: &Pruned,
+    ) -> Result<PartWeights<D>, Error> {
         let mut sparse = dense.clone();
         let linears = self.decoder.layers[layer].linears(dense.part);
         for (weight, linear) in sparse.linears.iter_mut().zip(linears) {
-            if let Some(mask) = masks.get(&linear.weight) {
-                let mut values = weight.values().to_vec();
+            if let Some(mask) = pruned.masks.get(&linear.weight) {
+                let changed = pruned.values(&linear.weight)?;
+                let mut values = changed.unwrap_or_else(|| weight.values().to_vec());
                 mask.apply(&mut values);
                 *weight = weight.with_values(values);
             }
         }
-        sparse
+        Ok(sparse)
     }
 
     /// The weight of a norm.

@@ -2,21 +2,44 @@
 
 use std::collections::BTreeSet;
 
-use crate::family::{self, Decoder, Layer, Linear, Part};
+use crate::{
+    family::{self, Decoder, Layer, Linear, Part},
+    mask::{Pattern, Scope},
+};
 
 /// A group of matrices of one part of a decoder layer, rebuilt as one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Group {
     /// What the recipe calls it.
     pub name: String,
     /// The part whose output error it is judged by.
     pub part: Part,
-    /// Indices into [`Layer::linears`] of the part.
-    pub members: Vec<usize>,
+    /// Its matrices.
+    pub members: Vec<Member>,
+}
+
+/// A matrix of a group.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Member {
+    /// Index into [`Layer::linears`] of the part.
+    pub linear: usize,
+    /// How it is pruned.
+    pub rule: Rule,
+}
+
+/// How a matrix is pruned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rule {
+    /// Where its zeros may be.
+    pub pattern: Pattern,
+    /// The share of its weights to prune.
+    pub ratio: f64,
+    /// Where its weights compete in the rebuild.
+    pub scope: Scope,
 }
 
 /// The groups of every decoder layer, in the order in which they are rebuilt.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// One list per decoder layer.
     pub layers: Vec<Vec<Group>>,
@@ -50,15 +73,15 @@ pub enum Error {
 }
 
 impl Plan {
-    /// The plan of `blocks`, or of the family's own if there are none, without the tensors for
-    /// which `excluded` is true.
+    /// The plan of `blocks`, or of the family's own if there are none; `rule` says how the matrix
+    /// of a tensor name is pruned, if it is.
     ///
     /// # Errors
     /// If a block does not fit the model, or nothing is left.
     pub fn new(
         decoder: &Decoder,
         blocks: &[Block],
-        excluded: impl Fn(&str) -> bool,
+        rule: impl Fn(&str) -> Option<Rule>,
     ) -> Result<Self, Error> {
         let defaults: Vec<Block>;
         let blocks = if blocks.is_empty() {
@@ -73,12 +96,8 @@ impl Plan {
         };
         let mut layers = Vec::new();
         for layer in &decoder.layers {
-            let groups = blocks.iter().map(|block| resolve(layer, block));
+            let groups = blocks.iter().map(|block| resolve(layer, block, &rule));
             let mut groups = groups.collect::<Result<Vec<_>, _>>()?;
-            for group in &mut groups {
-                let linears = layer.linears(group.part);
-                group.members.retain(|&i| !excluded(&linears[i].weight));
-            }
             groups.retain(|group| !group.members.is_empty());
             groups.sort_by_key(|group| group.part);
             layers.push(groups);
@@ -94,20 +113,19 @@ impl Plan {
         &'a self,
         decoder: &'a Decoder,
         layer: usize,
-    ) -> impl Iterator<Item = (Part, usize, &'a Linear)> {
+    ) -> impl Iterator<Item = (Part, Member, &'a Linear)> {
         self.layers[layer].iter().flat_map(move |group| {
             let linears = decoder.layers[layer].linears(group.part);
-            let members = group.members.clone().into_iter();
-            members.map(move |i| (group.part, i, linears[i]))
+            group.members.iter().map(move |member| (group.part, *member, linears[member.linear]))
         })
     }
 }
 
-fn group(name: &str, part: Part, members: Vec<usize>) -> Group {
-    Group { name: name.into(), part, members }
-}
-
-fn resolve(layer: &Layer, (name, wanted): &Block) -> Result<Group, Error> {
+fn resolve(
+    layer: &Layer,
+    (name, wanted): &Block,
+    rule: impl Fn(&str) -> Option<Rule>,
+) -> Result<Group, Error> {
     let mut found: BTreeSet<(Part, usize)> = BTreeSet::new();
     for wanted in wanted {
         let place = Part::ALL.into_iter().find_map(|part| {
@@ -130,7 +148,11 @@ fn resolve(layer: &Layer, (name, wanted): &Block) -> Result<Group, Error> {
     let parts: BTreeSet<Part> = found.iter().map(|(part, _)| *part).collect();
     match parts.first() {
         Some(&part) if parts.len() == 1 => {
-            Ok(group(name, part, found.into_iter().map(|(_, i)| i).collect()))
+            let linears = layer.linears(part);
+            let members = found.into_iter().filter_map(|(_, linear)| {
+                Some(Member { linear, rule: rule(&linears[linear].weight)? })
+            });
+            Ok(Group { name: name.clone(), part, members: members.collect() })
         }
         _ => Err(Error::AcrossParts(name.clone())),
     }
@@ -149,30 +171,34 @@ mod tests {
         .unwrap()
     }
 
+    const RULE: Rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, scope: Scope::Row };
+
+    fn group(name: &str, part: Part, members: &[usize]) -> Group {
+        let members = members.iter().map(|&linear| Member { linear, rule: RULE }).collect();
+        Group { name: name.into(), part, members }
+    }
+
     fn block(name: &str, layers: &[&str]) -> Block {
         (name.into(), layers.iter().map(|&layer| layer.into()).collect())
     }
 
     #[test]
     fn without_blocks_the_parts_are_the_groups() {
-        let plan = Plan::new(&decoder(), &[], |_| false).unwrap();
+        let plan = Plan::new(&decoder(), &[], |_| Some(RULE)).unwrap();
         assert_eq!(plan.layers.len(), 2);
-        assert_eq!(plan.layers[0][0], group("self-attention", Part::Attention, vec![0, 1, 2, 3]));
-        assert_eq!(plan.layers[1][1], group("mlp", Part::Mlp, vec![0, 1, 2]));
+        assert_eq!(plan.layers[0][0], group("self-attention", Part::Attention, &[0, 1, 2, 3]));
+        assert_eq!(plan.layers[1][1], group("mlp", Part::Mlp, &[0, 1, 2]));
     }
 
     #[test]
     fn blocks_choose_and_exclusion_removes() {
         let blocks = [block("down", &["down_proj"]), block("qk", &["k_proj", "q_proj"])];
-        let excluded = |name: &str| name.contains("layers.0.self_attn.q_proj");
-        let plan = Plan::new(&decoder(), &blocks, excluded).unwrap();
+        let rule = |name: &str| (!name.contains("layers.0.self_attn.q_proj")).then_some(RULE);
+        let plan = Plan::new(&decoder(), &blocks, rule).unwrap();
         // Attention comes first, whatever the order of the recipe.
         let [first, second] = &plan.layers[..] else { panic!("two layers") };
-        assert_eq!(
-            first[..],
-            [group("qk", Part::Attention, vec![1]), group("down", Part::Mlp, vec![2])]
-        );
-        assert_eq!(second[0], group("qk", Part::Attention, vec![0, 1]));
+        assert_eq!(first[..], [group("qk", Part::Attention, &[1]), group("down", Part::Mlp, &[2])]);
+        assert_eq!(second[0], group("qk", Part::Attention, &[0, 1]));
         let decoder = decoder();
         let names: Vec<_> = plan.matrices(&decoder, 1).map(|(_, _, linear)| linear.name).collect();
         assert_eq!(names, ["q_proj", "k_proj", "down_proj"]);
@@ -180,10 +206,10 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_said() {
-        let error = |blocks: &[Block]| Plan::new(&decoder(), blocks, |_| false).unwrap_err();
+        let error = |blocks: &[Block]| Plan::new(&decoder(), blocks, |_| Some(RULE)).unwrap_err();
         let message = error(&[block("b", &["qproj"])]).to_string();
         assert!(message.contains("`qproj`") && message.contains("q_proj, k_proj"), "{message}");
         assert_eq!(error(&[block("b", &["o_proj", "up_proj"])]), Error::AcrossParts("b".into()));
-        assert_eq!(Plan::new(&decoder(), &[], |_| true), Err(Error::Nothing));
+        assert_eq!(Plan::new(&decoder(), &[], |_| None), Err(Error::Nothing));
     }
 }

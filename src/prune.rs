@@ -3,14 +3,17 @@
 //! Both are passes over the decoder layers with one layer's weights at a time; only the hidden
 //! states of the calibration samples, and the masks, live from layer to layer.
 
-use barber_metric::{Dims, LayerStats, Metric, Needs};
+use std::path::Path;
+
+use barber_metric::{LayerStats, Metric, Needs};
 
 use crate::{
+    checkpoint::{Dtype, Pruned, Reader},
     executor::{self, Hidden, PartWeights, Statistics, ops::Ops},
     family::Part,
-    mask::{self, Init, Mask, Pattern, Scope, Scored},
-    model::{self, Masks, Model},
-    plan::{Group, Plan},
+    mask::{self, Init, Initial, Mask, Scored},
+    model::{self, Model},
+    plan::{Group, Member, Plan, Rule},
 };
 
 /// Why a model could not be pruned.
@@ -55,13 +58,13 @@ impl From<crate::checkpoint::Error> for Error {
 
 /// How the masks start.
 #[derive(Clone, Copy, Debug)]
-pub struct Start {
-    /// The rule.
+pub struct Start<'a> {
+    /// The initialiser.
     pub init: Init,
-    /// Where zeros may be.
-    pub pattern: Pattern,
-    /// The share of weights to prune.
-    pub ratio: f64,
+    /// The format in which changed weights are stored; as in the checkpoint if there is none.
+    pub dtype: Option<Dtype>,
+    /// The directory for the scratch file of changed weights.
+    pub scratch: &'a Path,
 }
 
 /// A stage of the metric pipeline and its name.
@@ -69,12 +72,10 @@ pub type Stage = (String, Box<dyn Metric>);
 
 /// How the masks are rebuilt.
 pub struct Rebuild<'a> {
-    /// Where weights compete.
-    pub scope: Scope,
-    /// Where zeros may be.
-    pub pattern: Pattern,
     /// The share of the swaps worth doing that are done, α.
     pub alpha: f64,
+    /// Whether kept weights that the initialiser changed stay so; otherwise they are dense again.
+    pub retain: bool,
     /// What scores the weights.
     pub pipeline: &'a [Stage],
 }
@@ -123,56 +124,74 @@ pub enum Event<'a> {
 pub fn start<D: Ops>(
     model: &Model<'_, D>,
     plan: &Plan,
-    start: Start,
+    start: &Start<'_>,
     samples: &[Vec<u32>],
     event: &mut dyn FnMut(Event<'_>),
-) -> Result<Masks, Error> {
-    let needs = start.init.needs().input_square;
-    let mut stream = if needs { model.embed(samples)? } else { Vec::new() };
-    let mut masks = Masks::new();
+) -> Result<Pruned, Error> {
+    let needs = start.init.needs();
+    let mut stream = if needs.inputs() { model.embed(samples)? } else { Vec::new() };
+    let mut pruned = Pruned::default();
     for layer in 0..model.decoder.layers.len() {
+        if !needs.inputs() {
+            for (_, Member { rule, .. }, linear) in plan.matrices(&model.decoder, layer) {
+                let weight = model.values(linear)?;
+                let stats = Statistics::default();
+                let stats = stats.of(&linear.weight, linear.dims, &weight);
+                start.matrix(model.reader, &stats, rule, &mut pruned)?;
+            }
+            event(Event::Layer(layer));
+            continue;
+        }
         let what = |part: Part| model::Error::device(format!("layer {layer}, {part:?}"));
         let mut dense = Vec::new();
-        let mut squares = Vec::new();
-        if needs {
-            let mut through = stream.clone();
-            for part in Part::ALL {
-                let weights = model.part(layer, part)?;
-                let (sums, outputs) =
-                    executor::input_squares(&weights, &through).map_err(what(part))?;
-                model.add(&mut through, outputs)?;
-                squares.push(sums);
-                dense.push(weights);
+        let mut through = stream.clone();
+        for part in Part::ALL {
+            let weights = model.part(layer, part)?;
+            let matrices = || plan.matrices(&model.decoder, layer).filter(|(of, ..)| *of == part);
+            let members: Vec<usize> = matrices().map(|(_, member, _)| member.linear).collect();
+            let (statistics, outputs) =
+                executor::inputs(&weights, &through, &members, needs).map_err(what(part))?;
+            model.add(&mut through, outputs)?;
+            for (_, Member { linear: i, rule }, linear) in matrices() {
+                let weight = weights.linears[i].values();
+                let stats = statistics[i].of(&linear.weight, linear.dims, weight);
+                start.matrix(model.reader, &stats, rule, &mut pruned)?;
             }
-        }
-        for (part, i, linear) in plan.matrices(&model.decoder, layer) {
-            let values;
-            let weight = match dense.get(part as usize) {
-                Some(weights) => weights.linears[i].values(),
-                None => {
-                    values = model.values(linear)?;
-                    &values
-                }
-            };
-            let stats = LayerStats {
-                name: &linear.weight,
-                dims: linear.dims,
-                weight,
-                mask: &[],
-                squared_gradient: None,
-                input_square: squares.get(part as usize).map(|sums| &sums[i][..]),
-            };
-            let mask = start.init.mask(&stats, start.pattern, start.ratio)?;
-            masks.insert(linear.weight.clone(), mask);
+            dense.push(weights);
         }
         for weights in dense {
-            let sparse = model.masked(layer, &weights, &masks);
+            let sparse = model.pruned(layer, &weights, &pruned)?;
             let outputs = executor::outputs(&sparse, &stream).map_err(what(weights.part))?;
             model.add(&mut stream, outputs)?;
         }
         event(Event::Layer(layer));
     }
-    Ok(masks)
+    Ok(pruned)
+}
+
+impl Start<'_> {
+    /// Chooses the initial mask of one matrix.
+    fn matrix(
+        &self,
+        reader: &Reader,
+        stats: &LayerStats<'_>,
+        rule: Rule,
+        pruned: &mut Pruned,
+    ) -> Result<(), Error> {
+        let name = stats.name;
+        let Initial { mask, values, damping } = self.init.start(stats, rule.pattern, rule.ratio)?;
+        if let Some(damping) = damping {
+            tracing::warn!(
+                "`{name}`: the Hessian is not positive definite; its damping is raised to \
+                 {damping} of its mean diagonal. More calibration samples would help"
+            );
+        }
+        if let Some(values) = values {
+            pruned.change(reader, name, &values, self.dtype, self.scratch)?;
+        }
+        pruned.masks.insert(name.into(), mask);
+        Ok(())
+    }
 }
 
 /// Rebuilds the masks, block by block, on the hidden states of the rebuilt model.
@@ -184,9 +203,9 @@ pub fn rebuild<D: Ops>(
     plan: &Plan,
     settings: &Rebuild<'_>,
     samples: &[Vec<u32>],
-    mut masks: Masks,
+    mut pruned: Pruned,
     event: &mut dyn FnMut(Event<'_>),
-) -> Result<Masks, Error> {
+) -> Result<Pruned, Error> {
     let mut stream = model.embed(samples)?;
     for (layer, groups) in plan.layers.iter().enumerate() {
         for part in Part::ALL {
@@ -194,19 +213,26 @@ pub fn rebuild<D: Ops>(
             let mut outputs = None;
             for group in groups.iter().filter(|group| group.part == part) {
                 outputs = Some(rebuild_group(
-                    model, layer, group, &dense, &stream, settings, &mut masks, event,
+                    model,
+                    layer,
+                    group,
+                    &dense,
+                    &stream,
+                    settings,
+                    &mut pruned,
+                    event,
                 )?);
             }
             let outputs = match outputs {
                 Some(outputs) => outputs,
-                None => executor::outputs(&model.masked(layer, &dense, &masks), &stream)
+                None => executor::outputs(&model.pruned(layer, &dense, &pruned)?, &stream)
                     .map_err(model::Error::device(format!("layer {layer}, {part:?}")))?,
             };
             model.add(&mut stream, outputs)?;
         }
         event(Event::Layer(layer));
     }
-    Ok(masks)
+    Ok(pruned)
 }
 
 /// Rebuilds the masks of one group; returns the part's outputs with them.
@@ -218,14 +244,15 @@ fn rebuild_group<D: Ops>(
     dense: &PartWeights<D>,
     stream: &[Hidden<D>],
     settings: &Rebuild<'_>,
-    masks: &mut Masks,
+    pruned: &mut Pruned,
     event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Vec<executor::ops::Matrix<D>>, Error> {
     let Group { name, members, .. } = group;
     let failed = || model::Error::device(format!("layer {layer}, {name}"));
     let needs = settings.pipeline.iter().fold(Needs::NOTHING, |n, (_, m)| n.or(m.needs()));
-    let sparse = model.masked(layer, dense, masks);
-    let measured = executor::measure(dense, &sparse, stream, members, needs).map_err(failed())?;
+    let sparse = model.pruned(layer, dense, pruned)?;
+    let matrices: Vec<usize> = members.iter().map(|member| member.linear).collect();
+    let measured = executor::measure(dense, &sparse, stream, &matrices, needs).map_err(failed())?;
     if !measured.loss.is_finite() {
         let (group, loss) = (name.clone(), measured.loss);
         return Err(Error::NotFinite { layer, group, loss });
@@ -233,34 +260,50 @@ fn rebuild_group<D: Ops>(
 
     let linears = model.decoder.layers[layer].linears(group.part);
     let mut scored = Vec::new();
-    for &i in members {
+    for &Member { linear: i, rule } in members {
         let tensor = &linears[i].weight;
         let dims = linears[i].dims;
         // A matrix of the group always has a mask: the plan that started it is this one.
-        let mask = masks.remove(tensor).unwrap_or_else(|| Mask::kept_everywhere(dims));
-        let weight = dense.linears[i].values();
-        let scores =
-            score(settings.pipeline, tensor, dims, weight, &mask, &measured.statistics[i])?;
-        scored.push((tensor, scores, mask));
+        let mask = pruned.masks.remove(tensor).unwrap_or_else(|| Mask::kept_everywhere(dims));
+        // What the initialiser made of the weights still gave the target above.
+        if !settings.retain {
+            pruned.restore(tensor);
+        }
+        let changed = pruned.values(tensor)?;
+        let weight = changed.as_deref().unwrap_or_else(|| dense.linears[i].values());
+        let stats = measured.statistics[i].of(tensor, dims, weight);
+        let scores = score(settings.pipeline, &LayerStats { mask: &mask.to_bools(), ..stats })?;
+        scored.push((tensor, rule, scores, mask));
     }
-    let mut matrices: Vec<_> = scored
-        .iter_mut()
-        .map(|(name, scores, mask)| Scored { name: name.as_str(), scores, mask })
-        .collect();
-    let swaps = mask::rebuild(&mut matrices, settings.scope, settings.pattern, settings.alpha)?;
-    drop(matrices);
+    let mut swaps = vec![0; scored.len()];
+    for (i, Member { rule, .. }) in members.iter().enumerate() {
+        // Matrices with one scope and one pattern are rebuilt together, when the first is reached.
+        let alike = |of: &Rule| (of.scope, of.pattern) == (rule.scope, rule.pattern);
+        if members[..i].iter().any(|member| alike(&member.rule)) {
+            continue;
+        }
+        let (places, mut matrices): (Vec<_>, Vec<_>) = scored
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, (_, of, ..))| alike(of))
+            .map(|(i, (name, _, scores, mask))| (i, Scored { name: name.as_str(), scores, mask }))
+            .unzip();
+        let found = mask::rebuild(&mut matrices, rule.scope, rule.pattern, settings.alpha)?;
+        places.into_iter().zip(found).for_each(|(place, found)| swaps[place] = found);
+    }
 
     let mut reports = Vec::new();
-    for ((tensor, _, mask), came_back) in scored.into_iter().zip(swaps) {
+    for ((tensor, _, _, mask), came_back) in scored.into_iter().zip(swaps) {
         reports.push(MatrixReport {
             tensor: tensor.clone(),
             came_back,
             kept: mask.kept(),
             weights: mask.dims().len(),
         });
-        masks.insert(tensor.clone(), mask);
+        pruned.masks.insert(tensor.clone(), mask);
     }
-    let outputs = executor::outputs(&model.masked(layer, dense, masks), stream).map_err(failed())?;
+    let sparse = model.pruned(layer, dense, pruned)?;
+    let outputs = executor::outputs(&sparse, stream).map_err(failed())?;
     let report = GroupReport {
         layer,
         group: name.clone(),
@@ -268,33 +311,18 @@ fn rebuild_group<D: Ops>(
         error_after: executor::loss(&outputs, &measured.outputs).map_err(failed())?,
         matrices: reports,
     };
-    let statistics: Vec<_> = members.iter().map(|&i| &measured.statistics[i]).collect();
+    let statistics: Vec<_> = matrices.iter().map(|&i| &measured.statistics[i]).collect();
     event(Event::Group(&report, &statistics));
     Ok(outputs)
 }
 
 /// Runs the metric pipeline on one matrix.
-fn score(
-    pipeline: &[Stage],
-    tensor: &str,
-    dims: Dims,
-    weight: &[f32],
-    mask: &Mask,
-    statistics: &Statistics,
-) -> Result<Vec<f32>, Error> {
-    let stats = LayerStats {
-        name: tensor,
-        dims,
-        weight,
-        mask: &mask.to_bools(),
-        squared_gradient: statistics.squared_gradient.as_deref(),
-        input_square: statistics.input_square.as_deref(),
-    };
-    let mut scores = vec![1.0; weight.len()];
+fn score(pipeline: &[Stage], stats: &LayerStats<'_>) -> Result<Vec<f32>, Error> {
+    let mut scores = vec![1.0; stats.weight.len()];
     for (name, metric) in pipeline {
-        metric.score(&stats, &mut scores).map_err(|source| Error::Metric {
+        metric.score(stats, &mut scores).map_err(|source| Error::Metric {
             metric: name.clone(),
-            tensor: tensor.into(),
+            tensor: stats.name.into(),
             source,
         })?;
     }

@@ -108,6 +108,64 @@ fn without_a_rebuild_the_initial_mask_is_the_result() {
     assert_eq!(tensors(&dir.path().join("same")), pruned);
 }
 
+/// Runs the tiny recipe with assignments; its report and its tensors.
+fn pruned(sets: &[&str]) -> (Value, BTreeMap<String, Tensor>) {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), "");
+    let mut arguments = vec!["prune", &recipe, "--json"];
+    sets.iter().for_each(|set| arguments.extend(["--set", set]));
+    let run = barber(&arguments);
+    succeeds(&run);
+    (serde_json::from_str(&run.stdout).unwrap(), tensors(&dir.path().join("out")))
+}
+
+#[test]
+fn sparsegpt_changes_weights_only_where_it_is_asked_to() {
+    let dense = tensors(Path::new(util::TINY));
+    let changed = |report: &Value| report["changed_weights"].as_u64().unwrap();
+    let (report, found) = pruned(&["mask.init=sparsegpt"]);
+    assert_eq!(changed(&report), 0);
+    check_sparse(&dense, &found, 0.5);
+    let (report, retained) = pruned(&["mask.init=sparsegpt", "rebuild.retain=true"]);
+    // All but what came back, and what nothing to its left was pruned for.
+    assert!(changed(&report) > 30_000, "{report}");
+    let (_, half) = pruned(&["mask.init=sparsegpt", "rebuild.retain=true", "output.dtype=f16"]);
+    for (name, (_, shape, bytes)) in &half {
+        let zeros =
+            |bytes: &[u8], size| bytes.chunks(size).filter(|w| w.iter().all(|b| *b == 0)).count();
+        let count = shape.iter().product::<usize>();
+        if is_pruned(name) {
+            assert_eq!(zeros(&retained[name].2, 4), count / 2, "{name}");
+            assert_eq!(zeros(bytes, 2), count / 2, "{name}");
+        } else {
+            assert_eq!(retained[name].2, dense[name].2, "{name}");
+        }
+    }
+}
+
+#[test]
+fn overrides_prune_some_tensors_otherwise() {
+    let overrides = "override=[{ tensors = '*.down_proj', pattern = '1:4', scope = 'row' }, \
+                     { tensors = ['*.layers.1.self_attn.*'], ratio = 0.25 }]";
+    let (report, found) = pruned(&[overrides]);
+    let kept = |name: &str| {
+        let (_, shape, bytes) = &found[name];
+        let kept = bytes.chunks(4).filter(|weight| **weight != [0; 4]).count();
+        kept as f64 / shape.iter().product::<usize>() as f64
+    };
+    assert_eq!(kept("model.layers.0.mlp.down_proj.weight"), 0.25);
+    assert_eq!(kept("model.layers.1.self_attn.v_proj.weight"), 0.75);
+    assert_eq!(kept("model.layers.0.self_attn.v_proj.weight"), 0.5);
+    for tile in found["model.layers.0.mlp.down_proj.weight"].2.chunks(16) {
+        assert_eq!(tile.chunks(4).filter(|weight| **weight != [0; 4]).count(), 1);
+    }
+    let matrices = report["groups"][1]["matrices"].as_array().unwrap();
+    assert!(
+        matrices.iter().all(|matrix| matrix["came_back"].as_u64().unwrap() > 0),
+        "{matrices:?}"
+    );
+}
+
 #[test]
 fn shards_of_half_precision_stay_what_they_are() {
     let dir = tempfile::tempdir().unwrap();
@@ -262,6 +320,7 @@ fn what_is_wrong_with_a_recipe_is_said() {
         ("metric=[{ use = 'magnitude', pwoer = 2 }]", "did you mean `power`"),
         ("blocks=[{ name = 'all', layers = ['q_proj', 'up_proj'] }]", "`all` pools layers"),
         ("blocks=[{ name = 'a', layers = ['fc1'] }]", "no linear layer `fc1`"),
+        ("override=[{ tensors = '*.fc1', ratio = 0.1 }]", "called like `model.layers.0"),
     ] {
         fails(dir.path(), &[set], 2, &[expected]);
     }

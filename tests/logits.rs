@@ -7,9 +7,9 @@ use std::path::Path;
 
 use dfdx::tensor::Cpu;
 use llm_barber::{
-    checkpoint::Reader,
+    checkpoint::{Pruned, Reader},
     evaluate::logits,
-    model::{Masks, Model},
+    model::Model,
 };
 use safetensors::SafeTensors;
 
@@ -31,7 +31,7 @@ fn agrees(name: &str) {
         .collect();
     let reader = Reader::open(&dir).unwrap();
     let model = Model::new(&reader, Cpu::default()).unwrap();
-    let found = ids.chunks(length).map(|ids| logits(&model, &Masks::new(), ids).unwrap());
+    let found = ids.chunks(length).map(|ids| logits(&model, &Pruned::default(), ids).unwrap());
     let found: Vec<f32> = found.flatten().collect();
     assert_eq!(found.len(), recorded.len());
     for (i, (recorded, found)) in recorded.iter().zip(found).enumerate() {

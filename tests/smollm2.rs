@@ -15,9 +15,9 @@ use std::{env, path::Path};
 
 use dfdx::tensor::Cpu;
 use llm_barber::{
-    checkpoint::Reader,
+    checkpoint::{Pruned, Reader},
     evaluate::logits,
-    model::{Masks, Model},
+    model::Model,
 };
 use serde_json::Value;
 use util::barber;
@@ -41,7 +41,7 @@ fn logits_are_those_of_transformers() {
     let ids: Vec<u32> = numbers("ids").iter().map(|id| *id as u32).collect();
     let reader = Reader::open(Path::new(&dir)).unwrap();
     let model = Model::new(&reader, Cpu::default()).unwrap();
-    let found = logits(&model, &Masks::new(), &ids).unwrap();
+    let found = logits(&model, &Pruned::default(), &ids).unwrap();
     let last = &found[found.len() - model.decoder.vocab_size..];
     for (i, recorded) in numbers("last_logits_of_first_512").iter().enumerate() {
         assert!((f64::from(last[i]) - recorded).abs() < 1e-3, "token {i}: {} {recorded}", last[i]);

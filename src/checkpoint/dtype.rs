@@ -5,6 +5,8 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Error;
+
 /// A floating-point format of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -79,8 +81,24 @@ impl Dtype {
         values
     }
 
+    /// The weights of tensor `name` to little-endian bytes, rounded to the nearest.
+    ///
+    /// # Errors
+    /// If one is too large for the format.
+    pub(super) fn round(self, name: &str, values: &[f32]) -> Result<Vec<u8>, Error> {
+        let bytes = self.encode(values);
+        let mut pairs = values.iter().zip(self.decode(&bytes));
+        match pairs.position(|(value, stored)| value.is_finite() != stored.is_finite()) {
+            None => Ok(bytes),
+            Some(index) => {
+                let (name, value) = (name.to_owned(), values[index]);
+                Err(Error::Overflow { name, value, index, dtype: self.name() })
+            }
+        }
+    }
+
     /// Numbers to little-endian bytes, rounded to the nearest.
-    pub(super) fn encode(self, values: &[f32]) -> Vec<u8> {
+    fn encode(self, values: &[f32]) -> Vec<u8> {
         match self {
             Self::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
             Self::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),

@@ -4,6 +4,7 @@ mod digest;
 mod dtype;
 mod error;
 mod output;
+mod pruned;
 mod reader;
 
 pub use self::{
@@ -11,5 +12,6 @@ pub use self::{
     dtype::Dtype,
     error::Error,
     output::Output,
+    pruned::{Masks, Pruned},
     reader::{Reader, TensorView, parse_header},
 };

@@ -2,6 +2,7 @@
 //! renamed to it when complete. What is under the output's name is always a whole checkpoint.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs::{self, File},
     io::{BufWriter, Write},
@@ -10,8 +11,7 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use super::{Dtype, Error, Reader, reader::Shard};
-use crate::mask::Mask;
+use super::{Dtype, Error, Pruned, Reader, reader::Shard};
 
 /// A checkpoint in the making. Dropped before [`Output::finish`], it leaves nothing behind.
 #[derive(Debug)]
@@ -61,14 +61,20 @@ impl Output {
         Ok(Self { target, staging })
     }
 
+    /// A directory for scratch files, which goes when the output is finished or given up.
+    pub fn scratch(&self) -> &Path {
+        &self.staging
+    }
+
     /// Where the checkpoint will be.
     pub fn target(&self) -> &Path {
         &self.target
     }
 
-    /// Writes the weights of `reader`, in the same shards: zeros where `masks` prune, every other
-    /// weight bit for bit unless `dtype` asks for another format. Calls `written` with the number
-    /// of bytes after each tensor. The files that come along are copied.
+    /// Writes the weights of `reader`, in the same shards: zeros where masks prune, the changed
+    /// weights where there are such, every other weight bit for bit unless `dtype` asks for another
+    /// format. Calls `written` with the number of bytes after each tensor. The files that come
+    /// along are copied. Returns how many kept weights are not the dense ones.
     ///
     /// # Errors
     /// If a file cannot be written, or a weight does not fit the format.
@@ -76,9 +82,9 @@ impl Output {
         &self,
         reader: &Reader,
         dtype: Option<Dtype>,
-        masks: &BTreeMap<String, Mask>,
+        pruned: &Pruned,
         mut written: impl FnMut(u64),
-    ) -> Result<(), Error> {
+    ) -> Result<usize, Error> {
         for path in reader.companions()? {
             let to = self.staging.join(path.file_name().unwrap_or_default());
             fs::copy(&path, &to).map_err(|e| Error::io(&path, e))?;
@@ -93,12 +99,14 @@ impl Output {
             self.add_file("config.json", pretty(&config).as_bytes())?;
         }
         let mut files = Map::new();
-        let mut total = 0;
+        let (mut total, mut changed) = (0, 0);
         for shard in reader.shards() {
             let tensors = stored(reader, shard, dtype)?;
             let name = shard.path.file_name().unwrap_or_default();
-            total +=
-                self.write_shard(&self.staging.join(name), shard, &tensors, masks, &mut written)?;
+            let path = self.staging.join(name);
+            let counts = self.write_shard(&path, shard, &tensors, pruned, &mut written)?;
+            total += counts.0;
+            changed += counts.1;
             for tensor in tensors {
                 files.insert(tensor.name.into(), name.to_string_lossy().into());
             }
@@ -107,7 +115,7 @@ impl Output {
             let index = json!({ "metadata": { "total_size": total }, "weight_map": files });
             self.add_file("model.safetensors.index.json", pretty(&index).as_bytes())?;
         }
-        Ok(())
+        Ok(changed)
     }
 
     fn write_shard(
@@ -115,22 +123,23 @@ impl Output {
         path: &Path,
         shard: &Shard,
         tensors: &[Stored<'_>],
-        masks: &BTreeMap<String, Mask>,
+        pruned: &Pruned,
         written: &mut impl FnMut(u64),
-    ) -> Result<usize, Error> {
+    ) -> Result<(usize, usize), Error> {
         let io = |e| Error::io(path, e);
         let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?);
         let (header, total) = header(shard, tensors);
         file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
         file.write_all(&header).map_err(io)?;
+        let mut changed = 0;
         for tensor in tensors {
-            let mask = masks.get(tensor.name);
-            let bytes = tensor.bytes(mask)?;
+            let (bytes, count) = tensor.bytes(pruned)?;
+            changed += count;
             file.write_all(&bytes).map_err(io)?;
             written(bytes.len() as u64);
         }
         file.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)?;
-        Ok(total)
+        Ok((total, changed))
     }
 
     /// Adds a file, or replaces one that came along.
@@ -251,33 +260,29 @@ fn header(shard: &Shard, tensors: &[Stored<'_>]) -> (Vec<u8>, usize) {
 }
 
 impl Stored<'_> {
-    fn bytes(&self, mask: Option<&Mask>) -> Result<std::borrow::Cow<'_, [u8]>, Error> {
-        let Some((dtype, to)) = Dtype::of(self.from).zip(Some(self.to)) else {
-            return Ok(self.bytes.into());
+    /// The bytes to write, and how many of the kept weights are not the dense ones.
+    fn bytes(&self, pruned: &Pruned) -> Result<(Cow<'_, [u8]>, usize), Error> {
+        let mask = pruned.masks.get(self.name);
+        let Some(from) = Dtype::of(self.from) else { return Ok((self.bytes.into(), 0)) };
+        let dense: Cow<'_, [u8]> = match self.to {
+            Some(to) => to.round(self.name, &from.decode(self.bytes))?.into(),
+            None => self.bytes.into(),
         };
-        let (mut bytes, size) = match to {
-            None if mask.is_none() => return Ok(self.bytes.into()),
-            None => (self.bytes.to_vec(), dtype.size()),
-            Some(to) => {
-                let values = dtype.decode(self.bytes);
-                let bytes = to.encode(&values);
-                let encoded = to.decode(&bytes);
-                let lost =
-                    values.iter().zip(&encoded).position(|(a, b)| a.is_finite() != b.is_finite());
-                if let Some(index) = lost {
-                    let (name, value) = (self.name.to_owned(), values[index]);
-                    return Err(Error::Overflow { name, value, index, dtype: to.name() });
-                }
-                (bytes, to.size())
-            }
-        };
-        if let Some(mask) = mask {
-            for (i, weight) in bytes.chunks_exact_mut(size).enumerate() {
-                if !mask.get(i) {
-                    weight.fill(0);
-                }
+        let Some(mask) = mask else { return Ok((dense, 0)) };
+        let size = self.to.unwrap_or(from).size();
+        let changed = pruned.bytes(self.name)?.map(|(_, bytes)| bytes);
+        let mut count = 0;
+        if let Some(changed) = &changed {
+            let pairs = changed.chunks_exact(size).zip(dense.chunks_exact(size));
+            let differ = pairs.enumerate().filter(|(i, (new, old))| mask.get(*i) && new != old);
+            count = differ.count();
+        }
+        let mut bytes = changed.unwrap_or_else(|| dense.into_owned());
+        for (i, weight) in bytes.chunks_exact_mut(size).enumerate() {
+            if !mask.get(i) {
+                weight.fill(0);
             }
         }
-        Ok(bytes.into())
+        Ok((bytes.into(), count))
     }
 }

@@ -7,9 +7,9 @@ use dfdx::tensor::Cpu;
 use super::{Error, progress::bar, show};
 use crate::{
     calibration::segments,
-    checkpoint::Reader,
+    checkpoint::{Pruned, Reader},
     evaluate::{Perplexity, perplexity},
-    model::{Masks, Model},
+    model::Model,
 };
 
 /// Measures a checkpoint's perplexity on a text: the text's tokens are cut into consecutive
@@ -39,7 +39,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let reader = Reader::open(dir)?;
     let model = Model::new(&reader, Cpu::default())?;
     let segments = segments(text, *sequence_length, *limit, dir, model.decoder.vocab_size)?;
-    let found = measure(&model, &Masks::new(), &segments, "perplexity", *json)?;
+    let found = measure(&model, &Pruned::default(), &segments, "perplexity", *json)?;
     if *json {
         println!("{}", serde_json::to_value(found).unwrap_or_default());
     } else {
@@ -55,17 +55,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
-/// The perplexity of a model with masks applied, behind a progress bar.
+/// The perplexity of a model as pruning left it, behind a progress bar.
 pub(super) fn measure(
     model: &Model<'_, Cpu>,
-    masks: &Masks,
+    pruned: &Pruned,
     segments: &[Vec<u32>],
     name: &str,
     quiet: bool,
 ) -> Result<Perplexity, Error> {
     let bar = bar(name, model.decoder.layers.len() as u64, quiet);
     let layers = model.decoder.layers.len() as f64;
-    let found = perplexity(model, masks, segments, |share| {
+    let found = perplexity(model, pruned, segments, |share| {
         bar.set_position((share * layers) as u64);
     });
     bar.finish_and_clear();

@@ -47,8 +47,6 @@ enum Error {
     Plan(#[from] plan::Error),
     #[error(transparent)]
     Prune(#[from] pruning::Error),
-    #[error("{0}")]
-    Usage(String),
     #[error(transparent)]
     Duplicate(#[from] barber_metric::Duplicate),
     #[error("the report cannot be written: {0}")]
@@ -59,7 +57,7 @@ impl Error {
     /// 2 for what the user wrote, 1 for what went wrong.
     fn status(&self) -> u8 {
         match self {
-            Self::Recipe(_) | Self::Plan(_) | Self::Usage(_) | Self::Duplicate(_) => 2,
+            Self::Recipe(_) | Self::Plan(_) | Self::Duplicate(_) => 2,
             _ => 1,
         }
     }

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     calibration::{Samples, samples, segments},
-    checkpoint::{Output, Reader, digest},
-    model::{Masks, Model},
+    checkpoint::{Output, Pruned, Reader, digest},
+    model::Model,
     plan::Plan,
     prune::{Event, GroupReport, Rebuild, Start, rebuild, start},
     recipe::{Loaded, Recipe, load},
@@ -58,7 +58,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let (recipe, quiet) = (&loaded.recipe, arguments.json);
     let reader = Reader::open(&recipe.model.path)?;
     let model = Model::new(&reader, Cpu::default())?;
-    let plan = plan(recipe, &model)?;
+    let plan = plan(&loaded, &model)?;
     let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
     let output = Output::create(target, arguments.force, reader.path())?;
     let calibration = calibrate(recipe, &model)?;
@@ -68,21 +68,21 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     }
 
     let mut seconds = BTreeMap::new();
-    let mut evaluated = |masks: &Masks, name: &str| {
+    let mut evaluated = |pruned: &Pruned, name: &str| {
         timed(&mut seconds, "evaluation", || {
-            let of = |(_, segments): &(_, Vec<_>)| measure(&model, masks, segments, name, quiet);
+            let of = |(_, segments): &(_, Vec<_>)| measure(&model, pruned, segments, name, quiet);
             texts.iter().map(of).collect::<Result<Vec<_>, _>>()
         })
     };
-    let dense = evaluated(&Masks::new(), "perplexity, dense")?;
+    let dense = evaluated(&Pruned::default(), "perplexity, dense")?;
 
     let mut mask_seconds = BTreeMap::new();
     let initial = timed(&mut mask_seconds, "initial masks", || {
-        initial_masks(recipe, &model, &plan, &calibration, quiet)
+        initial_masks(recipe, &model, &plan, &calibration, output.scratch(), quiet)
     })?;
     let initial_found = evaluated(&initial, "perplexity, initial masks")?;
     let mut groups = Vec::new();
-    let (masks, rebuilt_found) = if recipe.rebuild.is_some() {
+    let (pruned, rebuilt_found) = if recipe.rebuild.is_some() {
         let rebuilt = timed(&mut mask_seconds, "rebuild", || {
             rebuilt_masks(&loaded, &model, &plan, &calibration, initial, quiet, &mut groups)
         })?;
@@ -93,12 +93,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     };
     seconds.append(&mut mask_seconds);
 
-    timed(&mut seconds, "writing", || {
+    let changed = timed(&mut seconds, "writing", || {
         let bytes = reader.names().filter_map(|name| reader.tensor(name).ok());
         let bar = bar("writing", bytes.map(|tensor| tensor.bytes.len() as u64).sum(), quiet);
-        output.write(&reader, recipe.output.dtype, &masks, |bytes| bar.inc(bytes))?;
+        let changed =
+            output.write(&reader, recipe.output.dtype, &pruned, |bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
-        Ok(())
+        Ok(changed)
     })?;
     let perplexity = texts.iter().enumerate().map(|(i, (text, _))| TextReport {
         text: text.clone(),
@@ -106,13 +107,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         initial: Some(initial_found[i]),
         rebuilt: rebuilt_found.as_ref().map(|found| found[i]),
     });
-    let prunable: usize = masks.values().map(|mask| mask.dims().len()).sum();
-    let kept: usize = masks.values().map(|mask| mask.kept()).sum();
+    let prunable: usize = pruned.masks.values().map(|mask| mask.dims().len()).sum();
+    let kept: usize = pruned.masks.values().map(|mask| mask.kept()).sum();
     let summary = Summary {
         barber: env!("CARGO_PKG_VERSION"),
         output: output.target().to_owned(),
         prunable_weights: prunable,
         pruned_weights: prunable - kept,
+        changed_weights: changed,
         perplexity: perplexity.collect(),
         groups,
         seconds,
@@ -127,11 +129,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
-fn plan(recipe: &Recipe, model: &Model<'_, Cpu>) -> Result<Plan, Error> {
-    let excluded = recipe.sparsity.excluded().map_err(|e| Error::Usage(e.to_string()))?;
-    let blocks: Vec<_> =
-        recipe.blocks.iter().map(|block| (block.name.clone(), block.layers.clone())).collect();
-    Ok(Plan::new(&model.decoder, &blocks, |name| excluded.matches(name))?)
+fn plan(loaded: &Loaded, model: &Model<'_, Cpu>) -> Result<Plan, Error> {
+    let blocks = loaded.recipe.blocks.iter();
+    let blocks: Vec<_> = blocks.map(|block| (block.name.clone(), block.layers.clone())).collect();
+    let rules = loaded.rules(model.decoder.linears().map(|linear| linear.weight.as_str()))?;
+    Ok(Plan::new(&model.decoder, &blocks, |name| rules.of(name))?)
 }
 
 fn calibrate(recipe: &Recipe, model: &Model<'_, Cpu>) -> Result<Vec<Vec<u32>>, Error> {
@@ -169,8 +171,13 @@ fn introduce(recipe: &Recipe, model: &Model<'_, Cpu>, plan: &Plan) {
         .map(|g| &*g.name)
         .collect();
     println!("model     {} ({layers} layers)", show(&recipe.model.path));
+    let overrides = match recipe.overrides.len() {
+        0 => String::new(),
+        1 => ", with 1 override".into(),
+        n => format!(", with {n} overrides"),
+    };
     println!(
-        "mask      {}, {}, {:.0}% of {} pruned",
+        "mask      {}, {}, {:.0}% of {} pruned{overrides}",
         recipe.mask.init,
         recipe.sparsity.pattern,
         100.0 * recipe.sparsity.ratio,
@@ -202,21 +209,18 @@ fn initial_masks(
     model: &Model<'_, Cpu>,
     plan: &Plan,
     calibration: &[Vec<u32>],
+    scratch: &Path,
     quiet: bool,
-) -> Result<Masks, Error> {
+) -> Result<Pruned, Error> {
     let bar = bar("initial masks", plan.layers.len() as u64, quiet);
-    let settings = Start {
-        init: recipe.mask.init,
-        pattern: recipe.sparsity.pattern,
-        ratio: recipe.sparsity.ratio,
-    };
-    let masks = start(model, plan, settings, calibration, &mut |event| {
+    let settings = Start { init: recipe.mask.init, dtype: recipe.output.dtype, scratch };
+    let pruned = start(model, plan, &settings, calibration, &mut |event| {
         if let Event::Layer(_) = event {
             bar.inc(1);
         }
     });
     bar.finish_and_clear();
-    Ok(masks?)
+    Ok(pruned?)
 }
 
 fn rebuilt_masks(
@@ -224,19 +228,15 @@ fn rebuilt_masks(
     model: &Model<'_, Cpu>,
     plan: &Plan,
     calibration: &[Vec<u32>],
-    initial: Masks,
+    initial: Pruned,
     quiet: bool,
     groups: &mut Vec<GroupReport>,
-) -> Result<Masks, Error> {
+) -> Result<Pruned, Error> {
     let Some(wanted) = &loaded.recipe.rebuild else { return Ok(initial) };
-    let settings = Rebuild {
-        scope: wanted.scope,
-        pattern: loaded.recipe.sparsity.pattern,
-        alpha: wanted.alpha,
-        pipeline: &loaded.pipeline()?,
-    };
+    let settings =
+        Rebuild { alpha: wanted.alpha, retain: wanted.retain, pipeline: &loaded.pipeline()? };
     let bar = bar("rebuild", plan.layers.iter().map(|groups| groups.len() as u64).sum(), quiet);
-    let masks = rebuild(model, plan, &settings, calibration, initial, &mut |event| {
+    let pruned = rebuild(model, plan, &settings, calibration, initial, &mut |event| {
         if let Event::Group(report, _) = event {
             tracing::info!(
                 layer = report.layer,
@@ -250,7 +250,7 @@ fn rebuilt_masks(
         }
     });
     bar.finish_and_clear();
-    Ok(masks?)
+    Ok(pruned?)
 }
 
 fn digests(recipe: &Recipe, reader: &Reader) -> Result<BTreeMap<PathBuf, String>, Error> {

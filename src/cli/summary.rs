@@ -17,6 +17,8 @@ pub(super) struct Summary {
     pub(super) prunable_weights: usize,
     /// How many of them are pruned.
     pub(super) pruned_weights: usize,
+    /// How many of the kept ones are not the dense model's.
+    pub(super) changed_weights: usize,
     /// The perplexities, text by text.
     pub(super) perplexity: Vec<TextReport>,
     /// The rebuilt groups, in the order of the rebuild.
@@ -48,6 +50,11 @@ impl fmt::Display for Summary {
             "pruned    {} of {} weights ({share:.2}%)",
             self.pruned_weights, self.prunable_weights
         )?;
+        if self.changed_weights > 0 {
+            let kept = self.prunable_weights - self.pruned_weights;
+            let changed = self.changed_weights;
+            writeln!(f, "changed   {changed} of {kept} kept weights: they are not the dense ones")?;
+        }
         if !self.groups.is_empty() {
             let matrices = || self.groups.iter().flat_map(|group| &group.matrices);
             let swaps: usize = matrices().map(|matrix| matrix.came_back).sum();

@@ -6,12 +6,13 @@ use dfdx::shapes::HasShape;
 use serde::Serialize;
 
 use crate::{
+    checkpoint::Pruned,
     executor::{
         self, Hidden,
         ops::{InputGradient, Matrix, Ops, Weight},
     },
     family::Part,
-    model::{Error, Masks, Model},
+    model::{Error, Model},
 };
 
 /// How well a model predicts a text.
@@ -33,14 +34,14 @@ const STATES: usize = 1 << 26;
 /// Logits, in numbers, that are held at a time: 32 MiB.
 const LOGITS: usize = 1 << 23;
 
-/// The perplexity of the model, with masks applied, on segments of at least two tokens. Calls
+/// The perplexity of the model, as pruning left it, on segments of at least two tokens. Calls
 /// `layer_done` with the share that is done after each decoder layer.
 ///
 /// # Errors
 /// If the model cannot be run.
 pub fn perplexity<D: Ops>(
     model: &Model<'_, D>,
-    masks: &Masks,
+    pruned: &Pruned,
     segments: &[Vec<u32>],
     mut layer_done: impl FnMut(f64),
 ) -> Result<Perplexity, Error> {
@@ -50,7 +51,7 @@ pub fn perplexity<D: Ops>(
     for batch in segments.chunks(batch) {
         let share = batch.len() as f64 / segments.len() as f64;
         let start = done as f64 / segments.len() as f64;
-        let states = hidden(model, masks, batch, |layers| layer_done(start + share * layers))?;
+        let states = hidden(model, pruned, batch, |layers| layer_done(start + share * layers))?;
         let head = Head::new(model)?;
         for (segment, states) in batch.iter().zip(states) {
             let targets = &segment[1..];
@@ -76,8 +77,12 @@ pub fn perplexity<D: Ops>(
 ///
 /// # Errors
 /// If the model cannot be run.
-pub fn logits<D: Ops>(model: &Model<'_, D>, masks: &Masks, ids: &[u32]) -> Result<Vec<f32>, Error> {
-    let states = hidden(model, masks, &[ids.to_vec()], |_| ())?;
+pub fn logits<D: Ops>(
+    model: &Model<'_, D>,
+    pruned: &Pruned,
+    ids: &[u32],
+) -> Result<Vec<f32>, Error> {
+    let states = hidden(model, pruned, &[ids.to_vec()], |_| ())?;
     let mut all = Vec::new();
     Head::new(model)?.tiles(&states[0].states, 0..ids.len(), |_, logits| {
         all.extend(logits.as_vec());
@@ -89,7 +94,7 @@ pub fn logits<D: Ops>(model: &Model<'_, D>, masks: &Masks, ids: &[u32]) -> Resul
 /// The hidden states after the last layer.
 fn hidden<D: Ops>(
     model: &Model<'_, D>,
-    masks: &Masks,
+    pruned: &Pruned,
     segments: &[Vec<u32>],
     mut layer_done: impl FnMut(f64),
 ) -> Result<Vec<Hidden<D>>, Error> {
@@ -97,7 +102,7 @@ fn hidden<D: Ops>(
     let layers = model.decoder.layers.len();
     for layer in 0..layers {
         for part in Part::ALL {
-            let weights = model.masked(layer, &model.part(layer, part)?, masks);
+            let weights = model.pruned(layer, &model.part(layer, part)?, pruned)?;
             let outputs = executor::outputs(&weights, &stream);
             let outputs = outputs.map_err(Error::device(format!("layer {layer}, {part:?}")))?;
             model.add(&mut stream, outputs)?;

@@ -1,6 +1,8 @@
 //! What the calibration samples tell of one part's weights.
 
-use barber_metric::Needs;
+use std::sync::Arc;
+
+use barber_metric::{Dims, LayerStats, Needs};
 use dfdx::{
     tensor::{OwnedTape, PutTape, SplitTape},
     tensor_ops::Backward,
@@ -9,6 +11,7 @@ use rayon::prelude::*;
 
 use super::{
     Hidden, PartWeights, forward,
+    inputs::InputSums,
     ops::{InputGradient, Matrix, Ops},
 };
 
@@ -18,7 +21,24 @@ pub struct Statistics {
     /// Mean over samples of the squared gradient, [rows, columns].
     pub squared_gradient: Option<Vec<f32>>,
     /// Mean over samples of Σ x² over a sample's tokens, `[columns]`.
-    pub input_square: Option<Vec<f32>>,
+    pub input_square: Option<Arc<Vec<f32>>>,
+    /// Mean over samples of Σ x xᵀ over a sample's tokens, [columns, columns], symmetric.
+    pub gram: Option<Arc<Vec<f32>>>,
+}
+
+impl Statistics {
+    /// With the matrix that they are of: its name, its shape and its weights, row-major.
+    pub fn of<'a>(&'a self, name: &'a str, dims: Dims, weight: &'a [f32]) -> LayerStats<'a> {
+        LayerStats {
+            name,
+            dims,
+            weight,
+            mask: &[],
+            squared_gradient: self.squared_gradient.as_deref(),
+            input_square: self.input_square.as_ref().map(|values| &values[..]),
+            gram: self.gram.as_ref().map(|values| &values[..]),
+        }
+    }
 }
 
 /// What [`measure`] finds.
@@ -53,14 +73,10 @@ pub fn measure<D: Ops>(
         }
     }
     let mut squares = vec![Vec::new(); dense.linears.len()];
-    let mut inputs = vec![Vec::new(); dense.linears.len()];
+    let mut inputs = InputSums::new(needs);
     let (mut losses, mut outputs) = (0.0, Vec::with_capacity(samples.len()));
-    let mut seen = |layers: &[usize], x: &Matrix<D, OwnedTape<f32, D>>| {
-        if needs.input_square {
-            accumulate_columns(&mut inputs, layers, x)?;
-        }
-        Ok(())
-    };
+    let mut seen =
+        |layers: &[usize], x: &Matrix<D, OwnedTape<f32, D>>| inputs.add(layers, members, x);
     for sample in samples {
         let input = dense.normalise(sample.states.clone())?;
         let target = forward(
@@ -85,33 +101,26 @@ pub fn measure<D: Ops>(
             }
         }
     }
-    let mean = |mut sums: Vec<f32>| {
-        let count = samples.len() as f32;
-        sums.par_iter_mut().for_each(|sum| *sum /= count);
-        (!sums.is_empty()).then_some(sums)
-    };
-    let statistics = squares
-        .into_iter()
-        .zip(inputs)
-        .map(|(squares, inputs)| Statistics {
-            squared_gradient: mean(squares),
-            input_square: mean(inputs),
-        })
-        .collect();
+    let mut statistics = vec![Statistics::default(); dense.linears.len()];
+    for (squares, statistics) in squares.into_iter().zip(&mut statistics) {
+        statistics.squared_gradient = mean(squares, samples.len());
+    }
+    inputs.finish(samples.len(), &mut statistics);
     Ok(Measured { loss: losses / samples.len() as f64, statistics, outputs })
 }
 
-/// Runs a part on each sample's hidden states: mean over samples of Σ x² over tokens of each
-/// linear layer's input, and the part's outputs.
+/// Runs a part on each sample's hidden states: what `needs` asks for of the inputs of the layers in
+/// `members`, and the part's outputs.
 ///
 /// # Errors
 /// If the device has not enough memory.
-#[expect(clippy::type_complexity, reason = "one list per linear layer, one matrix per sample")]
-pub fn input_squares<D: Ops>(
+pub fn inputs<D: Ops>(
     weights: &PartWeights<D>,
     samples: &[Hidden<D>],
-) -> Result<(Vec<Vec<f32>>, Vec<Matrix<D>>), D::Err> {
-    let mut sums = vec![Vec::new(); weights.linears.len()];
+    members: &[usize],
+    needs: Needs,
+) -> Result<(Vec<Statistics>, Vec<Matrix<D>>), D::Err> {
+    let mut sums = InputSums::new(needs);
     let mut outputs = Vec::with_capacity(samples.len());
     for sample in samples {
         outputs.push(forward(
@@ -119,12 +128,12 @@ pub fn input_squares<D: Ops>(
             &sample.positions,
             weights.normalise(sample.states.clone())?,
             InputGradient::Skipped,
-            &mut |layers, x| accumulate_columns(&mut sums, layers, x),
+            &mut |layers, x| sums.add(layers, members, x),
         )?);
     }
-    let count = samples.len() as f32;
-    sums.iter_mut().flatten().for_each(|sum| *sum /= count);
-    Ok((sums, outputs))
+    let mut statistics = vec![Statistics::default(); weights.linears.len()];
+    sums.finish(samples.len(), &mut statistics);
+    Ok((statistics, outputs))
 }
 
 /// A part's outputs on each sample's hidden states.
@@ -160,17 +169,10 @@ fn scalar<D: Ops, T>(tensor: &dfdx::tensor::Tensor<(), f32, D, T>) -> f32 {
     tensor.as_vec()[0]
 }
 
-fn accumulate_columns<D: Ops, T>(
-    sums: &mut [Vec<f32>],
-    layers: &[usize],
-    x: &Matrix<D, T>,
-) -> Result<(), D::Err> {
-    let squares = D::column_squares(x)?;
-    for &layer in layers {
-        sums[layer].resize(squares.len(), 0.0);
-        sums[layer].iter_mut().zip(&squares).for_each(|(sum, x)| *sum += x);
-    }
-    Ok(())
+/// The mean of sums over samples, if there are any sums.
+fn mean(mut sums: Vec<f32>, samples: usize) -> Option<Vec<f32>> {
+    sums.par_iter_mut().for_each(|sum| *sum /= samples as f32);
+    (!sums.is_empty()).then_some(sums)
 }
 
 fn add_squares(sums: &mut Vec<f32>, gradient: &[f32]) {

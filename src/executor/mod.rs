@@ -4,6 +4,7 @@
 //! losses and statistics.
 
 mod forward;
+mod inputs;
 mod measure;
 pub mod ops;
 
@@ -14,7 +15,7 @@ use dfdx::tensor::{NoneTape, Tensor};
 use self::ops::{Heads, Matrix, Ops, Rotation};
 pub use self::{
     forward::{PartWeights, Seen, forward},
-    measure::{Measured, Statistics, input_squares, loss, measure, outputs},
+    measure::{Measured, Statistics, inputs, loss, measure, outputs},
 };
 use crate::family::Decoder;
 

@@ -157,6 +157,12 @@ impl Decoder {
         Part::ALL.map(|part| Block { name: part.name(), layers: names(part) }).into()
     }
 
+    /// Every linear layer of the decoder layers.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> + Clone {
+        let parts = self.layers.iter().flat_map(|layer| Part::ALL.map(|part| (layer, part)));
+        parts.flat_map(|(layer, part)| layer.linears(part))
+    }
+
     /// The name and shape of every tensor that the checkpoint must hold, in the model's order; a
     /// tied head is the embedding and not listed again.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {

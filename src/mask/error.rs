@@ -74,6 +74,29 @@ pub enum Error {
         /// The weight's column.
         column: usize,
     },
+    /// A Hessian has no Cholesky factor.
+    #[error(
+        "`{name}`: the Hessian of its calibration inputs is not positive definite, even with a \
+         damping of {damping} of its mean diagonal; the activations overflow or are not numbers"
+    )]
+    NotPositiveDefinite {
+        /// The matrix.
+        name: String,
+        /// The damping, as a share of the mean diagonal.
+        damping: f64,
+    },
+    /// Making up for pruned weights went beyond what a number can hold.
+    #[error("`{name}`: the changed weight at row {row}, column {column} is {value}")]
+    NotFinite {
+        /// The matrix.
+        name: String,
+        /// The weight's row.
+        row: usize,
+        /// The weight's column.
+        column: usize,
+        /// It.
+        value: f32,
+    },
 }
 
 impl Error {

@@ -13,7 +13,7 @@ mod scope;
 
 pub use bits::Mask;
 pub use error::Error;
-pub use init::Init;
+pub use init::{Init, Initial};
 pub use pattern::{ParsePatternError, Pattern};
 pub use rebuild::{Scored, rebuild};
 pub use scope::Scope;

@@ -340,11 +340,11 @@ proptest! {
             dims,
             weight: &weight,
             mask: &mask.to_bools(),
-            squared_gradient: None,
             input_square: Some(&squares),
+            ..LayerStats::default()
         };
         let init = if wanda { Init::Wanda } else { Init::Magnitude };
-        let kept = init.mask(&stats, pattern, ratio).expect("valid input").to_bools();
+        let kept = init.start(&stats, pattern, ratio).expect("valid input").mask.to_bools();
         let scores: Vec<f32> = weight
             .iter()
             .enumerate()

@@ -89,6 +89,7 @@ mod tests {
             "sparsity",
             "mask",
             "blocks",
+            "override",
             "rebuild",
             "metric",
             "output",

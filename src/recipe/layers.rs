@@ -18,7 +18,7 @@ use super::{
 
 /// The arrays of tables. figment replaces arrays as a whole; as tables by index they merge, so
 /// that a `--set` can reach into one.
-const ARRAYS: [&str; 2] = ["blocks", "metric"];
+const ARRAYS: [&str; 3] = ["blocks", "metric", "override"];
 /// Deeper than any key.
 const DEPTH: usize = 16;
 const PREFIX: &str = "BARBER_";

@@ -2,21 +2,23 @@
 //! show the line. Knows no tensors.
 
 mod error;
-mod exclude;
 mod keys;
 mod layers;
 mod pipeline;
 mod resolve;
+mod rules;
 mod sections;
 mod stage;
 mod text;
 
 pub use self::{
     error::{Fault, Problem, RecipeError},
-    exclude::Exclude,
     keys::{Key, keys},
     resolve::{Loaded, load, load_text},
-    sections::{BlockGroup, Calibration, Evaluate, Mask, Model, Output, Rebuild, Recipe, Sparsity},
+    rules::Rules,
+    sections::{
+        BlockGroup, Calibration, Evaluate, Mask, Model, Output, Override, Rebuild, Recipe, Sparsity,
+    },
     stage::Stage,
 };
 use crate::{

@@ -9,6 +9,7 @@ use super::{
     error::{Fault, Problem, alternatives, nearest},
     keys::{key, keys},
     layers::{Layer, merge},
+    rules,
     text::Text,
 };
 
@@ -103,6 +104,7 @@ pub fn load_text(
         Ok(mut recipe) => {
             settle_ratio(&source, &mut recipe, &mut problems);
             check(&recipe, &mut problems);
+            rules::check(&recipe, &mut problems);
             recipe
         }
         Err(error) => {
@@ -360,13 +362,14 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
             wrong(key, format!("{size} is out of range"), &help);
         }
     }
-    for (i, glob) in recipe.sparsity.exclude.iter().enumerate() {
+    let exclude = recipe.sparsity.exclude.iter().enumerate();
+    let exclude = exclude.map(|(i, glob)| (format!("sparsity.exclude.{i}"), glob));
+    let overrides = recipe.overrides.iter().enumerate().flat_map(|(i, of)| {
+        of.tensors.iter().map(move |glob| (format!("override.{i}.tensors"), glob))
+    });
+    for (key, glob) in exclude.chain(overrides) {
         if let Err(error) = globset::Glob::new(glob) {
-            wrong(
-                &format!("sparsity.exclude.{i}"),
-                error.to_string(),
-                "a glob such as `*.down_proj`",
-            );
+            wrong(&key, error.to_string(), "a glob such as `*.down_proj`");
         }
     }
     let mut seen: Vec<&str> = Vec::new();
@@ -464,6 +467,18 @@ mod tests {
             ("metric = [{ use = 'magnitude', power = 'x' }]", "metric.0.power", ""),
             ("metric = [{ power = 2 }]", "metric.0.use", "metric"),
             ("sparsity.exclude = ['[']", "sparsity.exclude.0", "glob"),
+            ("override = [{ tensors = '[', ratio = 0.1 }]", "override.0.tensors", "glob"),
+            ("override = [{ tensors = 3, ratio = 0.1 }]", "override.0.tensors", "glob"),
+            ("override = [{ ratio = 0.1 }]", "override.0.tensors", "glob"),
+            ("override = [{ tensors = '*' }]", "override.0", "`ratio`"),
+            ("override = [{ tensors = '*', ratio = 1 }]", "override.0.ratio", "below 1"),
+            ("override = [{ tensors = '*', scope = 'row' }]", "override.0.scope", "rebuild"),
+            (
+                "override = [{ tensors = '*', ratio = 0.3, pattern = '2:4' }]",
+                "override.0.ratio",
+                "unstructured",
+            ),
+            ("override = [{ tensor = '*', ratio = 0.3 }]", "override.0.tensor", "`tensors`"),
         ] {
             let error = load(&format!("{FINE}{line}\n"), &[]).expect_err(line);
             let problems: Vec<_> = error.problems().iter().collect();

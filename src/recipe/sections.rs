@@ -1,9 +1,12 @@
 //! What a recipe says, section by section. The documentation of each key is its users' help.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, de::IntoDeserializer};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{IntoDeserializer, SeqAccess, Visitor, value::SeqAccessDeserializer},
+};
 
 use super::{Dtype, Init, Pattern, Scope, Selection, Stage};
 
@@ -23,6 +26,9 @@ pub struct Recipe {
     /// self-attention and MLP.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<BlockGroup>,
+    /// Tensors that are pruned otherwise than `sparsity` and `rebuild` say.
+    #[serde(rename = "override", skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<Override>,
     /// The mask rebuild. Left out: the initial mask is the result.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rebuild: Option<Rebuild>,
@@ -43,6 +49,7 @@ impl Default for Recipe {
             sparsity: Sparsity::default(),
             mask: Mask::default(),
             blocks: Vec::new(),
+            overrides: Vec::new(),
             rebuild: None,
             metric: vec![Stage::new("weight-gradient")],
             output: Output::default(),
@@ -127,7 +134,8 @@ impl Sparsity {
 #[serde(deny_unknown_fields, default)]
 pub struct Mask {
     /// What is pruned at first: `wanda`, the lowest |W|·‖x‖ of each row; `magnitude`, the lowest
-    /// |W| of each matrix; `none`, only the weights that are zero already.
+    /// |W| of each matrix; `sparsegpt`, by the error that it causes, changing kept weights to make
+    /// up for it; `none`, only the weights that are zero already.
     #[serde(deserialize_with = "word")]
     pub init: Init,
 }
@@ -148,6 +156,27 @@ pub struct BlockGroup {
     pub layers: Vec<String>,
 }
 
+/// Tensors that are pruned otherwise than the rest.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Override {
+    /// Which tensors: a glob over their names with or without `.weight`, such as `*.down_proj` or
+    /// `model.layers.0.*`, or a list of globs.
+    #[serde(deserialize_with = "one_or_more")]
+    pub tensors: Vec<String>,
+    /// Their share of pruned weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<f64>,
+    /// Their pattern.
+    #[schemars(with = "Option<String>")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<Pattern>,
+    /// Where their weights compete in the rebuild. Those of a group whose scope is `group` compete
+    /// with one another.
+    #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
+}
+
 /// The mask rebuild: within each scope, pruned weights that score high are swapped for kept ones
 /// that score low.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -161,11 +190,14 @@ pub struct Rebuild {
     /// 0.1, and 0.01 for Wanda's mask on models of 7 billion weights; where a scope has fewer than
     /// 1/alpha such swaps, none is made, so small models' rows need the larger one.
     pub alpha: f64,
+    /// Whether kept weights that the initial mask's rule changed (`sparsegpt`) stay as it left
+    /// them. Otherwise every kept weight is the dense one.
+    pub retain: bool,
 }
 
 impl Default for Rebuild {
     fn default() -> Self {
-        Self { scope: Scope::Row, alpha: 0.1 }
+        Self { scope: Scope::Row, alpha: 0.1, retain: false }
     }
 }
 
@@ -224,7 +256,7 @@ impl Recipe {
 
     /// Whether the recipe gathers statistics on the calibration text.
     pub fn calibrates(&self) -> bool {
-        self.mask.init == Init::Wanda || self.rebuild.is_some()
+        self.mask.init.needs().inputs() || self.rebuild.is_some()
     }
 
     /// Every path, with its key.
@@ -242,6 +274,29 @@ impl Recipe {
 /// number too.
 fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     T::deserialize(String::deserialize(deserializer)?.into_deserializer())
+}
+
+/// A text, or a list of texts.
+fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct Texts;
+
+    impl<'de> Visitor<'de> for Texts {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string or a list of strings")
+        }
+
+        fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+            Ok(vec![text.to_owned()])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(list))
+        }
+    }
+
+    deserializer.deserialize_any(Texts)
 }
 
 fn optional_word<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>

@@ -55,8 +55,8 @@ mod tests {
             dims: Dims { rows: 2, columns: 3 },
             weight: &[1.0; 6],
             mask: &[true; 6],
-            squared_gradient: None,
             input_square: Some(&[4.0, 16.0, 0.0]),
+            ..LayerStats::default()
         };
         let mut scores = [1.0, 1.0, 1.0, 10.0, 10.0, 10.0];
         ActivationNorm::default().score(&stats, &mut scores).expect("scores");

@@ -50,7 +50,7 @@ mod tests {
             weight: &[-2.0, 4.0, 3.0],
             mask: &[true; 3],
             squared_gradient: Some(&[4.0, 0.25, 0.0]),
-            input_square: None,
+            ..LayerStats::default()
         };
         let mut scores = [1.0, 10.0, 1.0];
         Gradient::default().score(&stats, &mut scores).expect("scores");

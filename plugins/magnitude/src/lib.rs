@@ -48,8 +48,7 @@ mod tests {
             dims: Dims { rows: 1, columns: 3 },
             weight: &[-2.0, 4.0, 0.0],
             mask: &[true; 3],
-            squared_gradient: None,
-            input_square: None,
+            ..LayerStats::default()
         };
         let mut scores = [1.0, 10.0, 1.0];
         Magnitude::default().score(&stats, &mut scores).expect("scores");

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// The shape of a weight matrix: a row is an output of the linear layer, a column an input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Dims {
     /// Outputs.
     pub rows: usize,
@@ -36,38 +36,51 @@ pub struct Needs {
     pub squared_gradient: bool,
     /// [`LayerStats::input_square`]: one forward pass per calibration sample.
     pub input_square: bool,
+    /// [`LayerStats::gram`]: one forward pass per calibration sample, and a product of the inputs
+    /// with themselves; columns² numbers of memory.
+    pub gram: bool,
 }
 
 impl Needs {
     /// The weight and the mask suffice.
-    pub const NOTHING: Self = Self { squared_gradient: false, input_square: false };
+    pub const NOTHING: Self = Self { squared_gradient: false, input_square: false, gram: false };
     /// The mean squared gradient.
-    pub const SQUARED_GRADIENT: Self = Self { squared_gradient: true, input_square: false };
+    pub const SQUARED_GRADIENT: Self = Self { squared_gradient: true, ..Self::NOTHING };
     /// The mean squared input norms.
-    pub const INPUT_SQUARE: Self = Self { squared_gradient: false, input_square: true };
+    pub const INPUT_SQUARE: Self = Self { input_square: true, ..Self::NOTHING };
+    /// The Gram matrix of the inputs.
+    pub const GRAM: Self = Self { gram: true, ..Self::NOTHING };
 
     /// What either of two stages needs.
     pub const fn or(self, other: Self) -> Self {
         Self {
             squared_gradient: self.squared_gradient || other.squared_gradient,
             input_square: self.input_square || other.input_square,
+            gram: self.gram || other.gram,
         }
+    }
+
+    /// Whether a statistic of a linear layer's inputs is needed.
+    pub const fn inputs(self) -> bool {
+        self.input_square || self.gram
     }
 }
 
 impl fmt::Display for Needs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match (self.squared_gradient, self.input_square) {
-            (false, false) => "nothing but the weights",
-            (true, false) => "squared gradient",
-            (false, true) => "input norms",
-            (true, true) => "squared gradient, input norms",
-        })
+        let statistics = [
+            (self.squared_gradient, "squared gradient"),
+            (self.input_square, "input norms"),
+            (self.gram, "Gram matrix of the inputs"),
+        ];
+        let mut needed = statistics.iter().filter(|(needed, _)| *needed).map(|(_, name)| *name);
+        f.write_str(needed.next().unwrap_or("nothing but the weights"))?;
+        needed.try_for_each(|name| write!(f, ", {name}"))
     }
 }
 
 /// What is known of one weight matrix.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct LayerStats<'a> {
     /// The matrix's tensor name in the checkpoint.
     pub name: &'a str,
@@ -83,6 +96,10 @@ pub struct LayerStats<'a> {
     /// Mean over calibration samples of Σ x² over a sample's tokens, one per column (Wanda,
     /// arXiv 2306.11695).
     pub input_square: Option<&'a [f32]>,
+    /// Mean over calibration samples of Σ x xᵀ over a sample's tokens, [columns, columns],
+    /// symmetric; its diagonal is `input_square`. Twice this is the Hessian of SparseGPT
+    /// (arXiv 2301.00774).
+    pub gram: Option<&'a [f32]>,
 }
 
 impl<'a> LayerStats<'a> {
@@ -100,6 +117,14 @@ impl<'a> LayerStats<'a> {
     /// If [`Needs::input_square`] was not declared.
     pub fn input_square(&self) -> Result<&'a [f32], Error> {
         self.input_square.ok_or(Error::Undeclared("input_square"))
+    }
+
+    /// The Gram matrix of the inputs.
+    ///
+    /// # Errors
+    /// If [`Needs::gram`] was not declared.
+    pub fn gram(&self) -> Result<&'a [f32], Error> {
+        self.gram.ok_or(Error::Undeclared("gram"))
     }
 }
 

@@ -96,8 +96,7 @@ mod tests {
             dims,
             weight: &scores.clone(),
             mask: &vec![true; dims.len()],
-            squared_gradient: None,
-            input_square: None,
+            ..LayerStats::default()
         };
         Normalise { over }.score(&stats, &mut scores).expect("scores");
         scores

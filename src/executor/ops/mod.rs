@@ -9,6 +9,7 @@ mod column_squares;
 mod cpu;
 mod cross_entropy;
 mod gemm;
+mod gram;
 mod linear;
 mod rms_norm;
 mod rope;
@@ -24,6 +25,7 @@ pub use self::{
     attention::{Attention, Heads},
     column_squares::ColumnSquares,
     cross_entropy::CrossEntropy,
+    gram::Gram,
     linear::{InputGradient, Linear, Weight},
     rms_norm::RmsNorm,
     rope::{Rotary, Rotation},
@@ -40,6 +42,7 @@ pub trait Ops:
     + Attention
     + ColumnSquares
     + CrossEntropy
+    + Gram
     + Linear
     + RmsNorm
     + Rotary
@@ -53,6 +56,7 @@ impl<D> Ops for D where
         + Attention
         + ColumnSquares
         + CrossEntropy
+        + Gram
         + Linear
         + RmsNorm
         + Rotary

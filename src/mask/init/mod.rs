@@ -2,6 +2,7 @@
 
 mod lowest;
 mod magnitude;
+mod sparsegpt;
 mod wanda;
 
 use std::fmt;
@@ -22,42 +23,56 @@ pub enum Init {
     /// The lowest |W|·‖x‖ of each row are pruned, ‖x‖ being the norm of a weight's input
     /// (arXiv 2306.11695).
     Wanda,
+    /// Blocks of columns are pruned one after the other, by the error that a weight's loss causes,
+    /// and the kept weights make up for it (arXiv 2301.00774). It changes kept weights.
+    SparseGpt,
     /// The weights that are zero already are pruned.
     None,
 }
 
 impl Init {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Magnitude, Self::Wanda, Self::None];
+    pub const ALL: [Self; 4] = [Self::Magnitude, Self::Wanda, Self::SparseGpt, Self::None];
 
     /// One line of help.
     pub const fn help(self) -> &'static str {
         match self {
             Self::Magnitude => "prunes the lowest |W| of each matrix",
             Self::Wanda => "prunes the lowest |W|·‖x‖ of each row (arXiv 2306.11695)",
+            Self::SparseGpt => {
+                "prunes by the error that it causes, and changes kept weights (arXiv 2301.00774)"
+            }
             Self::None => "keeps the zeros that the weights have",
         }
     }
 
-    /// The statistics that [`Init::mask`] needs.
+    /// The statistics that [`Init::start`] needs.
     pub const fn needs(self) -> Needs {
         match self {
             Self::Magnitude | Self::None => Needs::NOTHING,
             Self::Wanda => Needs::INPUT_SQUARE,
+            Self::SparseGpt => Needs::GRAM,
         }
     }
 
     /// The initial mask of a matrix. `ratio` is the share of weights to prune: exactly
-    /// ⌊`ratio`·n⌋ of each matrix ([`Init::Magnitude`]) or row ([`Init::Wanda`]). An N:M pattern
-    /// has its own: the N highest scores of each tile are kept, and `ratio` is not used. Among
+    /// ⌊`ratio`·n⌋ of each matrix ([`Init::Magnitude`], [`Init::SparseGpt`]) or row
+    /// ([`Init::Wanda`]). An N:M pattern has its own: the N highest scores of each tile are kept,
+    /// and `ratio` is not used. Among
     /// equal scores the first weights are pruned, as the stable sort of Wanda's authors does; under
     /// unstructured [`Init::Magnitude`], where the authors' code prunes all of them, the last.
     ///
     /// # Errors
     /// If the statistics lack something or do not fit the matrix, a score is not a number,
-    /// `ratio` is not within 0 and 1, the pattern's tiles do not divide the rows, or
-    /// ([`Init::None`]) the zeros do not follow the pattern.
-    pub fn mask(self, stats: &LayerStats<'_>, pattern: Pattern, ratio: f64) -> Result<Mask, Error> {
+    /// `ratio` is not within 0 and 1, the pattern's tiles do not divide the rows, the zeros do not
+    /// follow the pattern ([`Init::None`]), or the Hessian is not positive definite however damped
+    /// ([`Init::SparseGpt`]).
+    pub fn start(
+        self,
+        stats: &LayerStats<'_>,
+        pattern: Pattern,
+        ratio: f64,
+    ) -> Result<Initial, Error> {
         let &LayerStats { name, dims, weight, .. } = stats;
         if !(0.0..=1.0).contains(&ratio) {
             return Err(Error::Ratio { ratio });
@@ -68,16 +83,36 @@ impl Init {
                 Error::check_numbers(name, dims.columns, weight)?;
                 let mask = Mask::from_fn(dims, |i| weight[i] != 0.0);
                 pattern.check(name, &mask)?;
-                return Ok(mask);
+                return Ok(Initial::of(mask));
             }
+            Self::SparseGpt => return sparsegpt::prune(stats, pattern, ratio),
             Self::Magnitude => (magnitude::scores(stats), dims.len(), Ties::Last),
             Self::Wanda => (wanda::scores(stats)?, dims.columns, Ties::First),
         };
         Error::check_numbers(name, dims.columns, &scores)?;
-        Ok(match pattern.tile(name, dims.columns)? {
+        Ok(Initial::of(match pattern.tile(name, dims.columns)? {
             Some(Tile { n, m }) => prune_lowest(dims, &scores, m, m.saturating_sub(n), Ties::First),
             None => prune_lowest(dims, &scores, pool, share(ratio, pool), ties),
-        })
+        }))
+    }
+}
+
+/// How one matrix starts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Initial {
+    /// Its mask.
+    pub mask: Mask,
+    /// The weights, row-major, where the initialiser changed kept ones; pruned ones are as dense.
+    pub values: Option<Vec<f32>>,
+    /// The damping of the Hessian as a share of its mean diagonal, where the usual one did not
+    /// make it positive definite.
+    pub damping: Option<f64>,
+}
+
+impl Initial {
+    /// A mask that changes no weight.
+    fn of(mask: Mask) -> Self {
+        Self { mask, values: None, damping: None }
     }
 }
 
@@ -92,6 +127,7 @@ impl fmt::Display for Init {
         f.write_str(match self {
             Self::Magnitude => "magnitude",
             Self::Wanda => "wanda",
+            Self::SparseGpt => "sparsegpt",
             Self::None => "none",
         })
     }
@@ -112,14 +148,15 @@ mod tests {
             dims: Dims { rows, columns: weight.len() / rows },
             weight,
             mask: &[],
-            squared_gradient: None,
             input_square: Some(input_square),
+            gram: Some(&[]),
+            ..LayerStats::default()
         }
     }
 
     fn kept(init: Init, stats: &LayerStats<'_>, pattern: Pattern, ratio: f64) -> Vec<u8> {
-        let mask = init.mask(stats, pattern, ratio).expect("a mask");
-        mask.to_bools().into_iter().map(u8::from).collect()
+        let initial = init.start(stats, pattern, ratio).expect("a mask");
+        initial.mask.to_bools().into_iter().map(u8::from).collect()
     }
 
     #[test]
@@ -175,7 +212,7 @@ mod tests {
         assert_eq!(kept(Init::None, &stats(&weight, 2, &[]), ALL, 0.5), after);
         assert_eq!(kept(Init::None, &stats(&weight, 2, &[]), TWO_OF_FOUR, 0.5), after);
         weight[2] = 1.0;
-        let error = Init::None.mask(&stats(&weight, 2, &[]), TWO_OF_FOUR, 0.5).expect_err("three");
+        let error = Init::None.start(&stats(&weight, 2, &[]), TWO_OF_FOUR, 0.5).expect_err("three");
         assert!(matches!(error, Error::Overfull { row: 0, column: 0, kept: 3, .. }), "{error}");
     }
 
@@ -183,7 +220,7 @@ mod tests {
     fn what_is_wrong_is_said() {
         let fine = stats(&[1.0; 6], 2, &[1.0; 3]);
         let error = |init: Init, stats: &LayerStats<'_>, pattern, ratio| {
-            init.mask(stats, pattern, ratio).expect_err("an error").to_string()
+            init.start(stats, pattern, ratio).expect_err("an error").to_string()
         };
         for init in Init::ALL {
             for ratio in [-0.1, 1.1, f64::NAN] {

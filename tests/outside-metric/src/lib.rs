@@ -52,8 +52,7 @@ mod tests {
             dims: Dims { rows: 2, columns: 2 },
             weight: &[1.0, -3.0, 0.0, 0.0],
             mask: &[true; 4],
-            squared_gradient: None,
-            input_square: None,
+            ..LayerStats::default()
         };
         let mut scores = [1.0; 4];
         RowMagnitude { floor: 0.0 }.score(&stats, &mut scores[..2]).unwrap();

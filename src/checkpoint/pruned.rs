@@ -1,0 +1,106 @@
+//! What pruning decides about a checkpoint: masks, and weights that an initialiser changed.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{Read, Seek, SeekFrom, Write},
+    path::Path,
+};
+
+use super::{Dtype, Error, Reader};
+use crate::mask::Mask;
+
+/// The masks of a model, by the tensor names of the weights; what has none is dense.
+pub type Masks = BTreeMap<String, Mask>;
+
+/// What pruning decided about a checkpoint. The default is to leave it dense.
+#[derive(Debug, Default)]
+pub struct Pruned {
+    /// The masks.
+    pub masks: Masks,
+    changed: Option<Changed>,
+}
+
+/// Changed matrices, in a scratch file that goes with it: they would be as large as the model.
+#[derive(Debug)]
+struct Changed {
+    file: File,
+    end: u64,
+    matrices: BTreeMap<String, Stored>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Stored {
+    start: u64,
+    length: usize,
+    dtype: Dtype,
+}
+
+impl From<Masks> for Pruned {
+    fn from(masks: Masks) -> Self {
+        Self { masks, changed: None }
+    }
+}
+
+impl Pruned {
+    /// Takes `values`, row-major, for the weights of matrix `name`, and returns them as they will
+    /// be stored: rounded to `dtype`, or to what `reader` has. They are kept in a file in
+    /// `scratch` until then.
+    ///
+    /// # Errors
+    /// If a value does not fit the format, or the file cannot be written.
+    pub fn change(
+        &mut self,
+        reader: &Reader,
+        name: &str,
+        values: &[f32],
+        dtype: Option<Dtype>,
+        scratch: &Path,
+    ) -> Result<Vec<f32>, Error> {
+        let dtype = dtype.or_else(|| Dtype::of(reader.tensor(name).ok()?.dtype));
+        let dtype = dtype.unwrap_or(Dtype::F32);
+        let bytes = dtype.round(name, values)?;
+        let io = |e| Error::io(scratch, e);
+        let changed = match &mut self.changed {
+            Some(changed) => changed,
+            None => {
+                let file = tempfile::tempfile_in(scratch).map_err(io)?;
+                self.changed.insert(Changed { file, end: 0, matrices: BTreeMap::new() })
+            }
+        };
+        let stored = Stored { start: changed.end, length: bytes.len(), dtype };
+        changed.file.seek(SeekFrom::Start(changed.end)).map_err(io)?;
+        changed.file.write_all(&bytes).map_err(io)?;
+        changed.end += bytes.len() as u64;
+        changed.matrices.insert(name.into(), stored);
+        Ok(dtype.decode(&bytes))
+    }
+
+    /// Goes back to the dense weights of a matrix.
+    pub fn restore(&mut self, name: &str) {
+        if let Some(changed) = &mut self.changed {
+            changed.matrices.remove(name);
+        }
+    }
+
+    /// The changed weights of a matrix, row-major, if it has any; pruned ones too.
+    ///
+    /// # Errors
+    /// If the scratch file cannot be read.
+    pub fn values(&self, name: &str) -> Result<Option<Vec<f32>>, Error> {
+        Ok(self.bytes(name)?.map(|(dtype, bytes)| dtype.decode(&bytes)))
+    }
+
+    /// The same in the format in which they are stored.
+    pub(super) fn bytes(&self, name: &str) -> Result<Option<(Dtype, Vec<u8>)>, Error> {
+        let Some(changed) = &self.changed else { return Ok(None) };
+        let Some(&Stored { start, length, dtype }) = changed.matrices.get(name) else {
+            return Ok(None);
+        };
+        let mut bytes = vec![0; length];
+        let mut file = &changed.file;
+        let read = file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut bytes));
+        read.map_err(|e| Error::io(Path::new("scratch file of changed weights"), e))?;
+        Ok(Some((dtype, bytes)))
+    }
+}

@@ -1,0 +1,339 @@
+//! SparseGPT (arXiv 2301.00774): prune a block of columns, and let the kept weights to its right
+//! make up for the error.
+
+use std::num::NonZeroUsize;
+
+use barber_metric::{Dims, LayerStats};
+use faer::{
+    Accum, MatMut, MatRef, Par, Spec,
+    dyn_stack::{MemBuffer, MemStack},
+    linalg::{
+        cholesky::llt::factor::{LltParams, cholesky_in_place, cholesky_in_place_scratch},
+        matmul::matmul,
+        triangular_inverse::invert_lower_triangular,
+    },
+};
+use rayon::prelude::*;
+
+use super::{
+    Initial,
+    lowest::{Ties, prune_lowest},
+    share,
+};
+use crate::mask::{Error, Mask, Pattern, pattern::Tile};
+
+/// Columns that are pruned together; the paper's.
+const BLOCK: usize = 128;
+/// The first damping, as a share of the Hessian's mean diagonal; the paper's.
+const DAMPING: f64 = 0.01;
+/// A damping beyond which nothing would be left of the Hessian.
+const MOST_DAMPING: f64 = 1.0;
+/// The shares of work do not depend on the machine's number of threads, so that the result does
+/// not.
+const WORK: Par = Par::Rayon(NonZeroUsize::new(16).unwrap());
+
+/// Prunes a matrix. Within each block of columns the weights with the lowest w²/U_jj² go, over all
+/// rows, so that after each block ⌊`ratio`·n⌋ of the n weights up to there are gone; with an N:M
+/// pattern, the lowest of each tile, as it is reached. U is the upper Cholesky factor of the damped
+/// Hessian's inverse.
+pub(super) fn prune(
+    stats: &LayerStats<'_>,
+    pattern: Pattern,
+    ratio: f64,
+) -> Result<Initial, Error> {
+    let &LayerStats { name, dims, weight, gram, .. } = stats;
+    Error::check_numbers(name, dims.columns, weight)?;
+    let tile = pattern.tile(name, dims.columns)?;
+    let gram = gram.ok_or_else(|| Error::Missing { name: name.into(), statistic: "gram" })?;
+    Error::check_length(name, "numbers of a Gram matrix", gram.len(), dims.columns.pow(2))?;
+    if dims.is_empty() {
+        return Ok(Initial::of(Mask::kept_everywhere(dims)));
+    }
+    let (factor, damping) = inverse_factor(name, gram, dims.columns)?;
+
+    let mut values = weight.to_vec();
+    // An input that is always zero has no use for its weights.
+    for dead in (0..dims.columns).filter(|j| gram[j * dims.columns + j] == 0.0) {
+        values.iter_mut().skip(dead).step_by(dims.columns).for_each(|w| *w = 0.0);
+    }
+    let mut kept = vec![true; dims.len()];
+    // A tile is never cut by a block's end.
+    let block = tile.map_or(BLOCK, |Tile { m, .. }| (BLOCK / m).max(1) * m);
+    for start in (0..dims.columns).step_by(block) {
+        let columns = Block { start, end: dims.columns.min(start + block), dims, factor: &factor };
+        if tile.is_none() {
+            let gone = share(ratio, dims.rows * columns.start);
+            let count = share(ratio, dims.rows * columns.end) - gone;
+            columns.choose(&values, count, &mut kept);
+        }
+        columns.prune(&mut values, &mut kept, tile);
+    }
+    if let Some(i) = values.iter().position(|w| !w.is_finite()) {
+        let (row, column) = (i / dims.columns, i % dims.columns);
+        return Err(Error::NotFinite { name: name.into(), row, column, value: values[i] });
+    }
+    for ((value, &dense), &kept) in values.iter_mut().zip(weight).zip(&kept) {
+        if !kept {
+            *value = dense;
+        }
+    }
+    let damping = (damping > DAMPING).then_some(damping);
+    Ok(Initial { mask: Mask::from_bools(dims, &kept), values: Some(values), damping })
+}
+
+/// A block of columns, `start..end`, of a matrix, and the factor U, row-major.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    start: usize,
+    end: usize,
+    dims: Dims,
+    factor: &'a [f32],
+}
+
+impl Block<'_> {
+    fn width(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Row `j` of U from its diagonal to the end of the block.
+    fn factor(&self, j: usize) -> &[f32] {
+        &self.factor[j * self.dims.columns..][j..self.end]
+    }
+
+    fn score(&self, j: usize, weight: f32) -> f32 {
+        let ratio = weight / self.factor(j)[0];
+        ratio * ratio
+    }
+
+    /// Marks the block's lowest `count` weights over all rows as pruned.
+    fn choose(&self, values: &[f32], count: usize, kept: &mut [bool]) {
+        let dims = Dims { rows: self.dims.rows, columns: self.width() };
+        let mut scores = vec![0.0; dims.len()];
+        let rows = scores.par_chunks_mut(dims.columns).zip(values.par_chunks(self.dims.columns));
+        rows.for_each(|(scores, values)| {
+            for (score, j) in scores.iter_mut().zip(self.start..self.end) {
+                *score = self.score(j, values[j]);
+            }
+        });
+        let mask = prune_lowest(dims, &scores, dims.len(), count, Ties::Last).to_bools();
+        let rows = kept.par_chunks_mut(self.dims.columns).zip(mask.par_chunks(dims.columns));
+        rows.for_each(|(kept, mask)| kept[self.start..self.end].copy_from_slice(mask));
+    }
+
+    /// Prunes the block's columns from left to right; each row's error e = w/U_jj is taken from
+    /// the weights to the right, as e · U_j.
+    fn prune(&self, values: &mut [f32], kept: &mut [bool], tile: Option<Tile>) {
+        let Dims { rows, columns } = self.dims;
+        let mut errors = vec![0.0; rows * self.width()];
+        let each = values.par_chunks_mut(columns).zip(kept.par_chunks_mut(columns));
+        each.zip(errors.par_chunks_mut(self.width())).for_each(|((values, kept), errors)| {
+            for j in self.start..self.end {
+                if let Some(Tile { n, m }) = tile.filter(|tile| (j - self.start) % tile.m == 0) {
+                    self.choose_in_tile(&values[j..j + m], &mut kept[j..j + m], m - n, j);
+                }
+                if kept[j] {
+                    continue;
+                }
+                let factor = self.factor(j);
+                let error = values[j] / factor[0];
+                errors[j - self.start] = error;
+                let right = values[j..self.end].iter_mut().zip(factor);
+                right.for_each(|(w, u)| *w -= error * u);
+            }
+        });
+        let rest = columns - self.end;
+        if rest == 0 {
+            return;
+        }
+        let errors = MatRef::from_row_major_slice(&errors, rows, self.width());
+        let factor = MatRef::from_row_major_slice(self.factor, columns, columns);
+        let values = MatMut::from_row_major_slice_mut(values, rows, columns);
+        let factor = factor.submatrix(self.start, self.end, self.width(), rest);
+        let right = values.submatrix_mut(0, self.end, rows, rest);
+        matmul(right, Accum::Add, errors, factor, -1.0, WORK);
+    }
+
+    /// Marks the lowest `count` weights of the tile that begins at column `first` as pruned.
+    fn choose_in_tile(&self, values: &[f32], kept: &mut [bool], count: usize, first: usize) {
+        for _ in 0..count {
+            let scores = values.iter().zip(&*kept).enumerate();
+            let open = scores.filter(|(_, (_, kept))| **kept);
+            let scores = open.map(|(i, (w, _))| (i, self.score(first + i, *w)));
+            if let Some((lowest, _)) = scores.min_by(|(_, a), (_, b)| a.total_cmp(b)) {
+                kept[lowest] = false;
+            }
+        }
+    }
+}
+
+/// The upper Cholesky factor U of the inverse of the damped Hessian 2·`gram`, row-major, and the
+/// damping as a share of the mean diagonal; more than the paper's if the matrix was not positive
+/// definite with that.
+///
+/// With P reversing the order of rows and columns and PHP = LLᵀ, H⁻¹ = UᵀU for U = P L⁻¹ P: one
+/// factorisation and one triangular inverse instead of an inverse between two factorisations.
+fn inverse_factor(name: &str, gram: &[f32], n: usize) -> Result<(Vec<f32>, f64), Error> {
+    let diagonal = |j: usize| match 2.0 * f64::from(gram[j * n + j]) {
+        0.0 => 1.0,
+        square => square,
+    };
+    let mean = (0..n).map(diagonal).sum::<f64>() / n as f64;
+    if !gram.par_iter().all(|x| x.is_finite()) {
+        return Err(Error::NotPositiveDefinite { name: name.into(), damping: 0.0 });
+    }
+    let mut work = vec![0.0; n * n];
+    let mut damping = DAMPING;
+    loop {
+        // P H P is the symmetric matrix's numbers in reverse.
+        work.par_iter_mut().zip(gram.par_iter().rev()).for_each(|(h, g)| *h = 2.0 * f64::from(*g));
+        for j in 0..n {
+            work[(n - 1 - j) * (n + 1)] = diagonal(j) + damping * mean;
+        }
+        let matrix = MatMut::from_column_major_slice_mut(&mut work, n, n);
+        let parameters: Spec<LltParams, f64> = Spec::default();
+        let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(n, WORK, parameters));
+        let stack = MemStack::new(&mut memory);
+        match cholesky_in_place(matrix, Default::default(), WORK, stack, parameters) {
+            Ok(_) => break,
+            Err(_) if damping < MOST_DAMPING => damping *= 10.0,
+            Err(_) => return Err(Error::NotPositiveDefinite { name: name.into(), damping }),
+        }
+    }
+    let lower = MatRef::from_column_major_slice(&work, n, n);
+    let mut inverse = vec![0.0; n * n];
+    let target = MatMut::from_column_major_slice_mut(&mut inverse, n, n);
+    invert_lower_triangular(target, lower, WORK);
+    drop(work);
+    let mut factor = vec![0.0; n * n];
+    factor.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
+        for (j, u) in row.iter_mut().enumerate().skip(i) {
+            *u = inverse[(n - 1 - j) * n + (n - 1 - i)] as f32;
+        }
+    });
+    Ok((factor, damping))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::random::SplitMix64;
+
+    fn noise(length: usize, seed: u64) -> Vec<f32> {
+        let mut random = SplitMix64::new(seed);
+        (0..length).map(|_| random.below(2001) as f32 / 1000.0 - 1.0).collect()
+    }
+
+    /// The Gram matrix of `tokens` random inputs that hang together.
+    fn gram(columns: usize, tokens: usize, seed: u64) -> Vec<f32> {
+        let mut x = noise(tokens * columns, seed);
+        for row in x.chunks_mut(columns) {
+            (1..columns).for_each(|j| row[j] += 0.8 * row[j - 1]);
+        }
+        let product = |i: usize, j: usize| x.chunks(columns).map(|x| x[i] * x[j]).sum();
+        (0..columns.pow(2)).map(|k| product(k / columns, k % columns)).collect()
+    }
+
+    fn stats<'a>(weight: &'a [f32], gram: &'a [f32], rows: usize) -> LayerStats<'a> {
+        let dims = Dims { rows, columns: weight.len() / rows };
+        LayerStats { name: "w", dims, weight, gram: Some(gram), ..LayerStats::default() }
+    }
+
+    /// tr(D G Dᵀ) for D, what pruning took from the weights: the output error.
+    fn error(dense: &[f32], values: &[f32], mask: &Mask, gram: &[f32]) -> f32 {
+        let columns = mask.dims().columns;
+        let kept = |i: usize| if mask.get(i) { values[i] } else { 0.0 };
+        let lost: Vec<f32> = (0..dense.len()).map(|i| dense[i] - kept(i)).collect();
+        let of = |row: &[f32]| -> f32 {
+            let pairs = (0..columns.pow(2)).map(|k| (k / columns, k % columns, gram[k]));
+            pairs.map(|(i, j, g)| row[i] * g * row[j]).sum()
+        };
+        lost.chunks(columns).map(of).sum()
+    }
+
+    #[test]
+    fn the_factor_is_that_of_the_inverse() {
+        let n = 37;
+        let gram = gram(n, 60, 1);
+        let (factor, damping) = inverse_factor("w", &gram, n).unwrap();
+        assert_eq!(damping, DAMPING);
+        let mean = (0..n).map(|j| 2.0 * gram[j * (n + 1)]).sum::<f32>() / n as f32;
+        // UᵀU H = 1.
+        let at = |i: usize, j: usize| factor[i * n + j];
+        let inverse = |i: usize, j: usize| (0..n).map(|k| at(k, i) * at(k, j)).sum::<f32>();
+        let hessian =
+            |i: usize, j: usize| 2.0 * gram[i * n + j] + if i == j { 0.01 * mean } else { 0.0 };
+        for (i, j) in (0..n).flat_map(|i| (0..n).map(move |j| (i, j))) {
+            assert!(i <= j || at(i, j) == 0.0);
+            let one: f32 = (0..n).map(|k| inverse(i, k) * hessian(k, j)).sum();
+            assert!((one - f32::from(u8::from(i == j))).abs() < 2e-3, "{i}, {j}: {one}");
+        }
+    }
+
+    #[test]
+    fn kept_weights_make_up_for_the_pruned() {
+        let (rows, columns) = (8, 160);
+        let (weight, gram) = (noise(rows * columns, 2), gram(columns, 400, 3));
+        for pattern in ["unstructured", "2:4", "3:7"] {
+            let columns = if pattern == "3:7" { 154 } else { columns };
+            let gram: Vec<f32> =
+                gram.chunks(160).take(columns).flat_map(|row| &row[..columns]).copied().collect();
+            let weight = &weight[..rows * columns];
+            let pattern = pattern.parse().unwrap();
+            let found = prune(&stats(weight, &gram, rows), pattern, 0.5).unwrap();
+            let values = found.values.unwrap();
+            let changed = error(weight, &values, &found.mask, &gram);
+            let unchanged = error(weight, weight, &found.mask, &gram);
+            assert!(changed < 0.6 * unchanged, "{pattern}: {changed} of {unchanged}");
+            pattern.check("w", &found.mask).unwrap();
+            for (i, value) in values.iter().enumerate() {
+                assert!(found.mask.get(i) || *value == weight[i]);
+            }
+        }
+    }
+
+    #[test]
+    fn dead_inputs_go_first() {
+        let (rows, columns) = (4, 16);
+        let mut gram = gram(columns, 40, 4);
+        for i in 0..columns {
+            (gram[i * columns + 5], gram[5 * columns + i]) = (0.0, 0.0);
+        }
+        let weight = noise(rows * columns, 5);
+        let ratio = 1.0 / columns as f64;
+        let found = prune(&stats(&weight, &gram, rows), Pattern::Unstructured, ratio).unwrap();
+        for i in 0..rows * columns {
+            assert_eq!(found.mask.get(i), i % columns != 5);
+        }
+    }
+
+    #[test]
+    fn a_singular_hessian_is_damped_and_an_indefinite_one_refused() {
+        let (rows, columns) = (2, 4);
+        let weight = noise(rows * columns, 6);
+        let mut gram = vec![0.0; columns * columns];
+        (0..columns).for_each(|j| gram[j * (columns + 1)] = 1.0);
+        // Not a Gram matrix, but near enough to one for a larger damping.
+        (gram[1], gram[columns]) = (1.15, 1.15);
+        let found = prune(&stats(&weight, &gram, rows), Pattern::Unstructured, 0.5).unwrap();
+        assert_eq!(found.damping, Some(1.0));
+        (gram[1], gram[columns]) = (3.0, 3.0);
+        let error = prune(&stats(&weight, &gram, rows), Pattern::Unstructured, 0.5).unwrap_err();
+        assert!(matches!(error, Error::NotPositiveDefinite { .. }), "{error}");
+        gram[0] = f32::NAN;
+        let error = prune(&stats(&weight, &gram, rows), Pattern::Unstructured, 0.5).unwrap_err();
+        assert!(matches!(error, Error::NotPositiveDefinite { .. }), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn exactly_the_share_goes(rows in 1..6_usize, columns in 1..300_usize, ratio in 0.0..=1.0) {
+            let mut gram = vec![0.0; columns * columns];
+            (0..columns).for_each(|j| gram[j * (columns + 1)] = 1.0 + j as f32);
+            let weight = noise(rows * columns, 7);
+            let found = prune(&stats(&weight, &gram, rows), Pattern::Unstructured, ratio).unwrap();
+            prop_assert_eq!(rows * columns - found.mask.kept(), share(ratio, rows * columns));
+        }
+    }
+}

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use dfdx::tensor_ops::TryAdd;
+
 use crate::{
     checkpoint::{self, Pruned, Reader},
     executor::{
-        Hidden, PartWeights, Positions, Vector,
-        ops::{Matrix, Ops, Weight},
+        self, Hidden, PartWeights, Positions,
+        ops::{self, InputGradient, Ops, Weight},
     },
-    family::{self, Decoder, Linear, Part},
+    family::{self, Decoder, Inner, Linear, Norm, NormKind, Part},
 };
 
 /// Why a model could not be run.
@@ -20,6 +22,17 @@ pub enum Error {
     /// Its configuration is.
     #[error(transparent)]
     Family(#[from] family::Error),
+    /// A sequence is longer than the model's position code.
+    #[error(
+        "a sequence of {found} tokens, but the model has positions for {longest}; \
+         lower the sequence_length"
+    )]
+    TooLong {
+        /// Its length.
+        found: usize,
+        /// The longest that the model knows.
+        longest: usize,
+    },
     /// The device failed.
     #[error("{what}: {problem}")]
     Device {
@@ -54,7 +67,14 @@ impl<'a, D: Ops> Model<'a, D> {
     /// # Errors
     /// If its family is unknown, or a tensor is missing or has the wrong shape or format.
     pub fn new(reader: &'a Reader, device: D) -> Result<Self, Error> {
-        let decoder = family::decoder(reader.config())?;
+        let mut decoder = family::decoder(reader.config())?;
+        // Some checkpoints are of the decoder without its head.
+        if reader.tensor(&decoder.embedding.weight).is_err() {
+            let bare = decoder.clone().without_prefix("model.");
+            if reader.tensor(&bare.embedding.weight).is_ok() {
+                decoder = bare;
+            }
+        }
         for (name, shape) in decoder.tensors() {
             reader.check(name, &shape)?;
         }
@@ -77,19 +97,27 @@ impl<'a, D: Ops> Model<'a, D> {
         let layer = &self.decoder.layers[layer];
         let mut linears = Vec::new();
         for linear in layer.linears(part) {
-            let bias = match &linear.bias {
-                Some(bias) => Some(self.reader.read(bias, &[linear.dims.rows])?),
-                None => None,
-            };
-            let dims = (linear.dims.rows, linear.dims.columns);
-            let weight = Weight::frozen(&self.device, self.values(linear)?, dims, bias);
-            linears.push(weight.map_err(Error::device(&linear.weight))?);
+            linears.push(self.linear(linear)?);
         }
+        let of = layer.part(part);
+        let norm = |norm: &Option<Norm>| norm.as_ref().map(|norm| self.norm(norm)).transpose();
         Ok(PartWeights {
             part,
-            norm: self.vector(layer.norm(part))?,
-            norm_epsilon: self.decoder.norm_epsilon,
+            input_norm: norm(&of.input_norm)?,
             linears,
+            inner: match &of.inner {
+                Inner::Attention(attention) => {
+                    let norms = match &attention.head_norms {
+                        Some([q, k]) => Some([self.norm(q)?, self.norm(k)?]),
+                        None => None,
+                    };
+                    executor::Inner::Attention(attention.clone(), norms)
+                }
+                Inner::Gated(activation) => executor::Inner::Gated(*activation),
+                Inner::Plain(activation) => executor::Inner::Plain(*activation),
+            },
+            output_norm: norm(&of.output_norm)?,
+            residual_norm: norm(&of.residual_norm)?,
         })
     }
 
@@ -116,52 +144,80 @@ impl<'a, D: Ops> Model<'a, D> {
         Ok(sparse)
     }
 
-    /// The weight of a norm.
+    /// A norm.
     ///
     /// # Errors
     /// If it cannot be read, or the device has not enough memory.
-    pub fn vector(&self, name: &str) -> Result<Vector<D>, Error> {
-        let width = self.decoder.hidden_size;
-        let values = self.reader.read(name, &[width])?;
-        self.device.try_tensor_from_vec(values, (width,)).map_err(Error::device(name))
+    pub fn norm(&self, norm: &Norm) -> Result<ops::Norm<D>, Error> {
+        let vector = |name: &str, more: f32| {
+            let mut values = self.reader.read(name, &[norm.width])?;
+            values.iter_mut().for_each(|value| *value += more);
+            let vector = self.device.try_tensor_from_vec(values, (norm.width,));
+            vector.map_err(Error::device(name))
+        };
+        let more = if norm.kind == NormKind::RmsOnePlus { 1.0 } else { 0.0 };
+        Ok(ops::Norm {
+            weight: vector(&norm.weight, more)?,
+            bias: norm.bias.as_ref().map(|bias| vector(bias, 0.0)).transpose()?,
+            epsilon: norm.epsilon,
+            centred: norm.kind == NormKind::Layer,
+        })
+    }
+
+    /// A linear layer outside the decoder layers, such as the output head.
+    ///
+    /// # Errors
+    /// If it cannot be read, or the device has not enough memory.
+    pub fn linear(&self, linear: &Linear) -> Result<Weight<D>, Error> {
+        let bias = match &linear.bias {
+            Some(bias) => Some(self.reader.read(bias, &[linear.dims.rows])?),
+            None => None,
+        };
+        let dims = (linear.dims.rows, linear.dims.columns);
+        let weight = Weight::frozen(&self.device, self.values(linear)?, dims, bias);
+        weight.map_err(Error::device(&linear.weight))
     }
 
     /// The hidden states before the first layer: the embeddings of each sample's tokens.
     ///
     /// # Errors
-    /// If they cannot be read, or the device has not enough memory.
+    /// If they cannot be read, a sample is longer than the model's positions, or the device has not
+    /// enough memory.
     pub fn embed(&self, samples: &[Vec<u32>]) -> Result<Vec<Hidden<D>>, Error> {
         let Decoder { embedding, vocab_size, hidden_size, .. } = &self.decoder;
+        let project =
+            embedding.project_in.as_ref().map(|linear| self.linear(linear)).transpose()?;
         let mut positions: BTreeMap<usize, Positions> = BTreeMap::new();
         let mut hidden = Vec::with_capacity(samples.len());
         for ids in samples {
             let rows = ids.iter().map(|&id| id as usize);
-            let states = self.reader.read_rows(embedding, [*vocab_size, *hidden_size], rows)?;
-            let shape = (ids.len(), *hidden_size);
-            hidden.push(Hidden {
-                states: self
-                    .device
-                    .try_tensor_from_vec(states, shape)
-                    .map_err(Error::device(embedding))?,
-                positions: positions
-                    .entry(ids.len())
-                    .or_insert_with(|| Positions::new(&self.decoder, ids.len()))
-                    .clone(),
-            });
+            let shape = [*vocab_size, embedding.width];
+            let mut states = self.reader.read_rows(&embedding.weight, shape, rows)?;
+            states.iter_mut().for_each(|x| *x *= embedding.scale);
+            let states = self.device.try_tensor_from_vec(states, (ids.len(), embedding.width));
+            let mut states = states.map_err(Error::device(&embedding.weight))?;
+            if let Some(project) = &project {
+                states = D::linear(states, project, InputGradient::Skipped)
+                    .map_err(Error::device(&embedding.weight))?;
+            }
+            if let Some(learned) = &embedding.positions {
+                if ids.len() > learned.count {
+                    return Err(Error::TooLong { found: ids.len(), longest: learned.count });
+                }
+                let shape = [learned.offset + learned.count, *hidden_size];
+                let rows = learned.offset..learned.offset + ids.len();
+                let code = self.reader.read_rows(&learned.weight, shape, rows)?;
+                let code = self.device.try_tensor_from_vec(code, (ids.len(), *hidden_size));
+                states = code
+                    .and_then(|code| states.try_add(code))
+                    .map_err(Error::device(&learned.weight))?;
+            }
+            let positions = positions
+                .entry(ids.len())
+                .or_insert_with(|| Positions::new(&self.decoder, ids.len()))
+                .clone();
+            hidden.push(Hidden { states, positions });
         }
         Ok(hidden)
-    }
-
-    /// Adds a part's outputs to the hidden states.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
-    pub fn add(&self, samples: &mut [Hidden<D>], outputs: Vec<Matrix<D>>) -> Result<(), Error> {
-        use dfdx::tensor_ops::TryAdd;
-        for (sample, output) in samples.iter_mut().zip(outputs) {
-            let sum = sample.states.clone().try_add(output);
-            sample.states = sum.map_err(Error::device("adding the residual"))?;
-        }
-        Ok(())
     }
 }

@@ -116,7 +116,7 @@ impl Plan {
     ) -> impl Iterator<Item = (Part, Member, &'a Linear)> {
         self.layers[layer].iter().flat_map(move |group| {
             let linears = decoder.layers[layer].linears(group.part);
-            group.members.iter().map(move |member| (group.part, *member, linears[member.linear]))
+            group.members.iter().map(move |member| (group.part, *member, &linears[member.linear]))
         })
     }
 }

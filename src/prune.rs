@@ -151,7 +151,7 @@ pub fn start<D: Ops>(
             let members: Vec<usize> = matrices().map(|(_, member, _)| member.linear).collect();
             let (statistics, outputs) =
                 executor::inputs(&weights, &through, &members, needs).map_err(what(part))?;
-            model.add(&mut through, outputs)?;
+            weights.add(&mut through, outputs).map_err(what(part))?;
             for (_, Member { linear: i, rule }, linear) in matrices() {
                 let weight = weights.linears[i].values();
                 let stats = statistics[i].of(&linear.weight, linear.dims, weight);
@@ -162,7 +162,7 @@ pub fn start<D: Ops>(
         for weights in dense {
             let sparse = model.pruned(layer, &weights, &pruned)?;
             let outputs = executor::outputs(&sparse, &stream).map_err(what(weights.part))?;
-            model.add(&mut stream, outputs)?;
+            sparse.add(&mut stream, outputs).map_err(what(weights.part))?;
         }
         event(Event::Layer(layer));
     }
@@ -228,7 +228,9 @@ pub fn rebuild<D: Ops>(
                 None => executor::outputs(&model.pruned(layer, &dense, &pruned)?, &stream)
                     .map_err(model::Error::device(format!("layer {layer}, {part:?}")))?,
             };
-            model.add(&mut stream, outputs)?;
+            dense
+                .add(&mut stream, outputs)
+                .map_err(model::Error::device(format!("layer {layer}, {part:?}")))?;
         }
         event(Event::Layer(layer));
     }

@@ -1,4 +1,4 @@
-//! What the paper authors' own code decided on a tiny LLaMA, case by case. `tests/conformance/`
+//! What the paper authors' own code decided on a tiny LLaMA and a tiny OPT, case by case. `tests/conformance/`
 //! has the checkpoint, the calibration tokens and, per case, the recorded masks, mean squared
 //! gradients and losses.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -25,7 +25,7 @@ struct Case {
 impl Case {
     fn open(name: &str) -> Self {
         let file = |extension: &str| {
-            Path::new("tests/conformance/cases").join(format!("llama-{name}.{extension}"))
+            Path::new("tests/conformance/cases").join(format!("{name}.{extension}"))
         };
         Self {
             settings: serde_json::from_slice(&std::fs::read(file("json")).unwrap()).unwrap(),
@@ -85,9 +85,16 @@ fn median(mut values: Vec<f32>) -> f32 {
 }
 
 fn conforms(name: &str, init: Init, pattern: &str, ratio: f64, scope: Scope) {
-    let case = Case::open(name);
+    for family in ["llama", "opt"] {
+        family_conforms(family, name, init, pattern, ratio, scope);
+    }
+}
+
+fn family_conforms(family: &str, name: &str, init: Init, pattern: &str, ratio: f64, scope: Scope) {
+    let case = Case::open(&format!("{family}-{name}"));
     let pattern: Pattern = pattern.parse().unwrap();
-    let reader = Reader::open(Path::new("tests/conformance/tiny-llama")).unwrap();
+    let reader = Path::new("tests/conformance").join(format!("tiny-{family}"));
+    let reader = Reader::open(&reader).unwrap();
     let model = Model::new(&reader, Cpu::default()).unwrap();
     let plan = |more: usize| {
         let rule = |name: &str| {
@@ -110,11 +117,11 @@ fn conforms(name: &str, init: Init, pattern: &str, ratio: f64, scope: Scope) {
     let scratch = tempfile::tempdir().unwrap();
     let start_as = Start { init, dtype: None, scratch: scratch.path() };
     let initial = start(&model, &exact, &start_as, &samples, &mut |_| ()).unwrap();
-    assert_eq!(initial.masks.len(), 14);
+    assert_eq!(initial.masks.len(), model.decoder.linears().count());
     let (differ, entries) = case.differences("init", &initial.masks);
     // SparseGPT chooses each block of weights after what it made of those before.
     let most = if init == Init::SparseGpt { 5 } else { 1 };
-    println!("{name}: {differ} of {entries} initial entries differ");
+    println!("{family}-{name}: {differ} of {entries} initial entries differ");
     assert!(differ * 1000 <= entries * most, "{differ} of {entries} initial mask entries differ");
 
     let plugin = barber_metric::registered().unwrap()["weight-gradient"];
@@ -127,7 +134,7 @@ fn conforms(name: &str, init: Init, pattern: &str, ratio: f64, scope: Scope) {
     let rebuilt = rebuild(&model, &plan, &settings, &samples, initial, &mut |_| ()).unwrap();
     let (differ, _) = case.differences("rebuilt", &rebuilt.masks);
     let changed = case.changed(&rebuilt.masks);
-    println!("{name}: {differ} of {changed} changed entries differ");
+    println!("{family}-{name}: {differ} of {changed} changed entries differ");
     assert!(differ * 10 <= changed, "{differ} of {changed} rebuilt mask entries differ");
 
     // Statistics are compared at the very masks at which the authors' code measured its own.

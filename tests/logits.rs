@@ -1,6 +1,6 @@
-//! The forward pass against transformers: logits of tiny random checkpoints, one for each way in
-//! which a LLaMA's configuration and storage change it. `tests/fixtures/` has them and the scripts
-//! that recorded them.
+//! The forward pass against transformers: logits of tiny random checkpoints, one for each family,
+//! and for each way in which configuration and storage change it. `tests/fixtures/` has them and the
+//! scripts that recorded them.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
@@ -52,10 +52,20 @@ agrees! {
     biases "biases"
     dynamic "dynamic"
     f32 "f32"
+    gemma2 "gemma2"
     grouped_and_tied "gqa-tied"
     head_dim "head-dim"
     linear "linear"
     llama3 "llama3"
+    mistral "mistral"
+    mistral_without_a_window "mistral-no-window"
+    opt "opt"
+    opt_with_norms_after "opt-norm-after"
+    opt_without_biases "opt-no-bias"
+    phi3 "phi3"
+    phi3_longrope "phi3-longrope"
+    qwen2 "qwen2"
+    qwen3 "qwen3"
     sharded_bf16 "sharded-bf16"
     sharded_f16 "sharded-f16"
     yarn "yarn"

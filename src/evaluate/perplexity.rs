@@ -2,16 +2,16 @@
 
 use std::ops::Range;
 
-use dfdx::shapes::HasShape;
+use dfdx::{shapes::HasShape, tensor_ops::TryMul};
 use serde::Serialize;
 
 use crate::{
     checkpoint::Pruned,
     executor::{
         self, Hidden,
-        ops::{InputGradient, Matrix, Ops, Weight},
+        ops::{InputGradient, Matrix, Norm, Ops, Weight},
     },
-    family::Part,
+    family::{Decoder, Part},
     model::{Error, Model},
 };
 
@@ -104,8 +104,9 @@ fn hidden<D: Ops>(
         for part in Part::ALL {
             let weights = model.pruned(layer, &model.part(layer, part)?, pruned)?;
             let outputs = executor::outputs(&weights, &stream);
-            let outputs = outputs.map_err(Error::device(format!("layer {layer}, {part:?}")))?;
-            model.add(&mut stream, outputs)?;
+            outputs
+                .and_then(|outputs| weights.add(&mut stream, outputs))
+                .map_err(Error::device(format!("layer {layer}, {part:?}")))?;
         }
         layer_done((layer + 1) as f64 / layers as f64);
     }
@@ -115,19 +116,22 @@ fn hidden<D: Ops>(
 /// The last norm and the output head.
 struct Head<'a, D: Ops> {
     model: &'a Model<'a, D>,
-    norm: executor::Vector<D>,
+    norm: Option<Norm<D>>,
+    project: Option<Weight<D>>,
     weight: Weight<D>,
 }
 
 impl<'a, D: Ops> Head<'a, D> {
     fn new(model: &'a Model<'a, D>) -> Result<Self, Error> {
         let decoder = &model.decoder;
-        let dims = (decoder.vocab_size, decoder.hidden_size);
+        let dims = (decoder.vocab_size, decoder.embedding.width);
         let values = model.reader.read(&decoder.head, &[dims.0, dims.1])?;
         let weight = Weight::frozen(&model.device, values, dims, None);
+        let project = decoder.project_out.as_ref();
         Ok(Self {
             model,
-            norm: model.vector(&decoder.final_norm)?,
+            norm: decoder.final_norm.as_ref().map(|norm| model.norm(norm)).transpose()?,
+            project: project.map(|linear| model.linear(linear)).transpose()?,
             weight: weight.map_err(Error::device(&decoder.head))?,
         })
     }
@@ -140,18 +144,26 @@ impl<'a, D: Ops> Head<'a, D> {
         tokens: Range<usize>,
         mut see: impl FnMut(Range<usize>, Matrix<D>) -> Result<(), D::Err>,
     ) -> Result<(), Error> {
-        let decoder = &self.model.decoder;
+        let Decoder { hidden_size: width, vocab_size, logit_cap, .. } = self.model.decoder;
         let mut run = || {
-            let normed = D::rms_norm(states.clone(), &self.norm, decoder.norm_epsilon)?;
-            let width = decoder.hidden_size;
-            let mut values = vec![0.0; normed.shape().0 * width];
-            D::copy_into(&normed, &mut values);
-            let step = (LOGITS / decoder.vocab_size).max(1);
+            let mut values = vec![0.0; states.shape().0 * width];
+            D::copy_into(states, &mut values);
+            let step = (LOGITS / vocab_size).max(1);
             for start in tokens.clone().step_by(step) {
                 let rows = start..tokens.end.min(start + step);
                 let tile = values[rows.start * width..rows.end * width].to_vec();
-                let tile = self.model.device.try_tensor_from_vec(tile, (rows.len(), width))?;
-                see(rows, D::linear(tile, &self.weight, InputGradient::Skipped)?)?;
+                let mut x = self.model.device.try_tensor_from_vec(tile, (rows.len(), width))?;
+                if let Some(norm) = &self.norm {
+                    x = D::normalise(x, norm)?;
+                }
+                if let Some(project) = &self.project {
+                    x = D::linear(x, project, InputGradient::Skipped)?;
+                }
+                let mut logits = D::linear(x, &self.weight, InputGradient::Skipped)?;
+                if let Some(cap) = logit_cap {
+                    logits = logits.try_mul(cap.recip())?.try_tanh()?.try_mul(cap)?;
+                }
+                see(rows, logits)?;
             }
             Ok(())
         };

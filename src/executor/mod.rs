@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use dfdx::tensor::{NoneTape, Tensor};
 
-use self::ops::{Heads, Matrix, Ops, Rotation};
+use self::ops::{Matrix, Ops, Rotation};
 pub use self::{
-    forward::{PartWeights, Seen, forward},
+    forward::{Inner, PartWeights, Seen, forward},
     measure::{Measured, Statistics, inputs, loss, measure, outputs},
 };
 use crate::family::Decoder;
@@ -28,30 +28,21 @@ pub struct Hidden<D: Ops> {
     pub positions: Positions,
 }
 
-/// What attention knows of a sequence: its length and the angles of its positions.
+/// What attention knows of a sequence: its length, and the angles of its positions.
 #[derive(Clone, Debug)]
 pub struct Positions {
-    heads: Heads,
-    rotation: Rotation,
+    length: usize,
+    rotation: Option<Rotation>,
 }
 
 impl Positions {
     /// The positions of a sequence of `length` tokens.
     pub fn new(decoder: &Decoder, length: usize) -> Self {
-        let (cos, sin) = decoder.rope.tables(length);
-        Self {
-            heads: Heads {
-                queries: decoder.heads,
-                keys: decoder.kv_heads,
-                width: decoder.head_dim,
-                sequence_length: length,
-            },
-            rotation: Rotation {
-                cos: Arc::new(cos),
-                sin: Arc::new(sin),
-                half: decoder.head_dim / 2,
-            },
-        }
+        let rotation = decoder.rope.as_ref().map(|rope| {
+            let (cos, sin) = rope.tables(length);
+            Rotation { cos: Arc::new(cos), sin: Arc::new(sin), half: rope.head_dim / 2 }
+        });
+        Self { length, rotation }
     }
 }
 

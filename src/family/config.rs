@@ -132,6 +132,60 @@ impl<'a> Object<'a> {
         })
     }
 
+    /// A number from 0 to below 1, such as a norm's epsilon.
+    pub(super) fn share(&self, key: &str) -> Result<Option<f64>, Error> {
+        match self.number(key)? {
+            Some(value) if !(0.0..1.0).contains(&value) => {
+                Err(self.invalid(key, value, "it must be from 0 to below 1"))
+            }
+            value => Ok(value),
+        }
+    }
+
+    /// One of several names, as what it stands for.
+    pub(super) fn choice<T: Copy>(
+        &self,
+        key: &str,
+        known: &[(&'static str, T)],
+    ) -> Result<Option<T>, Error> {
+        let Some(found) = self.string(key)? else { return Ok(None) };
+        match known.iter().find(|(name, _)| *name == found) {
+            Some((_, value)) => Ok(Some(*value)),
+            None => Err(Error::Unknown {
+                key: self.path(key),
+                found: found.to_owned(),
+                known: known.iter().map(|(name, _)| *name).collect(),
+            }),
+        }
+    }
+
+    /// The sliding window that is in a layer's list of types, or else in the layers for which
+    /// `default` is true.
+    pub(super) fn windows(
+        &self,
+        window: Option<usize>,
+        default: impl Fn(usize) -> bool,
+    ) -> Result<impl Fn(usize) -> Option<usize>, Error> {
+        let types = self.read("layer_types", "a list of strings", |value| {
+            value.as_array()?.iter().map(Value::as_str).collect::<Option<Vec<_>>>()
+        })?;
+        let known = ["full_attention", "sliding_attention"];
+        if let Some(found) = types.iter().flatten().find(|found| !known.contains(found)) {
+            return Err(Error::Unknown {
+                key: self.path("layer_types"),
+                found: (*found).to_owned(),
+                known: known.to_vec(),
+            });
+        }
+        Ok(move |layer| {
+            let slides = match &types {
+                Some(types) => types.get(layer).is_some_and(|kind| *kind == known[1]),
+                None => default(layer),
+            };
+            window.filter(|_| slides)
+        })
+    }
+
     /// A number above `floor`.
     pub(super) fn above(&self, key: &str, floor: f64) -> Result<Option<f64>, Error> {
         match self.number(key)? {

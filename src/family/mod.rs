@@ -2,7 +2,14 @@
 //! forward for all of them in [`crate::executor`].
 
 mod config;
+mod gemma2;
 mod llama;
+mod mistral;
+mod opt;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod rms;
 pub mod rope;
 
 use std::iter::once;
@@ -13,6 +20,7 @@ use serde_json::Value;
 pub use self::config::Error;
 use self::config::Object;
 use self::rope::Rope;
+use crate::executor::ops::Activation;
 
 /// A model family that Barber knows.
 pub struct Family {
@@ -24,7 +32,15 @@ pub struct Family {
 }
 
 /// Every family, by `model_type`.
-pub static FAMILIES: &[Family] = &[llama::FAMILY];
+pub static FAMILIES: &[Family] = &[
+    gemma2::FAMILY,
+    llama::FAMILY,
+    mistral::FAMILY,
+    opt::FAMILY,
+    phi3::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+];
 
 /// Reads a checkpoint's `config.json`.
 ///
@@ -39,8 +55,8 @@ pub static FAMILIES: &[Family] = &[llama::FAMILY];
 ///     "tie_word_embeddings": true,
 /// });
 /// let decoder = llm_barber::family::decoder(&config)?;
-/// assert_eq!(decoder.layers[1].k.weight, "model.layers.1.self_attn.k_proj.weight");
-/// assert_eq!(decoder.layers[1].k.dims.rows, 32);
+/// assert_eq!(decoder.layers[1].attention.linears[1].weight, "model.layers.1.self_attn.k_proj.weight");
+/// assert_eq!(decoder.layers[1].attention.linears[1].dims.rows, 32);
 /// # Ok::<(), llm_barber::family::Error>(())
 /// ```
 pub fn decoder(config: &Value) -> Result<Decoder, Error> {
@@ -62,47 +78,127 @@ pub struct Decoder {
     pub hidden_size: usize,
     /// Number of tokens in the vocabulary.
     pub vocab_size: usize,
+    /// How tokens become hidden states.
+    pub embedding: Embedding,
+    /// The rotary position code, where there is one.
+    pub rope: Option<Rope>,
+    /// The decoder layers, in order.
+    pub layers: Vec<Layer>,
+    /// The last norm, where there is one.
+    pub final_norm: Option<Norm>,
+    /// From the last hidden states to the width of the embedding, where that is another.
+    pub project_out: Option<Linear>,
+    /// Tensor name of the output head, [vocab_size, embedding width]; the embedding's where tied.
+    pub head: String,
+    /// Logits z become c · tanh(z / c), where there is such a c.
+    pub logit_cap: Option<f32>,
+}
+
+/// How tokens become hidden states.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    /// Tensor name, [vocab_size, width].
+    pub weight: String,
+    /// Its width.
+    pub width: usize,
+    /// What its rows are multiplied by.
+    pub scale: f32,
+    /// To the width of the hidden states, where that is another.
+    pub project_in: Option<Linear>,
+    /// The learned position code, where there is one.
+    pub positions: Option<LearnedPositions>,
+}
+
+/// A learned position code: a row for each position, added to the embedding.
+#[derive(Clone, Debug)]
+pub struct LearnedPositions {
+    /// Tensor name, [offset + count, hidden_size].
+    pub weight: String,
+    /// The row of the first position.
+    pub offset: usize,
+    /// The longest sequence.
+    pub count: usize,
+}
+
+/// One decoder layer: each part is added to the hidden states.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// Self-attention.
+    pub attention: Sublayer,
+    /// The MLP.
+    pub mlp: Sublayer,
+}
+
+/// A part of a decoder layer: x + output_norm(output(inner(inputs(input_norm(x))))).
+#[derive(Clone, Debug)]
+pub struct Sublayer {
+    /// The norm before it.
+    pub input_norm: Option<Norm>,
+    /// The linear layers: those that see the input, then the output projection.
+    pub linears: Vec<Linear>,
+    /// What happens between them.
+    pub inner: Inner,
+    /// The norm of its output, before it is added to the hidden states.
+    pub output_norm: Option<Norm>,
+    /// The norm of the hidden states that it was added to.
+    pub residual_norm: Option<Norm>,
+}
+
+/// What happens between the linear layers of a part.
+#[derive(Clone, Debug)]
+pub enum Inner {
+    /// Causal attention of the query, key and value projections, which are three linear layers or
+    /// one, one above the other.
+    Attention(Attention),
+    /// activation(gate) · up of two linear layers, or of one that has both, one above the other.
+    Gated(Activation),
+    /// The activation of one linear layer.
+    Plain(Activation),
+}
+
+/// An attention's heads, and what they see.
+#[derive(Clone, Debug)]
+pub struct Attention {
     /// Query heads.
     pub heads: usize,
     /// Key and value heads; each serves `heads / kv_heads` query heads.
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Added to the mean square before its root, in every norm.
-    pub norm_epsilon: f32,
-    /// The rotary position code.
-    pub rope: Rope,
-    /// Tensor name of the embedding, [vocab_size, hidden_size].
-    pub embedding: String,
-    /// The decoder layers, in order.
-    pub layers: Vec<Layer>,
-    /// Tensor name of the last norm's weight, `[hidden_size]`.
-    pub final_norm: String,
-    /// Tensor name of the output head, [vocab_size, hidden_size]; the embedding's where tied.
-    pub head: String,
+    /// What scores are multiplied by.
+    pub scale: f32,
+    /// How many tokens a token sees at most, itself included.
+    pub window: Option<usize>,
+    /// Scores s become c · tanh(s / c), where there is such a c.
+    pub score_cap: Option<f32>,
+    /// The norms of each query and each key, before their positions.
+    pub head_norms: Option<[Norm; 2]>,
 }
 
-/// The tensors of one decoder layer.
-#[derive(Clone, Debug)]
-pub struct Layer {
-    /// Tensor name of the norm's weight before self-attention, `[hidden_size]`.
-    pub attention_norm: String,
-    /// The query projection.
-    pub q: Linear,
-    /// The key projection.
-    pub k: Linear,
-    /// The value projection.
-    pub v: Linear,
-    /// The output projection.
-    pub o: Linear,
-    /// Tensor name of the norm's weight before the MLP, `[hidden_size]`.
-    pub mlp_norm: String,
-    /// The gate projection.
-    pub gate: Linear,
-    /// The up projection.
-    pub up: Linear,
-    /// The down projection.
-    pub down: Linear,
+/// A norm of the channels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Norm {
+    /// Tensor name of its weight, `[width]`.
+    pub weight: String,
+    /// Tensor name of its bias, `[width]`, where it has one.
+    pub bias: Option<String>,
+    /// How many channels are normalised together.
+    pub width: usize,
+    /// Added to the mean square before its root.
+    pub epsilon: f32,
+    /// Its kind.
+    pub kind: NormKind,
+}
+
+/// The kinds of norms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// Root mean square (arXiv 1910.07467).
+    Rms,
+    /// The same, scaled by 1 + weight.
+    RmsOnePlus,
+    /// With the mean subtracted first (arXiv 1607.06450).
+    Layer,
 }
 
 /// A linear layer: y = x Wᵀ + b.
@@ -121,9 +217,9 @@ pub struct Linear {
 /// The parts of a decoder layer that have an output of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
-    /// Self-attention: {q, k, v, o}.
+    /// Self-attention.
     Attention,
-    /// The MLP: {gate, up, down}.
+    /// The MLP.
     Mlp,
 }
 
@@ -166,17 +262,72 @@ impl Decoder {
     /// The name and shape of every tensor that the checkpoint must hold, in the model's order; a
     /// tied head is the embedding and not listed again.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
-        let table = |name| (name, vec![self.vocab_size, self.hidden_size]);
-        let parts = self.layers.iter().flat_map(|layer| Part::ALL.map(|part| (layer, part)));
-        let layers = parts.flat_map(|(layer, part)| {
-            let linears = layer.linears(part).into_iter().flat_map(Linear::tensors);
-            once((layer.norm(part), vec![self.hidden_size])).chain(linears)
+        let table = |name| (name, vec![self.vocab_size, self.embedding.width]);
+        let positions = self.embedding.positions.iter();
+        let positions = positions.map(|positions| {
+            let rows = positions.offset + positions.count;
+            (positions.weight.as_str(), vec![rows, self.hidden_size])
         });
-        let head = (self.head != self.embedding).then(|| table(self.head.as_str()));
-        once(table(self.embedding.as_str()))
-            .chain(layers)
-            .chain(once((self.final_norm.as_str(), vec![self.hidden_size])))
+        let parts = self.layers.iter().flat_map(|layer| Part::ALL.map(|part| layer.part(part)));
+        let head = (self.head != self.embedding.weight).then(|| table(self.head.as_str()));
+        once(table(self.embedding.weight.as_str()))
+            .chain(positions)
+            .chain(self.embedding.project_in.iter().flat_map(Linear::tensors))
+            .chain(parts.flat_map(Sublayer::tensors))
+            .chain(self.final_norm.iter().flat_map(Norm::tensors))
+            .chain(self.project_out.iter().flat_map(Linear::tensors))
             .chain(head)
+    }
+
+    /// The same decoder in a checkpoint whose tensors have no `prefix` before their names.
+    #[must_use]
+    pub fn without_prefix(mut self, prefix: &str) -> Self {
+        let strip = |name: &mut String| {
+            if let Some(rest) = name.strip_prefix(prefix) {
+                *name = rest.to_owned();
+            }
+        };
+        let norm = |norm: &mut Norm| {
+            strip(&mut norm.weight);
+            norm.bias.as_mut().map(strip);
+        };
+        let linear = |linear: &mut Linear| {
+            strip(&mut linear.weight);
+            linear.bias.as_mut().map(strip);
+        };
+        strip(&mut self.embedding.weight);
+        strip(&mut self.head);
+        self.embedding.positions.iter_mut().for_each(|positions| strip(&mut positions.weight));
+        self.embedding.project_in.iter_mut().chain(&mut self.project_out).for_each(linear);
+        self.final_norm.iter_mut().for_each(norm);
+        for part in self.layers.iter_mut().flat_map(|layer| [&mut layer.attention, &mut layer.mlp])
+        {
+            part.linears.iter_mut().for_each(linear);
+            let norms = [&mut part.input_norm, &mut part.output_norm, &mut part.residual_norm];
+            norms.into_iter().flatten().for_each(norm);
+            if let Inner::Attention(Attention { head_norms: Some(norms), .. }) = &mut part.inner {
+                norms.iter_mut().for_each(norm);
+            }
+        }
+        self
+    }
+}
+
+impl Norm {
+    fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
+        once(&self.weight).chain(&self.bias).map(|name| (name.as_str(), vec![self.width]))
+    }
+}
+
+impl Sublayer {
+    fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
+        let head_norms = match &self.inner {
+            Inner::Attention(attention) => attention.head_norms.as_ref(),
+            Inner::Gated(_) | Inner::Plain(_) => None,
+        };
+        let norms = self.input_norm.iter().chain(head_norms.into_iter().flatten());
+        let norms = norms.chain(&self.output_norm).chain(&self.residual_norm);
+        norms.flat_map(Norm::tensors).chain(self.linears.iter().flat_map(Linear::tensors))
     }
 }
 
@@ -189,19 +340,110 @@ impl Linear {
 }
 
 impl Layer {
-    /// The linear layers of one part.
-    pub fn linears(&self, part: Part) -> Vec<&Linear> {
+    /// One of its parts.
+    pub fn part(&self, part: Part) -> &Sublayer {
         match part {
-            Part::Attention => vec![&self.q, &self.k, &self.v, &self.o],
-            Part::Mlp => vec![&self.gate, &self.up, &self.down],
+            Part::Attention => &self.attention,
+            Part::Mlp => &self.mlp,
         }
     }
 
-    /// Tensor name of the norm's weight before a part.
-    pub fn norm(&self, part: Part) -> &str {
-        match part {
-            Part::Attention => &self.attention_norm,
-            Part::Mlp => &self.mlp_norm,
+    /// The linear layers of one part.
+    pub fn linears(&self, part: Part) -> &[Linear] {
+        &self.part(part).linears
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, fs, path::Path};
+
+    use safetensors::SafeTensors;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn lists_exactly_what_transformers_saves() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/logits");
+        let mut checkpoints = 0;
+        for checkpoint in fs::read_dir(folder).unwrap() {
+            let checkpoint = checkpoint.unwrap().path();
+            let config = fs::read(checkpoint.join("config.json")).unwrap();
+            let found = decoder(&serde_json::from_slice(&config).unwrap()).unwrap();
+            let listed: BTreeMap<_, _> =
+                found.tensors().map(|(name, shape)| (name.to_owned(), shape)).collect();
+            let mut saved = BTreeMap::new();
+            for file in fs::read_dir(&checkpoint).unwrap() {
+                let path = file.unwrap().path();
+                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                if name.starts_with("model") && name.ends_with(".safetensors") {
+                    let bytes = fs::read(path).unwrap();
+                    for (name, tensor) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+                        saved.insert(name, tensor.shape().to_vec());
+                    }
+                }
+            }
+            assert_eq!(listed, saved, "{}", checkpoint.display());
+            checkpoints += 1;
+        }
+        assert_eq!(checkpoints, 20);
+    }
+
+    #[test]
+    fn a_decoder_without_its_head_has_no_prefix() {
+        let config = json!({
+            "model_type": "opt", "vocab_size": 16, "hidden_size": 8, "ffn_dim": 8,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "word_embed_proj_dim": 4,
+        });
+        let bare = decoder(&config).unwrap().without_prefix("model.");
+        for (name, _) in bare.tensors() {
+            assert!(name.starts_with("decoder."), "{name}");
+        }
+        assert_eq!(bare.head, bare.embedding.weight);
+    }
+
+    #[test]
+    fn layer_types_decide_who_slides() {
+        let mut config = json!({
+            "model_type": "qwen3", "vocab_size": 16, "hidden_size": 8, "intermediate_size": 8,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+            "head_dim": 4, "use_sliding_window": true, "sliding_window": 3,
+            "layer_types": ["sliding_attention", "full_attention"],
+        });
+        let windows = |config: &Value| {
+            decoder(config).map(|decoder| {
+                let window = |layer: &Layer| match &layer.attention.inner {
+                    Inner::Attention(attention) => attention.window,
+                    Inner::Gated(_) | Inner::Plain(_) => panic!("no attention"),
+                };
+                decoder.layers.iter().map(window).collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(windows(&config).unwrap(), [Some(3), None]);
+        config["layer_types"][1] = "linear_attention".into();
+        let error = windows(&config).unwrap_err().to_string();
+        assert!(error.contains("linear_attention") && error.contains("known: full"), "{error}");
+    }
+
+    #[test]
+    fn absurd_configurations_are_refused() {
+        for family in FAMILIES {
+            let mut config = json!({
+                "model_type": family.model_type, "vocab_size": 16, "hidden_size": 8,
+                "intermediate_size": 8, "ffn_dim": 8, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4,
+            });
+            assert!(decoder(&config).is_ok(), "{}", family.model_type);
+            for key in ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"] {
+                let fine = config[key].clone();
+                for absurd in [json!(0), json!(-3), json!(u64::MAX), json!(1e30), json!("8")] {
+                    config[key] = absurd;
+                    let error = decoder(&config).unwrap_err().to_string();
+                    assert!(error.contains(key), "{}: {error}", family.model_type);
+                }
+                config[key] = fine;
+            }
         }
     }
 }

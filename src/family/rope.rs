@@ -25,7 +25,7 @@ use super::config::{Error, MOST, Object};
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    /// Width of a head; even.
+    /// How many channels of a head are rotated, its first ones; even.
     pub head_dim: usize,
     /// The base θ of the frequencies.
     pub theta: f64,
@@ -364,15 +364,17 @@ pub(super) fn read(config: &Object<'_>, head_dim: usize) -> Result<Rope, Error> 
         Some(inside) => Some(inside),
         None => config.above("rope_theta", 1.0)?,
     };
-    for place in [&keys, config] {
-        match place.number("partial_rotary_factor")? {
-            Some(part) if (head_dim as f64 * part) as usize != head_dim => {
-                let problem = "only whole heads can be rotated";
-                return Err(place.invalid("partial_rotary_factor", part, problem));
+    let mut rotated = head_dim;
+    for place in [config, &keys] {
+        if let Some(share) = place.number("partial_rotary_factor")? {
+            rotated = (head_dim as f64 * share) as usize;
+            if !(0.0..=1.0).contains(&share) || rotated == 0 || !rotated.is_multiple_of(2) {
+                let problem = format!("of {head_dim} channels it must rotate whole pairs");
+                return Err(place.invalid("partial_rotary_factor", share, problem));
             }
-            _ => {}
         }
     }
+    let head_dim = rotated;
     let (key, name) = match keys.string("rope_type")? {
         Some(name) => ("rope_type", name),
         None => ("type", keys.string("type")?.unwrap_or("default")),
@@ -517,8 +519,8 @@ mod tests {
                 "`rope_scaling.rope_type` is linear, but with these numbers its frequencies are not finite",
             ),
             (
-                json!({"rope_type": "default", "partial_rotary_factor": 0.5}),
-                "`rope_scaling.partial_rotary_factor` is 0.5, but only whole heads can be rotated",
+                json!({"rope_type": "default", "partial_rotary_factor": 1.5}),
+                "`rope_scaling.partial_rotary_factor` is 1.5, but of 16 channels it must rotate whole pairs",
             ),
             (
                 json!({"full_attention": {"rope_type": "default"}}),

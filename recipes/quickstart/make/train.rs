@@ -9,8 +9,8 @@ use dfdx::{
 use half::f16;
 use llm_barber::{
     executor::{
-        PartWeights, Positions, forward,
-        ops::{CrossEntropy, InputGradient, Linear, Matrix, RmsNorm, Weight},
+        Inner, PartWeights, Positions, forward,
+        ops::{CrossEntropy, InputGradient, Linear, Matrix, Norm, Normalise, Weight},
     },
     family::{self, Decoder, Part},
     random::SplitMix64,
@@ -36,7 +36,6 @@ struct Parameter {
 type Parameters = HashMap<String, Parameter>;
 type Taped = Matrix<Cpu, OwnedTape<f32, Cpu>>;
 type Loss = Tensor<(), f32, Cpu, OwnedTape<f32, Cpu>>;
-type Vector = Tensor<(usize,), f32, Cpu>;
 /// A parameter's name, and what belongs to it.
 type Named<T> = Vec<(String, T)>;
 
@@ -44,7 +43,7 @@ type Named<T> = Vec<(String, T)>;
 #[derive(Default)]
 struct Traced {
     weights: Named<Weight<Cpu>>,
-    vectors: Named<Vector>,
+    norms: Named<Norm<Cpu>>,
 }
 
 /// Trains on `tokens` and writes the checkpoint to `dir`.
@@ -104,17 +103,21 @@ fn initial(decoder: &Decoder, random: &mut SplitMix64) -> Parameters {
         parameters.insert(name.to_owned(), Parameter { shape, values, moments });
     };
     let (width, vocabulary) = (decoder.hidden_size, decoder.vocab_size);
-    add(&decoder.embedding, vec![vocabulary, width], 0.3);
+    add(&decoder.embedding.weight, vec![vocabulary, width], 0.3);
     for layer in &decoder.layers {
         for part in Part::ALL {
-            add(layer.norm(part), vec![width], 0.0);
+            if let Some(norm) = &layer.part(part).input_norm {
+                add(&norm.weight, vec![width], 0.0);
+            }
             for linear in layer.linears(part) {
                 let (rows, columns) = (linear.dims.rows, linear.dims.columns);
                 add(&linear.weight, vec![rows, columns], (columns as f32).sqrt().recip());
             }
         }
     }
-    add(&decoder.final_norm, vec![width], 0.0);
+    if let Some(norm) = &decoder.final_norm {
+        add(&norm.weight, vec![width], 0.0);
+    }
     add(&decoder.head, vec![vocabulary, width], (width as f32).sqrt().recip());
     parameters
 }
@@ -133,12 +136,13 @@ impl Traced {
         Ok(weight)
     }
 
-    fn vector(&mut self, device: &Cpu, parameters: &Parameters, name: &str) -> Vector {
-        let values = parameters[name].values.clone();
+    fn norm(&mut self, device: &Cpu, parameters: &Parameters, of: &family::Norm) -> Norm<Cpu> {
+        let values = parameters[&of.weight].values.clone();
         let shape = (values.len(),);
-        let vector = device.tensor_from_vec(values, shape);
-        self.vectors.push((name.into(), vector.clone()));
-        vector
+        let weight = device.tensor_from_vec(values, shape);
+        let norm = Norm { weight, bias: None, epsilon: of.epsilon, centred: false };
+        self.norms.push((of.weight.clone(), norm.clone()));
+        norm
     }
 
     /// The gradients of the mean loss over `count` predictions.
@@ -152,8 +156,8 @@ impl Traced {
             let taken = Cpu::take_gradient(&mut gradients, &weight).map_err(|e| e.to_string())?;
             found.push((name, taken.unwrap_or_default()));
         }
-        for (name, vector) in self.vectors {
-            found.push((name, gradients.get(&vector).as_vec()));
+        for (name, norm) in self.norms {
+            found.push((name, gradients.get(&norm.weight).as_vec()));
         }
         for (_, gradient) in &mut found {
             gradient.iter_mut().for_each(|g| *g /= count as f32);
@@ -172,19 +176,19 @@ fn loss(
     traced: &mut Traced,
 ) -> Result<Loss, Box<dyn Error>> {
     let fail = |e: dfdx::tensor::CpuError| e.to_string();
-    let Decoder { hidden_size: width, vocab_size: vocabulary, norm_epsilon: epsilon, .. } = decoder;
+    let Decoder { hidden_size: width, vocab_size: vocabulary, .. } = decoder;
     // The embedding is the linear layer of one-hot rows: no operation of its own is needed.
     let mut one_hot = vec![0.0; batch.len() * vocabulary];
     for (row, &token) in one_hot.chunks_exact_mut(*vocabulary).zip(batch) {
         row[token as usize] = 1.0;
     }
-    let table = &parameters[&decoder.embedding].values;
+    let table = &parameters[&decoder.embedding.weight].values;
     let transposed =
         (0..width * vocabulary).map(|i| table[i % vocabulary * width + i / vocabulary]).collect();
     let embedding = Weight::frozen(device, transposed, (*width, *vocabulary), None)
         .and_then(|weight| weight.traced())
         .map_err(fail)?;
-    traced.weights.push((decoder.embedding.clone(), embedding.clone()));
+    traced.weights.push((decoder.embedding.weight.clone(), embedding.clone()));
     let one_hot = device.tensor_from_vec(one_hot, (batch.len(), *vocabulary));
     let one_hot = one_hot.put_tape(OwnedTape::default());
     let mut states: Taped =
@@ -197,8 +201,21 @@ fn loss(
             for linear in layer.linears(part) {
                 linears.push(traced.weight(device, parameters, &linear.weight)?);
             }
-            let norm = traced.vector(device, parameters, layer.norm(part));
-            let weights = PartWeights { part, norm, norm_epsilon: *epsilon, linears };
+            let of = layer.part(part);
+            let weights = PartWeights {
+                part,
+                input_norm: of.input_norm.as_ref().map(|n| traced.norm(device, parameters, n)),
+                linears,
+                inner: match &of.inner {
+                    family::Inner::Attention(attention) => {
+                        Inner::Attention(attention.clone(), None)
+                    }
+                    family::Inner::Gated(activation) => Inner::Gated(*activation),
+                    family::Inner::Plain(activation) => Inner::Plain(*activation),
+                },
+                output_norm: None,
+                residual_norm: None,
+            };
             let (residual, tape) = states.split_tape();
             let input = weights.normalise(residual.clone().put_tape(tape)).map_err(fail)?;
             let seen = &mut |_: &[usize], _: &Taped| Ok(());
@@ -206,9 +223,9 @@ fn loss(
             states = output.and_then(|output| output.try_add(residual)).map_err(fail)?;
         }
     }
-    let norm = traced.vector(device, parameters, &decoder.final_norm);
+    let norm = decoder.final_norm.as_ref().map(|norm| traced.norm(device, parameters, norm));
     let head = traced.weight(device, parameters, &decoder.head)?;
-    let states = Cpu::rms_norm(states, &norm, *epsilon).map_err(fail)?;
+    let states = norm.iter().try_fold(states, Cpu::normalise).map_err(fail)?;
     let logits = Cpu::linear(states, &head, InputGradient::Wanted).map_err(fail)?;
     Ok(Cpu::cross_entropy(logits, targets).map_err(fail)?)
 }

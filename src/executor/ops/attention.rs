@@ -1,8 +1,9 @@
 //! Causal attention with grouped key and value heads (arXiv 2305.13245):
-//! o = P v, P = softmax(q kᵀ / √d) over the positions up to the token's own.
+//! o = P v, P = softmax(a q kᵀ) over the positions up to the token's own, or those of them within a
+//! window; a is 1 / √d in most models.
 //!
 //! With G = ∂L/∂o: ∂L/∂v = Pᵀ G; ∂L/∂P = G vᵀ; ∂L/∂S = P · (∂L/∂P − rowsum(P · ∂L/∂P));
-//! ∂L/∂q = ∂L/∂S k / √d; ∂L/∂k = ∂L/∂Sᵀ q / √d.
+//! ∂L/∂q = a ∂L/∂S k; ∂L/∂k = a ∂L/∂Sᵀ q. A soft cap c multiplies ∂L/∂S by 1 − tanh²(S / c).
 //!
 //! The probabilities are computed a tile of rows at a time, and again in the backward pass: no
 //! matrix of sequence × sequence is ever held.
@@ -22,7 +23,7 @@ use super::{
 };
 
 /// The heads of an attention layer and the sequences that it sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {
     /// Query heads.
     pub queries: usize,
@@ -32,9 +33,15 @@ pub struct Heads {
     pub width: usize,
     /// Tokens of a sequence; a token sees those before it in its own sequence.
     pub sequence_length: usize,
+    /// What scores are multiplied by, such as 1 / √width.
+    pub scale: f32,
+    /// How many tokens a token sees at most, itself included (arXiv 2004.05150).
+    pub window: Option<usize>,
+    /// Scores s become c · tanh(s / c), where there is such a c (arXiv 2408.00118).
+    pub cap: Option<f32>,
 }
 
-/// o = softmax(q kᵀ / √d) v.
+/// o = softmax(a q kᵀ) v.
 pub trait Attention: Device<f32> {
     /// The heads' outputs, [tokens, queries · width], for `q` of that shape and `k`, `v` of
     /// [tokens, keys · width].
@@ -84,19 +91,22 @@ impl<'a> Head<'a> {
     }
 
     /// The probabilities of a tile of rows over the positions up to its last, [rows, rows.end].
-    fn probabilities(self, rows: Range<usize>, p: &mut [f32]) {
+    /// Where scores are capped, `slopes` gets the derivatives of the capped ones.
+    fn probabilities(self, rows: Range<usize>, p: &mut [f32], slopes: Option<&mut [f32]>) {
         let seen = rows.end;
-        gemm(
-            p,
-            seen,
-            0.0,
-            self.heads.scale(),
-            self.q(rows.clone()),
-            self.k(seen).t(),
-            Threads::One,
-        );
+        gemm(p, seen, 0.0, self.heads.scale, self.q(rows.clone()), self.k(seen).t(), Threads::One);
+        if let Some(cap) = self.heads.cap {
+            p.iter_mut().for_each(|s| *s = (*s / cap).tanh());
+            if let Some(slopes) = slopes {
+                slopes.iter_mut().zip(&*p).for_each(|(slope, t)| *slope = 1.0 - t * t);
+            }
+            p.iter_mut().for_each(|t| *t *= cap);
+        }
         for (position, p) in rows.zip(p.chunks_exact_mut(seen)) {
             let (past, future) = p.split_at_mut(position + 1);
+            let first = self.heads.window.map_or(0, |window| past.len().saturating_sub(window));
+            let (forgotten, past) = past.split_at_mut(first);
+            forgotten.fill(0.0);
             let max = past.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let mut sum = 0.0;
             for p in &mut *past {
@@ -121,10 +131,6 @@ impl Heads {
     /// Query heads that share a key head.
     fn per_key(self) -> usize {
         self.queries / self.keys
-    }
-
-    fn scale(self) -> f32 {
-        (self.width as f32).sqrt().recip()
     }
 
     fn tiles(self) -> impl Iterator<Item = Range<usize>> {
@@ -169,7 +175,7 @@ impl Attention for Cpu {
                 let mut o = vec![0.0; length * width];
                 for rows in heads.tiles() {
                     let (n, seen) = (rows.len(), rows.end);
-                    head.probabilities(rows.clone(), &mut p[..n * seen]);
+                    head.probabilities(rows.clone(), &mut p[..n * seen], None);
                     let p = View::new(&p, n, seen);
                     gemm(
                         &mut o[rows.start * width..],
@@ -224,9 +230,11 @@ impl Head<'_> {
         let [mut gq, mut gk, mut gv] = [(); 3].map(|()| vec![0.0; length * width]);
         let mut p = vec![0.0; TILE.min(length) * length];
         let mut gp = p.clone();
+        let mut slopes = if self.heads.cap.is_some() { p.clone() } else { Vec::new() };
         for rows in self.heads.tiles() {
             let (n, seen) = (rows.len(), rows.end);
-            self.probabilities(rows.clone(), &mut p[..n * seen]);
+            let kept = slopes.get_mut(..n * seen);
+            self.probabilities(rows.clone(), &mut p[..n * seen], kept);
             let go = g.q(rows.clone());
             gemm(&mut gv, width, 1.0, 1.0, View::new(&p, n, seen).t(), go, Threads::One);
             gemm(&mut gp, seen, 0.0, 1.0, go, self.v(seen).t(), Threads::One);
@@ -234,7 +242,8 @@ impl Head<'_> {
                 let sum: f32 = p.iter().zip(&*gp).map(|(p, g)| p * g).sum();
                 gp.iter_mut().zip(p).for_each(|(g, p)| *g = p * (*g - sum));
             }
-            let (gs, scale) = (View::new(&gp, n, seen), self.heads.scale());
+            gp.iter_mut().zip(&slopes).for_each(|(g, slope)| *g *= slope);
+            let (gs, scale) = (View::new(&gp, n, seen), self.heads.scale);
             let start = rows.start * width;
             gemm(&mut gq[start..], width, 0.0, scale, gs, self.k(seen), Threads::One);
             gemm(&mut gk, width, 1.0, scale, gs.t(), self.q(rows), Threads::One);
@@ -251,27 +260,51 @@ mod tests {
     #[test]
     fn gradients_are_those_of_finite_differences() {
         // Two sequences of three tokens, four query heads on two key heads.
-        let heads = Heads { queries: 4, keys: 2, width: 3, sequence_length: 3 };
+        let plain = Heads {
+            queries: 4,
+            keys: 2,
+            width: 3,
+            sequence_length: 3,
+            scale: 0.6,
+            window: None,
+            cap: None,
+        };
         let [q, k, v] = [(1, 12), (2, 6), (3, 6)].map(|(seed, width)| {
             let x = Cpu::default().tensor_from_vec(noise(6 * width, seed), (6, width));
             move || x.clone().put_tape(Default::default())
         });
-        check_gradient((6, 12), |q| Cpu::attention(q, k(), v(), heads));
-        check_gradient((6, 6), |k| Cpu::attention(q(), k, v(), heads));
-        check_gradient((6, 6), |v| Cpu::attention(q(), k(), v, heads));
+        let capped = Heads { window: Some(2), cap: Some(0.5), ..plain };
+        for heads in [plain, capped] {
+            check_gradient((6, 12), |q| Cpu::attention(q, k(), v(), heads));
+            check_gradient((6, 6), |k| Cpu::attention(q(), k, v(), heads));
+            check_gradient((6, 6), |v| Cpu::attention(q(), k(), v, heads));
+        }
     }
 
     #[test]
     fn tiles_join_without_a_seam() {
-        // With all scores equal each token's output is the mean of v so far.
+        // With all scores equal each token's output is the mean of v so far, or of the window.
         let length = 2 * TILE + 5;
-        let heads = Heads { queries: 1, keys: 1, width: 1, sequence_length: length };
+        let one = Heads {
+            queries: 1,
+            keys: 1,
+            width: 1,
+            sequence_length: length,
+            scale: 1.0,
+            window: None,
+            cap: None,
+        };
         let device = Cpu::default();
         let zeros = device.tensor_from_vec(vec![0.0; length], (length, 1));
         let v = device.tensor_from_vec((0..length).map(|i| i as f32).collect(), (length, 1));
-        let o = Cpu::attention(zeros.clone(), zeros, v, heads).unwrap().as_vec();
-        for (i, o) in o.iter().enumerate() {
-            assert!((o - i as f32 / 2.0).abs() < 1e-3, "position {i}: {o}");
+        for window in [None, Some(TILE + 3)] {
+            let heads = Heads { window, ..one };
+            let o = Cpu::attention(zeros.clone(), zeros.clone(), v.clone(), heads).unwrap();
+            for (i, o) in o.as_vec().iter().enumerate() {
+                let first = window.map_or(0, |window| (i + 1).saturating_sub(window));
+                let mean = (first + i) as f32 / 2.0;
+                assert!((o - mean).abs() < 1e-3, "position {i}: {o}");
+            }
         }
     }
 }

@@ -60,6 +60,11 @@ impl<D: Device<f32>> Weight<D> {
         Self { values: Arc::new(values), traced: None, ..self.clone() }
     }
 
+    /// The number of inputs.
+    pub fn inputs(&self) -> usize {
+        self.dims.1
+    }
+
     /// The values, row-major.
     pub fn values(&self) -> &[f32] {
         &self.values

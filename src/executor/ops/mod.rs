@@ -4,17 +4,19 @@
 //! [`Ops`] is their sum. Each file owns one operation: its mathematics, its kernel and its tests
 //! against finite differences.
 
+mod activation;
 mod attention;
 mod column_squares;
+mod columns;
 mod cpu;
 mod cross_entropy;
+mod gated;
 mod gemm;
 mod gram;
 mod linear;
-mod rms_norm;
+mod norm;
 mod rope;
 mod squared_error;
-mod swiglu;
 
 use dfdx::{
     tensor::{NoneTape, Tensor},
@@ -22,15 +24,17 @@ use dfdx::{
 };
 
 pub use self::{
+    activation::{Activate, Activation},
     attention::{Attention, Heads},
     column_squares::ColumnSquares,
+    columns::Columns,
     cross_entropy::CrossEntropy,
+    gated::Gated,
     gram::Gram,
     linear::{InputGradient, Linear, Weight},
-    rms_norm::RmsNorm,
+    norm::{Norm, Normalise},
     rope::{Rotary, Rotation},
     squared_error::SquaredError,
-    swiglu::SwiGlu,
 };
 
 /// A matrix on a device; the hidden states of a sample are one of [tokens, channels].
@@ -39,29 +43,33 @@ pub type Matrix<D, T = NoneTape> = Tensor<(usize, usize), f32, D, T>;
 /// A device that has every operation that a decoder layer needs.
 pub trait Ops:
     Device<f32>
+    + Activate
     + Attention
     + ColumnSquares
+    + Columns
     + CrossEntropy
+    + Gated
     + Gram
     + Linear
-    + RmsNorm
+    + Normalise
     + Rotary
     + SquaredError
-    + SwiGlu
 {
 }
 
 impl<D> Ops for D where
     D: Device<f32>
+        + Activate
         + Attention
         + ColumnSquares
+        + Columns
         + CrossEntropy
+        + Gated
         + Gram
         + Linear
-        + RmsNorm
+        + Normalise
         + Rotary
         + SquaredError
-        + SwiGlu
 {
 }
 

@@ -22,7 +22,7 @@ pub struct Rotation {
     pub cos: Arc<Vec<f32>>,
     /// Sines, times the attention factor.
     pub sin: Arc<Vec<f32>>,
-    /// Half the width of a head.
+    /// Half the number of channels of a head that are rotated, its first ones.
     pub half: usize,
 }
 
@@ -33,13 +33,13 @@ impl Rotation {
     }
 
     /// Rotates the heads of each row; `sign` is −1 for the opposite angle.
-    fn rotate(&self, x: &mut [f32], width: usize, sign: f32) {
+    fn rotate(&self, x: &mut [f32], width: usize, head: usize, sign: f32) {
         let (half, positions) = (self.half, self.positions());
         x.par_chunks_mut(width).enumerate().for_each(|(token, row)| {
             let angles = (token % positions) * half..(token % positions + 1) * half;
             let (cos, sin) = (&self.cos[angles.clone()], &self.sin[angles]);
-            for head in row.chunks_exact_mut(2 * half) {
-                let (first, second) = head.split_at_mut(half);
+            for head in row.chunks_exact_mut(head) {
+                let (first, second) = head[..2 * half].split_at_mut(half);
                 for i in 0..half {
                     let (a, b, sin) = (first[i], second[i], sign * sin[i]);
                     first[i] = a * cos[i] - b * sin;
@@ -52,14 +52,15 @@ impl Rotation {
 
 /// Rotary position embedding.
 pub trait Rotary: Device<f32> {
-    /// Rotates the heads of `x`, [tokens, heads · head_dim]. Its rows are one sequence, or several
-    /// of [`Rotation::positions`] tokens each.
+    /// Rotates the heads of `x`, [tokens, heads · `head`], or as many of a head's channels as the
+    /// rotation has. Its rows are one sequence, or several of [`Rotation::positions`] tokens each.
     ///
     /// # Errors
     /// If the device has not enough memory.
     fn rotary<T: Tape<f32, Self> + 'static>(
         x: Matrix<Self, T>,
         rotation: &Rotation,
+        head: usize,
     ) -> Result<Matrix<Self, T>, Self::Err>;
 }
 
@@ -67,17 +68,18 @@ impl Rotary for Cpu {
     fn rotary<T: Tape<f32, Self> + 'static>(
         x: Matrix<Self, T>,
         rotation: &Rotation,
+        head: usize,
     ) -> Result<Matrix<Self, T>, CpuError> {
         let (x, mut tape) = x.split_tape();
         let (shape, rotation) = (*x.shape(), rotation.clone());
         let mut y = Arc::unwrap_or_clone(cpu::values(&x));
-        rotation.rotate(&mut y, shape.1, 1.0);
+        rotation.rotate(&mut y, shape.1, head, 1.0);
         let y = x.device().try_tensor_from_vec(y, shape)?;
 
         let output = y.clone();
         tape.add_backward_op(move |gradients| {
             let mut g = cpu::take(gradients, &output)?;
-            rotation.rotate(&mut g, shape.1, -1.0);
+            rotation.rotate(&mut g, shape.1, head, -1.0);
             cpu::add(gradients, &x, &g)
         });
         Ok(y.put_tape(tape))
@@ -97,6 +99,7 @@ mod tests {
             sin: Arc::new(angles.map(|a| 1.1 * a.sin()).to_vec()),
             half: 2,
         };
-        check_gradient((6, 8), |x| Cpu::rotary(x, &rotation));
+        check_gradient((6, 8), |x| Cpu::rotary(x, &rotation, 4));
+        check_gradient((6, 10), |x| Cpu::rotary(x, &rotation, 5));
     }
 }

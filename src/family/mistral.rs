@@ -1,0 +1,24 @@
+//! Mistral (arXiv 2310.06825): LLaMA with grouped keys and a sliding window.
+
+use super::{
+    Decoder, Family,
+    config::{Error, Object},
+    rms::Style,
+};
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "mistral",
+    doc: "Mistral 7B and what shares its code: as LLaMA, with a sliding window",
+    decoder,
+};
+
+/// The defaults are those of transformers' `MistralConfig`.
+fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
+    // Left out, the window is the first version's; null is none.
+    let window = match config.size("sliding_window")? {
+        None if !config.has("sliding_window") => Some(4096),
+        window => window,
+    };
+    let style = Style { kv_heads: Some(8), ..Style::llama() };
+    style.decoder(config, config.windows(window, |_| true)?)
+}

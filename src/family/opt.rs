@@ -1,0 +1,117 @@
+//! The OPT family (arXiv 2205.01068): layer norms, learned positions, a plain MLP, biases.
+
+use super::{
+    Attention, Decoder, Embedding, Family, Inner, Layer, LearnedPositions, Linear, Norm, NormKind,
+    Sublayer,
+    config::{Error, Object},
+    rms::linear,
+};
+use crate::executor::ops::Activation;
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "opt",
+    doc: "OPT and Galactica: LayerNorm, learned positions, a plain MLP, biases",
+    decoder,
+};
+
+const ACTIVATIONS: &[(&str, Activation)] =
+    &[("relu", Activation::Relu), ("gelu", Activation::Gelu), ("gelu_new", Activation::GeluTanh)];
+
+/// The first rows of the position table are not used.
+const OFFSET: usize = 2;
+
+/// The defaults are those of transformers' `OPTConfig`, but for the sizes that no checkpoint leaves
+/// out.
+fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
+    let required = |key| config.size(key)?.ok_or_else(|| config.missing(key));
+    let yes = |key| Ok::<_, Error>(config.boolean(key)?.unwrap_or(true));
+    let hidden_size = required("hidden_size")?;
+    let inner = required("ffn_dim")?;
+    let heads = required("num_attention_heads")?;
+    let count = "num_hidden_layers";
+    let count = config.layers(count)?.ok_or_else(|| config.missing(count))?;
+    if !hidden_size.is_multiple_of(heads) {
+        let problem = format!("it must be a multiple of `num_attention_heads`, {heads}");
+        return Err(config.invalid("hidden_size", hidden_size, problem));
+    }
+    if !yes("layer_norm_elementwise_affine")? {
+        let problem = "norms without weights are not supported";
+        return Err(config.invalid("layer_norm_elementwise_affine", false, problem));
+    }
+    let activation = config.choice("activation_function", ACTIVATIONS)?;
+    let activation = activation.unwrap_or(Activation::Relu);
+    let (biased, before) = (yes("enable_bias")?, yes("do_layer_norm_before")?);
+    let head_dim = hidden_size / heads;
+    let norm = |name: String| Norm {
+        weight: format!("{name}.weight"),
+        bias: Some(format!("{name}.bias")),
+        width: hidden_size,
+        epsilon: 1e-5,
+        kind: NormKind::Layer,
+    };
+    let part = |norm: Norm, linears, inner| Sublayer {
+        input_norm: before.then(|| norm.clone()),
+        linears,
+        inner,
+        output_norm: None,
+        residual_norm: (!before).then_some(norm),
+    };
+    let layer = |index: usize| {
+        let prefix = format!("model.decoder.layers.{index}");
+        let named = |name: &str| norm(format!("{prefix}.{name}"));
+        let of_attention = format!("{prefix}.self_attn");
+        let attention = |name| linear(&of_attention, name, hidden_size, hidden_size, biased);
+        let heads = Attention {
+            heads,
+            kv_heads: heads,
+            head_dim,
+            scale: (head_dim as f32).sqrt().recip(),
+            window: None,
+            score_cap: None,
+            head_norms: None,
+        };
+        Layer {
+            attention: part(
+                named("self_attn_layer_norm"),
+                ["q_proj", "k_proj", "v_proj", "out_proj"].map(attention).into(),
+                Inner::Attention(heads),
+            ),
+            mlp: part(
+                named("final_layer_norm"),
+                vec![
+                    linear(&prefix, "fc1", inner, hidden_size, biased),
+                    linear(&prefix, "fc2", hidden_size, inner, biased),
+                ],
+                Inner::Plain(activation),
+            ),
+        }
+    };
+    let width = config.size("word_embed_proj_dim")?.unwrap_or(hidden_size);
+    let project = |name, rows, columns| -> Option<Linear> {
+        (width != hidden_size).then(|| linear("model.decoder", name, rows, columns, false))
+    };
+    let final_norm = before && !config.boolean("_remove_final_layer_norm")?.unwrap_or(false);
+    let weight = "model.decoder.embed_tokens.weight".to_owned();
+    let tied = yes("tie_word_embeddings")?;
+    Ok(Decoder {
+        hidden_size,
+        vocab_size: required("vocab_size")?,
+        rope: None,
+        layers: (0..count).map(layer).collect(),
+        final_norm: final_norm.then(|| norm("model.decoder.final_layer_norm".into())),
+        project_out: project("project_out", width, hidden_size),
+        head: if tied { weight.clone() } else { "lm_head.weight".to_owned() },
+        logit_cap: None,
+        embedding: Embedding {
+            weight,
+            width,
+            scale: 1.0,
+            project_in: project("project_in", hidden_size, width),
+            positions: Some(LearnedPositions {
+                weight: "model.decoder.embed_positions.weight".into(),
+                offset: OFFSET,
+                count: config.size("max_position_embeddings")?.unwrap_or(2048),
+            }),
+        },
+    })
+}

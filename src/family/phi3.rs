@@ -1,0 +1,20 @@
+//! Phi-3 (arXiv 2404.14219): LLaMA with fused matrices.
+
+use super::{
+    Decoder, Family,
+    config::{Error, Object},
+    rms::Style,
+};
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "phi3",
+    doc: "Phi-3 and Phi-4: as LLaMA, with query, key and value in one matrix, gate and up too",
+    decoder,
+};
+
+/// The defaults are those of transformers' `Phi3Config`.
+fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
+    let window = config.size("sliding_window")?;
+    let style = Style { epsilon: 1e-5, fused: true, ..Style::llama() };
+    style.decoder(config, config.windows(window, |_| true)?)
+}

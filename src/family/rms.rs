@@ -1,0 +1,252 @@
+//! What LLaMA and the families after it have in common: RMS norms, rotary positions, a gated MLP.
+//! What they differ in is [`Style`].
+
+use barber_metric::Dims;
+
+use super::{
+    Attention, Decoder, Embedding, Inner, Layer, Linear, Norm, NormKind, Sublayer,
+    config::{self, Error, Object},
+    rope,
+};
+use crate::executor::ops::Activation;
+
+/// Heads wider than this are taken for a mistake.
+const WIDEST_HEAD: usize = 1 << 16;
+
+/// What a family is beside the others.
+pub(super) struct Style {
+    /// The default of `num_key_value_heads`; that of the query heads if it has none.
+    pub(super) kv_heads: Option<usize>,
+    /// The default of `head_dim`; an even share of the hidden size if it has none.
+    pub(super) head_dim: Option<usize>,
+    /// The default of `rms_norm_eps`.
+    pub(super) epsilon: f64,
+    /// The default of `tie_word_embeddings`.
+    pub(super) tied: bool,
+    /// Whether the query, key and value projections have biases.
+    pub(super) qkv_bias: bool,
+    /// Whether the output projection of attention has one.
+    pub(super) output_bias: bool,
+    /// Whether the linear layers of the MLP have.
+    pub(super) mlp_bias: bool,
+    /// Whether query, key and value are one matrix, and gate and up.
+    pub(super) fused: bool,
+    /// Whether queries and keys have norms.
+    pub(super) head_norms: bool,
+    /// Whether each part has a norm after it as well as before, all scaled by 1 + weight.
+    pub(super) sandwich: bool,
+    /// The key of the activation, and its names.
+    pub(super) activation: (&'static str, &'static [(&'static str, Activation)]),
+    /// What scores are divided by the square root of; the width of a head if there is none.
+    pub(super) query_scale: Option<f64>,
+    /// The cap of the scores.
+    pub(super) score_cap: Option<f32>,
+    /// The cap of the logits.
+    pub(super) logit_cap: Option<f32>,
+    /// Whether the embedding is multiplied by √hidden_size.
+    pub(super) scaled_embedding: bool,
+}
+
+/// Two names of x · σ(x).
+pub(super) const SILU: (&str, &[(&str, Activation)]) =
+    ("hidden_act", &[("silu", Activation::Silu), ("swish", Activation::Silu)]);
+
+impl Style {
+    /// LLaMA's.
+    pub(super) const fn llama() -> Self {
+        Self {
+            kv_heads: None,
+            head_dim: None,
+            epsilon: 1e-6,
+            tied: false,
+            qkv_bias: false,
+            output_bias: false,
+            mlp_bias: false,
+            fused: false,
+            head_norms: false,
+            sandwich: false,
+            activation: SILU,
+            query_scale: None,
+            score_cap: None,
+            logit_cap: None,
+            scaled_embedding: false,
+        }
+    }
+
+    /// The decoder of a `config.json`; `window` is how many tokens a token sees in each layer.
+    pub(super) fn decoder(
+        &self,
+        config: &Object<'_>,
+        window: impl Fn(usize) -> Option<usize>,
+    ) -> Result<Decoder, Error> {
+        let required = |key| config.size(key)?.ok_or_else(|| config.missing(key));
+        let hidden_size = required("hidden_size")?;
+        let intermediate_size = required("intermediate_size")?;
+        let vocab_size = required("vocab_size")?;
+        let count = "num_hidden_layers";
+        let count = config.layers(count)?.ok_or_else(|| config.missing(count))?;
+        let (heads, kv_heads, head_dim) = self.heads(config, hidden_size)?;
+        let epsilon = config.share("rms_norm_eps")?.unwrap_or(self.epsilon);
+        let (key, known) = self.activation;
+        let activation = config.choice(key, known)?.unwrap_or(known[0].1);
+        let rope = rope::read(config, head_dim)?;
+        let scale = match self.query_scale {
+            Some(scale) => (scale as f32).sqrt().recip(),
+            None => (head_dim as f32).sqrt().recip(),
+        };
+        let norm = |name: String, width| Norm {
+            weight: format!("{name}.weight"),
+            bias: None,
+            width,
+            epsilon: epsilon as f32,
+            kind: if self.sandwich { NormKind::RmsOnePlus } else { NormKind::Rms },
+        };
+        let shape = Shape {
+            hidden_size,
+            intermediate_size,
+            queries: heads * head_dim,
+            keys: kv_heads * head_dim,
+        };
+        let layer = |index: usize| {
+            let prefix = format!("model.layers.{index}");
+            let named = |name: &str| norm(format!("{prefix}.{name}"), hidden_size);
+            let of_head = |name: &str| norm(format!("{prefix}.self_attn.{name}"), head_dim);
+            let [after_attention, before_mlp, after_mlp] = if self.sandwich {
+                ["post_attention", "pre_feedforward", "post_feedforward"]
+                    .map(|name| Some(named(&format!("{name}_layernorm"))))
+            } else {
+                [None, Some(named("post_attention_layernorm")), None]
+            };
+            let attention = Attention {
+                heads,
+                kv_heads,
+                head_dim,
+                scale,
+                window: window(index),
+                score_cap: self.score_cap,
+                head_norms: self.head_norms.then(|| ["q_norm", "k_norm"].map(of_head)),
+            };
+            Layer {
+                attention: Sublayer {
+                    input_norm: Some(named("input_layernorm")),
+                    linears: self.attention(&format!("{prefix}.self_attn"), &shape),
+                    inner: Inner::Attention(attention),
+                    output_norm: after_attention,
+                    residual_norm: None,
+                },
+                mlp: Sublayer {
+                    input_norm: before_mlp,
+                    linears: self.mlp(&format!("{prefix}.mlp"), &shape),
+                    inner: Inner::Gated(activation),
+                    output_norm: after_mlp,
+                    residual_norm: None,
+                },
+            }
+        };
+        let weight = "model.embed_tokens.weight".to_owned();
+        let tied = config.boolean("tie_word_embeddings")?.unwrap_or(self.tied);
+        Ok(Decoder {
+            hidden_size,
+            vocab_size,
+            rope: Some(rope),
+            layers: (0..count).map(layer).collect(),
+            final_norm: Some(norm("model.norm".into(), hidden_size)),
+            project_out: None,
+            head: if tied { weight.clone() } else { "lm_head.weight".to_owned() },
+            logit_cap: self.logit_cap,
+            embedding: Embedding {
+                weight,
+                width: hidden_size,
+                scale: if self.scaled_embedding { (hidden_size as f32).sqrt() } else { 1.0 },
+                project_in: None,
+                positions: None,
+            },
+        })
+    }
+
+    /// The numbers of query and key heads, and their width.
+    fn heads(
+        &self,
+        config: &Object<'_>,
+        hidden_size: usize,
+    ) -> Result<(usize, usize, usize), Error> {
+        let heads = "num_attention_heads";
+        let heads = config.size(heads)?.ok_or_else(|| config.missing(heads))?;
+        let kv_heads = config.size("num_key_value_heads")?;
+        let kv_heads = kv_heads.or(self.kv_heads).unwrap_or(heads);
+        if !heads.is_multiple_of(kv_heads) {
+            let problem = format!("it must divide `num_attention_heads`, {heads}");
+            return Err(config.invalid("num_key_value_heads", kv_heads, problem));
+        }
+        let (head_dim, source) = match config.size("head_dim")?.or(self.head_dim) {
+            Some(head_dim) => (head_dim, "head_dim"),
+            None if hidden_size.is_multiple_of(heads) => (hidden_size / heads, "hidden_size"),
+            None => {
+                let problem = format!(
+                    "without `head_dim` it must be a multiple of `num_attention_heads`, {heads}"
+                );
+                return Err(config.invalid("hidden_size", hidden_size, problem));
+            }
+        };
+        let odd = |problem: &str| {
+            let found = config.size(source).ok().flatten().unwrap_or(head_dim);
+            config.invalid(source, found, format!("{heads} heads of {head_dim} are {problem}"))
+        };
+        if !head_dim.is_multiple_of(2) {
+            return Err(odd("odd, and positions rotate pairs of channels"));
+        }
+        let width = heads.checked_mul(head_dim).filter(|width| *width <= config::MOST / 3);
+        match width.filter(|_| head_dim <= WIDEST_HEAD) {
+            Some(_) => Ok((heads, kv_heads, head_dim)),
+            None => Err(odd("more than can be")),
+        }
+    }
+
+    fn attention(&self, prefix: &str, shape: &Shape) -> Vec<Linear> {
+        let &Shape { hidden_size: hidden, queries, keys, .. } = shape;
+        let input = |name, rows| linear(prefix, name, rows, hidden, self.qkv_bias);
+        let mut linears = if self.fused {
+            vec![input("qkv_proj", queries + 2 * keys)]
+        } else {
+            vec![input("q_proj", queries), input("k_proj", keys), input("v_proj", keys)]
+        };
+        linears.push(linear(prefix, "o_proj", hidden, queries, self.output_bias));
+        linears
+    }
+
+    fn mlp(&self, prefix: &str, shape: &Shape) -> Vec<Linear> {
+        let &Shape { hidden_size: hidden, intermediate_size: inner, .. } = shape;
+        let input = |name, rows| linear(prefix, name, rows, hidden, self.mlp_bias);
+        let mut linears = if self.fused {
+            vec![input("gate_up_proj", 2 * inner)]
+        } else {
+            vec![input("gate_proj", inner), input("up_proj", inner)]
+        };
+        linears.push(linear(prefix, "down_proj", hidden, inner, self.mlp_bias));
+        linears
+    }
+}
+
+/// What all layers of a model share.
+struct Shape {
+    hidden_size: usize,
+    intermediate_size: usize,
+    queries: usize,
+    keys: usize,
+}
+
+/// The linear layer `name` under `prefix`.
+pub(super) fn linear(
+    prefix: &str,
+    name: &'static str,
+    rows: usize,
+    columns: usize,
+    bias: bool,
+) -> Linear {
+    Linear {
+        name,
+        weight: format!("{prefix}.{name}.weight"),
+        bias: bias.then(|| format!("{prefix}.{name}.bias")),
+        dims: Dims { rows, columns },
+    }
+}

@@ -19,3 +19,4 @@ mod plugins;
 pub mod prune;
 pub mod random;
 pub mod recipe;
+pub mod records;

@@ -229,9 +229,43 @@ fn a_text_is_evaluated() {
     let run = barber(&arguments);
     succeeds(&run);
     let found: Value = serde_json::from_str(&run.stdout).unwrap();
+    let found = &found["perplexity"][0];
     assert_eq!(found["predictions"], 4 * 63);
     let perplexity = found["perplexity"].as_f64().unwrap();
     assert!((1.0..3.0).contains(&perplexity), "{perplexity}");
+}
+
+#[test]
+fn texts_are_taken_from_data_sets() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = fs::read_to_string("recipes/quickstart/evaluation.txt").unwrap();
+    let [first, rest] = [&text[..text.len() / 2], &text[text.len() / 2..]];
+    let lines = format!("{}\n{}\n", json!({ "body": first }), json!({ "body": rest }));
+    let lines = zstd::encode_all(lines.as_bytes(), 1).unwrap();
+    fs::write(dir.path().join("t.jsonl.zst"), lines).unwrap();
+    fs::write(dir.path().join("t.txt"), &text).unwrap();
+    let texts = "evaluate.perplexity=[{ name = 'set', path = 't.jsonl.zst', field = 'body', \
+                 join = '' }, 't.txt', { path = 't.txt', segments = 1 }]";
+    let recipe = dir.path().join("r.toml");
+    let model = std::env::current_dir().unwrap().join("recipes/quickstart/model");
+    let lines = format!(
+        "model.path = '{}'\nmask.init = 'magnitude'\noutput.path = 'out'\n{}\n\
+         evaluate.sequence_length = 64\nevaluate.segments = 3\n",
+        model.display(),
+        texts.replacen('=', " = ", 1),
+    );
+    fs::write(&recipe, lines).unwrap();
+    let run = barber(&["prune", recipe.to_str().unwrap(), "--json"]);
+    succeeds(&run);
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
+    let [set, file, one] = [0, 1, 2].map(|i| &report["perplexity"][i]);
+    assert_eq!(set["text"], "set");
+    assert_eq!(set["dense"], file["dense"]);
+    assert_eq!((&set["dense"]["segments"], &one["dense"]["segments"]), (&json!(3), &json!(1)));
+    // The resolved recipe means the same from elsewhere.
+    let resolved = dir.path().join("out/barber-recipe.toml");
+    let again = format!("output.path={}", dir.path().join("again").display());
+    succeeds(&barber(&["prune", resolved.to_str().unwrap(), "--set", &again]));
 }
 
 #[test]
@@ -396,9 +430,15 @@ fn what_is_wrong_with_a_text_is_said() {
     let quickstart = "model.path=recipes/quickstart/model";
     fails(dir, &[quickstart, &plain], 1, &["too little text", "5 tokens"]);
     let binary = text("binary.txt", &[b'a', 0xff]);
-    fails(dir, &[quickstart, &binary], 1, &["UTF-8", "byte 1"]);
+    fails(dir, &[quickstart, &binary], 1, &["UTF-8", "line 1"]);
+    let broken = text("broken.json.gz", &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0x4b]);
+    fails(dir, &[quickstart, &broken], 1, &["broken.json.gz, line 1", "gzip stream is broken"]);
+    let parquet = fs::read("tests/fixtures/records.parquet").unwrap();
+    let parquet = text("rows.parquet", &parquet);
+    let sets = [quickstart, &parquet, "calibration.field=body"];
+    fails(dir, &sets, 1, &["rows.parquet, row 1", "no field `body`; there is `text`, `label`"]);
     let lines = text("lines.jsonl", b"{\"text\": \"Anna\"}\n{\"body\": \"Ben\"}\n");
-    fails(dir, &[quickstart, &lines], 1, &["line 2", "`text`"]);
+    fails(dir, &[quickstart, &lines], 1, &["line 2", "no field `text`", "there is `body`"]);
     // A tokenizer of another model: its tokens are beyond the vocabulary.
     let set = tiny(dir, |_, _| ());
     let big = json!({

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use dfdx::tensor::Cpu;
 use llm_barber::{
-    calibration::{Samples, Selection, samples},
+    calibration::{Samples, Selection, Tokens, samples},
     checkpoint::{Masks, Reader},
     mask::{Init, Mask, Pattern, Scope},
     model::Model,
@@ -112,7 +112,8 @@ fn family_conforms(family: &str, name: &str, init: Init, pattern: &str, ratio: f
     let wanted =
         Samples { count: 8, sequence_length: 48, seed: 0, selection: Selection::Sequential };
     let ids = Path::new("tests/conformance/calibration.json");
-    let samples = samples(ids, wanted, reader.path(), 256).unwrap();
+    let tokens = Tokens::of(reader.path(), 256, false);
+    let samples = samples(&ids.into(), wanted, &tokens).unwrap();
 
     let scratch = tempfile::tempdir().unwrap();
     let start_as = Start { init, dtype: None, scratch: scratch.path() };

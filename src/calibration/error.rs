@@ -2,14 +2,16 @@
 
 use std::{io, path::PathBuf};
 
+use crate::records;
+
 /// What is wrong with a text or a tokenizer, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each variant's message says what it is")]
 pub enum Error {
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{}: not UTF-8 text from byte {byte} on", path.display())]
-    NotText { path: PathBuf, byte: usize },
+    #[error(transparent)]
+    Records(#[from] records::Error),
     #[error("{}: {problem}", path.display())]
     Tokenizer { path: PathBuf, problem: String },
     #[error(
@@ -18,8 +20,6 @@ pub enum Error {
         path.display()
     )]
     Vocabulary { path: PathBuf, id: u32, vocabulary: usize },
-    #[error("{}, line {line}: {problem}", path.display())]
-    Line { path: PathBuf, line: usize, problem: String },
     #[error("{}: {problem}", path.display())]
     TokenIds { path: PathBuf, problem: String },
     #[error(
@@ -28,4 +28,11 @@ pub enum Error {
         path.display()
     )]
     TooShort { path: PathBuf, found: usize, wanted: String },
+    #[error(
+        "{}: {found} {} longer than {length} tokens, and {count} are needed; \
+         give more documents, or ask for fewer or shorter samples",
+        path.display(),
+        if *found == 1 { "document" } else { "documents" }
+    )]
+    FewDocuments { path: PathBuf, found: usize, count: usize, length: usize },
 }

@@ -1,10 +1,12 @@
 //! Text to batches of tokens: the calibration samples and the segments of an evaluation.
 
+mod document;
 mod error;
 mod source;
 mod tokens;
 
 pub use self::{
+    document::Text,
     error::Error,
     source::{Samples, Selection, samples, segments},
     tokens::Tokens,

@@ -1,22 +1,31 @@
-//! Where the tokens come from: text, JSON Lines with a text field, or token ids.
+//! Where the tokens come from: text, documents, or token ids.
 
-use std::{fs, path::Path};
+use std::{collections::BinaryHeap, fs, path::Path};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Tokens, tokens::check_vocabulary};
-use crate::random::SplitMix64;
+use super::{
+    Error, Tokens,
+    document::{Text, documents},
+    tokens::check_vocabulary,
+};
+use crate::{random::SplitMix64, records};
 
 /// Which segments of the text are the calibration samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Selection {
-    /// Segments at random places, which the seed decides.
+    /// Segments at random places of the whole text, which the seed decides.
     #[default]
     Random,
-    /// Consecutive segments from the start.
+    /// Consecutive segments of the whole text, from its start.
     Sequential,
+    /// A random segment of each of so many random documents, among those that are longer than a
+    /// segment: how SparseGPT and Wanda take samples of C4.
+    Documents,
+    /// Documents tokenised one by one and packed end to end, from the first on.
+    Packed,
 }
 
 /// How many samples of what length are wanted, and which.
@@ -38,40 +47,31 @@ struct TokenIds {
     token_ids: Vec<Vec<u32>>,
 }
 
-#[derive(Deserialize)]
-struct Document {
-    text: String,
-}
-
-/// The calibration samples of a source: a `.json` file `{"token_ids": [[…], …]}` whose rows are
-/// used as they are, a `.jsonl` file with a `text` per line, or any other file as plain text.
+/// The calibration samples of a source: a JSON file `{"token_ids": [[…], …]}`, whose rows are used
+/// as they are, a file of documents, or any other file as one text.
 ///
 /// # Errors
 /// If the source cannot be read, is not of its form, or is too short.
-pub fn samples(
-    source: &Path,
-    wanted: Samples,
-    model: &Path,
-    vocabulary: usize,
-) -> Result<Vec<Vec<u32>>, Error> {
+pub fn samples(source: &Text, wanted: Samples, tokens: &Tokens) -> Result<Vec<Vec<u32>>, Error> {
     let Samples { count, sequence_length: length, seed, selection } = wanted;
-    if source.extension().is_some_and(|e| e == "json") {
-        return token_ids(source, count, vocabulary);
+    if let Some(rows) = token_ids(&source.path, count, tokens.vocabulary())? {
+        return Ok(rows);
     }
-    let ids = Tokens::open(model, vocabulary)?.encode(&text(source)?)?;
     let too_short =
-        |wanted: String| Error::TooShort { path: source.to_owned(), found: ids.len(), wanted };
+        |found: usize, wanted: String| Error::TooShort { path: source.path.clone(), found, wanted };
     match selection {
         Selection::Sequential => {
+            let ids = tokens.encode(&source.read()?)?;
             if ids.len() / length < count {
-                return Err(too_short(format!("{count} × {length}")));
+                return Err(too_short(ids.len(), format!("{count} × {length}")));
             }
             Ok(ids.chunks_exact(length).take(count).map(<[u32]>::to_vec).collect())
         }
         Selection::Random => {
+            let ids = tokens.encode(&source.read()?)?;
             let places = (ids.len() + 1).saturating_sub(length);
             if places == 0 {
-                return Err(too_short(format!("at least {length}")));
+                return Err(too_short(ids.len(), format!("at least {length}")));
             }
             let mut random = SplitMix64::new(seed);
             let mut segment = || {
@@ -80,14 +80,65 @@ pub fn samples(
             };
             Ok((0..count).map(|_| segment()).collect())
         }
+        Selection::Documents => {
+            // Every document draws a number, and the lowest win: one pass that holds no more than
+            // the samples, and tokenises few documents that do not become one.
+            let mut random = SplitMix64::new(seed);
+            let mut chosen = BinaryHeap::new();
+            for document in documents(source)? {
+                let (document, draw) = (document?, (random.bits(), random.bits()));
+                let worst = chosen.peek().map(|(draw, _)| *draw);
+                let loses = chosen.len() == count && worst.is_some_and(|worst| draw >= worst);
+                // A token is at least a byte.
+                if loses || document.len() <= length {
+                    continue;
+                }
+                let ids = tokens.encode(&document)?;
+                if ids.len() > length {
+                    let start = SplitMix64::new(draw.1).below(ids.len() - length);
+                    chosen.push((draw, ids[start..start + length].to_vec()));
+                    if chosen.len() > count {
+                        chosen.pop();
+                    }
+                }
+            }
+            if chosen.len() < count {
+                let path = source.path.clone();
+                return Err(Error::FewDocuments { path, found: chosen.len(), count, length });
+            }
+            Ok(chosen.into_sorted_vec().into_iter().map(|(_, ids)| ids).collect())
+        }
+        Selection::Packed => {
+            let mut packed: Vec<u32> = Vec::new();
+            for document in documents(source)? {
+                packed.extend(tokens.encode(&document?)?);
+                if packed.len() >= count * length {
+                    break;
+                }
+            }
+            if packed.len() < count * length {
+                return Err(too_short(packed.len(), format!("{count} × {length}")));
+            }
+            Ok(packed.chunks_exact(length).take(count).map(<[u32]>::to_vec).collect())
+        }
     }
 }
 
-fn token_ids(source: &Path, count: usize, vocabulary: usize) -> Result<Vec<Vec<u32>>, Error> {
+/// The rows of token ids, if the file holds such: an object, in a file named so.
+fn token_ids(
+    source: &Path,
+    count: usize,
+    vocabulary: usize,
+) -> Result<Option<Vec<Vec<u32>>>, Error> {
+    // `.json` is a common name for JSON Lines too.
+    let named = source.extension().is_some_and(|extension| extension == "json");
+    if !named || records::records(source)?.next().is_some_and(|first| is_document(&first)) {
+        return Ok(None);
+    }
     let wrong = |problem: String| Error::TokenIds { path: source.to_owned(), problem };
-    let text = read(source)?;
-    let TokenIds { token_ids: mut rows } = serde_json::from_str(&text)
-        .map_err(|e| wrong(format!("expected {{\"token_ids\": [[…], …]}}: {e}")))?;
+    let bytes = fs::read(source).map_err(|e| Error::Io { path: source.to_owned(), source: e })?;
+    let TokenIds { token_ids: mut rows } = serde_json::from_slice(&bytes)
+        .map_err(|e| wrong(format!("expected {{\"token_ids\": [[…], …]}} or JSON Lines: {e}")))?;
     if rows.len() < count {
         return Err(Error::TooShort {
             path: source.to_owned(),
@@ -102,7 +153,11 @@ fn token_ids(source: &Path, count: usize, vocabulary: usize) -> Result<Vec<Vec<u
         }
         check_vocabulary(source, row, vocabulary)?;
     }
-    Ok(rows)
+    Ok(Some(rows))
+}
+
+fn is_document(first: &Result<records::Record, records::Error>) -> bool {
+    first.as_ref().is_ok_and(|record| !record.fields.contains_key("token_ids"))
 }
 
 /// The segments of a text for an evaluation: consecutive, from the start, at most `limit`. The
@@ -111,45 +166,21 @@ fn token_ids(source: &Path, count: usize, vocabulary: usize) -> Result<Vec<Vec<u
 /// # Errors
 /// If the text cannot be read or has not two tokens: there would be nothing to predict.
 pub fn segments(
-    path: &Path,
+    text: &Text,
     sequence_length: usize,
     limit: Option<usize>,
-    model: &Path,
-    vocabulary: usize,
+    tokens: &Tokens,
 ) -> Result<Vec<Vec<u32>>, Error> {
-    let ids = Tokens::open(model, vocabulary)?.encode(&text(path)?)?;
+    let ids = tokens.encode(&text.read()?)?;
     if ids.len() < 2 {
         let (found, wanted) = (ids.len(), "at least 2".into());
-        return Err(Error::TooShort { path: path.to_owned(), found, wanted });
+        return Err(Error::TooShort { path: text.path.clone(), found, wanted });
     }
     if ids.len() < sequence_length {
         return Ok(vec![ids]);
     }
     let whole = ids.chunks_exact(sequence_length).map(<[u32]>::to_vec);
     Ok(whole.take(limit.unwrap_or(usize::MAX)).collect())
-}
-
-fn text(path: &Path) -> Result<String, Error> {
-    let text = read(path)?;
-    if path.extension().is_none_or(|e| e != "jsonl") {
-        return Ok(text);
-    }
-    let mut documents = Vec::new();
-    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let document: Document = serde_json::from_str(line).map_err(|e| Error::Line {
-            path: path.to_owned(),
-            line: i + 1,
-            problem: format!("expected an object with a `text` field: {e}"),
-        })?;
-        documents.push(document.text);
-    }
-    Ok(documents.join("\n\n"))
-}
-
-fn read(path: &Path) -> Result<String, Error> {
-    let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-    String::from_utf8(bytes)
-        .map_err(|e| Error::NotText { path: path.to_owned(), byte: e.utf8_error().valid_up_to() })
 }
 
 #[cfg(test)]
@@ -166,42 +197,61 @@ mod tests {
     const WANTED: Samples =
         Samples { count: 2, sequence_length: 3, seed: 0, selection: Selection::Sequential };
 
-    /// A tokenizer with a token per word `w0` … `w9`.
-    fn model(dir: &Path) {
+    /// A tokenizer with a token per word `w0` … `w9`, and `w9` before each text.
+    fn tokens(dir: &Path, vocabulary: usize, special: bool) -> Tokens {
         let words: serde_json::Map<_, _> = (0..10).map(|i| (format!("w{i}"), i.into())).collect();
+        let first = serde_json::json!({"SpecialToken": {"id": "w9", "type_id": 0}});
+        let text = serde_json::json!({"Sequence": {"id": "A", "type_id": 0}});
         let tokenizer = serde_json::json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "version": "1.0", "truncation": null, "padding": null,
+            "added_tokens": [{"id": 9, "content": "w9", "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": true}],
             "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"},
-            "post_processor": null, "decoder": null,
+            "post_processor": {"type": "TemplateProcessing", "single": [first, text], "pair": [],
+                "special_tokens": {"w9": {"id": "w9", "ids": [9], "tokens": ["w9"]}}},
+            "decoder": null,
             "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"}
         });
         file(dir, "tokenizer.json", tokenizer.to_string().as_bytes());
+        Tokens::of(dir, vocabulary, special)
+    }
+
+    fn take(
+        path: &Path,
+        selection: Selection,
+        count: usize,
+        tokens: &Tokens,
+    ) -> Result<Vec<Vec<u32>>, Error> {
+        samples(&Text::from(path), Samples { selection, count, ..WANTED }, tokens)
     }
 
     #[test]
     fn sequential_segments_start_at_the_start() {
         let dir = tempfile::tempdir().unwrap();
-        model(dir.path());
+        let plain = tokens(dir.path(), 10, false);
         let text = file(dir.path(), "text.txt", b"w1 w2 w3 w4 w5 w6 w7");
-        let found = samples(&text, WANTED, dir.path(), 10).unwrap();
-        assert_eq!(found, [[1, 2, 3], [4, 5, 6]]);
-        let error = samples(&text, Samples { count: 3, ..WANTED }, dir.path(), 10).unwrap_err();
+        let sequential = |count, tokens: &Tokens| take(&text, Selection::Sequential, count, tokens);
+        assert_eq!(sequential(2, &plain).unwrap(), [[1, 2, 3], [4, 5, 6]]);
+        let special = tokens(dir.path(), 10, true);
+        assert_eq!(sequential(2, &special).unwrap(), [[9, 1, 2], [3, 4, 5]]);
+        let error = sequential(3, &plain).unwrap_err();
         assert!(error.to_string().contains("7 tokens, and 3 × 3"), "{error}");
-        let error = samples(&text, WANTED, dir.path(), 7).unwrap_err();
+        let error = sequential(2, &tokens(dir.path(), 7, false)).unwrap_err();
         assert!(matches!(error, Error::Vocabulary { id: 7, vocabulary: 7, .. }), "{error}");
-        assert_eq!(segments(&text, 3, None, dir.path(), 10).unwrap(), [[1, 2, 3], [4, 5, 6]]);
-        assert_eq!(segments(&text, 3, Some(1), dir.path(), 10).unwrap(), [[1, 2, 3]]);
-        assert_eq!(segments(&text, 30, None, dir.path(), 10).unwrap()[0].len(), 7);
+        let text = Text::from(text.as_path());
+        assert_eq!(segments(&text, 3, None, &plain).unwrap(), [[1, 2, 3], [4, 5, 6]]);
+        assert_eq!(segments(&text, 3, Some(1), &plain).unwrap(), [[1, 2, 3]]);
+        assert_eq!(segments(&text, 30, None, &plain).unwrap()[0].len(), 7);
     }
 
     #[test]
     fn random_segments_depend_on_the_seed_alone() {
         let dir = tempfile::tempdir().unwrap();
-        model(dir.path());
+        let tokens = tokens(dir.path(), 10, false);
         let text = file(dir.path(), "text.txt", b"w1 w2 w3 w4 w5 w6 w7 w8 w9 w1 w2 w3");
         let random = |seed| {
             let wanted = Samples { selection: Selection::Random, seed, count: 8, ..WANTED };
-            samples(&text, wanted, dir.path(), 10).unwrap()
+            samples(&Text::from(text.as_path()), wanted, &tokens).unwrap()
         };
         assert_eq!(random(5), random(5));
         assert_ne!(random(5), random(6));
@@ -213,42 +263,60 @@ mod tests {
     #[test]
     fn json_lines_are_documents() {
         let dir = tempfile::tempdir().unwrap();
-        model(dir.path());
-        let lines = file(
-            dir.path(),
-            "c.jsonl",
-            b"{\"text\": \"w1 w2\", \"id\": 1}\n\n{\"text\": \"w3\"}\n",
-        );
-        let wanted = Samples { count: 1, ..WANTED };
-        assert_eq!(samples(&lines, wanted, dir.path(), 10).unwrap(), [[1, 2, 3]]);
-        let bad = file(dir.path(), "bad.jsonl", b"{\"text\": \"w1\"}\n{\"txt\": \"w2\"}\n");
-        let error = samples(&bad, wanted, dir.path(), 10).unwrap_err().to_string();
-        assert!(error.contains("line 2") && error.contains("text"), "{error}");
-    }
-
-    #[test]
-    fn token_ids_are_used_as_they_are() {
-        let dir = tempfile::tempdir().unwrap();
-        let ids = file(dir.path(), "c.json", b"{\"token_ids\": [[1, 2], [3], [4]]}");
-        assert_eq!(samples(&ids, WANTED, dir.path(), 10).unwrap(), [vec![1, 2], vec![3]]);
-        for (contents, expected) in [
-            (&b"{\"token_ids\": [[1]]}"[..], "2 rows (there are 1)"),
-            (b"{\"token_ids\": [[1], []]}", "row 1"),
-            (b"{\"token_ids\": [[1], [99]]}", "99"),
-            (b"{\"ids\": []}", "token_ids"),
-            (b"\xff", "byte 0"),
-        ] {
-            let path = file(dir.path(), "bad.json", contents);
-            let error = samples(&path, WANTED, dir.path(), 10).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
+        let plain = tokens(dir.path(), 10, false);
+        let lines =
+            b"{\"text\": \"w1 w2\", \"id\": 1}\n\n{\"text\": \"w3\"}\n{\"text\": \"w4 w5 w6 w7\"}";
+        for name in ["c.jsonl", "c.json"] {
+            let path = file(dir.path(), name, lines);
+            let found = take(&path, Selection::Sequential, 2, &plain).unwrap();
+            assert_eq!(found, [[1, 2, 3], [4, 5, 6]]);
+            let special = tokens(dir.path(), 10, true);
+            let packed = take(&path, Selection::Packed, 3, &special).unwrap();
+            assert_eq!(packed, [[9, 1, 2], [9, 3, 9], [4, 5, 6]]);
+            for seed in 0..5 {
+                let wanted = Samples { count: 1, seed, selection: Selection::Documents, ..WANTED };
+                let found = samples(&Text::from(path.as_path()), wanted, &plain).unwrap();
+                // The end of a document is never in a segment, as in Wanda's code.
+                assert_eq!(found, [[4, 5, 6]]);
+            }
+            let error = take(&path, Selection::Documents, 2, &plain).unwrap_err().to_string();
+            assert!(error.contains("1 document longer than 3 tokens, and 2"), "{error}");
         }
+        let path = file(dir.path(), "d.jsonl", lines);
+        let named = Text { field: Some("body".into()), ..Text::from(path.as_path()) };
+        let error = samples(&named, WANTED, &plain).unwrap_err().to_string();
+        assert!(error.contains("d.jsonl, line 1: no field `body`"), "{error}");
+        let first =
+            Text { documents: Some(2), join: Some(" w8 ".into()), ..Text::from(path.as_path()) };
+        assert_eq!(segments(&first, 4, None, &plain).unwrap(), [[1, 2, 8, 3]]);
     }
 
     #[test]
     fn a_missing_tokenizer_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let text = file(dir.path(), "text.txt", b"w1");
-        let error = samples(&text, WANTED, dir.path(), 10).unwrap_err().to_string();
+        let tokens = Tokens::of(dir.path(), 10, true);
+        let error = take(&text, Selection::Random, 1, &tokens).unwrap_err().to_string();
         assert!(error.contains("tokenizer.json"), "{error}");
+    }
+
+    #[test]
+    fn token_ids_are_used_as_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = tokens(dir.path(), 10, true);
+        let ids = file(dir.path(), "c.json", b"{\"token_ids\": [[1, 2], [3], [4]]}");
+        let found = take(&ids, Selection::Random, 2, &tokens).unwrap();
+        assert_eq!(found, [vec![1, 2], vec![3]]);
+        for (contents, expected) in [
+            (&b"{\"token_ids\": [[1]]}"[..], "2 rows (there are 1)"),
+            (b"{\"token_ids\": [[1], []]}", "row 1"),
+            (b"{\"token_ids\": [[1], [99]]}", "99"),
+            (b"{\"ids\": []}", "no field `text`"),
+            (b"[[1]]", "token_ids"),
+        ] {
+            let path = file(dir.path(), "bad.json", contents);
+            let error = take(&path, Selection::Random, 2, &tokens).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }

@@ -1,46 +1,65 @@
 //! A model's tokenizer.
 
-use std::path::{Path, PathBuf};
+use std::{
+    cell::OnceCell,
+    path::{Path, PathBuf},
+};
 
 use tokenizers::Tokenizer;
 
 use super::Error;
 
-/// A model's tokenizer, as its `tokenizer.json` describes it.
+/// A model's tokenizer, as its `tokenizer.json` describes it; read when it is first needed.
 pub struct Tokens {
     path: PathBuf,
-    tokenizer: Tokenizer,
+    tokenizer: OnceCell<Tokenizer>,
     vocabulary: usize,
+    special: bool,
 }
 
 impl Tokens {
-    /// The tokenizer of the checkpoint in `dir`, whose model knows `vocabulary` tokens.
-    ///
-    /// # Errors
-    /// If there is none, or it is damaged.
-    pub fn open(dir: &Path, vocabulary: usize) -> Result<Self, Error> {
+    /// The tokenizer of the checkpoint in `dir`, whose model knows `vocabulary` tokens. With
+    /// `special`, each text gets the special tokens that the tokenizer adds, such as one that
+    /// begins it.
+    pub fn of(dir: &Path, vocabulary: usize, special: bool) -> Self {
         let path = dir.join("tokenizer.json");
-        let wrong = |problem: String| Error::Tokenizer { path: path.clone(), problem };
-        if !path.is_file() {
+        Self { path, tokenizer: OnceCell::new(), vocabulary, special }
+    }
+
+    fn open(&self) -> Result<Tokenizer, Error> {
+        let wrong = |problem: String| Error::Tokenizer { path: self.path.clone(), problem };
+        if !self.path.is_file() {
             return Err(wrong(
                 "not there; text needs the model's tokenizer beside its weights".into(),
             ));
         }
-        let mut tokenizer = Tokenizer::from_file(&path).map_err(|e| wrong(e.to_string()))?;
+        let mut tokenizer = Tokenizer::from_file(&self.path).map_err(|e| wrong(e.to_string()))?;
         // What a training setup left in the file would cut the text short.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| wrong(e.to_string()))?;
-        Ok(Self { path, tokenizer, vocabulary })
+        Ok(tokenizer)
     }
 
-    /// The tokens of a text, without special ones.
+    /// The number of tokens that the model knows.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// The tokens of a text.
     ///
     /// # Errors
-    /// If the tokenizer fails, or gives a token that the model does not know.
+    /// If there is no tokenizer, it is damaged or fails, or gives a token that the model does not
+    /// know.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, false)
+        let tokenizer = match self.tokenizer.get() {
+            Some(tokenizer) => tokenizer,
+            None => {
+                let opened = self.open()?;
+                self.tokenizer.get_or_init(|| opened)
+            }
+        };
+        let encoding = tokenizer
+            .encode_fast(text, self.special)
             .map_err(|e| Error::Tokenizer { path: self.path.clone(), problem: e.to_string() })?;
         let ids = encoding.get_ids().to_vec();
         check_vocabulary(&self.path, &ids, self.vocabulary)?;

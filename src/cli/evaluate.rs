@@ -6,21 +6,28 @@ use dfdx::tensor::Cpu;
 
 use super::{Error, progress::bar, show};
 use crate::{
-    calibration::segments,
+    calibration::{Text, Tokens, segments},
     checkpoint::{Pruned, Reader},
     evaluate::{Perplexity, perplexity},
     model::Model,
 };
 
-/// Measures a checkpoint's perplexity on a text: the text's tokens are cut into consecutive
-/// segments, each predicted on its own, its first token excepted.
+/// Measures a checkpoint's perplexity on texts: a text's tokens are cut into consecutive segments,
+/// each predicted on its own, its first token excepted.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// The checkpoint: a directory in the Hugging Face layout.
     dir: PathBuf,
-    /// The text: a text file, or JSON Lines with a `text` field.
-    #[arg(long, value_name = "FILE")]
-    text: PathBuf,
+    /// A text: a text file; or JSON Lines or Parquet, whose records are documents. Text and JSON
+    /// Lines may be compressed with gzip or Zstandard. May be repeated.
+    #[arg(long = "text", value_name = "FILE", required = true)]
+    texts: Vec<PathBuf>,
+    /// The field of a record that holds its text.
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    field: String,
+    /// Leave out the special tokens that the tokenizer adds.
+    #[arg(long)]
+    no_special_tokens: bool,
     /// Tokens of a segment.
     #[arg(long, value_name = "N", default_value_t = 2048,
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(2..=1 << 24))]
@@ -35,24 +42,47 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
-    let Arguments { dir, text, sequence_length, segments: limit, json } = arguments;
+    let Arguments { dir, sequence_length, segments: limit, json, .. } = arguments;
     let reader = Reader::open(dir)?;
     let model = Model::new(&reader, Cpu::default())?;
-    let segments = segments(text, *sequence_length, *limit, dir, model.decoder.vocab_size)?;
-    let found = measure(&model, &Pruned::default(), &segments, "perplexity", *json)?;
+    let tokens = tokens(&model, !arguments.no_special_tokens);
+    let mut texts = Vec::new();
+    for path in &arguments.texts {
+        let text = Text { field: Some(arguments.field.clone()), ..Text::from(path.as_path()) };
+        texts.push((path, segments(&text, *sequence_length, *limit, &tokens)?));
+    }
+    let mut reports = Vec::new();
+    for (path, segments) in texts {
+        let found = measure(&model, &Pruned::default(), &segments, "perplexity", *json)?;
+        reports.push(Report { text: path.display().to_string(), found });
+        if !json {
+            println!(
+                "{}: perplexity {:.4} on {} ({} predictions, {} segments)",
+                show(dir),
+                found.perplexity,
+                show(path),
+                found.predictions,
+                found.segments
+            );
+        }
+    }
     if *json {
-        println!("{}", serde_json::to_value(found).unwrap_or_default());
-    } else {
-        println!(
-            "{}: perplexity {:.4} on {} ({} predictions, {} segments)",
-            show(dir),
-            found.perplexity,
-            show(text),
-            found.predictions,
-            found.segments
-        );
+        println!("{}", serde_json::json!({ "perplexity": reports }));
     }
     Ok(())
+}
+
+/// A perplexity, and the text that it is on.
+#[derive(serde::Serialize)]
+struct Report {
+    text: String,
+    #[serde(flatten)]
+    found: Perplexity,
+}
+
+/// The tokenizer of a model.
+pub(super) fn tokens(model: &Model<'_, Cpu>, special: bool) -> Tokens {
+    Tokens::of(model.reader.path(), model.decoder.vocab_size, special)
 }
 
 /// The perplexity of a model as pruning left it, behind a progress bar.

@@ -26,7 +26,7 @@ struct Arguments {
 enum Command {
     /// Prune a checkpoint as a recipe says.
     Prune(prune::Arguments),
-    /// Measure a checkpoint's perplexity on a text.
+    /// Measure a checkpoint's perplexity on texts.
     Eval(evaluate::Arguments),
     /// List the metrics that a recipe's pipeline can use.
     Metrics,

@@ -10,18 +10,18 @@ use dfdx::tensor::Cpu;
 
 use super::{
     Error,
-    evaluate::measure,
+    evaluate::{measure, tokens},
     progress::bar,
     show,
     summary::{Summary, TextReport},
 };
 use crate::{
-    calibration::{Samples, samples, segments},
+    calibration::{Samples, Text, samples, segments},
     checkpoint::{Output, Pruned, Reader, digest},
     model::Model,
     plan::Plan,
     prune::{Event, GroupReport, Rebuild, Start, rebuild, start},
-    recipe::{Loaded, Recipe, load},
+    recipe::{Calibration, Evaluate, Loaded, Recipe, load},
 };
 
 /// Prunes a checkpoint as a recipe says. Values are layered: defaults, the recipe's file,
@@ -102,7 +102,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         Ok(changed)
     })?;
     let perplexity = texts.iter().enumerate().map(|(i, (text, _))| TextReport {
-        text: text.clone(),
+        text: text.label(),
         dense: dense[i],
         initial: Some(initial_found[i]),
         rebuilt: rebuilt_found.as_ref().map(|found| found[i]),
@@ -146,17 +146,22 @@ fn calibrate(recipe: &Recipe, model: &Model<'_, Cpu>) -> Result<Vec<Vec<u32>>, E
         seed: recipe.calibration.seed,
         selection: recipe.calibration.selection,
     };
-    Ok(samples(source, wanted, model.reader.path(), model.decoder.vocab_size)?)
+    let Calibration { field, special_tokens, .. } = &recipe.calibration;
+    let text = Text { field: Some(field.clone()), ..Text::from(source) };
+    Ok(samples(&text, wanted, &tokens(model, *special_tokens))?)
 }
 
-type Texts = Vec<(PathBuf, Vec<Vec<u32>>)>;
+type Texts = Vec<(Text, Vec<Vec<u32>>)>;
 
 fn texts(recipe: &Recipe, model: &Model<'_, Cpu>) -> Result<Texts, Error> {
-    let evaluate = &recipe.evaluate;
-    let (length, limit) = (evaluate.sequence_length, evaluate.segments);
-    let (dir, vocabulary) = (model.reader.path(), model.decoder.vocab_size);
-    let read = |path: &PathBuf| Ok((path.clone(), segments(path, length, limit, dir, vocabulary)?));
-    evaluate.perplexity.iter().map(read).collect()
+    let Evaluate { perplexity, sequence_length, segments: limit, special_tokens } =
+        &recipe.evaluate;
+    let tokens = tokens(model, *special_tokens);
+    let read = |text: &Text| {
+        let limit = text.segments.or(*limit);
+        Ok((text.clone(), segments(text, *sequence_length, limit, &tokens)?))
+    };
+    perplexity.iter().map(read).collect()
 }
 
 /// Says what will happen.
@@ -262,7 +267,7 @@ fn digests(recipe: &Recipe, reader: &Reader) -> Result<BTreeMap<PathBuf, String>
         .chain([reader.path().join("config.json")])
         .chain(tokenizer.is_file().then_some(tokenizer))
         .chain(recipe.calibration.source.iter().filter(|_| recipe.calibrates()).cloned())
-        .chain(recipe.evaluate.perplexity.iter().cloned());
+        .chain(recipe.evaluate.perplexity.iter().map(|text| text.path.clone()));
     for file in files {
         inputs.insert(file.clone(), digest(&file)?);
     }

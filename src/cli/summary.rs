@@ -1,6 +1,10 @@
 //! What a run did, for a reader and for a machine.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
@@ -33,7 +37,7 @@ pub(super) struct Summary {
 #[derive(Debug, Serialize)]
 pub(super) struct TextReport {
     /// The text.
-    pub(super) text: PathBuf,
+    pub(super) text: String,
     /// Of the dense model.
     pub(super) dense: Perplexity,
     /// With the initial masks.
@@ -71,7 +75,11 @@ impl fmt::Display for Summary {
             )?;
         }
         for report in &self.perplexity {
-            writeln!(f, "\nperplexity on {} (lower is better)", super::show(&report.text))?;
+            writeln!(
+                f,
+                "\nperplexity on {} (lower is better)",
+                super::show(Path::new(&report.text))
+            )?;
             let rows = [
                 ("dense", Some(report.dense)),
                 ("pruned, initial mask", report.initial),

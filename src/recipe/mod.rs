@@ -22,7 +22,7 @@ pub use self::{
     stage::Stage,
 };
 use crate::{
-    calibration::Selection,
+    calibration::{Selection, Text},
     checkpoint::Dtype,
     mask::{Init, Pattern, Scope},
 };

@@ -147,6 +147,11 @@ impl Source {
 
     fn is_from_file(&self, path: &[String]) -> bool {
         self.value(path)
+            .and_then(|value| match value {
+                // A table has no tag of its own.
+                Value::Dict(_, dict) => dict.values().next(),
+                value => Some(value),
+            })
             .and_then(|value| self.figment.get_metadata(value.tag()))
             .is_some_and(|metadata| metadata.source.is_some())
     }

@@ -8,7 +8,7 @@ use serde::{
     de::{IntoDeserializer, SeqAccess, Visitor, value::SeqAccessDeserializer},
 };
 
-use super::{Dtype, Init, Pattern, Scope, Selection, Stage};
+use super::{Dtype, Init, Pattern, Scope, Selection, Stage, Text};
 
 /// A pruning experiment, whole: who reads it knows what will happen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -70,29 +70,40 @@ pub struct Model {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Calibration {
-    /// The text, or JSON Lines with a `text` field. Needed by the mask `wanda` and by a rebuild.
+    /// Plain text; JSON Lines (`.jsonl`, `.json`) or Parquet (`.parquet`), whose records are
+    /// documents; or a JSON file `{"token_ids": [[…], …]}`. Text and JSON Lines may be compressed
+    /// with gzip or Zstandard. Needed by the masks `wanda` and `sparsegpt`, and by a rebuild.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<PathBuf>,
+    /// The field of a record that holds its text.
+    pub field: String,
     /// How many samples to take of it.
     pub samples: usize,
     /// The length of a sample, in tokens.
     pub sequence_length: usize,
     /// What the random selection starts from.
     pub seed: u64,
-    /// Which parts of the text become samples: `random` draws places with the seed, `sequential`
-    /// takes them from the beginning on, one after the other.
+    /// Which parts of the text become samples: `random` draws places of the whole text with the
+    /// seed; `sequential` takes them from the beginning on, one after the other; `documents` draws
+    /// documents longer than a sample, and a place in each; `packed` tokenises the documents one by
+    /// one and packs them end to end.
     #[serde(deserialize_with = "word")]
     pub selection: Selection,
+    /// Whether each text, or each document of `documents` and `packed`, gets the special tokens
+    /// that the tokenizer adds, such as the one that begins a text.
+    pub special_tokens: bool,
 }
 
 impl Default for Calibration {
     fn default() -> Self {
         Self {
             source: None,
+            field: "text".into(),
             samples: 128,
             sequence_length: 2048,
             seed: 0,
             selection: Selection::Random,
+            special_tokens: true,
         }
     }
 }
@@ -217,18 +228,20 @@ pub struct Output {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Evaluate {
-    /// Texts to measure the perplexity on.
-    pub perplexity: Vec<PathBuf>,
+    /// Texts to measure the perplexity on: paths or, for data sets, tables with a `path`.
+    pub perplexity: Vec<Text>,
     /// The length of a segment of text, in tokens.
     pub sequence_length: usize,
     /// How many segments of each text to measure at most. Left out: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segments: Option<usize>,
+    /// Whether each text gets the special tokens that the tokenizer adds.
+    pub special_tokens: bool,
 }
 
 impl Default for Evaluate {
     fn default() -> Self {
-        Self { perplexity: Vec::new(), sequence_length: 2048, segments: None }
+        Self { perplexity: Vec::new(), sequence_length: 2048, segments: None, special_tokens: true }
     }
 }
 
@@ -265,7 +278,7 @@ impl Recipe {
         paths.extend(self.calibration.source.iter_mut().map(|p| ("calibration.source".into(), p)));
         paths.extend(self.output.path.iter_mut().map(|p| ("output.path".into(), p)));
         let texts = self.evaluate.perplexity.iter_mut().enumerate();
-        paths.extend(texts.map(|(i, p)| (format!("evaluate.perplexity.{i}"), p)));
+        paths.extend(texts.map(|(i, text)| (format!("evaluate.perplexity.{i}"), &mut text.path)));
         paths
     }
 }

@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("evaluation.txt"), text::text(EVALUATION, 100_000))?;
     let corpus = text::text(TRAINING, 6_000_000);
     let vocabulary = tokenizer::write(&corpus, &model)?;
-    let tokens = llm_barber::calibration::Tokens::open(&model, vocabulary)?.encode(&corpus)?;
+    let tokens = llm_barber::calibration::Tokens::of(&model, vocabulary, false).encode(&corpus)?;
     println!("{} tokens of {vocabulary} kinds", tokens.len());
     train::train(&tokens, vocabulary, steps, &model)
 }

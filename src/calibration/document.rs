@@ -1,0 +1,129 @@
+//! Texts as users have them: plain, or the documents of a data set; compressed or not.
+
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+};
+
+use super::Error;
+use crate::records::{self, is_records, records};
+
+/// A text to measure on: a path or, for a data set, a table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub struct Text {
+    /// The file: plain text; or JSON Lines (`.jsonl`, `.json`) or Parquet (`.parquet`), whose
+    /// records are documents. Text and JSON Lines may be compressed with gzip or Zstandard.
+    pub path: PathBuf,
+    /// What reports call it. Left out: its path.
+    pub name: Option<String>,
+    /// The field of a record that holds its text. Left out: `text`.
+    pub field: Option<String>,
+    /// What stands between two documents. Left out: an empty line, `"\n\n"`.
+    pub join: Option<String>,
+    /// How many documents to take, from the first on. Left out: all.
+    pub documents: Option<usize>,
+    /// How many segments of it to measure at most. Left out: what is said for all texts.
+    pub segments: Option<usize>,
+}
+
+/// A text's table in a recipe.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Table {
+    path: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    documents: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    segments: Option<usize>,
+}
+
+impl From<&Path> for Text {
+    fn from(path: &Path) -> Self {
+        Self { path: path.to_owned(), ..Self::default() }
+    }
+}
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PathOrTable;
+
+        impl<'de> Visitor<'de> for PathOrTable {
+            type Value = Text;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a path, or a table with a `path`")
+            }
+
+            fn visit_str<E>(self, path: &str) -> Result<Text, E> {
+                Ok(Text::from(Path::new(path)))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Text, A::Error> {
+                let Table { path, name, field, join, documents, segments } =
+                    Table::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Text { path, name, field, join, documents, segments })
+            }
+        }
+
+        deserializer.deserialize_any(PathOrTable)
+    }
+}
+
+impl Serialize for Text {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if *self == Self::from(self.path.as_path()) {
+            return self.path.serialize(serializer);
+        }
+        let Self { path, name, field, join, documents, segments } = self.clone();
+        Table { path, name, field, join, documents, segments }.serialize(serializer)
+    }
+}
+
+impl Text {
+    /// What reports call it.
+    pub fn label(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.path.display().to_string())
+    }
+
+    /// The whole text: the documents, one after the other.
+    ///
+    /// # Errors
+    /// If it cannot be read, or a record has no such field.
+    pub fn read(&self) -> Result<String, Error> {
+        let join = self.join.as_deref().unwrap_or("\n\n");
+        let mut text = String::new();
+        for (i, document) in documents(self)?.enumerate() {
+            if i > 0 {
+                text.push_str(join);
+            }
+            text.push_str(&document?);
+        }
+        Ok(text)
+    }
+}
+
+/// The documents of a text, in order; a plain text is one.
+pub(super) fn documents(
+    text: &Text,
+) -> Result<Box<dyn Iterator<Item = Result<String, Error>>>, Error> {
+    let most = text.documents.unwrap_or(usize::MAX);
+    if !is_records(&text.path) {
+        let whole: Result<String, records::Error> = records::open(&text.path)?.collect();
+        return Ok(Box::new(std::iter::once(whole.map_err(Error::from)).take(most)));
+    }
+    let field = text.field.clone().unwrap_or_else(|| "text".into());
+    let documents = records(&text.path)?.map(move |record| {
+        let record = record?;
+        Ok(record.text(&field)?.to_owned())
+    });
+    Ok(Box::new(documents.take(most)))
+}

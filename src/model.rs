@@ -184,12 +184,26 @@ impl<'a, D: Ops> Model<'a, D> {
     /// If they cannot be read, a sample is longer than the model's positions, or the device has not
     /// enough memory.
     pub fn embed(&self, samples: &[Vec<u32>]) -> Result<Vec<Hidden<D>>, Error> {
+        let mut positions: BTreeMap<usize, Positions> = BTreeMap::new();
+        self.embed_at(samples.iter().map(|ids| {
+            let new = || Positions::new(&self.decoder, ids.len());
+            (&ids[..], positions.entry(ids.len()).or_insert_with(new).clone())
+        }))
+    }
+
+    /// The hidden states before the first layer, for tokens with their positions.
+    ///
+    /// # Errors
+    /// As [`Model::embed`].
+    pub fn embed_at<'s>(
+        &self,
+        samples: impl IntoIterator<Item = (&'s [u32], Positions)>,
+    ) -> Result<Vec<Hidden<D>>, Error> {
         let Decoder { embedding, vocab_size, hidden_size, .. } = &self.decoder;
         let project =
             embedding.project_in.as_ref().map(|linear| self.linear(linear)).transpose()?;
-        let mut positions: BTreeMap<usize, Positions> = BTreeMap::new();
-        let mut hidden = Vec::with_capacity(samples.len());
-        for ids in samples {
+        let mut hidden = Vec::new();
+        for (ids, positions) in samples {
             let rows = ids.iter().map(|&id| id as usize);
             let shape = [*vocab_size, embedding.width];
             let mut states = self.reader.read_rows(&embedding.weight, shape, rows)?;
@@ -201,23 +215,37 @@ impl<'a, D: Ops> Model<'a, D> {
                     .map_err(Error::device(&embedding.weight))?;
             }
             if let Some(learned) = &embedding.positions {
-                if ids.len() > learned.count {
-                    return Err(Error::TooLong { found: ids.len(), longest: learned.count });
+                let rows = positions.of_rows();
+                let found = rows.iter().max().map_or(0, |last| last + 1);
+                if found > learned.count {
+                    return Err(Error::TooLong { found, longest: learned.count });
                 }
                 let shape = [learned.offset + learned.count, *hidden_size];
-                let rows = learned.offset..learned.offset + ids.len();
+                let rows = rows.into_iter().map(|row| learned.offset + row);
                 let code = self.reader.read_rows(&learned.weight, shape, rows)?;
                 let code = self.device.try_tensor_from_vec(code, (ids.len(), *hidden_size));
                 states = code
                     .and_then(|code| states.try_add(code))
                     .map_err(Error::device(&learned.weight))?;
             }
-            let positions = positions
-                .entry(ids.len())
-                .or_insert_with(|| Positions::new(&self.decoder, ids.len()))
-                .clone();
             hidden.push(Hidden { states, positions });
         }
         Ok(hidden)
+    }
+
+    /// The longest sequence that the model is made for, in tokens.
+    pub fn longest(&self) -> usize {
+        let longest = self.reader.config().get("max_position_embeddings");
+        longest.and_then(|longest| longest.as_u64()).map_or(2048, |longest| longest as usize)
+    }
+
+    /// The token that stands before a text that nothing else does.
+    pub fn first_token(&self) -> Option<u32> {
+        let token = |key: &str| {
+            let value = self.reader.config().get(key)?;
+            let id = value.as_u64().or_else(|| value.get(0)?.as_u64())?;
+            u32::try_from(id).ok().filter(|id| (*id as usize) < self.decoder.vocab_size)
+        };
+        token("bos_token_id").or_else(|| token("eos_token_id"))
     }
 }

@@ -236,6 +236,55 @@ fn a_text_is_evaluated() {
 }
 
 #[test]
+fn questions_are_asked() {
+    let task = |name: &str| format!("{name}=tests/fixtures/tasks/{name}.jsonl");
+    let tasks = ["arc_easy", "boolq", "hellaswag", "openbookqa", "piqa", "rte", "winogrande"];
+    let mut arguments = vec!["eval".to_owned(), "recipes/quickstart/model".into(), "--json".into()];
+    tasks.iter().for_each(|name| arguments.extend(["--task".into(), task(name)]));
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let run = barber(&arguments);
+    succeeds(&run);
+    let found: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(found["tasks"].as_array().unwrap().len(), tasks.len());
+    assert_eq!(found["tasks"][0]["questions"], 2);
+    let run = barber(&["eval", "recipes/quickstart/model", "--task", "arc=x.jsonl"]);
+    assert_eq!(run.status, 2);
+    assert!(run.stderr.contains("no task `arc`; known: arc_challenge"), "{}", run.stderr);
+    assert_eq!(barber(&["eval", "recipes/quickstart/model"]).status, 2);
+    let wrong = "rte=tests/fixtures/tasks/piqa.jsonl";
+    let run = barber(&["eval", "recipes/quickstart/model", "--task", wrong]);
+    assert_eq!(run.status, 1);
+    let expected = "piqa.jsonl, line 1: no field `sentence1`; there is `goal`";
+    assert!(flat(&run.stderr).contains(expected), "{}", run.stderr);
+
+    // In a recipe, dense and pruned.
+    let dir = tempfile::tempdir().unwrap();
+    let task = std::env::current_dir().unwrap().join("tests/fixtures/tasks/arc_easy.jsonl");
+    let recipe = "recipes/quickstart.toml";
+    let set = format!("evaluate.tasks.arc_easy={}", task.display());
+    let output = format!("output.path={}", dir.path().join("out").display());
+    let arguments = [
+        "prune",
+        recipe,
+        "--set",
+        &set,
+        "--set",
+        &output,
+        "--set",
+        "evaluate.questions=1",
+        "--set",
+        "calibration.samples=2",
+    ];
+    let run = barber(&arguments);
+    succeeds(&run);
+    assert!(
+        run.stdout.contains("accuracy on arc_easy") && run.stdout.contains("(1 question)"),
+        "{}",
+        run.stdout
+    );
+}
+
+#[test]
 fn texts_are_taken_from_data_sets() {
     let dir = tempfile::tempdir().unwrap();
     let text = fs::read_to_string("recipes/quickstart/evaluation.txt").unwrap();

@@ -1,6 +1,9 @@
 //! `barber eval`.
 
-use std::path::PathBuf;
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use dfdx::tensor::Cpu;
 
@@ -8,20 +11,31 @@ use super::{Error, progress::bar, show};
 use crate::{
     calibration::{Text, Tokens, segments},
     checkpoint::{Pruned, Reader},
-    evaluate::{Perplexity, perplexity},
+    evaluate::{Accuracy, Perplexity, Question, TASKS, Task, accuracy, perplexity},
     model::Model,
 };
 
-/// Measures a checkpoint's perplexity on texts: a text's tokens are cut into consecutive segments,
-/// each predicted on its own, its first token excepted.
+/// Measures a checkpoint: its perplexity on texts, and the accuracy of its answers to questions. A
+/// text's tokens are cut into consecutive segments, each predicted on its own, its first token
+/// excepted. A question's answer is the choice whose text is likeliest (acc), or likeliest for its
+/// length (acc_norm), as lm-eval counts it.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// The checkpoint: a directory in the Hugging Face layout.
     dir: PathBuf,
     /// A text: a text file; or JSON Lines or Parquet, whose records are documents. Text and JSON
     /// Lines may be compressed with gzip or Zstandard. May be repeated.
-    #[arg(long = "text", value_name = "FILE", required = true)]
+    #[arg(long = "text", value_name = "FILE", required_unless_present = "tasks")]
     texts: Vec<PathBuf>,
+    /// A zero-shot task and the file of its questions, JSON Lines or Parquet in the data set's
+    /// usual layout: arc_challenge, arc_easy, boolq, hellaswag, openbookqa, piqa, rte or
+    /// winogrande. May be repeated.
+    #[arg(long = "task", value_name = "NAME=FILE", value_parser = task)]
+    tasks: Vec<(&'static Task, PathBuf)>,
+    /// How many questions of a task to ask at most; all if left out.
+    #[arg(long, value_name = "N",
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    questions: Option<usize>,
     /// The field of a record that holds its text.
     #[arg(long, value_name = "NAME", default_value = "text")]
     field: String,
@@ -51,6 +65,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         let text = Text { field: Some(arguments.field.clone()), ..Text::from(path.as_path()) };
         texts.push((path, segments(&text, *sequence_length, *limit, &tokens)?));
     }
+    let tasks = arguments.tasks.iter();
+    let tasks = tasks.map(|(task, path)| Asked::read(task, path, arguments.questions));
+    let tasks = tasks.collect::<Result<Vec<_>, _>>()?;
     let mut reports = Vec::new();
     for (path, segments) in texts {
         let found = measure(&model, &Pruned::default(), &segments, "perplexity", *json)?;
@@ -66,10 +83,95 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
             );
         }
     }
+    let mut answers = Vec::new();
+    for asked in tasks {
+        let found = asked.answer(&model, &Pruned::default(), &tokens, asked.task.name, *json)?;
+        if !json {
+            println!("{}: {} {}", show(dir), asked.task.name, Shown(&found));
+        }
+        answers.push(Answer { task: asked.task.name, file: asked.file, found });
+    }
     if *json {
-        println!("{}", serde_json::json!({ "perplexity": reports }));
+        println!("{}", serde_json::json!({ "perplexity": reports, "tasks": answers }));
     }
     Ok(())
+}
+
+/// Reads `NAME=FILE`.
+fn task(text: &str) -> Result<(&'static Task, PathBuf), String> {
+    let (name, file) = text.split_once('=').ok_or("expected NAME=FILE")?;
+    let known = || TASKS.iter().map(|task| task.name).collect::<Vec<_>>().join(", ");
+    let task = Task::named(name).ok_or_else(|| format!("no task `{name}`; known: {}", known()))?;
+    Ok((task, file.into()))
+}
+
+/// A task and its questions.
+pub(super) struct Asked {
+    /// The task.
+    pub(super) task: &'static Task,
+    /// Where its questions are from.
+    pub(super) file: PathBuf,
+    questions: Vec<Question>,
+}
+
+impl Asked {
+    /// The questions of a file.
+    pub(super) fn read(
+        task: &'static Task,
+        file: &Path,
+        limit: Option<usize>,
+    ) -> Result<Self, Error> {
+        let questions = task.questions(file, limit)?;
+        if questions.is_empty() {
+            return Err(Error::NoQuestions(file.to_owned()));
+        }
+        Ok(Self { task, file: file.to_owned(), questions })
+    }
+
+    /// What a model, as pruning left it, answers; behind a progress bar.
+    pub(super) fn answer(
+        &self,
+        model: &Model<'_, Cpu>,
+        pruned: &Pruned,
+        tokens: &Tokens,
+        name: &str,
+        quiet: bool,
+    ) -> Result<Accuracy, Error> {
+        let layers = model.decoder.layers.len() as f64;
+        let bar = bar(name, layers as u64, quiet);
+        let found = accuracy(model, pruned, &self.questions, tokens, |share| {
+            bar.set_position((share * layers) as u64);
+        });
+        bar.finish_and_clear();
+        Ok(found?)
+    }
+}
+
+/// An accuracy in percent.
+pub(super) struct Shown<'a>(pub(super) &'a Accuracy);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Accuracy { acc, acc_stderr, acc_norm, acc_norm_stderr, questions } = self.0;
+        write!(
+            f,
+            "acc {:.2}% ± {:.2}, acc_norm {:.2}% ± {:.2} ({questions} {})",
+            100.0 * acc,
+            100.0 * acc_stderr,
+            100.0 * acc_norm,
+            100.0 * acc_norm_stderr,
+            if *questions == 1 { "question" } else { "questions" }
+        )
+    }
+}
+
+/// A task's accuracy.
+#[derive(serde::Serialize)]
+struct Answer {
+    task: &'static str,
+    file: PathBuf,
+    #[serde(flatten)]
+    found: Accuracy,
 }
 
 /// A perplexity, and the text that it is on.

@@ -12,7 +12,9 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 use miette::Report;
 
-use crate::{calibration, checkpoint, model, plan, prune as pruning, recipe};
+use crate::{
+    calibration, checkpoint, evaluate as evaluation, model, plan, prune as pruning, recipe, records,
+};
 
 /// Prunes large language models from a declarative recipe.
 #[derive(Parser)]
@@ -26,7 +28,7 @@ struct Arguments {
 enum Command {
     /// Prune a checkpoint as a recipe says.
     Prune(prune::Arguments),
-    /// Measure a checkpoint's perplexity on texts.
+    /// Measure a checkpoint's perplexity on texts, and its accuracy on tasks.
     Eval(evaluate::Arguments),
     /// List the metrics that a recipe's pipeline can use.
     Metrics,
@@ -49,6 +51,12 @@ enum Error {
     Prune(#[from] pruning::Error),
     #[error(transparent)]
     Duplicate(#[from] barber_metric::Duplicate),
+    #[error(transparent)]
+    Records(#[from] records::Error),
+    #[error(transparent)]
+    Accuracy(#[from] evaluation::Error),
+    #[error("{}: no questions", .0.display())]
+    NoQuestions(PathBuf),
     #[error("the report cannot be written: {0}")]
     Report(String),
 }

@@ -10,14 +10,15 @@ use dfdx::tensor::Cpu;
 
 use super::{
     Error,
-    evaluate::{measure, tokens},
+    evaluate::{Asked, measure, tokens},
     progress::bar,
     show,
-    summary::{Summary, TextReport},
+    summary::{Stages, Summary, TaskReport, TextReport},
 };
 use crate::{
     calibration::{Samples, Text, samples, segments},
     checkpoint::{Output, Pruned, Reader, digest},
+    evaluate::{Accuracy, Perplexity, Task},
     model::Model,
     plan::Plan,
     prune::{Event, GroupReport, Rebuild, Start, rebuild, start},
@@ -63,30 +64,40 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let output = Output::create(target, arguments.force, reader.path())?;
     let calibration = calibrate(recipe, &model)?;
     let texts = texts(recipe, &model)?;
+    let tasks = tasks(recipe)?;
     if !quiet {
         introduce(recipe, &model, &plan);
     }
 
     let mut seconds = BTreeMap::new();
+    let tokens = tokens(&model, recipe.evaluate.special_tokens);
     let mut evaluated = |pruned: &Pruned, name: &str| {
         timed(&mut seconds, "evaluation", || {
-            let of = |(_, segments): &(_, Vec<_>)| measure(&model, pruned, segments, name, quiet);
-            texts.iter().map(of).collect::<Result<Vec<_>, _>>()
+            let mut found = Found::default();
+            for (_, segments) in &texts {
+                let name = format!("perplexity, {name}");
+                found.perplexity.push(measure(&model, pruned, segments, &name, quiet)?);
+            }
+            for asked in &tasks {
+                let name = format!("{}, {name}", asked.task.name);
+                found.accuracy.push(asked.answer(&model, pruned, &tokens, &name, quiet)?);
+            }
+            Ok(found)
         })
     };
-    let dense = evaluated(&Pruned::default(), "perplexity, dense")?;
+    let dense = evaluated(&Pruned::default(), "dense")?;
 
     let mut mask_seconds = BTreeMap::new();
     let initial = timed(&mut mask_seconds, "initial masks", || {
         initial_masks(recipe, &model, &plan, &calibration, output.scratch(), quiet)
     })?;
-    let initial_found = evaluated(&initial, "perplexity, initial masks")?;
+    let initial_found = evaluated(&initial, "initial masks")?;
     let mut groups = Vec::new();
     let (pruned, rebuilt_found) = if recipe.rebuild.is_some() {
         let rebuilt = timed(&mut mask_seconds, "rebuild", || {
             rebuilt_masks(&loaded, &model, &plan, &calibration, initial, quiet, &mut groups)
         })?;
-        let found = evaluated(&rebuilt, "perplexity, rebuilt masks")?;
+        let found = evaluated(&rebuilt, "rebuilt masks")?;
         (rebuilt, Some(found))
     } else {
         (initial, None)
@@ -103,9 +114,19 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     })?;
     let perplexity = texts.iter().enumerate().map(|(i, (text, _))| TextReport {
         text: text.label(),
-        dense: dense[i],
-        initial: Some(initial_found[i]),
-        rebuilt: rebuilt_found.as_ref().map(|found| found[i]),
+        found: Stages {
+            dense: dense.perplexity[i],
+            initial: Some(initial_found.perplexity[i]),
+            rebuilt: rebuilt_found.as_ref().map(|found| found.perplexity[i]),
+        },
+    });
+    let accuracy = tasks.iter().enumerate().map(|(i, asked)| TaskReport {
+        task: asked.task.name,
+        found: Stages {
+            dense: dense.accuracy[i],
+            initial: Some(initial_found.accuracy[i]),
+            rebuilt: rebuilt_found.as_ref().map(|found| found.accuracy[i]),
+        },
     });
     let prunable: usize = pruned.masks.values().map(|mask| mask.dims().len()).sum();
     let kept: usize = pruned.masks.values().map(|mask| mask.kept()).sum();
@@ -116,6 +137,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         pruned_weights: prunable - kept,
         changed_weights: changed,
         perplexity: perplexity.collect(),
+        tasks: accuracy.collect(),
         groups,
         seconds,
         inputs: digests(recipe, &reader)?,
@@ -154,7 +176,7 @@ fn calibrate(recipe: &Recipe, model: &Model<'_, Cpu>) -> Result<Vec<Vec<u32>>, E
 type Texts = Vec<(Text, Vec<Vec<u32>>)>;
 
 fn texts(recipe: &Recipe, model: &Model<'_, Cpu>) -> Result<Texts, Error> {
-    let Evaluate { perplexity, sequence_length, segments: limit, special_tokens } =
+    let Evaluate { perplexity, sequence_length, segments: limit, special_tokens, .. } =
         &recipe.evaluate;
     let tokens = tokens(model, *special_tokens);
     let read = |text: &Text| {
@@ -162,6 +184,19 @@ fn texts(recipe: &Recipe, model: &Model<'_, Cpu>) -> Result<Texts, Error> {
         Ok((text.clone(), segments(text, *sequence_length, limit, &tokens)?))
     };
     perplexity.iter().map(read).collect()
+}
+
+fn tasks(recipe: &Recipe) -> Result<Vec<Asked>, Error> {
+    let named = |(name, file): (&String, &PathBuf)| Some((Task::named(name)?, file.clone()));
+    let tasks = recipe.evaluate.tasks.iter().filter_map(named);
+    tasks.map(|(task, file)| Asked::read(task, &file, recipe.evaluate.questions)).collect()
+}
+
+/// What was measured of one model.
+#[derive(Default)]
+struct Found {
+    perplexity: Vec<Perplexity>,
+    accuracy: Vec<Accuracy>,
 }
 
 /// Says what will happen.
@@ -267,7 +302,8 @@ fn digests(recipe: &Recipe, reader: &Reader) -> Result<BTreeMap<PathBuf, String>
         .chain([reader.path().join("config.json")])
         .chain(tokenizer.is_file().then_some(tokenizer))
         .chain(recipe.calibration.source.iter().filter(|_| recipe.calibrates()).cloned())
-        .chain(recipe.evaluate.perplexity.iter().map(|text| text.path.clone()));
+        .chain(recipe.evaluate.perplexity.iter().map(|text| text.path.clone()))
+        .chain(recipe.evaluate.tasks.values().cloned());
     for file in files {
         inputs.insert(file.clone(), digest(&file)?);
     }

@@ -8,7 +8,11 @@ use std::{
 
 use serde::Serialize;
 
-use crate::{evaluate::Perplexity, prune::GroupReport};
+use super::evaluate::Shown;
+use crate::{
+    evaluate::{Accuracy, Perplexity},
+    prune::GroupReport,
+};
 
 /// What a run did; `barber-report.json` in the output directory, and what `--json` prints.
 #[derive(Debug, Serialize)]
@@ -25,6 +29,8 @@ pub(super) struct Summary {
     pub(super) changed_weights: usize,
     /// The perplexities, text by text.
     pub(super) perplexity: Vec<TextReport>,
+    /// The accuracies, task by task.
+    pub(super) tasks: Vec<TaskReport>,
     /// The rebuilt groups, in the order of the rebuild.
     pub(super) groups: Vec<GroupReport>,
     /// Seconds that each phase took.
@@ -38,12 +44,38 @@ pub(super) struct Summary {
 pub(super) struct TextReport {
     /// The text.
     pub(super) text: String,
+    #[serde(flatten)]
+    pub(super) found: Stages<Perplexity>,
+}
+
+/// The accuracies on one task.
+#[derive(Debug, Serialize)]
+pub(super) struct TaskReport {
+    /// The task.
+    pub(super) task: &'static str,
+    #[serde(flatten)]
+    pub(super) found: Stages<Accuracy>,
+}
+
+/// What was measured of the model on its way.
+#[derive(Debug, Serialize)]
+pub(super) struct Stages<T> {
     /// Of the dense model.
-    pub(super) dense: Perplexity,
+    pub(super) dense: T,
     /// With the initial masks.
-    pub(super) initial: Option<Perplexity>,
+    pub(super) initial: Option<T>,
     /// With the rebuilt masks.
-    pub(super) rebuilt: Option<Perplexity>,
+    pub(super) rebuilt: Option<T>,
+}
+
+impl<T> Stages<T> {
+    /// Those that there are, with their names.
+    fn named(&self) -> impl Iterator<Item = (&'static str, &T)> {
+        let pruned =
+            [("pruned, initial mask", &self.initial), ("pruned, mask rebuilt", &self.rebuilt)];
+        let pruned = pruned.into_iter().filter_map(|(name, found)| Some((name, found.as_ref()?)));
+        std::iter::once(("dense", &self.dense)).chain(pruned)
+    }
 }
 
 impl fmt::Display for Summary {
@@ -80,16 +112,15 @@ impl fmt::Display for Summary {
                 "\nperplexity on {} (lower is better)",
                 super::show(Path::new(&report.text))
             )?;
-            let rows = [
-                ("dense", Some(report.dense)),
-                ("pruned, initial mask", report.initial),
-                ("pruned, mask rebuilt", report.rebuilt),
-            ];
-            for (name, found) in rows {
-                if let Some(found) = found {
-                    let factor = found.perplexity / report.dense.perplexity;
-                    writeln!(f, "  {name:22} {:10.4}   {factor:6.2} × dense", found.perplexity)?;
-                }
+            for (name, found) in report.found.named() {
+                let factor = found.perplexity / report.found.dense.perplexity;
+                writeln!(f, "  {name:22} {:10.4}   {factor:6.2} × dense", found.perplexity)?;
+            }
+        }
+        for report in &self.tasks {
+            writeln!(f, "\naccuracy on {} (higher is better)", report.task)?;
+            for (name, found) in report.found.named() {
+                writeln!(f, "  {name:22} {}", Shown(found))?;
             }
         }
         let seconds: Vec<String> =

@@ -1,5 +1,13 @@
-//! Judging a model: perplexity.
+//! Judging a model: perplexity, and the accuracy of its answers to questions.
 
+mod accuracy;
+mod head;
+mod likelihood;
 mod perplexity;
+mod task;
 
-pub use perplexity::{Perplexity, logits, perplexity};
+pub use self::{
+    accuracy::{Accuracy, Error, accuracy},
+    perplexity::{Perplexity, logits, perplexity},
+    task::{Question, TASKS, Task},
+};

@@ -123,7 +123,7 @@ pub fn forward<D: Ops, T: Tape<f32, D> + 'static>(
                 window: attention.window,
                 cap: attention.score_cap,
             };
-            D::attention(q, k, v, heads)?
+            D::attention(q, k, v, heads, positions.sights.as_ref())?
         }
         Inner::Gated(activation) => {
             let width = linears[last].inputs();

@@ -12,6 +12,7 @@ use super::{
     rules,
     text::Text,
 };
+use crate::evaluate::{TASKS, Task};
 
 /// A resolved recipe, and where each of its values comes from.
 #[derive(Debug)]
@@ -360,6 +361,7 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         ("calibration.sequence_length", recipe.calibration.sequence_length, 2),
         ("evaluate.sequence_length", recipe.evaluate.sequence_length, 2),
         ("evaluate.segments", recipe.evaluate.segments.unwrap_or(1), 1),
+        ("evaluate.questions", recipe.evaluate.questions.unwrap_or(1), 1),
     ];
     for (key, size, least) in sizes {
         if !(least..=1 << 24).contains(&size) {
@@ -376,6 +378,12 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         if let Err(error) = globset::Glob::new(glob) {
             wrong(&key, error.to_string(), "a glob such as `*.down_proj`");
         }
+    }
+    for name in recipe.evaluate.tasks.keys().filter(|name| Task::named(name).is_none()) {
+        let known = || TASKS.iter().map(|task| task.name);
+        let near = nearest(name, known()).map(|near| format!("did you mean `{near}`? "));
+        let help = format!("{}known: {}", near.unwrap_or_default(), alternatives(known()));
+        wrong(&format!("evaluate.tasks.{name}"), "is no task".into(), &help);
     }
     let mut seen: Vec<&str> = Vec::new();
     for (i, block) in recipe.blocks.iter().enumerate() {
@@ -471,6 +479,7 @@ mod tests {
             ("metric = [{ use = 'magnitude', pwer = 2 }]", "metric.0.pwer", "`power`"),
             ("metric = [{ use = 'magnitude', power = 'x' }]", "metric.0.power", ""),
             ("metric = [{ power = 2 }]", "metric.0.use", "metric"),
+            ("evaluate.tasks.arc_eazy = 'a'", "evaluate.tasks.arc_eazy", "`arc_easy`"),
             ("sparsity.exclude = ['[']", "sparsity.exclude.0", "glob"),
             ("override = [{ tensors = '[', ratio = 0.1 }]", "override.0.tensors", "glob"),
             ("override = [{ tensors = 3, ratio = 0.1 }]", "override.0.tensors", "glob"),

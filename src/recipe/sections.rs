@@ -1,6 +1,6 @@
 //! What a recipe says, section by section. The documentation of each key is its users' help.
 
-use std::{fmt, path::PathBuf};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::{
@@ -237,11 +237,25 @@ pub struct Evaluate {
     pub segments: Option<usize>,
     /// Whether each text gets the special tokens that the tokenizer adds.
     pub special_tokens: bool,
+    /// Zero-shot tasks, each with a file of its questions, JSON Lines or Parquet in the data set's
+    /// usual layout: `arc_easy = "arc_easy.jsonl"`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tasks: BTreeMap<String, PathBuf>,
+    /// How many questions of each task to ask at most. Left out: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub questions: Option<usize>,
 }
 
 impl Default for Evaluate {
     fn default() -> Self {
-        Self { perplexity: Vec::new(), sequence_length: 2048, segments: None, special_tokens: true }
+        Self {
+            perplexity: Vec::new(),
+            sequence_length: 2048,
+            segments: None,
+            special_tokens: true,
+            tasks: BTreeMap::new(),
+            questions: None,
+        }
     }
 }
 
@@ -279,6 +293,8 @@ impl Recipe {
         paths.extend(self.output.path.iter_mut().map(|p| ("output.path".into(), p)));
         let texts = self.evaluate.perplexity.iter_mut().enumerate();
         paths.extend(texts.map(|(i, text)| (format!("evaluate.perplexity.{i}"), &mut text.path)));
+        let tasks = self.evaluate.tasks.iter_mut();
+        paths.extend(tasks.map(|(name, path)| (format!("evaluate.tasks.{name}"), path)));
         paths
     }
 }

@@ -8,7 +8,7 @@
 //! The probabilities are computed a tile of rows at a time, and again in the backward pass: no
 //! matrix of sequence × sequence is ever held.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use dfdx::{
     shapes::HasShape,
@@ -41,10 +41,37 @@ pub struct Heads {
     pub cap: Option<f32>,
 }
 
+/// What a row sees: the rows of its root, and those of its branch up to itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sight {
+    /// The root, before the branch.
+    pub root: Range<usize>,
+    /// The branch's first row.
+    pub branch: usize,
+}
+
+impl Sight {
+    /// The row's position in its sequence, which begins with the root.
+    pub fn position(&self, row: usize) -> usize {
+        self.root.len() + row - self.branch
+    }
+
+    /// The rows of root and branch that `row` sees, with a window.
+    fn seen(&self, row: usize, window: Option<usize>) -> [Range<usize>; 2] {
+        let first = window.map_or(0, |window| (self.position(row) + 1).saturating_sub(window));
+        let forgotten = first.saturating_sub(self.root.len());
+        [
+            self.root.start + first.min(self.root.len())..self.root.end,
+            self.branch + forgotten..row + 1,
+        ]
+    }
+}
+
 /// o = softmax(a q kᵀ) v.
 pub trait Attention: Device<f32> {
     /// The heads' outputs, [tokens, queries · width], for `q` of that shape and `k`, `v` of
-    /// [tokens, keys · width].
+    /// [tokens, keys · width]. `sights` tells what each row of a sequence sees; without them, all
+    /// rows before it.
     ///
     /// # Errors
     /// If the device has not enough memory.
@@ -53,6 +80,7 @@ pub trait Attention: Device<f32> {
         k: Matrix<Self, T>,
         v: Matrix<Self, T>,
         heads: Heads,
+        sights: Option<&Arc<Vec<Sight>>>,
     ) -> Result<Matrix<Self, T>, Self::Err>;
 }
 
@@ -62,6 +90,7 @@ const TILE: usize = 64;
 /// One head's view of q, k and v for one sequence.
 #[derive(Clone, Copy)]
 struct Head<'a> {
+    sights: Option<&'a [Sight]>,
     q: &'a [f32],
     k: &'a [f32],
     v: &'a [f32],
@@ -69,12 +98,18 @@ struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    fn new(q: &'a [f32], k: &'a [f32], v: &'a [f32], heads: Heads, index: usize) -> Self {
+    fn new(
+        [q, k, v]: [&'a [f32]; 3],
+        heads: Heads,
+        sights: Option<&'a Arc<Vec<Sight>>>,
+        index: usize,
+    ) -> Self {
         let (sequence, head) = (index / heads.queries, index % heads.queries);
         let q = &q[sequence * heads.sequence_length * heads.q_width() + head * heads.width..];
         let kv = sequence * heads.sequence_length * heads.k_width()
             + head / heads.per_key() * heads.width;
-        Self { q, k: &k[kv..], v: &v[kv..], heads }
+        let sights = sights.map(|sights| &sights[..]);
+        Self { sights, q, k: &k[kv..], v: &v[kv..], heads }
     }
 
     fn q(self, rows: Range<usize>) -> View<'a> {
@@ -82,19 +117,42 @@ impl<'a> Head<'a> {
         View::strided(&self.q[rows.start * stride..], rows.len(), self.heads.width, stride)
     }
 
-    fn k(self, seen: usize) -> View<'a> {
-        View::strided(self.k, seen, self.heads.width, self.heads.k_width())
+    fn k(self, keys: Range<usize>) -> View<'a> {
+        let stride = self.heads.k_width();
+        View::strided(&self.k[keys.start * stride..], keys.len(), self.heads.width, stride)
     }
 
-    fn v(self, seen: usize) -> View<'a> {
-        View::strided(self.v, seen, self.heads.width, self.heads.k_width())
+    fn v(self, keys: Range<usize>) -> View<'a> {
+        let stride = self.heads.k_width();
+        View::strided(&self.v[keys.start * stride..], keys.len(), self.heads.width, stride)
     }
 
-    /// The probabilities of a tile of rows over the positions up to its last, [rows, rows.end].
-    /// Where scores are capped, `slopes` gets the derivatives of the capped ones.
-    fn probabilities(self, rows: Range<usize>, p: &mut [f32], slopes: Option<&mut [f32]>) {
-        let seen = rows.end;
-        gemm(p, seen, 0.0, self.heads.scale, self.q(rows.clone()), self.k(seen).t(), Threads::One);
+    /// What `row` sees of its root and its branch.
+    fn seen(self, row: usize) -> [Range<usize>; 2] {
+        match self.sights {
+            Some(sights) => sights[row].seen(row, self.heads.window),
+            None => Sight::default().seen(row, self.heads.window),
+        }
+    }
+
+    /// The keys from the first to the last that any of `rows` sees.
+    fn keys(self, rows: Range<usize>) -> Range<usize> {
+        let first = |row| self.seen(row).into_iter().filter(|seen| !seen.is_empty());
+        let first = rows.clone().flat_map(first).map(|seen| seen.start).min();
+        first.unwrap_or(0)..rows.end
+    }
+
+    /// The probabilities of a tile of rows over its `keys`, [rows, keys]. Where scores are capped,
+    /// `slopes` gets the derivatives of the capped ones.
+    fn probabilities(
+        self,
+        rows: Range<usize>,
+        keys: Range<usize>,
+        p: &mut [f32],
+        slopes: Option<&mut [f32]>,
+    ) {
+        let (q, k) = (self.q(rows.clone()), self.k(keys.clone()));
+        gemm(p, keys.len(), 0.0, self.heads.scale, q, k.t(), Threads::One);
         if let Some(cap) = self.heads.cap {
             p.iter_mut().for_each(|s| *s = (*s / cap).tanh());
             if let Some(slopes) = slopes {
@@ -102,19 +160,30 @@ impl<'a> Head<'a> {
             }
             p.iter_mut().for_each(|t| *t *= cap);
         }
-        for (position, p) in rows.zip(p.chunks_exact_mut(seen)) {
-            let (past, future) = p.split_at_mut(position + 1);
-            let first = self.heads.window.map_or(0, |window| past.len().saturating_sub(window));
-            let (forgotten, past) = past.split_at_mut(first);
-            forgotten.fill(0.0);
-            let max = past.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        for (row, p) in rows.zip(p.chunks_exact_mut(keys.len())) {
+            // An empty root may lie before the first key.
+            let seen = self.seen(row).map(|seen| {
+                seen.start.saturating_sub(keys.start)..seen.end.saturating_sub(keys.start)
+            });
+            let seen = if seen[0].is_empty() { [0..0, seen[1].clone()] } else { seen };
+            let largest = |seen: &Range<usize>| {
+                p[seen.clone()].iter().copied().fold(f32::NEG_INFINITY, f32::max)
+            };
+            let max = largest(&seen[0]).max(largest(&seen[1]));
             let mut sum = 0.0;
-            for p in &mut *past {
-                *p = (*p - max).exp();
-                sum += *p;
+            for seen in &seen {
+                for p in &mut p[seen.clone()] {
+                    *p = (*p - max).exp();
+                    sum += *p;
+                }
             }
-            past.iter_mut().for_each(|p| *p /= sum);
-            future.fill(0.0);
+            for seen in &seen {
+                p[seen.clone()].iter_mut().for_each(|p| *p /= sum);
+            }
+            let [root, branch] = seen;
+            p[..root.start].fill(0.0);
+            p[root.end..branch.start].fill(0.0);
+            p[branch.end..].fill(0.0);
         }
     }
 }
@@ -158,7 +227,9 @@ impl Attention for Cpu {
         k: Matrix<Self, T>,
         v: Matrix<Self, T>,
         heads: Heads,
+        sights: Option<&Arc<Vec<Sight>>>,
     ) -> Result<Matrix<Self, T>, CpuError> {
+        let sights = sights.cloned();
         let (q, q_tape) = q.split_tape();
         let (k, k_tape) = k.split_tape();
         let (v, v_tape) = v.split_tape();
@@ -170,20 +241,22 @@ impl Attention for Cpu {
         let outputs: Vec<Vec<f32>> = (0..count)
             .into_par_iter()
             .map(|index| {
-                let head = Head::new(&q_values, &k_values, &v_values, heads, index);
+                let head =
+                    Head::new([&q_values, &k_values, &v_values], heads, sights.as_ref(), index);
                 let mut p = vec![0.0; TILE.min(length) * length];
                 let mut o = vec![0.0; length * width];
                 for rows in heads.tiles() {
-                    let (n, seen) = (rows.len(), rows.end);
-                    head.probabilities(rows.clone(), &mut p[..n * seen], None);
-                    let p = View::new(&p, n, seen);
+                    let (n, keys) = (rows.len(), head.keys(rows.clone()));
+                    let p = &mut p[..n * keys.len()];
+                    head.probabilities(rows.clone(), keys.clone(), p, None);
+                    let p = View::new(p, n, keys.len());
                     gemm(
                         &mut o[rows.start * width..],
                         width,
                         0.0,
                         1.0,
                         p,
-                        head.v(seen),
+                        head.v(keys),
                         Threads::One,
                     );
                 }
@@ -202,8 +275,14 @@ impl Attention for Cpu {
             let heads_gradients: Vec<[Vec<f32>; 3]> = (0..count)
                 .into_par_iter()
                 .map(|index| {
-                    let head = Head::new(&q_values, &k_values, &v_values, heads, index);
-                    head.backward(Head::new(&g, &k_values, &v_values, heads, index))
+                    let head =
+                        Head::new([&q_values, &k_values, &v_values], heads, sights.as_ref(), index);
+                    head.backward(Head::new(
+                        [&g, &k_values, &v_values],
+                        heads,
+                        sights.as_ref(),
+                        index,
+                    ))
                 })
                 .collect();
             let mut sums =
@@ -232,21 +311,23 @@ impl Head<'_> {
         let mut gp = p.clone();
         let mut slopes = if self.heads.cap.is_some() { p.clone() } else { Vec::new() };
         for rows in self.heads.tiles() {
-            let (n, seen) = (rows.len(), rows.end);
+            let (n, keys) = (rows.len(), self.keys(rows.clone()));
+            let seen = keys.len();
             let kept = slopes.get_mut(..n * seen);
-            self.probabilities(rows.clone(), &mut p[..n * seen], kept);
+            self.probabilities(rows.clone(), keys.clone(), &mut p[..n * seen], kept);
             let go = g.q(rows.clone());
-            gemm(&mut gv, width, 1.0, 1.0, View::new(&p, n, seen).t(), go, Threads::One);
-            gemm(&mut gp, seen, 0.0, 1.0, go, self.v(seen).t(), Threads::One);
+            let start = keys.start * width;
+            gemm(&mut gv[start..], width, 1.0, 1.0, View::new(&p, n, seen).t(), go, Threads::One);
+            gemm(&mut gp, seen, 0.0, 1.0, go, self.v(keys.clone()).t(), Threads::One);
             for (p, gp) in p.chunks_exact(seen).zip(gp.chunks_exact_mut(seen)).take(n) {
                 let sum: f32 = p.iter().zip(&*gp).map(|(p, g)| p * g).sum();
                 gp.iter_mut().zip(p).for_each(|(g, p)| *g = p * (*g - sum));
             }
             gp.iter_mut().zip(&slopes).for_each(|(g, slope)| *g *= slope);
             let (gs, scale) = (View::new(&gp, n, seen), self.heads.scale);
-            let start = rows.start * width;
-            gemm(&mut gq[start..], width, 0.0, scale, gs, self.k(seen), Threads::One);
-            gemm(&mut gk, width, 1.0, scale, gs.t(), self.q(rows), Threads::One);
+            let row = rows.start * width;
+            gemm(&mut gq[row..], width, 0.0, scale, gs, self.k(keys), Threads::One);
+            gemm(&mut gk[start..], width, 1.0, scale, gs.t(), self.q(rows), Threads::One);
         }
         [gq, gk, gv]
     }
@@ -256,6 +337,59 @@ impl Head<'_> {
 mod tests {
     use super::*;
     use crate::executor::ops::testing::{check_gradient, noise};
+
+    fn sight(root: Range<usize>, branch: usize) -> Sight {
+        Sight { root, branch }
+    }
+
+    #[test]
+    fn branches_are_as_if_alone() {
+        // Two trees of different shapes; each branch after its root, as a sequence of its own.
+        let rows = 2 * TILE;
+        let whole = Heads {
+            queries: 2,
+            keys: 1,
+            width: 4,
+            sequence_length: rows,
+            scale: 0.7,
+            window: None,
+            cap: None,
+        };
+        let [q, k, v] =
+            [(1, 8), (2, 4), (3, 4)].map(|(seed, width)| (noise(rows * width, seed), width));
+        let tensor = |(x, width): &(Vec<f32>, usize), picked: &[usize]| {
+            let rows = picked.iter().flat_map(|row| &x[row * width..(row + 1) * width]);
+            Cpu::default().tensor_from_vec(rows.copied().collect(), (picked.len(), *width))
+        };
+        let trees = [(0..5, vec![5..40, 40..41]), (41..110, vec![110..112, 112..rows])];
+        let mut sights = vec![Sight::default(); rows];
+        for (root, branches) in &trees {
+            root.clone().for_each(|row| sights[row] = sight(root.start..root.start, root.start));
+            for branch in branches {
+                branch.clone().for_each(|row| sights[row] = sight(root.clone(), branch.start));
+            }
+        }
+        let sights = Arc::new(sights);
+        let all: Vec<usize> = (0..rows).collect();
+        for window in [None, Some(3), Some(50)] {
+            let whole = Heads { window, ..whole };
+            let [a, b, c] = [&q, &k, &v].map(|x| tensor(x, &all));
+            let found = Cpu::attention(a, b, c, whole, Some(&sights)).unwrap().as_vec();
+            for (root, branches) in &trees {
+                for branch in branches {
+                    let picked: Vec<usize> = root.clone().chain(branch.clone()).collect();
+                    let heads = Heads { sequence_length: picked.len(), ..whole };
+                    let [a, b, c] = [&q, &k, &v].map(|x| tensor(x, &picked));
+                    let alone = Cpu::attention(a, b, c, heads, None).unwrap().as_vec();
+                    for (row, alone) in picked.iter().zip(alone.chunks(8)) {
+                        for (found, alone) in found[row * 8..].iter().zip(alone) {
+                            assert!((found - alone).abs() < 1e-5, "row {row}: {found} {alone}");
+                        }
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
@@ -273,11 +407,15 @@ mod tests {
             let x = Cpu::default().tensor_from_vec(noise(6 * width, seed), (6, width));
             move || x.clone().put_tape(Default::default())
         });
+        // A root of one row, and two branches.
+        let branched = Arc::new(vec![sight(0..0, 0), sight(0..1, 1), sight(0..1, 2)]);
         let capped = Heads { window: Some(2), cap: Some(0.5), ..plain };
         for heads in [plain, capped] {
-            check_gradient((6, 12), |q| Cpu::attention(q, k(), v(), heads));
-            check_gradient((6, 6), |k| Cpu::attention(q(), k, v(), heads));
-            check_gradient((6, 6), |v| Cpu::attention(q(), k(), v, heads));
+            for sights in [None, Some(&branched)] {
+                check_gradient((6, 12), |q| Cpu::attention(q, k(), v(), heads, sights));
+                check_gradient((6, 6), |k| Cpu::attention(q(), k, v(), heads, sights));
+                check_gradient((6, 6), |v| Cpu::attention(q(), k(), v, heads, sights));
+            }
         }
     }
 
@@ -299,7 +437,7 @@ mod tests {
         let v = device.tensor_from_vec((0..length).map(|i| i as f32).collect(), (length, 1));
         for window in [None, Some(TILE + 3)] {
             let heads = Heads { window, ..one };
-            let o = Cpu::attention(zeros.clone(), zeros.clone(), v.clone(), heads).unwrap();
+            let o = Cpu::attention(zeros.clone(), zeros.clone(), v.clone(), heads, None).unwrap();
             for (i, o) in o.as_vec().iter().enumerate() {
                 let first = window.map_or(0, |window| (i + 1).saturating_sub(window));
                 let mean = (first + i) as f32 / 2.0;

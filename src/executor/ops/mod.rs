@@ -25,7 +25,7 @@ use dfdx::{
 
 pub use self::{
     activation::{Activate, Activation},
-    attention::{Attention, Heads},
+    attention::{Attention, Heads, Sight},
     column_squares::ColumnSquares,
     columns::Columns,
     cross_entropy::CrossEntropy,

@@ -1,0 +1,138 @@
+//! Zero-shot accuracy: which choice of a question a model finds likeliest, as lm-eval counts it.
+
+use serde::Serialize;
+
+use super::{likelihood::log_likelihoods, task::Question};
+use crate::{
+    calibration::{self, Tokens},
+    checkpoint::Pruned,
+    executor::ops::Ops,
+    model::{self, Model},
+};
+
+/// How many questions a model answers rightly.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Accuracy {
+    /// The share of questions whose likeliest choice is right.
+    pub acc: f64,
+    /// Its standard error.
+    pub acc_stderr: f64,
+    /// The share of questions whose likeliest choice is right, each choice's log-likelihood being
+    /// divided by its length in characters.
+    pub acc_norm: f64,
+    /// Its standard error.
+    pub acc_norm_stderr: f64,
+    /// How many questions there are.
+    pub questions: usize,
+}
+
+/// Why questions could not be answered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// They cannot be tokenised.
+    #[error(transparent)]
+    Tokens(#[from] calibration::Error),
+    /// The model could not be run.
+    #[error(transparent)]
+    Model(#[from] model::Error),
+}
+
+/// A continuation and what it continues, in tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Request {
+    /// Context and continuation.
+    pub(super) ids: Vec<u32>,
+    /// How many of them are the continuation.
+    pub(super) continuation: usize,
+}
+
+/// The accuracy of the model, as pruning left it. Calls `layer_done` with the share that is done.
+///
+/// # Errors
+/// If the questions cannot be tokenised or the model cannot be run.
+pub fn accuracy<D: Ops>(
+    model: &Model<'_, D>,
+    pruned: &Pruned,
+    questions: &[Question],
+    tokens: &Tokens,
+    layer_done: impl FnMut(f64),
+) -> Result<Accuracy, Error> {
+    let longest = model.longest();
+    let requests = |question: &Question| {
+        let pairs = question.requests.iter();
+        pairs
+            .map(|(context, continuation)| {
+                request(tokens, context, continuation, longest, model.first_token())
+            })
+            .collect::<Result<Vec<_>, _>>()
+    };
+    let requests = questions.iter().map(requests).collect::<Result<Vec<_>, _>>()?;
+    let found = log_likelihoods(model, pruned, &requests, layer_done)?;
+    let right = |choice: fn(f64, usize) -> f64| -> Vec<bool> {
+        let each = questions.iter().zip(&found);
+        each.map(|(question, found)| {
+            let scores = found.iter().zip(&question.lengths);
+            first_highest(scores.map(|(score, length)| choice(*score, *length))) == question.gold
+        })
+        .collect()
+    };
+    let (acc, acc_stderr) = mean(&right(|score, _| score));
+    let (acc_norm, acc_norm_stderr) = mean(&right(|score, length| score / length as f64));
+    Ok(Accuracy { acc, acc_stderr, acc_norm, acc_norm_stderr, questions: questions.len() })
+}
+
+/// The tokens of a request: spaces at the context's end belong to the continuation, and the
+/// continuation is what the tokens of both have beyond the context's own.
+fn request(
+    tokens: &Tokens,
+    context: &str,
+    continuation: &str,
+    longest: usize,
+    prefix: Option<u32>,
+) -> Result<Request, calibration::Error> {
+    let trimmed = context.trim_end();
+    let rest = format!("{}{continuation}", &context[trimmed.len()..]);
+    let (mut ids, start) = if trimmed.is_empty() {
+        (tokens.encode(&rest)?, 0)
+    } else {
+        let start = tokens.encode(trimmed)?.len();
+        (tokens.encode(&format!("{trimmed}{rest}"))?, start)
+    };
+    let continuation = ids.len().saturating_sub(start);
+    // Something must come before the first token that is predicted.
+    if continuation == ids.len() {
+        ids.insert(0, prefix.unwrap_or(0));
+    }
+    let surplus = ids.len().saturating_sub(longest.saturating_add(1));
+    ids.drain(..surplus);
+    Ok(Request { continuation: continuation.min(ids.len() - 1), ids })
+}
+
+fn first_highest(scores: impl Iterator<Item = f64>) -> usize {
+    let mut highest = (0, f64::NEG_INFINITY);
+    for (i, score) in scores.enumerate() {
+        if score > highest.1 {
+            highest = (i, score);
+        }
+    }
+    highest.0
+}
+
+/// The share of the right ones, and its standard error by the sample's deviation.
+fn mean(right: &[bool]) -> (f64, f64) {
+    let count = right.len() as f64;
+    let share = right.iter().filter(|right| **right).count() as f64 / count;
+    (share, (share * (1.0 - share) / (count - 1.0)).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn means_have_the_samples_standard_error() {
+        let (share, error) = mean(&[true, false, true, true]);
+        assert_eq!((share, error), (0.75, 0.25));
+        assert_eq!(first_highest([1.0, 3.0, 3.0].into_iter()), 1);
+    }
+}

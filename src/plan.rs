@@ -7,13 +7,13 @@ use crate::{
     mask::{Pattern, Scope},
 };
 
-/// A group of matrices of one part of a decoder layer, rebuilt as one.
+/// A group of matrices of one decoder layer, rebuilt as one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
     /// What the recipe calls it.
     pub name: String,
-    /// The part whose output error it is judged by.
-    pub part: Part,
+    /// The smallest run of parts that holds it, whose output error it is judged by.
+    pub parts: Vec<Part>,
     /// Its matrices.
     pub members: Vec<Member>,
 }
@@ -21,6 +21,8 @@ pub struct Group {
 /// A matrix of a group.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Member {
+    /// The part that it is in.
+    pub part: Part,
     /// Index into [`Layer::linears`] of the part.
     pub linear: usize,
     /// How it is pruned.
@@ -52,7 +54,10 @@ pub type Block = (String, Vec<String>);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A block names a layer that the model has not.
-    #[error("block `{block}`: the model has no linear layer `{layer}`; it has {known}")]
+    #[error(
+        "block `{block}`: no decoder layer has a linear layer `{layer}`, and only these can be \
+         judged by a decoder layer's output: {known}"
+    )]
     UnknownLayer {
         /// The block.
         block: String,
@@ -61,12 +66,6 @@ pub enum Error {
         /// What there is.
         known: String,
     },
-    /// A block pools layers that have no output in common.
-    #[error(
-        "block `{0}` pools layers of self-attention and of the MLP, which have no output in \
-         common; make a block of each"
-    )]
-    AcrossParts(String),
     /// Everything is excluded.
     #[error("nothing is left to prune: sparsity.exclude matches every matrix of the blocks")]
     Nothing,
@@ -99,7 +98,7 @@ impl Plan {
             let groups = blocks.iter().map(|block| resolve(layer, block, &rule));
             let mut groups = groups.collect::<Result<Vec<_>, _>>()?;
             groups.retain(|group| !group.members.is_empty());
-            groups.sort_by_key(|group| group.part);
+            groups.sort_by(|a, b| a.parts.cmp(&b.parts));
             layers.push(groups);
         }
         if layers.iter().all(Vec::is_empty) {
@@ -113,11 +112,16 @@ impl Plan {
         &'a self,
         decoder: &'a Decoder,
         layer: usize,
-    ) -> impl Iterator<Item = (Part, Member, &'a Linear)> {
-        self.layers[layer].iter().flat_map(move |group| {
-            let linears = decoder.layers[layer].linears(group.part);
-            group.members.iter().map(move |member| (group.part, *member, &linears[member.linear]))
-        })
+    ) -> impl Iterator<Item = (Member, &'a Linear)> {
+        let members = self.layers[layer].iter().flat_map(|group| &group.members);
+        members.map(move |member| (*member, member.of(&decoder.layers[layer])))
+    }
+}
+
+impl Member {
+    /// The matrix in its decoder layer.
+    pub fn of(self, layer: &Layer) -> &Linear {
+        &layer.linears(self.part)[self.linear]
     }
 }
 
@@ -146,16 +150,11 @@ fn resolve(
         })?);
     }
     let parts: BTreeSet<Part> = found.iter().map(|(part, _)| *part).collect();
-    match parts.first() {
-        Some(&part) if parts.len() == 1 => {
-            let linears = layer.linears(part);
-            let members = found.into_iter().filter_map(|(_, linear)| {
-                Some(Member { linear, rule: rule(&linears[linear].weight)? })
-            });
-            Ok(Group { name: name.clone(), part, members: members.collect() })
-        }
-        _ => Err(Error::AcrossParts(name.clone())),
-    }
+    let members = found.into_iter().filter_map(|(part, linear)| {
+        let rule = rule(&layer.linears(part)[linear].weight)?;
+        Some(Member { part, linear, rule })
+    });
+    Ok(Group { name: name.clone(), members: members.collect(), parts: parts.into_iter().collect() })
 }
 
 #[cfg(test)]
@@ -174,8 +173,8 @@ mod tests {
     const RULE: Rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, scope: Scope::Row };
 
     fn group(name: &str, part: Part, members: &[usize]) -> Group {
-        let members = members.iter().map(|&linear| Member { linear, rule: RULE }).collect();
-        Group { name: name.into(), part, members }
+        let members = members.iter().map(|&linear| Member { part, linear, rule: RULE }).collect();
+        Group { name: name.into(), parts: vec![part], members }
     }
 
     fn block(name: &str, layers: &[&str]) -> Block {
@@ -200,8 +199,24 @@ mod tests {
         assert_eq!(first[..], [group("qk", Part::Attention, &[1]), group("down", Part::Mlp, &[2])]);
         assert_eq!(second[0], group("qk", Part::Attention, &[0, 1]));
         let decoder = decoder();
-        let names: Vec<_> = plan.matrices(&decoder, 1).map(|(_, _, linear)| linear.name).collect();
+        let names: Vec<_> = plan.matrices(&decoder, 1).map(|(_, linear)| linear.name).collect();
         assert_eq!(names, ["q_proj", "k_proj", "down_proj"]);
+    }
+
+    #[test]
+    fn a_block_across_parts_comes_between_them() {
+        let blocks = [
+            block("down", &["down_proj"]),
+            block("both", &["gate_proj", "v_proj"]),
+            block("qk", &["q_proj", "k_proj"]),
+        ];
+        let plan = Plan::new(&decoder(), &blocks, |_| Some(RULE)).unwrap();
+        let names: Vec<&str> = plan.layers[0].iter().map(|group| &*group.name).collect();
+        assert_eq!(names, ["qk", "both", "down"]);
+        assert_eq!(plan.layers[0][1].parts, Part::ALL);
+        let members: Vec<_> =
+            plan.layers[0][1].members.iter().map(|m| (m.part, m.linear)).collect();
+        assert_eq!(members, [(Part::Attention, 2), (Part::Mlp, 0)]);
     }
 
     #[test]
@@ -209,7 +224,6 @@ mod tests {
         let error = |blocks: &[Block]| Plan::new(&decoder(), blocks, |_| Some(RULE)).unwrap_err();
         let message = error(&[block("b", &["qproj"])]).to_string();
         assert!(message.contains("`qproj`") && message.contains("q_proj, k_proj"), "{message}");
-        assert_eq!(error(&[block("b", &["o_proj", "up_proj"])]), Error::AcrossParts("b".into()));
         assert_eq!(Plan::new(&decoder(), &[], |_| None), Err(Error::Nothing));
     }
 }

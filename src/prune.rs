@@ -3,14 +3,14 @@
 //! Both are passes over the decoder layers with one layer's weights at a time; only the hidden
 //! states of the calibration samples, and the masks, live from layer to layer.
 
-use std::path::Path;
+use std::{path::Path, slice};
 
 use barber_metric::{LayerStats, Metric, Needs};
 
 use crate::{
     checkpoint::{Dtype, Pruned, Reader},
     executor::{self, Hidden, PartWeights, Statistics, ops::Ops},
-    family::Part,
+    family::{Linear, Part},
     mask::{self, Init, Initial, Mask, Scored},
     model::{self, Model},
     plan::{Group, Member, Plan, Rule},
@@ -133,7 +133,7 @@ pub fn start<D: Ops>(
     let mut pruned = Pruned::default();
     for layer in 0..model.decoder.layers.len() {
         if !needs.inputs() {
-            for (_, Member { rule, .. }, linear) in plan.matrices(&model.decoder, layer) {
+            for (Member { rule, .. }, linear) in plan.matrices(&model.decoder, layer) {
                 let weight = model.values(linear)?;
                 let stats = Statistics::default();
                 let stats = stats.of(&linear.weight, linear.dims, &weight);
@@ -147,12 +147,13 @@ pub fn start<D: Ops>(
         let mut through = stream.clone();
         for part in Part::ALL {
             let weights = model.part(layer, part)?;
-            let matrices = || plan.matrices(&model.decoder, layer).filter(|(of, ..)| *of == part);
-            let members: Vec<usize> = matrices().map(|(_, member, _)| member.linear).collect();
+            let matrices =
+                || plan.matrices(&model.decoder, layer).filter(|(member, _)| member.part == part);
+            let members: Vec<usize> = matrices().map(|(member, _)| member.linear).collect();
             let (statistics, outputs) =
                 executor::inputs(&weights, &through, &members, needs).map_err(what(part))?;
             weights.add(&mut through, outputs).map_err(what(part))?;
-            for (_, Member { linear: i, rule }, linear) in matrices() {
+            for (Member { linear: i, rule, .. }, linear) in matrices() {
                 let weight = weights.linears[i].values();
                 let stats = statistics[i].of(&linear.weight, linear.dims, weight);
                 start.matrix(model.reader, &stats, rule, &mut pruned)?;
@@ -161,7 +162,8 @@ pub fn start<D: Ops>(
         }
         for weights in dense {
             let sparse = model.pruned(layer, &weights, &pruned)?;
-            let outputs = executor::outputs(&sparse, &stream).map_err(what(weights.part))?;
+            let outputs = executor::outputs(slice::from_ref(&sparse), &stream);
+            let outputs = outputs.map_err(what(weights.part))?;
             sparse.add(&mut stream, outputs).map_err(what(weights.part))?;
         }
         event(Event::Layer(layer));
@@ -208,63 +210,85 @@ pub fn rebuild<D: Ops>(
 ) -> Result<Pruned, Error> {
     let mut stream = model.embed(samples)?;
     for (layer, groups) in plan.layers.iter().enumerate() {
-        for part in Part::ALL {
-            let dense = model.part(layer, part)?;
-            let mut outputs = None;
-            for group in groups.iter().filter(|group| group.part == part) {
-                outputs = Some(rebuild_group(
-                    model,
-                    layer,
-                    group,
-                    &dense,
-                    &stream,
-                    settings,
-                    &mut pruned,
-                    event,
-                )?);
+        let across = || groups.iter().filter(|group| group.parts.len() > 1);
+        let mut whole = Vec::new();
+        if across().next().is_some() {
+            for part in Part::ALL {
+                whole.push(model.part(layer, part)?);
             }
+        }
+        for part in Part::ALL {
+            let dense = match whole.get(part as usize) {
+                Some(dense) => dense.clone(),
+                None => model.part(layer, part)?,
+            };
+            let dense = slice::from_ref(&dense);
+            let mut rebuild = |group: &Group, dense: &[PartWeights<D>], pruned: &mut Pruned| {
+                rebuild_group(model, layer, group, dense, &stream, settings, pruned, event)
+            };
+            let mut outputs = None;
+            for group in groups.iter().filter(|group| group.parts == [part]) {
+                outputs = Some(rebuild(group, dense, &mut pruned)?);
+            }
+            if part == Part::ALL[0] {
+                for group in across() {
+                    rebuild(group, &whole, &mut pruned)?;
+                    outputs = None;
+                }
+            }
+            let what = || model::Error::device(format!("layer {layer}, {part:?}"));
             let outputs = match outputs {
                 Some(outputs) => outputs,
-                None => executor::outputs(&model.pruned(layer, &dense, &pruned)?, &stream)
-                    .map_err(model::Error::device(format!("layer {layer}, {part:?}")))?,
+                None => {
+                    let sparse = model.pruned(layer, &dense[0], &pruned)?;
+                    executor::outputs(slice::from_ref(&sparse), &stream).map_err(what())?
+                }
             };
-            dense
-                .add(&mut stream, outputs)
-                .map_err(model::Error::device(format!("layer {layer}, {part:?}")))?;
+            dense[0].add(&mut stream, outputs).map_err(what())?;
         }
         event(Event::Layer(layer));
     }
     Ok(pruned)
 }
 
-/// Rebuilds the masks of one group; returns the part's outputs with them.
+/// Rebuilds the masks of one group; returns the outputs, with them, of the parts that hold it.
 #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
 fn rebuild_group<D: Ops>(
     model: &Model<'_, D>,
     layer: usize,
     group: &Group,
-    dense: &PartWeights<D>,
+    dense: &[PartWeights<D>],
     stream: &[Hidden<D>],
     settings: &Rebuild<'_>,
     pruned: &mut Pruned,
     event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Vec<executor::ops::Matrix<D>>, Error> {
-    let Group { name, members, .. } = group;
+    let Group { name, members, parts } = group;
     let failed = || model::Error::device(format!("layer {layer}, {name}"));
+    let sparse = |pruned: &Pruned| -> Result<Vec<_>, model::Error> {
+        dense.iter().map(|part| model.pruned(layer, part, pruned)).collect()
+    };
     let needs = settings.pipeline.iter().fold(Needs::NOTHING, |n, (_, m)| n.or(m.needs()));
-    let sparse = model.pruned(layer, dense, pruned)?;
-    let matrices: Vec<usize> = members.iter().map(|member| member.linear).collect();
-    let measured = executor::measure(dense, &sparse, stream, &matrices, needs).map_err(failed())?;
+    let linears = |part: &Part| {
+        let members = members.iter().filter(|member| member.part == *part);
+        members.map(|member| member.linear).collect()
+    };
+    let wanted: Vec<Vec<usize>> = parts.iter().map(linears).collect();
+    let measured = executor::measure(dense, &sparse(pruned)?, stream, &wanted, needs);
+    let measured = measured.map_err(failed())?;
+    // Where a member's part is among those measured.
+    let place = |member: &Member| parts.iter().position(|part| *part == member.part).unwrap_or(0);
+    let statistics: Vec<_> =
+        members.iter().map(|member| &measured.statistics[place(member)][member.linear]).collect();
     if !measured.loss.is_finite() {
         let (group, loss) = (name.clone(), measured.loss);
         return Err(Error::NotFinite { layer, group, loss });
     }
 
-    let linears = model.decoder.layers[layer].linears(group.part);
     let mut scored = Vec::new();
-    for &Member { linear: i, rule } in members {
-        let tensor = &linears[i].weight;
-        let dims = linears[i].dims;
+    for (member, statistics) in members.iter().zip(&statistics) {
+        let Linear { weight: tensor, dims, .. } = member.of(&model.decoder.layers[layer]);
+        let dims = *dims;
         // A matrix of the group always has a mask: the plan that started it is this one.
         let mask = pruned.masks.remove(tensor).unwrap_or_else(|| Mask::kept_everywhere(dims));
         // What the initialiser made of the weights still gave the target above.
@@ -272,10 +296,11 @@ fn rebuild_group<D: Ops>(
             pruned.restore(tensor);
         }
         let changed = pruned.values(tensor)?;
-        let weight = changed.as_deref().unwrap_or_else(|| dense.linears[i].values());
-        let stats = measured.statistics[i].of(tensor, dims, weight);
+        let dense = &dense[place(member)].linears[member.linear];
+        let weight = changed.as_deref().unwrap_or_else(|| dense.values());
+        let stats = statistics.of(tensor, dims, weight);
         let scores = score(settings.pipeline, &LayerStats { mask: &mask.to_bools(), ..stats })?;
-        scored.push((tensor, rule, scores, mask));
+        scored.push((tensor, member.rule, scores, mask));
     }
     let mut swaps = vec![0; scored.len()];
     for (i, Member { rule, .. }) in members.iter().enumerate() {
@@ -304,8 +329,7 @@ fn rebuild_group<D: Ops>(
         });
         pruned.masks.insert(tensor.clone(), mask);
     }
-    let sparse = model.pruned(layer, dense, pruned)?;
-    let outputs = executor::outputs(&sparse, stream).map_err(failed())?;
+    let outputs = executor::outputs(&sparse(pruned)?, stream).map_err(failed())?;
     let report = GroupReport {
         layer,
         group: name.clone(),
@@ -313,7 +337,6 @@ fn rebuild_group<D: Ops>(
         error_after: executor::loss(&outputs, &measured.outputs).map_err(failed())?,
         matrices: reports,
     };
-    let statistics: Vec<_> = matrices.iter().map(|&i| &measured.statistics[i]).collect();
     event(Event::Group(&report, &statistics));
     Ok(outputs)
 }

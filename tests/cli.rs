@@ -144,6 +144,32 @@ fn sparsegpt_changes_weights_only_where_it_is_asked_to() {
 }
 
 #[test]
+fn a_block_may_be_a_whole_decoder_layer() {
+    let all = "'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'";
+    let layer = format!("blocks=[{{ name = 'layer', layers = [{all}] }}]");
+    let (report, found) = pruned(&[&layer, "rebuild.scope=group"]);
+    let groups = report["groups"].as_array().unwrap();
+    assert_eq!(groups.len(), 2);
+    assert_eq!(groups[0]["matrices"].as_array().unwrap().len(), 7);
+    for group in groups {
+        let [before, after] = ["error_before", "error_after"].map(|e| group[e].as_f64().unwrap());
+        assert!(after < before, "{before} {after}");
+    }
+    check_sparse(&tensors(Path::new(util::TINY)), &found, 0.5);
+
+    // Split otherwise, and in part left out.
+    let split = "blocks=[{ name = 'qk', layers = ['q_proj', 'k_proj'] }, \
+                 { name = 'v to down', layers = ['v_proj', 'down_proj'] }, \
+                 { name = 'up', layers = ['up_proj'] }]";
+    let (report, found) = pruned(&[split]);
+    let names = |group: &Value| group["group"].as_str().unwrap().to_owned();
+    let names: Vec<String> = report["groups"].as_array().unwrap().iter().map(names).collect();
+    assert_eq!(names, ["qk", "v to down", "up", "qk", "v to down", "up"]);
+    let o = "model.layers.0.self_attn.o_proj.weight";
+    assert_eq!(found[o], tensors(Path::new(util::TINY))[o]);
+}
+
+#[test]
 fn overrides_prune_some_tensors_otherwise() {
     let overrides = "override=[{ tensors = '*.down_proj', pattern = '1:4', scope = 'row' }, \
                      { tensors = ['*.layers.1.self_attn.*'], ratio = 0.25 }]";
@@ -401,8 +427,8 @@ fn what_is_wrong_with_a_recipe_is_said() {
         ("rebuild.alpha=2", "rebuild.alpha"),
         ("metric=[{ use = 'weight-gradiant' }]", "did you mean `weight-gradient`"),
         ("metric=[{ use = 'magnitude', pwoer = 2 }]", "did you mean `power`"),
-        ("blocks=[{ name = 'all', layers = ['q_proj', 'up_proj'] }]", "`all` pools layers"),
-        ("blocks=[{ name = 'a', layers = ['fc1'] }]", "no linear layer `fc1`"),
+        ("blocks=[{ name = 'a', layers = ['fc1'] }]", "no decoder layer has a linear layer `fc1`"),
+        ("blocks=[{ name = 'a', layers = ['lm_head'] }]", "judged by a decoder layer's output"),
         ("override=[{ tensors = '*.fc1', ratio = 0.1 }]", "called like `model.layers.0"),
     ] {
         fails(dir.path(), &[set], 2, &[expected]);

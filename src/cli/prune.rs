@@ -239,7 +239,7 @@ fn plan_size(plan: &Plan, model: &Model<'_, Cpu>) -> String {
     let layers = 0..plan.layers.len();
     let weights: usize = layers
         .flat_map(|layer| plan.matrices(&model.decoder, layer))
-        .map(|(_, _, linear)| linear.dims.len())
+        .map(|(_, linear)| linear.dims.len())
         .sum();
     format!("{weights} weights")
 }

@@ -1,5 +1,7 @@
 //! Perplexity over segments of a text, each on its own; a segment's first token is not predicted.
 
+use std::slice;
+
 use serde::Serialize;
 
 use super::head::Head;
@@ -100,7 +102,7 @@ pub(super) fn hidden<D: Ops>(
     for layer in 0..layers {
         for part in Part::ALL {
             let weights = model.pruned(layer, &model.part(layer, part)?, pruned)?;
-            let outputs = executor::outputs(&weights, &stream);
+            let outputs = executor::outputs(slice::from_ref(&weights), &stream);
             outputs
                 .and_then(|outputs| weights.add(&mut stream, outputs))
                 .map_err(Error::device(format!("layer {layer}, {part:?}")))?;

@@ -67,7 +67,7 @@ impl<D: Ops> PartWeights<D> {
     }
 
     /// The hidden states after the part.
-    fn residual<T: Tape<f32, D> + 'static>(
+    pub(super) fn residual<T: Tape<f32, D> + 'static>(
         &self,
         states: Matrix<D>,
         output: Matrix<D, T>,

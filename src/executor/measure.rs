@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use barber_metric::{Dims, LayerStats, Needs};
 use dfdx::{
-    tensor::{OwnedTape, PutTape, SplitTape},
+    tensor::{OwnedTape, PutTape, SplitTape, Tape},
     tensor_ops::Backward,
 };
 use rayon::prelude::*;
@@ -44,68 +44,100 @@ impl Statistics {
 /// What [`measure`] finds.
 #[derive(Debug)]
 pub struct Measured<D: Ops> {
-    /// Mean over samples of the squared error between the dense and the sparse part's outputs.
+    /// Mean over samples of the squared error between the dense and the sparse outputs.
     pub loss: f64,
-    /// One per linear layer.
-    pub statistics: Vec<Statistics>,
-    /// The dense part's outputs, one per sample.
+    /// One per linear layer of each part.
+    pub statistics: Vec<Vec<Statistics>>,
+    /// The dense outputs, one per sample.
     pub outputs: Vec<Matrix<D>>,
 }
 
-/// Runs `dense` and `sparse`, the same part, on each sample's hidden states, and gathers what is
-/// needed of the layers in `members`. The gradients are those of a sample's mean squared error
-/// with respect to the dense weights; they are squared sample by sample, then averaged
-/// (LLM-Barber, arXiv 2408.10631).
+/// The output of a run of parts: one part's own, without the residual; or the hidden states after
+/// several. `input` is the first part's normalised input. `seen` gets the index of a part too.
+fn run<D: Ops, T: Tape<f32, D> + 'static>(
+    parts: &[PartWeights<D>],
+    sample: &Hidden<D>,
+    input: Matrix<D, T>,
+    seen: &mut dyn FnMut(usize, &[usize], &Matrix<D, T>) -> Result<(), D::Err>,
+) -> Result<Matrix<D, T>, D::Err> {
+    let positions = &sample.positions;
+    let output = forward(&parts[0], positions, input, InputGradient::Skipped, &mut |layers, x| {
+        seen(0, layers, x)
+    })?;
+    if parts.len() == 1 {
+        return Ok(output);
+    }
+    let mut states = parts[0].residual(sample.states.clone(), output)?;
+    for (i, part) in parts.iter().enumerate().skip(1) {
+        let (x, tape) = states.split_tape();
+        let input = part.normalise(x.clone().put_tape(tape))?;
+        let output = forward(part, positions, input, InputGradient::Wanted, &mut |layers, x| {
+            seen(i, layers, x)
+        })?;
+        states = part.residual(x, output)?;
+    }
+    Ok(states)
+}
+
+/// Runs `dense` and `sparse`, the same run of parts, on each sample's hidden states, and gathers
+/// what is needed of the layers in `members`, a list for each part. The gradients are those of a
+/// sample's mean squared error with respect to the dense weights; they are squared sample by sample,
+/// then averaged (LLM-Barber, arXiv 2408.10631).
 ///
 /// # Errors
 /// If the device has not enough memory.
 pub fn measure<D: Ops>(
-    dense: &PartWeights<D>,
-    sparse: &PartWeights<D>,
+    dense: &[PartWeights<D>],
+    sparse: &[PartWeights<D>],
     samples: &[Hidden<D>],
-    members: &[usize],
+    members: &[Vec<usize>],
     needs: Needs,
 ) -> Result<Measured<D>, D::Err> {
-    let mut traced = dense.clone();
+    let mut traced = dense.to_vec();
     if needs.squared_gradient {
-        for &i in members {
-            traced.linears[i] = traced.linears[i].traced()?;
+        for (part, members) in traced.iter_mut().zip(members) {
+            for &i in members {
+                part.linears[i] = part.linears[i].traced()?;
+            }
         }
     }
-    let mut squares = vec![Vec::new(); dense.linears.len()];
-    let mut inputs = InputSums::new(needs);
+    let none = |part: &PartWeights<D>| vec![Vec::new(); part.linears.len()];
+    let mut squares: Vec<Vec<Vec<f32>>> = dense.iter().map(none).collect();
+    let mut inputs: Vec<_> = dense.iter().map(|_| InputSums::new(needs)).collect();
     let (mut losses, mut outputs) = (0.0, Vec::with_capacity(samples.len()));
-    let mut seen =
-        |layers: &[usize], x: &Matrix<D, OwnedTape<f32, D>>| inputs.add(layers, members, x);
+    let mut seen = |part: usize, layers: &[usize], x: &Matrix<D, OwnedTape<f32, D>>| {
+        inputs[part].add(layers, &members[part], x)
+    };
     for sample in samples {
-        let input = dense.normalise(sample.states.clone())?;
-        let target = forward(
-            sparse,
-            &sample.positions,
-            input.clone(),
-            InputGradient::Skipped,
-            &mut |_, _| Ok(()),
-        )?;
+        let input = dense[0].normalise(sample.states.clone())?;
+        let target = run(sparse, sample, input.clone(), &mut |_, _, _| Ok(()))?;
         let input = input.put_tape(OwnedTape::default());
-        let output = forward(&traced, &sample.positions, input, InputGradient::Skipped, &mut seen)?;
+        let output = run(&traced, sample, input, &mut seen)?;
         let (output, tape) = output.split_tape();
         outputs.push(output.clone());
         let loss = D::squared_error(output.put_tape(tape), &target)?;
         losses += f64::from(scalar(&loss));
         if needs.squared_gradient {
             let mut gradients = loss.try_backward()?;
-            for &i in members {
-                if let Some(gradient) = D::take_gradient(&mut gradients, &traced.linears[i])? {
-                    add_squares(&mut squares[i], &gradient);
+            for (part, members) in members.iter().enumerate() {
+                for &i in members {
+                    let weight = &traced[part].linears[i];
+                    if let Some(gradient) = D::take_gradient(&mut gradients, weight)? {
+                        add_squares(&mut squares[part][i], &gradient);
+                    }
                 }
             }
         }
     }
-    let mut statistics = vec![Statistics::default(); dense.linears.len()];
-    for (squares, statistics) in squares.into_iter().zip(&mut statistics) {
-        statistics.squared_gradient = mean(squares, samples.len());
+    let mut statistics = Vec::with_capacity(dense.len());
+    for (squares, inputs) in squares.into_iter().zip(inputs) {
+        let squares = squares.into_iter().map(|squares| mean(squares, samples.len()));
+        let mut found: Vec<_> = squares
+            .map(|squared_gradient| Statistics { squared_gradient, ..Statistics::default() })
+            .collect();
+        inputs.finish(samples.len(), &mut found);
+        statistics.push(found);
     }
-    inputs.finish(samples.len(), &mut statistics);
     Ok(Measured { loss: losses / samples.len() as f64, statistics, outputs })
 }
 
@@ -123,34 +155,29 @@ pub fn inputs<D: Ops>(
     let mut sums = InputSums::new(needs);
     let mut outputs = Vec::with_capacity(samples.len());
     for sample in samples {
-        outputs.push(forward(
-            weights,
-            &sample.positions,
-            weights.normalise(sample.states.clone())?,
-            InputGradient::Skipped,
-            &mut |layers, x| sums.add(layers, members, x),
-        )?);
+        let input = weights.normalise(sample.states.clone())?;
+        let parts = std::slice::from_ref(weights);
+        outputs.push(run(parts, sample, input, &mut |_, layers, x| sums.add(layers, members, x))?);
     }
     let mut statistics = vec![Statistics::default(); weights.linears.len()];
     sums.finish(samples.len(), &mut statistics);
     Ok((statistics, outputs))
 }
 
-/// A part's outputs on each sample's hidden states.
+/// The outputs of a run of parts on each sample's hidden states: one part's own, without the
+/// residual; or the hidden states after several.
 ///
 /// # Errors
 /// If the device has not enough memory.
 pub fn outputs<D: Ops>(
-    weights: &PartWeights<D>,
+    parts: &[PartWeights<D>],
     samples: &[Hidden<D>],
 ) -> Result<Vec<Matrix<D>>, D::Err> {
-    samples
-        .iter()
-        .map(|Hidden { states, positions }| {
-            let input = weights.normalise(states.clone())?;
-            forward(weights, positions, input, InputGradient::Skipped, &mut |_, _| Ok(()))
-        })
-        .collect()
+    let each = samples.iter().map(|sample| {
+        let input = parts[0].normalise(sample.states.clone())?;
+        run(parts, sample, input, &mut |_, _, _| Ok(()))
+    });
+    each.collect()
 }
 
 /// The mean over samples of the mean squared difference between outputs and targets.

@@ -1,0 +1,59 @@
+//! Blocks that pool matrices of self-attention and the MLP: their gradients are those of the whole
+//! decoder layer's output error.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+
+use barber_metric::Needs;
+use dfdx::tensor::Cpu;
+use llm_barber::{
+    checkpoint::{Pruned, Reader},
+    executor::{self, PartWeights},
+    family::Part,
+    mask::Mask,
+    model::Model,
+};
+
+#[test]
+fn gradients_across_parts_are_those_of_finite_differences() {
+    // Norms before, after the residual, and on both sides of a part.
+    for name in ["f32", "opt-norm-after", "gemma2"] {
+        let reader = Reader::open(&Path::new("tests/fixtures/logits").join(name)).unwrap();
+        let model = Model::new(&reader, Cpu::default()).unwrap();
+        let mut pruned = Pruned::default();
+        for linear in model.decoder.linears() {
+            let mask = Mask::from_fn(linear.dims, |i| i % 3 != 0);
+            pruned.masks.insert(linear.weight.clone(), mask);
+        }
+        let dense: Vec<_> = Part::ALL.iter().map(|part| model.part(0, *part).unwrap()).collect();
+        let sparse: Vec<_> =
+            dense.iter().map(|part| model.pruned(0, part, &pruned).unwrap()).collect();
+        let samples = model.embed(&[(0..12).collect()]).unwrap();
+        let members = [vec![0, 1], vec![0, 1]];
+        let needs = Needs::SQUARED_GRADIENT;
+        let measured = executor::measure(&dense, &sparse, &samples, &members, needs).unwrap();
+        let target = executor::outputs(&sparse, &samples).unwrap();
+        let loss = |parts: &[PartWeights<Cpu>]| {
+            executor::loss(&executor::outputs(parts, &samples).unwrap(), &target).unwrap()
+        };
+        assert!((loss(&dense) / measured.loss - 1.0).abs() < 1e-5);
+        for (part, members) in members.iter().enumerate() {
+            for &member in members {
+                let found = measured.statistics[part][member].squared_gradient.as_ref().unwrap();
+                let largest = found.iter().copied().fold(0.0, f32::max);
+                let at = found.iter().position(|square| *square == largest).unwrap();
+                let shifted = |h: f32| {
+                    let mut parts = dense.clone();
+                    let mut values = dense[part].linears[member].values().to_vec();
+                    values[at] += h;
+                    parts[part].linears[member] = dense[part].linears[member].with_values(values);
+                    loss(&parts)
+                };
+                let slope = (shifted(1e-2) - shifted(-1e-2)) / 2e-2;
+                let gradient = f64::from(largest.sqrt());
+                let off = (slope.abs() / gradient - 1.0).abs();
+                assert!(off < 2e-2, "{name}, {part}, {member}: {slope} {gradient}");
+            }
+        }
+    }
+}

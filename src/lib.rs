@@ -12,6 +12,7 @@ pub mod cli;
 pub mod evaluate;
 pub mod executor;
 pub mod family;
+pub mod hub;
 pub mod mask;
 pub mod model;
 pub mod plan;

@@ -12,6 +12,7 @@ use crate::{
     calibration::{Text, Tokens, segments},
     checkpoint::{Pruned, Reader},
     evaluate::{Accuracy, Perplexity, Question, TASKS, Task, accuracy, perplexity},
+    hub::locate,
     model::Model,
 };
 
@@ -21,8 +22,11 @@ use crate::{
 /// length (acc_norm), as lm-eval counts it.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// The checkpoint: a directory in the Hugging Face layout.
+    /// The checkpoint: a directory in the Hugging Face layout, or `owner/name` on the hub.
     dir: PathBuf,
+    /// The branch, tag or commit of a model on the hub; main if left out.
+    #[arg(long, value_name = "NAME")]
+    revision: Option<String>,
     /// A text: a text file; or JSON Lines or Parquet, whose records are documents. Text and JSON
     /// Lines may be compressed with gzip or Zstandard. May be repeated.
     #[arg(long = "text", value_name = "FILE", required_unless_present = "tasks")]
@@ -57,7 +61,9 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let Arguments { dir, sequence_length, segments: limit, json, .. } = arguments;
-    let reader = Reader::open(dir)?;
+    let new = |file: &str, bytes| bar(file, bytes, *json);
+    let located = locate(dir, arguments.revision.as_deref(), &new)?;
+    let reader = Reader::open(&located.dir)?;
     let model = Model::new(&reader, Cpu::default())?;
     let tokens = tokens(&model, !arguments.no_special_tokens);
     let mut texts = Vec::new();

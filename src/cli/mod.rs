@@ -13,7 +13,8 @@ use clap::{Parser, Subcommand};
 use miette::Report;
 
 use crate::{
-    calibration, checkpoint, evaluate as evaluation, model, plan, prune as pruning, recipe, records,
+    calibration, checkpoint, evaluate as evaluation, hub, model, plan, prune as pruning, recipe,
+    records,
 };
 
 /// Prunes large language models from a declarative recipe.
@@ -41,6 +42,8 @@ enum Error {
     Recipe(#[from] recipe::RecipeError),
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
+    #[error(transparent)]
+    Hub(#[from] hub::Error),
     #[error(transparent)]
     Calibration(#[from] calibration::Error),
     #[error(transparent)]

@@ -19,6 +19,7 @@ use crate::{
     calibration::{Samples, Text, samples, segments},
     checkpoint::{Output, Pruned, Reader, digest},
     evaluate::{Accuracy, Perplexity, Task},
+    hub::locate,
     model::Model,
     plan::Plan,
     prune::{Event, GroupReport, Rebuild, Start, rebuild, start},
@@ -57,7 +58,9 @@ fn timed<T>(
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let loaded = load(&arguments.recipe, &arguments.sets)?;
     let (recipe, quiet) = (&loaded.recipe, arguments.json);
-    let reader = Reader::open(&recipe.model.path)?;
+    let new = |file: &str, bytes| bar(file, bytes, quiet);
+    let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
+    let reader = Reader::open(&located.dir)?;
     let model = Model::new(&reader, Cpu::default())?;
     let plan = plan(&loaded, &model)?;
     let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
@@ -142,7 +145,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         seconds,
         inputs: digests(recipe, &reader)?,
     };
-    finish(recipe, &summary, output)?;
+    let mut resolved = recipe.clone();
+    resolved.model.revision = located.commit;
+    finish(resolved, &summary, output)?;
     if arguments.json {
         println!("{}", serde_json::to_string(&summary).map_err(|e| Error::Report(e.to_string()))?);
     } else {
@@ -311,11 +316,11 @@ fn digests(recipe: &Recipe, reader: &Reader) -> Result<BTreeMap<PathBuf, String>
 }
 
 /// Adds the report and the resolved recipe, and gives the output its name.
-fn finish(recipe: &Recipe, summary: &Summary, output: Output) -> Result<(), Error> {
+fn finish(recipe: Recipe, summary: &Summary, output: Output) -> Result<(), Error> {
     let report = |e: &dyn std::fmt::Display| Error::Report(e.to_string());
     let json = serde_json::to_string_pretty(summary).map_err(|e| report(&e))?;
     output.add_file("barber-report.json", format!("{json}\n").as_bytes())?;
-    let resolved = recipe.clone().absolute().map_err(|e| report(&e))?;
+    let resolved = recipe.absolute().map_err(|e| report(&e))?;
     let resolved = resolved.to_toml().map_err(|e| report(&e))?;
     output.add_file("barber-recipe.toml", resolved.as_bytes())?;
     output.finish()?;

@@ -12,7 +12,10 @@ use super::{
     rules,
     text::Text,
 };
-use crate::evaluate::{TASKS, Task};
+use crate::{
+    evaluate::{TASKS, Task},
+    hub::is_name,
+};
 
 /// A resolved recipe, and where each of its values comes from.
 #[derive(Debug)]
@@ -120,7 +123,11 @@ pub fn load_text(
     let dir = path.parent().unwrap_or(Path::new(""));
     for (key, path) in recipe.paths_mut() {
         if source.is_from_file(&super::error::segments(&key)) {
-            *path = dir.join(&*path);
+            let joined = dir.join(&*path);
+            // A model's name on the hub has the form of a path.
+            if key != "model.path" || joined.is_dir() || !is_name(path) {
+                *path = joined;
+            }
         }
     }
     let loaded = Loaded { recipe, source };

@@ -9,6 +9,7 @@ use serde::{
 };
 
 use super::{Dtype, Init, Pattern, Scope, Selection, Stage, Text};
+use crate::hub::is_name;
 
 /// A pruning experiment, whole: who reads it knows what will happen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -62,8 +63,12 @@ impl Default for Recipe {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
-    /// The Hugging Face directory of the dense checkpoint. Every recipe needs it.
+    /// The dense checkpoint: a directory in the Hugging Face layout, or `owner/name` on the hub.
+    /// Every recipe needs it.
     pub path: PathBuf,
+    /// The branch, tag or commit of a model on the hub. Left out: `main`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
 }
 
 /// The text that statistics are gathered on.
@@ -274,7 +279,7 @@ impl Recipe {
     /// If the current directory cannot be told.
     pub fn absolute(mut self) -> std::io::Result<Self> {
         for (_, path) in self.paths_mut() {
-            if !path.as_os_str().is_empty() {
+            if !path.as_os_str().is_empty() && (path.is_dir() || !is_name(path)) {
                 *path = std::path::absolute(&path)?;
             }
         }

@@ -30,8 +30,12 @@ pub(crate) fn run(program: &Path, arguments: &[&str]) -> Run {
             command.env_remove(name);
         }
     }
-    let Output { status, stdout, stderr } =
-        command.args(arguments).env("NO_COLOR", "1").output().unwrap();
+    output(command.args(arguments))
+}
+
+/// Runs a command to its end.
+pub(crate) fn output(command: &mut Command) -> Run {
+    let Output { status, stdout, stderr } = command.env("NO_COLOR", "1").output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Run { status: status.code().unwrap(), stdout: text(stdout), stderr: text(stderr) }
 }

@@ -9,6 +9,7 @@
 pub mod calibration;
 pub mod checkpoint;
 pub mod cli;
+pub mod estimate;
 pub mod evaluate;
 pub mod executor;
 pub mod family;

@@ -108,7 +108,7 @@ impl<'a, D: Ops> Model<'a, D> {
             inner: match &of.inner {
                 Inner::Attention(attention) => {
                     let norms = match &attention.head_norms {
-                        Some([q, k]) => Some([self.norm(q)?, self.norm(k)?]),
+                        Some([q, k]) => Some(Box::new([self.norm(q)?, self.norm(k)?])),
                         None => None,
                     };
                     executor::Inner::Attention(attention.clone(), norms)

@@ -170,6 +170,38 @@ fn a_block_may_be_a_whole_decoder_layer() {
 }
 
 #[test]
+fn a_recipe_is_checked_without_running_it() {
+    let arguments = [
+        "check",
+        "recipes/quickstart.toml",
+        "--set",
+        "sparsity.ratio=0.6",
+        "--set",
+        "override=[{ tensors = '*.0.mlp.*', ratio = 0.3 }]",
+    ];
+    let run = barber(&arguments);
+    succeeds(&run);
+    for expected in [
+        "# --set sparsity.ratio=0.6",
+        "# recipes/quickstart.toml line",
+        "mask.init = \"magnitude\"",
+        "seed = 0",
+        "# default",
+        "q_proj.weight [48, 48], unstructured, 60.0% pruned, scope group; layers 0-2",
+        "up_proj.weight [112, 48], unstructured, 30.0% pruned, scope group; layer 0",
+        "memory    about",
+        "FLOP of matrix products to prune",
+    ] {
+        assert!(run.stdout.contains(expected), "no {expected:?} in {}", run.stdout);
+    }
+    assert!(!Path::new("out/quickstart.partial").exists());
+    assert_eq!(
+        barber(&["check", "recipes/quickstart.toml", "--set", "sparsity.ratoi=1"]).status,
+        2
+    );
+}
+
+#[test]
 fn overrides_prune_some_tensors_otherwise() {
     let overrides = "override=[{ tensors = '*.down_proj', pattern = '1:4', scope = 'row' }, \
                      { tensors = ['*.layers.1.self_attn.*'], ratio = 0.25 }]";

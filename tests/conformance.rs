@@ -2,6 +2,7 @@
 //! has the checkpoint, the calibration tokens and, per case, the recorded masks, mean squared
 //! gradients and losses.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "figures for whoever runs it with --nocapture")]
 
 use std::path::Path;
 

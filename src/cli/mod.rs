@@ -1,6 +1,7 @@
 //! The command line: arguments and printing. It knows everything, and nothing knows it.
 #![allow(clippy::print_stdout, reason = "printing is what a command line does")]
 
+mod check;
 mod evaluate;
 mod metrics;
 mod progress;
@@ -27,6 +28,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show what a recipe means and what it will take, without running it.
+    Check(check::Arguments),
     /// Prune a checkpoint as a recipe says.
     Prune(prune::Arguments),
     /// Measure a checkpoint's perplexity on texts, and its accuracy on tasks.
@@ -92,6 +95,7 @@ pub fn main() -> ExitCode {
     // The exit status of a usage error is 2, clap's own.
     let Arguments { command } = Arguments::parse();
     let result = match command {
+        Command::Check(arguments) => check::run(&arguments),
         Command::Prune(arguments) => prune::run(&arguments),
         Command::Eval(arguments) => evaluate::run(&arguments),
         Command::Metrics => metrics::run(),

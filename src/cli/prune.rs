@@ -6,6 +6,7 @@ use std::{
     time::Instant,
 };
 
+use barber_metric::Needs;
 use dfdx::tensor::Cpu;
 
 use super::{
@@ -156,7 +157,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
-fn plan(loaded: &Loaded, model: &Model<'_, Cpu>) -> Result<Plan, Error> {
+pub(super) fn plan(loaded: &Loaded, model: &Model<'_, Cpu>) -> Result<Plan, Error> {
     let blocks = loaded.recipe.blocks.iter();
     let blocks: Vec<_> = blocks.map(|block| (block.name.clone(), block.layers.clone())).collect();
     let rules = loaded.rules(model.decoder.linears().map(|linear| linear.weight.as_str()))?;
@@ -178,9 +179,9 @@ fn calibrate(recipe: &Recipe, model: &Model<'_, Cpu>) -> Result<Vec<Vec<u32>>, E
     Ok(samples(&text, wanted, &tokens(model, *special_tokens))?)
 }
 
-type Texts = Vec<(Text, Vec<Vec<u32>>)>;
+pub(super) type Texts = Vec<(Text, Vec<Vec<u32>>)>;
 
-fn texts(recipe: &Recipe, model: &Model<'_, Cpu>) -> Result<Texts, Error> {
+pub(super) fn texts(recipe: &Recipe, model: &Model<'_, Cpu>) -> Result<Texts, Error> {
     let Evaluate { perplexity, sequence_length, segments: limit, special_tokens, .. } =
         &recipe.evaluate;
     let tokens = tokens(model, *special_tokens);
@@ -296,6 +297,15 @@ fn rebuilt_masks(
     });
     bar.finish_and_clear();
     Ok(pruned?)
+}
+
+/// What the metrics of the rebuild need, if there is one.
+pub(super) fn calibration_needs(loaded: &Loaded) -> Result<Option<Needs>, Error> {
+    if loaded.recipe.rebuild.is_none() {
+        return Ok(None);
+    }
+    let stages = loaded.pipeline()?;
+    Ok(Some(stages.iter().fold(Needs::NOTHING, |needs, (_, stage)| needs.or(stage.needs()))))
 }
 
 fn digests(recipe: &Recipe, reader: &Reader) -> Result<BTreeMap<PathBuf, String>, Error> {

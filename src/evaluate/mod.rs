@@ -8,6 +8,6 @@ mod task;
 
 pub use self::{
     accuracy::{Accuracy, Error, accuracy},
-    perplexity::{Perplexity, logits, perplexity},
+    perplexity::{Perplexity, STATES, logits, perplexity},
     task::{Question, TASKS, Task},
 };

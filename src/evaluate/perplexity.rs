@@ -28,7 +28,7 @@ pub struct Perplexity {
 
 /// Hidden states, in numbers, that are held at a time: 256 MiB. More segments run in several
 /// passes over the layers.
-pub(super) const STATES: usize = 1 << 26;
+pub const STATES: usize = 1 << 26;
 
 /// The perplexity of the model, as pruning left it, on segments of at least two tokens. Calls
 /// `layer_done` with the share that is done after each decoder layer.

@@ -29,7 +29,7 @@ pub struct PartWeights<D: Ops> {
 #[derive(Clone, Debug)]
 pub enum Inner<D: Ops> {
     /// Causal attention, with the norms of queries and keys.
-    Attention(Attention, Option<[Norm<D>; 2]>),
+    Attention(Attention, Option<Box<[Norm<D>; 2]>>),
     /// activation(gate) · up.
     Gated(Activation),
     /// The activation.
@@ -106,7 +106,7 @@ pub fn forward<D: Ops, T: Tape<f32, D> + 'static>(
             let (q, k) =
                 (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
             let [mut q, mut k, v] = split(projections, [q, k, k])?;
-            if let Some([q_norm, k_norm]) = norms {
+            if let Some([q_norm, k_norm]) = norms.as_deref() {
                 q = D::normalise(q, q_norm)?;
                 k = D::normalise(k, k_norm)?;
             }

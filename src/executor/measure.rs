@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use barber_metric::{Dims, LayerStats, Needs};
 use dfdx::{
-    tensor::{OwnedTape, PutTape, SplitTape, Tape},
+    tensor::{HasErr, OwnedTape, PutTape, SplitTape, Tape},
     tensor_ops::Backward,
 };
 use rayon::prelude::*;
@@ -52,13 +52,17 @@ pub struct Measured<D: Ops> {
     pub outputs: Vec<Matrix<D>>,
 }
 
+/// [`Seen`](super::Seen), with the index of the part.
+type SeenIn<'a, D, T> =
+    dyn FnMut(usize, &[usize], &Matrix<D, T>) -> Result<(), <D as HasErr>::Err> + 'a;
+
 /// The output of a run of parts: one part's own, without the residual; or the hidden states after
 /// several. `input` is the first part's normalised input. `seen` gets the index of a part too.
 fn run<D: Ops, T: Tape<f32, D> + 'static>(
     parts: &[PartWeights<D>],
     sample: &Hidden<D>,
     input: Matrix<D, T>,
-    seen: &mut dyn FnMut(usize, &[usize], &Matrix<D, T>) -> Result<(), D::Err>,
+    seen: &mut SeenIn<'_, D, T>,
 ) -> Result<Matrix<D, T>, D::Err> {
     let positions = &sample.positions;
     let output = forward(&parts[0], positions, input, InputGradient::Skipped, &mut |layers, x| {
@@ -146,6 +150,7 @@ pub fn measure<D: Ops>(
 ///
 /// # Errors
 /// If the device has not enough memory.
+#[expect(clippy::type_complexity, reason = "one per linear layer, and one per sample")]
 pub fn inputs<D: Ops>(
     weights: &PartWeights<D>,
     samples: &[Hidden<D>],

@@ -128,7 +128,9 @@ impl Block<'_> {
         let each = values.par_chunks_mut(columns).zip(kept.par_chunks_mut(columns));
         each.zip(errors.par_chunks_mut(self.width())).for_each(|((values, kept), errors)| {
             for j in self.start..self.end {
-                if let Some(Tile { n, m }) = tile.filter(|tile| (j - self.start) % tile.m == 0) {
+                if let Some(Tile { n, m }) =
+                    tile.filter(|tile| (j - self.start).is_multiple_of(tile.m))
+                {
                     self.choose_in_tile(&values[j..j + m], &mut kept[j..j + m], m - n, j);
                 }
                 if kept[j] {

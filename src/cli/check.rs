@@ -1,0 +1,194 @@
+//! `barber check`: what a recipe means, without running it.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use dfdx::tensor::Cpu;
+use serde_json::Value;
+
+use super::{
+    Error,
+    prune::{calibration_needs, plan},
+    show,
+};
+use crate::{
+    checkpoint::Reader,
+    estimate::{Run, estimate},
+    evaluate::STATES,
+    hub::locate,
+    model::Model,
+    plan::Plan,
+    recipe::{Loaded, load},
+};
+
+/// Resolves a recipe without running it: each value and where it comes from, the groups and tensors
+/// that it matches, and about how much memory and work it will take. A model on the hub is fetched.
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// The recipe, a TOML file.
+    recipe: PathBuf,
+    /// Overrides a value of the recipe, such as sparsity.ratio=0.6. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
+    let loaded = load(&arguments.recipe, &arguments.sets)?;
+    let recipe = &loaded.recipe;
+    let values = serde_json::to_value(recipe).map_err(|e| Error::Report(e.to_string()))?;
+    let mut rows = Vec::new();
+    flatten(&values, &mut Vec::new(), &mut rows);
+    let width = rows.iter().map(|(key, value)| key.len() + value.len()).max().unwrap_or(0);
+    for (key, value) in &rows {
+        let space = " ".repeat(width.min(60).saturating_sub(key.len() + value.len()));
+        println!("{key} = {value}{space}   # {}", loaded.origin(key));
+    }
+
+    let new = |file: &str, bytes| super::progress::bar(file, bytes, false);
+    let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
+    let reader = Reader::open(&located.dir)?;
+    let model = Model::new(&reader, Cpu::default())?;
+    let plan = plan(&loaded, &model)?;
+    println!("\nmodel     {} ({} layers)", show(&recipe.model.path), plan.layers.len());
+    matrices(&model, &plan);
+    let found = estimate(&model.decoder, &plan, &expected(&loaded, &model)?);
+    println!(
+        "memory    about {} at the peak, beside the checkpoint's own pages",
+        scaled(found.memory, "B")
+    );
+    println!(
+        "work      about {} of matrix products to prune, {} to measure perplexity",
+        scaled(found.pruning, "FLOP"),
+        scaled(found.evaluation, "FLOP")
+    );
+    Ok(())
+}
+
+/// A large number with its unit.
+fn scaled(number: f64, unit: &str) -> String {
+    match number {
+        n if n < 1e9 => format!("{:.0} M{unit}", n / 1e6),
+        n if n < 1e12 => format!("{:.1} G{unit}", n / 1e9),
+        n => format!("{:.1} T{unit}", n / 1e12),
+    }
+}
+
+/// The values of a recipe by their keys.
+fn flatten(value: &Value, path: &mut Vec<String>, rows: &mut Vec<(String, String)>) {
+    let children: Vec<(String, &Value)> = match value {
+        Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), value)).collect(),
+        Value::Array(items) if items.iter().any(Value::is_object) => {
+            items.iter().enumerate().map(|(i, value)| (i.to_string(), value)).collect()
+        }
+        _ => return rows.push((path.join("."), value.to_string())),
+    };
+    for (name, value) in children {
+        path.push(name);
+        flatten(value, path, rows);
+        path.pop();
+    }
+}
+
+/// Prints the groups, and which layers' matrices are in them and how they are pruned.
+fn matrices(model: &Model<'_, Cpu>, plan: &Plan) {
+    let mut groups: Vec<&str> = Vec::new();
+    let mut found: BTreeMap<(usize, usize, String), Vec<usize>> = BTreeMap::new();
+    let mut left: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (index, layer) in model.decoder.layers.iter().enumerate() {
+        let mut pruned = Vec::new();
+        for group in &plan.layers[index] {
+            let known = groups.iter().position(|name| *name == group.name);
+            let place = known.unwrap_or_else(|| {
+                groups.push(&group.name);
+                groups.len() - 1
+            });
+            for (order, member) in group.members.iter().enumerate() {
+                let linear = member.of(layer);
+                let rule = member.rule;
+                let line = format!(
+                    "{} {}, {}, {:.1}% pruned, scope {}",
+                    in_all_layers(&linear.weight, index),
+                    linear.dims,
+                    rule.pattern,
+                    100.0 * rule.ratio,
+                    rule.scope
+                );
+                found.entry((place, order, line)).or_default().push(index);
+                pruned.push(&linear.weight);
+            }
+        }
+        let parts = crate::family::Part::ALL.iter().flat_map(|part| layer.linears(*part));
+        for linear in parts.filter(|linear| !pruned.contains(&&linear.weight)) {
+            left.entry(in_all_layers(&linear.weight, index)).or_default().push(index);
+        }
+    }
+    for (place, name) in groups.iter().enumerate() {
+        println!("group     {name}");
+        for ((_, _, line), layers) in found.iter().filter(|((of, ..), _)| *of == place) {
+            println!("  {line}; {}", ranges(layers));
+        }
+    }
+    if !left.is_empty() {
+        println!("left as they are");
+        for (name, layers) in left {
+            println!("  {name}; {}", ranges(&layers));
+        }
+    }
+}
+
+/// A tensor's name with `*` for its layer.
+fn in_all_layers(name: &str, layer: usize) -> String {
+    name.replacen(&format!(".{layer}."), ".*.", 1)
+}
+
+/// Layers as ranges: `layers 0-3, 5`.
+fn ranges(layers: &[usize]) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &layer in layers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == layer => *last = layer,
+            _ => runs.push((layer, layer)),
+        }
+    }
+    let shown = runs.iter().map(|(first, last)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    });
+    let name = if layers.len() == 1 { "layer" } else { "layers" };
+    format!("{name} {}", shown.collect::<Vec<_>>().join(", "))
+}
+
+/// What decides how much the run will take.
+fn expected(loaded: &Loaded, model: &Model<'_, Cpu>) -> Result<Run, Error> {
+    let recipe = &loaded.recipe;
+    let texts = super::prune::texts(recipe, model)?;
+    let tokens = texts.iter().flat_map(|(_, segments)| segments).map(Vec::len).sum();
+    Ok(Run {
+        samples: recipe.calibration.samples,
+        sequence_length: recipe.calibration.sequence_length,
+        start: recipe.mask.init.needs(),
+        rebuild: calibration_needs(loaded)?,
+        evaluated: (tokens, if recipe.rebuild.is_some() { 3 } else { 2 }),
+        evaluated_at_once: STATES / model.decoder.hidden_size,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_units() {
+        let shown = [4.2e6, 1.25e10, 3e12].map(|number| scaled(number, "B"));
+        assert_eq!(shown, ["4 MB", "12.5 GB", "3.0 TB"]);
+    }
+
+    #[test]
+    fn layers_are_shown_as_ranges() {
+        assert_eq!(ranges(&[0, 1, 2, 5, 7, 8]), "layers 0-2, 5, 7-8");
+        assert_eq!(ranges(&[3]), "layer 3");
+        assert_eq!(
+            in_all_layers("model.layers.3.mlp.up_proj.weight", 3),
+            "model.layers.*.mlp.up_proj.weight"
+        );
+    }
+}

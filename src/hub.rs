@@ -59,8 +59,9 @@ pub enum Error {
     )]
     Truncated { name: String, file: String, found: u64, expected: u64 },
     #[error(
-        "`{name}` could not be fetched: {problem}. Check the connection (and HF_ENDPOINT), and run \
-         again: what has arrived is kept; or give the path of a directory"
+        "there is no directory `{name}` here, and the model of this name on the hub could not be \
+         fetched: {problem}. Check the connection (and HF_ENDPOINT), and run again: what has \
+         arrived is kept; or give the path of a directory"
     )]
     Failed { name: String, problem: String },
 }

@@ -485,7 +485,7 @@ const Q: &str = "model.layers.1.self_attn.q_proj.weight";
 fn what_is_wrong_with_a_checkpoint_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    fails(dir, &["model.path=no/model"], 1, &["no/model", "does not exist"]);
+    fails(dir, &["model.path=no/such/model"], 1, &["no/such/model", "does not exist"]);
     let set = tiny(dir, |tensors, _| {
         tensors.remove(Q);
     });

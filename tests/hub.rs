@@ -9,12 +9,11 @@ use std::{
     io::{BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
     path::Path,
-    process::Command,
     sync::{Arc, Mutex},
     thread,
 };
 
-use util::{Run, flat, output, tensors};
+use util::{Run, command, flat, output, tensors};
 
 const MODEL: &str = "recipes/quickstart/model";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -113,12 +112,21 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     reply(206, &extra, &bytes[start..sent], end - start);
 }
 
+/// Asks for the model on the hub.
+const EVAL: [&str; 8] = [
+    "eval",
+    "org/tiny",
+    "--text",
+    "recipes/quickstart/evaluation.txt",
+    "--segments",
+    "1",
+    "--sequence-length",
+    "64",
+];
+
 /// Runs the program with a hub and a cache of its own.
 fn barber(hub: &Hub, home: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Run {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_barber"));
-    for name in ["HF_TOKEN", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "ALL_PROXY"] {
-        command.env_remove(name);
-    }
+    let mut command = command(Path::new(env!("CARGO_BIN_EXE_barber")));
     command.env("HF_HOME", home).env("HF_ENDPOINT", &hub.address).envs(variables.iter().copied());
     output(command.args(arguments))
 }
@@ -165,43 +173,23 @@ fn a_model_is_fetched_once() {
 
     // Without the hub.
     let offline = [("HF_HUB_OFFLINE", "1")];
-    let eval = [
-        "eval",
-        "org/tiny",
-        "--text",
-        "recipes/quickstart/evaluation.txt",
-        "--segments",
-        "1",
-        "--sequence-length",
-        "64",
-    ];
-    let run = barber(&hub, &home, &eval, &offline);
+    let run = barber(&hub, &home, &EVAL, &offline);
     assert_eq!((run.status, hub.requests().len()), (0, 0), "{}", run.stderr);
-    let run = barber(&hub, &dir.path().join("empty"), &eval, &offline);
+    let run = barber(&hub, &dir.path().join("empty"), &EVAL, &offline);
     let message = flat(&run.stderr);
     assert!(run.status == 1 && message.contains("HF_HUB_OFFLINE forbids"), "{message}");
     let gone = [("HF_ENDPOINT", "http://127.0.0.1:9")];
-    let run = barber(&hub, &home, &eval, &gone);
+    let run = barber(&hub, &home, &EVAL, &gone);
     assert!(run.status == 0 && run.stderr.contains("using the cached org/tiny"), "{}", run.stderr);
-    let run = barber(&hub, &dir.path().join("empty"), &eval, &gone);
+    let run = barber(&hub, &dir.path().join("empty"), &EVAL, &gone);
     assert!(run.status == 1 && run.stderr.contains("could not be fetched"), "{}", run.stderr);
 }
 
 #[test]
 fn a_download_goes_on_where_it_was_cut_off() {
     let (hub, dir) = (Hub::start(), tempfile::tempdir().unwrap());
-    let eval = [
-        "eval",
-        "org/tiny",
-        "--text",
-        "recipes/quickstart/evaluation.txt",
-        "--segments",
-        "1",
-        "--sequence-length",
-        "64",
-    ];
     hub.set(|state| state.cut = Some(20_000));
-    let run = barber(&hub, dir.path(), &eval, &[]);
+    let run = barber(&hub, dir.path(), &EVAL, &[]);
     let message = flat(&run.stderr);
     assert!(run.status == 1 && message.contains("could not be fetched"), "{message}");
     assert!(message.contains("what has arrived is kept"), "{message}");
@@ -211,7 +199,7 @@ fn a_download_goes_on_where_it_was_cut_off() {
     let names: Vec<_> = blobs.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     assert!(names.iter().any(|name| name.ends_with(".part")), "{names:?}");
     hub.set(|state| state.cut = None);
-    let run = barber(&hub, dir.path(), &eval, &[]);
+    let run = barber(&hub, dir.path(), &EVAL, &[]);
     assert_eq!(run.status, 0, "{}", run.stderr);
     assert_eq!(tensors(&snapshot), tensors(Path::new(MODEL)));
 }
@@ -228,21 +216,21 @@ fn what_the_hub_refuses_is_said() {
         }
     };
     let text = "recipes/quickstart/evaluation.txt";
-    let eval = |name| ["eval", name, "--text", text];
-    fails(&eval("org/other"), &["no directory `org/other` here", "no model of this name"]);
+    let asking = |name| ["eval", name, "--text", text];
+    fails(&asking("org/other"), &["no directory `org/other` here", "no model of this name"]);
     let of_directory = ["eval", MODEL, "--text", text, "--revision", "x"];
     fails(&of_directory, &["a directory has no revisions"]);
     for status in [401, 403] {
         hub.set(|state| state.status = Some(status));
-        fails(&eval("org/tiny"), &["HF_TOKEN", "gated", &status.to_string()]);
+        fails(&asking("org/tiny"), &["HF_TOKEN", "gated", &status.to_string()]);
     }
     hub.set(|state| state.status = Some(500));
-    fails(&eval("org/tiny"), &["could not be fetched", "500"]);
+    fails(&asking("org/tiny"), &["could not be fetched", "500"]);
     hub.set(|state| {
         state.status = None;
         state.files.remove("model.safetensors");
     });
     hub.requests();
-    fails(&eval("org/tiny"), &["pickle (pytorch_model.bin)", "can run code"]);
+    fails(&asking("org/tiny"), &["pickle (pytorch_model.bin)", "can run code"]);
     assert_eq!(hub.requests().len(), 1);
 }

@@ -14,10 +14,14 @@ pub(super) const FAMILY: Family = Family {
 
 /// The defaults are those of transformers' `Qwen2Config`.
 fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
+    let style = Style { kv_heads: Some(32), qkv_bias: true, ..Style::llama() };
+    style.decoder(config, windows(config)?)
+}
+
+/// The window of each layer, which the first layers have not.
+pub(super) fn windows(config: &Object<'_>) -> Result<impl Fn(usize) -> Option<usize>, Error> {
     let sliding = config.boolean("use_sliding_window")?.unwrap_or(false);
     let window = config.size("sliding_window")?.or(Some(4096)).filter(|_| sliding);
-    // Those below this layer see everything.
     let first = config.number("max_window_layers")?.unwrap_or(28.0);
-    let style = Style { kv_heads: Some(32), qkv_bias: true, ..Style::llama() };
-    style.decoder(config, config.windows(window, |layer| layer as f64 >= first)?)
+    config.windows(window, move |layer| layer as f64 >= first)
 }

@@ -3,6 +3,7 @@
 use super::{
     Decoder, Family,
     config::{Error, Object},
+    qwen2::windows,
     rms::Style,
 };
 
@@ -14,10 +15,6 @@ pub(super) const FAMILY: Family = Family {
 
 /// The defaults are those of transformers' `Qwen3Config`.
 fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
-    let sliding = config.boolean("use_sliding_window")?.unwrap_or(false);
-    let window = config.size("sliding_window")?.or(Some(4096)).filter(|_| sliding);
-    // Those below this layer see everything.
-    let first = config.number("max_window_layers")?.unwrap_or(28.0);
     let biased = config.boolean("attention_bias")?.unwrap_or(false);
     let style = Style {
         kv_heads: Some(32),
@@ -27,5 +24,5 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         head_norms: true,
         ..Style::llama()
     };
-    style.decoder(config, config.windows(window, |layer| layer as f64 >= first)?)
+    style.decoder(config, windows(config)?)
 }

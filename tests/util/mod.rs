@@ -22,15 +22,20 @@ pub(crate) struct Run {
     pub(crate) stderr: String,
 }
 
-pub(crate) fn run(program: &Path, arguments: &[&str]) -> Run {
+/// A command that the environment does not change.
+pub(crate) fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
-    // What the environment sets must not decide a test.
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("BARBER_") {
+        let shown = name.to_string_lossy().to_uppercase();
+        if shown.starts_with("BARBER_") || shown.starts_with("HF_") || shown.ends_with("_PROXY") {
             command.env_remove(name);
         }
     }
-    output(command.args(arguments))
+    command
+}
+
+pub(crate) fn run(program: &Path, arguments: &[&str]) -> Run {
+    output(command(program).args(arguments))
 }
 
 /// Runs a command to its end.

@@ -35,6 +35,31 @@ pub enum Error {
     /// The model could not be run.
     #[error(transparent)]
     Model(#[from] model::Error),
+    /// A choice has nothing that could be likely or not.
+    #[error("question {number}: the continuation {text:?} has no tokens")]
+    Empty {
+        /// The question, from 1 on.
+        number: usize,
+        /// The continuation.
+        text: String,
+    },
+    /// Nothing can stand before a continuation without a context.
+    #[error(
+        "question {number} has no context, and the model's config.json names neither a \
+         `bos_token_id` nor an `eos_token_id` to stand in its place"
+    )]
+    NoFirstToken {
+        /// The question, from 1 on.
+        number: usize,
+    },
+    /// The model's answers are not numbers.
+    #[error(
+        "question {number}: a log-likelihood is not a number; the model's activations overflow f32"
+    )]
+    NotFinite {
+        /// The question, from 1 on.
+        number: usize,
+    },
 }
 
 /// A continuation and what it continues, in tokens.
@@ -58,16 +83,25 @@ pub fn accuracy<D: Ops>(
     layer_done: impl FnMut(f64),
 ) -> Result<Accuracy, Error> {
     let longest = model.longest();
-    let requests = |question: &Question| {
-        let pairs = question.requests.iter();
-        pairs
-            .map(|(context, continuation)| {
-                request(tokens, context, continuation, longest, model.first_token())
-            })
-            .collect::<Result<Vec<_>, _>>()
-    };
-    let requests = questions.iter().map(requests).collect::<Result<Vec<_>, _>>()?;
+    let first = model.first_token();
+    let mut requests = Vec::with_capacity(questions.len());
+    for (question, number) in questions.iter().zip(1..) {
+        let mut found = Vec::with_capacity(question.requests.len());
+        for (context, continuation) in &question.requests {
+            let request = request(tokens, context, continuation, longest, first)?
+                .ok_or(Error::NoFirstToken { number })?;
+            if request.continuation == 0 {
+                return Err(Error::Empty { number, text: continuation.clone() });
+            }
+            found.push(request);
+        }
+        requests.push(found);
+    }
     let found = log_likelihoods(model, pruned, &requests, layer_done)?;
+    let broken = found.iter().position(|found| found.iter().any(|score| !score.is_finite()));
+    if let Some(question) = broken {
+        return Err(Error::NotFinite { number: question + 1 });
+    }
     let right = |choice: fn(f64, usize) -> f64| -> Vec<bool> {
         let each = questions.iter().zip(&found);
         each.map(|(question, found)| {
@@ -82,18 +116,22 @@ pub fn accuracy<D: Ops>(
 }
 
 /// The tokens of a request: spaces at the context's end belong to the continuation, and the
-/// continuation is what the tokens of both have beyond the context's own.
+/// continuation is what the tokens of both have beyond the context's own. `first` stands for a
+/// missing context; `None` if it is needed and there is none.
 fn request(
     tokens: &Tokens,
     context: &str,
     continuation: &str,
     longest: usize,
-    prefix: Option<u32>,
-) -> Result<Request, calibration::Error> {
+    first: Option<u32>,
+) -> Result<Option<Request>, calibration::Error> {
     let trimmed = context.trim_end();
     let rest = format!("{}{continuation}", &context[trimmed.len()..]);
     let (mut ids, start) = if trimmed.is_empty() {
-        (tokens.encode(&rest)?, 0)
+        // The tokenizer may have begun the text itself.
+        let ids = tokens.encode(&rest)?;
+        let begun = first.is_some() && ids.first() == first.as_ref();
+        (ids, usize::from(begun))
     } else {
         let start = tokens.encode(trimmed)?.len();
         (tokens.encode(&format!("{trimmed}{rest}"))?, start)
@@ -101,11 +139,12 @@ fn request(
     let continuation = ids.len().saturating_sub(start);
     // Something must come before the first token that is predicted.
     if continuation == ids.len() {
-        ids.insert(0, prefix.unwrap_or(0));
+        let Some(first) = first else { return Ok(None) };
+        ids.insert(0, first);
     }
     let surplus = ids.len().saturating_sub(longest.saturating_add(1));
     ids.drain(..surplus);
-    Ok(Request { continuation: continuation.min(ids.len() - 1), ids })
+    Ok(Some(Request { continuation: continuation.min(ids.len() - 1), ids }))
 }
 
 fn first_highest(scores: impl Iterator<Item = f64>) -> usize {
@@ -122,7 +161,7 @@ fn first_highest(scores: impl Iterator<Item = f64>) -> usize {
 fn mean(right: &[bool]) -> (f64, f64) {
     let count = right.len() as f64;
     let share = right.iter().filter(|right| **right).count() as f64 / count;
-    (share, (share * (1.0 - share) / (count - 1.0)).sqrt())
+    (share, (share * (1.0 - share) / (count - 1.0).max(1.0)).sqrt())
 }
 
 #[cfg(test)]
@@ -133,6 +172,7 @@ mod tests {
     fn means_have_the_samples_standard_error() {
         let (share, error) = mean(&[true, false, true, true]);
         assert_eq!((share, error), (0.75, 0.25));
+        assert_eq!(mean(&[true]), (1.0, 0.0));
         assert_eq!(first_highest([1.0, 3.0, 3.0].into_iter()), 1);
     }
 }

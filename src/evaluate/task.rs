@@ -94,7 +94,7 @@ fn labelled(record: &Record) -> Result<(Vec<&str>, usize), Error> {
         [digit @ b'1'..=b'9'] => Some(usize::from(digit - b'1')),
         _ => None,
     };
-    let gold = gold.or_else(|| place(key).filter(|place| *place < choices.len()));
+    let gold = gold.or_else(|| place(key)).filter(|place| *place < choices.len());
     let wrong = || record.mistyped("answerKey", "one of choices.label", &key.into());
     Ok((choices, gold.ok_or_else(wrong)?))
 }
@@ -222,6 +222,10 @@ mod tests {
             questions.map(|questions| questions[0].gold)
         };
         assert_eq!((gold("2").unwrap(), gold("B").unwrap(), gold("A").unwrap()), (1, 1, 0));
+        let line = r#"{"question": "q", "choices": {"text": ["x"], "label": ["A", "B"]}, "answerKey": "B"}"#;
+        std::fs::write(dir.path().join("b.jsonl"), line).unwrap();
+        let beyond = Task::named("arc_easy").unwrap().questions(&dir.path().join("b.jsonl"), None);
+        assert!(beyond.unwrap_err().to_string().contains("`answerKey` must be"));
         assert!(gold("C").unwrap_err().to_string().contains("one of choices.label"));
     }
 

@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use dfdx::tensor_ops::TryAdd;
-
 use crate::{
     checkpoint::{self, Pruned, Reader},
     executor::{
-        self, Hidden, PartWeights, Positions,
+        self, Executor, PartWeights, Positions, Stream,
         ops::{self, InputGradient, Ops, Weight},
     },
     family::{self, Decoder, Inner, Linear, Norm, NormKind, Part},
+    mask::Mask,
 };
 
 /// Why a model could not be run.
@@ -33,9 +32,9 @@ pub enum Error {
         /// The longest that the model knows.
         longest: usize,
     },
-    /// The device failed.
+    /// The executor failed.
     #[error("{what}: {problem}")]
-    Device {
+    Executor {
         /// While doing what.
         what: String,
         /// What it says.
@@ -43,14 +42,20 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// Says what the device was doing when it failed.
-    pub fn device<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> Self {
-        move |problem| Self::Device { what: what.to_string(), problem: problem.to_string() }
+impl From<executor::Error> for Error {
+    fn from(error: executor::Error) -> Self {
+        Self::executor("hidden states")(error)
     }
 }
 
-/// A checkpoint, its decoder and the device that runs it.
+impl Error {
+    /// Says what the executor was doing when it failed.
+    pub fn executor<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> Self {
+        move |problem| Self::Executor { what: what.to_string(), problem: problem.to_string() }
+    }
+}
+
+/// A checkpoint, its decoder and what runs it.
 #[derive(Debug)]
 pub struct Model<'a, D: Ops> {
     /// The checkpoint.
@@ -58,7 +63,7 @@ pub struct Model<'a, D: Ops> {
     /// What it is.
     pub decoder: Decoder,
     /// What runs it.
-    pub device: D,
+    pub executor: Executor<D>,
 }
 
 impl<'a, D: Ops> Model<'a, D> {
@@ -66,7 +71,7 @@ impl<'a, D: Ops> Model<'a, D> {
     ///
     /// # Errors
     /// If its family is unknown, or a tensor is missing or has the wrong shape or format.
-    pub fn new(reader: &'a Reader, device: D) -> Result<Self, Error> {
+    pub fn new(reader: &'a Reader, executor: impl Into<Executor<D>>) -> Result<Self, Error> {
         let mut decoder = family::decoder(reader.config())?;
         // Some checkpoints are of the decoder without its head.
         if reader.tensor(&decoder.embedding.weight).is_err() {
@@ -78,7 +83,7 @@ impl<'a, D: Ops> Model<'a, D> {
         for (name, shape) in decoder.tensors() {
             reader.check(name, &shape)?;
         }
-        Ok(Self { reader, decoder, device })
+        Ok(Self { reader, decoder, executor: executor.into() })
     }
 
     /// The dense values of a linear layer's weight, row-major.
@@ -89,15 +94,19 @@ impl<'a, D: Ops> Model<'a, D> {
         Ok(self.reader.read(&linear.weight, &[linear.dims.rows, linear.dims.columns])?)
     }
 
-    /// The weights of one part of a layer, dense.
+    /// The weights of one part of a layer, as pruning left them.
     ///
     /// # Errors
     /// If they cannot be read, or the device has not enough memory.
-    pub fn part(&self, layer: usize, part: Part) -> Result<PartWeights<D>, Error> {
+    pub fn part(&self, layer: usize, part: Part, pruned: &Pruned) -> Result<PartWeights<D>, Error> {
         let layer = &self.decoder.layers[layer];
         let mut linears = Vec::new();
         for linear in layer.linears(part) {
-            linears.push(self.linear(linear)?);
+            let values = match pruned.values(&linear.weight)? {
+                Some(changed) => changed,
+                None => self.values(linear)?,
+            };
+            linears.push(self.weight(linear, values, pruned.masks.get(&linear.weight))?);
         }
         let of = layer.part(part);
         let norm = |norm: &Option<Norm>| norm.as_ref().map(|norm| self.norm(norm)).transpose();
@@ -121,29 +130,6 @@ impl<'a, D: Ops> Model<'a, D> {
         })
     }
 
-    /// A part as pruning left it.
-    ///
-    /// # Errors
-    /// If changed weights cannot be read.
-    pub fn pruned(
-        &self,
-        layer: usize,
-        dense: &PartWeights<D>,
-        pruned: &Pruned,
-    ) -> Result<PartWeights<D>, Error> {
-        let mut sparse = dense.clone();
-        let linears = self.decoder.layers[layer].linears(dense.part);
-        for (weight, linear) in sparse.linears.iter_mut().zip(linears) {
-            if let Some(mask) = pruned.masks.get(&linear.weight) {
-                let changed = pruned.values(&linear.weight)?;
-                let mut values = changed.unwrap_or_else(|| weight.values().to_vec());
-                mask.apply(&mut values);
-                *weight = weight.with_values(values);
-            }
-        }
-        Ok(sparse)
-    }
-
     /// A norm.
     ///
     /// # Errors
@@ -152,8 +138,8 @@ impl<'a, D: Ops> Model<'a, D> {
         let vector = |name: &str, more: f32| {
             let mut values = self.reader.read(name, &[norm.width])?;
             values.iter_mut().for_each(|value| *value += more);
-            let vector = self.device.try_tensor_from_vec(values, (norm.width,));
-            vector.map_err(Error::device(name))
+            let vector = self.executor.device.hold(values, (1, norm.width));
+            vector.map_err(Error::executor(name))
         };
         let more = if norm.kind == NormKind::RmsOnePlus { 1.0 } else { 0.0 };
         Ok(ops::Norm {
@@ -169,13 +155,25 @@ impl<'a, D: Ops> Model<'a, D> {
     /// # Errors
     /// If it cannot be read, or the device has not enough memory.
     pub fn linear(&self, linear: &Linear) -> Result<Weight<D>, Error> {
+        self.weight(linear, self.values(linear)?, None)
+    }
+
+    fn weight(
+        &self,
+        linear: &Linear,
+        mut values: Vec<f32>,
+        mask: Option<&Mask>,
+    ) -> Result<Weight<D>, Error> {
+        if let Some(mask) = mask {
+            mask.apply(&mut values);
+        }
         let bias = match &linear.bias {
             Some(bias) => Some(self.reader.read(bias, &[linear.dims.rows])?),
             None => None,
         };
         let dims = (linear.dims.rows, linear.dims.columns);
-        let weight = Weight::frozen(&self.device, self.values(linear)?, dims, bias);
-        weight.map_err(Error::device(&linear.weight))
+        Weight::new(&self.executor.device, &values, dims, bias)
+            .map_err(Error::executor(&linear.weight))
     }
 
     /// The hidden states before the first layer: the embeddings of each sample's tokens.
@@ -183,7 +181,7 @@ impl<'a, D: Ops> Model<'a, D> {
     /// # Errors
     /// If they cannot be read, a sample is longer than the model's positions, or the device has not
     /// enough memory.
-    pub fn embed(&self, samples: &[Vec<u32>]) -> Result<Vec<Hidden<D>>, Error> {
+    pub fn embed(&self, samples: &[Vec<u32>]) -> Result<Stream, Error> {
         let mut positions: BTreeMap<usize, Positions> = BTreeMap::new();
         self.embed_at(samples.iter().map(|ids| {
             let new = || Positions::new(&self.decoder, ids.len());
@@ -197,40 +195,46 @@ impl<'a, D: Ops> Model<'a, D> {
     /// As [`Model::embed`].
     pub fn embed_at<'s>(
         &self,
-        samples: impl IntoIterator<Item = (&'s [u32], Positions)>,
-    ) -> Result<Vec<Hidden<D>>, Error> {
-        let Decoder { embedding, vocab_size, hidden_size, .. } = &self.decoder;
+        samples: impl ExactSizeIterator<Item = (&'s [u32], Positions)>,
+    ) -> Result<Stream, Error> {
+        let embedding = &self.decoder.embedding;
         let project =
             embedding.project_in.as_ref().map(|linear| self.linear(linear)).transpose()?;
-        let mut hidden = Vec::new();
-        for (ids, positions) in samples {
-            let rows = ids.iter().map(|&id| id as usize);
-            let shape = [*vocab_size, embedding.width];
-            let mut states = self.reader.read_rows(&embedding.weight, shape, rows)?;
-            states.iter_mut().for_each(|x| *x *= embedding.scale);
-            let states = self.device.try_tensor_from_vec(states, (ids.len(), embedding.width));
-            let mut states = states.map_err(Error::device(&embedding.weight))?;
-            if let Some(project) = &project {
-                states = D::linear(states, project, InputGradient::Skipped)
-                    .map_err(Error::device(&embedding.weight))?;
-            }
-            if let Some(learned) = &embedding.positions {
-                let rows = positions.of_rows();
-                let found = rows.iter().max().map_or(0, |last| last + 1);
-                if found > learned.count {
-                    return Err(Error::TooLong { found, longest: learned.count });
-                }
-                let shape = [learned.offset + learned.count, *hidden_size];
-                let rows = rows.into_iter().map(|row| learned.offset + row);
-                let code = self.reader.read_rows(&learned.weight, shape, rows)?;
-                let code = self.device.try_tensor_from_vec(code, (ids.len(), *hidden_size));
-                states = code
-                    .and_then(|code| states.try_add(code))
-                    .map_err(Error::device(&learned.weight))?;
-            }
-            hidden.push(Hidden { states, positions });
+        self.executor.stream(samples.map(|(ids, positions)| {
+            let states = self.embed_one(ids, &positions, project.as_ref())?;
+            Ok((states, positions))
+        }))
+    }
+
+    fn embed_one(
+        &self,
+        ids: &[u32],
+        positions: &Positions,
+        project: Option<&Weight<D>>,
+    ) -> Result<Vec<f32>, Error> {
+        let Decoder { embedding, vocab_size, hidden_size, .. } = &self.decoder;
+        let rows = ids.iter().map(|&id| id as usize);
+        let shape = [*vocab_size, embedding.width];
+        let mut states = self.reader.read_rows(&embedding.weight, shape, rows)?;
+        states.iter_mut().for_each(|x| *x *= embedding.scale);
+        if let Some(project) = project {
+            let projected = self.executor.device.hold(states, (ids.len(), embedding.width));
+            let projected =
+                projected.and_then(|x| D::linear(x, project, InputGradient::Skipped, None));
+            states = projected.map_err(Error::executor(&embedding.weight))?.to_vec();
         }
-        Ok(hidden)
+        if let Some(learned) = &embedding.positions {
+            let rows = positions.of_rows();
+            let found = rows.iter().max().map_or(0, |last| last + 1);
+            if found > learned.count {
+                return Err(Error::TooLong { found, longest: learned.count });
+            }
+            let shape = [learned.offset + learned.count, *hidden_size];
+            let rows = rows.into_iter().map(|row| learned.offset + row);
+            let code = self.reader.read_rows(&learned.weight, shape, rows)?;
+            states.iter_mut().zip(&code).for_each(|(x, code)| *x += code);
+        }
+        Ok(states)
     }
 
     /// The longest sequence that the model is made for, in tokens.

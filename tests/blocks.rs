@@ -8,7 +8,7 @@ use barber_metric::Needs;
 use dfdx::tensor::Cpu;
 use llm_barber::{
     checkpoint::{Pruned, Reader},
-    executor::{self, PartWeights},
+    executor::{PartWeights, ops::Weight},
     family::Part,
     mask::Mask,
     model::Model,
@@ -25,17 +25,19 @@ fn gradients_across_parts_are_those_of_finite_differences() {
             let mask = Mask::from_fn(linear.dims, |i| i % 3 != 0);
             pruned.masks.insert(linear.weight.clone(), mask);
         }
-        let dense: Vec<_> = Part::ALL.iter().map(|part| model.part(0, *part).unwrap()).collect();
-        let sparse: Vec<_> =
-            dense.iter().map(|part| model.pruned(0, part, &pruned).unwrap()).collect();
-        let samples = model.embed(&[(0..12).collect()]).unwrap();
+        let parts = |pruned: &Pruned| -> Vec<_> {
+            Part::ALL.iter().map(|part| model.part(0, *part, pruned).unwrap()).collect()
+        };
+        let (dense, sparse) = (parts(&Pruned::default()), parts(&pruned));
+        let executor = &model.executor;
+        let stream = model.embed(&[(0..12).collect()]).unwrap();
         let members = [vec![0, 1], vec![0, 1]];
         let needs = Needs::SQUARED_GRADIENT;
-        let measured = executor::measure(&dense, &sparse, &samples, &members, needs).unwrap();
-        let target = executor::outputs(&sparse, &samples).unwrap();
-        let loss = |parts: &[PartWeights<Cpu>]| {
-            executor::loss(&executor::outputs(parts, &samples).unwrap(), &target).unwrap()
-        };
+        let target = executor.outputs(&sparse, &stream).unwrap();
+        let mut targets = executor.outputs(&sparse, &stream).unwrap();
+        let measured =
+            executor.measure(&dense, &stream, &mut targets, &members, needs, None).unwrap();
+        let loss = |parts: &[PartWeights<Cpu>]| executor.loss(parts, &stream, &target).unwrap();
         assert!((loss(&dense) / measured.loss - 1.0).abs() < 1e-5);
         for (part, members) in members.iter().enumerate() {
             for &member in members {
@@ -44,9 +46,14 @@ fn gradients_across_parts_are_those_of_finite_differences() {
                 let at = found.iter().position(|square| *square == largest).unwrap();
                 let shifted = |h: f32| {
                     let mut parts = dense.clone();
-                    let mut values = dense[part].linears[member].values().to_vec();
+                    let linear = &model.decoder.layers[0].linears(Part::ALL[part])[member];
+                    let mut values = model.values(linear).unwrap();
                     values[at] += h;
-                    parts[part].linears[member] = dense[part].linears[member].with_values(values);
+                    let bias = linear.bias.as_ref();
+                    let bias = bias.map(|b| model.reader.read(b, &[linear.dims.rows]).unwrap());
+                    let dims = (linear.dims.rows, linear.dims.columns);
+                    parts[part].linears[member] =
+                        Weight::new(&executor.device, &values, dims, bias).unwrap();
                     loss(&parts)
                 };
                 let slope = (shifted(1e-2) - shifted(-1e-2)) / 2e-2;

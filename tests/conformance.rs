@@ -143,17 +143,17 @@ fn family_conforms(family: &str, name: &str, init: Init, pattern: &str, ratio: f
     let mut recorded = start(&model, &plan, &start_as, &samples, &mut |_| ()).unwrap();
     recorded.masks = case.initial(&recorded.masks);
     let mut losses = Vec::new();
-    let mut event = |event: Event<'_>| {
-        let Event::Group(report, statistics) = event else { return };
-        losses.push((report.error_before, report.error_after));
-        for (matrix, statistics) in report.matrices.iter().zip(statistics) {
+    let mut event = |event: Event<'_>| match event {
+        Event::Measured(tensor, statistics) => {
             let ours = statistics.squared_gradient.as_deref().unwrap();
-            let recorded = case.squared_gradients(&matrix.tensor);
+            let recorded = case.squared_gradients(tensor);
             let positive = recorded.iter().zip(ours).filter(|(recorded, _)| **recorded > 0.0);
             let errors: Vec<f32> = positive.map(|(r, ours)| (ours - r).abs() / r).collect();
             let error = median(errors);
-            assert!(error < 1e-3, "{}: squared gradients differ by {error}", matrix.tensor);
+            assert!(error < 1e-3, "{tensor}: squared gradients differ by {error}");
         }
+        Event::Group(report) => losses.push((report.error_before, report.error_after)),
+        Event::Layer(_) => (),
     };
     rebuild(&model, &plan, &settings, &samples, recorded, &mut event).unwrap();
     let recorded = case.settings["losses"].as_array().unwrap();

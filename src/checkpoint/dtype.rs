@@ -33,7 +33,7 @@ impl Dtype {
         }
     }
 
-    pub(super) const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
             Self::F16 => "F16",
@@ -51,7 +51,7 @@ impl Dtype {
     }
 
     /// Bytes of an element.
-    pub(super) const fn size(self) -> usize {
+    pub(crate) const fn size(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
@@ -59,7 +59,7 @@ impl Dtype {
     }
 
     /// Little-endian bytes to numbers; each number is represented exactly.
-    pub(super) fn decode(self, bytes: &[u8]) -> Vec<f32> {
+    pub(crate) fn decode(self, bytes: &[u8]) -> Vec<f32> {
         let mut values = vec![0.0; bytes.len() / self.size()];
         values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * self.size())).for_each(
             |(values, bytes)| match self {
@@ -98,7 +98,7 @@ impl Dtype {
     }
 
     /// Numbers to little-endian bytes, rounded to the nearest.
-    fn encode(self, values: &[f32]) -> Vec<u8> {
+    pub(crate) fn encode(self, values: &[f32]) -> Vec<u8> {
         match self {
             Self::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
             Self::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),

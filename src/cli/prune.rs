@@ -283,7 +283,7 @@ fn rebuilt_masks(
         Rebuild { alpha: wanted.alpha, retain: wanted.retain, pipeline: &loaded.pipeline()? };
     let bar = bar("rebuild", plan.layers.iter().map(|groups| groups.len() as u64).sum(), quiet);
     let pruned = rebuild(model, plan, &settings, calibration, initial, &mut |event| {
-        if let Event::Group(report, _) = event {
+        if let Event::Group(report) = event {
             tracing::info!(
                 layer = report.layer,
                 group = report.group,

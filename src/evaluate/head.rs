@@ -1,7 +1,5 @@
 //! The last norm and the output head: hidden states to logits.
 
-use dfdx::{shapes::HasShape, tensor_ops::TryMul};
-
 use crate::{
     executor::ops::{InputGradient, Matrix, Norm, Ops, Weight},
     family::Decoder,
@@ -24,13 +22,13 @@ impl<'a, D: Ops> Head<'a, D> {
         let decoder = &model.decoder;
         let dims = (decoder.vocab_size, decoder.embedding.width);
         let values = model.reader.read(&decoder.head, &[dims.0, dims.1])?;
-        let weight = Weight::frozen(&model.device, values, dims, None);
+        let weight = Weight::new(&model.executor.device, &values, dims, None);
         let project = decoder.project_out.as_ref();
         Ok(Self {
             model,
             norm: decoder.final_norm.as_ref().map(|norm| model.norm(norm)).transpose()?,
             project: project.map(|linear| model.linear(linear)).transpose()?,
-            weight: weight.map_err(Error::device(&decoder.head))?,
+            weight: weight.map_err(Error::executor(&decoder.head))?,
         })
     }
 
@@ -38,33 +36,31 @@ impl<'a, D: Ops> Head<'a, D> {
     /// would be hundreds of megabytes.
     pub(super) fn tiles(
         &self,
-        states: &Matrix<D>,
+        states: &[f32],
         tokens: &[usize],
         mut see: impl FnMut(&[usize], Matrix<D>) -> Result<(), D::Err>,
     ) -> Result<(), Error> {
         let Decoder { hidden_size: width, vocab_size, logit_cap, .. } = self.model.decoder;
         let mut run = || {
-            let mut values = vec![0.0; states.shape().0 * width];
-            D::copy_into(states, &mut values);
             let step = (LOGITS / vocab_size).max(1);
             for rows in tokens.chunks(step) {
-                let tile = rows.iter().flat_map(|row| &values[row * width..(row + 1) * width]);
+                let tile = rows.iter().flat_map(|row| &states[row * width..(row + 1) * width]);
                 let tile = tile.copied().collect();
-                let mut x = self.model.device.try_tensor_from_vec(tile, (rows.len(), width))?;
+                let mut x = self.model.executor.device.hold(tile, (rows.len(), width))?;
                 if let Some(norm) = &self.norm {
                     x = D::normalise(x, norm)?;
                 }
                 if let Some(project) = &self.project {
-                    x = D::linear(x, project, InputGradient::Skipped)?;
+                    x = D::linear(x, project, InputGradient::Skipped, None)?;
                 }
-                let mut logits = D::linear(x, &self.weight, InputGradient::Skipped)?;
+                let mut logits = D::linear(x, &self.weight, InputGradient::Skipped, None)?;
                 if let Some(cap) = logit_cap {
-                    logits = logits.try_mul(cap.recip())?.try_tanh()?.try_mul(cap)?;
+                    logits = D::cap(&logits, cap)?;
                 }
                 see(rows, logits)?;
             }
             Ok(())
         };
-        run().map_err(|e: D::Err| Error::device("output head")(e))
+        run().map_err(|e: D::Err| Error::executor("output head")(e))
     }
 }

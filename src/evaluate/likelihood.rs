@@ -92,10 +92,10 @@ pub(super) fn log_likelihoods<D: Ops>(
             layer_done((done as f64 + tokens as f64 * layers) / all as f64);
         })?;
         let head = Head::new(model)?;
-        for (forest, states) in batch.iter().zip(states) {
+        for (i, forest) in batch.iter().enumerate() {
             let rows: Vec<usize> = forest.wanted.keys().copied().collect();
-            head.tiles(&states.states, &rows, |rows, logits| {
-                let logits = logits.as_vec();
+            head.tiles(&states.states(i)?, &rows, |rows, logits| {
+                let logits = logits.to_vec();
                 for (row, logits) in rows.iter().zip(logits.chunks(model.decoder.vocab_size)) {
                     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                     let sum: f64 = logits.iter().map(|z| f64::from(z - largest).exp()).sum();

@@ -1,14 +1,12 @@
 //! Perplexity over segments of a text, each on its own; a segment's first token is not predicted.
 
-use std::slice;
-
 use serde::Serialize;
 
 use super::head::Head;
 
 use crate::{
     checkpoint::Pruned,
-    executor::{self, Hidden, ops::Ops},
+    executor::{Stream, ops::Ops},
     family::Part,
     model::{Error, Model},
 };
@@ -50,10 +48,10 @@ pub fn perplexity<D: Ops>(
         let stream = model.embed(batch)?;
         let states = hidden(model, pruned, stream, |layers| layer_done(start + share * layers))?;
         let head = Head::new(model)?;
-        for (segment, states) in batch.iter().zip(states) {
+        for (i, segment) in batch.iter().enumerate() {
             let targets = &segment[1..];
             let tokens: Vec<usize> = (0..targets.len()).collect();
-            head.tiles(&states.states, &tokens, |rows, logits| {
+            head.tiles(&states.states(i)?, &tokens, |rows, logits| {
                 let targets = &targets[rows[0]..rows[0] + rows.len()];
                 let loss = D::cross_entropy(logits, targets)?;
                 sum += f64::from(loss.as_vec()[0]);
@@ -84,8 +82,8 @@ pub fn logits<D: Ops>(
     let states = hidden(model, pruned, model.embed(&[ids.to_vec()])?, |_| ())?;
     let tokens: Vec<usize> = (0..ids.len()).collect();
     let mut all = Vec::new();
-    Head::new(model)?.tiles(&states[0].states, &tokens, |_, logits| {
-        all.extend(logits.as_vec());
+    Head::new(model)?.tiles(&states.states(0)?, &tokens, |_, logits| {
+        all.extend(logits.to_vec());
         Ok(())
     })?;
     Ok(all)
@@ -95,17 +93,17 @@ pub fn logits<D: Ops>(
 pub(super) fn hidden<D: Ops>(
     model: &Model<'_, D>,
     pruned: &Pruned,
-    mut stream: Vec<Hidden<D>>,
+    mut stream: Stream,
     mut layer_done: impl FnMut(f64),
-) -> Result<Vec<Hidden<D>>, Error> {
+) -> Result<Stream, Error> {
     let layers = model.decoder.layers.len();
     for layer in 0..layers {
         for part in Part::ALL {
-            let weights = model.pruned(layer, &model.part(layer, part)?, pruned)?;
-            let outputs = executor::outputs(slice::from_ref(&weights), &stream);
-            outputs
-                .and_then(|outputs| weights.add(&mut stream, outputs))
-                .map_err(Error::device(format!("layer {layer}, {part:?}")))?;
+            let weights = model.part(layer, part, pruned)?;
+            model
+                .executor
+                .advance(&weights, &mut stream, None)
+                .map_err(Error::executor(format!("layer {layer}, {part:?}")))?;
         }
         layer_done((layer + 1) as f64 / layers as f64);
     }

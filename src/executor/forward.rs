@@ -1,9 +1,11 @@
 //! The forward pass of one part of a decoder layer: one for all families.
 
-use dfdx::tensor::{HasErr, PutTape, SplitTape, Tape};
+use std::ops::Range;
+
+use dfdx::tensor::Tape;
 
 use super::{
-    Hidden, Positions,
+    Positions,
     ops::{Activation, Heads, InputGradient, Matrix, Norm, Ops, Weight},
 };
 use crate::family::{Attention, Part};
@@ -55,51 +57,95 @@ impl<D: Ops> PartWeights<D> {
         normalise(states, self.input_norm.as_ref())
     }
 
-    /// Adds the part's outputs to the hidden states.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
-    pub fn add(&self, samples: &mut [Hidden<D>], outputs: Vec<Matrix<D>>) -> Result<(), D::Err> {
-        for (sample, output) in samples.iter_mut().zip(outputs) {
-            sample.states = self.residual(sample.states.clone(), output)?;
-        }
-        Ok(())
-    }
-
     /// The hidden states after the part.
     pub(super) fn residual<T: Tape<f32, D> + 'static>(
         &self,
         states: Matrix<D>,
         output: Matrix<D, T>,
     ) -> Result<Matrix<D, T>, D::Err> {
-        use dfdx::tensor_ops::TryAdd;
-        normalise(output.try_add(states)?, self.residual_norm.as_ref())
+        normalise(D::add(output, states)?, self.residual_norm.as_ref())
+    }
+
+    /// The same part, whose linear layers in `members` note what their gradients consist of.
+    pub(super) fn traced(&self, members: &[usize]) -> Self {
+        let mut traced = self.clone();
+        members.iter().for_each(|&i| traced.linears[i] = traced.linears[i].traced());
+        traced
+    }
+
+    /// Numbers that [`Watch::output`] sees of a token.
+    pub(super) fn outputs(&self) -> usize {
+        self.linears.iter().map(Weight::outputs).sum()
     }
 }
 
-/// What is shown the inputs of linear layers, with the indices of the layers that share one.
-pub type Seen<'a, D, T> = dyn FnMut(&[usize], &Matrix<D, T>) -> Result<(), <D as HasErr>::Err> + 'a;
+/// What is shown the inputs and outputs of linear layers, and may know the latter.
+pub(super) trait Watch<D: Ops> {
+    /// `x` is the input of these layers of a part.
+    fn input(&mut self, part: Part, layers: Range<usize>, x: &Matrix<D>) -> Result<(), D::Err> {
+        let _ = (part, layers, x);
+        Ok(())
+    }
+
+    /// `y` is the output of a layer, which was computed.
+    fn output(&mut self, layer: usize, y: &Matrix<D>) {
+        let _ = (layer, y);
+    }
+
+    /// The output of a layer, which then is not computed.
+    fn known(&mut self, layer: usize) -> Option<Matrix<D>> {
+        let _ = layer;
+        None
+    }
+}
+
+/// Watches nothing.
+impl<D: Ops> Watch<D> for () {}
+
+fn linear<D: Ops, T: Tape<f32, D> + 'static>(
+    weights: &PartWeights<D>,
+    layer: usize,
+    x: Matrix<D, T>,
+    input_gradient: InputGradient,
+    watch: &mut dyn Watch<D>,
+) -> Result<Matrix<D, T>, D::Err> {
+    let known = watch.known(layer);
+    let (y, tape) = D::linear(x, &weights.linears[layer], input_gradient, known)?.split_tape();
+    watch.output(layer, &y);
+    Ok(y.put_tape(tape))
+}
 
 /// The output of a part, without the residual, for its normalised input.
-///
-/// # Errors
-/// If the device has not enough memory.
-pub fn forward<D: Ops, T: Tape<f32, D> + 'static>(
+pub(super) fn forward<D: Ops, T: Tape<f32, D> + 'static>(
     weights: &PartWeights<D>,
     positions: &Positions,
     input: Matrix<D, T>,
     input_gradient: InputGradient,
-    seen: &mut Seen<'_, D, T>,
+    watch: &mut dyn Watch<D>,
+) -> Result<Matrix<D, T>, D::Err> {
+    let inner = inner(weights, positions, input, input_gradient, watch)?;
+    let last = weights.linears.len() - 1;
+    let output = linear(weights, last, inner, InputGradient::Wanted, watch)?;
+    normalise(output, weights.output_norm.as_ref())
+}
+
+/// The input of a part's last linear layer, for the part's normalised input.
+pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
+    weights: &PartWeights<D>,
+    positions: &Positions,
+    input: Matrix<D, T>,
+    input_gradient: InputGradient,
+    watch: &mut dyn Watch<D>,
 ) -> Result<Matrix<D, T>, D::Err> {
     let (linears, last) = (&weights.linears, weights.linears.len() - 1);
-    seen(&(0..last).collect::<Vec<_>>(), &input)?;
     // The first layers share their input; the tape goes with the first of them.
     let (input, tape) = input.split_tape();
+    watch.input(weights.part, 0..last, &input)?;
     let mut tape = Some(tape);
-    let mut taped = |x: &Matrix<D>| x.clone().put_tape(tape.take().unwrap_or_default());
     let mut projections = Vec::with_capacity(3);
-    for linear in &linears[..last] {
-        projections.push(D::linear(taped(&input), linear, input_gradient)?);
+    for layer in 0..last {
+        let x = input.clone().put_tape(tape.take().unwrap_or_default());
+        projections.push(linear(weights, layer, x, input_gradient, watch)?);
     }
     let inner = match &weights.inner {
         Inner::Attention(attention, norms) => {
@@ -135,9 +181,9 @@ pub fn forward<D: Ops, T: Tape<f32, D> + 'static>(
             D::activate(x, *activation)?
         }
     };
-    seen(&[last], &inner)?;
-    let output = D::linear(inner, &linears[last], InputGradient::Wanted)?;
-    normalise(output, weights.output_norm.as_ref())
+    let (inner, tape) = inner.split_tape();
+    watch.input(weights.part, last..last + 1, &inner)?;
+    Ok(inner.put_tape(tape))
 }
 
 /// The projections of so many columns each: those there are, or the parts of a fused one.

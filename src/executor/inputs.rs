@@ -1,69 +1,90 @@
 //! Statistics of the inputs of linear layers, summed over samples.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use barber_metric::Needs;
-use dfdx::shapes::HasShape;
 
 use super::{
+    forward::Watch,
     measure::Statistics,
     ops::{Matrix, Ops},
 };
+use crate::family::Part;
 
-/// The sums so far; linear layers that share an input share them.
+/// The sums so far of one part's layers; those that share an input share them.
 #[derive(Debug)]
-pub(super) struct InputSums {
+pub(super) struct InputSums<D: Ops> {
+    part: Part,
+    /// The layers that are of interest.
+    members: Vec<usize>,
     needs: Needs,
-    sums: Vec<Sum>,
+    sums: Vec<Sum<D>>,
 }
 
 #[derive(Debug)]
-struct Sum {
+struct Sum<D: Ops> {
     layers: Vec<usize>,
     width: usize,
     square: Vec<f32>,
-    gram: Vec<f32>,
+    gram: Option<D::Sum>,
 }
 
-impl InputSums {
-    pub(super) fn new(needs: Needs) -> Self {
-        Self { needs, sums: Vec::new() }
+/// Adds what it sees of some samples, which are rows, to the sums of their part.
+pub(super) struct Adding<'a, D: Ops> {
+    pub(super) sums: &'a mut [InputSums<D>],
+    pub(super) samples: &'a [Range<usize>],
+}
+
+impl<D: Ops> Watch<D> for Adding<'_, D> {
+    fn input(&mut self, part: Part, layers: Range<usize>, x: &Matrix<D>) -> Result<(), D::Err> {
+        let sums = self.sums.iter_mut().find(|sums| sums.part == part);
+        sums.map_or(Ok(()), |sums| sums.add(layers, x, self.samples))
+    }
+}
+
+impl<D: Ops> InputSums<D> {
+    pub(super) fn new(part: Part, members: &[usize], needs: Needs) -> Self {
+        Self { part, members: members.to_vec(), needs, sums: Vec::new() }
     }
 
-    /// Adds a sample: `x`, [tokens, channels], is the input of `layers`, of which only those in
-    /// `members` are of interest.
-    pub(super) fn add<D: Ops, T>(
+    /// Adds samples: `x`, [tokens, channels], is the input of `layers`.
+    fn add(
         &mut self,
-        layers: &[usize],
-        members: &[usize],
-        x: &Matrix<D, T>,
+        layers: Range<usize>,
+        x: &Matrix<D>,
+        samples: &[Range<usize>],
     ) -> Result<(), D::Err> {
-        if !self.needs.inputs() || !layers.iter().any(|layer| members.contains(layer)) {
+        let layers: Vec<usize> = layers.filter(|layer| self.members.contains(layer)).collect();
+        if layers.is_empty() || !self.needs.inputs() {
             return Ok(());
         }
+        let width = x.shape().1;
         let known = self.sums.iter().position(|sum| sum.layers == layers);
         let place = known.unwrap_or_else(|| {
-            let layers = layers.to_vec();
-            let width = x.shape().1;
-            self.sums.push(Sum { layers, width, square: Vec::new(), gram: Vec::new() });
+            self.sums.push(Sum { layers, width, square: Vec::new(), gram: None });
             self.sums.len() - 1
         });
-        let Sum { width, square, gram, .. } = &mut self.sums[place];
+        let Sum { square, gram, .. } = &mut self.sums[place];
         if self.needs.input_square {
-            let squares = D::column_squares(x)?;
-            square.resize(squares.len(), 0.0);
-            square.iter_mut().zip(&squares).for_each(|(sum, x)| *sum += x);
+            square.resize(width, 0.0);
+            for squares in D::column_squares(x, samples)? {
+                square.iter_mut().zip(&squares).for_each(|(sum, x)| *sum += x);
+            }
         }
         if self.needs.gram {
-            gram.resize(*width * *width, 0.0);
-            D::add_gram(x, gram)?;
+            let gram = match gram {
+                Some(gram) => gram,
+                None => gram.insert(x.device().nothing(width, width)?),
+            };
+            D::add_gram(gram, x)?;
         }
         Ok(())
     }
 
     /// Hands the means over `samples` to each layer's statistics.
     pub(super) fn finish(self, samples: usize, statistics: &mut [Statistics]) {
-        for Sum { layers, width, mut square, mut gram } in self.sums {
+        for Sum { layers, width, mut square, gram } in self.sums {
+            let mut gram = gram.map_or_else(Vec::new, D::sums);
             mirror(&mut gram, width);
             for sum in [&mut square, &mut gram] {
                 sum.iter_mut().for_each(|sum| *sum /= samples as f32);
@@ -99,24 +120,25 @@ fn mirror(matrix: &mut [f32], width: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dfdx::tensor::{Cpu, TensorFromVec};
+    use crate::executor::ops::testing::matrix;
 
     #[test]
     fn layers_that_share_an_input_share_its_statistics() {
         let needs = Needs::INPUT_SQUARE.or(Needs::GRAM);
-        let mut sums = InputSums::new(needs);
-        for sample in [[1.0, 2.0, 3.0, 4.0], [0.0, 2.0, 0.0, 0.0]] {
-            let x = Cpu::default().tensor_from_vec(sample.to_vec(), (2, 2));
-            sums.add(&[0, 1], &[1, 2], &x).unwrap();
-            sums.add(&[3], &[1, 2], &x).unwrap();
-        }
+        let mut sums = [InputSums::new(Part::Mlp, &[1, 2], needs)];
+        let x = matrix([1.0, 2.0, 3.0, 4.0, 0.0, 2.0, 0.0, 0.0].to_vec(), (4, 2));
+        let mut watch = Adding { sums: &mut sums, samples: &[0..2, 2..4] };
+        watch.input(Part::Mlp, 1..3, &x).unwrap();
+        watch.input(Part::Mlp, 3..4, &x).unwrap();
+        watch.input(Part::Attention, 1..3, &x).unwrap();
         let mut statistics = vec![Statistics::default(); 4];
+        let [sums] = sums;
         sums.finish(2, &mut statistics);
-        for found in &statistics[..2] {
+        for found in &statistics[1..3] {
             assert_eq!(found.input_square.as_ref().unwrap()[..], [5.0, 12.0]);
             assert_eq!(found.gram.as_ref().unwrap()[..], [5.0, 7.0, 7.0, 12.0]);
         }
-        assert!(statistics[3].gram.is_none() && statistics[3].input_square.is_none());
+        assert!(statistics[3].gram.is_none() && statistics[0].input_square.is_none());
     }
 
     #[test]

@@ -1,19 +1,21 @@
 //! What the calibration samples tell of one part's weights.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use barber_metric::{Dims, LayerStats, Needs};
 use dfdx::{
-    tensor::{HasErr, OwnedTape, PutTape, SplitTape, Tape},
+    tensor::{OwnedTape, Tape},
     tensor_ops::Backward,
 };
 use rayon::prelude::*;
 
 use super::{
-    Hidden, PartWeights, forward,
-    inputs::InputSums,
+    Batch, Error, Executor, PartWeights, Store, Stream,
+    forward::{Watch, forward, inner},
+    inputs::{Adding, InputSums},
     ops::{InputGradient, Matrix, Ops},
 };
+use crate::family::Part;
 
 /// The statistics of one weight matrix; those that were not asked for are `None`.
 #[derive(Clone, Debug, Default)]
@@ -41,173 +43,338 @@ impl Statistics {
     }
 }
 
-/// What [`measure`] finds.
+/// What [`Executor::measure`] finds.
 #[derive(Debug)]
-pub struct Measured<D: Ops> {
+pub struct Measured {
     /// Mean over samples of the squared error between the dense and the sparse outputs.
     pub loss: f64,
     /// One per linear layer of each part.
     pub statistics: Vec<Vec<Statistics>>,
-    /// The dense outputs, one per sample.
-    pub outputs: Vec<Matrix<D>>,
 }
 
-/// [`Seen`](super::Seen), with the index of the part.
-type SeenIn<'a, D, T> =
-    dyn FnMut(usize, &[usize], &Matrix<D, T>) -> Result<(), <D as HasErr>::Err> + 'a;
+/// What the linear layers of a part gave for each sample.
+#[derive(Debug)]
+pub struct Known {
+    /// One per layer.
+    outputs: Vec<Store>,
+}
 
 /// The output of a run of parts: one part's own, without the residual; or the hidden states after
-/// several. `input` is the first part's normalised input. `seen` gets the index of a part too.
+/// several.
 fn run<D: Ops, T: Tape<f32, D> + 'static>(
     parts: &[PartWeights<D>],
-    sample: &Hidden<D>,
-    input: Matrix<D, T>,
-    seen: &mut SeenIn<'_, D, T>,
+    batch: &Batch<D>,
+    tape: T,
+    watch: &mut dyn Watch<D>,
 ) -> Result<Matrix<D, T>, D::Err> {
-    let positions = &sample.positions;
-    let output = forward(&parts[0], positions, input, InputGradient::Skipped, &mut |layers, x| {
-        seen(0, layers, x)
-    })?;
+    let (first, positions) = (&parts[0], &batch.positions);
+    let input = first.normalise(batch.states.clone())?.put_tape(tape);
+    let output = forward(first, positions, input, InputGradient::Skipped, watch)?;
     if parts.len() == 1 {
         return Ok(output);
     }
-    let mut states = parts[0].residual(sample.states.clone(), output)?;
-    for (i, part) in parts.iter().enumerate().skip(1) {
+    let mut states = first.residual(batch.states.clone(), output)?;
+    for part in &parts[1..] {
         let (x, tape) = states.split_tape();
         let input = part.normalise(x.clone().put_tape(tape))?;
-        let output = forward(part, positions, input, InputGradient::Wanted, &mut |layers, x| {
-            seen(i, layers, x)
-        })?;
+        let output = forward(part, positions, input, InputGradient::Wanted, watch)?;
         states = part.residual(x, output)?;
     }
     Ok(states)
 }
 
-/// Runs `dense` and `sparse`, the same run of parts, on each sample's hidden states, and gathers
-/// what is needed of the layers in `members`, a list for each part. The gradients are those of a
-/// sample's mean squared error with respect to the dense weights; they are squared sample by sample,
-/// then averaged (LLM-Barber, arXiv 2408.10631).
-///
-/// # Errors
-/// If the device has not enough memory.
-pub fn measure<D: Ops>(
-    dense: &[PartWeights<D>],
-    sparse: &[PartWeights<D>],
-    samples: &[Hidden<D>],
-    members: &[Vec<usize>],
-    needs: Needs,
-) -> Result<Measured<D>, D::Err> {
-    let mut traced = dense.to_vec();
-    if needs.squared_gradient {
-        for (part, members) in traced.iter_mut().zip(members) {
-            for &i in members {
-                part.linears[i] = part.linears[i].traced()?;
+/// Notes what the layers of a part give.
+#[derive(Default)]
+struct Noting<D: Ops> {
+    outputs: Vec<Matrix<D>>,
+}
+
+impl<D: Ops> Watch<D> for Noting<D> {
+    fn output(&mut self, _: usize, y: &Matrix<D>) {
+        self.outputs.push(y.clone());
+    }
+}
+
+/// Two that watch: one inputs, the other outputs.
+struct Both<'a, D: Ops, O> {
+    inputs: Adding<'a, D>,
+    outputs: O,
+}
+
+impl<D: Ops, O: Watch<D>> Watch<D> for Both<'_, D, O> {
+    fn input(&mut self, part: Part, layers: Range<usize>, x: &Matrix<D>) -> Result<(), D::Err> {
+        self.inputs.input(part, layers, x)
+    }
+
+    fn output(&mut self, layer: usize, y: &Matrix<D>) {
+        self.outputs.output(layer, y);
+    }
+
+    fn known(&mut self, layer: usize) -> Option<Matrix<D>> {
+        self.outputs.known(layer)
+    }
+}
+
+/// Knows what the layers of a part give.
+struct Knowing<D: Ops> {
+    outputs: Vec<Option<Matrix<D>>>,
+}
+
+impl<D: Ops> Watch<D> for Knowing<D> {
+    fn known(&mut self, layer: usize) -> Option<Matrix<D>> {
+        self.outputs.get_mut(layer).and_then(Option::take)
+    }
+}
+
+impl<D: Ops> Executor<D> {
+    /// What `needs` asks for of the inputs of the layers in `members`, a list for each of some
+    /// consecutive parts, in a forward pass of these. The last layer's output is nobody's input, and
+    /// is not computed.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch file fails.
+    pub fn inputs(
+        &self,
+        parts: &[PartWeights<D>],
+        stream: &Stream,
+        members: &[Vec<usize>],
+        needs: Needs,
+    ) -> Result<Vec<Vec<Statistics>>, Error> {
+        let mut sums = sums(parts, members, needs);
+        for range in stream.batches() {
+            let batch = self.batch(stream, range)?;
+            let mut watch = Adding { sums: &mut sums, samples: &batch.samples };
+            let mut run = || {
+                let (last, before) = parts.split_last().unwrap_or_else(|| unreachable!("a part"));
+                let mut states = batch.states.clone();
+                for part in before {
+                    let input = part.normalise(states.clone())?;
+                    let skipped = InputGradient::Skipped;
+                    let output = forward(part, &batch.positions, input, skipped, &mut watch)?;
+                    states = part.residual(states, output)?;
+                }
+                let input = last.normalise(states)?;
+                inner(last, &batch.positions, input, InputGradient::Skipped, &mut watch)
+            };
+            run().map_err(Error::device)?;
+        }
+        Ok(finish(parts, sums, stream.len()))
+    }
+
+    /// The same of one part, and what its linear layers give, if that fits into memory: with it,
+    /// [`Executor::measure`] need not compute it again.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch file fails.
+    pub fn inputs_and_outputs(
+        &self,
+        part: &PartWeights<D>,
+        stream: &Stream,
+        members: &[usize],
+        needs: Needs,
+    ) -> Result<(Vec<Statistics>, Option<Known>), Error> {
+        let parts = std::slice::from_ref(part);
+        let members = &[members.to_vec()];
+        let tokens: usize = stream.positions.iter().map(|positions| positions.length).sum();
+        if !self.storage.fits(tokens * part.outputs()) {
+            let mut statistics = self.inputs(parts, stream, members, needs)?;
+            return Ok((statistics.swap_remove(0), None));
+        }
+        let mut sums = sums(parts, members, needs);
+        let stores = part.linears.iter().map(|_| self.storage.exact(stream.len()));
+        let mut outputs: Vec<Store> = stores.collect();
+        for range in stream.batches() {
+            let batch = self.batch(stream, range)?;
+            let inputs = Adding { sums: &mut sums, samples: &batch.samples };
+            let mut watch = Both { inputs, outputs: Noting { outputs: Vec::new() } };
+            run(parts, &batch, Default::default(), &mut watch)
+                .map(|_: Matrix<D>| ())
+                .map_err(Error::device)?;
+            for (store, y) in outputs.iter_mut().zip(&watch.outputs.outputs) {
+                batch.keep(store, y)?;
             }
         }
+        let mut statistics = finish(parts, sums, stream.len());
+        Ok((statistics.swap_remove(0), Some(Known { outputs })))
     }
-    let none = |part: &PartWeights<D>| vec![Vec::new(); part.linears.len()];
-    let mut squares: Vec<Vec<Vec<f32>>> = dense.iter().map(none).collect();
-    let mut inputs: Vec<_> = dense.iter().map(|_| InputSums::new(needs)).collect();
-    let (mut losses, mut outputs) = (0.0, Vec::with_capacity(samples.len()));
-    let mut seen = |part: usize, layers: &[usize], x: &Matrix<D, OwnedTape<f32, D>>| {
-        inputs[part].add(layers, &members[part], x)
-    };
-    for sample in samples {
-        let input = dense[0].normalise(sample.states.clone())?;
-        let target = run(sparse, sample, input.clone(), &mut |_, _, _| Ok(()))?;
-        let input = input.put_tape(OwnedTape::default());
-        let output = run(&traced, sample, input, &mut seen)?;
-        let (output, tape) = output.split_tape();
-        outputs.push(output.clone());
-        let loss = D::squared_error(output.put_tape(tape), &target)?;
-        losses += f64::from(scalar(&loss));
-        if needs.squared_gradient {
-            let mut gradients = loss.try_backward()?;
-            for (part, members) in members.iter().enumerate() {
-                for &i in members {
-                    let weight = &traced[part].linears[i];
-                    if let Some(gradient) = D::take_gradient(&mut gradients, weight)? {
-                        add_squares(&mut squares[part][i], &gradient);
+
+    /// Runs dense parts on each sample, compares their outputs with the `targets`, those of the
+    /// sparse ones, and gathers what is needed of the layers in `members`, a list for each part. The
+    /// gradients are those of a sample's mean squared error with respect to the dense weights; they
+    /// are squared sample by sample, then averaged (LLM-Barber, arXiv 2408.10631). Afterwards the
+    /// dense outputs stand in the targets' place.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch file fails.
+    pub fn measure(
+        &self,
+        dense: &[PartWeights<D>],
+        stream: &Stream,
+        targets: &mut Store,
+        members: &[Vec<usize>],
+        needs: Needs,
+        known: Option<&Known>,
+    ) -> Result<Measured, Error> {
+        let mut inputs = sums(dense, members, needs);
+        let mut squares: Vec<Vec<Option<D::Sum>>> =
+            dense.iter().map(|part| part.linears.iter().map(|_| None).collect()).collect();
+        let mut losses = 0.0;
+        for range in stream.batches() {
+            let batch = self.batch(stream, range)?;
+            let length = batch.positions.length;
+            let target = self.matrix(targets, &batch.range, length)?;
+            let mut outputs = Vec::new();
+            for store in known.iter().flat_map(|known| &known.outputs) {
+                outputs.push(Some(self.matrix(store, &batch.range, length)?));
+            }
+            let inputs = Adding { sums: &mut inputs, samples: &batch.samples };
+            let mut watch = Both { inputs, outputs: Knowing { outputs } };
+            if !needs.squared_gradient {
+                let output = run(dense, &batch, Default::default(), &mut watch);
+                let output: Matrix<D> = output.map_err(Error::device)?;
+                batch.keep(targets, &output)?;
+                let loss = D::squared_error(output, &target, &batch.samples);
+                losses += f64::from(loss.map_err(Error::device)?.as_vec()[0]);
+                continue;
+            }
+            let traced = dense.iter().zip(members).map(|(part, members)| part.traced(members));
+            let traced: Vec<_> = traced.collect();
+            let output = run(&traced, &batch, OwnedTape::default(), &mut watch);
+            let (output, tape) = output.map_err(Error::device)?.split_tape();
+            batch.keep(targets, &output)?;
+            let backward = || {
+                let loss = D::squared_error(output.put_tape(tape), &target, &batch.samples)?;
+                losses += f64::from(loss.as_vec()[0]);
+                loss.try_backward()?;
+                for ((part, squares), members) in traced.iter().zip(&mut squares).zip(members) {
+                    for &i in members {
+                        let Some(trace) = part.linears[i].take_trace() else { continue };
+                        let (rows, columns) = (trace.gradient.shape().1, trace.input.shape().1);
+                        let sum = match &mut squares[i] {
+                            Some(sum) => sum,
+                            empty => empty.insert(self.device.nothing(rows, columns)?),
+                        };
+                        D::add_squared_gradients(sum, &trace, &batch.samples)?;
                     }
                 }
+                Ok(())
+            };
+            backward().map_err(|e: D::Err| Error::device(e))?;
+        }
+        let samples = stream.len();
+        let mut statistics = finish(dense, inputs, samples);
+        for (statistics, squares) in statistics.iter_mut().zip(squares) {
+            for (statistics, squares) in statistics.iter_mut().zip(squares) {
+                let mean = |mut sums: Vec<f32>| {
+                    sums.par_iter_mut().for_each(|sum| *sum /= samples as f32);
+                    sums
+                };
+                statistics.squared_gradient = squares.map(D::sums).map(mean);
             }
         }
+        Ok(Measured { loss: losses / samples as f64, statistics })
     }
-    let mut statistics = Vec::with_capacity(dense.len());
-    for (squares, inputs) in squares.into_iter().zip(inputs) {
-        let squares = squares.into_iter().map(|squares| mean(squares, samples.len()));
-        let mut found: Vec<_> = squares
-            .map(|squared_gradient| Statistics { squared_gradient, ..Statistics::default() })
-            .collect();
-        inputs.finish(samples.len(), &mut found);
-        statistics.push(found);
+
+    /// The outputs of a run of parts on each sample: one part's own, without the residual; or the
+    /// hidden states after several.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch file fails.
+    pub fn outputs(&self, parts: &[PartWeights<D>], stream: &Stream) -> Result<Store, Error> {
+        let mut outputs = self.storage.store(stream.len());
+        self.each_output(parts, stream, |batch, output| batch.keep(&mut outputs, &output))?;
+        Ok(outputs)
     }
-    Ok(Measured { loss: losses / samples.len() as f64, statistics, outputs })
+
+    /// The mean over samples of the mean squared difference between the parts' outputs and
+    /// `targets`.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch file fails.
+    pub fn loss(
+        &self,
+        parts: &[PartWeights<D>],
+        stream: &Stream,
+        targets: &Store,
+    ) -> Result<f64, Error> {
+        let mut losses = 0.0;
+        self.each_output(parts, stream, |batch, output| {
+            losses += self.batch_loss(batch, output, targets)?;
+            Ok(())
+        })?;
+        Ok(losses / stream.len() as f64)
+    }
+
+    /// Moves the hidden states on through a part; returns the [`Executor::loss`] of its outputs,
+    /// if there are targets.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch file fails.
+    pub fn advance(
+        &self,
+        part: &PartWeights<D>,
+        stream: &mut Stream,
+        targets: Option<&Store>,
+    ) -> Result<Option<f64>, Error> {
+        let mut losses = 0.0;
+        for range in stream.batches() {
+            let batch = self.batch(stream, range)?;
+            let output = run(std::slice::from_ref(part), &batch, Default::default(), &mut ());
+            let output: Matrix<D> = output.map_err(Error::device)?;
+            if let Some(targets) = targets {
+                losses += self.batch_loss(&batch, output.clone(), targets)?;
+            }
+            let states = part.residual(batch.states.clone(), output).map_err(Error::device)?;
+            batch.keep(&mut stream.states, &states)?;
+        }
+        Ok(targets.map(|_| losses / stream.len() as f64))
+    }
+
+    fn each_output(
+        &self,
+        parts: &[PartWeights<D>],
+        stream: &Stream,
+        mut see: impl FnMut(&Batch<D>, Matrix<D>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        for range in stream.batches() {
+            let batch = self.batch(stream, range)?;
+            let output = run(parts, &batch, Default::default(), &mut ());
+            see(&batch, output.map_err(Error::device)?)?;
+        }
+        Ok(())
+    }
+
+    fn batch_loss(
+        &self,
+        batch: &Batch<D>,
+        output: Matrix<D>,
+        targets: &Store,
+    ) -> Result<f64, Error> {
+        let target = self.matrix(targets, &batch.range, batch.positions.length)?;
+        let loss = D::squared_error(output, &target, &batch.samples).map_err(Error::device)?;
+        Ok(f64::from(loss.as_vec()[0]))
+    }
 }
 
-/// Runs a part on each sample's hidden states: what `needs` asks for of the inputs of the layers in
-/// `members`, and the part's outputs.
-///
-/// # Errors
-/// If the device has not enough memory.
-#[expect(clippy::type_complexity, reason = "one per linear layer, and one per sample")]
-pub fn inputs<D: Ops>(
-    weights: &PartWeights<D>,
-    samples: &[Hidden<D>],
-    members: &[usize],
-    needs: Needs,
-) -> Result<(Vec<Statistics>, Vec<Matrix<D>>), D::Err> {
-    let mut sums = InputSums::new(needs);
-    let mut outputs = Vec::with_capacity(samples.len());
-    for sample in samples {
-        let input = weights.normalise(sample.states.clone())?;
-        let parts = std::slice::from_ref(weights);
-        outputs.push(run(parts, sample, input, &mut |_, layers, x| sums.add(layers, members, x))?);
-    }
-    let mut statistics = vec![Statistics::default(); weights.linears.len()];
-    sums.finish(samples.len(), &mut statistics);
-    Ok((statistics, outputs))
-}
-
-/// The outputs of a run of parts on each sample's hidden states: one part's own, without the
-/// residual; or the hidden states after several.
-///
-/// # Errors
-/// If the device has not enough memory.
-pub fn outputs<D: Ops>(
+fn sums<D: Ops>(
     parts: &[PartWeights<D>],
-    samples: &[Hidden<D>],
-) -> Result<Vec<Matrix<D>>, D::Err> {
-    let each = samples.iter().map(|sample| {
-        let input = parts[0].normalise(sample.states.clone())?;
-        run(parts, sample, input, &mut |_, _, _| Ok(()))
-    });
-    each.collect()
+    members: &[Vec<usize>],
+    needs: Needs,
+) -> Vec<InputSums<D>> {
+    let parts = parts.iter().zip(members);
+    parts.map(|(part, members)| InputSums::new(part.part, members, needs)).collect()
 }
 
-/// The mean over samples of the mean squared difference between outputs and targets.
-///
-/// # Errors
-/// If the device has not enough memory.
-pub fn loss<D: Ops>(outputs: &[Matrix<D>], targets: &[Matrix<D>]) -> Result<f64, D::Err> {
-    let mut sum = 0.0;
-    for (output, target) in outputs.iter().zip(targets) {
-        sum += f64::from(scalar(&D::squared_error(output.clone(), target)?));
-    }
-    Ok(sum / outputs.len() as f64)
-}
-
-fn scalar<D: Ops, T>(tensor: &dfdx::tensor::Tensor<(), f32, D, T>) -> f32 {
-    tensor.as_vec()[0]
-}
-
-/// The mean of sums over samples, if there are any sums.
-fn mean(mut sums: Vec<f32>, samples: usize) -> Option<Vec<f32>> {
-    sums.par_iter_mut().for_each(|sum| *sum /= samples as f32);
-    (!sums.is_empty()).then_some(sums)
-}
-
-fn add_squares(sums: &mut Vec<f32>, gradient: &[f32]) {
-    sums.resize(gradient.len(), 0.0);
-    sums.par_iter_mut().with_min_len(1 << 14).zip(gradient).for_each(|(sum, g)| *sum += g * g);
+fn finish<D: Ops>(
+    parts: &[PartWeights<D>],
+    sums: Vec<InputSums<D>>,
+    samples: usize,
+) -> Vec<Vec<Statistics>> {
+    let parts = parts.iter().zip(sums);
+    let of = |(part, sums): (&PartWeights<D>, InputSums<D>)| {
+        let mut statistics = vec![Statistics::default(); part.linears.len()];
+        sums.finish(samples, &mut statistics);
+        statistics
+    };
+    parts.map(of).collect()
 }

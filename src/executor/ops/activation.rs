@@ -3,14 +3,13 @@
 //! ∂y/∂x = f′(x). SiLU: x σ(x). GELU (arXiv 1606.08415): x Φ(x), Φ being the normal distribution
 //! function, or its approximation by tanh. ReLU: max(x, 0).
 
-use dfdx::{
-    shapes::HasShape,
-    tensor::{Cpu, CpuError, PutTape, SplitTape, Tape, TensorFromVec},
-    tensor_ops::Device,
-};
+use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
 
-use super::{Matrix, cpu};
+use super::{
+    Hold, Matrix,
+    cpu::{self, CHUNK, exp, simd},
+};
 
 /// An activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,23 +26,24 @@ pub enum Activation {
 
 impl Activation {
     /// f(x) and f′(x).
-    #[inline]
+    #[inline(always)]
     fn at(self, x: f32) -> (f32, f32) {
         match self {
             Self::Silu => {
-                let s = 1.0 / (1.0 + (-x).exp());
+                let s = 1.0 / (1.0 + exp(-x));
                 (x * s, s * (1.0 + x * (1.0 - s)))
             }
             Self::Gelu => {
                 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
                 let below = 0.5 * (1.0 + libm::erff(x * FRAC_1_SQRT_2));
-                let density = 0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * (-0.5 * x * x).exp();
+                let density = 0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * exp(-0.5 * x * x);
                 (x * below, below + x * density)
             }
             Self::GeluTanh => {
                 const FACTOR: f32 = 0.797_884_6;
                 const CUBE: f32 = 0.044_715;
-                let t = (FACTOR * (x + CUBE * x * x * x)).tanh();
+                // tanh(u) = 1 − 2 / (e²ᵘ + 1).
+                let t = 1.0 - 2.0 / (exp(2.0 * FACTOR * (x + CUBE * x * x * x)) + 1.0);
                 let slope = FACTOR * (1.0 + 3.0 * CUBE * x * x);
                 (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope)
             }
@@ -54,7 +54,7 @@ impl Activation {
 
     /// Shows `see` each of `x` with f(x) and f′(x), by index; the function is chosen once, so that
     /// each has a loop of its own.
-    #[inline]
+    #[inline(always)]
     pub(super) fn each(self, x: &[f32], mut see: impl FnMut(usize, f32, f32)) {
         macro_rules! run {
             ($function:expr) => {
@@ -73,11 +73,8 @@ impl Activation {
     }
 }
 
-/// Elements that one task works on: enough to be worth a task.
-pub(super) const CHUNK: usize = 1 << 14;
-
 /// y = f(x), element by element.
-pub trait Activate: Device<f32> {
+pub trait Activate: Hold {
     /// The activation of each element.
     ///
     /// # Errors
@@ -94,19 +91,24 @@ impl Activate for Cpu {
         activation: Activation,
     ) -> Result<Matrix<Self, T>, CpuError> {
         let (x, mut tape) = x.split_tape();
-        let values = cpu::values(&x);
-        let mut y = vec![0.0; values.len()];
-        y.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(y, x)| {
-            activation.each(x, |i, value, _| y[i] = value);
+        let mut y = vec![0.0; x.values.len()];
+        y.par_chunks_mut(CHUNK).zip(x.values.par_chunks(CHUNK)).for_each(|(y, x)| {
+            simd(|| {
+                let y = &mut y[..x.len()];
+                activation.each(x, |i, value, _| y[i] = value);
+            });
         });
-        let y = x.device().try_tensor_from_vec(y, *x.shape())?;
-        let output = y.clone();
+        let y = x.device().hold(y, x.shape())?;
+        let output = y.without_values();
         tape.add_backward_op(move |gradients| {
             let mut g = cpu::take(gradients, &output)?;
-            g.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(g, x)| {
-                activation.each(x, |i, _, slope| g[i] *= slope);
+            g.par_chunks_mut(CHUNK).zip(x.values.par_chunks(CHUNK)).for_each(|(g, x)| {
+                simd(|| {
+                    let g = &mut g[..x.len()];
+                    activation.each(x, |i, _, slope| g[i] *= slope);
+                });
             });
-            cpu::add(gradients, &x, &g)
+            cpu::add(gradients, &x, g)
         });
         Ok(y.put_tape(tape))
     }

@@ -10,16 +10,13 @@
 
 use std::{ops::Range, sync::Arc};
 
-use dfdx::{
-    shapes::HasShape,
-    tensor::{Cpu, CpuError, PutTape, SplitTape, Tape, TensorFromVec},
-    tensor_ops::Device,
-};
+use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
 
 use super::{
-    Matrix, cpu,
-    gemm::{Threads, View, gemm},
+    Hold, Matrix,
+    cpu::{self, exp, simd},
+    gemm::{View, gemm},
 };
 
 /// The heads of an attention layer and the sequences that it sees.
@@ -68,7 +65,7 @@ impl Sight {
 }
 
 /// o = softmax(a q kᵀ) v.
-pub trait Attention: Device<f32> {
+pub trait Attention: Hold {
     /// The heads' outputs, [tokens, queries · width], for `q` of that shape and `k`, `v` of
     /// [tokens, keys · width]. `sights` tells what each row of a sequence sees; without them, all
     /// rows before it.
@@ -152,7 +149,7 @@ impl<'a> Head<'a> {
         slopes: Option<&mut [f32]>,
     ) {
         let (q, k) = (self.q(rows.clone()), self.k(keys.clone()));
-        gemm(p, keys.len(), 0.0, self.heads.scale, q, k.t(), Threads::One);
+        gemm(p, keys.len(), 0.0, self.heads.scale, q, k.t());
         if let Some(cap) = self.heads.cap {
             p.iter_mut().for_each(|s| *s = (*s / cap).tanh());
             if let Some(slopes) = slopes {
@@ -166,25 +163,38 @@ impl<'a> Head<'a> {
                 seen.start.saturating_sub(keys.start)..seen.end.saturating_sub(keys.start)
             });
             let seen = if seen[0].is_empty() { [0..0, seen[1].clone()] } else { seen };
-            let largest = |seen: &Range<usize>| {
-                p[seen.clone()].iter().copied().fold(f32::NEG_INFINITY, f32::max)
-            };
-            let max = largest(&seen[0]).max(largest(&seen[1]));
-            let mut sum = 0.0;
-            for seen in &seen {
-                for p in &mut p[seen.clone()] {
-                    *p = (*p - max).exp();
-                    sum += *p;
-                }
-            }
-            for seen in &seen {
-                p[seen.clone()].iter_mut().for_each(|p| *p /= sum);
-            }
+            simd(|| softmax(p, &seen));
             let [root, branch] = seen;
             p[..root.start].fill(0.0);
             p[root.end..branch.start].fill(0.0);
             p[branch.end..].fill(0.0);
         }
+    }
+}
+
+/// Makes probabilities of the scores in two ranges, together.
+#[inline(always)]
+fn softmax(p: &mut [f32], ranges: &[Range<usize>; 2]) {
+    let largest = |range: &Range<usize>| {
+        let (chunks, rest) = p[range.clone()].as_chunks::<{ cpu::LANES }>();
+        let mut lanes = [f32::NEG_INFINITY; cpu::LANES];
+        for chunk in chunks {
+            for (lane, p) in lanes.iter_mut().zip(chunk) {
+                *lane = lane.max(*p);
+            }
+        }
+        lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+    };
+    let max = largest(&ranges[0]).max(largest(&ranges[1]));
+    let mut total = 0.0;
+    for range in ranges {
+        let p = &mut p[range.clone()];
+        p.iter_mut().for_each(|p| *p = exp(*p - max));
+        total += cpu::sum(p, p, |p, _| p);
+    }
+    let scale = 1.0 / total;
+    for range in ranges {
+        p[range.clone()].iter_mut().for_each(|p| *p *= scale);
     }
 }
 
@@ -207,17 +217,24 @@ impl Heads {
         (0..length).step_by(TILE).map(move |start| start..length.min(start + TILE))
     }
 
-    /// Copies head `index`'s [sequence_length, width] into or adds it to its columns of `all`,
-    /// whose rows have `row_heads` heads.
-    fn scatter(self, head: &[f32], all: &mut [f32], row_heads: usize, index: usize) {
-        let start = index / row_heads * self.sequence_length * row_heads * self.width;
-        let column = index % row_heads * self.width;
-        for (row, values) in
-            all[start..].chunks_exact_mut(row_heads * self.width).zip(head.chunks_exact(self.width))
-        {
-            let row = &mut row[column..column + self.width];
-            row.iter_mut().zip(values).for_each(|(sum, x)| *sum += x);
-        }
+    /// Puts the rows of [sequence_length, width] of each head side by side; where `each` heads
+    /// share a place, their sum.
+    fn join(self, heads: &[&[f32]], row_heads: usize, each: usize) -> Vec<f32> {
+        let (row, length) = (row_heads * self.width, self.sequence_length);
+        let sequences = heads.len() / (row_heads * each);
+        let mut all = vec![0.0; sequences * length * row];
+        all.par_chunks_mut(row).with_min_len(16).enumerate().for_each(|(i, out)| {
+            let (sequence, token) = (i / length, i % length);
+            let places = out.chunks_exact_mut(self.width).enumerate();
+            for (place, out) in places {
+                let first = (sequence * row_heads + place) * each;
+                for head in &heads[first..first + each] {
+                    let x = &head[token * self.width..(token + 1) * self.width];
+                    out.iter_mut().zip(x).for_each(|(out, x)| *out += x);
+                }
+            }
+        });
+        all
     }
 }
 
@@ -234,15 +251,16 @@ impl Attention for Cpu {
         let (k, k_tape) = k.split_tape();
         let (v, v_tape) = v.split_tape();
         let mut tape = q_tape.merge(k_tape).merge(v_tape);
-        let (q_values, k_values, v_values) = (cpu::values(&q), cpu::values(&k), cpu::values(&v));
         let Heads { width, sequence_length: length, .. } = heads;
         let count = q.shape().0 / length * heads.queries;
 
+        let head = |index: usize| {
+            Head::new([&q.values, &k.values, &v.values], heads, sights.as_ref(), index)
+        };
         let outputs: Vec<Vec<f32>> = (0..count)
             .into_par_iter()
             .map(|index| {
-                let head =
-                    Head::new([&q_values, &k_values, &v_values], heads, sights.as_ref(), index);
+                let head = head(index);
                 let mut p = vec![0.0; TILE.min(length) * length];
                 let mut o = vec![0.0; length * width];
                 for rows in heads.tiles() {
@@ -250,53 +268,31 @@ impl Attention for Cpu {
                     let p = &mut p[..n * keys.len()];
                     head.probabilities(rows.clone(), keys.clone(), p, None);
                     let p = View::new(p, n, keys.len());
-                    gemm(
-                        &mut o[rows.start * width..],
-                        width,
-                        0.0,
-                        1.0,
-                        p,
-                        head.v(keys),
-                        Threads::One,
-                    );
+                    gemm(&mut o[rows.start * width..], width, 0.0, 1.0, p, head.v(keys));
                 }
                 o
             })
             .collect();
-        let mut o = vec![0.0; q_values.len()];
-        for (index, head) in outputs.iter().enumerate() {
-            heads.scatter(head, &mut o, heads.queries, index);
-        }
-        let o = q.device().try_tensor_from_vec(o, *q.shape())?;
+        let outputs: Vec<&[f32]> = outputs.iter().map(Vec::as_slice).collect();
+        let o = q.device().hold(heads.join(&outputs, heads.queries, 1), q.shape())?;
 
-        let output = o.clone();
+        let output = o.without_values();
         tape.add_backward_op(move |gradients| {
             let g = cpu::take(gradients, &output)?;
-            let heads_gradients: Vec<[Vec<f32>; 3]> = (0..count)
+            let found: Vec<[Vec<f32>; 3]> = (0..count)
                 .into_par_iter()
                 .map(|index| {
-                    let head =
-                        Head::new([&q_values, &k_values, &v_values], heads, sights.as_ref(), index);
-                    head.backward(Head::new(
-                        [&g, &k_values, &v_values],
-                        heads,
-                        sights.as_ref(),
-                        index,
-                    ))
+                    let of =
+                        |q| Head::new([q, &k.values, &v.values], heads, sights.as_ref(), index);
+                    of(&q.values).backward(of(&g))
                 })
                 .collect();
-            let mut sums =
-                [vec![0.0; q_values.len()], vec![0.0; k_values.len()], vec![0.0; v_values.len()]];
-            for (index, gradient) in heads_gradients.iter().enumerate() {
-                heads.scatter(&gradient[0], &mut sums[0], heads.queries, index);
-                // A sequence has `queries` heads here and `keys` heads there.
-                let key = index / heads.per_key();
-                heads.scatter(&gradient[1], &mut sums[1], heads.keys, key);
-                heads.scatter(&gradient[2], &mut sums[2], heads.keys, key);
-            }
-            cpu::add(gradients, &q, &sums[0])?;
-            cpu::add(gradients, &k, &sums[1])?;
-            cpu::add(gradients, &v, &sums[2])
+            let [gq, gk, gv] = [0, 1, 2].map(|i| -> Vec<&[f32]> {
+                found.iter().map(|gradients| gradients[i].as_slice()).collect()
+            });
+            cpu::add(gradients, &q, heads.join(&gq, heads.queries, 1))?;
+            cpu::add(gradients, &k, heads.join(&gk, heads.keys, heads.per_key()))?;
+            cpu::add(gradients, &v, heads.join(&gv, heads.keys, heads.per_key()))
         });
         Ok(o.put_tape(tape))
     }
@@ -317,17 +313,19 @@ impl Head<'_> {
             self.probabilities(rows.clone(), keys.clone(), &mut p[..n * seen], kept);
             let go = g.q(rows.clone());
             let start = keys.start * width;
-            gemm(&mut gv[start..], width, 1.0, 1.0, View::new(&p, n, seen).t(), go, Threads::One);
-            gemm(&mut gp, seen, 0.0, 1.0, go, self.v(keys.clone()).t(), Threads::One);
+            gemm(&mut gv[start..], width, 1.0, 1.0, View::new(&p, n, seen).t(), go);
+            gemm(&mut gp, seen, 0.0, 1.0, go, self.v(keys.clone()).t());
             for (p, gp) in p.chunks_exact(seen).zip(gp.chunks_exact_mut(seen)).take(n) {
-                let sum: f32 = p.iter().zip(&*gp).map(|(p, g)| p * g).sum();
-                gp.iter_mut().zip(p).for_each(|(g, p)| *g = p * (*g - sum));
+                simd(|| {
+                    let sum = cpu::sum(p, gp, |p, g| p * g);
+                    gp.iter_mut().zip(p).for_each(|(g, p)| *g = p * (*g - sum));
+                });
             }
             gp.iter_mut().zip(&slopes).for_each(|(g, slope)| *g *= slope);
             let (gs, scale) = (View::new(&gp, n, seen), self.heads.scale);
             let row = rows.start * width;
-            gemm(&mut gq[row..], width, 0.0, scale, gs, self.k(keys), Threads::One);
-            gemm(&mut gk[start..], width, 1.0, scale, gs.t(), self.q(rows), Threads::One);
+            gemm(&mut gq[row..], width, 0.0, scale, gs, self.k(keys));
+            gemm(&mut gk[start..], width, 1.0, scale, gs.t(), self.q(rows));
         }
         [gq, gk, gv]
     }
@@ -336,7 +334,7 @@ impl Head<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::ops::testing::{check_gradient, noise};
+    use crate::executor::ops::testing::{check_gradient, matrix, noise};
 
     fn sight(root: Range<usize>, branch: usize) -> Sight {
         Sight { root, branch }
@@ -359,7 +357,7 @@ mod tests {
             [(1, 8), (2, 4), (3, 4)].map(|(seed, width)| (noise(rows * width, seed), width));
         let tensor = |(x, width): &(Vec<f32>, usize), picked: &[usize]| {
             let rows = picked.iter().flat_map(|row| &x[row * width..(row + 1) * width]);
-            Cpu::default().tensor_from_vec(rows.copied().collect(), (picked.len(), *width))
+            matrix(rows.copied().collect(), (picked.len(), *width))
         };
         let trees = [(0..5, vec![5..40, 40..41]), (41..110, vec![110..112, 112..rows])];
         let mut sights = vec![Sight::default(); rows];
@@ -374,13 +372,13 @@ mod tests {
         for window in [None, Some(3), Some(50)] {
             let whole = Heads { window, ..whole };
             let [a, b, c] = [&q, &k, &v].map(|x| tensor(x, &all));
-            let found = Cpu::attention(a, b, c, whole, Some(&sights)).unwrap().as_vec();
+            let found = Cpu::attention(a, b, c, whole, Some(&sights)).unwrap().to_vec();
             for (root, branches) in &trees {
                 for branch in branches {
                     let picked: Vec<usize> = root.clone().chain(branch.clone()).collect();
                     let heads = Heads { sequence_length: picked.len(), ..whole };
                     let [a, b, c] = [&q, &k, &v].map(|x| tensor(x, &picked));
-                    let alone = Cpu::attention(a, b, c, heads, None).unwrap().as_vec();
+                    let alone = Cpu::attention(a, b, c, heads, None).unwrap().to_vec();
                     for (row, alone) in picked.iter().zip(alone.chunks(8)) {
                         for (found, alone) in found[row * 8..].iter().zip(alone) {
                             assert!((found - alone).abs() < 1e-5, "row {row}: {found} {alone}");
@@ -404,7 +402,7 @@ mod tests {
             cap: None,
         };
         let [q, k, v] = [(1, 12), (2, 6), (3, 6)].map(|(seed, width)| {
-            let x = Cpu::default().tensor_from_vec(noise(6 * width, seed), (6, width));
+            let x = matrix(noise(6 * width, seed), (6, width));
             move || x.clone().put_tape(Default::default())
         });
         // A root of one row, and two branches.
@@ -432,13 +430,12 @@ mod tests {
             window: None,
             cap: None,
         };
-        let device = Cpu::default();
-        let zeros = device.tensor_from_vec(vec![0.0; length], (length, 1));
-        let v = device.tensor_from_vec((0..length).map(|i| i as f32).collect(), (length, 1));
+        let zeros = matrix(vec![0.0; length], (length, 1));
+        let v = matrix((0..length).map(|i| i as f32).collect(), (length, 1));
         for window in [None, Some(TILE + 3)] {
             let heads = Heads { window, ..one };
             let o = Cpu::attention(zeros.clone(), zeros.clone(), v.clone(), heads, None).unwrap();
-            for (i, o) in o.as_vec().iter().enumerate() {
+            for (i, o) in o.to_vec().iter().enumerate() {
                 let first = window.map_or(0, |window| (i + 1).saturating_sub(window));
                 let mean = (first + i) as f32 / 2.0;
                 assert!((o - mean).abs() < 1e-3, "position {i}: {o}");

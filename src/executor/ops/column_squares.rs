@@ -1,41 +1,44 @@
 //! The sums of squares of a matrix's columns: the input norms of Wanda (arXiv 2306.11695).
 
-use dfdx::{
-    shapes::HasShape,
-    tensor::{Cpu, CpuError},
-    tensor_ops::Device,
-};
+use std::ops::Range;
 
-use super::{Matrix, cpu};
+use dfdx::tensor::{Cpu, CpuError};
+use rayon::prelude::*;
+
+use super::{Hold, Matrix, cpu::simd};
 
 /// Σ x² over the rows of each column.
-pub trait ColumnSquares: Device<f32> {
-    /// The sums of squares of the columns, on the host.
+pub trait ColumnSquares: Hold {
+    /// The sums of squares of the columns over each of some ranges of rows, on the host.
     ///
     /// # Errors
     /// If the device has not enough memory.
-    fn column_squares<T>(x: &Matrix<Self, T>) -> Result<Vec<f32>, Self::Err>;
+    fn column_squares(x: &Matrix<Self>, rows: &[Range<usize>]) -> Result<Vec<Vec<f32>>, Self::Err>;
 }
 
 impl ColumnSquares for Cpu {
-    fn column_squares<T>(x: &Matrix<Self, T>) -> Result<Vec<f32>, CpuError> {
+    fn column_squares(x: &Matrix<Self>, rows: &[Range<usize>]) -> Result<Vec<Vec<f32>>, CpuError> {
         let width = x.shape().1;
-        let mut sums = vec![0.0; width];
-        for row in cpu::values(x).chunks_exact(width) {
-            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x * x);
-        }
-        Ok(sums)
+        let of = |rows: &Range<usize>| {
+            let mut sums = vec![0.0; width];
+            for x in x.values[rows.start * width..rows.end * width].chunks_exact(width) {
+                simd(|| sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x));
+            }
+            sums
+        };
+        Ok(rows.par_iter().map(of).collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dfdx::tensor::TensorFromVec;
+    use crate::executor::ops::testing::matrix;
 
     #[test]
     fn sums_run_over_rows() {
-        let x = Cpu::default().tensor_from_vec(vec![1.0, 2.0, 3.0, -4.0], (2, 2));
-        assert_eq!(Cpu::column_squares(&x).unwrap(), [10.0, 20.0]);
+        let x = matrix(vec![1.0, 2.0, 3.0, -4.0, 5.0, 6.0], (3, 2));
+        let sums = Cpu::column_squares(&x, &[0..2, 2..3]).unwrap();
+        assert_eq!(sums, [[10.0, 20.0], [25.0, 36.0]]);
     }
 }

@@ -4,16 +4,13 @@
 
 use std::ops::Range;
 
-use dfdx::{
-    shapes::HasShape,
-    tensor::{Cpu, CpuError, PutTape, SplitTape, Tape, TensorFromVec},
-    tensor_ops::Device,
-};
+use dfdx::tensor::{Cpu, CpuError, Tape};
+use rayon::prelude::*;
 
-use super::{Matrix, cpu};
+use super::{Hold, Matrix, cpu};
 
 /// y = x[:, columns].
-pub trait Columns: Device<f32> {
+pub trait Columns: Hold {
     /// Some columns of each row.
     ///
     /// # Errors
@@ -30,18 +27,20 @@ impl Columns for Cpu {
         columns: Range<usize>,
     ) -> Result<Matrix<Self, T>, CpuError> {
         let (x, mut tape) = x.split_tape();
-        let (rows, width) = *x.shape();
-        let values = cpu::values(&x);
-        let y = values.chunks_exact(width).flat_map(|row| &row[columns.clone()]).copied().collect();
-        let y = x.device().try_tensor_from_vec(y, (rows, columns.len()))?;
-        let output = y.clone();
+        let ((rows, width), part) = (x.shape(), columns.len());
+        let mut y = vec![0.0; rows * part];
+        y.par_chunks_mut(part).zip(x.values.par_chunks(width)).for_each(|(y, x)| {
+            y.copy_from_slice(&x[columns.clone()]);
+        });
+        let y = x.device().hold(y, (rows, part))?;
+        let output = y.without_values();
         tape.add_backward_op(move |gradients| {
             let g = cpu::take(gradients, &output)?;
-            let sum = gradients.get_or_alloc_mut(&x)?;
-            for (sum, g) in sum.chunks_exact_mut(width).zip(g.chunks_exact(columns.len())) {
-                sum[columns.clone()].iter_mut().zip(g).for_each(|(sum, g)| *sum += g);
-            }
-            Ok(())
+            let mut gx = vec![0.0; rows * width];
+            gx.par_chunks_mut(width).zip(g.par_chunks(part)).for_each(|(gx, g)| {
+                gx[columns.clone()].copy_from_slice(g);
+            });
+            cpu::add(gradients, &x, gx)
         });
         Ok(y.put_tape(tape))
     }

@@ -2,19 +2,16 @@
 //!
 //! ∂L/∂z = softmax(z) − 1 at the target.
 
-use std::sync::Arc;
-
-use dfdx::{
-    shapes::HasShape,
-    tensor::{Cpu, CpuError, PutTape, SplitTape, Tape, Tensor, TensorFromVec},
-    tensor_ops::Device,
-};
+use dfdx::tensor::{Cpu, CpuError, PutTape, Tape, Tensor, TensorFromVec};
 use rayon::prelude::*;
 
-use super::{Matrix, cpu};
+use super::{
+    Hold, Matrix,
+    cpu::{self, exp, simd},
+};
 
 /// L = Σ (log Σ exp(z) − z_target).
-pub trait CrossEntropy: Device<f32> {
+pub trait CrossEntropy: Hold {
     /// The sum over rows of `logits`, [tokens, vocabulary], of the cross-entropy with each row's
     /// target token.
     ///
@@ -28,8 +25,10 @@ pub trait CrossEntropy: Device<f32> {
 
 /// The largest logit of a row and the sum of exp(z − largest).
 fn partition(row: &[f32]) -> (f32, f32) {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    (max, row.iter().map(|z| (z - max).exp()).sum())
+    simd(|| {
+        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        (max, cpu::sum(row, row, |z, _| exp(z - max)))
+    })
 }
 
 impl CrossEntropy for Cpu {
@@ -39,10 +38,8 @@ impl CrossEntropy for Cpu {
     ) -> Result<Tensor<(), f32, Self, T>, CpuError> {
         let (logits, mut tape) = logits.split_tape();
         let width = logits.shape().1;
-        let z = cpu::values(&logits);
-        let losses: Vec<f64> = z
-            .par_chunks(width)
-            .zip(targets)
+        let rows = logits.values.par_chunks(width).zip(targets);
+        let losses: Vec<f64> = rows
             .map(|(row, &target)| {
                 let (max, sum) = partition(row);
                 f64::from(max - row[target as usize]) + f64::from(sum).ln()
@@ -53,14 +50,14 @@ impl CrossEntropy for Cpu {
 
         let (result, targets) = (loss.clone(), targets.to_vec());
         tape.add_backward_op(move |gradients| {
-            let scale = cpu::take(gradients, &result)?[0];
-            let mut g = Arc::unwrap_or_clone(z);
+            let scale = cpu::take_scalar(gradients, &result)?;
+            let mut g = logits.values.to_vec();
             g.par_chunks_mut(width).zip(&targets).for_each(|(row, &target)| {
                 let (max, sum) = partition(row);
-                row.iter_mut().for_each(|z| *z = scale * (*z - max).exp() / sum);
+                simd(|| row.iter_mut().for_each(|z| *z = scale * exp(*z - max) / sum));
                 row[target as usize] -= scale;
             });
-            cpu::add(gradients, &logits, &g)
+            cpu::add(gradients, &logits, g)
         });
         Ok(loss.put_tape(tape))
     }
@@ -68,19 +65,17 @@ impl CrossEntropy for Cpu {
 
 #[cfg(test)]
 mod tests {
+    use dfdx::tensor_ops::Backward;
+
     use super::*;
-    use dfdx::{
-        tensor::{AsArray, Trace},
-        tensor_ops::Backward,
-    };
+    use crate::executor::ops::testing::{gradient, matrix, traced};
 
     #[test]
     fn loss_and_gradient() {
-        let device = Cpu::default();
-        let logits = device.tensor_from_vec(vec![0.0, 3f32.ln(), 100.0, 100.0], (2, 2));
-        let loss = Cpu::cross_entropy(logits.leaky_trace(), &[0, 1]).unwrap();
-        assert!((loss.array() - 8f32.ln()).abs() < 1e-6);
-        let gradient = loss.backward().get(&logits).as_vec();
+        let logits = matrix(vec![0.0, 3f32.ln(), 80.0, 80.0], (2, 2));
+        let loss = Cpu::cross_entropy(traced(logits.clone()), &[0, 1]).unwrap();
+        assert!((loss.as_vec()[0] - 8f32.ln()).abs() < 1e-6);
+        let gradient = gradient(&mut loss.backward(), &logits);
         for (g, expected) in gradient.iter().zip([-0.75, 0.75, 0.5, -0.5]) {
             assert!((g - expected).abs() < 1e-6, "{gradient:?}");
         }

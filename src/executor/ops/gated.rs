@@ -2,21 +2,17 @@
 //!
 //! ∂y/∂a = b f′(a), ∂y/∂b = f(a).
 
-use dfdx::{
-    shapes::HasShape,
-    tensor::{Cpu, CpuError, PutTape, SplitTape, Tape, TensorFromVec},
-    tensor_ops::Device,
-};
+use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
 
 use super::{
-    Matrix,
-    activation::{Activation, CHUNK},
-    cpu,
+    Hold, Matrix,
+    activation::Activation,
+    cpu::{self, CHUNK, simd},
 };
 
 /// y = f(gate) · up.
-pub trait Gated: Device<f32> {
+pub trait Gated: Hold {
     /// The gated activation of two matrices of one shape.
     ///
     /// # Errors
@@ -37,30 +33,34 @@ impl Gated for Cpu {
         let (gate, tape) = gate.split_tape();
         let (up, up_tape) = up.split_tape();
         let mut tape = tape.merge(up_tape);
-        let (a, b) = (cpu::values(&gate), cpu::values(&up));
-        let mut y = vec![0.0; a.len()];
-        y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK))).for_each(
-            |(y, (a, b))| {
+        let mut y = vec![0.0; gate.values.len()];
+        let inputs = gate.values.par_chunks(CHUNK).zip(up.values.par_chunks(CHUNK));
+        y.par_chunks_mut(CHUNK).zip(inputs).for_each(|(y, (a, b))| {
+            simd(|| {
+                let (y, b) = (&mut y[..a.len()], &b[..a.len()]);
                 activation.each(a, |i, value, _| y[i] = value * b[i]);
-            },
-        );
-        let y = gate.device().try_tensor_from_vec(y, *gate.shape())?;
+            });
+        });
+        let y = gate.device().hold(y, gate.shape())?;
 
-        let output = y.clone();
+        let output = y.without_values();
         tape.add_backward_op(move |gradients| {
-            let g = cpu::take(gradients, &output)?;
-            let (mut ga, mut gb) = (vec![0.0; g.len()], vec![0.0; g.len()]);
-            ga.par_chunks_mut(CHUNK)
-                .zip(gb.par_chunks_mut(CHUNK))
-                .zip(g.par_chunks(CHUNK).zip(a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK))))
-                .for_each(|((ga, gb), (g, (a, b)))| {
+            let mut ga = cpu::take(gradients, &output)?;
+            let mut gb = vec![0.0; ga.len()];
+            let inputs = gate.values.par_chunks(CHUNK).zip(up.values.par_chunks(CHUNK));
+            let outputs = ga.par_chunks_mut(CHUNK).zip(gb.par_chunks_mut(CHUNK));
+            outputs.zip(inputs).for_each(|((ga, gb), (a, b))| {
+                simd(|| {
+                    let n = a.len();
+                    let (ga, gb, b) = (&mut ga[..n], &mut gb[..n], &b[..n]);
                     activation.each(a, |i, value, slope| {
-                        ga[i] = g[i] * b[i] * slope;
-                        gb[i] = g[i] * value;
+                        gb[i] = ga[i] * value;
+                        ga[i] *= b[i] * slope;
                     });
                 });
-            cpu::add(gradients, &gate, &ga)?;
-            cpu::add(gradients, &up, &gb)
+            });
+            cpu::add(gradients, &gate, ga)?;
+            cpu::add(gradients, &up, gb)
         });
         Ok(y.put_tape(tape))
     }
@@ -71,12 +71,12 @@ mod tests {
     use super::*;
     use crate::executor::ops::{
         activation::ALL,
-        testing::{check_gradient, noise},
+        testing::{check_gradient, matrix, noise},
     };
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        let other = Cpu::default().tensor_from_vec(noise(12, 5), (3, 4));
+        let other = matrix(noise(12, 5), (3, 4));
         let other = || other.clone().put_tape(Default::default());
         for activation in ALL {
             check_gradient((3, 4), |x| Cpu::gated(x, other(), activation));

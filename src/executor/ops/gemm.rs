@@ -1,7 +1,10 @@
 //! The matrix product of the CPU, over the `gemm` crate: with AVX-512 it runs at the machine's
 //! peak, where dfdx's own product reaches half of it.
 
+use std::ops::Range;
+
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 /// A matrix in a slice: element (i, j) is `data[i * row_stride + j * column_stride]`.
 #[derive(Clone, Copy)]
@@ -35,20 +38,21 @@ impl<'a> View<'a> {
             ..self
         }
     }
+
+    /// Some of its rows.
+    pub(super) fn rows(self, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        let first = if rows.is_empty() { 0 } else { rows.start * self.row_stride };
+        Self { data: &self.data[first..], rows: rows.len(), ..self }
+    }
 }
 
 fn fits(len: usize, rows: usize, columns: usize, row_stride: usize) -> bool {
     rows == 0 || columns == 0 || (rows - 1) * row_stride + columns <= len
 }
 
-/// Whether a product may use several threads: inside a parallel loop it must not.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Threads {
-    One,
-    All,
-}
-
-/// out = beta · out + alpha · a b, with `out` row-major, its rows `row_stride` elements apart.
+/// out = beta · out + alpha · a b, with `out` row-major, its rows `row_stride` elements apart; on
+/// the calling thread.
 pub(super) fn gemm(
     out: &mut [f32],
     row_stride: usize,
@@ -56,17 +60,12 @@ pub(super) fn gemm(
     alpha: f32,
     a: View<'_>,
     b: View<'_>,
-    threads: Threads,
 ) {
     assert_eq!(a.columns, b.rows);
     assert!(b.columns <= row_stride && fits(out.len(), a.rows, b.columns, row_stride));
     if a.rows == 0 || b.columns == 0 {
         return;
     }
-    let parallelism = match threads {
-        Threads::One => Parallelism::None,
-        Threads::All => Parallelism::Rayon(0),
-    };
     #[allow(unsafe_code, reason = "the gemm crate's interface is raw pointers")]
     // SAFETY: each view holds its last element (checked when it was made, and above for `out`),
     // and `out` is borrowed mutably, so it overlaps neither.
@@ -90,9 +89,34 @@ pub(super) fn gemm(
             false,
             false,
             false,
-            parallelism,
+            Parallelism::None,
         );
     }
+}
+
+/// Rows of a product that one task computes. The shares depend on the shape alone: the result must
+/// not depend on the number of threads.
+fn share(rows: usize) -> usize {
+    match rows {
+        1024.. => 256,
+        _ => rows.div_ceil(4).next_multiple_of(16),
+    }
+}
+
+/// a b, row-major, with `bias` in every row where there is one; on all threads. Threads that each
+/// have rows of their own do better than several that share one product.
+pub(super) fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+    let (columns, share) = (b.columns, share(a.rows));
+    let mut out = vec![0.0; a.rows * columns];
+    out.par_chunks_mut((share * columns).max(1)).enumerate().for_each(|(i, out)| {
+        if let Some(bias) = bias {
+            out.chunks_exact_mut(columns).for_each(|row| row.copy_from_slice(bias));
+        }
+        let beta = if bias.is_some() { 1.0 } else { 0.0 };
+        let first = i * share;
+        gemm(out, columns, beta, 1.0, a.rows(first..a.rows.min(first + share)), b);
+    });
+    out
 }
 
 #[cfg(test)]
@@ -103,19 +127,24 @@ mod tests {
     fn products_of_strided_and_transposed_views() {
         let a = [1.0, 2.0, 9.0, 3.0, 4.0, 9.0]; // [[1, 2], [3, 4]] with stride 3
         let b = [5.0, 6.0, 7.0, 8.0]; // [[5, 6], [7, 8]]
+        let a = View::strided(&a, 2, 2, 3);
         let mut out = [1.0; 4];
-        gemm(&mut out, 2, 0.0, 1.0, View::strided(&a, 2, 2, 3), View::new(&b, 2, 2), Threads::One);
+        gemm(&mut out, 2, 0.0, 1.0, a, View::new(&b, 2, 2));
         assert_eq!(out, [19.0, 22.0, 43.0, 50.0]);
-        gemm(
-            &mut out,
-            2,
-            1.0,
-            2.0,
-            View::strided(&a, 2, 2, 3),
-            View::new(&b, 2, 2).t(),
-            Threads::All,
-        );
+        gemm(&mut out, 2, 1.0, 2.0, a, View::new(&b, 2, 2).t());
         assert_eq!(out, [19.0 + 34.0, 22.0 + 46.0, 43.0 + 78.0, 50.0 + 106.0]);
+        gemm(&mut out[2..], 2, 0.0, 1.0, a.rows(1..2), View::new(&b, 2, 2));
+        assert_eq!(out[2..], [43.0, 50.0]);
+    }
+
+    #[test]
+    fn tasks_join_without_a_seam() {
+        for rows in [0, 1, 5, 100, 1030] {
+            let a: Vec<f32> = (0..rows * 2).map(|i| i as f32).collect();
+            let found = product(View::new(&a, rows, 2), View::new(&[1.0, 2.0], 2, 1), Some(&[0.5]));
+            let expected: Vec<f32> = a.chunks(2).map(|a| a[0] + 2.0 * a[1] + 0.5).collect();
+            assert_eq!(found, expected);
+        }
     }
 
     #[test]

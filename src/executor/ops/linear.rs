@@ -1,74 +1,104 @@
 //! The linear layer y = x Wᵀ + b.
 //!
-//! ∂L/∂W = ∂L/∂yᵀ x, ∂L/∂x = ∂L/∂y W, ∂L/∂b = the column sums of ∂L/∂y.
+//! ∂L/∂x = ∂L/∂y W. The gradient of W, ∂L/∂yᵀ x, is never made as a whole: the layer notes x and
+//! ∂L/∂y, and [`Sums`](super::Sums) makes of them what is wanted.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use dfdx::{
-    shapes::HasShape,
-    tensor::{Cpu, CpuError, Gradients, PutTape, SplitTape, Tape, Tensor, TensorFromVec},
-    tensor_ops::Device,
-};
+use dfdx::tensor::{Cpu, CpuError, Tape};
 
 use super::{
-    Matrix, cpu,
-    gemm::{Threads, View, gemm},
+    Hold, Matrix, cpu,
+    gemm::{View, product},
 };
 
-/// The weight of a linear layer, [outputs, inputs], and its bias.
-///
-/// The host keeps the values: dfdx lends no slice of a tensor, and a copy for each product would
-/// cost as much time as a product of a few hundred tokens. The tensor is what the tape knows.
+/// The weight of a linear layer and its bias.
 #[derive(Clone, Debug)]
-pub struct Weight<D: Device<f32>> {
-    device: D,
-    dims: (usize, usize),
-    values: Arc<Vec<f32>>,
-    bias: Option<Tensor<(usize,), f32, D>>,
-    traced: Option<Matrix<D>>,
+pub struct Weight<D: Hold> {
+    /// The transpose of the checkpoint's, [inputs, outputs]: products with it are the faster.
+    pub(super) matrix: Matrix<D>,
+    /// [1, outputs].
+    pub(super) bias: Option<Matrix<D>>,
+    trace: Option<Arc<Mutex<Option<Trace<D>>>>>,
 }
 
-impl<D: Device<f32>> Weight<D> {
-    /// A weight of `dims`, (outputs, inputs), that no gradient is wanted of.
+/// What the gradient of a weight consists of: ∂L/∂W = `gradient`ᵀ `input`, for the rows of each
+/// sample.
+#[derive(Clone, Debug)]
+pub struct Trace<D: Hold> {
+    /// The layer's input, [tokens, inputs].
+    pub input: Matrix<D>,
+    /// The gradient of its output, [tokens, outputs].
+    pub gradient: Matrix<D>,
+}
+
+impl<D: Hold> Weight<D> {
+    /// A weight of `dims`, (outputs, inputs), from its row-major values.
     ///
     /// # Errors
     /// If the device has not enough memory.
-    pub fn frozen(
+    pub fn new(
         device: &D,
-        values: Vec<f32>,
-        dims: (usize, usize),
+        values: &[f32],
+        (outputs, inputs): (usize, usize),
         bias: Option<Vec<f32>>,
     ) -> Result<Self, D::Err> {
-        let bias = match bias {
-            Some(bias) => Some(device.try_tensor_from_vec(bias, (dims.0,))?),
-            None => None,
-        };
-        Ok(Self { device: device.clone(), dims, values: Arc::new(values), bias, traced: None })
+        let matrix = device.hold(transposed(values, outputs, inputs), (inputs, outputs))?;
+        let bias = bias.map(|bias| device.hold(bias, (1, outputs))).transpose()?;
+        Ok(Self { matrix, bias, trace: None })
     }
 
-    /// The same weight, whose gradient is wanted.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
-    pub fn traced(&self) -> Result<Self, D::Err> {
-        let tensor = self.device.try_tensor_from_vec(self.values.to_vec(), self.dims)?;
-        Ok(Self { traced: Some(tensor), ..self.clone() })
+    /// The same weight, which notes what its gradient consists of.
+    #[must_use]
+    pub fn traced(&self) -> Self {
+        Self { trace: Some(Arc::default()), ..self.clone() }
     }
 
-    /// The same layer with other values, that no gradient is wanted of.
-    pub fn with_values(&self, values: Vec<f32>) -> Self {
-        Self { values: Arc::new(values), traced: None, ..self.clone() }
+    /// Takes what the backward pass noted, if the weight is a traced one.
+    pub fn take_trace(&self) -> Option<Trace<D>> {
+        let mut trace = self.trace.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        trace.take()
+    }
+
+    /// Notes what the gradient consists of.
+    pub(super) fn note(
+        &self,
+        trace: impl FnOnce() -> Result<Trace<D>, D::Err>,
+    ) -> Result<(), D::Err> {
+        if let Some(slot) = &self.trace {
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(trace()?);
+        }
+        Ok(())
     }
 
     /// The number of inputs.
     pub fn inputs(&self) -> usize {
-        self.dims.1
+        self.matrix.shape().0
     }
 
-    /// The values, row-major.
-    pub fn values(&self) -> &[f32] {
-        &self.values
+    /// The number of outputs.
+    pub fn outputs(&self) -> usize {
+        self.matrix.shape().1
     }
+}
+
+/// The transpose of a row-major matrix, a tile at a time: a column read from top to bottom would
+/// miss the cache at every number.
+fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    use rayon::prelude::*;
+    const TILE: usize = 32;
+    let mut out = vec![0.0; values.len()];
+    out.par_chunks_mut((TILE * rows).max(1)).enumerate().for_each(|(tile, out)| {
+        let left = tile * TILE;
+        for top in (0..rows).step_by(TILE) {
+            for (j, out) in out.chunks_exact_mut(rows).enumerate() {
+                let column = values[left + j..].iter().step_by(columns).skip(top);
+                let end = rows.min(top + TILE);
+                out[top..end].iter_mut().zip(column).for_each(|(out, x)| *out = *x);
+            }
+        }
+    });
+    out
 }
 
 /// Whether the gradient of a linear layer's input is wanted.
@@ -81,8 +111,9 @@ pub enum InputGradient {
 }
 
 /// y = x Wᵀ + b.
-pub trait Linear: Device<f32> {
-    /// The layer's output, [tokens, outputs], for `x` of [tokens, inputs].
+pub trait Linear: Hold {
+    /// The layer's output, [tokens, outputs], for `x` of [tokens, inputs]; it is not computed where
+    /// it is `known` already.
     ///
     /// # Errors
     /// If the device has not enough memory.
@@ -90,16 +121,8 @@ pub trait Linear: Device<f32> {
         x: Matrix<Self, T>,
         weight: &Weight<Self>,
         input_gradient: InputGradient,
+        known: Option<Matrix<Self>>,
     ) -> Result<Matrix<Self, T>, Self::Err>;
-
-    /// Takes the gradient of a weight, row-major, out of the gradients; `None` for a frozen one.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
-    fn take_gradient(
-        gradients: &mut Gradients<f32, Self>,
-        weight: &Weight<Self>,
-    ) -> Result<Option<Vec<f32>>, Self::Err>;
 }
 
 impl Linear for Cpu {
@@ -107,91 +130,88 @@ impl Linear for Cpu {
         x: Matrix<Self, T>,
         weight: &Weight<Self>,
         input_gradient: InputGradient,
+        known: Option<Matrix<Self>>,
     ) -> Result<Matrix<Self, T>, CpuError> {
         let (x, mut tape) = x.split_tape();
-        let (tokens, inputs) = *x.shape();
-        let (outputs, _) = weight.dims;
-        let x_values = cpu::values(&x);
-
-        let mut y = vec![0.0; tokens * outputs];
-        let mut beta = 0.0;
-        if let Some(bias) = &weight.bias {
-            let bias = cpu::values(bias);
-            y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(&bias));
-            beta = 1.0;
-        }
-        let (x_view, w_view) =
-            (View::new(&x_values, tokens, inputs), View::new(&weight.values, outputs, inputs));
-        gemm(&mut y, outputs, beta, 1.0, x_view, w_view.t(), Threads::All);
-        let y = x.device().try_tensor_from_vec(y, (tokens, outputs))?;
-
-        let (output, weight) = (y.clone(), weight.clone());
+        let (tokens, inputs) = x.shape();
+        let (_, outputs) = weight.matrix.shape();
+        let y = match known {
+            Some(y) => y,
+            None => {
+                let bias = weight.bias.as_ref().map(|bias| &bias.values[..]);
+                let view = View::new(&x.values, tokens, inputs);
+                let w = View::new(&weight.matrix.values, inputs, outputs);
+                x.device().hold(product(view, w, bias), (tokens, outputs))?
+            }
+        };
+        let (output, weight) = (y.without_values(), weight.clone());
         tape.add_backward_op(move |gradients| {
-            let g = cpu::take(gradients, &output)?;
-            let g_view = View::new(&g, tokens, outputs);
-            let x_view = View::new(&x_values, tokens, inputs);
-            let w_view = View::new(&weight.values, outputs, inputs);
-            if let Some(tensor) = &weight.traced {
-                let gw = gradients.get_or_alloc_mut(tensor)?;
-                gemm(gw, inputs, 1.0, 1.0, g_view.t(), x_view, Threads::All);
-            }
-            if let Some(bias) = &weight.bias {
-                let gb = gradients.get_or_alloc_mut(bias)?;
-                for row in g.chunks_exact(outputs) {
-                    gb.iter_mut().zip(row).for_each(|(sum, g)| *sum += g);
-                }
-            }
+            let g = x.device().hold(cpu::take(gradients, &output)?, (tokens, outputs))?;
             if input_gradient == InputGradient::Wanted {
-                let gx = gradients.get_or_alloc_mut(&x)?;
-                gemm(gx, inputs, 1.0, 1.0, g_view, w_view, Threads::All);
+                let g = View::new(&g.values, tokens, outputs);
+                let w = View::new(&weight.matrix.values, inputs, outputs);
+                cpu::add(gradients, &x, product(g, w.t(), None))?;
             }
-            Ok(())
+            weight.note(|| Ok(Trace { input: x, gradient: g }))
         });
         Ok(y.put_tape(tape))
-    }
-
-    fn take_gradient(
-        gradients: &mut Gradients<f32, Self>,
-        weight: &Weight<Self>,
-    ) -> Result<Option<Vec<f32>>, CpuError> {
-        weight.traced.as_ref().map(|tensor| cpu::take(gradients, tensor)).transpose()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use dfdx::tensor_ops::Backward;
+
     use super::*;
-    use crate::executor::ops::testing::{check_gradient, noise, weighted_sum};
-    use dfdx::{
-        tensor::{AsArray, Trace},
-        tensor_ops::Backward,
-    };
+    use crate::executor::ops::testing::{check_gradient, matrix, noise, traced, weighted_sum};
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
         let device = Cpu::default();
         for bias in [None, Some(noise(4, 3))] {
-            let weight = Weight::frozen(&device, noise(20, 1), (4, 5), bias).unwrap();
-            check_gradient((3, 5), |x| Cpu::linear(x, &weight, InputGradient::Wanted));
+            let values = noise(20, 1);
+            let of = |w: &[f32]| Weight::new(&device, w, (4, 5), bias.clone()).unwrap().traced();
+            let weight = of(&values);
+            check_gradient((3, 5), |x| Cpu::linear(x, &weight, InputGradient::Wanted, None));
 
-            let x = noise(15, 2);
-            let loss = |w: Vec<f32>| {
-                let weight = weight.with_values(w).traced().unwrap();
-                let x = device.tensor_from_vec(x.clone(), (3, 5)).leaky_trace();
-                let y = Cpu::linear(x, &weight, InputGradient::Skipped).unwrap();
-                (weighted_sum(y), weight)
+            let loss = |weight: &Weight<Cpu>| {
+                let x = traced(matrix(noise(15, 2), (3, 5)));
+                weighted_sum(Cpu::linear(x, weight, InputGradient::Skipped, None).unwrap())
             };
-            let (sum, traced) = loss(weight.values().to_vec());
-            let gradient = Cpu::take_gradient(&mut sum.backward(), &traced).unwrap().unwrap();
-            for (i, gradient) in gradient.iter().enumerate() {
+            loss(&weight).backward();
+            let Trace { input, gradient } = weight.take_trace().unwrap();
+            for (i, j) in (0..4).flat_map(|i| (0..5).map(move |j| (i, j))) {
+                let products = (0..3).map(|t| gradient.values[t * 4 + i] * input.values[t * 5 + j]);
+                let gradient: f32 = products.sum();
                 let shifted = |h: f32| {
-                    let mut w = weight.values().to_vec();
-                    w[i] += h;
-                    loss(w).0.split_tape().0.array()
+                    let mut w = values.clone();
+                    w[i * 5 + j] += h;
+                    loss(&of(&w)).as_vec()[0]
                 };
                 let slope = (shifted(0.01) - shifted(-0.01)) / 0.02;
                 assert!((slope - gradient).abs() < 1e-2, "{slope} {gradient}");
             }
+        }
+    }
+
+    #[test]
+    fn a_known_output_is_not_computed() {
+        let weight = Weight::new(&Cpu::default(), &noise(20, 1), (4, 5), None).unwrap();
+        let known = matrix(noise(12, 8), (3, 4));
+        let x = matrix(noise(15, 2), (3, 5));
+        let y = Cpu::linear(x, &weight, InputGradient::Wanted, Some(known.clone())).unwrap();
+        assert_eq!(y.to_vec(), known.to_vec());
+    }
+
+    #[test]
+    fn transposing_twice_changes_nothing() {
+        for (rows, columns) in [(1, 1), (33, 70), (64, 32), (5, 0)] {
+            let values = noise(rows * columns, 4);
+            let once = transposed(&values, rows, columns);
+            assert!(
+                columns == 0 || once[1 % once.len()] == values[columns % values.len()] || rows == 1
+            );
+            assert_eq!(transposed(&once, columns, rows), values);
         }
     }
 }

@@ -5,73 +5,73 @@
 //! against finite differences.
 
 mod activation;
+mod add;
 mod attention;
+mod cap;
 mod column_squares;
 mod columns;
 mod cpu;
 mod cross_entropy;
 mod gated;
 mod gemm;
-mod gram;
 mod linear;
+mod matrix;
 mod norm;
 mod rope;
 mod squared_error;
-
-use dfdx::{
-    tensor::{NoneTape, Tensor},
-    tensor_ops::Device,
-};
+mod sums;
 
 pub use self::{
     activation::{Activate, Activation},
+    add::Add,
     attention::{Attention, Heads, Sight},
+    cap::Cap,
     column_squares::ColumnSquares,
     columns::Columns,
     cross_entropy::CrossEntropy,
     gated::Gated,
-    gram::Gram,
-    linear::{InputGradient, Linear, Weight},
+    linear::{InputGradient, Linear, Trace, Weight},
+    matrix::{Hold, Matrix},
     norm::{Norm, Normalise},
     rope::{Rotary, Rotation},
     squared_error::SquaredError,
+    sums::Sums,
 };
-
-/// A matrix on a device; the hidden states of a sample are one of [tokens, channels].
-pub type Matrix<D, T = NoneTape> = Tensor<(usize, usize), f32, D, T>;
 
 /// A device that has every operation that a decoder layer needs.
 pub trait Ops:
-    Device<f32>
-    + Activate
+    Activate
+    + Add
     + Attention
+    + Cap
     + ColumnSquares
     + Columns
     + CrossEntropy
     + Gated
-    + Gram
     + Linear
     + Normalise
     + Rotary
     + SquaredError
+    + Sums
 {
 }
 
 impl<D> Ops for D where
-    D: Device<f32>
-        + Activate
+    D: Activate
+        + Add
         + Attention
+        + Cap
         + ColumnSquares
         + Columns
         + CrossEntropy
         + Gated
-        + Gram
         + Linear
         + Normalise
         + Rotary
         + SquaredError
+        + Sums
 {
 }
 
 #[cfg(test)]
-mod testing;
+pub(super) mod testing;

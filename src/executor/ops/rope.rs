@@ -6,14 +6,13 @@
 
 use std::sync::Arc;
 
-use dfdx::{
-    shapes::HasShape,
-    tensor::{Cpu, CpuError, PutTape, SplitTape, Tape, TensorFromVec},
-    tensor_ops::Device,
-};
+use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
 
-use super::{Matrix, cpu};
+use super::{
+    Hold, Matrix,
+    cpu::{self, simd},
+};
 
 /// The cosines and sines of the angles of each position, [positions, head_dim / 2].
 #[derive(Clone, Debug)]
@@ -35,23 +34,25 @@ impl Rotation {
     /// Rotates the heads of each row; `sign` is −1 for the opposite angle.
     fn rotate(&self, x: &mut [f32], width: usize, head: usize, sign: f32) {
         let (half, positions) = (self.half, self.positions());
-        x.par_chunks_mut(width).enumerate().for_each(|(token, row)| {
+        x.par_chunks_mut(width).with_min_len(32).enumerate().for_each(|(token, row)| {
             let angles = (token % positions) * half..(token % positions + 1) * half;
             let (cos, sin) = (&self.cos[angles.clone()], &self.sin[angles]);
-            for head in row.chunks_exact_mut(head) {
-                let (first, second) = head[..2 * half].split_at_mut(half);
-                for i in 0..half {
-                    let (a, b, sin) = (first[i], second[i], sign * sin[i]);
-                    first[i] = a * cos[i] - b * sin;
-                    second[i] = b * cos[i] + a * sin;
+            simd(|| {
+                for head in row.chunks_exact_mut(head) {
+                    let (first, second) = head[..2 * half].split_at_mut(half);
+                    for i in 0..half {
+                        let (a, b, sin) = (first[i], second[i], sign * sin[i]);
+                        first[i] = a * cos[i] - b * sin;
+                        second[i] = b * cos[i] + a * sin;
+                    }
                 }
-            }
+            });
         });
     }
 }
 
 /// Rotary position embedding.
-pub trait Rotary: Device<f32> {
+pub trait Rotary: Hold {
     /// Rotates the heads of `x`, [tokens, heads · `head`], or as many of a head's channels as the
     /// rotation has. Its rows are one sequence, or several of [`Rotation::positions`] tokens each.
     ///
@@ -71,16 +72,18 @@ impl Rotary for Cpu {
         head: usize,
     ) -> Result<Matrix<Self, T>, CpuError> {
         let (x, mut tape) = x.split_tape();
-        let (shape, rotation) = (*x.shape(), rotation.clone());
-        let mut y = Arc::unwrap_or_clone(cpu::values(&x));
+        let (shape, rotation) = (x.shape(), rotation.clone());
+        // A projection that nobody else holds is rotated where it is.
+        let input = x.without_values();
+        let mut y = Arc::unwrap_or_clone(x.values);
         rotation.rotate(&mut y, shape.1, head, 1.0);
-        let y = x.device().try_tensor_from_vec(y, shape)?;
+        let y = input.device().hold(y, shape)?;
 
-        let output = y.clone();
+        let output = y.without_values();
         tape.add_backward_op(move |gradients| {
             let mut g = cpu::take(gradients, &output)?;
             rotation.rotate(&mut g, shape.1, head, -1.0);
-            cpu::add(gradients, &x, &g)
+            cpu::add(gradients, &input, g)
         });
         Ok(y.put_tape(tape))
     }

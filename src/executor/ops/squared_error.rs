@@ -1,23 +1,29 @@
-//! The block's output error L = mean((y − t)²), over all positions and channels of one sample.
+//! The block's output error: for each sample l = mean((y − t)²) over all positions and channels.
+//! L is the sum of those of several samples.
 //!
-//! ∂L/∂y = 2 (y − t) / n.
+//! ∂L/∂y = 2 (y − t) / n, with the n numbers of its sample.
 
-use dfdx::{
-    tensor::{Cpu, CpuError, PutTape, SplitTape, Tape, Tensor, TensorFromVec},
-    tensor_ops::Device,
+use std::ops::Range;
+
+use dfdx::tensor::{Cpu, CpuError, PutTape, Tape, Tensor, TensorFromVec};
+use rayon::prelude::*;
+
+use super::{
+    Hold, Matrix,
+    cpu::{self, simd},
 };
 
-use super::{Matrix, cpu};
-
-/// L = mean((y − t)²).
-pub trait SquaredError: Device<f32> {
-    /// The mean squared difference between an output and its target.
+/// L = Σ mean((y − t)²).
+pub trait SquaredError: Hold {
+    /// The sum over samples, which are rows of both, of the mean squared difference between an
+    /// output and its target.
     ///
     /// # Errors
     /// If the device has not enough memory.
     fn squared_error<T: Tape<f32, Self> + 'static>(
         output: Matrix<Self, T>,
         target: &Matrix<Self>,
+        samples: &[Range<usize>],
     ) -> Result<Tensor<(), f32, Self, T>, Self::Err>;
 }
 
@@ -25,18 +31,35 @@ impl SquaredError for Cpu {
     fn squared_error<T: Tape<f32, Self> + 'static>(
         output: Matrix<Self, T>,
         target: &Matrix<Self>,
+        samples: &[Range<usize>],
     ) -> Result<Tensor<(), f32, Self, T>, CpuError> {
-        let (output, mut tape) = output.split_tape();
-        let (y, t) = (cpu::values(&output), cpu::values(target));
-        let n = y.len() as f64;
-        let sum: f64 = y.iter().zip(t.iter()).map(|(y, t)| f64::from(y - t).powi(2)).sum();
-        let loss = output.device().try_tensor_from_vec(vec![(sum / n) as f32], ())?;
+        let (y, mut tape) = output.split_tape();
+        let width = y.shape().1;
+        let rows = y.values.par_chunks(width).zip(target.values.par_chunks(width));
+        let rows: Vec<f64> = rows
+            .map(|(y, t)| f64::from(simd(|| cpu::sum(y, t, |y, t| (y - t) * (y - t)))))
+            .collect();
+        let mean = |rows: &[f64]| rows.iter().sum::<f64>() / (rows.len() * width) as f64;
+        let sum: f64 = samples.iter().map(|sample| mean(&rows[sample.clone()])).sum();
+        let loss = y.device().try_tensor_from_vec(vec![sum as f32], ())?;
 
-        let result = loss.clone();
+        let (result, target, samples) = (loss.clone(), target.clone(), samples.to_vec());
         tape.add_backward_op(move |gradients| {
-            let scale = cpu::take(gradients, &result)?[0] * (2.0 / n) as f32;
-            let g: Vec<f32> = y.iter().zip(t.iter()).map(|(y, t)| scale * (y - t)).collect();
-            cpu::add(gradients, &output, &g)
+            let scale = cpu::take_scalar(gradients, &result)?;
+            let mut g = vec![0.0; y.values.len()];
+            for sample in samples {
+                let scale = scale * 2.0 / (sample.len() * width) as f32;
+                let values = sample.start * width..sample.end * width;
+                let inputs = y.values[values.clone()].par_chunks(width);
+                let inputs = inputs.zip(target.values[values.clone()].par_chunks(width));
+                g[values].par_chunks_mut(width).zip(inputs).for_each(|(g, (y, t))| {
+                    simd(|| {
+                        let inputs = y.iter().zip(t);
+                        g.iter_mut().zip(inputs).for_each(|(g, (y, t))| *g = scale * (y - t));
+                    });
+                });
+            }
+            cpu::add(gradients, &y, g)
         });
         Ok(loss.put_tape(tape))
     }
@@ -44,19 +67,18 @@ impl SquaredError for Cpu {
 
 #[cfg(test)]
 mod tests {
+    use dfdx::tensor_ops::Backward;
+
     use super::*;
-    use dfdx::{
-        tensor::{AsArray, Trace},
-        tensor_ops::Backward,
-    };
+    use crate::executor::ops::testing::{gradient, matrix, traced};
 
     #[test]
     fn loss_and_gradient() {
-        let device = Cpu::default();
-        let y = device.tensor_from_vec(vec![1.0, 2.0, 3.0, 5.0], (2, 2));
-        let t = device.tensor_from_vec(vec![0.0, 2.0, 5.0, 5.0], (2, 2));
-        let loss = Cpu::squared_error(y.leaky_trace(), &t).unwrap();
-        assert_eq!(loss.array(), 5.0 / 4.0);
-        assert_eq!(loss.backward().get(&y).as_vec(), [0.5, 0.0, -1.0, 0.0]);
+        let y = matrix(vec![1.0, 2.0, 3.0, 5.0, 3.0, 1.0], (3, 2));
+        let t = matrix(vec![0.0, 2.0, 5.0, 5.0, 1.0, 0.0], (3, 2));
+        let loss = Cpu::squared_error(traced(y.clone()), &t, &[0..2, 2..3]).unwrap();
+        assert_eq!(loss.as_vec(), [5.0 / 4.0 + 5.0 / 2.0]);
+        let found = gradient(&mut loss.backward(), &y);
+        assert_eq!(found, [0.5, 0.0, -1.0, 0.0, 2.0, 1.0]);
     }
 }

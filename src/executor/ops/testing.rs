@@ -1,15 +1,18 @@
 //! What the tests of the operations share.
 
 use dfdx::{
-    shapes::HasShape,
-    tensor::{AsArray, Cpu, CpuError, OwnedTape, SplitTape, Tape, Tensor, TensorFromVec, Trace},
-    tensor_ops::{Backward, SumTo, TryMul},
+    tensor::{
+        Cpu, CpuError, Gradients, OwnedTape, PutTape, SplitTape, Tape, Tensor, TensorFromVec,
+    },
+    tensor_ops::Backward,
 };
 
-use super::Matrix;
+use super::{Hold, Matrix, cpu};
+
+type Traced = Matrix<Cpu, OwnedTape<f32, Cpu>>;
 
 /// `len` numbers that look random, in [-1, 1].
-pub(super) fn noise(len: usize, seed: u64) -> Vec<f32> {
+pub(in crate::executor) fn noise(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -23,31 +26,54 @@ pub(super) fn noise(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
+/// A matrix on the CPU.
+pub(in crate::executor) fn matrix(values: Vec<f32>, shape: (usize, usize)) -> Matrix<Cpu> {
+    Cpu::default().hold(values, shape).unwrap()
+}
+
+/// The matrix with a tape of its own.
+pub(super) fn traced(x: Matrix<Cpu>) -> Traced {
+    x.put_tape(OwnedTape::default())
+}
+
+/// The gradient of a matrix.
+pub(super) fn gradient(gradients: &mut Gradients<f32, Cpu>, of: &Matrix<Cpu>) -> Vec<f32> {
+    cpu::take(gradients, of).unwrap()
+}
+
 /// A scalar that depends on every element in its own way.
-pub(super) fn weighted_sum<T: Tape<f32, Cpu>>(y: Matrix<Cpu, T>) -> Tensor<(), f32, Cpu, T> {
-    let shape = *y.shape();
-    let factors = y.device().tensor_from_vec(noise(shape.0 * shape.1, 99), shape);
-    y.try_mul(factors).unwrap().try_sum().unwrap()
+pub(super) fn weighted_sum<T: Tape<f32, Cpu> + 'static>(
+    y: Matrix<Cpu, T>,
+) -> Tensor<(), f32, Cpu, T> {
+    let (y, mut tape) = y.split_tape();
+    let factors = noise(y.values.len(), 99);
+    let sum: f64 = y.values.iter().zip(&factors).map(|(y, f)| f64::from(y * f)).sum();
+    let sum = y.device().tensor_from_vec(vec![sum as f32], ());
+    let result = sum.clone();
+    tape.add_backward_op(move |gradients| {
+        let scale = cpu::take_scalar(gradients, &result)?;
+        cpu::add(gradients, &y, factors.iter().map(|f| f * scale).collect())
+    });
+    sum.put_tape(tape)
 }
 
 /// Checks the gradient of an operation's input against central differences.
 pub(super) fn check_gradient(
     shape: (usize, usize),
-    op: impl Fn(Matrix<Cpu, OwnedTape<f32, Cpu>>) -> Result<Matrix<Cpu, OwnedTape<f32, Cpu>>, CpuError>,
+    op: impl Fn(Traced) -> Result<Traced, CpuError>,
 ) {
-    let device = Cpu::default();
     let values = noise(shape.0 * shape.1, 7);
     let loss = |values: Vec<f32>| {
-        let x = device.tensor_from_vec(values, shape);
-        (weighted_sum(op(x.leaky_trace()).unwrap()), x)
+        let x = matrix(values, shape);
+        (weighted_sum(op(traced(x.clone())).unwrap()), x)
     };
     let (sum, x) = loss(values.clone());
-    let gradient = sum.backward().get(&x).as_vec();
+    let gradient = gradient(&mut sum.backward(), &x);
     for i in 0..values.len() {
         let shifted = |h: f32| {
             let mut values = values.clone();
             values[i] += h;
-            loss(values).0.split_tape().0.array()
+            loss(values).0.split_tape().0.as_vec()[0]
         };
         let slope = (shifted(5e-3) - shifted(-5e-3)) / 1e-2;
         let error = (slope - gradient[i]).abs();

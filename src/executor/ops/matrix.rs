@@ -1,0 +1,96 @@
+//! The matrices that the operations work on.
+
+use std::{fmt, sync::Arc};
+
+use dfdx::{
+    tensor::{Cpu, CpuError, NoneTape, PutTape, SplitTape, Tape, Tensor, TensorFromVec},
+    tensor_ops::Device,
+};
+
+/// Where a device keeps the values of a matrix.
+///
+/// The CPU keeps them beside the tensor, which is empty there and only the name under which the
+/// tape knows the matrix: dfdx lends no slice of a tensor, and copying each operand of each
+/// operation would cost a tenth of the time.
+pub trait Hold: Device<f32> {
+    /// The values beside the tensor, if they are there.
+    type Values: Clone + fmt::Debug;
+
+    /// A matrix of row-major values.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn hold(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<Matrix<Self>, Self::Err>;
+
+    /// The values, row-major, on the host.
+    fn host<T>(matrix: &Matrix<Self, T>) -> Vec<f32>;
+}
+
+/// A matrix on a device; the hidden states of samples are one of [tokens, channels].
+#[derive(Debug)]
+pub struct Matrix<D: Hold, T = NoneTape> {
+    pub(super) tensor: Tensor<(usize, usize), f32, D, T>,
+    pub(super) values: D::Values,
+    pub(super) shape: (usize, usize),
+}
+
+impl<D: Hold, T: Clone> Clone for Matrix<D, T> {
+    fn clone(&self) -> Self {
+        Self { tensor: self.tensor.clone(), values: self.values.clone(), shape: self.shape }
+    }
+}
+
+impl<D: Hold, T> Matrix<D, T> {
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    /// The values, row-major, on the host.
+    pub fn to_vec(&self) -> Vec<f32> {
+        D::host(self)
+    }
+
+    /// Its device.
+    pub fn device(&self) -> &D {
+        self.tensor.device()
+    }
+}
+
+impl<D: Hold, T: Tape<f32, D>> Matrix<D, T> {
+    /// The matrix and its tape.
+    pub(in crate::executor) fn split_tape(self) -> (Matrix<D>, T) {
+        let (tensor, tape) = self.tensor.split_tape();
+        (Matrix { tensor, values: self.values, shape: self.shape }, tape)
+    }
+}
+
+impl<D: Hold> Matrix<D> {
+    /// The matrix with a tape.
+    pub(in crate::executor) fn put_tape<T: Tape<f32, D>>(self, tape: T) -> Matrix<D, T> {
+        Matrix { tensor: self.tensor.put_tape(tape), values: self.values, shape: self.shape }
+    }
+}
+
+impl Matrix<Cpu> {
+    /// The name under which the tape knows the matrix, alone.
+    pub(super) fn without_values(&self) -> Self {
+        Self { values: Arc::default(), ..self.clone() }
+    }
+}
+
+impl Hold for Cpu {
+    type Values = Arc<Vec<f32>>;
+
+    fn hold(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<Matrix<Self>, CpuError> {
+        if values.len() != shape.0 * shape.1 {
+            return Err(CpuError::WrongNumElements);
+        }
+        let tensor = self.try_tensor_from_vec(Vec::new(), (0, 0))?;
+        Ok(Matrix { tensor, values: Arc::new(values), shape })
+    }
+
+    fn host<T>(matrix: &Matrix<Self, T>) -> Vec<f32> {
+        matrix.values.to_vec()
+    }
+}

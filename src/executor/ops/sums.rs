@@ -1,0 +1,139 @@
+//! Sums over samples that stay on the device: of squared weight gradients, and of Gram matrices.
+//!
+//! Each sample's part is added in the samples' order, whatever the number of threads.
+
+use std::{fmt, ops::Range};
+
+use dfdx::tensor::{Cpu, CpuError};
+use rayon::prelude::*;
+
+use super::{
+    Hold, Matrix, Trace,
+    cpu::simd,
+    gemm::{View, gemm},
+};
+
+/// Sums over samples.
+pub trait Sums: Hold {
+    /// A matrix of sums on the device.
+    type Sum: fmt::Debug;
+
+    /// A sum of nothing, [rows, columns].
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn nothing(&self, rows: usize, columns: usize) -> Result<Self::Sum, Self::Err>;
+
+    /// The sums, row-major, on the host.
+    fn sums(sum: Self::Sum) -> Vec<f32>;
+
+    /// Adds the square of ∂L/∂W, [outputs, inputs], of each of the `samples`, which are rows of
+    /// the trace: squared sample by sample (LLM-Barber, arXiv 2408.10631).
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn add_squared_gradients(
+        sum: &mut Self::Sum,
+        trace: &Trace<Self>,
+        samples: &[Range<usize>],
+    ) -> Result<(), Self::Err>;
+
+    /// Adds the Gram matrix Σ x xᵀ of the rows of `x` at and below the diagonal; what it adds above
+    /// is of no meaning. Twice the mean is the Hessian of SparseGPT (arXiv 2301.00774).
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn add_gram(sum: &mut Self::Sum, x: &Matrix<Self>) -> Result<(), Self::Err>;
+}
+
+/// Rows of a sum that one task computes.
+const TILE: usize = 96;
+
+impl Sums for Cpu {
+    /// With the number of columns.
+    type Sum = (Vec<f32>, usize);
+
+    fn nothing(&self, rows: usize, columns: usize) -> Result<Self::Sum, CpuError> {
+        Ok((vec![0.0; rows * columns], columns))
+    }
+
+    fn sums(sum: Self::Sum) -> Vec<f32> {
+        sum.0
+    }
+
+    fn add_squared_gradients(
+        (sums, inputs): &mut Self::Sum,
+        Trace { input, gradient }: &Trace<Self>,
+        samples: &[Range<usize>],
+    ) -> Result<(), CpuError> {
+        let (inputs, outputs) = (*inputs, gradient.shape().1);
+        let tiles = sums.par_chunks_mut((TILE * inputs).max(1)).enumerate();
+        // A tile of one sample's gradient is squared while it is in the cache.
+        tiles.for_each_init(Vec::new, |tile, (i, sums)| {
+            tile.resize(sums.len(), 0.0);
+            let (first, rows) = (i * TILE, sums.len() / inputs);
+            for sample in samples {
+                let g = &gradient.values[sample.start * outputs + first..];
+                let g = View::strided(g, sample.len(), rows, outputs);
+                let x = &input.values[sample.start * inputs..];
+                gemm(tile, inputs, 0.0, 1.0, g.t(), View::new(x, sample.len(), inputs));
+                simd(|| sums.iter_mut().zip(&*tile).for_each(|(sum, g)| *sum += g * g));
+            }
+        });
+        Ok(())
+    }
+
+    fn add_gram((sums, width): &mut Self::Sum, x: &Matrix<Self>) -> Result<(), CpuError> {
+        let (rows, width) = (x.shape().0, *width);
+        sums.par_chunks_mut((TILE * width).max(1)).enumerate().for_each(|(i, sums)| {
+            let (start, end) = (i * TILE, width.min((i + 1) * TILE));
+            let tile = View::strided(&x.values[start..], rows, end - start, width);
+            let left = View::strided(&x.values, rows, end, width);
+            gemm(sums, width, 1.0, 1.0, tile.t(), left);
+        });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::executor::ops::testing::{matrix, noise};
+
+    #[test]
+    fn gradients_are_squared_sample_by_sample() {
+        let (inputs, outputs) = (3, 100);
+        let trace = Trace {
+            input: matrix(noise(5 * inputs, 1), (5, inputs)),
+            gradient: matrix(noise(5 * outputs, 2), (5, outputs)),
+        };
+        let mut sum = Cpu::default().nothing(outputs, inputs).unwrap();
+        Cpu::add_squared_gradients(&mut sum, &trace, &[0..2, 2..5]).unwrap();
+        let sums = Cpu::sums(sum);
+        for (i, j) in [(0, 0), (95, 2), (96, 0), (99, 2)] {
+            let product = |t: usize| {
+                trace.gradient.values[t * outputs + i] * trace.input.values[t * inputs + j]
+            };
+            let of = |samples: Range<usize>| samples.map(product).sum::<f32>().powi(2);
+            let expected = of(0..2) + of(2..5);
+            let found = sums[i * inputs + j];
+            assert!((found - expected).abs() < 1e-5, "{i}, {j}: {found}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn gram_products_run_over_rows() {
+        let (rows, columns) = (5, 300);
+        let values = noise(rows * columns, 1);
+        let x = matrix(values.clone(), (rows, columns));
+        let mut sum = Cpu::default().nothing(columns, columns).unwrap();
+        Cpu::add_gram(&mut sum, &x).unwrap();
+        Cpu::add_gram(&mut sum, &x).unwrap();
+        let sum = Cpu::sums(sum);
+        for (i, j) in [(0, 0), (7, 3), (255, 255), (256, 2), (299, 298)] {
+            let expected: f32 = values.chunks(columns).map(|x| 2.0 * x[i] * x[j]).sum();
+            let found = sum[i * columns + j];
+            assert!((found - expected).abs() < 1e-5, "{i}, {j}: {found}, not {expected}");
+        }
+    }
+}

@@ -80,8 +80,11 @@ impl<D: Ops> PartWeights<D> {
 }
 
 /// What is shown the inputs and outputs of linear layers, and may know the latter.
-pub(super) trait Watch<D: Ops> {
+pub trait Watch<D: Ops> {
     /// `x` is the input of these layers of a part.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
     fn input(&mut self, part: Part, layers: Range<usize>, x: &Matrix<D>) -> Result<(), D::Err> {
         let _ = (part, layers, x);
         Ok(())
@@ -116,7 +119,10 @@ fn linear<D: Ops, T: Tape<f32, D> + 'static>(
 }
 
 /// The output of a part, without the residual, for its normalised input.
-pub(super) fn forward<D: Ops, T: Tape<f32, D> + 'static>(
+///
+/// # Errors
+/// If the device has not enough memory.
+pub fn forward<D: Ops, T: Tape<f32, D> + 'static>(
     weights: &PartWeights<D>,
     positions: &Positions,
     input: Matrix<D, T>,

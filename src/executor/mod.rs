@@ -13,7 +13,7 @@ use std::{fmt, io, ops::Range, path::Path, sync::Arc};
 
 use self::ops::{Matrix, Ops, Rotation, Sight};
 pub use self::{
-    forward::{Inner, PartWeights},
+    forward::{Inner, PartWeights, Watch, forward},
     measure::{Known, Measured, Statistics},
     store::{Storage, Store},
 };

@@ -3,14 +3,14 @@
 use std::{collections::HashMap, error::Error, f32::consts::PI, fs, path::Path, time::Instant};
 
 use dfdx::{
-    tensor::{Cpu, Gradients, OwnedTape, PutTape, SplitTape, Tensor, TensorFromVec},
-    tensor_ops::{Backward, TryAdd},
+    tensor::{Cpu, Gradients, OwnedTape, Tensor},
+    tensor_ops::Backward,
 };
 use half::f16;
 use llm_barber::{
     executor::{
         Inner, PartWeights, Positions, forward,
-        ops::{CrossEntropy, InputGradient, Linear, Matrix, Norm, Normalise, Weight},
+        ops::{Add, CrossEntropy, Hold, InputGradient, Linear, Matrix, Norm, Normalise, Weight},
     },
     family::{self, Decoder, Part},
     random::SplitMix64,
@@ -130,19 +130,24 @@ impl Traced {
         name: &str,
     ) -> Result<Weight<Cpu>, Box<dyn Error>> {
         let Parameter { shape, values, .. } = &parameters[name];
-        let weight = Weight::frozen(device, values.clone(), (shape[0], shape[1]), None);
-        let weight = weight.map_err(|e| e.to_string())?.traced().map_err(|e| e.to_string())?;
+        let weight = Weight::new(device, values, (shape[0], shape[1]), None);
+        let weight = weight.map_err(|e| e.to_string())?.traced();
         self.weights.push((name.into(), weight.clone()));
         Ok(weight)
     }
 
-    fn norm(&mut self, device: &Cpu, parameters: &Parameters, of: &family::Norm) -> Norm<Cpu> {
+    fn norm(
+        &mut self,
+        device: &Cpu,
+        parameters: &Parameters,
+        of: &family::Norm,
+    ) -> Result<Norm<Cpu>, Box<dyn Error>> {
         let values = parameters[&of.weight].values.clone();
-        let shape = (values.len(),);
-        let weight = device.tensor_from_vec(values, shape);
+        let shape = (1, values.len());
+        let weight = device.hold(values, shape).map_err(|e| e.to_string())?;
         let norm = Norm { weight, bias: None, epsilon: of.epsilon, centred: false };
         self.norms.push((of.weight.clone(), norm.clone()));
-        norm
+        Ok(norm)
     }
 
     /// The gradients of the mean loss over `count` predictions.
@@ -153,11 +158,12 @@ impl Traced {
     ) -> Result<Named<Vec<f32>>, Box<dyn Error>> {
         let mut found = Vec::new();
         for (name, weight) in self.weights {
-            let taken = Cpu::take_gradient(&mut gradients, &weight).map_err(|e| e.to_string())?;
-            found.push((name, taken.unwrap_or_default()));
+            let trace = weight.take_trace().ok_or("a weight without a gradient")?;
+            found.push((name, trace.gradient()));
         }
         for (name, norm) in self.norms {
-            found.push((name, gradients.get(&norm.weight).as_vec()));
+            let gradient = Cpu::take_gradient(&mut gradients, &norm.weight);
+            found.push((name, gradient.map_err(|e| e.to_string())?));
         }
         for (_, gradient) in &mut found {
             gradient.iter_mut().for_each(|g| *g /= count as f32);
@@ -183,16 +189,15 @@ fn loss(
         row[token as usize] = 1.0;
     }
     let table = &parameters[&decoder.embedding.weight].values;
-    let transposed =
+    let transposed: Vec<f32> =
         (0..width * vocabulary).map(|i| table[i % vocabulary * width + i / vocabulary]).collect();
-    let embedding = Weight::frozen(device, transposed, (*width, *vocabulary), None)
-        .and_then(|weight| weight.traced())
-        .map_err(fail)?;
+    let embedding = Weight::new(device, &transposed, (*width, *vocabulary), None);
+    let embedding = embedding.map_err(fail)?.traced();
     traced.weights.push((decoder.embedding.weight.clone(), embedding.clone()));
-    let one_hot = device.tensor_from_vec(one_hot, (batch.len(), *vocabulary));
+    let one_hot = device.hold(one_hot, (batch.len(), *vocabulary)).map_err(fail)?;
     let one_hot = one_hot.put_tape(OwnedTape::default());
     let mut states: Taped =
-        Cpu::linear(one_hot, &embedding, InputGradient::Skipped).map_err(fail)?;
+        Cpu::linear(one_hot, &embedding, InputGradient::Skipped, None).map_err(fail)?;
 
     let positions = Positions::new(decoder, SEQUENCE);
     for layer in &decoder.layers {
@@ -204,7 +209,10 @@ fn loss(
             let of = layer.part(part);
             let weights = PartWeights {
                 part,
-                input_norm: of.input_norm.as_ref().map(|n| traced.norm(device, parameters, n)),
+                input_norm: match &of.input_norm {
+                    Some(norm) => Some(traced.norm(device, parameters, norm)?),
+                    None => None,
+                },
                 linears,
                 inner: match &of.inner {
                     family::Inner::Attention(attention) => {
@@ -218,15 +226,15 @@ fn loss(
             };
             let (residual, tape) = states.split_tape();
             let input = weights.normalise(residual.clone().put_tape(tape)).map_err(fail)?;
-            let seen = &mut |_: &[usize], _: &Taped| Ok(());
-            let output = forward(&weights, &positions, input, InputGradient::Wanted, seen);
-            states = output.and_then(|output| output.try_add(residual)).map_err(fail)?;
+            let output = forward(&weights, &positions, input, InputGradient::Wanted, &mut ());
+            states = output.and_then(|output| Cpu::add(output, residual)).map_err(fail)?;
         }
     }
-    let norm = decoder.final_norm.as_ref().map(|norm| traced.norm(device, parameters, norm));
+    let norm = decoder.final_norm.as_ref();
+    let norm = norm.map(|norm| traced.norm(device, parameters, norm)).transpose()?;
     let head = traced.weight(device, parameters, &decoder.head)?;
     let states = norm.iter().try_fold(states, Cpu::normalise).map_err(fail)?;
-    let logits = Cpu::linear(states, &head, InputGradient::Wanted).map_err(fail)?;
+    let logits = Cpu::linear(states, &head, InputGradient::Wanted, None).map_err(fail)?;
     Ok(Cpu::cross_entropy(logits, targets).map_err(fail)?)
 }
 

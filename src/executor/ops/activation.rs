@@ -101,7 +101,7 @@ impl Activate for Cpu {
         let y = x.device().hold(y, x.shape())?;
         let output = y.without_values();
         tape.add_backward_op(move |gradients| {
-            let mut g = cpu::take(gradients, &output)?;
+            let mut g = Cpu::take_gradient(gradients, &output)?;
             g.par_chunks_mut(CHUNK).zip(x.values.par_chunks(CHUNK)).for_each(|(g, x)| {
                 simd(|| {
                     let g = &mut g[..x.len()];

@@ -35,7 +35,7 @@ impl Add for Cpu {
         let y = a.device().hold(y, a.shape())?;
         let (output, a, b) = (y.without_values(), a.without_values(), b.without_values());
         tape.add_backward_op(move |gradients| {
-            let g = cpu::take(gradients, &output)?;
+            let g = Cpu::take_gradient(gradients, &output)?;
             cpu::add(gradients, &a, g.clone())?;
             cpu::add(gradients, &b, g)
         });

@@ -278,7 +278,7 @@ impl Attention for Cpu {
 
         let output = o.without_values();
         tape.add_backward_op(move |gradients| {
-            let g = cpu::take(gradients, &output)?;
+            let g = Cpu::take_gradient(gradients, &output)?;
             let found: Vec<[Vec<f32>; 3]> = (0..count)
                 .into_par_iter()
                 .map(|index| {

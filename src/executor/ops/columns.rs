@@ -35,7 +35,7 @@ impl Columns for Cpu {
         let y = x.device().hold(y, (rows, part))?;
         let output = y.without_values();
         tape.add_backward_op(move |gradients| {
-            let g = cpu::take(gradients, &output)?;
+            let g = Cpu::take_gradient(gradients, &output)?;
             let mut gx = vec![0.0; rows * width];
             gx.par_chunks_mut(width).zip(g.par_chunks(part)).for_each(|(gx, g)| {
                 gx[columns.clone()].copy_from_slice(g);

@@ -8,16 +8,6 @@ use super::Matrix;
 /// Elements that one task works on: enough to be worth a task.
 pub(super) const CHUNK: usize = 1 << 14;
 
-/// Takes the gradient of an operation's output out of the gradients: nothing reads it again.
-pub(super) fn take(
-    gradients: &mut Gradients<f32, Cpu>,
-    of: &Matrix<Cpu>,
-) -> Result<Vec<f32>, CpuError> {
-    let gradient = std::mem::take(&mut **gradients.get_or_alloc_mut(&of.tensor)?);
-    let (rows, columns) = of.shape();
-    Ok(if gradient.is_empty() { vec![0.0; rows * columns] } else { gradient })
-}
-
 /// Takes the gradient of a loss.
 pub(super) fn take_scalar(
     gradients: &mut Gradients<f32, Cpu>,

@@ -45,7 +45,7 @@ impl Gated for Cpu {
 
         let output = y.without_values();
         tape.add_backward_op(move |gradients| {
-            let mut ga = cpu::take(gradients, &output)?;
+            let mut ga = Cpu::take_gradient(gradients, &output)?;
             let mut gb = vec![0.0; ga.len()];
             let inputs = gate.values.par_chunks(CHUNK).zip(up.values.par_chunks(CHUNK));
             let outputs = ga.par_chunks_mut(CHUNK).zip(gb.par_chunks_mut(CHUNK));

@@ -32,6 +32,15 @@ pub struct Trace<D: Hold> {
     pub gradient: Matrix<D>,
 }
 
+impl Trace<Cpu> {
+    /// The gradient of the weight, [outputs, inputs], row-major, summed over the samples.
+    pub fn gradient(&self) -> Vec<f32> {
+        let ((tokens, outputs), (_, inputs)) = (self.gradient.shape(), self.input.shape());
+        let g = View::new(&self.gradient.values, tokens, outputs);
+        product(g.t(), View::new(&self.input.values, tokens, inputs), None)
+    }
+}
+
 impl<D: Hold> Weight<D> {
     /// A weight of `dims`, (outputs, inputs), from its row-major values.
     ///
@@ -146,7 +155,7 @@ impl Linear for Cpu {
         };
         let (output, weight) = (y.without_values(), weight.clone());
         tape.add_backward_op(move |gradients| {
-            let g = x.device().hold(cpu::take(gradients, &output)?, (tokens, outputs))?;
+            let g = x.device().hold(Cpu::take_gradient(gradients, &output)?, (tokens, outputs))?;
             if input_gradient == InputGradient::Wanted {
                 let g = View::new(&g.values, tokens, outputs);
                 let w = View::new(&weight.matrix.values, inputs, outputs);
@@ -179,13 +188,11 @@ mod tests {
                 weighted_sum(Cpu::linear(x, weight, InputGradient::Skipped, None).unwrap())
             };
             loss(&weight).backward();
-            let Trace { input, gradient } = weight.take_trace().unwrap();
-            for (i, j) in (0..4).flat_map(|i| (0..5).map(move |j| (i, j))) {
-                let products = (0..3).map(|t| gradient.values[t * 4 + i] * input.values[t * 5 + j]);
-                let gradient: f32 = products.sum();
+            let gradient = weight.take_trace().unwrap().gradient();
+            for (i, gradient) in gradient.into_iter().enumerate() {
                 let shifted = |h: f32| {
                     let mut w = values.clone();
-                    w[i * 5 + j] += h;
+                    w[i] += h;
                     loss(&of(&w)).as_vec()[0]
                 };
                 let slope = (shifted(0.01) - shifted(-0.01)) / 0.02;

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use dfdx::{
-    tensor::{Cpu, CpuError, NoneTape, PutTape, SplitTape, Tape, Tensor, TensorFromVec},
+    tensor::{Cpu, CpuError, Gradients, NoneTape, PutTape, SplitTape, Tape, Tensor, TensorFromVec},
     tensor_ops::Device,
 };
 
@@ -24,6 +24,15 @@ pub trait Hold: Device<f32> {
 
     /// The values, row-major, on the host.
     fn host<T>(matrix: &Matrix<Self, T>) -> Vec<f32>;
+
+    /// Takes the gradient of a matrix, row-major, out of the gradients; zeros if it has none.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn take_gradient(
+        gradients: &mut Gradients<f32, Self>,
+        of: &Matrix<Self>,
+    ) -> Result<Vec<f32>, Self::Err>;
 }
 
 /// A matrix on a device; the hidden states of samples are one of [tokens, channels].
@@ -59,7 +68,7 @@ impl<D: Hold, T> Matrix<D, T> {
 
 impl<D: Hold, T: Tape<f32, D>> Matrix<D, T> {
     /// The matrix and its tape.
-    pub(in crate::executor) fn split_tape(self) -> (Matrix<D>, T) {
+    pub fn split_tape(self) -> (Matrix<D>, T) {
         let (tensor, tape) = self.tensor.split_tape();
         (Matrix { tensor, values: self.values, shape: self.shape }, tape)
     }
@@ -67,7 +76,7 @@ impl<D: Hold, T: Tape<f32, D>> Matrix<D, T> {
 
 impl<D: Hold> Matrix<D> {
     /// The matrix with a tape.
-    pub(in crate::executor) fn put_tape<T: Tape<f32, D>>(self, tape: T) -> Matrix<D, T> {
+    pub fn put_tape<T: Tape<f32, D>>(self, tape: T) -> Matrix<D, T> {
         Matrix { tensor: self.tensor.put_tape(tape), values: self.values, shape: self.shape }
     }
 }
@@ -92,5 +101,14 @@ impl Hold for Cpu {
 
     fn host<T>(matrix: &Matrix<Self, T>) -> Vec<f32> {
         matrix.values.to_vec()
+    }
+
+    fn take_gradient(
+        gradients: &mut Gradients<f32, Self>,
+        of: &Matrix<Self>,
+    ) -> Result<Vec<f32>, CpuError> {
+        let gradient = std::mem::take(&mut **gradients.get_or_alloc_mut(&of.tensor)?);
+        let (rows, columns) = of.shape();
+        Ok(if gradient.is_empty() { vec![0.0; rows * columns] } else { gradient })
     }
 }

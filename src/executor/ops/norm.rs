@@ -2,7 +2,7 @@
 //! (arXiv 1607.06450) has the row's mean for μ, root mean square norm (arXiv 1910.07467) zero.
 //!
 //! With h = w · ∂L/∂y: ∂L/∂x = (h − n · mean(h · n) − mean(h)) / σ, the last mean only where μ is
-//! one. Nobody wants the gradients of w and b.
+//! one; ∂L/∂w = Σ ∂L/∂y · n; ∂L/∂b = Σ ∂L/∂y.
 
 use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
@@ -77,7 +77,24 @@ impl Normalise for Cpu {
         let y = x.device().hold(y, x.shape())?;
         let (output, norm) = (y.without_values(), norm.clone());
         tape.add_backward_op(move |gradients| {
-            let mut g = cpu::take(gradients, &output)?;
+            let mut g = Cpu::take_gradient(gradients, &output)?;
+            let mut gw = vec![0.0; width];
+            for (g, x) in g.chunks_exact(width).zip(x.values.chunks_exact(width)) {
+                simd(|| {
+                    let (mean, scale) = norm.moments(x);
+                    for ((gw, g), x) in gw.iter_mut().zip(g).zip(x) {
+                        *gw += g * (x - mean) * scale;
+                    }
+                });
+            }
+            cpu::add(gradients, &norm.weight, gw)?;
+            if let Some(bias) = &norm.bias {
+                let mut gb = vec![0.0; width];
+                for g in g.chunks_exact(width) {
+                    gb.iter_mut().zip(g).for_each(|(sum, g)| *sum += g);
+                }
+                cpu::add(gradients, bias, gb)?;
+            }
             g.par_chunks_mut(task).zip(x.values.par_chunks(task)).for_each(|(g, x)| {
                 simd(|| {
                     for (g, x) in g.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
@@ -101,8 +118,12 @@ impl Normalise for Cpu {
 
 #[cfg(test)]
 mod tests {
+    use dfdx::tensor_ops::Backward;
+
     use super::*;
-    use crate::executor::ops::testing::{check_gradient, matrix, noise};
+    use crate::executor::ops::testing::{
+        check_gradient, gradient, matrix, noise, traced, weighted_sum,
+    };
 
     fn norm(width: usize, bias: bool, centred: bool) -> Norm<Cpu> {
         let vector = |seed| matrix(noise(width, seed), (1, width));
@@ -115,6 +136,28 @@ mod tests {
             check_gradient((3, 19), |x| Cpu::normalise(x, &norm(19, bias, centred)));
             // Two heads to a row.
             check_gradient((3, 10), |x| Cpu::normalise(x, &norm(5, bias, centred)));
+
+            let norm = norm(19, bias, centred);
+            let x = matrix(noise(57, 5), (3, 19));
+            let loss =
+                |norm: &Norm<Cpu>| weighted_sum(Cpu::normalise(traced(x.clone()), norm).unwrap());
+            let mut gradients = loss(&norm).backward();
+            for of in [Some(&norm.weight), norm.bias.as_ref()].into_iter().flatten() {
+                let gradient = gradient(&mut gradients, of);
+                for (i, gradient) in gradient.into_iter().enumerate() {
+                    let mut raised = of.to_vec();
+                    raised[i] += 1.0;
+                    let raised = matrix(raised, (1, 19));
+                    let mut other = norm.clone();
+                    if std::ptr::eq(of, &norm.weight) {
+                        other.weight = raised;
+                    } else {
+                        other.bias = Some(raised);
+                    }
+                    let slope = loss(&other).as_vec()[0] - loss(&norm).as_vec()[0];
+                    assert!((slope - gradient).abs() < 1e-3, "{slope} {gradient}");
+                }
+            }
         }
     }
 }

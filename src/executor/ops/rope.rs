@@ -81,7 +81,7 @@ impl Rotary for Cpu {
 
         let output = y.without_values();
         tape.add_backward_op(move |gradients| {
-            let mut g = cpu::take(gradients, &output)?;
+            let mut g = Cpu::take_gradient(gradients, &output)?;
             rotation.rotate(&mut g, shape.1, head, -1.0);
             cpu::add(gradients, &input, g)
         });

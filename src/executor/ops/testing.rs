@@ -38,7 +38,7 @@ pub(super) fn traced(x: Matrix<Cpu>) -> Traced {
 
 /// The gradient of a matrix.
 pub(super) fn gradient(gradients: &mut Gradients<f32, Cpu>, of: &Matrix<Cpu>) -> Vec<f32> {
-    cpu::take(gradients, of).unwrap()
+    Cpu::take_gradient(gradients, of).unwrap()
 }
 
 /// A scalar that depends on every element in its own way.

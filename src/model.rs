@@ -181,7 +181,7 @@ impl<'a, D: Ops> Model<'a, D> {
     /// # Errors
     /// If they cannot be read, a sample is longer than the model's positions, or the device has not
     /// enough memory.
-    pub fn embed(&self, samples: &[Vec<u32>]) -> Result<Stream, Error> {
+    pub fn embed(&self, samples: &[Vec<u32>]) -> Result<Stream<D>, Error> {
         let mut positions: BTreeMap<usize, Positions> = BTreeMap::new();
         self.embed_at(samples.iter().map(|ids| {
             let new = || Positions::new(&self.decoder, ids.len());
@@ -195,12 +195,12 @@ impl<'a, D: Ops> Model<'a, D> {
     /// As [`Model::embed`].
     pub fn embed_at<'s>(
         &self,
-        samples: impl ExactSizeIterator<Item = (&'s [u32], Positions)>,
-    ) -> Result<Stream, Error> {
+        samples: impl IntoIterator<Item = (&'s [u32], Positions)>,
+    ) -> Result<Stream<D>, Error> {
         let embedding = &self.decoder.embedding;
         let project =
             embedding.project_in.as_ref().map(|linear| self.linear(linear)).transpose()?;
-        self.executor.stream(samples.map(|(ids, positions)| {
+        self.executor.stream(samples.into_iter().map(|(ids, positions)| {
             let states = self.embed_one(ids, &positions, project.as_ref())?;
             Ok((states, positions))
         }))

@@ -171,7 +171,7 @@ impl Start<'_> {
         model: &Model<'_, D>,
         plan: &Plan,
         layer: usize,
-        stream: Option<&Stream>,
+        stream: Option<&Stream<D>>,
         pruned: &mut Pruned,
     ) -> Result<(), Error> {
         let mut statistics = Vec::new();
@@ -319,8 +319,8 @@ impl<D: Ops> Rebuilding<'_, D> {
     fn part(
         &self,
         part: Part,
-        known: Option<&Known>,
-        stream: &mut Stream,
+        known: Option<&Known<D>>,
+        stream: &mut Stream<D>,
         pruned: &mut Pruned,
         event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), Error> {
@@ -348,9 +348,9 @@ impl<D: Ops> Rebuilding<'_, D> {
     fn group(
         &self,
         group: &Group,
-        known: Option<&Known>,
+        known: Option<&Known<D>>,
         advance: bool,
-        stream: &mut Stream,
+        stream: &mut Stream<D>,
         pruned: &mut Pruned,
         event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), Error> {

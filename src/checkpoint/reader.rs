@@ -7,6 +7,7 @@ use std::{
 };
 
 use memmap2::Mmap;
+use rayon::prelude::*;
 use safetensors::{SafeTensors, tensor::Metadata, tensor::TensorInfo};
 use serde_json::Value;
 
@@ -339,7 +340,8 @@ fn finite<'a>(
     values: &[f32],
     place: impl FnOnce(usize) -> (&'a Path, &'a str, Vec<usize>),
 ) -> Result<(), Error> {
-    match values.iter().position(|value| !value.is_finite()) {
+    let first = values.par_iter().with_min_len(1 << 14).position_first(|value| !value.is_finite());
+    match first {
         None => Ok(()),
         Some(at) => {
             let (path, name, index) = place(at);

@@ -92,9 +92,10 @@ pub(super) fn log_likelihoods<D: Ops>(
             layer_done((done as f64 + tokens as f64 * layers) / all as f64);
         })?;
         let head = Head::new(model)?;
-        for (i, forest) in batch.iter().enumerate() {
+        model.executor.each_sample(&states, |i, states| {
+            let forest = &batch[i];
             let rows: Vec<usize> = forest.wanted.keys().copied().collect();
-            head.tiles(&states.states(i)?, &rows, |rows, logits| {
+            head.tiles(states, &rows, |rows, logits| {
                 let logits = logits.to_vec();
                 for (row, logits) in rows.iter().zip(logits.chunks(model.decoder.vocab_size)) {
                     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -104,8 +105,8 @@ pub(super) fn log_likelihoods<D: Ops>(
                     }
                 }
                 Ok(())
-            })?;
-        }
+            })
+        })?;
         done += tokens;
     }
     let mut sums = sums.into_iter();

@@ -48,17 +48,17 @@ pub fn perplexity<D: Ops>(
         let stream = model.embed(batch)?;
         let states = hidden(model, pruned, stream, |layers| layer_done(start + share * layers))?;
         let head = Head::new(model)?;
-        for (i, segment) in batch.iter().enumerate() {
-            let targets = &segment[1..];
+        model.executor.each_sample(&states, |i, states| {
+            let targets = &batch[i][1..];
             let tokens: Vec<usize> = (0..targets.len()).collect();
-            head.tiles(&states.states(i)?, &tokens, |rows, logits| {
+            predictions += targets.len();
+            head.tiles(states, &tokens, |rows, logits| {
                 let targets = &targets[rows[0]..rows[0] + rows.len()];
                 let loss = D::cross_entropy(logits, targets)?;
                 sum += f64::from(loss.as_vec()[0]);
                 Ok(())
-            })?;
-            predictions += targets.len();
-        }
+            })
+        })?;
         done += batch.len();
     }
     let cross_entropy = sum / predictions as f64;
@@ -82,9 +82,12 @@ pub fn logits<D: Ops>(
     let states = hidden(model, pruned, model.embed(&[ids.to_vec()])?, |_| ())?;
     let tokens: Vec<usize> = (0..ids.len()).collect();
     let mut all = Vec::new();
-    Head::new(model)?.tiles(&states.states(0)?, &tokens, |_, logits| {
-        all.extend(logits.to_vec());
-        Ok(())
+    let head = Head::new(model)?;
+    model.executor.each_sample(&states, |_, states| {
+        head.tiles(states, &tokens, |_, logits| {
+            all.extend(logits.to_vec());
+            Ok(())
+        })
     })?;
     Ok(all)
 }
@@ -93,9 +96,9 @@ pub fn logits<D: Ops>(
 pub(super) fn hidden<D: Ops>(
     model: &Model<'_, D>,
     pruned: &Pruned,
-    mut stream: Stream,
+    mut stream: Stream<D>,
     mut layer_done: impl FnMut(f64),
-) -> Result<Stream, Error> {
+) -> Result<Stream<D>, Error> {
     let layers = model.decoder.layers.len();
     for layer in 0..layers {
         for part in Part::ALL {

@@ -54,9 +54,9 @@ pub struct Measured {
 
 /// What the linear layers of a part gave for each sample.
 #[derive(Debug)]
-pub struct Known {
+pub struct Known<D: Ops> {
     /// One per layer.
-    outputs: Vec<Store>,
+    outputs: Vec<Store<D>>,
 }
 
 /// The output of a run of parts: one part's own, without the residual; or the hidden states after
@@ -136,13 +136,13 @@ impl<D: Ops> Executor<D> {
     pub fn inputs(
         &self,
         parts: &[PartWeights<D>],
-        stream: &Stream,
+        stream: &Stream<D>,
         members: &[Vec<usize>],
         needs: Needs,
     ) -> Result<Vec<Vec<Statistics>>, Error> {
         let mut sums = sums(parts, members, needs);
-        for range in stream.batches() {
-            let batch = self.batch(stream, range)?;
+        for index in 0..stream.runs.len() {
+            let batch = self.batch(stream, index)?;
             let mut watch = Adding { sums: &mut sums, samples: &batch.samples };
             let mut run = || {
                 let (last, before) = parts.split_last().unwrap_or_else(|| unreachable!("a part"));
@@ -169,29 +169,28 @@ impl<D: Ops> Executor<D> {
     pub fn inputs_and_outputs(
         &self,
         part: &PartWeights<D>,
-        stream: &Stream,
+        stream: &Stream<D>,
         members: &[usize],
         needs: Needs,
-    ) -> Result<(Vec<Statistics>, Option<Known>), Error> {
+    ) -> Result<(Vec<Statistics>, Option<Known<D>>), Error> {
         let parts = std::slice::from_ref(part);
         let members = &[members.to_vec()];
-        let tokens: usize = stream.positions.iter().map(|positions| positions.length).sum();
-        if !self.storage.fits(tokens * part.outputs()) {
+        if !self.storage.fits(stream.tokens() * part.outputs()) {
             let mut statistics = self.inputs(parts, stream, members, needs)?;
             return Ok((statistics.swap_remove(0), None));
         }
         let mut sums = sums(parts, members, needs);
-        let stores = part.linears.iter().map(|_| self.storage.exact(stream.len()));
-        let mut outputs: Vec<Store> = stores.collect();
-        for range in stream.batches() {
-            let batch = self.batch(stream, range)?;
+        let stores = part.linears.iter().map(|_| self.storage.exact(stream.runs.len()));
+        let mut outputs: Vec<Store<D>> = stores.collect();
+        for index in 0..stream.runs.len() {
+            let batch = self.batch(stream, index)?;
             let inputs = Adding { sums: &mut sums, samples: &batch.samples };
             let mut watch = Both { inputs, outputs: Noting { outputs: Vec::new() } };
             run(parts, &batch, Default::default(), &mut watch)
                 .map(|_: Matrix<D>| ())
                 .map_err(Error::device)?;
-            for (store, y) in outputs.iter_mut().zip(&watch.outputs.outputs) {
-                batch.keep(store, y)?;
+            for (store, y) in outputs.iter_mut().zip(watch.outputs.outputs) {
+                store.put(index, y)?;
             }
         }
         let mut statistics = finish(parts, sums, stream.len());
@@ -209,30 +208,29 @@ impl<D: Ops> Executor<D> {
     pub fn measure(
         &self,
         dense: &[PartWeights<D>],
-        stream: &Stream,
-        targets: &mut Store,
+        stream: &Stream<D>,
+        targets: &mut Store<D>,
         members: &[Vec<usize>],
         needs: Needs,
-        known: Option<&Known>,
+        known: Option<&Known<D>>,
     ) -> Result<Measured, Error> {
         let mut inputs = sums(dense, members, needs);
         let mut squares: Vec<Vec<Option<D::Sum>>> =
             dense.iter().map(|part| part.linears.iter().map(|_| None).collect()).collect();
         let mut losses = 0.0;
-        for range in stream.batches() {
-            let batch = self.batch(stream, range)?;
-            let length = batch.positions.length;
-            let target = self.matrix(targets, &batch.range, length)?;
+        for index in 0..stream.runs.len() {
+            let batch = self.batch(stream, index)?;
+            let target = targets.get(index, &self.device)?;
             let mut outputs = Vec::new();
             for store in known.iter().flat_map(|known| &known.outputs) {
-                outputs.push(Some(self.matrix(store, &batch.range, length)?));
+                outputs.push(Some(store.get(index, &self.device)?));
             }
             let inputs = Adding { sums: &mut inputs, samples: &batch.samples };
             let mut watch = Both { inputs, outputs: Knowing { outputs } };
             if !needs.squared_gradient {
                 let output = run(dense, &batch, Default::default(), &mut watch);
                 let output: Matrix<D> = output.map_err(Error::device)?;
-                batch.keep(targets, &output)?;
+                targets.put(index, output.clone())?;
                 let loss = D::squared_error(output, &target, &batch.samples);
                 losses += f64::from(loss.map_err(Error::device)?.as_vec()[0]);
                 continue;
@@ -241,7 +239,7 @@ impl<D: Ops> Executor<D> {
             let traced: Vec<_> = traced.collect();
             let output = run(&traced, &batch, OwnedTape::default(), &mut watch);
             let (output, tape) = output.map_err(Error::device)?.split_tape();
-            batch.keep(targets, &output)?;
+            targets.put(index, output.clone())?;
             let backward = || {
                 let loss = D::squared_error(output.put_tape(tape), &target, &batch.samples)?;
                 losses += f64::from(loss.as_vec()[0]);
@@ -280,9 +278,9 @@ impl<D: Ops> Executor<D> {
     ///
     /// # Errors
     /// If the device has not enough memory, or the scratch file fails.
-    pub fn outputs(&self, parts: &[PartWeights<D>], stream: &Stream) -> Result<Store, Error> {
-        let mut outputs = self.storage.store(stream.len());
-        self.each_output(parts, stream, |batch, output| batch.keep(&mut outputs, &output))?;
+    pub fn outputs(&self, parts: &[PartWeights<D>], stream: &Stream<D>) -> Result<Store<D>, Error> {
+        let mut outputs = self.storage.store(stream.runs.len());
+        self.each_output(parts, stream, |batch, output| outputs.put(batch.index, output))?;
         Ok(outputs)
     }
 
@@ -294,8 +292,8 @@ impl<D: Ops> Executor<D> {
     pub fn loss(
         &self,
         parts: &[PartWeights<D>],
-        stream: &Stream,
-        targets: &Store,
+        stream: &Stream<D>,
+        targets: &Store<D>,
     ) -> Result<f64, Error> {
         let mut losses = 0.0;
         self.each_output(parts, stream, |batch, output| {
@@ -313,19 +311,19 @@ impl<D: Ops> Executor<D> {
     pub fn advance(
         &self,
         part: &PartWeights<D>,
-        stream: &mut Stream,
-        targets: Option<&Store>,
+        stream: &mut Stream<D>,
+        targets: Option<&Store<D>>,
     ) -> Result<Option<f64>, Error> {
         let mut losses = 0.0;
-        for range in stream.batches() {
-            let batch = self.batch(stream, range)?;
+        for index in 0..stream.runs.len() {
+            let batch = self.batch(stream, index)?;
             let output = run(std::slice::from_ref(part), &batch, Default::default(), &mut ());
             let output: Matrix<D> = output.map_err(Error::device)?;
             if let Some(targets) = targets {
                 losses += self.batch_loss(&batch, output.clone(), targets)?;
             }
             let states = part.residual(batch.states.clone(), output).map_err(Error::device)?;
-            batch.keep(&mut stream.states, &states)?;
+            stream.states.put(index, states)?;
         }
         Ok(targets.map(|_| losses / stream.len() as f64))
     }
@@ -333,11 +331,11 @@ impl<D: Ops> Executor<D> {
     fn each_output(
         &self,
         parts: &[PartWeights<D>],
-        stream: &Stream,
+        stream: &Stream<D>,
         mut see: impl FnMut(&Batch<D>, Matrix<D>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        for range in stream.batches() {
-            let batch = self.batch(stream, range)?;
+        for index in 0..stream.runs.len() {
+            let batch = self.batch(stream, index)?;
             let output = run(parts, &batch, Default::default(), &mut ());
             see(&batch, output.map_err(Error::device)?)?;
         }
@@ -348,9 +346,9 @@ impl<D: Ops> Executor<D> {
         &self,
         batch: &Batch<D>,
         output: Matrix<D>,
-        targets: &Store,
+        targets: &Store<D>,
     ) -> Result<f64, Error> {
-        let target = self.matrix(targets, &batch.range, batch.positions.length)?;
+        let target = targets.get(batch.index, &self.device)?;
         let loss = D::squared_error(output, &target, &batch.samples).map_err(Error::device)?;
         Ok(f64::from(loss.as_vec()[0]))
     }

@@ -71,114 +71,135 @@ impl<D> From<D> for Executor<D> {
     }
 }
 
-/// The hidden states of all samples between two layers.
+/// The hidden states of all samples between two layers, in runs that go through a layer as one
+/// matrix each. The runs depend on the samples alone, and so does the result.
 #[derive(Debug)]
-pub struct Stream {
-    positions: Vec<Positions>,
-    states: Store,
+pub struct Stream<D: Ops> {
+    runs: Vec<Run>,
+    states: Store<D>,
 }
 
-impl Stream {
-    /// How many samples there are.
-    pub fn len(&self) -> usize {
-        self.states.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.states.is_empty()
-    }
-
-    /// The states of a sample, [tokens, channels], row-major.
-    ///
-    /// # Errors
-    /// If the scratch file cannot be read.
-    pub fn states(&self, sample: usize) -> Result<Vec<f32>, Error> {
-        self.states.read(sample..sample + 1)
-    }
-
-    /// Runs of samples that go through a layer as one matrix. They depend on the samples alone, and
-    /// so does the result.
-    fn batches(&self) -> Vec<Range<usize>> {
-        let mut batches: Vec<Range<usize>> = Vec::new();
-        for (i, positions) in self.positions.iter().enumerate() {
-            match batches.last_mut() {
-                Some(batch)
-                    if positions.continues(&self.positions[batch.start])
-                        && (batch.len() + 1) * positions.length <= BATCH =>
-                {
-                    batch.end = i + 1;
-                }
-                _ => batches.push(i..i + 1),
-            }
-        }
-        batches
-    }
+/// Consecutive samples of one length.
+#[derive(Clone, Debug)]
+struct Run {
+    /// Which they are.
+    samples: Range<usize>,
+    positions: Positions,
 }
 
 /// Tokens that go through a layer as one matrix, unless one sample has more: enough for all threads
 /// to have rows of their own.
 pub const BATCH: usize = 2048;
 
-/// Samples of one length, one below the other.
+impl Run {
+    /// Whether a sample goes with those that are there.
+    fn takes(&self, positions: &Positions) -> bool {
+        let alike = |a: &Positions, b: &Positions| {
+            a.sights.is_none() && b.sights.is_none() && a.length == b.length
+        };
+        alike(&self.positions, positions) && (self.samples.len() + 1) * positions.length <= BATCH
+    }
+
+    fn tokens(&self) -> usize {
+        self.samples.len() * self.positions.length
+    }
+}
+
+impl<D: Ops> Stream<D> {
+    /// How many samples there are.
+    pub fn len(&self) -> usize {
+        self.runs.last().map_or(0, |run| run.samples.end)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    fn tokens(&self) -> usize {
+        self.runs.iter().map(Run::tokens).sum()
+    }
+}
+
+/// The samples of a run as they go through a layer.
 struct Batch<D: Ops> {
-    /// Which they are.
-    range: Range<usize>,
+    /// Which run it is.
+    index: usize,
     states: Matrix<D>,
     positions: Positions,
-    /// The rows of each.
+    /// The rows of each sample.
     samples: Vec<Range<usize>>,
 }
 
 impl<D: Ops> Executor<D> {
-    /// The hidden states of some samples, [tokens, channels] each, row-major.
+    /// The stream of some samples' hidden states, [tokens, channels] each, row-major.
     ///
     /// # Errors
-    /// If they cannot be stored.
+    /// If the device has not enough memory, or the scratch file fails.
     pub fn stream<E: From<Error>>(
         &self,
-        samples: impl ExactSizeIterator<Item = Result<(Vec<f32>, Positions), E>>,
-    ) -> Result<Stream, E> {
-        let mut states = self.storage.store(samples.len());
-        let mut all = Vec::with_capacity(samples.len());
-        for (i, sample) in samples.enumerate() {
-            let (values, positions) = sample?;
-            states.put(i, &values)?;
-            all.push(positions);
+        samples: impl IntoIterator<Item = Result<(Vec<f32>, Positions), E>>,
+    ) -> Result<Stream<D>, E> {
+        let mut runs: Vec<Run> = Vec::new();
+        let mut matrices = Vec::new();
+        let mut values: Vec<f32> = Vec::new();
+        let matrix = |values: Vec<f32>, run: &Run| {
+            let shape = (run.tokens(), values.len().checked_div(run.tokens()).unwrap_or(0));
+            self.device.hold(values, shape).map_err(Error::device)
+        };
+        for (i, sample) in samples.into_iter().enumerate() {
+            let (mut states, positions) = sample?;
+            match runs.last_mut() {
+                Some(run) if run.takes(&positions) => {
+                    run.samples.end = i + 1;
+                    values.append(&mut states);
+                }
+                last => {
+                    if let Some(run) = last {
+                        matrices.push(matrix(std::mem::take(&mut values), run)?);
+                    }
+                    values = states;
+                    runs.push(Run { samples: i..i + 1, positions });
+                }
+            }
         }
-        Ok(Stream { positions: all, states })
+        if let Some(run) = runs.last() {
+            matrices.push(matrix(values, run)?);
+        }
+        let mut states = self.storage.store(matrices.len());
+        for (i, matrix) in matrices.into_iter().enumerate() {
+            states.put(i, matrix)?;
+        }
+        Ok(Stream { runs, states })
     }
 
-    fn batch(&self, stream: &Stream, range: Range<usize>) -> Result<Batch<D>, Error> {
-        let positions = stream.positions[range.start].clone();
-        let length = positions.length;
-        let samples: Vec<_> = (0..range.len()).map(|i| i * length..(i + 1) * length).collect();
-        let states = self.matrix(&stream.states, &range, length)?;
-        Ok(Batch { range, states, positions, samples })
-    }
-
-    /// The matrices of some samples of `length` tokens, one below the other.
-    fn matrix(
+    /// The hidden states of each sample in turn, [tokens, channels], row-major.
+    ///
+    /// # Errors
+    /// Whatever `see` returns, or if the scratch file fails.
+    pub fn each_sample<E: From<Error>>(
         &self,
-        store: &Store,
-        range: &Range<usize>,
-        length: usize,
-    ) -> Result<Matrix<D>, Error> {
-        let values = store.read(range.clone())?;
-        let rows = range.len() * length;
-        let width = values.len().checked_div(rows).unwrap_or(0);
-        self.device.hold(values, (rows, width)).map_err(Error::device)
-    }
-}
-
-impl<D: Ops> Batch<D> {
-    /// Stores a matrix with the batch's rows, sample by sample.
-    fn keep(&self, store: &mut Store, matrix: &Matrix<D>) -> Result<(), Error> {
-        let (values, width) = (matrix.to_vec(), matrix.shape().1);
-        for (i, rows) in self.range.clone().zip(&self.samples) {
-            store.put(i, &values[rows.start * width..rows.end * width])?;
+        stream: &Stream<D>,
+        mut see: impl FnMut(usize, &[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for index in 0..stream.runs.len() {
+            let run = &stream.runs[index];
+            let states = stream.states.get(index, &self.device)?.to_vec();
+            let width = states.len() / run.samples.len();
+            run.samples.clone().zip(states.chunks(width)).try_for_each(|(i, x)| see(i, x))?;
         }
         Ok(())
+    }
+
+    fn batch(&self, stream: &Stream<D>, index: usize) -> Result<Batch<D>, Error> {
+        let run = &stream.runs[index];
+        let length = run.positions.length;
+        Ok(Batch {
+            index,
+            states: stream.states.get(index, &self.device)?,
+            positions: run.positions.clone(),
+            samples: (0..run.samples.len()).map(|i| i * length..(i + 1) * length).collect(),
+        })
     }
 }
 
@@ -201,11 +222,6 @@ pub struct Positions {
 }
 
 impl Positions {
-    /// Whether a matrix of sequences with the positions of `first` may go on with this one.
-    fn continues(&self, first: &Self) -> bool {
-        self.sights.is_none() && first.sights.is_none() && self.length == first.length
-    }
-
     /// The positions of a sequence of `length` tokens.
     pub fn new(decoder: &Decoder, length: usize) -> Self {
         let rotation = decoder.rope.as_ref().map(|rope| {

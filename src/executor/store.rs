@@ -1,10 +1,9 @@
-//! What is kept of every sample between two layers: in memory, or beyond a budget in a scratch
+//! What is kept of the samples between two layers: on the device, or beyond a budget in a scratch
 //! file.
 
 use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
-    ops::Range,
     path::PathBuf,
     sync::{
         Arc,
@@ -12,7 +11,10 @@ use std::{
     },
 };
 
-use super::Error;
+use super::{
+    Error,
+    ops::{Hold, Matrix},
+};
 use crate::checkpoint::Dtype;
 
 /// How matrices of samples are stored.
@@ -36,13 +38,13 @@ impl Storage {
     }
 
     /// A store of `count` matrices.
-    pub(super) fn store(&self, count: usize) -> Store {
+    pub(super) fn store<D: Hold>(&self, count: usize) -> Store<D> {
         let slots = (0..count).map(|_| Slot::Empty).collect();
         Store { slots, file: None, end: 0, held: 0, storage: self.clone() }
     }
 
     /// The same, whose values are not rounded.
-    pub(super) fn exact(&self, count: usize) -> Store {
+    pub(super) fn exact<D: Hold>(&self, count: usize) -> Store<D> {
         Self { dtype: Dtype::F32, ..self.clone() }.store(count)
     }
 
@@ -59,10 +61,10 @@ impl Default for Storage {
     }
 }
 
-/// A matrix for each sample.
+/// Matrices, one for each run of samples.
 #[derive(Debug)]
-pub struct Store {
-    slots: Vec<Slot>,
+pub struct Store<D: Hold> {
+    slots: Vec<Slot<D>>,
     file: Option<File>,
     /// Where the file ends.
     end: u64,
@@ -72,69 +74,65 @@ pub struct Store {
 }
 
 #[derive(Debug)]
-enum Slot {
+enum Slot<D: Hold> {
     Empty,
-    Numbers(Vec<f32>),
-    Bytes(Vec<u8>),
-    File { start: u64, length: usize },
+    /// On the device, as it is.
+    Held(Matrix<D>),
+    /// In half precision.
+    Half(Vec<u8>, (usize, usize)),
+    /// In the file, from this byte on.
+    File(u64, (usize, usize)),
 }
 
-impl Store {
-    /// How many samples there are.
-    pub fn len(&self) -> usize {
-        self.slots.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
-    }
-
-    /// Stores the matrix of sample `i`, in the place of the one that was there.
-    ///
-    /// # Errors
-    /// If a value is too large for the format, or the scratch file cannot be written.
-    pub fn put(&mut self, i: usize, values: &[f32]) -> Result<(), Error> {
-        if let Slot::Numbers(held) = &mut self.slots[i]
-            && held.len() == values.len()
-        {
-            held.copy_from_slice(values);
-            return Ok(());
+impl<D: Hold> Slot<D> {
+    fn shape(&self) -> Option<(usize, usize)> {
+        match self {
+            Self::Empty => None,
+            Self::Held(matrix) => Some(matrix.shape()),
+            Self::Half(_, shape) | Self::File(_, shape) => Some(*shape),
         }
-        let dtype = self.storage.dtype;
+    }
+}
+
+impl<D: Hold> Store<D> {
+    /// Stores a matrix in the place of the one that was there.
+    pub(super) fn put(&mut self, i: usize, matrix: Matrix<D>) -> Result<(), Error> {
+        let (dtype, shape) = (self.storage.dtype, matrix.shape());
+        let bytes = (shape.0 * shape.1 * dtype.size()) as u64;
+        if self.slots[i].shape() != Some(shape) {
+            self.release(i);
+            if self.storage.take(bytes) {
+                self.held += bytes;
+            } else {
+                self.slots[i] = Slot::File(self.end, shape);
+                self.end += bytes;
+            }
+        }
+        let start = match self.slots[i] {
+            Slot::File(start, _) => Some(start),
+            _ if dtype == Dtype::F32 => {
+                self.slots[i] = Slot::Held(matrix);
+                return Ok(());
+            }
+            _ => None,
+        };
+        let values = matrix.to_vec();
+        let most = half::f16::MAX.to_f32();
         if dtype == Dtype::F16
-            && let Some(value) = values.iter().find(|value| value.abs() > half::f16::MAX.to_f32())
+            && let Some(value) = values.iter().find(|value| value.abs() > most)
         {
             return Err(Error::Overflow { value: *value, dtype: dtype.name() });
         }
-        let size = values.len() * dtype.size();
-        let file = match self.slots[i] {
-            Slot::File { length, .. } if length == size => true,
-            Slot::Bytes(ref held) if held.len() == size => false,
-            _ => {
-                self.release(i);
-                let fits = self.storage.take(size as u64);
-                self.held += if fits { size as u64 } else { 0 };
-                !fits
+        let encoded = dtype.encode(&values);
+        match start {
+            Some(start) => {
+                self.write(start, &encoded).map_err(|e| Error::scratch(&self.storage.scratch, &e))
             }
-        };
-        if !file && dtype == Dtype::F32 {
-            self.slots[i] = Slot::Numbers(values.to_vec());
-            return Ok(());
+            None => {
+                self.slots[i] = Slot::Half(encoded, shape);
+                Ok(())
+            }
         }
-        let bytes = dtype.encode(values);
-        if !file {
-            self.slots[i] = Slot::Bytes(bytes);
-            return Ok(());
-        }
-        let start = match self.slots[i] {
-            Slot::File { start, .. } => start,
-            _ => self.end,
-        };
-        self.write(start, &bytes).map_err(|e| Error::scratch(&self.storage.scratch, &e))?;
-        self.end = self.end.max(start + size as u64);
-        self.slots[i] = Slot::File { start, length: size };
-        Ok(())
     }
 
     fn write(&mut self, start: u64, bytes: &[u8]) -> io::Result<()> {
@@ -146,50 +144,44 @@ impl Store {
         file.write_all(bytes)
     }
 
-    /// The matrices of some samples, one below the other.
-    ///
-    /// # Errors
-    /// If the scratch file cannot be read.
-    pub fn read(&self, samples: Range<usize>) -> Result<Vec<f32>, Error> {
+    /// A matrix that was stored.
+    pub(super) fn get(&self, i: usize, device: &D) -> Result<Matrix<D>, Error> {
         let dtype = self.storage.dtype;
-        let mut values = Vec::new();
-        for slot in &self.slots[samples] {
-            match slot {
-                Slot::Empty => (),
-                Slot::Numbers(held) => values.extend_from_slice(held),
-                Slot::Bytes(bytes) => values.append(&mut dtype.decode(bytes)),
-                Slot::File { start, length } => {
-                    let mut bytes = vec![0; *length];
-                    let read = match &self.file {
-                        Some(file) => {
-                            let mut file = file;
-                            let at = file.seek(SeekFrom::Start(*start));
-                            at.and_then(|_| file.read_exact(&mut bytes))
-                        }
-                        None => Err(io::ErrorKind::NotFound.into()),
-                    };
-                    read.map_err(|e| Error::scratch(&self.storage.scratch, &e))?;
-                    values.append(&mut dtype.decode(&bytes));
-                }
+        let (values, shape) = match &self.slots[i] {
+            Slot::Empty => (Vec::new(), (0, 0)),
+            Slot::Held(matrix) => return Ok(matrix.clone()),
+            Slot::Half(bytes, shape) => (dtype.decode(bytes), *shape),
+            Slot::File(start, shape) => {
+                let mut bytes = vec![0; shape.0 * shape.1 * dtype.size()];
+                let read = match &self.file {
+                    Some(file) => {
+                        let mut file = file;
+                        let at = file.seek(SeekFrom::Start(*start));
+                        at.and_then(|_| file.read_exact(&mut bytes))
+                    }
+                    None => Err(io::ErrorKind::NotFound.into()),
+                };
+                read.map_err(|e| Error::scratch(&self.storage.scratch, &e))?;
+                (dtype.decode(&bytes), *shape)
             }
-        }
-        Ok(values)
+        };
+        device.hold(values, shape).map_err(Error::device)
     }
 
     /// Gives back the memory of a matrix.
     fn release(&mut self, i: usize) {
-        let size = match &self.slots[i] {
-            Slot::Empty | Slot::File { .. } => 0,
-            Slot::Numbers(held) => (held.len() * Dtype::F32.size()) as u64,
-            Slot::Bytes(held) => held.len() as u64,
+        let bytes = match &self.slots[i] {
+            Slot::Empty | Slot::File(..) => 0,
+            Slot::Held(matrix) => (matrix.shape().0 * matrix.shape().1 * Dtype::F32.size()) as u64,
+            Slot::Half(bytes, _) => bytes.len() as u64,
         };
         self.slots[i] = Slot::Empty;
-        self.held -= size;
-        self.storage.left.fetch_add(size, Ordering::Relaxed);
+        self.held -= bytes;
+        self.storage.left.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
-impl Drop for Store {
+impl<D: Hold> Drop for Store<D> {
     fn drop(&mut self) {
         self.storage.left.fetch_add(self.held, Ordering::Relaxed);
     }
@@ -197,50 +189,58 @@ impl Drop for Store {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use dfdx::tensor::Cpu;
 
-    fn fill(store: &mut Store) {
-        for i in 0..store.len() {
-            store.put(i, &[i as f32, 0.5]).unwrap();
-        }
+    use super::*;
+    use crate::executor::ops::testing::matrix;
+
+    fn storage(dtype: Dtype, memory: u64) -> Storage {
+        Storage::new(dtype, memory, std::env::temp_dir())
     }
 
     #[test]
     fn values_come_back_from_memory_and_from_the_file() {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             let size = 2 * dtype.size() as u64;
-            for memory in [0, 3 * size, u64::MAX / 2] {
-                let storage = Storage::new(dtype, memory, std::env::temp_dir());
-                let mut store = storage.store(5);
-                fill(&mut store);
-                assert_eq!(store.file.is_some(), memory < 5 * size);
-                assert_eq!(store.read(1..4).unwrap(), [1.0, 0.5, 2.0, 0.5, 3.0, 0.5]);
+            for memory in [0, 3 * size, 1 << 20] {
+                let storage = storage(dtype, memory);
+                let mut store: Store<Cpu> = storage.store(5);
+                let left = || storage.left.load(Ordering::Relaxed);
+                let get = |store: &Store<Cpu>, i| store.get(i, &Cpu::default()).unwrap().to_vec();
                 // Again, in place: neither memory nor file grows.
-                let end = store.end;
-                fill(&mut store);
+                for round in [0.5, 0.25] {
+                    for i in 0..5 {
+                        store.put(i, matrix(vec![i as f32, round], (1, 2))).unwrap();
+                    }
+                    assert_eq!(store.file.is_some(), memory < 5 * size);
+                    assert_eq!(left() + store.held, memory);
+                    assert_eq!(store.held + store.end, 5 * size);
+                    assert_eq!(get(&store, 3), [3.0, round]);
+                    assert_eq!(get(&store, 0), [0.0, round]);
+                }
+                store.put(4, matrix(vec![7.0, 8.0, 9.0], (3, 1))).unwrap();
                 assert_eq!(
-                    (store.end, storage.left.load(Ordering::Relaxed)),
-                    (end, memory.saturating_sub(store.held))
+                    (get(&store, 3), get(&store, 4)),
+                    (vec![3.0, 0.25], vec![7.0, 8.0, 9.0])
                 );
-                store.put(4, &[7.0, 8.0, 9.0]).unwrap();
-                assert_eq!(store.read(3..5).unwrap(), [3.0, 0.5, 7.0, 8.0, 9.0]);
                 drop(store);
-                assert_eq!(storage.left.load(Ordering::Relaxed), memory);
+                assert_eq!(left(), memory);
             }
         }
     }
 
     #[test]
     fn what_does_not_fit_the_format_is_refused() {
-        let mut store = Storage::new(Dtype::F16, 100, std::env::temp_dir()).store(1);
-        assert!(matches!(store.put(0, &[1e6]), Err(Error::Overflow { .. })));
-        assert!(store.storage.fits(25) && !store.storage.fits(26));
+        let storage = storage(Dtype::F16, 100);
+        let mut store = storage.store(1);
+        assert!(matches!(store.put(0, matrix(vec![1e6], (1, 1))), Err(Error::Overflow { .. })));
+        assert!(storage.fits(24) && !storage.fits(26));
     }
 
     #[test]
     fn a_scratch_directory_that_is_not_there_is_an_error() {
         let mut store = Storage::new(Dtype::F32, 0, "no/such/directory").store(1);
-        let message = store.put(0, &[1.0]).unwrap_err().to_string();
+        let message = store.put(0, matrix(vec![1.0], (1, 1))).unwrap_err().to_string();
         assert!(message.contains("no/such/directory"), "{message}");
     }
 }

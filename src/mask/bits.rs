@@ -1,6 +1,7 @@
 //! The mask of one weight matrix, a bit per weight.
 
 use barber_metric::Dims;
+use rayon::prelude::*;
 
 const BITS: usize = u64::BITS as usize;
 
@@ -111,13 +112,15 @@ impl Mask {
     /// If `weight` does not have the mask's shape.
     pub fn apply(&self, weight: &mut [f32]) {
         assert_eq!(weight.len(), self.dims.len(), "the weights of a {} matrix", self.dims);
-        for (weights, &word) in weight.chunks_mut(BITS).zip(&self.words) {
-            for (i, weight) in weights.iter_mut().enumerate() {
-                if word >> i & 1 == 0 {
-                    *weight = 0.0;
+        weight.par_chunks_mut(BITS).with_min_len(256).zip(&self.words).for_each(
+            |(weights, word)| {
+                for (i, weight) in weights.iter_mut().enumerate() {
+                    if word >> i & 1 == 0 {
+                        *weight = 0.0;
+                    }
                 }
-            }
-        }
+            },
+        );
     }
 }
 

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
+    buffer::stale,
     cpu::{self, CHUNK, exp, simd},
 };
 
@@ -91,7 +92,7 @@ impl Activate for Cpu {
         activation: Activation,
     ) -> Result<Matrix<Self, T>, CpuError> {
         let (x, mut tape) = x.split_tape();
-        let mut y = vec![0.0; x.values.len()];
+        let mut y = stale(x.values.len());
         y.par_chunks_mut(CHUNK).zip(x.values.par_chunks(CHUNK)).for_each(|(y, x)| {
             simd(|| {
                 let y = &mut y[..x.len()];

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
+    buffer::{copy, stale},
     cpu::{self, CHUNK, simd},
 };
 
@@ -28,15 +29,16 @@ impl Add for Cpu {
         b: Matrix<Self>,
     ) -> Result<Matrix<Self, T>, CpuError> {
         let (a, mut tape) = a.split_tape();
-        let mut y = a.values.to_vec();
-        y.par_chunks_mut(CHUNK).zip(b.values.par_chunks(CHUNK)).for_each(|(y, b)| {
-            simd(|| y.iter_mut().zip(b).for_each(|(y, b)| *y += b));
+        let mut y = stale(a.values.len());
+        let inputs = a.values.par_chunks(CHUNK).zip(b.values.par_chunks(CHUNK));
+        y.par_chunks_mut(CHUNK).zip(inputs).for_each(|(y, (a, b))| {
+            simd(|| y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = a + b));
         });
         let y = a.device().hold(y, a.shape())?;
         let (output, a, b) = (y.without_values(), a.without_values(), b.without_values());
         tape.add_backward_op(move |gradients| {
             let g = Cpu::take_gradient(gradients, &output)?;
-            cpu::add(gradients, &a, g.clone())?;
+            cpu::add(gradients, &a, copy(&g))?;
             cpu::add(gradients, &b, g)
         });
         Ok(y.put_tape(tape))

@@ -15,6 +15,7 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
+    buffer::{Buffer, recycle, stale},
     cpu::{self, exp, simd},
     gemm::{View, gemm},
 };
@@ -222,15 +223,16 @@ impl Heads {
     fn join(self, heads: &[&[f32]], row_heads: usize, each: usize) -> Vec<f32> {
         let (row, length) = (row_heads * self.width, self.sequence_length);
         let sequences = heads.len() / (row_heads * each);
-        let mut all = vec![0.0; sequences * length * row];
+        let mut all = stale(sequences * length * row);
         all.par_chunks_mut(row).with_min_len(16).enumerate().for_each(|(i, out)| {
             let (sequence, token) = (i / length, i % length);
             let places = out.chunks_exact_mut(self.width).enumerate();
             for (place, out) in places {
                 let first = (sequence * row_heads + place) * each;
-                for head in &heads[first..first + each] {
-                    let x = &head[token * self.width..(token + 1) * self.width];
-                    out.iter_mut().zip(x).for_each(|(out, x)| *out += x);
+                let of = |head: usize| &heads[head][token * self.width..(token + 1) * self.width];
+                out.copy_from_slice(of(first));
+                for head in first + 1..first + each {
+                    out.iter_mut().zip(of(head)).for_each(|(out, x)| *out += x);
                 }
             }
         });
@@ -257,12 +259,12 @@ impl Attention for Cpu {
         let head = |index: usize| {
             Head::new([&q.values, &k.values, &v.values], heads, sights.as_ref(), index)
         };
-        let outputs: Vec<Vec<f32>> = (0..count)
+        let outputs: Vec<Buffer> = (0..count)
             .into_par_iter()
             .map(|index| {
                 let head = head(index);
-                let mut p = vec![0.0; TILE.min(length) * length];
-                let mut o = vec![0.0; length * width];
+                let mut p = stale(TILE.min(length) * length);
+                let mut o = stale(length * width);
                 for rows in heads.tiles() {
                     let (n, keys) = (rows.len(), head.keys(rows.clone()));
                     let p = &mut p[..n * keys.len()];
@@ -270,16 +272,17 @@ impl Attention for Cpu {
                     let p = View::new(p, n, keys.len());
                     gemm(&mut o[rows.start * width..], width, 0.0, 1.0, p, head.v(keys));
                 }
-                o
+                recycle(p);
+                Buffer::from(o)
             })
             .collect();
-        let outputs: Vec<&[f32]> = outputs.iter().map(Vec::as_slice).collect();
+        let outputs: Vec<&[f32]> = outputs.iter().map(|output| &**output).collect();
         let o = q.device().hold(heads.join(&outputs, heads.queries, 1), q.shape())?;
 
         let output = o.without_values();
         tape.add_backward_op(move |gradients| {
             let g = Cpu::take_gradient(gradients, &output)?;
-            let found: Vec<[Vec<f32>; 3]> = (0..count)
+            let found: Vec<[Buffer; 3]> = (0..count)
                 .into_par_iter()
                 .map(|index| {
                     let of =
@@ -287,9 +290,8 @@ impl Attention for Cpu {
                     of(&q.values).backward(of(&g))
                 })
                 .collect();
-            let [gq, gk, gv] = [0, 1, 2].map(|i| -> Vec<&[f32]> {
-                found.iter().map(|gradients| gradients[i].as_slice()).collect()
-            });
+            let [gq, gk, gv] = [0, 1, 2]
+                .map(|i| -> Vec<&[f32]> { found.iter().map(|gradients| &*gradients[i]).collect() });
             cpu::add(gradients, &q, heads.join(&gq, heads.queries, 1))?;
             cpu::add(gradients, &k, heads.join(&gk, heads.keys, heads.per_key()))?;
             cpu::add(gradients, &v, heads.join(&gv, heads.keys, heads.per_key()))
@@ -300,12 +302,13 @@ impl Attention for Cpu {
 
 impl Head<'_> {
     /// The gradients of this head's q, k and v; `g` has the gradient of its output as its q.
-    fn backward(self, g: Head<'_>) -> [Vec<f32>; 3] {
+    fn backward(self, g: Head<'_>) -> [Buffer; 3] {
         let Heads { width, sequence_length: length, .. } = self.heads;
-        let [mut gq, mut gk, mut gv] = [(); 3].map(|()| vec![0.0; length * width]);
-        let mut p = vec![0.0; TILE.min(length) * length];
-        let mut gp = p.clone();
-        let mut slopes = if self.heads.cap.is_some() { p.clone() } else { Vec::new() };
+        let mut gq = stale(length * width);
+        let [mut gk, mut gv] = [(); 2].map(|()| vec![0.0; length * width]);
+        let tile = TILE.min(length) * length;
+        let (mut p, mut gp) = (stale(tile), stale(tile));
+        let mut slopes = stale(if self.heads.cap.is_some() { tile } else { 0 });
         for rows in self.heads.tiles() {
             let (n, keys) = (rows.len(), self.keys(rows.clone()));
             let seen = keys.len();
@@ -327,7 +330,8 @@ impl Head<'_> {
             gemm(&mut gq[row..], width, 0.0, scale, gs, self.k(keys));
             gemm(&mut gk[start..], width, 1.0, scale, gs.t(), self.q(rows));
         }
-        [gq, gk, gv]
+        [p, gp, slopes].into_iter().for_each(recycle);
+        [gq, gk, gv].map(Buffer::from)
     }
 }
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
 
-use super::{Hold, Matrix, cpu};
+use super::{Hold, Matrix, buffer::stale, cpu};
 
 /// y = x[:, columns].
 pub trait Columns: Hold {
@@ -28,7 +28,7 @@ impl Columns for Cpu {
     ) -> Result<Matrix<Self, T>, CpuError> {
         let (x, mut tape) = x.split_tape();
         let ((rows, width), part) = (x.shape(), columns.len());
-        let mut y = vec![0.0; rows * part];
+        let mut y = stale(rows * part);
         y.par_chunks_mut(part).zip(x.values.par_chunks(width)).for_each(|(y, x)| {
             y.copy_from_slice(&x[columns.clone()]);
         });

@@ -3,7 +3,7 @@
 use dfdx::tensor::{Cpu, CpuError, Gradients, Tensor};
 use rayon::prelude::*;
 
-use super::Matrix;
+use super::{Matrix, buffer::recycle};
 
 /// Elements that one task works on: enough to be worth a task.
 pub(super) const CHUNK: usize = 1 << 14;
@@ -30,6 +30,7 @@ pub(super) fn add(
     sum.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).for_each(|(sum, g)| {
         simd(|| sum.iter_mut().zip(g).for_each(|(sum, g)| *sum += g));
     });
+    recycle(gradient);
     Ok(())
 }
 

@@ -51,7 +51,7 @@ impl CrossEntropy for Cpu {
         let (result, targets) = (loss.clone(), targets.to_vec());
         tape.add_backward_op(move |gradients| {
             let scale = cpu::take_scalar(gradients, &result)?;
-            let mut g = logits.values.to_vec();
+            let mut g = logits.to_vec();
             g.par_chunks_mut(width).zip(&targets).for_each(|(row, &target)| {
                 let (max, sum) = partition(row);
                 simd(|| row.iter_mut().for_each(|z| *z = scale * exp(*z - max) / sum));

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::{
     Hold, Matrix,
     activation::Activation,
+    buffer::stale,
     cpu::{self, CHUNK, simd},
 };
 
@@ -33,7 +34,7 @@ impl Gated for Cpu {
         let (gate, tape) = gate.split_tape();
         let (up, up_tape) = up.split_tape();
         let mut tape = tape.merge(up_tape);
-        let mut y = vec![0.0; gate.values.len()];
+        let mut y = stale(gate.values.len());
         let inputs = gate.values.par_chunks(CHUNK).zip(up.values.par_chunks(CHUNK));
         y.par_chunks_mut(CHUNK).zip(inputs).for_each(|(y, (a, b))| {
             simd(|| {
@@ -46,7 +47,7 @@ impl Gated for Cpu {
         let output = y.without_values();
         tape.add_backward_op(move |gradients| {
             let mut ga = Cpu::take_gradient(gradients, &output)?;
-            let mut gb = vec![0.0; ga.len()];
+            let mut gb = stale(ga.len());
             let inputs = gate.values.par_chunks(CHUNK).zip(up.values.par_chunks(CHUNK));
             let outputs = ga.par_chunks_mut(CHUNK).zip(gb.par_chunks_mut(CHUNK));
             outputs.zip(inputs).for_each(|((ga, gb), (a, b))| {

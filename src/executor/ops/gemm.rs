@@ -6,6 +6,8 @@ use std::ops::Range;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use super::buffer::stale;
+
 /// A matrix in a slice: element (i, j) is `data[i * row_stride + j * column_stride]`.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
@@ -107,7 +109,7 @@ fn share(rows: usize) -> usize {
 /// have rows of their own do better than several that share one product.
 pub(super) fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     let (columns, share) = (b.columns, share(a.rows));
-    let mut out = vec![0.0; a.rows * columns];
+    let mut out = stale(a.rows * columns);
     out.par_chunks_mut((share * columns).max(1)).enumerate().for_each(|(i, out)| {
         if let Some(bias) = bias {
             out.chunks_exact_mut(columns).for_each(|row| row.copy_from_slice(bias));

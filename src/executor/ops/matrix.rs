@@ -7,6 +7,8 @@ use dfdx::{
     tensor_ops::Device,
 };
 
+use super::buffer::{Buffer, copy};
+
 /// Where a device keeps the values of a matrix.
 ///
 /// The CPU keeps them beside the tensor, which is empty there and only the name under which the
@@ -89,18 +91,18 @@ impl Matrix<Cpu> {
 }
 
 impl Hold for Cpu {
-    type Values = Arc<Vec<f32>>;
+    type Values = Arc<Buffer>;
 
     fn hold(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<Matrix<Self>, CpuError> {
         if values.len() != shape.0 * shape.1 {
             return Err(CpuError::WrongNumElements);
         }
         let tensor = self.try_tensor_from_vec(Vec::new(), (0, 0))?;
-        Ok(Matrix { tensor, values: Arc::new(values), shape })
+        Ok(Matrix { tensor, values: Arc::new(values.into()), shape })
     }
 
     fn host<T>(matrix: &Matrix<Self, T>) -> Vec<f32> {
-        matrix.values.to_vec()
+        copy(&matrix.values)
     }
 
     fn take_gradient(

@@ -7,6 +7,7 @@
 mod activation;
 mod add;
 mod attention;
+mod buffer;
 mod cap;
 mod column_squares;
 mod columns;
@@ -25,6 +26,7 @@ pub use self::{
     activation::{Activate, Activation},
     add::Add,
     attention::{Attention, Heads, Sight},
+    buffer::Buffer,
     cap::Cap,
     column_squares::ColumnSquares,
     columns::Columns,

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
+    buffer::stale,
     cpu::{self, simd, sum},
 };
 
@@ -60,7 +61,7 @@ impl Normalise for Cpu {
         let (x, mut tape) = x.split_tape();
         let width = norm.weight.shape().1;
         let task = ROWS * width;
-        let mut y = vec![0.0; x.values.len()];
+        let mut y = stale(x.values.len());
         y.par_chunks_mut(task).zip(x.values.par_chunks(task)).for_each(|(y, x)| {
             simd(|| {
                 for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {

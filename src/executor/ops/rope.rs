@@ -75,7 +75,7 @@ impl Rotary for Cpu {
         let (shape, rotation) = (x.shape(), rotation.clone());
         // A projection that nobody else holds is rotated where it is.
         let input = x.without_values();
-        let mut y = Arc::unwrap_or_clone(x.values);
+        let mut y = Arc::unwrap_or_clone(x.values).into_vec();
         rotation.rotate(&mut y, shape.1, head, 1.0);
         let y = input.device().hold(y, shape)?;
 

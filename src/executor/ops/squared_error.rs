@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
+    buffer::stale,
     cpu::{self, simd},
 };
 
@@ -46,7 +47,7 @@ impl SquaredError for Cpu {
         let (result, target, samples) = (loss.clone(), target.clone(), samples.to_vec());
         tape.add_backward_op(move |gradients| {
             let scale = cpu::take_scalar(gradients, &result)?;
-            let mut g = vec![0.0; y.values.len()];
+            let mut g = stale(y.values.len());
             for sample in samples {
                 let scale = scale * 2.0 / (sample.len() * width) as f32;
                 let values = sample.start * width..sample.end * width;

@@ -64,14 +64,15 @@ pub fn rebuild(
     }
     let dims: Vec<_> = group.iter().map(|matrix| matrix.mask.dims()).collect();
     let pools = scope.pools(&dims);
-    let swaps: Vec<Swap> = {
+    let moving: Vec<Moving> = {
         let group = &*group;
-        pools.par_iter().map(|pool| Swap::of(pool, group, alpha)).collect()
+        pools.par_iter().map(|pool| Moving::of(pool, group, alpha)).collect()
     };
     let mut back: Vec<Mask> = dims.into_iter().map(Mask::kept_nowhere).collect();
     let mut gone = back.clone();
-    for (pool, swap) in pools.iter().zip(swaps) {
-        swap.mark(pool, group, &mut back, &mut gone);
+    for moving in moving {
+        moving.back.into_iter().for_each(|(matrix, i)| back[matrix].set(i, true));
+        moving.gone.into_iter().for_each(|(matrix, i)| gone[matrix].set(i, true));
     }
     let moves = group.par_iter_mut().zip(tiles).zip(back.into_par_iter().zip(gone));
     Ok(moves
@@ -82,76 +83,69 @@ pub fn rebuild(
         .collect())
 }
 
-/// The weights of a pool that change places.
-struct Swap {
-    /// How many.
-    count: usize,
-    /// The pruned ones that come back, by reversed keys: the lowest of those score highest.
-    back: Lowest,
-    /// The kept ones that go.
-    gone: Lowest,
+/// The weights of a pool that change places: matrices, and indices in them.
+#[derive(Default)]
+struct Moving {
+    back: Vec<(usize, usize)>,
+    gone: Vec<(usize, usize)>,
 }
 
-impl Swap {
+impl Moving {
     fn of(pool: &Pool, group: &[Scored<'_>], alpha: f64) -> Self {
         let len: usize = pool.runs.iter().map(|run| run.len).sum();
-        let kept = pool.runs.iter().map(|run| {
-            let mask = &*group[run.matrix].mask;
-            run.indices().filter(|&i| mask.get(i)).count()
-        });
-        let kept = kept.sum();
-        let (mut grow, mut prune) = (Vec::with_capacity(len - kept), Vec::with_capacity(kept));
+        let (mut grow, mut prune) = (Vec::with_capacity(len), Vec::with_capacity(len));
         for run in &pool.runs {
             let Scored { scores, mask, .. } = &group[run.matrix];
             for i in run.indices() {
                 if mask.get(i) {
                     prune.push(key(scores[i]));
                 } else {
+                    // Reversed: the lowest of those score highest.
                     grow.push(!key(scores[i]));
                 }
             }
         }
-        grow.par_sort_unstable();
-        prune.par_sort_unstable();
-        // One list falls, the other rises: the pairs worth swapping are the first ones.
-        let pairs = grow.len().min(prune.len());
-        let worth = partition_point(pairs, |i| !grow[i] > prune[i]);
-        let count = (worth as f64 * alpha) as usize;
-        Self {
-            count,
-            back: Lowest::of_sorted(&grow, count),
-            gone: Lowest::of_sorted(&prune, count),
+        let count = (worth(&mut grow, &mut prune) as f64 * alpha) as usize;
+        let mut moving = Self::default();
+        if count == 0 {
+            return moving;
         }
-    }
-
-    /// Sets the bits of the weights that come back and of those that go.
-    fn mark(mut self, pool: &Pool, group: &[Scored<'_>], back: &mut [Mask], gone: &mut [Mask]) {
-        if self.count == 0 {
-            return;
-        }
+        let (mut returning, mut going) =
+            (Lowest::of(&mut grow, count), Lowest::of(&mut prune, count));
         for run in &pool.runs {
             let Scored { scores, mask, .. } = &group[run.matrix];
-            let (back, gone) = (&mut back[run.matrix], &mut gone[run.matrix]);
             for i in run.indices() {
                 let key = key(scores[i]);
                 if mask.get(i) {
-                    if self.gone.takes(key) {
-                        gone.set(i, true);
+                    if going.takes(key) {
+                        moving.gone.push((run.matrix, i));
                     }
-                } else if self.back.takes(!key) {
-                    back.set(i, true);
+                } else if returning.takes(!key) {
+                    moving.back.push((run.matrix, i));
                 }
             }
         }
+        moving
     }
 }
 
-/// The first of 0..`len` that is not `true`, where no `true` one follows it.
-fn partition_point(len: usize, mut is_true: impl FnMut(usize) -> bool) -> usize {
-    let (mut low, mut high) = (0, len);
+/// How many pairs are worth swapping, where the i-th lowest of `grow`, which are reversed keys,
+/// meets the i-th lowest of `prune`. One list falls, the other rises: these pairs are the first
+/// ones, and their end is found by halves, sorting neither list.
+fn worth(grow: &mut [u32], prune: &mut [u32]) -> usize {
+    let (mut low, mut high) = (0, grow.len().min(prune.len()));
+    // Where the parts end that are not yet in order.
+    let (mut grow_end, mut prune_end) = (grow.len(), prune.len());
     while low < high {
         let middle = low.midpoint(high);
-        if is_true(middle) { low = middle + 1 } else { high = middle }
+        let (_, grows, _) = grow[low..grow_end].select_nth_unstable(middle - low);
+        let (_, prunes, _) = prune[low..prune_end].select_nth_unstable(middle - low);
+        if !*grows > *prunes {
+            low = middle + 1;
+        } else {
+            high = middle;
+            (grow_end, prune_end) = (middle, middle);
+        }
     }
     low
 }
@@ -193,6 +187,7 @@ impl Scored<'_> {
 #[cfg(test)]
 mod tests {
     use barber_metric::Dims;
+    use proptest::{collection::vec, prelude::*};
 
     use super::*;
 
@@ -232,6 +227,20 @@ mod tests {
         assert_eq!(rebuilt(1.0), [0, 1, 1, 0, 0, 1]);
         assert_eq!(rebuilt(0.5), [0, 1, 1, 0, 1, 0]);
         assert_eq!(rebuilt(0.49), kept);
+    }
+
+    proptest! {
+        #[test]
+        fn halves_find_what_sorting_does(
+            grow in vec(0..50_u32, 0..60), prune in vec(0..50_u32, 0..60),
+        ) {
+            let (mut sorted, mut rising) = (grow.clone(), prune.clone());
+            sorted.sort_unstable_by(|a, b| b.cmp(a));
+            rising.sort_unstable();
+            let expected = sorted.iter().zip(&rising).take_while(|(g, p)| g > p).count();
+            let mut grow: Vec<u32> = grow.into_iter().map(|key| !key).collect();
+            prop_assert_eq!(worth(&mut grow, &mut prune.clone()), expected);
+        }
     }
 
     #[test]

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dfdx::tensor::{Cpu, CpuError, Tape};
 
 use super::{
-    Hold, Matrix, cpu,
+    Hold, Matrix,
+    buffer::stale,
+    cpu,
     gemm::{View, product},
 };
 
@@ -96,14 +98,14 @@ impl<D: Hold> Weight<D> {
 fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     use rayon::prelude::*;
     const TILE: usize = 32;
-    let mut out = vec![0.0; values.len()];
+    let mut out = stale(values.len());
     out.par_chunks_mut((TILE * rows).max(1)).enumerate().for_each(|(tile, out)| {
         let left = tile * TILE;
         for top in (0..rows).step_by(TILE) {
             for (j, out) in out.chunks_exact_mut(rows).enumerate() {
-                let column = values[left + j..].iter().step_by(columns).skip(top);
-                let end = rows.min(top + TILE);
-                out[top..end].iter_mut().zip(column).for_each(|(out, x)| *out = *x);
+                for (i, out) in out[top..rows.min(top + TILE)].iter_mut().enumerate() {
+                    *out = values[(top + i) * columns + left + j];
+                }
             }
         }
     });

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use barber_metric::Needs;
 
 use crate::{
+    executor::BATCH,
     family::{Decoder, Linear, Part},
     plan::{Group, Plan},
 };
@@ -18,8 +19,11 @@ pub struct Run {
     pub sequence_length: usize,
     /// What the initialiser needs.
     pub start: Needs,
-    /// What the metrics of the rebuild need, if there is one.
-    pub rebuild: Option<Needs>,
+    /// What the metrics of the rebuild need, if there is one, and whether it is done in one pass
+    /// with the initial masks.
+    pub rebuild: Option<(Needs, bool)>,
+    /// Bytes of a number of a hidden state that waits.
+    pub stream_size: usize,
     /// Tokens of all evaluations of one model, and how many models are evaluated.
     pub evaluated: (usize, usize),
     /// Tokens of an evaluation that are held at a time.
@@ -33,8 +37,11 @@ pub struct Estimate {
     pub pruning: f64,
     /// And in evaluation.
     pub evaluation: f64,
-    /// Bytes of memory at the peak, without the checkpoint's pages that the system caches.
+    /// Bytes of memory that it cannot do without, at the peak, beside the checkpoint's pages that
+    /// the system caches.
     pub memory: f64,
+    /// Bytes of what waits between layers, in memory or in a scratch file.
+    pub waiting: f64,
 }
 
 /// Bytes of a number.
@@ -43,6 +50,8 @@ const SIZE: f64 = 4.0;
 const BASE: f64 = 64e6;
 /// Logits that are held at a time, in bytes.
 const LOGITS: f64 = 64e6;
+/// Buffers that wait to be used again, in bytes at most.
+const BUFFERS: f64 = 256e6;
 
 /// Counts a run.
 pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
@@ -54,13 +63,25 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
     let all: f64 = decoder.linears().map(|linear| linear.dims.len() as f64).sum();
 
     let (mut pruning, mut peak) = (0.0, 0.0_f64);
-    let stream = tokens * width * SIZE;
+    let stream = tokens * width * run.stream_size as f64;
+    let mut waiting = if run.start.inputs() { stream } else { 0.0 };
+    // Tokens that go through a layer together.
+    let together = tokens.min(run.sequence_length.max(BATCH) as f64);
     for (layer, groups) in decoder.layers.iter().zip(&plan.layers) {
-        let whole: f64 = Part::ALL.iter().map(|part| weights(layer.linears(*part))).sum();
+        let parts = Part::ALL.map(|part| layer.linears(part));
+        let whole: f64 = parts.iter().map(|linears| weights(linears)).sum();
+        let activations = parts.iter().map(|linears| numbers(linears, width)).fold(0.0, f64::max);
+        let widest = parts.iter().flat_map(|linears| linears.iter());
+        let widest = widest.map(|linear| linear.dims.len() as f64).fold(0.0, f64::max);
+        let single = run.rebuild.is_some_and(|(_, single)| single)
+            && run.start.inputs()
+            && groups.iter().all(|group| group.parts.len() == 1);
         if run.start.inputs() {
-            // Dense for the statistics, sparse for the next layer's.
-            pruning += 2.0 * 2.0 * tokens * whole;
-            let mut held = 2.0 * stream + 2.0 * whole * SIZE;
+            let last: f64 = layer.linears(Part::ALL[1]).last().map_or(0, |l| l.dims.len()) as f64;
+            // Dense for the statistics, sparse for the next layer's. In a single pass the rebuild
+            // has need of both.
+            pruning += if single { 0.0 } else { 2.0 * tokens * (2.0 * whole - last) };
+            let mut held = whole + widest + together * activations;
             if run.start.gram {
                 let inputs: BTreeMap<(Part, bool), f64> = groups
                     .iter()
@@ -78,26 +99,46 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
                     // The factor, then what each block passes on to the columns after it.
                     pruning += columns.powi(3) + dims.rows as f64 * columns * columns;
                 }
-                // The widest is factorised in two matrices of 64-bit numbers.
-                let widest = inputs.values().copied().fold(0.0, f64::max);
-                held += (squares + 5.0 * widest * widest) * SIZE;
+                // The widest is factorised in two matrices of 64-bit numbers, when the dense
+                // weights are gone.
+                let square = inputs.values().copied().fold(0.0, f64::max).powi(2);
+                held = squares + held.max(5.0 * square + 3.0 * widest);
             }
-            peak = peak.max(held);
+            peak = peak.max(held * SIZE + BUFFERS.min(together * activations * SIZE));
         }
-        let Some(needs) = run.rebuild else { continue };
+        let Some((needs, _)) = run.rebuild else { continue };
         for group in groups {
-            let (work, held) = rebuild(group, |part| layer.linears(part), needs);
+            let linears = |part: Part| layer.linears(part);
+            let (work, held) = rebuild(group, linears, needs);
             pruning += tokens * work;
-            peak = peak.max(3.0 * stream + held * SIZE);
+            // The tape holds each number, and its gradient.
+            let taped: f64 =
+                group.parts.iter().map(|part| 2.0 * numbers(linears(*part), width)).sum();
+            let held = (held + widest + together * taped) * SIZE;
+            peak = peak.max(held + BUFFERS.min(together * taped * SIZE));
         }
+        let known = parts.iter().map(|linears| outputs(linears)).fold(0.0, f64::max);
+        let known = if single { tokens * known * SIZE } else { 0.0 };
+        waiting = waiting.max(2.0 * stream + known);
     }
     let (evaluated, models) = run.evaluated;
     let evaluation = 2.0 * (evaluated * models) as f64 * (all + head);
     if evaluated > 0 {
         let states = run.evaluated_at_once.min(evaluated) as f64 * width * SIZE;
-        peak = peak.max(2.0 * states + head * SIZE + LOGITS);
+        peak = peak.max(2.0 * states + 2.0 * head * SIZE + LOGITS);
     }
-    Estimate { pruning, evaluation, memory: BASE + all / 8.0 + peak }
+    Estimate { pruning, evaluation, memory: BASE + all / 8.0 + peak, waiting }
+}
+
+/// Outputs of linear layers for a token.
+fn outputs(linears: &[Linear]) -> f64 {
+    linears.iter().map(|linear| linear.dims.rows as f64).sum()
+}
+
+/// Numbers that a forward pass of a part makes of a token's `width` hidden states.
+fn numbers(linears: &[Linear], width: f64) -> f64 {
+    let inner = linears.last().map_or(0, |linear| linear.dims.columns) as f64;
+    3.0 * width + outputs(linears) + inner
 }
 
 /// Operations per token, and numbers held, of the rebuild of one group.
@@ -118,12 +159,12 @@ fn rebuild<'a>(group: &Group, linears: impl Fn(Part) -> &'a [Linear], needs: Nee
     group.members.iter().for_each(|member| members += lengths(member.part, member.linear));
     // The target, the dense output, and the output with the new mask.
     let mut work = 3.0 * 2.0 * forward;
-    // Dense, sparse, and the scores.
-    let mut held = 2.0 * forward + members;
+    // One set of weights, and later the scores in its place.
+    let mut held = forward.max(members);
     if needs.squared_gradient {
         work += 2.0 * (inputs + members);
-        // What is traced, its gradient, and the sum of squares.
-        held += 3.0 * members;
+        // The sums of squares.
+        held += members;
     }
     (work, held)
 }
@@ -151,7 +192,8 @@ mod tests {
             samples: 2,
             sequence_length: 5,
             start: Needs::NOTHING,
-            rebuild: Some(Needs::SQUARED_GRADIENT),
+            rebuild: Some((Needs::SQUARED_GRADIENT, false)),
+            stream_size: 4,
             evaluated: (0, 3),
             evaluated_at_once: 1 << 20,
         };
@@ -162,7 +204,11 @@ mod tests {
         assert_eq!(found.pruning, 2.0 * 10.0 * layer);
         let wanda = Run { start: Needs::INPUT_SQUARE, rebuild: None, evaluated: (7, 2), ..run };
         let found = estimate(&decoder, &plan, &wanda);
-        assert_eq!(found.pruning, 2.0 * 10.0 * 4.0 * 128.0);
+        // The last linear layer's dense output is nobody's input.
+        assert_eq!(found.pruning, 2.0 * 10.0 * 2.0 * (2.0 * 128.0 - 32.0));
+        let both = Run { rebuild: Some((Needs::SQUARED_GRADIENT, true)), ..wanda };
+        assert_eq!(estimate(&decoder, &plan, &both).pruning, 2.0 * 10.0 * layer);
+        assert_eq!(found.waiting, 10.0 * 4.0 * 4.0);
         assert_eq!(found.evaluation, 2.0 * 14.0 * (256.0 + 40.0));
         let calibration = Run { evaluated: (0, 2), ..wanda };
         let gram = Run { start: Needs::GRAM, ..calibration };

@@ -13,6 +13,7 @@ pub mod estimate;
 pub mod evaluate;
 pub mod executor;
 pub mod family;
+mod find;
 pub mod hub;
 pub mod mask;
 pub mod model;

@@ -7,11 +7,11 @@ use std::{
 };
 
 use memmap2::Mmap;
-use rayon::prelude::*;
 use safetensors::{SafeTensors, tensor::Metadata, tensor::TensorInfo};
 use serde_json::Value;
 
 use super::{Dtype, Error};
+use crate::find;
 
 /// A checkpoint directory, validated and mapped.
 #[derive(Debug)]
@@ -340,8 +340,7 @@ fn finite<'a>(
     values: &[f32],
     place: impl FnOnce(usize) -> (&'a Path, &'a str, Vec<usize>),
 ) -> Result<(), Error> {
-    let first = values.par_iter().with_min_len(1 << 14).position_first(|value| !value.is_finite());
-    match first {
+    match find::first(values, |value| !value.is_finite()) {
         None => Ok(()),
         Some(at) => {
             let (path, name, index) = place(at);

@@ -7,13 +7,14 @@ use serde_json::Value;
 
 use super::{
     Error,
-    prune::{calibration_needs, plan},
+    prune::{Texts, calibration_needs, plan, texts},
     show,
 };
 use crate::{
     checkpoint::Reader,
     estimate::{Run, estimate},
     evaluate::STATES,
+    executor::ops::Ops,
     hub::locate,
     model::Model,
     plan::Plan,
@@ -50,10 +51,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let plan = plan(&loaded, &model)?;
     println!("\nmodel     {} ({} layers)", show(&recipe.model.path), plan.layers.len());
     matrices(&model, &plan);
-    let found = estimate(&model.decoder, &plan, &expected(&loaded, &model)?);
+    let texts = texts(recipe, &model)?;
+    let found = estimate(&model.decoder, &plan, &expected(&loaded, &model, &texts)?);
     println!(
-        "memory    about {} at the peak, beside the checkpoint's own pages",
-        scaled(found.memory, "B")
+        "memory    about {} at the peak, beside the checkpoint's own pages: {} for the layers, and \
+         {} of hidden states, which beyond executor.memory wait in a scratch file",
+        scaled(found.memory + found.waiting, "B"),
+        scaled(found.memory, "B"),
+        scaled(found.waiting, "B")
     );
     println!(
         "work      about {} of matrix products to prune, {} to measure perplexity",
@@ -158,15 +163,21 @@ fn ranges(layers: &[usize]) -> String {
 }
 
 /// What decides how much the run will take.
-fn expected(loaded: &Loaded, model: &Model<'_, Cpu>) -> Result<Run, Error> {
+pub(super) fn expected<D: Ops>(
+    loaded: &Loaded,
+    model: &Model<'_, D>,
+    texts: &Texts,
+) -> Result<Run, Error> {
     let recipe = &loaded.recipe;
-    let texts = super::prune::texts(recipe, model)?;
     let tokens = texts.iter().flat_map(|(_, segments)| segments).map(Vec::len).sum();
+    let needs = calibration_needs(loaded)?;
+    let single = recipe.rebuild.as_ref().is_some_and(|rebuild| rebuild.passes == 1);
     Ok(Run {
         samples: recipe.calibration.samples,
         sequence_length: recipe.calibration.sequence_length,
         start: recipe.mask.init.needs(),
-        rebuild: calibration_needs(loaded)?,
+        rebuild: needs.map(|needs| (needs, single)),
+        stream_size: recipe.executor.stream_dtype.size(),
         evaluated: (tokens, if recipe.rebuild.is_some() { 3 } else { 2 }),
         evaluated_at_once: STATES / model.decoder.hidden_size,
     })

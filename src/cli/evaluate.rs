@@ -5,13 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use dfdx::tensor::Cpu;
-
-use super::{Error, progress::bar, show};
+use super::{Error, on_device, progress::bar, show};
 use crate::{
     calibration::{Text, Tokens, segments},
     checkpoint::{Pruned, Reader},
     evaluate::{Accuracy, Perplexity, Question, TASKS, Task, accuracy, perplexity},
+    executor::{Device, ops::Ops},
     hub::locate,
     model::Model,
 };
@@ -54,17 +53,25 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     segments: Option<usize>,
+    /// What runs the model: cpu, or cuda:0 for the first NVIDIA GPU, with a binary that has the
+    /// feature `cuda`.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: Device,
     /// Print JSON, and no progress.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
+    on_device!(arguments.device, run_on(arguments))
+}
+
+fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error> {
     let Arguments { dir, sequence_length, segments: limit, json, .. } = arguments;
     let new = |file: &str, bytes| bar(file, bytes, *json);
     let located = locate(dir, arguments.revision.as_deref(), &new)?;
     let reader = Reader::open(&located.dir)?;
-    let model = Model::new(&reader, Cpu::default())?;
+    let model = Model::new(&reader, device)?;
     let tokens = tokens(&model, !arguments.no_special_tokens);
     let mut texts = Vec::new();
     for path in &arguments.texts {
@@ -135,9 +142,9 @@ impl Asked {
     }
 
     /// What a model, as pruning left it, answers; behind a progress bar.
-    pub(super) fn answer(
+    pub(super) fn answer<D: Ops>(
         &self,
-        model: &Model<'_, Cpu>,
+        model: &Model<'_, D>,
         pruned: &Pruned,
         tokens: &Tokens,
         name: &str,
@@ -189,13 +196,13 @@ struct Report {
 }
 
 /// The tokenizer of a model.
-pub(super) fn tokens(model: &Model<'_, Cpu>, special: bool) -> Tokens {
+pub(super) fn tokens<D: Ops>(model: &Model<'_, D>, special: bool) -> Tokens {
     Tokens::of(model.reader.path(), model.decoder.vocab_size, special)
 }
 
 /// The perplexity of a model as pruning left it, behind a progress bar.
-pub(super) fn measure(
-    model: &Model<'_, Cpu>,
+pub(super) fn measure<D: Ops>(
+    model: &Model<'_, D>,
     pruned: &Pruned,
     segments: &[Vec<u32>],
     name: &str,

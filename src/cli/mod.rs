@@ -61,6 +61,20 @@ enum Error {
     Records(#[from] records::Error),
     #[error(transparent)]
     Accuracy(#[from] evaluation::Error),
+    #[error("{0}")]
+    #[cfg(feature = "cuda")]
+    Device(String),
+    #[error(
+        "executor.device is a GPU, but this barber was built without CUDA; build it with \
+         `cargo build --release --features cuda`, or set executor.device to \"cpu\""
+    )]
+    #[cfg(not(feature = "cuda"))]
+    NoCuda,
+    #[error(
+        "executor.memory is too little: a layer of this model needs about {needed} at a time; \
+         raise it, or lower calibration.sequence_length"
+    )]
+    Memory { needed: bytesize::ByteSize },
     #[error("{}: no questions", .0.display())]
     NoQuestions(PathBuf),
     #[error("the report cannot be written: {0}")]
@@ -71,11 +85,34 @@ impl Error {
     /// 2 for what the user wrote, 1 for what went wrong.
     fn status(&self) -> u8 {
         match self {
-            Self::Recipe(_) | Self::Plan(_) | Self::Duplicate(_) => 2,
+            Self::Recipe(_) | Self::Plan(_) | Self::Duplicate(_) | Self::Memory { .. } => 2,
+            #[cfg(not(feature = "cuda"))]
+            Self::NoCuda => 2,
             _ => 1,
         }
     }
 }
+
+/// Calls a function with the device that a recipe names and the bytes of memory that it has free.
+macro_rules! on_device {
+    ($device:expr, $run:ident($($argument:expr),*)) => {
+        match $device {
+            $crate::executor::Device::Cpu => $run(
+                dfdx::tensor::Cpu::default(),
+                $crate::executor::available_memory(),
+                $($argument),*
+            ),
+            #[cfg(feature = "cuda")]
+            $crate::executor::Device::Cuda(number) => {
+                let opened = $crate::executor::cuda(number).map_err($crate::cli::Error::Device);
+                opened.and_then(|(device, memory)| $run(device, memory, $($argument),*))
+            }
+            #[cfg(not(feature = "cuda"))]
+            $crate::executor::Device::Cuda(_) => Err($crate::cli::Error::NoCuda),
+        }
+    };
+}
+use on_device;
 
 /// Runs the command line with the process's arguments. A binary of your own calls it to run with
 /// the metrics that it links.

@@ -7,11 +7,13 @@ use std::{
 };
 
 use barber_metric::Needs;
-use dfdx::tensor::Cpu;
+use bytesize::ByteSize;
 
 use super::{
     Error,
+    check::expected,
     evaluate::{Asked, measure, tokens},
+    on_device,
     progress::bar,
     show,
     summary::{Stages, Summary, TaskReport, TextReport},
@@ -19,11 +21,15 @@ use super::{
 use crate::{
     calibration::{Samples, Text, samples, segments},
     checkpoint::{Output, Pruned, Reader, digest},
+    estimate::estimate,
     evaluate::{Accuracy, Perplexity, Task},
+    executor::{Storage, ops::Ops},
     hub::locate,
     model::Model,
     plan::Plan,
-    prune::{Event, GroupReport, Rebuild, Start, rebuild, start},
+    prune::{
+        self as pruning, Event, GroupReport, Rebuild, Start, rebuild, start, start_and_rebuild,
+    },
     recipe::{Calibration, Evaluate, Loaded, Recipe, load},
 };
 
@@ -58,17 +64,31 @@ fn timed<T>(
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let loaded = load(&arguments.recipe, &arguments.sets)?;
+    on_device!(loaded.recipe.executor.device, run_on(arguments, &loaded))
+}
+
+/// Runs on a device with so many bytes of memory free.
+fn run_on<D: Ops>(
+    device: D,
+    available: u64,
+    arguments: &Arguments,
+    loaded: &Loaded,
+) -> Result<(), Error> {
     let (recipe, quiet) = (&loaded.recipe, arguments.json);
     let new = |file: &str, bytes| bar(file, bytes, quiet);
     let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
     let reader = Reader::open(&located.dir)?;
-    let model = Model::new(&reader, Cpu::default())?;
-    let plan = plan(&loaded, &model)?;
+    let mut model = Model::new(&reader, device)?;
+    let plan = plan(loaded, &model)?;
     let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
     let output = Output::create(target, arguments.force, reader.path())?;
     let calibration = calibrate(recipe, &model)?;
     let texts = texts(recipe, &model)?;
     let tasks = tasks(recipe)?;
+    let expected = estimate(&model.decoder, &plan, &expected(loaded, &model, &texts)?);
+    let left = left(recipe, available, expected.memory)?;
+    model.executor.storage = Storage::new(recipe.executor.stream_dtype, left, output.scratch());
+    let model = model;
     if !quiet {
         introduce(recipe, &model, &plan);
     }
@@ -92,19 +112,27 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let dense = evaluated(&Pruned::default(), "dense")?;
 
     let mut mask_seconds = BTreeMap::new();
-    let initial = timed(&mut mask_seconds, "initial masks", || {
-        initial_masks(recipe, &model, &plan, &calibration, output.scratch(), quiet)
-    })?;
-    let initial_found = evaluated(&initial, "initial masks")?;
     let mut groups = Vec::new();
-    let (pruned, rebuilt_found) = if recipe.rebuild.is_some() {
-        let rebuilt = timed(&mut mask_seconds, "rebuild", || {
-            rebuilt_masks(&loaded, &model, &plan, &calibration, initial, quiet, &mut groups)
-        })?;
+    let masks = Masks { loaded, model: &model, plan: &plan, calibration: &calibration, quiet };
+    let scratch = output.scratch();
+    let single = recipe.rebuild.as_ref().is_some_and(|rebuild| rebuild.passes == 1);
+    let mut initial_found = None;
+    let (pruned, rebuilt_found) = if single {
+        let rebuilt =
+            timed(&mut mask_seconds, "rebuild", || masks.in_one_pass(scratch, &mut groups))?;
         let found = evaluated(&rebuilt, "rebuilt masks")?;
         (rebuilt, Some(found))
     } else {
-        (initial, None)
+        let initial = timed(&mut mask_seconds, "initial masks", || masks.initial(scratch))?;
+        initial_found = Some(evaluated(&initial, "initial masks")?);
+        if recipe.rebuild.is_some() {
+            let rebuilt =
+                timed(&mut mask_seconds, "rebuild", || masks.rebuilt(initial, &mut groups))?;
+            let found = evaluated(&rebuilt, "rebuilt masks")?;
+            (rebuilt, Some(found))
+        } else {
+            (initial, None)
+        }
     };
     seconds.append(&mut mask_seconds);
 
@@ -120,7 +148,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         text: text.label(),
         found: Stages {
             dense: dense.perplexity[i],
-            initial: Some(initial_found.perplexity[i]),
+            initial: initial_found.as_ref().map(|found| found.perplexity[i]),
             rebuilt: rebuilt_found.as_ref().map(|found| found.perplexity[i]),
         },
     });
@@ -128,7 +156,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         task: asked.task.name,
         found: Stages {
             dense: dense.accuracy[i],
-            initial: Some(initial_found.accuracy[i]),
+            initial: initial_found.as_ref().map(|found| found.accuracy[i]),
             rebuilt: rebuilt_found.as_ref().map(|found| found.accuracy[i]),
         },
     });
@@ -157,14 +185,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn plan(loaded: &Loaded, model: &Model<'_, Cpu>) -> Result<Plan, Error> {
+pub(super) fn plan<D: Ops>(loaded: &Loaded, model: &Model<'_, D>) -> Result<Plan, Error> {
     let blocks = loaded.recipe.blocks.iter();
     let blocks: Vec<_> = blocks.map(|block| (block.name.clone(), block.layers.clone())).collect();
     let rules = loaded.rules(model.decoder.linears().map(|linear| linear.weight.as_str()))?;
     Ok(Plan::new(&model.decoder, &blocks, |name| rules.of(name))?)
 }
 
-fn calibrate(recipe: &Recipe, model: &Model<'_, Cpu>) -> Result<Vec<Vec<u32>>, Error> {
+fn calibrate<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Vec<Vec<u32>>, Error> {
     let Some(source) = recipe.calibration.source.as_deref().filter(|_| recipe.calibrates()) else {
         return Ok(Vec::new());
     };
@@ -181,7 +209,7 @@ fn calibrate(recipe: &Recipe, model: &Model<'_, Cpu>) -> Result<Vec<Vec<u32>>, E
 
 pub(super) type Texts = Vec<(Text, Vec<Vec<u32>>)>;
 
-pub(super) fn texts(recipe: &Recipe, model: &Model<'_, Cpu>) -> Result<Texts, Error> {
+pub(super) fn texts<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Texts, Error> {
     let Evaluate { perplexity, sequence_length, segments: limit, special_tokens, .. } =
         &recipe.evaluate;
     let tokens = tokens(model, *special_tokens);
@@ -206,7 +234,7 @@ struct Found {
 }
 
 /// Says what will happen.
-fn introduce(recipe: &Recipe, model: &Model<'_, Cpu>, plan: &Plan) {
+fn introduce<D: Ops>(recipe: &Recipe, model: &Model<'_, D>, plan: &Plan) {
     let layers = plan.layers.len();
     let groups: Vec<&str> = plan
         .layers
@@ -241,7 +269,7 @@ fn introduce(recipe: &Recipe, model: &Model<'_, Cpu>, plan: &Plan) {
     }
 }
 
-fn plan_size(plan: &Plan, model: &Model<'_, Cpu>) -> String {
+fn plan_size<D: Ops>(plan: &Plan, model: &Model<'_, D>) -> String {
     let layers = 0..plan.layers.len();
     let weights: usize = layers
         .flat_map(|layer| plan.matrices(&model.decoder, layer))
@@ -250,53 +278,93 @@ fn plan_size(plan: &Plan, model: &Model<'_, Cpu>) -> String {
     format!("{weights} weights")
 }
 
-fn initial_masks(
-    recipe: &Recipe,
-    model: &Model<'_, Cpu>,
-    plan: &Plan,
-    calibration: &[Vec<u32>],
-    scratch: &Path,
-    quiet: bool,
-) -> Result<Pruned, Error> {
-    let bar = bar("initial masks", plan.layers.len() as u64, quiet);
-    let settings = Start { init: recipe.mask.init, dtype: recipe.output.dtype, scratch };
-    let pruned = start(model, plan, &settings, calibration, &mut |event| {
-        if let Event::Layer(_) = event {
-            bar.inc(1);
-        }
-    });
-    bar.finish_and_clear();
-    Ok(pruned?)
+/// Bytes of memory that are left for what waits between layers.
+fn left(recipe: &Recipe, available: u64, needed: f64) -> Result<u64, Error> {
+    let given = recipe.executor.memory.map(|memory| memory.as_u64());
+    let left = given.unwrap_or(available).checked_sub(needed as u64);
+    if let (None, Some(_)) = (left, given) {
+        return Err(Error::Memory { needed: ByteSize(needed as u64) });
+    }
+    Ok(left.unwrap_or_else(|| {
+        tracing::warn!(
+            "the run needs about {} of memory, but {} are free",
+            ByteSize(needed as u64),
+            ByteSize(available)
+        );
+        0
+    }))
 }
 
-fn rebuilt_masks(
-    loaded: &Loaded,
-    model: &Model<'_, Cpu>,
-    plan: &Plan,
-    calibration: &[Vec<u32>],
-    initial: Pruned,
+/// What the masks are made with.
+struct Masks<'a, D: Ops> {
+    loaded: &'a Loaded,
+    model: &'a Model<'a, D>,
+    plan: &'a Plan,
+    calibration: &'a [Vec<u32>],
     quiet: bool,
-    groups: &mut Vec<GroupReport>,
-) -> Result<Pruned, Error> {
-    let Some(wanted) = &loaded.recipe.rebuild else { return Ok(initial) };
-    let settings =
-        Rebuild { alpha: wanted.alpha, retain: wanted.retain, pipeline: &loaded.pipeline()? };
-    let bar = bar("rebuild", plan.layers.iter().map(|groups| groups.len() as u64).sum(), quiet);
-    let pruned = rebuild(model, plan, &settings, calibration, initial, &mut |event| {
-        if let Event::Group(report) = event {
-            tracing::info!(
-                layer = report.layer,
-                group = report.group,
-                before = report.error_before,
-                after = report.error_after,
-                "rebuilt"
-            );
-            groups.push(report.clone());
-            bar.inc(1);
-        }
-    });
-    bar.finish_and_clear();
-    Ok(pruned?)
+}
+
+impl<D: Ops> Masks<'_, D> {
+    fn start<'s>(&self, scratch: &'s Path) -> Start<'s> {
+        let Recipe { mask, output, .. } = &self.loaded.recipe;
+        Start { init: mask.init, dtype: output.dtype, scratch }
+    }
+
+    fn initial(&self, scratch: &Path) -> Result<Pruned, Error> {
+        let bar = bar("initial masks", self.plan.layers.len() as u64, self.quiet);
+        let settings = self.start(scratch);
+        let pruned = start(self.model, self.plan, &settings, self.calibration, &mut |event| {
+            if let Event::Layer(_) = event {
+                bar.inc(1);
+            }
+        });
+        bar.finish_and_clear();
+        Ok(pruned?)
+    }
+
+    fn rebuilt(&self, initial: Pruned, groups: &mut Vec<GroupReport>) -> Result<Pruned, Error> {
+        self.rebuilding(groups, |settings, event| {
+            rebuild(self.model, self.plan, settings, self.calibration, initial, event)
+        })
+    }
+
+    fn in_one_pass(&self, scratch: &Path, groups: &mut Vec<GroupReport>) -> Result<Pruned, Error> {
+        let start = self.start(scratch);
+        self.rebuilding(groups, |settings, event| {
+            start_and_rebuild(self.model, self.plan, &start, settings, self.calibration, event)
+        })
+    }
+
+    /// Rebuilds masks, with a report of each group.
+    fn rebuilding(
+        &self,
+        groups: &mut Vec<GroupReport>,
+        run: impl FnOnce(&Rebuild<'_>, &mut dyn FnMut(Event<'_>)) -> Result<Pruned, pruning::Error>,
+    ) -> Result<Pruned, Error> {
+        let wanted = self.loaded.recipe.rebuild.clone().unwrap_or_default();
+        let settings = Rebuild {
+            alpha: wanted.alpha,
+            retain: wanted.retain,
+            pipeline: &self.loaded.pipeline()?,
+        };
+        let all = self.plan.layers.iter().map(|groups| groups.len() as u64).sum();
+        let bar = bar("rebuild", all, self.quiet);
+        let pruned = run(&settings, &mut |event| {
+            if let Event::Group(report) = event {
+                tracing::info!(
+                    layer = report.layer,
+                    group = report.group,
+                    before = report.error_before,
+                    after = report.error_after,
+                    "rebuilt"
+                );
+                groups.push(report.clone());
+                bar.inc(1);
+            }
+        });
+        bar.finish_and_clear();
+        Ok(pruned?)
+    }
 }
 
 /// What the metrics of the rebuild need, if there is one.

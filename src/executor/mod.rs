@@ -3,6 +3,7 @@
 //! The executor knows no files and no recipes: it is given values and gives back hidden states,
 //! losses and statistics.
 
+mod device;
 mod forward;
 mod inputs;
 mod measure;
@@ -11,8 +12,11 @@ mod store;
 
 use std::{fmt, io, ops::Range, path::Path, sync::Arc};
 
+#[cfg(feature = "cuda")]
+pub use self::device::cuda;
 use self::ops::{Matrix, Ops, Rotation, Sight};
 pub use self::{
+    device::{Device, available_memory},
     forward::{Inner, PartWeights, Watch, forward},
     measure::{Known, Measured, Statistics},
     store::{Storage, Store},

@@ -1,6 +1,7 @@
 //! Every way in which a mask cannot be made.
 
 use super::Pattern;
+use crate::find;
 
 /// Why a mask could not be made.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -114,9 +115,7 @@ impl Error {
 
     /// That no score of matrix `name` is NaN.
     pub(super) fn check_numbers(name: &str, columns: usize, scores: &[f32]) -> Result<(), Self> {
-        use rayon::prelude::*;
-
-        match scores.par_iter().position_first(|score| score.is_nan()) {
+        match find::first(scores, f32::is_nan) {
             None => Ok(()),
             Some(i) => {
                 Err(Self::NotANumber { name: name.into(), row: i / columns, column: i % columns })

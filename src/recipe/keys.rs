@@ -92,6 +92,7 @@ mod tests {
             "override",
             "rebuild",
             "metric",
+            "executor",
             "output",
             "evaluate",
         ];

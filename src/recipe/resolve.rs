@@ -363,6 +363,12 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
             "it must be from 0, no swap, to 1, every swap that raises the score",
         );
     }
+    if let Some(rebuild) = &recipe.rebuild
+        && !(1..=2).contains(&rebuild.passes)
+    {
+        let help = "2, all initial masks before the rebuild, or 1, layer by layer";
+        wrong("rebuild.passes", format!("{} passes", rebuild.passes), help);
+    }
     let sizes = [
         ("calibration.samples", recipe.calibration.samples, 1),
         ("calibration.sequence_length", recipe.calibration.sequence_length, 2),

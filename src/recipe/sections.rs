@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
+use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -9,7 +10,7 @@ use serde::{
 };
 
 use super::{Dtype, Init, Pattern, Scope, Selection, Stage, Text};
-use crate::hub::is_name;
+use crate::{executor::Device, hub::is_name};
 
 /// A pruning experiment, whole: who reads it knows what will happen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -36,6 +37,8 @@ pub struct Recipe {
     /// The pipeline that scores weights for the rebuild, a stage after the other. Left out: the
     /// one stage `weight-gradient`.
     pub metric: Vec<Stage>,
+    /// What runs the model.
+    pub executor: Executor,
     /// The pruned checkpoint.
     pub output: Output,
     /// What to measure on the result.
@@ -53,6 +56,7 @@ impl Default for Recipe {
             overrides: Vec::new(),
             rebuild: None,
             metric: vec![Stage::new("weight-gradient")],
+            executor: Executor::default(),
             output: Output::default(),
             evaluate: Evaluate::default(),
         }
@@ -209,11 +213,40 @@ pub struct Rebuild {
     /// Whether kept weights that the initial mask's rule changed (`sparsegpt`) stay as it left
     /// them. Otherwise every kept weight is the dense one.
     pub retain: bool,
+    /// How often the calibration samples go through the layers: 2, as the paper does, for all
+    /// initial masks first and then the rebuild of all; 1 for both in one pass, in which a layer's
+    /// initial mask comes from the rebuilt layers before it. One pass takes two thirds of the time.
+    pub passes: usize,
 }
 
 impl Default for Rebuild {
     fn default() -> Self {
-        Self { scope: Scope::Row, alpha: 0.1, retain: false }
+        Self { scope: Scope::Row, alpha: 0.1, retain: false, passes: 2 }
+    }
+}
+
+/// What runs the model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Executor {
+    /// `cpu`, or `cuda:0` for the first NVIDIA GPU; that needs a binary with the feature `cuda`.
+    #[schemars(with = "String")]
+    pub device: Device,
+    /// How much memory the run may take, such as `6 GiB`: the device's, where that is a GPU. What
+    /// does not fit of the calibration samples' hidden states waits in a scratch file beside the
+    /// output. Left out: most of what is free, within the limits of the control group.
+    #[schemars(with = "Option<String>")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ByteSize>,
+    /// How hidden states wait between two layers: `f32`, or in half the memory as `f16` or `bf16`,
+    /// which rounds them.
+    #[serde(deserialize_with = "word")]
+    pub stream_dtype: Dtype,
+}
+
+impl Default for Executor {
+    fn default() -> Self {
+        Self { device: Device::Cpu, memory: None, stream_dtype: Dtype::F32 }
     }
 }
 

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix, Trace,
+    buffer::{recycle, stale},
     cpu::simd,
     gemm::{View, gemm},
 };
@@ -46,8 +47,10 @@ pub trait Sums: Hold {
     fn add_gram(sum: &mut Self::Sum, x: &Matrix<Self>) -> Result<(), Self::Err>;
 }
 
-/// Rows of a sum that one task computes.
-const TILE: usize = 96;
+/// Rows of a sum that one task computes: enough that packing the other factor costs little.
+fn tile(rows: usize) -> usize {
+    (rows / 4).next_multiple_of(48).clamp(96, 384)
+}
 
 impl Sums for Cpu {
     /// With the number of columns.
@@ -67,26 +70,29 @@ impl Sums for Cpu {
         samples: &[Range<usize>],
     ) -> Result<(), CpuError> {
         let (inputs, outputs) = (*inputs, gradient.shape().1);
-        let tiles = sums.par_chunks_mut((TILE * inputs).max(1)).enumerate();
+        let share = tile(outputs);
+        let tiles = sums.par_chunks_mut((share * inputs).max(1)).enumerate();
         // A tile of one sample's gradient is squared while it is in the cache.
-        tiles.for_each_init(Vec::new, |tile, (i, sums)| {
-            tile.resize(sums.len(), 0.0);
-            let (first, rows) = (i * TILE, sums.len() / inputs);
+        tiles.for_each(|(i, sums)| {
+            let mut tile = stale(sums.len());
+            let (first, rows) = (i * share, sums.len() / inputs);
             for sample in samples {
                 let g = &gradient.values[sample.start * outputs + first..];
                 let g = View::strided(g, sample.len(), rows, outputs);
                 let x = &input.values[sample.start * inputs..];
-                gemm(tile, inputs, 0.0, 1.0, g.t(), View::new(x, sample.len(), inputs));
-                simd(|| sums.iter_mut().zip(&*tile).for_each(|(sum, g)| *sum += g * g));
+                gemm(&mut tile, inputs, 0.0, 1.0, g.t(), View::new(x, sample.len(), inputs));
+                simd(|| sums.iter_mut().zip(&tile).for_each(|(sum, g)| *sum += g * g));
             }
+            recycle(tile);
         });
         Ok(())
     }
 
     fn add_gram((sums, width): &mut Self::Sum, x: &Matrix<Self>) -> Result<(), CpuError> {
         let (rows, width) = (x.shape().0, *width);
-        sums.par_chunks_mut((TILE * width).max(1)).enumerate().for_each(|(i, sums)| {
-            let (start, end) = (i * TILE, width.min((i + 1) * TILE));
+        let share = tile(width);
+        sums.par_chunks_mut((share * width).max(1)).enumerate().for_each(|(i, sums)| {
+            let (start, end) = (i * share, width.min((i + 1) * share));
             let tile = View::strided(&x.values[start..], rows, end - start, width);
             let left = View::strided(&x.values, rows, end, width);
             gemm(sums, width, 1.0, 1.0, tile.t(), left);

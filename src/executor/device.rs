@@ -1,0 +1,116 @@
+//! Which device runs a model, and how much memory it may take.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// A device, as a recipe names it.
+///
+/// ```
+/// use llm_barber::executor::Device;
+///
+/// assert_eq!("cuda:1".parse(), Ok(Device::Cuda(1)));
+/// assert_eq!(Device::Cpu.to_string(), "cpu");
+/// assert_eq!(
+///     "gpu".parse::<Device>().unwrap_err(),
+///     "`gpu` is no device: expected `cpu`, or `cuda:0` for the first NVIDIA GPU",
+/// );
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Device {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// The NVIDIA GPU with this number.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = || text.strip_prefix("cuda:")?.parse().ok();
+        match (text, number()) {
+            ("cpu", _) => Ok(Self::Cpu),
+            (_, Some(number)) => Ok(Self::Cuda(number)),
+            _ => Err(format!(
+                "`{text}` is no device: expected `cpu`, or `cuda:0` for the first NVIDIA GPU"
+            )),
+        }
+    }
+}
+
+impl TryFrom<String> for Device {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> Self {
+        device.to_string()
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+/// Opens an NVIDIA GPU; with the bytes of memory that it has free.
+///
+/// # Errors
+/// What is missing, and what to do.
+#[cfg(feature = "cuda")]
+pub fn cuda(number: usize) -> Result<(dfdx::tensor::Cuda, u64), String> {
+    // Without a driver the very first call fails, in the binding's own initialisation.
+    std::panic::catch_unwind(|| dfdx::tensor::Cuda::try_build(number, 0))
+        .map_err(|_| "the CUDA driver cannot be initialised".to_owned())
+        .and_then(|device| {
+            let device = device.map_err(|e| e.to_string())?;
+            let (free, _) = cudarc::driver::result::mem_get_info().map_err(|e| e.to_string())?;
+            Ok((device, free as u64 / 10 * 9))
+        })
+        .map_err(|why| {
+            format!(
+                "cuda:{number} cannot be opened: {why}. `nvidia-smi` lists the GPUs that there \
+                 are; without a driver, or without a GPU, set executor.device to \"cpu\""
+            )
+        })
+}
+
+/// The memory that a run may take where the recipe does not say: most of what the machine has free,
+/// or of what the control group allows.
+pub fn available_memory() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let free = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    system.available_memory().min(free) / 10 * 9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_as_they_are_written() {
+        for device in [Device::Cpu, Device::Cuda(0), Device::Cuda(12)] {
+            assert_eq!(device.to_string().parse(), Ok(device));
+        }
+        for wrong in ["", "CPU", "cuda", "cuda:", "cuda:-1", "cuda:x"] {
+            assert!(wrong.parse::<Device>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn there_is_memory() {
+        assert!(available_memory() > 1 << 20);
+    }
+}

@@ -1,0 +1,28 @@
+//! The first number of many that should not be there.
+
+use rayon::prelude::*;
+
+/// The index of the first value for which `wrong` is true. Nearly always there is none, and to look
+/// at all of them is faster than to look out for the first.
+pub(crate) fn first(values: &[f32], wrong: impl Fn(f32) -> bool + Sync) -> Option<usize> {
+    let any = |values: &[f32]| values.iter().fold(false, |any, value| any | wrong(*value));
+    if !values.par_chunks(1 << 14).any(any) {
+        return None;
+    }
+    values.iter().position(|value| wrong(*value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_is_found() {
+        let mut values = vec![0.0; 100_000];
+        assert_eq!(first(&values, f32::is_nan), None);
+        values[99_999] = f32::NAN;
+        values[70_000] = f32::NAN;
+        assert_eq!(first(&values, f32::is_nan), Some(70_000));
+        assert_eq!(first(&[], f32::is_nan), None);
+    }
+}

@@ -70,20 +70,18 @@ impl fmt::Display for Device {
 /// What is missing, and what to do.
 #[cfg(feature = "cuda")]
 pub fn cuda(number: usize) -> Result<(dfdx::tensor::Cuda, u64), String> {
-    // Without a driver the very first call fails, in the binding's own initialisation.
-    std::panic::catch_unwind(|| dfdx::tensor::Cuda::try_build(number, 0))
-        .map_err(|_| "the CUDA driver cannot be initialised".to_owned())
-        .and_then(|device| {
-            let device = device.map_err(|e| e.to_string())?;
-            let (free, _) = cudarc::driver::result::mem_get_info().map_err(|e| e.to_string())?;
-            Ok((device, free as u64 / 10 * 9))
-        })
-        .map_err(|why| {
-            format!(
-                "cuda:{number} cannot be opened: {why}. `nvidia-smi` lists the GPUs that there \
+    // Without a driver the binding's own first call would panic.
+    let opened = cudarc::driver::result::init().map_err(|e| format!("{e:?}")).and_then(|()| {
+        let device = dfdx::tensor::Cuda::try_build(number, 0).map_err(|e| e.to_string())?;
+        let (free, _) = cudarc::driver::result::mem_get_info().map_err(|e| format!("{e:?}"))?;
+        Ok((device, free as u64 / 10 * 9))
+    });
+    opened.map_err(|why| {
+        format!(
+            "cuda:{number} cannot be opened: {why}. `nvidia-smi` lists the GPUs that there \
                  are; without a driver, or without a GPU, set executor.device to \"cpu\""
-            )
-        })
+        )
+    })
 }
 
 /// The memory that a run may take where the recipe does not say: most of what the machine has free,

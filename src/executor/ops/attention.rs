@@ -55,7 +55,7 @@ impl Sight {
     }
 
     /// The rows of root and branch that `row` sees, with a window.
-    fn seen(&self, row: usize, window: Option<usize>) -> [Range<usize>; 2] {
+    pub(super) fn seen(&self, row: usize, window: Option<usize>) -> [Range<usize>; 2] {
         let first = window.map_or(0, |window| (self.position(row) + 1).saturating_sub(window));
         let forgotten = first.saturating_sub(self.root.len());
         [

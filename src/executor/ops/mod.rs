@@ -11,8 +11,12 @@ mod buffer;
 mod cap;
 mod column_squares;
 mod columns;
+#[cfg(any(test, feature = "cuda"))]
+mod composed;
 mod cpu;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod gated;
 mod gemm;
 mod linear;

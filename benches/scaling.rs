@@ -1,0 +1,124 @@
+//! How time and memory grow: with samples, sequence length, layers and width, on LLaMAs with random
+//! weights; and one decoder layer of LLaMA-7B's shape within 6 GiB, extrapolated to the whole model.
+//!
+//! `BARBER_SCALING=7b` runs the large layer alone, `BARBER_SCALING=small` the others alone.
+#![allow(clippy::print_stdout, reason = "a table is what a benchmark is for")]
+
+mod util;
+
+use std::{env, fs, path::Path, process::Command};
+
+use half::f16;
+use llm_barber::{family, random::SplitMix64};
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::json;
+use util::{Run, run};
+
+#[derive(Clone, Copy)]
+struct Shape {
+    hidden: usize,
+    mlp: usize,
+    heads: usize,
+    layers: usize,
+    samples: usize,
+    length: usize,
+}
+
+const VOCABULARY: usize = 256;
+
+/// Writes a LLaMA with random weights, and random calibration tokens.
+fn make(shape: Shape, dir: &Path) {
+    let _ = fs::remove_dir_all(dir);
+    fs::create_dir_all(dir).expect("a directory");
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float16",
+        "hidden_size": shape.hidden, "intermediate_size": shape.mlp,
+        "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.heads, "vocab_size": VOCABULARY,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "hidden_act": "silu", "tie_word_embeddings": true,
+    });
+    fs::write(dir.join("config.json"), config.to_string()).expect("a configuration");
+    let decoder = family::decoder(&config).expect("a LLaMA");
+    let mut random = SplitMix64::new(1);
+    let mut tensors = Vec::new();
+    for (name, shape) in decoder.tensors() {
+        let count: usize = shape.iter().product();
+        let scale = (shape[shape.len() - 1] as f32).sqrt().recip();
+        let mut bytes = Vec::with_capacity(2 * count);
+        for _ in 0..count {
+            let x = match shape.len() {
+                1 => 1.0,
+                _ => scale * ((random.bits() >> 40) as f32 / (1 << 22) as f32 - 2.0),
+            };
+            bytes.extend(f16::from_f32(x).to_le_bytes());
+        }
+        tensors.push((name.to_owned(), shape, bytes));
+    }
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        (name, TensorView::new(Dtype::F16, shape.clone(), bytes).expect("a tensor"))
+    });
+    safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).expect("weights");
+    let ids = |_| (0..shape.length).map(|_| random.below(VOCABULARY)).collect::<Vec<_>>();
+    let ids: Vec<_> = (0..shape.samples).map(ids).collect();
+    let ids = json!({ "token_ids": ids });
+    fs::write(dir.join("tokens.json"), ids.to_string()).expect("tokens");
+}
+
+fn measure(shape: Shape, memory: &str) -> Run {
+    let dir = env::temp_dir().join("barber-scaling");
+    make(shape, &dir);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_barber"));
+    command.args(["prune", "recipes/smollm2-wanda.toml", "--force", "--json"]);
+    for set in [
+        format!("model.path={}", dir.display()),
+        format!("calibration.source={}", dir.join("tokens.json").display()),
+        format!("calibration.samples={}", shape.samples),
+        format!("calibration.sequence_length={}", shape.length),
+        format!("executor.memory={memory}"),
+        format!("output.path={}", dir.join("out").display()),
+        "evaluate.perplexity=[]".into(),
+    ] {
+        command.args(["--set", &set]);
+    }
+    let found = run(&mut command);
+    let _ = fs::remove_dir_all(&dir);
+    found
+}
+
+fn main() {
+    let wanted = env::var("BARBER_SCALING").unwrap_or_default();
+    if wanted != "7b" {
+        let base = Shape { hidden: 512, mlp: 1408, heads: 8, layers: 4, samples: 16, length: 512 };
+        println!("hidden  layers  samples  tokens      time  per token, layer, weight     memory");
+        for shape in [
+            base,
+            Shape { samples: 32, ..base },
+            Shape { samples: 64, ..base },
+            Shape { length: 1024, ..base },
+            Shape { length: 2048, ..base },
+            Shape { layers: 8, ..base },
+            Shape { layers: 16, ..base },
+            Shape { hidden: 1024, mlp: 2816, heads: 16, ..base },
+        ] {
+            let Run { seconds, memory } = measure(shape, "400 MB");
+            let Shape { hidden, mlp, layers, samples, length, .. } = shape;
+            let weights = layers * (4 * hidden * hidden + 3 * hidden * mlp);
+            println!(
+                "{hidden:6}  {layers:6}  {samples:7}  {length:6}  {seconds:6.1} s  {:22.3} ps  {:6.0} MB",
+                seconds * 1e12 / (samples * length) as f64 / weights as f64,
+                memory as f64 / 1e6
+            );
+        }
+    }
+    if wanted != "small" {
+        let layer =
+            Shape { hidden: 4096, mlp: 11008, heads: 32, layers: 1, samples: 16, length: 2048 };
+        let Run { seconds, memory } = measure(layer, "5 GiB");
+        println!(
+            "one layer of LLaMA-7B, 16 × 2048 tokens: {seconds:.0} s, {:.2} GB",
+            memory as f64 / 1e9
+        );
+        println!("the whole model, 32 layers: {:.1} h", 32.0 * seconds / 3600.0);
+    }
+}

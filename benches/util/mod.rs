@@ -1,0 +1,50 @@
+//! Runs a command as a user would, and watches its time and memory.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// How a run went.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    /// Wall time in seconds.
+    pub(crate) seconds: f64,
+    /// The most memory that it had of its own, in bytes: without the pages of mapped files.
+    pub(crate) memory: u64,
+}
+
+/// Runs a command to its end.
+pub(crate) fn run(command: &mut Command) -> Run {
+    let started = Instant::now();
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    let status = format!("/proc/{}/status", child.id());
+    let mut memory = 0;
+    let end = loop {
+        if let Some(end) = child.try_wait().expect("it can be waited for") {
+            break end;
+        }
+        memory = memory.max(anonymous(&status));
+        sleep(Duration::from_millis(20));
+    };
+    assert!(end.success(), "{command:?}: {end}");
+    Run { seconds: started.elapsed().as_secs_f64(), memory }
+}
+
+fn anonymous(status: &str) -> u64 {
+    let text = fs::read_to_string(status).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) << 10
+}
+
+/// The median of some runs' times, and their highest memory.
+#[allow(dead_code, reason = "not every benchmark has several runs")]
+pub(crate) fn median(runs: &[Run]) -> Run {
+    let mut seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
+    seconds.sort_by(f64::total_cmp);
+    let memory = runs.iter().map(|run| run.memory).max().unwrap_or(0);
+    Run { seconds: seconds[seconds.len() / 2], memory }
+}

@@ -1,0 +1,137 @@
+//! What must not depend on where samples wait, on how often they pass the layers, or on threads.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod util;
+
+use std::path::Path;
+
+use barber_metric::registered;
+use dfdx::tensor::Cpu;
+use llm_barber::{
+    calibration::{Samples, Selection, Tokens, samples},
+    checkpoint::{Dtype, Masks, Reader},
+    executor::{Executor, Storage},
+    mask::{Init, Pattern, Scope},
+    model::Model,
+    plan::{Plan, Rule},
+    prune::{Event, Rebuild, Start, rebuild, start, start_and_rebuild},
+};
+use util::{barber, flat, recipe, tensors};
+
+/// The masks of a tiny model, and the errors of its groups before and after.
+fn masks(name: &str, init: Init, storage: Storage, passes: usize) -> (Masks, Vec<[f64; 2]>) {
+    let reader = Reader::open(&Path::new("tests/conformance").join(name)).unwrap();
+    let executor = Executor { device: Cpu::default(), storage };
+    let model: Model<'_, Cpu> = Model::new(&reader, executor).unwrap();
+    let rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, scope: Scope::Layer };
+    let plan = Plan::new(&model.decoder, &[], |_| Some(rule)).unwrap();
+    let wanted =
+        Samples { count: 8, sequence_length: 48, seed: 0, selection: Selection::Sequential };
+    let ids = Path::new("tests/conformance/calibration.json");
+    let tokens = Tokens::of(reader.path(), 256, false);
+    let samples = samples(&ids.into(), wanted, &tokens).unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let started = Start { init, dtype: None, scratch: scratch.path() };
+    let metric = registered().unwrap()["weight-gradient"];
+    let settings = Rebuild {
+        alpha: 0.2,
+        retain: false,
+        pipeline: &[(metric.name.into(), metric.build(Default::default()).unwrap())],
+    };
+    let mut errors = Vec::new();
+    let mut event = |event: Event<'_>| {
+        if let Event::Group(group) = event {
+            errors.push([group.error_before, group.error_after]);
+        }
+    };
+    let pruned = if passes == 1 {
+        start_and_rebuild(&model, &plan, &started, &settings, &samples, &mut event)
+    } else {
+        let initial = start(&model, &plan, &started, &samples, &mut |_| ()).unwrap();
+        rebuild(&model, &plan, &settings, &samples, initial, &mut event)
+    };
+    (pruned.unwrap().masks, errors)
+}
+
+fn storage(dtype: Dtype, memory: u64) -> Storage {
+    Storage::new(dtype, memory, std::env::temp_dir())
+}
+
+#[test]
+fn a_scratch_file_changes_nothing() {
+    for name in ["tiny-llama", "tiny-opt"] {
+        for passes in [1, 2] {
+            let expected = masks(name, Init::Wanda, Storage::default(), passes);
+            assert_eq!(masks(name, Init::Wanda, storage(Dtype::F32, 0), passes), expected);
+        }
+    }
+}
+
+#[test]
+fn half_precision_changes_little() {
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        let (expected, _) = masks("tiny-llama", Init::Wanda, Storage::default(), 2);
+        let (found, _) = masks("tiny-llama", Init::Wanda, storage(dtype, 1 << 30), 2);
+        for (name, expected) in expected {
+            let pairs = expected.to_bools().into_iter().zip(found[&name].to_bools());
+            let differ = pairs.filter(|(a, b)| a != b).count();
+            assert!(differ * 50 < expected.dims().len(), "{name}: {differ}");
+            assert_eq!(expected.kept(), found[&name].kept());
+        }
+    }
+}
+
+#[test]
+fn one_pass_starts_as_two_do() {
+    // Before the first group everything is dense: both passes measure the same there. Known outputs
+    // must not change what is measured.
+    for init in [Init::Wanda, Init::Magnitude] {
+        let (two, errors_of_two) = masks("tiny-llama", init, Storage::default(), 2);
+        let (one, errors_of_one) = masks("tiny-llama", init, Storage::default(), 1);
+        assert_eq!(errors_of_one[0], errors_of_two[0]);
+        let first = "model.layers.0.self_attn.q_proj.weight";
+        assert_eq!(one[first], two[first]);
+        for (name, mask) in one {
+            assert_eq!(mask.kept(), two[&name].kept(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn threads_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), "");
+    let outputs = ["1", "2", "3"].map(|threads| {
+        let out = dir.path().join(threads);
+        let mut command = util::command(Path::new(env!("CARGO_BIN_EXE_barber")));
+        command.env("RAYON_NUM_THREADS", threads).args(["prune", &recipe]);
+        command.arg("--set").arg(format!("output.path={}", out.display()));
+        for set in ["mask.init=wanda", "rebuild.passes=1"] {
+            command.args(["--set", set]);
+        }
+        assert_eq!(util::output(&mut command).status, 0);
+        tensors(&out)
+    });
+    assert_eq!(outputs[0], outputs[1]);
+    assert_eq!(outputs[0], outputs[2]);
+}
+
+#[test]
+fn what_the_executor_cannot_do_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), "");
+    for (set, expected) in [
+        ("executor.memory=1 MB", "executor.memory is too little"),
+        ("executor.memory=much", "executor.memory"),
+        ("executor.device=gpu", "`gpu` is no device"),
+        ("executor.stream_dtype=f8", "executor.stream_dtype"),
+        ("rebuild.passes=3", "3 passes"),
+        #[cfg(not(feature = "cuda"))]
+        ("executor.device=cuda:0", "built without CUDA"),
+    ] {
+        let run = barber(&["prune", &recipe, "--set", set]);
+        assert_eq!(run.status, 2, "{set}: {}", run.stderr);
+        assert!(flat(&run.stderr).contains(expected), "{set}: {}", run.stderr);
+        assert!(!dir.path().join("out").exists());
+    }
+}

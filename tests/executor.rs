@@ -116,6 +116,38 @@ fn threads_change_nothing() {
     assert_eq!(outputs[0], outputs[2]);
 }
 
+/// Runs on processors without AVX-512, and without AVX2 either, if the emulator `qemu-x86_64`
+/// (Debian's qemu-user) is there.
+#[test]
+fn older_processors_do_the_same() {
+    let emulator = Path::new("qemu-x86_64");
+    let found = std::process::Command::new(emulator).arg("--version").output();
+    if !cfg!(target_arch = "x86_64") || found.is_err() {
+        eprintln!("no qemu-x86_64: older processors are not tested");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), "");
+    let prune = |program: &Path, arguments: &[&str], name: &str| {
+        let mut command = util::command(program);
+        let set = format!("output.path={}", dir.path().join(name).display());
+        command.args(arguments).args(["prune", &recipe, "--set", "mask.init=wanda", "--set", &set]);
+        let run = util::output(&mut command);
+        assert_eq!(run.status, 0, "{name}: {}", run.stderr);
+        tensors(&dir.path().join(name))
+    };
+    let barber = env!("CARGO_BIN_EXE_barber");
+    let native = prune(Path::new(barber), &[], "native");
+    for processor in ["Haswell", "Nehalem"] {
+        let found = prune(emulator, &["-cpu", processor, barber], processor);
+        for (name, (_, _, bytes)) in &native {
+            let pairs = bytes.chunks(4).zip(found[name].2.chunks(4));
+            let differ = pairs.filter(|(a, b)| a != b).count();
+            assert!(differ * 100 <= bytes.len(), "{processor}, {name}: {differ}");
+        }
+    }
+}
+
 #[test]
 fn what_the_executor_cannot_do_is_said() {
     let dir = tempfile::tempdir().unwrap();

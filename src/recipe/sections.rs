@@ -215,7 +215,8 @@ pub struct Rebuild {
     pub retain: bool,
     /// How often the calibration samples go through the layers: 2, as the paper does, for all
     /// initial masks first and then the rebuild of all; 1 for both in one pass, in which a layer's
-    /// initial mask comes from the rebuilt layers before it. One pass takes two thirds of the time.
+    /// initial mask comes from the rebuilt layers before it. One pass takes three quarters of the
+    /// time.
     pub passes: usize,
 }
 

@@ -9,7 +9,7 @@
 
 mod util;
 
-use std::{env, process::Command};
+use std::{env, fs, process::Command};
 
 use util::{Run, median, run};
 
@@ -65,7 +65,19 @@ fn main() {
         for _ in 0..rounds {
             contenders.iter_mut().for_each(|(_, command, runs)| runs.push(run(command)));
         }
+        // Of the last run, which was one of Barber's.
+        let report = env::temp_dir().join("barber-benchmark/barber-report.json");
+        let report = fs::read(report).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let report: serde_json::Value = report.unwrap_or_default();
+        let layers = report["groups"].as_array().map_or(0, Vec::len) as f64 / 2.0;
+        let per_layer = |key: &str| report[key].as_f64().unwrap_or(0.0) / layers / 1e9;
         println!("{samples} samples of {length} tokens, median of {rounds}");
+        println!(
+            "  one pass: {:.1} GFLOP of matrix products for each layer, attention included; its \
+             linear layers need {:.1}",
+            per_layer("operations"),
+            per_layer("least_operations")
+        );
         let first = median(&contenders[0].2);
         for (name, _, runs) in &contenders {
             let Run { seconds, memory } = median(runs);

@@ -1,6 +1,7 @@
 //! `barber prune`: a recipe from its text to a checkpoint.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     path::{Path, PathBuf},
     time::Instant,
@@ -23,7 +24,10 @@ use crate::{
     checkpoint::{Output, Pruned, Reader, digest},
     estimate::estimate,
     evaluate::{Accuracy, Perplexity, Task},
-    executor::{Storage, ops::Ops},
+    executor::{
+        Storage,
+        ops::{Ops, operations},
+    },
     hub::locate,
     model::Model,
     plan::Plan,
@@ -113,7 +117,9 @@ fn run_on<D: Ops>(
 
     let mut mask_seconds = BTreeMap::new();
     let mut groups = Vec::new();
-    let masks = Masks { loaded, model: &model, plan: &plan, calibration: &calibration, quiet };
+    let work = Cell::new(0);
+    let masks =
+        Masks { loaded, model: &model, plan: &plan, calibration: &calibration, quiet, work: &work };
     let scratch = output.scratch();
     let single = recipe.rebuild.as_ref().is_some_and(|rebuild| rebuild.passes == 1);
     let mut initial_found = None;
@@ -172,6 +178,8 @@ fn run_on<D: Ops>(
         tasks: accuracy.collect(),
         groups,
         seconds,
+        operations: work.get(),
+        least_operations: expected.pruning,
         inputs: digests(recipe, &reader)?,
     };
     let mut resolved = recipe.clone();
@@ -302,9 +310,18 @@ struct Masks<'a, D: Ops> {
     plan: &'a Plan,
     calibration: &'a [Vec<u32>],
     quiet: bool,
+    /// The operations of matrix products so far.
+    work: &'a Cell<u64>,
 }
 
 impl<D: Ops> Masks<'_, D> {
+    fn counted<T>(&self, run: impl FnOnce() -> T) -> T {
+        let before = operations();
+        let result = run();
+        self.work.set(self.work.get() + operations() - before);
+        result
+    }
+
     fn start<'s>(&self, scratch: &'s Path) -> Start<'s> {
         let Recipe { mask, output, .. } = &self.loaded.recipe;
         Start { init: mask.init, dtype: output.dtype, scratch }
@@ -313,11 +330,13 @@ impl<D: Ops> Masks<'_, D> {
     fn initial(&self, scratch: &Path) -> Result<Pruned, Error> {
         let bar = bar("initial masks", self.plan.layers.len() as u64, self.quiet);
         let settings = self.start(scratch);
-        let pruned = start(self.model, self.plan, &settings, self.calibration, &mut |event| {
+        let mut event = |event: Event<'_>| {
             if let Event::Layer(_) = event {
                 bar.inc(1);
             }
-        });
+        };
+        let pruned =
+            self.counted(|| start(self.model, self.plan, &settings, self.calibration, &mut event));
         bar.finish_and_clear();
         Ok(pruned?)
     }
@@ -349,7 +368,7 @@ impl<D: Ops> Masks<'_, D> {
         };
         let all = self.plan.layers.iter().map(|groups| groups.len() as u64).sum();
         let bar = bar("rebuild", all, self.quiet);
-        let pruned = run(&settings, &mut |event| {
+        let mut event = |event: Event<'_>| {
             if let Event::Group(report) = event {
                 tracing::info!(
                     layer = report.layer,
@@ -361,7 +380,8 @@ impl<D: Ops> Masks<'_, D> {
                 groups.push(report.clone());
                 bar.inc(1);
             }
-        });
+        };
+        let pruned = self.counted(|| run(&settings, &mut event));
         bar.finish_and_clear();
         Ok(pruned?)
     }

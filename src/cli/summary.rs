@@ -35,6 +35,11 @@ pub(super) struct Summary {
     pub(super) groups: Vec<GroupReport>,
     /// Seconds that each phase took.
     pub(super) seconds: BTreeMap<&'static str, f64>,
+    /// Floating-point operations of the matrix products that the masks took, attention's included; on
+    /// a GPU they are not counted.
+    pub(super) operations: u64,
+    /// Those that the masks need, by the linear layers' shapes.
+    pub(super) least_operations: f64,
     /// SHA-256 of what the run read.
     pub(super) inputs: BTreeMap<PathBuf, String>,
 }

@@ -1,7 +1,10 @@
 //! The matrix product of the CPU, over the `gemm` crate: with AVX-512 it runs at the machine's
 //! peak, where dfdx's own product reaches half of it.
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -53,6 +56,13 @@ fn fits(len: usize, rows: usize, columns: usize, row_stride: usize) -> bool {
     rows == 0 || columns == 0 || (rows - 1) * row_stride + columns <= len
 }
 
+static OPERATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// The floating-point operations of all matrix products that the CPU has computed so far.
+pub fn operations() -> u64 {
+    OPERATIONS.load(Ordering::Relaxed)
+}
+
 /// out = beta · out + alpha · a b, with `out` row-major, its rows `row_stride` elements apart; on
 /// the calling thread.
 pub(super) fn gemm(
@@ -68,6 +78,7 @@ pub(super) fn gemm(
     if a.rows == 0 || b.columns == 0 {
         return;
     }
+    OPERATIONS.fetch_add(2 * (a.rows * a.columns * b.columns) as u64, Ordering::Relaxed);
     #[allow(unsafe_code, reason = "the gemm crate's interface is raw pointers")]
     // SAFETY: each view holds its last element (checked when it was made, and above for `out`),
     // and `out` is borrowed mutably, so it overlaps neither.

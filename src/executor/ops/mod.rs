@@ -36,6 +36,7 @@ pub use self::{
     columns::Columns,
     cross_entropy::CrossEntropy,
     gated::Gated,
+    gemm::operations,
     linear::{InputGradient, Linear, Trace, Weight},
     matrix::{Hold, Matrix},
     norm::{Norm, Normalise},

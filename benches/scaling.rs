@@ -67,6 +67,7 @@ fn make(shape: Shape, dir: &Path) {
 
 fn measure(shape: Shape, memory: &str) -> Run {
     let dir = env::temp_dir().join("barber-scaling");
+    let out = env::temp_dir().join("barber-scaling-out");
     make(shape, &dir);
     let mut command = Command::new(env!("CARGO_BIN_EXE_barber"));
     command.args(["prune", "recipes/smollm2-wanda.toml", "--force", "--json"]);
@@ -76,13 +77,15 @@ fn measure(shape: Shape, memory: &str) -> Run {
         format!("calibration.samples={}", shape.samples),
         format!("calibration.sequence_length={}", shape.length),
         format!("executor.memory={memory}"),
-        format!("output.path={}", dir.join("out").display()),
+        // The model's own directory is refused.
+        format!("output.path={}", out.display()),
         "evaluate.perplexity=[]".into(),
     ] {
         command.args(["--set", &set]);
     }
     let found = run(&mut command);
     let _ = fs::remove_dir_all(&dir);
+    let _ = fs::remove_dir_all(&out);
     found
 }
 

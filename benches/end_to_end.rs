@@ -22,7 +22,7 @@ fn barber(samples: usize, length: usize, passes: usize) -> Option<Command> {
         format!("calibration.source={}", env::var("BARBER_CALIBRATION").ok()?),
         format!("calibration.samples={samples}"),
         format!("calibration.sequence_length={length}"),
-        format!("rebuild.passes={passes}"),
+        format!("mask.passes={passes}"),
         format!("output.path={}", out.display()),
         "evaluate.perplexity=[]".into(),
     ] {

@@ -174,10 +174,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{
-        mask::{Pattern, Scope},
-        plan::Rule,
-    };
+    use crate::{mask::Pattern, plan::Rule};
 
     #[test]
     fn a_small_model_is_counted_by_hand() {
@@ -186,7 +183,7 @@ mod tests {
             "num_hidden_layers": 2, "num_attention_heads": 2, "word_embed_proj_dim": 4,
         }))
         .unwrap();
-        let rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, scope: Scope::Row };
+        let rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, scope: None };
         let plan = Plan::new(&decoder, &[], |_| Some(rule)).unwrap();
         let run = Run {
             samples: 2,

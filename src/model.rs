@@ -176,17 +176,19 @@ impl<'a, D: Ops> Model<'a, D> {
             .map_err(Error::executor(&linear.weight))
     }
 
-    /// The hidden states before the first layer: the embeddings of each sample's tokens.
+    /// The hidden states before the first layer: the embeddings of each sample's tokens. The last
+    /// `held_out` samples are no part of any statistics.
     ///
     /// # Errors
     /// If they cannot be read, a sample is longer than the model's positions, or the device has not
     /// enough memory.
-    pub fn embed(&self, samples: &[Vec<u32>]) -> Result<Stream<D>, Error> {
+    pub fn embed(&self, samples: &[Vec<u32>], held_out: usize) -> Result<Stream<D>, Error> {
         let mut positions: BTreeMap<usize, Positions> = BTreeMap::new();
-        self.embed_at(samples.iter().map(|ids| {
+        let samples = samples.iter().map(|ids| {
             let new = || Positions::new(&self.decoder, ids.len());
             (&ids[..], positions.entry(ids.len()).or_insert_with(new).clone())
-        }))
+        });
+        self.embed_at(samples, held_out)
     }
 
     /// The hidden states before the first layer, for tokens with their positions.
@@ -195,15 +197,17 @@ impl<'a, D: Ops> Model<'a, D> {
     /// As [`Model::embed`].
     pub fn embed_at<'s>(
         &self,
-        samples: impl IntoIterator<Item = (&'s [u32], Positions)>,
+        samples: impl ExactSizeIterator<Item = (&'s [u32], Positions)>,
+        held_out: usize,
     ) -> Result<Stream<D>, Error> {
         let embedding = &self.decoder.embedding;
         let project =
             embedding.project_in.as_ref().map(|linear| self.linear(linear)).transpose()?;
-        self.executor.stream(samples.into_iter().map(|(ids, positions)| {
+        let samples = samples.map(|(ids, positions)| {
             let states = self.embed_one(ids, &positions, project.as_ref())?;
             Ok((states, positions))
-        }))
+        });
+        self.executor.stream(samples, held_out)
     }
 
     fn embed_one(

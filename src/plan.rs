@@ -36,8 +36,8 @@ pub struct Rule {
     pub pattern: Pattern,
     /// The share of its weights to prune.
     pub ratio: f64,
-    /// Where its weights compete in the rebuild.
-    pub scope: Scope,
+    /// Where its weights compete, where that is not as a stage says.
+    pub scope: Option<Scope>,
 }
 
 /// The groups of every decoder layer, in the order in which they are rebuilt.
@@ -170,7 +170,7 @@ mod tests {
         .unwrap()
     }
 
-    const RULE: Rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, scope: Scope::Row };
+    const RULE: Rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, scope: None };
 
     fn group(name: &str, part: Part, members: &[usize]) -> Group {
         let members = members.iter().map(|&linear| Member { part, linear, rule: RULE }).collect();

@@ -126,10 +126,10 @@ fn sparsegpt_changes_weights_only_where_it_is_asked_to() {
     let (report, found) = pruned(&["mask.init=sparsegpt"]);
     assert_eq!(changed(&report), 0);
     check_sparse(&dense, &found, 0.5);
-    let (report, retained) = pruned(&["mask.init=sparsegpt", "rebuild.retain=true"]);
+    let (report, retained) = pruned(&["mask.init=sparsegpt", "refine.0.retain=true"]);
     // All but what came back, and what nothing to its left was pruned for.
     assert!(changed(&report) > 30_000, "{report}");
-    let (_, half) = pruned(&["mask.init=sparsegpt", "rebuild.retain=true", "output.dtype=f16"]);
+    let (_, half) = pruned(&["mask.init=sparsegpt", "refine.0.retain=true", "output.dtype=f16"]);
     for (name, (_, shape, bytes)) in &half {
         let zeros =
             |bytes: &[u8], size| bytes.chunks(size).filter(|w| w.iter().all(|b| *b == 0)).count();
@@ -147,12 +147,13 @@ fn sparsegpt_changes_weights_only_where_it_is_asked_to() {
 fn a_block_may_be_a_whole_decoder_layer() {
     let all = "'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'";
     let layer = format!("blocks=[{{ name = 'layer', layers = [{all}] }}]");
-    let (report, found) = pruned(&[&layer, "rebuild.scope=group"]);
+    let (report, found) = pruned(&[&layer, "refine.0.scope=group"]);
     let groups = report["groups"].as_array().unwrap();
     assert_eq!(groups.len(), 2);
-    assert_eq!(groups[0]["matrices"].as_array().unwrap().len(), 7);
+    assert_eq!(groups[0]["stages"][0]["matrices"].as_array().unwrap().len(), 7);
     for group in groups {
-        let [before, after] = ["error_before", "error_after"].map(|e| group[e].as_f64().unwrap());
+        let error = |when| group["stages"][0][when]["calibration"].as_f64().unwrap();
+        let [before, after] = ["before", "after"].map(error);
         assert!(after < before, "{before} {after}");
     }
     check_sparse(&tensors(Path::new(util::TINY)), &found, 0.5);
@@ -187,7 +188,7 @@ fn a_recipe_is_checked_without_running_it() {
         "mask.init = \"magnitude\"",
         "seed = 0",
         "# default",
-        "q_proj.weight [48, 48], unstructured, 60.0% pruned, scope group; layers 0-2",
+        "q_proj.weight [48, 48], unstructured, 60.0% pruned; layers 0-2",
         "up_proj.weight [112, 48], unstructured, 30.0% pruned, scope group; layer 0",
         "memory    about",
         "FLOP of matrix products to prune",
@@ -217,7 +218,7 @@ fn overrides_prune_some_tensors_otherwise() {
     for tile in found["model.layers.0.mlp.down_proj.weight"].2.chunks(16) {
         assert_eq!(tile.chunks(4).filter(|weight| **weight != [0; 4]).count(), 1);
     }
-    let matrices = report["groups"][1]["matrices"].as_array().unwrap();
+    let matrices = report["groups"][1]["stages"][0]["matrices"].as_array().unwrap();
     assert!(
         matrices.iter().all(|matrix| matrix["came_back"].as_u64().unwrap() > 0),
         "{matrices:?}"
@@ -382,10 +383,105 @@ fn the_quickstart_shows_what_a_rebuild_is_worth() {
     let run = barber(&["prune", "recipes/quickstart.toml", "--set", &output, "--json"]);
     succeeds(&run);
     let report: Value = serde_json::from_str(&run.stdout).unwrap();
-    let [dense, initial, rebuilt] = ["dense", "initial", "rebuilt"]
+    let [dense, initial, rebuilt] = ["dense", "initial", "refined"]
         .map(|mask| report["perplexity"][0][mask]["perplexity"].as_f64().unwrap());
     assert!(dense * 1.2 < rebuilt && rebuilt * 1.1 < initial, "{dense} {initial} {rebuilt}");
     assert!(dir.path().join("out/tokenizer.json").is_file());
+}
+
+/// The errors of each group's stages before and after: on calibration samples, and held out.
+fn errors(report: &Value) -> Vec<[[f64; 2]; 2]> {
+    let stages = report["groups"].as_array().unwrap().iter().flat_map(|group| {
+        let error = |stage: &Value, when: &str| {
+            ["calibration", "held_out"].map(|of| stage[when][of].as_f64().unwrap())
+        };
+        let stages = group["stages"].as_array().unwrap().iter();
+        stages.map(move |stage| ["before", "after"].map(|when| error(stage, when)))
+    });
+    stages.collect()
+}
+
+#[test]
+fn swaps_lower_the_error_and_keep_pattern_and_bits() {
+    let dense = tensors(Path::new(util::TINY));
+    for (pattern, ratio, scope) in [
+        ("unstructured", 0.5, "row"),
+        ("unstructured", 0.5, "layer"),
+        ("2:4", 0.5, "row"),
+        ("1:4", 0.75, "row"),
+    ] {
+        for (passes, blend) in [(1, 0.0), (1, 0.3), (2, 0.3)] {
+            let stage = format!("refine=[{{ use = 'swap', scope = '{scope}' }}]");
+            let pattern = format!("sparsity.pattern={pattern}");
+            let (passes, blend) =
+                (format!("mask.passes={passes}"), format!("target.blend={blend}"));
+            let (report, found) = pruned(&[
+                &stage,
+                &pattern,
+                &passes,
+                &blend,
+                "mask.init=wanda",
+                "calibration.held_out=2",
+            ]);
+            check_sparse(&dense, &found, ratio);
+            let [mut before, mut after] = [0.0, 0.0];
+            for [[_, held_out_before], [_, held_out_after]] in errors(&report) {
+                assert!(held_out_after <= held_out_before, "{pattern} {passes} {blend}");
+                before += held_out_before;
+                after += held_out_after;
+            }
+            assert!(after < 0.9 * before, "{pattern} {passes} {blend}: {before} {after}");
+        }
+    }
+}
+
+#[test]
+fn a_guarded_rebuild_never_raises_the_error() {
+    for gradient in ["dense", "sparse"] {
+        for (init, pattern) in [("magnitude", "unstructured"), ("wanda", "2:4")] {
+            let stages = format!(
+                "refine=[{{ use = 'rebuild', alpha = 'auto', gradient = '{gradient}', \
+                 rounds = 'until-converged' }}, {{ use = 'rebuild', rounds = 3, alpha = 1 }}]"
+            );
+            let (init, pattern) =
+                (format!("mask.init={init}"), format!("sparsity.pattern={pattern}"));
+            let (report, found) =
+                pruned(&[&stages, &init, &pattern, "calibration.held_out=2", "target.blend=0.2"]);
+            check_sparse(&tensors(Path::new(util::TINY)), &found, 0.5);
+            let mut fell = 0;
+            for [before, after] in errors(&report) {
+                assert!(after[0] <= before[0] && after[1] <= before[1], "{before:?} {after:?}");
+                fell += usize::from(after[0] < before[0]);
+            }
+            // From Wanda's mask there may be nothing left to gain.
+            assert!(fell > 0 || init.ends_with("wanda"), "{stages} {init}");
+        }
+    }
+}
+
+#[test]
+fn reconstruction_changes_weights_where_that_helps() {
+    let dense = tensors(Path::new(util::TINY));
+    let stages = "refine=[{ use = 'swap' }, { use = 'reconstruct' }]";
+    let sets =
+        [stages, "mask.init=wanda", "mask.passes=1", "calibration.held_out=2", "target.blend=0.3"];
+    let (report, found) = pruned(&sets);
+    assert!(report["changed_weights"].as_u64().unwrap() > 1000, "{report}");
+    for (name, (_, shape, bytes)) in &found {
+        let zeros = bytes.chunks(4).filter(|weight| **weight == [0; 4]).count();
+        if is_pruned(name) {
+            assert_eq!(zeros, shape.iter().product::<usize>() / 2, "{name}");
+        } else {
+            assert_eq!(bytes, &dense[name].2, "{name}");
+        }
+    }
+    let accepted = report["groups"].as_array().unwrap().iter().all(|group| {
+        let stage = &group["stages"][1];
+        let [before, after] =
+            ["before", "after"].map(|when| stage[when]["held_out"].as_f64().unwrap());
+        after < before || (after == before && stage["accepted"] == json!(false))
+    });
+    assert!(accepted, "{report}");
 }
 
 #[test]
@@ -456,7 +552,7 @@ fn what_is_wrong_with_a_recipe_is_said() {
         ("sparsity.ratio=nan", "sparsity.ratio"),
         ("sparsity.pattern=5:4", "0 < N < M"),
         ("sparsity.exclude=['*_proj']", "nothing is left to prune"),
-        ("rebuild.alpha=2", "rebuild.alpha"),
+        ("refine.0.alpha=2", "refine.0.alpha"),
         ("metric=[{ use = 'weight-gradiant' }]", "did you mean `weight-gradient`"),
         ("metric=[{ use = 'magnitude', pwoer = 2 }]", "did you mean `power`"),
         ("blocks=[{ name = 'a', layers = ['fc1'] }]", "no decoder layer has a linear layer `fc1`"),

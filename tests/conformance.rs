@@ -13,7 +13,7 @@ use llm_barber::{
     mask::{Init, Mask, Pattern, Scope},
     model::Model,
     plan::{Plan, Rule},
-    prune::{Event, Rebuild, Start, rebuild, start},
+    prune::{Alpha, At, Event, Rebuild, Refine, Refinement, Sampled, Start, refine, start},
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -102,7 +102,7 @@ fn family_conforms(family: &str, name: &str, init: Init, pattern: &str, ratio: f
             let dims = model.decoder.linears().find(|linear| linear.weight == name).unwrap().dims;
             let blocks = if init == Init::SparseGpt { dims.columns.div_ceil(128) } else { 1 };
             let ratio = ratio + (more * blocks) as f64 / dims.len() as f64;
-            Some(Rule { pattern, ratio, scope })
+            Some(Rule { pattern, ratio, scope: None })
         };
         Plan::new(&model.decoder, &[], rule).unwrap()
     };
@@ -115,10 +115,11 @@ fn family_conforms(family: &str, name: &str, init: Init, pattern: &str, ratio: f
     let ids = Path::new("tests/conformance/calibration.json");
     let tokens = Tokens::of(reader.path(), 256, false);
     let samples = samples(&ids.into(), wanted, &tokens).unwrap();
+    let samples = Sampled::from(&samples[..]);
 
     let scratch = tempfile::tempdir().unwrap();
     let start_as = Start { init, dtype: None, scratch: scratch.path() };
-    let initial = start(&model, &exact, &start_as, &samples, &mut |_| ()).unwrap();
+    let initial = start(&model, &exact, &start_as, samples, &mut |_| ()).unwrap();
     assert_eq!(initial.masks.len(), model.decoder.linears().count());
     let (differ, entries) = case.differences("init", &initial.masks);
     // SparseGPT chooses each block of weights after what it made of those before.
@@ -127,20 +128,24 @@ fn family_conforms(family: &str, name: &str, init: Init, pattern: &str, ratio: f
     assert!(differ * 1000 <= entries * most, "{differ} of {entries} initial mask entries differ");
 
     let plugin = barber_metric::registered().unwrap()["weight-gradient"];
-    let settings = Rebuild {
-        alpha: case.number("alpha"),
+    let stage = Refine::Rebuild(Rebuild {
+        alpha: Alpha::Share(case.number("alpha")),
+        scope,
+        at: At::Dense,
+        rounds: 1,
         retain: false,
         pipeline: &[(plugin.name.into(), plugin.build(Default::default()).unwrap())],
-    };
-    let initial = start(&model, &plan, &start_as, &samples, &mut |_| ()).unwrap();
-    let rebuilt = rebuild(&model, &plan, &settings, &samples, initial, &mut |_| ()).unwrap();
+    });
+    let settings = Refinement { stages: &[stage], blend: 0.0, start: None };
+    let initial = start(&model, &plan, &start_as, samples, &mut |_| ()).unwrap();
+    let rebuilt = refine(&model, &plan, &settings, samples, initial, &mut |_| ()).unwrap();
     let (differ, _) = case.differences("rebuilt", &rebuilt.masks);
     let changed = case.changed(&rebuilt.masks);
     println!("{family}-{name}: {differ} of {changed} changed entries differ");
     assert!(differ * 10 <= changed, "{differ} of {changed} rebuilt mask entries differ");
 
     // Statistics are compared at the very masks at which the authors' code measured its own.
-    let mut recorded = start(&model, &plan, &start_as, &samples, &mut |_| ()).unwrap();
+    let mut recorded = start(&model, &plan, &start_as, samples, &mut |_| ()).unwrap();
     recorded.masks = case.initial(&recorded.masks);
     let mut losses = Vec::new();
     let mut event = |event: Event<'_>| match event {
@@ -152,13 +157,15 @@ fn family_conforms(family: &str, name: &str, init: Init, pattern: &str, ratio: f
             let error = median(errors);
             assert!(error < 1e-3, "{tensor}: squared gradients differ by {error}");
         }
-        Event::Group(report) => losses.push((report.error_before, report.error_after)),
+        Event::Group(report) => {
+            losses.push(report.errors().unwrap().map(|loss| loss.calibration));
+        }
         Event::Layer(_) => (),
     };
-    rebuild(&model, &plan, &settings, &samples, recorded, &mut event).unwrap();
+    refine(&model, &plan, &settings, samples, recorded, &mut event).unwrap();
     let recorded = case.settings["losses"].as_array().unwrap();
     assert_eq!(recorded.len(), losses.len());
-    for (recorded, (before, after)) in recorded.iter().zip(losses) {
+    for (recorded, [before, after]) in recorded.iter().zip(losses) {
         let [expected_before, expected_after] = [1, 2].map(|i| recorded[i].as_f64().unwrap());
         assert!((before / expected_before - 1.0).abs() < 1e-3, "{before} {expected_before}");
         assert!((after / expected_after - 1.0).abs() < 1e-3, "{after} {expected_after}");

@@ -9,12 +9,12 @@ use barber_metric::registered;
 use dfdx::tensor::Cpu;
 use llm_barber::{
     calibration::{Samples, Selection, Tokens, samples},
-    checkpoint::{Dtype, Masks, Reader},
+    checkpoint::{Dtype, Masks, Pruned, Reader},
     executor::{Executor, Storage},
     mask::{Init, Pattern, Scope},
     model::Model,
     plan::{Plan, Rule},
-    prune::{Event, Rebuild, Start, rebuild, start, start_and_rebuild},
+    prune::{Alpha, At, Event, Rebuild, Refine, Refinement, Sampled, Start, refine, start},
 };
 use util::{barber, flat, recipe, tensors};
 
@@ -23,7 +23,7 @@ fn masks(name: &str, init: Init, storage: Storage, passes: usize) -> (Masks, Vec
     let reader = Reader::open(&Path::new("tests/conformance").join(name)).unwrap();
     let executor = Executor { device: Cpu::default(), storage };
     let model: Model<'_, Cpu> = Model::new(&reader, executor).unwrap();
-    let rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, scope: Scope::Layer };
+    let rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, scope: None };
     let plan = Plan::new(&model.decoder, &[], |_| Some(rule)).unwrap();
     let wanted =
         Samples { count: 8, sequence_length: 48, seed: 0, selection: Selection::Sequential };
@@ -33,23 +33,29 @@ fn masks(name: &str, init: Init, storage: Storage, passes: usize) -> (Masks, Vec
     let scratch = tempfile::tempdir().unwrap();
     let started = Start { init, dtype: None, scratch: scratch.path() };
     let metric = registered().unwrap()["weight-gradient"];
-    let settings = Rebuild {
-        alpha: 0.2,
+    let stage = Refine::Rebuild(Rebuild {
+        alpha: Alpha::Share(0.2),
+        scope: Scope::Layer,
+        at: At::Dense,
+        rounds: 1,
         retain: false,
         pipeline: &[(metric.name.into(), metric.build(Default::default()).unwrap())],
-    };
+    });
+    let samples = Sampled::from(&samples[..]);
     let mut errors = Vec::new();
     let mut event = |event: Event<'_>| {
         if let Event::Group(group) = event {
-            errors.push([group.error_before, group.error_after]);
+            errors.push(group.errors().unwrap().map(|loss| loss.calibration));
         }
     };
-    let pruned = if passes == 1 {
-        start_and_rebuild(&model, &plan, &started, &settings, &samples, &mut event)
+    let single = passes == 1;
+    let initial = if single {
+        Pruned::default()
     } else {
-        let initial = start(&model, &plan, &started, &samples, &mut |_| ()).unwrap();
-        rebuild(&model, &plan, &settings, &samples, initial, &mut event)
+        start(&model, &plan, &started, samples, &mut |_| ()).unwrap()
     };
+    let settings = Refinement { stages: &[stage], blend: 0.0, start: single.then_some(started) };
+    let pruned = refine(&model, &plan, &settings, samples, initial, &mut event);
     (pruned.unwrap().masks, errors)
 }
 
@@ -106,7 +112,7 @@ fn threads_change_nothing() {
         let mut command = util::command(Path::new(env!("CARGO_BIN_EXE_barber")));
         command.env("RAYON_NUM_THREADS", threads).args(["prune", &recipe]);
         command.arg("--set").arg(format!("output.path={}", out.display()));
-        for set in ["mask.init=wanda", "rebuild.passes=1"] {
+        for set in ["mask.init=wanda", "mask.passes=1"] {
             command.args(["--set", set]);
         }
         assert_eq!(util::output(&mut command).status, 0);
@@ -157,7 +163,7 @@ fn what_the_executor_cannot_do_is_said() {
         ("executor.memory=much", "executor.memory"),
         ("executor.device=gpu", "`gpu` is no device"),
         ("executor.stream_dtype=f8", "executor.stream_dtype"),
-        ("rebuild.passes=3", "3 passes"),
+        ("mask.passes=3", "3 passes"),
         #[cfg(not(feature = "cuda"))]
         ("executor.device=cuda:0", "built without CUDA"),
     ] {

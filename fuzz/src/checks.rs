@@ -6,7 +6,7 @@ use std::path::Path;
 use barber_metric::Dims;
 use llm_barber::{
     checkpoint::parse_header,
-    mask::{Mask, Pattern, Scope, Scored, rebuild as rebuild_masks},
+    mask::{Comparison, Mask, Pattern, Scope, Scored, rebuild as rebuild_masks},
     recipe::load_text,
 };
 
@@ -71,7 +71,8 @@ pub(crate) fn rebuild(data: &[u8]) {
         Scored { name: "second", scores: &second, mask: b },
     ];
     let alpha = f64::from(*alpha) / 255.0;
-    let result = rebuild_masks(&mut group, scope, pattern, alpha);
+    let comparison = if rest.len() % 2 == 0 { Comparison::Pools } else { Comparison::Tiles };
+    let result = rebuild_masks(&mut group, scope, pattern, alpha, comparison);
     if numbers.iter().any(|number| number.is_nan()) && result.is_err() {
         assert_eq!(before, after);
         return;

@@ -12,6 +12,6 @@ pub use self::{
     dtype::Dtype,
     error::Error,
     output::Output,
-    pruned::{Masks, Pruned},
+    pruned::{Masks, Pruned, Saved},
     reader::{Reader, TensorView, parse_header},
 };

@@ -36,6 +36,10 @@ struct Stored {
     dtype: Dtype,
 }
 
+/// Weights that some matrices had.
+#[derive(Debug)]
+pub struct Saved(Vec<(String, Option<Stored>)>);
+
 impl From<Masks> for Pruned {
     fn from(masks: Masks) -> Self {
         Self { masks, changed: None }
@@ -76,10 +80,26 @@ impl Pruned {
         Ok(dtype.decode(&bytes))
     }
 
-    /// Goes back to the dense weights of a matrix.
-    pub fn restore(&mut self, name: &str) {
-        if let Some(changed) = &mut self.changed {
-            changed.matrices.remove(name);
+    /// Goes back to the dense weights of a matrix; returns whether it had others.
+    pub fn restore(&mut self, name: &str) -> bool {
+        let changed = self.changed.as_mut();
+        changed.is_some_and(|changed| changed.matrices.remove(name).is_some())
+    }
+
+    /// Notes which weights some matrices have, so that they can be put back.
+    pub fn save(&self, names: &[String]) -> Saved {
+        let stored = |name: &String| self.changed.as_ref()?.matrices.get(name).copied();
+        Saved(names.iter().map(|name| (name.clone(), stored(name))).collect())
+    }
+
+    /// Puts saved weights back.
+    pub fn put_back(&mut self, Saved(saved): Saved) {
+        let Some(changed) = &mut self.changed else { return };
+        for (name, stored) in saved {
+            match stored {
+                Some(stored) => changed.matrices.insert(name, stored),
+                None => changed.matrices.remove(&name),
+            };
         }
     }
 

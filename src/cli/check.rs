@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     Error,
-    prune::{Texts, calibration_needs, plan, texts},
+    prune::{Texts, calibration_needs, plan, single_pass, texts},
     show,
 };
 use crate::{
@@ -110,12 +110,12 @@ fn matrices(model: &Model<'_, Cpu>, plan: &Plan) {
                 let linear = member.of(layer);
                 let rule = member.rule;
                 let line = format!(
-                    "{} {}, {}, {:.1}% pruned, scope {}",
+                    "{} {}, {}, {:.1}% pruned{}",
                     in_all_layers(&linear.weight, index),
                     linear.dims,
                     rule.pattern,
                     100.0 * rule.ratio,
-                    rule.scope
+                    rule.scope.map_or_else(String::new, |scope| format!(", scope {scope}"))
                 );
                 found.entry((place, order, line)).or_default().push(index);
                 pruned.push(&linear.weight);
@@ -171,14 +171,14 @@ pub(super) fn expected<D: Ops>(
     let recipe = &loaded.recipe;
     let tokens = texts.iter().flat_map(|(_, segments)| segments).map(Vec::len).sum();
     let needs = calibration_needs(loaded)?;
-    let single = recipe.rebuild.as_ref().is_some_and(|rebuild| rebuild.passes == 1);
+    let single = single_pass(recipe);
     Ok(Run {
         samples: recipe.calibration.samples,
         sequence_length: recipe.calibration.sequence_length,
         start: recipe.mask.init.needs(),
         rebuild: needs.map(|needs| (needs, single)),
         stream_size: recipe.executor.stream_dtype.size(),
-        evaluated: (tokens, if recipe.rebuild.is_some() { 3 } else { 2 }),
+        evaluated: (tokens, if recipe.refine.is_empty() || single { 2 } else { 3 }),
         evaluated_at_once: STATES / model.decoder.hidden_size,
     })
 }

@@ -29,12 +29,14 @@ use crate::{
         ops::{Ops, operations},
     },
     hub::locate,
+    mask::Scope,
     model::Model,
     plan::Plan,
     prune::{
-        self as pruning, Event, GroupReport, Rebuild, Start, rebuild, start, start_and_rebuild,
+        Alpha, Event, GroupReport, Method, Rebuild, Reconstruct, Refine, Refinement, Sampled,
+        Stage, Start, Swap, refine, start,
     },
-    recipe::{Calibration, Evaluate, Loaded, Recipe, load},
+    recipe::{Calibration, Evaluate, Kind, Loaded, Recipe, Rounds, Share, load},
 };
 
 /// Prunes a checkpoint as a recipe says. Values are layered: defaults, the recipe's file,
@@ -118,27 +120,22 @@ fn run_on<D: Ops>(
     let mut mask_seconds = BTreeMap::new();
     let mut groups = Vec::new();
     let work = Cell::new(0);
-    let masks =
-        Masks { loaded, model: &model, plan: &plan, calibration: &calibration, quiet, work: &work };
+    let samples = Sampled { ids: &calibration, held_out: recipe.calibration.held_out };
     let scratch = output.scratch();
-    let single = recipe.rebuild.as_ref().is_some_and(|rebuild| rebuild.passes == 1);
+    let masks = Masks { loaded, model: &model, plan: &plan, samples, scratch, quiet, work: &work };
     let mut initial_found = None;
-    let (pruned, rebuilt_found) = if single {
-        let rebuilt =
-            timed(&mut mask_seconds, "rebuild", || masks.in_one_pass(scratch, &mut groups))?;
-        let found = evaluated(&rebuilt, "rebuilt masks")?;
-        (rebuilt, Some(found))
-    } else {
-        let initial = timed(&mut mask_seconds, "initial masks", || masks.initial(scratch))?;
+    let mut initial = Pruned::default();
+    if !single_pass(recipe) {
+        initial = timed(&mut mask_seconds, "initial masks", || masks.initial())?;
         initial_found = Some(evaluated(&initial, "initial masks")?);
-        if recipe.rebuild.is_some() {
-            let rebuilt =
-                timed(&mut mask_seconds, "rebuild", || masks.rebuilt(initial, &mut groups))?;
-            let found = evaluated(&rebuilt, "rebuilt masks")?;
-            (rebuilt, Some(found))
-        } else {
-            (initial, None)
-        }
+    }
+    let (pruned, refined_found) = if recipe.refine.is_empty() {
+        (initial, None)
+    } else {
+        let refined =
+            timed(&mut mask_seconds, "refinement", || masks.refined(initial, &mut groups))?;
+        let found = evaluated(&refined, "refined")?;
+        (refined, Some(found))
     };
     seconds.append(&mut mask_seconds);
 
@@ -155,7 +152,7 @@ fn run_on<D: Ops>(
         found: Stages {
             dense: dense.perplexity[i],
             initial: initial_found.as_ref().map(|found| found.perplexity[i]),
-            rebuilt: rebuilt_found.as_ref().map(|found| found.perplexity[i]),
+            refined: refined_found.as_ref().map(|found| found.perplexity[i]),
         },
     });
     let accuracy = tasks.iter().enumerate().map(|(i, asked)| TaskReport {
@@ -163,7 +160,7 @@ fn run_on<D: Ops>(
         found: Stages {
             dense: dense.accuracy[i],
             initial: initial_found.as_ref().map(|found| found.accuracy[i]),
-            rebuilt: rebuilt_found.as_ref().map(|found| found.accuracy[i]),
+            refined: refined_found.as_ref().map(|found| found.accuracy[i]),
         },
     });
     let prunable: usize = pruned.masks.values().map(|mask| mask.dims().len()).sum();
@@ -205,7 +202,7 @@ fn calibrate<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Vec<Vec<u3
         return Ok(Vec::new());
     };
     let wanted = Samples {
-        count: recipe.calibration.samples,
+        count: recipe.calibration.samples + recipe.calibration.held_out,
         sequence_length: recipe.calibration.sequence_length,
         seed: recipe.calibration.seed,
         selection: recipe.calibration.selection,
@@ -265,15 +262,33 @@ fn introduce<D: Ops>(recipe: &Recipe, model: &Model<'_, D>, plan: &Plan) {
         100.0 * recipe.sparsity.ratio,
         plan_size(plan, model)
     );
-    if let Some(rebuild) = &recipe.rebuild {
-        let stages: Vec<&str> = recipe.metric.iter().map(|stage| stage.metric.as_str()).collect();
-        println!(
-            "rebuild   scope {}, alpha {}, metric {}, blocks {}",
-            rebuild.scope,
-            rebuild.alpha,
-            stages.join(" · "),
-            groups.join(", ")
-        );
+    for stage in &recipe.refine {
+        println!("refine    {}", describe(stage, recipe, &groups));
+    }
+}
+
+/// What a stage of the refinement is, in a line.
+fn describe(stage: &crate::recipe::Refine, recipe: &Recipe, groups: &[&str]) -> String {
+    let scope = stage.scope.unwrap_or(Scope::Row);
+    match stage.stage {
+        Some(Kind::Rebuild) => {
+            let metrics: Vec<&str> = recipe.metric.iter().map(|of| of.metric.as_str()).collect();
+            let alpha = match stage.alpha {
+                Some(Share(Alpha::Share(alpha))) => alpha.to_string(),
+                _ => "auto".into(),
+            };
+            format!(
+                "rebuild, scope {scope}, alpha {alpha}, metric {}, blocks {}",
+                metrics.join(" · "),
+                groups.join(", ")
+            )
+        }
+        Some(Kind::Swap) => {
+            let limit = stage.limit.unwrap_or_default();
+            format!("swap, scope {scope}, at most {limit} a row, blend {}", recipe.target.blend)
+        }
+        Some(Kind::Reconstruct) => "reconstruct: kept weights change".into(),
+        None => String::new(),
     }
 }
 
@@ -308,7 +323,8 @@ struct Masks<'a, D: Ops> {
     loaded: &'a Loaded,
     model: &'a Model<'a, D>,
     plan: &'a Plan,
-    calibration: &'a [Vec<u32>],
+    samples: Sampled<'a>,
+    scratch: &'a Path,
     quiet: bool,
     /// The operations of matrix products so far.
     work: &'a Cell<u64>,
@@ -322,74 +338,100 @@ impl<D: Ops> Masks<'_, D> {
         result
     }
 
-    fn start<'s>(&self, scratch: &'s Path) -> Start<'s> {
+    fn start(&self) -> Start<'_> {
         let Recipe { mask, output, .. } = &self.loaded.recipe;
-        Start { init: mask.init, dtype: output.dtype, scratch }
+        Start { init: mask.init, dtype: output.dtype, scratch: self.scratch }
     }
 
-    fn initial(&self, scratch: &Path) -> Result<Pruned, Error> {
+    fn initial(&self) -> Result<Pruned, Error> {
         let bar = bar("initial masks", self.plan.layers.len() as u64, self.quiet);
-        let settings = self.start(scratch);
+        let settings = self.start();
         let mut event = |event: Event<'_>| {
             if let Event::Layer(_) = event {
                 bar.inc(1);
             }
         };
         let pruned =
-            self.counted(|| start(self.model, self.plan, &settings, self.calibration, &mut event));
+            self.counted(|| start(self.model, self.plan, &settings, self.samples, &mut event));
         bar.finish_and_clear();
         Ok(pruned?)
     }
 
-    fn rebuilt(&self, initial: Pruned, groups: &mut Vec<GroupReport>) -> Result<Pruned, Error> {
-        self.rebuilding(groups, |settings, event| {
-            rebuild(self.model, self.plan, settings, self.calibration, initial, event)
+    /// The stage that a recipe describes.
+    fn stage<'s>(
+        &'s self,
+        stage: &crate::recipe::Refine,
+        pipeline: &'s [Stage],
+    ) -> Option<Refine<'s>> {
+        let scope = stage.scope.unwrap_or(Scope::Row);
+        Some(match stage.stage? {
+            Kind::Swap => {
+                let shrinkage = stage.shrinkage? as f32;
+                Refine::Swap(Swap { scope, limit: stage.limit?, shrinkage })
+            }
+            Kind::Rebuild => {
+                let (Share(alpha), Rounds(rounds)) = (stage.alpha?, stage.rounds?);
+                let (at, retain) = (stage.gradient?.into(), stage.retain?);
+                Refine::Rebuild(Rebuild { alpha, scope, at, rounds, retain, pipeline })
+            }
+            Kind::Reconstruct => Refine::Reconstruct(Reconstruct {
+                method: Method::LeastSquares(stage.damping?),
+                shrinkage: stage.shrinkage? as f32,
+                dtype: self.loaded.recipe.output.dtype,
+                scratch: self.scratch,
+            }),
         })
     }
 
-    fn in_one_pass(&self, scratch: &Path, groups: &mut Vec<GroupReport>) -> Result<Pruned, Error> {
-        let start = self.start(scratch);
-        self.rebuilding(groups, |settings, event| {
-            start_and_rebuild(self.model, self.plan, &start, settings, self.calibration, event)
-        })
-    }
-
-    /// Rebuilds masks, with a report of each group.
-    fn rebuilding(
-        &self,
-        groups: &mut Vec<GroupReport>,
-        run: impl FnOnce(&Rebuild<'_>, &mut dyn FnMut(Event<'_>)) -> Result<Pruned, pruning::Error>,
-    ) -> Result<Pruned, Error> {
-        let wanted = self.loaded.recipe.rebuild.clone().unwrap_or_default();
-        let settings = Rebuild {
-            alpha: wanted.alpha,
-            retain: wanted.retain,
-            pipeline: &self.loaded.pipeline()?,
+    /// Refines the masks, with a report of each group.
+    fn refined(&self, initial: Pruned, groups: &mut Vec<GroupReport>) -> Result<Pruned, Error> {
+        let recipe = &self.loaded.recipe;
+        let pipeline = self.loaded.pipeline()?;
+        let stages: Vec<_> =
+            recipe.refine.iter().filter_map(|stage| self.stage(stage, &pipeline)).collect();
+        let refinement = Refinement {
+            stages: &stages,
+            blend: recipe.target.blend as f32,
+            start: single_pass(recipe).then(|| self.start()),
         };
         let all = self.plan.layers.iter().map(|groups| groups.len() as u64).sum();
-        let bar = bar("rebuild", all, self.quiet);
+        let bar = bar("refinement", all, self.quiet);
         let mut event = |event: Event<'_>| {
             if let Event::Group(report) = event {
-                tracing::info!(
-                    layer = report.layer,
-                    group = report.group,
-                    before = report.error_before,
-                    after = report.error_after,
-                    "rebuilt"
-                );
+                for stage in &report.stages {
+                    tracing::info!(
+                        layer = report.layer,
+                        group = report.group,
+                        stage = stage.stage,
+                        before = stage.before.calibration,
+                        after = stage.after.calibration,
+                        held_out_before = stage.before.held_out,
+                        held_out_after = stage.after.held_out,
+                        accepted = stage.accepted,
+                        "refined"
+                    );
+                }
                 groups.push(report.clone());
                 bar.inc(1);
             }
         };
-        let pruned = self.counted(|| run(&settings, &mut event));
+        let (model, plan, samples) = (self.model, self.plan, self.samples);
+        let pruned =
+            self.counted(|| refine(model, plan, &refinement, samples, initial, &mut event));
         bar.finish_and_clear();
         Ok(pruned?)
     }
 }
 
-/// What the metrics of the rebuild need, if there is one.
+/// Whether initial masks are made and refined in one pass.
+pub(super) fn single_pass(recipe: &Recipe) -> bool {
+    recipe.mask.passes == 1 && !recipe.refine.is_empty()
+}
+
+/// What the metrics of rebuilds need, if there are any.
 pub(super) fn calibration_needs(loaded: &Loaded) -> Result<Option<Needs>, Error> {
-    if loaded.recipe.rebuild.is_none() {
+    let rebuilds = |stage: &crate::recipe::Refine| stage.stage == Some(Kind::Rebuild);
+    if !loaded.recipe.refine.iter().any(rebuilds) {
         return Ok(None);
     }
     let stages = loaded.pipeline()?;

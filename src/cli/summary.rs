@@ -11,7 +11,8 @@ use serde::Serialize;
 use super::evaluate::Shown;
 use crate::{
     evaluate::{Accuracy, Perplexity},
-    prune::GroupReport,
+    executor::Loss,
+    prune::{GroupReport, StageReport},
 };
 
 /// What a run did; `barber-report.json` in the output directory, and what `--json` prints.
@@ -31,7 +32,7 @@ pub(super) struct Summary {
     pub(super) perplexity: Vec<TextReport>,
     /// The accuracies, task by task.
     pub(super) tasks: Vec<TaskReport>,
-    /// The rebuilt groups, in the order of the rebuild.
+    /// The refined groups, in their order.
     pub(super) groups: Vec<GroupReport>,
     /// Seconds that each phase took.
     pub(super) seconds: BTreeMap<&'static str, f64>,
@@ -69,15 +70,14 @@ pub(super) struct Stages<T> {
     pub(super) dense: T,
     /// With the initial masks.
     pub(super) initial: Option<T>,
-    /// With the rebuilt masks.
-    pub(super) rebuilt: Option<T>,
+    /// Refined.
+    pub(super) refined: Option<T>,
 }
 
 impl<T> Stages<T> {
     /// Those that there are, with their names.
     fn named(&self) -> impl Iterator<Item = (&'static str, &T)> {
-        let pruned =
-            [("pruned, initial mask", &self.initial), ("pruned, mask rebuilt", &self.rebuilt)];
+        let pruned = [("pruned, initial mask", &self.initial), ("pruned, refined", &self.refined)];
         let pruned = pruned.into_iter().filter_map(|(name, found)| Some((name, found.as_ref()?)));
         std::iter::once(("dense", &self.dense)).chain(pruned)
     }
@@ -96,20 +96,32 @@ impl fmt::Display for Summary {
             let changed = self.changed_weights;
             writeln!(f, "changed   {changed} of {kept} kept weights: they are not the dense ones")?;
         }
-        if !self.groups.is_empty() {
-            let matrices = || self.groups.iter().flat_map(|group| &group.matrices);
+        let stages = self.groups.first().map_or(0, |group| group.stages.len());
+        for i in 0..stages {
+            let of: Vec<_> = self.groups.iter().filter_map(|group| group.stages.get(i)).collect();
+            let matrices = || of.iter().flat_map(|stage| &stage.matrices);
             let swaps: usize = matrices().map(|matrix| matrix.came_back).sum();
             let kept: usize = matrices().map(|matrix| matrix.kept).sum();
-            let sum = |error: fn(&GroupReport) -> f64| self.groups.iter().map(error).sum::<f64>();
-            let change = sum(|g| g.error_after) / sum(|g| g.error_before) - 1.0;
-            writeln!(
+            let change = |error: fn(&Loss) -> f64| {
+                let sum = |loss: fn(&StageReport) -> &Loss| -> f64 {
+                    of.iter().map(|stage| error(loss(stage))).sum()
+                };
+                100.0 * (sum(|stage| &stage.after) / sum(|stage| &stage.before) - 1.0)
+            };
+            let accepted = of.iter().filter(|stage| stage.accepted).count();
+            write!(
                 f,
-                "rebuilt   {} groups: {swaps} swaps ({:.2}% of the kept weights), \
-                 output error {:+.1}%",
-                self.groups.len(),
+                "{:9} {accepted} of {} groups: {swaps} swaps ({:.2}% of the kept weights), output \
+                 error {:+.1}%",
+                of[0].stage,
+                of.len(),
                 100.0 * swaps as f64 / kept.max(1) as f64,
-                100.0 * change
+                change(|loss| loss.calibration)
             )?;
+            if of[0].after.held_out.is_some() {
+                write!(f, ", {:+.1}% held out", change(|loss| loss.held_out.unwrap_or_default()))?;
+            }
+            writeln!(f)?;
         }
         for report in &self.perplexity {
             writeln!(

@@ -85,9 +85,10 @@ pub(super) fn log_likelihoods<D: Ops>(
     for batch in batches(&forests, (STATES / model.decoder.hidden_size).max(1)) {
         let batch = &forests[batch];
         let tokens: usize = batch.iter().map(|forest| forest.ids.len()).sum();
-        let stream = model.embed_at(batch.iter().map(|Forest { ids, trees, .. }| {
+        let samples = batch.iter().map(|Forest { ids, trees, .. }| {
             (&ids[..], Positions::of_trees(&model.decoder, ids.len(), trees))
-        }))?;
+        });
+        let stream = model.embed_at(samples, 0)?;
         let states = hidden(model, pruned, stream, |layers| {
             layer_done((done as f64 + tokens as f64 * layers) / all as f64);
         })?;

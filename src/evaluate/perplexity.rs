@@ -45,7 +45,7 @@ pub fn perplexity<D: Ops>(
     for batch in segments.chunks(batch) {
         let share = batch.len() as f64 / segments.len() as f64;
         let start = done as f64 / segments.len() as f64;
-        let stream = model.embed(batch)?;
+        let stream = model.embed(batch, 0)?;
         let states = hidden(model, pruned, stream, |layers| layer_done(start + share * layers))?;
         let head = Head::new(model)?;
         model.executor.each_sample(&states, |i, states| {
@@ -79,7 +79,7 @@ pub fn logits<D: Ops>(
     pruned: &Pruned,
     ids: &[u32],
 ) -> Result<Vec<f32>, Error> {
-    let states = hidden(model, pruned, model.embed(&[ids.to_vec()])?, |_| ())?;
+    let states = hidden(model, pruned, model.embed(&[ids.to_vec()], 0)?, |_| ())?;
     let tokens: Vec<usize> = (0..ids.len()).collect();
     let mut all = Vec::new();
     let head = Head::new(model)?;

@@ -27,6 +27,7 @@ struct Sum<D: Ops> {
     width: usize,
     square: Vec<f32>,
     gram: Option<D::Sum>,
+    departure: Option<D::Sum>,
 }
 
 /// Adds what it sees of some samples, which are rows, to the sums of their part.
@@ -47,6 +48,10 @@ impl<D: Ops> InputSums<D> {
         Self { part, members: members.to_vec(), needs, sums: Vec::new() }
     }
 
+    pub(super) fn part(&self) -> Part {
+        self.part
+    }
+
     /// Adds samples: `x`, [tokens, channels], is the input of `layers`.
     fn add(
         &mut self,
@@ -55,13 +60,14 @@ impl<D: Ops> InputSums<D> {
         samples: &[Range<usize>],
     ) -> Result<(), D::Err> {
         let layers: Vec<usize> = layers.filter(|layer| self.members.contains(layer)).collect();
-        if layers.is_empty() || !self.needs.inputs() {
+        if layers.is_empty() || samples.is_empty() || !self.needs.inputs() {
             return Ok(());
         }
         let width = x.shape().1;
         let known = self.sums.iter().position(|sum| sum.layers == layers);
         let place = known.unwrap_or_else(|| {
-            self.sums.push(Sum { layers, width, square: Vec::new(), gram: None });
+            let (square, gram, departure) = (Vec::new(), None, None);
+            self.sums.push(Sum { layers, width, square, gram, departure });
             self.sums.len() - 1
         });
         let Sum { square, gram, .. } = &mut self.sums[place];
@@ -81,19 +87,39 @@ impl<D: Ops> InputSums<D> {
         Ok(())
     }
 
+    /// Adds how the input of `layers` on another stream differs from `x`, which was added.
+    pub(super) fn depart(
+        &mut self,
+        layers: &Range<usize>,
+        x: &Matrix<D>,
+        other: &Matrix<D>,
+    ) -> Result<(), D::Err> {
+        let found = self.sums.iter_mut().find(|sum| sum.layers.iter().any(|l| layers.contains(l)));
+        let Some(Sum { departure, width, .. }) = found.filter(|_| self.needs.gram) else {
+            return Ok(());
+        };
+        let departure = match departure {
+            Some(departure) => departure,
+            None => departure.insert(x.device().nothing(*width, *width)?),
+        };
+        D::add_product(departure, &D::difference(x, other)?, x)
+    }
+
     /// Hands the means over `samples` to each layer's statistics.
     pub(super) fn finish(self, samples: usize, statistics: &mut [Statistics]) {
-        for Sum { layers, width, mut square, gram } in self.sums {
+        for Sum { layers, width, mut square, gram, departure } in self.sums {
             let mut gram = gram.map_or_else(Vec::new, D::sums);
             mirror(&mut gram, width);
-            for sum in [&mut square, &mut gram] {
+            let mut departure = departure.map_or_else(Vec::new, D::sums);
+            for sum in [&mut square, &mut gram, &mut departure] {
                 sum.iter_mut().for_each(|sum| *sum /= samples as f32);
             }
-            let square = (!square.is_empty()).then(|| Arc::new(square));
-            let gram = (!gram.is_empty()).then(|| Arc::new(gram));
+            let some = |sum: Vec<f32>| (!sum.is_empty()).then(|| Arc::new(sum));
+            let (square, gram, departure) = (some(square), some(gram), some(departure));
             for layer in layers {
                 statistics[layer].input_square.clone_from(&square);
                 statistics[layer].gram.clone_from(&gram);
+                statistics[layer].departure.clone_from(&departure);
             }
         }
     }

@@ -26,6 +26,9 @@ pub struct Statistics {
     pub input_square: Option<Arc<Vec<f32>>>,
     /// Mean over samples of Σ x xᵀ over a sample's tokens, [columns, columns], symmetric.
     pub gram: Option<Arc<Vec<f32>>>,
+    /// Mean over samples of Σ (x̃ − x) xᵀ over a sample's tokens, [columns, columns], where x̃ is
+    /// the input on another stream.
+    pub departure: Option<Arc<Vec<f32>>>,
 }
 
 impl Statistics {
@@ -43,11 +46,48 @@ impl Statistics {
     }
 }
 
+/// Mean over samples of the squared error between outputs and their targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Loss {
+    /// Of the samples that the statistics are of.
+    pub calibration: f64,
+    /// Of those that are held out, if there are any.
+    pub held_out: Option<f64>,
+}
+
+impl Loss {
+    /// Whether it is lower than another: on the samples that are held out, if there are any, and
+    /// on the others at least not higher.
+    pub fn improves(self, on: Self) -> bool {
+        match (self.held_out, on.held_out) {
+            (Some(own), Some(other)) => own < other && self.calibration <= on.calibration,
+            _ => self.calibration < on.calibration,
+        }
+    }
+
+    /// Adds the loss of a run.
+    fn add(&mut self, held_out: bool, loss: f64) {
+        if held_out {
+            *self.held_out.get_or_insert_default() += loss;
+        } else {
+            self.calibration += loss;
+        }
+    }
+
+    /// The mean over a stream's samples, of the sum over them.
+    fn mean<D: Ops>(mut self, stream: &Stream<D>) -> Self {
+        self.calibration /= stream.calibration as f64;
+        let held_out = stream.len() - stream.calibration;
+        self.held_out = self.held_out.map(|sum| sum / held_out as f64);
+        self
+    }
+}
+
 /// What [`Executor::measure`] finds.
 #[derive(Debug)]
 pub struct Measured {
-    /// Mean over samples of the squared error between the dense and the sparse outputs.
-    pub loss: f64,
+    /// Of the outputs.
+    pub loss: Loss,
     /// One per linear layer of each part.
     pub statistics: Vec<Vec<Statistics>>,
 }
@@ -61,7 +101,7 @@ pub struct Known<D: Ops> {
 
 /// The output of a run of parts: one part's own, without the residual; or the hidden states after
 /// several.
-fn run<D: Ops, T: Tape<f32, D> + 'static>(
+pub(super) fn run<D: Ops, T: Tape<f32, D> + 'static>(
     parts: &[PartWeights<D>],
     batch: &Batch<D>,
     tape: T,
@@ -120,6 +160,15 @@ struct Knowing<D: Ops> {
     outputs: Vec<Option<Matrix<D>>>,
 }
 
+impl<D: Ops> Knowing<D> {
+    /// What is known of a run.
+    fn of(known: Option<&Known<D>>, run: usize, device: &D) -> Result<Self, Error> {
+        let stores = known.iter().flat_map(|known| &known.outputs);
+        let outputs = stores.map(|store| store.get(run, device).map(Some));
+        Ok(Self { outputs: outputs.collect::<Result<_, _>>()? })
+    }
+}
+
 impl<D: Ops> Watch<D> for Knowing<D> {
     fn known(&mut self, layer: usize) -> Option<Matrix<D>> {
         self.outputs.get_mut(layer).and_then(Option::take)
@@ -141,7 +190,7 @@ impl<D: Ops> Executor<D> {
         needs: Needs,
     ) -> Result<Vec<Vec<Statistics>>, Error> {
         let mut sums = sums(parts, members, needs);
-        for index in 0..stream.runs.len() {
+        for index in stream.calibrating() {
             let batch = self.batch(stream, index)?;
             let mut watch = Adding { sums: &mut sums, samples: &batch.samples };
             let mut run = || {
@@ -158,7 +207,7 @@ impl<D: Ops> Executor<D> {
             };
             run().map_err(Error::device)?;
         }
-        Ok(finish(parts, sums, stream.len()))
+        Ok(finish(parts, sums, stream.calibration))
     }
 
     /// The same of one part, and what its linear layers give, if that fits into memory: with it,
@@ -184,7 +233,8 @@ impl<D: Ops> Executor<D> {
         let mut outputs: Vec<Store<D>> = stores.collect();
         for index in 0..stream.runs.len() {
             let batch = self.batch(stream, index)?;
-            let inputs = Adding { sums: &mut sums, samples: &batch.samples };
+            let samples = if stream.held_out(index) { &[][..] } else { &batch.samples };
+            let inputs = Adding { sums: &mut sums, samples };
             let mut watch = Both { inputs, outputs: Noting { outputs: Vec::new() } };
             run(parts, &batch, Default::default(), &mut watch)
                 .map(|_: Matrix<D>| ())
@@ -193,56 +243,88 @@ impl<D: Ops> Executor<D> {
                 store.put(index, y)?;
             }
         }
-        let mut statistics = finish(parts, sums, stream.len());
+        let mut statistics = finish(parts, sums, stream.calibration);
         Ok((statistics.swap_remove(0), Some(Known { outputs })))
     }
 
-    /// Runs dense parts on each sample, compares their outputs with the `targets`, those of the
-    /// sparse ones, and gathers what is needed of the layers in `members`, a list for each part. The
-    /// gradients are those of a sample's mean squared error with respect to the dense weights; they
-    /// are squared sample by sample, then averaged (LLM-Barber, arXiv 2408.10631). Afterwards the
-    /// dense outputs stand in the targets' place.
+    /// Runs parts on each sample, compares their outputs with the `targets`, and gathers what is
+    /// needed of the layers in `members`, a list for each part. The gradients are those of a
+    /// sample's mean squared error with respect to the parts' weights; they are squared sample by
+    /// sample, then averaged (LLM-Barber, arXiv 2408.10631, where the parts are the dense ones and
+    /// the targets the outputs of the sparse ones). Afterwards the outputs stand in the targets'
+    /// place.
     ///
     /// # Errors
     /// If the device has not enough memory, or the scratch file fails.
     pub fn measure(
         &self,
-        dense: &[PartWeights<D>],
+        parts: &[PartWeights<D>],
         stream: &Stream<D>,
         targets: &mut Store<D>,
         members: &[Vec<usize>],
         needs: Needs,
         known: Option<&Known<D>>,
     ) -> Result<Measured, Error> {
-        let mut inputs = sums(dense, members, needs);
-        let mut squares: Vec<Vec<Option<D::Sum>>> =
-            dense.iter().map(|part| part.linears.iter().map(|_| None).collect()).collect();
-        let mut losses = 0.0;
-        for index in 0..stream.runs.len() {
-            let batch = self.batch(stream, index)?;
+        self.measure_each(parts, stream, members, needs, known, |index, output| {
             let target = targets.get(index, &self.device)?;
-            let mut outputs = Vec::new();
-            for store in known.iter().flat_map(|known| &known.outputs) {
-                outputs.push(Some(store.get(index, &self.device)?));
-            }
-            let inputs = Adding { sums: &mut inputs, samples: &batch.samples };
-            let mut watch = Both { inputs, outputs: Knowing { outputs } };
-            if !needs.squared_gradient {
-                let output = run(dense, &batch, Default::default(), &mut watch);
+            targets.put(index, output)?;
+            Ok(target)
+        })
+    }
+
+    /// The same, which leaves the targets as they are.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch file fails.
+    pub fn measure_against(
+        &self,
+        parts: &[PartWeights<D>],
+        stream: &Stream<D>,
+        targets: &Store<D>,
+        members: &[Vec<usize>],
+        needs: Needs,
+    ) -> Result<Measured, Error> {
+        let target = |index, _| targets.get(index, &self.device);
+        self.measure_each(parts, stream, members, needs, None, target)
+    }
+
+    /// Measures a run at a time; `target` is given its outputs, and tells what they are compared
+    /// with.
+    fn measure_each(
+        &self,
+        parts: &[PartWeights<D>],
+        stream: &Stream<D>,
+        members: &[Vec<usize>],
+        needs: Needs,
+        known: Option<&Known<D>>,
+        mut target: impl FnMut(usize, Matrix<D>) -> Result<Matrix<D>, Error>,
+    ) -> Result<Measured, Error> {
+        let mut inputs = sums(parts, members, needs);
+        let mut squares: Vec<Vec<Option<D::Sum>>> =
+            parts.iter().map(|part| part.linears.iter().map(|_| None).collect()).collect();
+        let mut sum = Loss::default();
+        for index in 0..stream.runs.len() {
+            let (batch, held_out) = (self.batch(stream, index)?, stream.held_out(index));
+            let outputs = Knowing::of(known, index, &self.device)?;
+            let samples = if held_out { &[][..] } else { &batch.samples };
+            let inputs = Adding { sums: &mut inputs, samples };
+            let mut watch = Both { inputs, outputs };
+            if held_out || !needs.squared_gradient {
+                let output = run(parts, &batch, Default::default(), &mut watch);
                 let output: Matrix<D> = output.map_err(Error::device)?;
-                targets.put(index, output.clone())?;
+                let target = target(index, output.clone())?;
                 let loss = D::squared_error(output, &target, &batch.samples);
-                losses += f64::from(loss.map_err(Error::device)?.as_vec()[0]);
+                sum.add(held_out, f64::from(loss.map_err(Error::device)?.as_vec()[0]));
                 continue;
             }
-            let traced = dense.iter().zip(members).map(|(part, members)| part.traced(members));
+            let traced = parts.iter().zip(members).map(|(part, members)| part.traced(members));
             let traced: Vec<_> = traced.collect();
             let output = run(&traced, &batch, OwnedTape::default(), &mut watch);
             let (output, tape) = output.map_err(Error::device)?.split_tape();
-            targets.put(index, output.clone())?;
+            let target = target(index, output.clone())?;
             let backward = || {
                 let loss = D::squared_error(output.put_tape(tape), &target, &batch.samples)?;
-                losses += f64::from(loss.as_vec()[0]);
+                sum.add(false, f64::from(loss.as_vec()[0]));
                 loss.try_backward()?;
                 for ((part, squares), members) in traced.iter().zip(&mut squares).zip(members) {
                     for &i in members {
@@ -259,18 +341,18 @@ impl<D: Ops> Executor<D> {
             };
             backward().map_err(|e: D::Err| Error::device(e))?;
         }
-        let samples = stream.len();
-        let mut statistics = finish(dense, inputs, samples);
+        let mut statistics = finish(parts, inputs, stream.calibration);
         for (statistics, squares) in statistics.iter_mut().zip(squares) {
             for (statistics, squares) in statistics.iter_mut().zip(squares) {
+                let samples = stream.calibration as f32;
                 let mean = |mut sums: Vec<f32>| {
-                    sums.par_iter_mut().for_each(|sum| *sum /= samples as f32);
+                    sums.par_iter_mut().for_each(|sum| *sum /= samples);
                     sums
                 };
                 statistics.squared_gradient = squares.map(D::sums).map(mean);
             }
         }
-        Ok(Measured { loss: losses / samples as f64, statistics })
+        Ok(Measured { loss: sum.mean(stream), statistics })
     }
 
     /// The outputs of a run of parts on each sample: one part's own, without the residual; or the
@@ -279,9 +361,46 @@ impl<D: Ops> Executor<D> {
     /// # Errors
     /// If the device has not enough memory, or the scratch file fails.
     pub fn outputs(&self, parts: &[PartWeights<D>], stream: &Stream<D>) -> Result<Store<D>, Error> {
+        self.known_outputs(parts, stream, None)
+    }
+
+    /// The same, where it may be known what the linear layers of a part give.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch file fails.
+    pub fn known_outputs(
+        &self,
+        parts: &[PartWeights<D>],
+        stream: &Stream<D>,
+        known: Option<&Known<D>>,
+    ) -> Result<Store<D>, Error> {
         let mut outputs = self.storage.store(stream.runs.len());
-        self.each_output(parts, stream, |batch, output| outputs.put(batch.index, output))?;
+        for index in 0..stream.runs.len() {
+            let batch = self.batch(stream, index)?;
+            let mut watch = Knowing::of(known, index, &self.device)?;
+            let output = run(parts, &batch, Default::default(), &mut watch);
+            outputs.put(index, output.map_err(Error::device)?)?;
+        }
         Ok(outputs)
+    }
+
+    /// The [`Executor::loss`] of the samples that are held out, if there are any.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch file fails.
+    pub fn held_out_loss(
+        &self,
+        parts: &[PartWeights<D>],
+        stream: &Stream<D>,
+        targets: &Store<D>,
+    ) -> Result<Option<f64>, Error> {
+        let mut sum = Loss::default();
+        let runs = stream.calibrating().end..stream.runs.len();
+        self.each_output(parts, stream, runs, |batch, output| {
+            sum.add(true, self.batch_loss(batch, output, targets)?);
+            Ok(())
+        })?;
+        Ok(sum.mean(stream).held_out)
     }
 
     /// The mean over samples of the mean squared difference between the parts' outputs and
@@ -294,13 +413,13 @@ impl<D: Ops> Executor<D> {
         parts: &[PartWeights<D>],
         stream: &Stream<D>,
         targets: &Store<D>,
-    ) -> Result<f64, Error> {
-        let mut losses = 0.0;
-        self.each_output(parts, stream, |batch, output| {
-            losses += self.batch_loss(batch, output, targets)?;
+    ) -> Result<Loss, Error> {
+        let mut sum = Loss::default();
+        self.each_output(parts, stream, 0..stream.runs.len(), |batch, output| {
+            sum.add(stream.held_out(batch.index), self.batch_loss(batch, output, targets)?);
             Ok(())
         })?;
-        Ok(losses / stream.len() as f64)
+        Ok(sum.mean(stream))
     }
 
     /// Moves the hidden states on through a part; returns the [`Executor::loss`] of its outputs,
@@ -313,28 +432,60 @@ impl<D: Ops> Executor<D> {
         part: &PartWeights<D>,
         stream: &mut Stream<D>,
         targets: Option<&Store<D>>,
-    ) -> Result<Option<f64>, Error> {
-        let mut losses = 0.0;
+    ) -> Result<Option<Loss>, Error> {
+        let mut sum = Loss::default();
         for index in 0..stream.runs.len() {
             let batch = self.batch(stream, index)?;
             let output = run(std::slice::from_ref(part), &batch, Default::default(), &mut ());
             let output: Matrix<D> = output.map_err(Error::device)?;
             if let Some(targets) = targets {
-                losses += self.batch_loss(&batch, output.clone(), targets)?;
+                let loss = self.batch_loss(&batch, output.clone(), targets)?;
+                sum.add(stream.held_out(index), loss);
             }
             let states = part.residual(batch.states.clone(), output).map_err(Error::device)?;
             stream.states.put(index, states)?;
         }
-        Ok(targets.map(|_| losses / stream.len() as f64))
+        Ok(targets.map(|_| sum.mean(stream)))
+    }
+
+    /// Moves the hidden states on through a part whose outputs are known.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch file fails.
+    pub fn advance_by(
+        &self,
+        part: &PartWeights<D>,
+        stream: &mut Stream<D>,
+        outputs: &Store<D>,
+    ) -> Result<(), Error> {
+        for index in 0..stream.runs.len() {
+            let states = stream.states.get(index, &self.device)?;
+            let output = outputs.get(index, &self.device)?;
+            stream.states.put(index, part.residual(states, output).map_err(Error::device)?)?;
+        }
+        Ok(())
+    }
+
+    /// Blends outputs: `targets` becomes (1 − `share`) of itself and `share` of `other`.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch file fails.
+    pub fn blend(&self, targets: &mut Store<D>, other: &Store<D>, share: f32) -> Result<(), Error> {
+        for index in 0..targets.len() {
+            let (a, b) = (targets.get(index, &self.device)?, other.get(index, &self.device)?);
+            targets.put(index, D::blend(&a, &b, share).map_err(Error::device)?)?;
+        }
+        Ok(())
     }
 
     fn each_output(
         &self,
         parts: &[PartWeights<D>],
         stream: &Stream<D>,
+        runs: Range<usize>,
         mut see: impl FnMut(&Batch<D>, Matrix<D>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        for index in 0..stream.runs.len() {
+        for index in runs {
             let batch = self.batch(stream, index)?;
             let output = run(parts, &batch, Default::default(), &mut ());
             see(&batch, output.map_err(Error::device)?)?;
@@ -354,7 +505,7 @@ impl<D: Ops> Executor<D> {
     }
 }
 
-fn sums<D: Ops>(
+pub(super) fn sums<D: Ops>(
     parts: &[PartWeights<D>],
     members: &[Vec<usize>],
     needs: Needs,
@@ -363,7 +514,7 @@ fn sums<D: Ops>(
     parts.map(|(part, members)| InputSums::new(part.part, members, needs)).collect()
 }
 
-fn finish<D: Ops>(
+pub(super) fn finish<D: Ops>(
     parts: &[PartWeights<D>],
     sums: Vec<InputSums<D>>,
     samples: usize,

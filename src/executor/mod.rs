@@ -9,6 +9,7 @@ mod inputs;
 mod measure;
 pub mod ops;
 mod store;
+mod survey;
 
 use std::{fmt, io, ops::Range, path::Path, sync::Arc};
 
@@ -18,8 +19,9 @@ use self::ops::{Matrix, Ops, Rotation, Sight};
 pub use self::{
     device::{Device, available_memory},
     forward::{Inner, PartWeights, Watch, forward},
-    measure::{Known, Measured, Statistics},
+    measure::{Known, Loss, Measured, Statistics},
     store::{Storage, Store},
+    survey::Surveyed,
 };
 use crate::family::Decoder;
 
@@ -81,6 +83,8 @@ impl<D> From<D> for Executor<D> {
 pub struct Stream<D: Ops> {
     runs: Vec<Run>,
     states: Store<D>,
+    /// The first samples, which statistics are of; the others are held out.
+    calibration: usize,
 }
 
 /// Consecutive samples of one length.
@@ -123,6 +127,17 @@ impl<D: Ops> Stream<D> {
     fn tokens(&self) -> usize {
         self.runs.iter().map(Run::tokens).sum()
     }
+
+    /// Whether a run's samples are held out.
+    fn held_out(&self, run: usize) -> bool {
+        self.runs[run].samples.start >= self.calibration
+    }
+
+    /// The runs that statistics are of.
+    fn calibrating(&self) -> Range<usize> {
+        let runs = self.runs.iter().filter(|run| run.samples.start < self.calibration);
+        0..runs.count()
+    }
 }
 
 /// The samples of a run as they go through a layer.
@@ -136,14 +151,17 @@ struct Batch<D: Ops> {
 }
 
 impl<D: Ops> Executor<D> {
-    /// The stream of some samples' hidden states, [tokens, channels] each, row-major.
+    /// The stream of some samples' hidden states, [tokens, channels] each, row-major. The last
+    /// `held_out` of them are no part of any statistics.
     ///
     /// # Errors
     /// If the device has not enough memory, or the scratch file fails.
     pub fn stream<E: From<Error>>(
         &self,
-        samples: impl IntoIterator<Item = Result<(Vec<f32>, Positions), E>>,
+        samples: impl ExactSizeIterator<Item = Result<(Vec<f32>, Positions), E>>,
+        held_out: usize,
     ) -> Result<Stream<D>, E> {
+        let calibration = samples.len().saturating_sub(held_out);
         let mut runs: Vec<Run> = Vec::new();
         let mut matrices = Vec::new();
         let mut values: Vec<f32> = Vec::new();
@@ -151,10 +169,10 @@ impl<D: Ops> Executor<D> {
             let shape = (run.tokens(), values.len().checked_div(run.tokens()).unwrap_or(0));
             self.device.hold(values, shape).map_err(Error::device)
         };
-        for (i, sample) in samples.into_iter().enumerate() {
+        for (i, sample) in samples.enumerate() {
             let (mut states, positions) = sample?;
             match runs.last_mut() {
-                Some(run) if run.takes(&positions) => {
+                Some(run) if i != calibration && run.takes(&positions) => {
                     run.samples.end = i + 1;
                     values.append(&mut states);
                 }
@@ -174,7 +192,7 @@ impl<D: Ops> Executor<D> {
         for (i, matrix) in matrices.into_iter().enumerate() {
             states.put(i, matrix)?;
         }
-        Ok(Stream { runs, states })
+        Ok(Stream { runs, states, calibration })
     }
 
     /// The hidden states of each sample in turn, [tokens, channels], row-major.

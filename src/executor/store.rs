@@ -95,6 +95,11 @@ impl<D: Hold> Slot<D> {
 }
 
 impl<D: Hold> Store<D> {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
     /// Stores a matrix in the place of the one that was there.
     pub(super) fn put(&mut self, i: usize, matrix: Matrix<D>) -> Result<(), Error> {
         let (dtype, shape) = (self.storage.dtype, matrix.shape());

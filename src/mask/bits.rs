@@ -96,6 +96,12 @@ impl Mask {
         }
     }
 
+    /// How many weights are kept that `other` prunes.
+    pub fn without(&self, other: &Self) -> usize {
+        let words = self.words.iter().zip(&other.words);
+        words.map(|(own, other)| (own & !other).count_ones() as usize).sum()
+    }
+
     /// How many weights are kept.
     pub fn kept(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()

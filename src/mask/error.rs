@@ -1,6 +1,6 @@
 //! Every way in which a mask cannot be made.
 
-use super::Pattern;
+use super::{Pattern, Scope};
 use crate::find;
 
 /// Why a mask could not be made.
@@ -17,6 +17,12 @@ pub enum Error {
     Alpha {
         /// It.
         alpha: f64,
+    },
+    /// Swaps do not know the scope.
+    #[error("swaps are within a `row` or a `layer`, not a `{scope}`")]
+    SwapScope {
+        /// It.
+        scope: Scope,
     },
     /// A slice does not fit its matrix.
     #[error("`{name}`: {found} {what}, but the matrix needs {expected}")]

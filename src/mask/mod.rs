@@ -4,16 +4,20 @@
 mod bits;
 mod error;
 mod init;
+mod least_squares;
 mod order;
 mod pattern;
 #[cfg(test)]
 mod properties;
 mod rebuild;
 mod scope;
+mod swap;
 
 pub use bits::Mask;
 pub use error::Error;
 pub use init::{Init, Initial};
+pub use least_squares::least_squares;
 pub use pattern::{ParsePatternError, Pattern};
-pub use rebuild::{Scored, rebuild};
+pub use rebuild::{Comparison, Scored, rebuild};
 pub use scope::Scope;
+pub use swap::{OutputError, Swapped, swap};

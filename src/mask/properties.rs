@@ -3,7 +3,7 @@
 use barber_metric::{Dims, LayerStats};
 use proptest::{collection::vec, prelude::*};
 
-use super::{Init, Mask, Pattern, Scope, Scored, rebuild};
+use super::{Comparison, Init, Mask, Pattern, Scope, Scored, rebuild};
 
 /// A weight matrix of a group: its scores and its mask.
 #[derive(Clone, Debug)]
@@ -78,13 +78,23 @@ fn rebuilt(
     pattern: Pattern,
     alpha: f64,
 ) -> (Vec<Mask>, Vec<usize>) {
+    rebuilt_by(group, scope, pattern, alpha, Comparison::Pools)
+}
+
+fn rebuilt_by(
+    group: &[Matrix],
+    scope: Scope,
+    pattern: Pattern,
+    alpha: f64,
+    comparison: Comparison,
+) -> (Vec<Mask>, Vec<usize>) {
     let mut masks: Vec<Mask> = group.iter().map(|matrix| matrix.mask.clone()).collect();
     let mut scored: Vec<_> = group
         .iter()
         .zip(&mut masks)
         .map(|(matrix, mask)| Scored { name: "w", scores: &matrix.scores, mask })
         .collect();
-    let swaps = rebuild(&mut scored, scope, pattern, alpha).expect("valid input");
+    let swaps = rebuild(&mut scored, scope, pattern, alpha, comparison).expect("valid input");
     (masks, swaps)
 }
 
@@ -227,6 +237,37 @@ proptest! {
             }
             prop_assert_eq!(back, swaps[m]);
         }
+    }
+
+    /// Compared inside tiles, no tile's score falls, and with all swaps made none is left.
+    #[test]
+    fn tiles_only_gain((pattern, group) in group(), scope in any_scope(), alpha in alpha()) {
+        let Some((_, size)) = tile(pattern) else { return Ok(()) };
+        let (masks, swaps) = rebuilt_by(&group, scope, pattern, alpha, Comparison::Tiles);
+        for ((matrix, after), swaps) in group.iter().zip(&masks).zip(swaps) {
+            prop_assert_eq!(pattern.check("w", after), Ok(()));
+            prop_assert_eq!(after.without(&matrix.mask), swaps);
+            for start in (0..matrix.scores.len()).step_by(size) {
+                let kept = |mask: &Mask| {
+                    let mut kept: Vec<f32> = (start..start + size)
+                        .filter(|&i| mask.get(i))
+                        .map(|i| matrix.scores[i])
+                        .collect();
+                    kept.sort_by(f32::total_cmp);
+                    kept
+                };
+                let (old, new) = (kept(&matrix.mask), kept(after));
+                prop_assert_eq!(old.len(), new.len());
+                prop_assert!(old.iter().zip(&new).all(|(old, new)| old <= new));
+            }
+        }
+        let all = rebuilt_by(&group, scope, pattern, 1.0, Comparison::Tiles).0;
+        let again: Vec<Matrix> = group
+            .iter()
+            .zip(&all)
+            .map(|(matrix, mask)| Matrix { mask: mask.clone(), scores: matrix.scores.clone() })
+            .collect();
+        prop_assert_eq!(rebuilt_by(&again, scope, pattern, 1.0, Comparison::Tiles).0, all);
     }
 
     #[test]

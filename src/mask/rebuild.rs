@@ -21,6 +21,15 @@ pub struct Scored<'a> {
     pub mask: &'a mut Mask,
 }
 
+/// With what a pruned weight is compared under an N:M pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// With the kept weights of its pool, as the paper does; a tile's own score may fall by that.
+    Pools,
+    /// With those of its tile: no tile's score falls.
+    Tiles,
+}
+
 /// Rebuilds the masks of a group of matrices, and returns how many weights of each came back.
 ///
 /// Within each pool of the scope, the pruned weights in descending order of their scores are
@@ -30,15 +39,18 @@ pub struct Scored<'a> {
 ///
 /// Under an N:M pattern the pools decide only which weights come back; then in each tile as many
 /// of its lowest kept weights go as came back in it. If more would come back than the tile keeps,
-/// only the highest of them do. As in the authors' code, a tile's own score may fall by that.
+/// only the highest of them do. As in the authors' code, a tile's own score may fall by that. With
+/// [`Comparison::Tiles`] the pairs are those of each tile instead, and of a pool's *c* pairs in which
+/// the pruned weight scores higher the first ⌊*c*·`alpha`⌋ by the difference change places.
 ///
 /// ```
 /// use barber_metric::Dims;
-/// use llm_barber::mask::{Mask, Pattern, Scope, Scored, rebuild};
+/// use llm_barber::mask::{Comparison, Mask, Pattern, Scope, Scored, rebuild};
 ///
 /// let mut mask = Mask::from_bools(Dims { rows: 1, columns: 4 }, &[true, true, false, false]);
 /// let mut group = [Scored { name: "q_proj", scores: &[5.0, 1.0, 4.0, 3.0], mask: &mut mask }];
-/// assert_eq!(rebuild(&mut group, Scope::Row, Pattern::Unstructured, 1.0), Ok(vec![1]));
+/// let (scope, pattern) = (Scope::Row, Pattern::Unstructured);
+/// assert_eq!(rebuild(&mut group, scope, pattern, 1.0, Comparison::Pools), Ok(vec![1]));
 /// assert_eq!(mask.to_bools(), [true, false, true, false]);
 /// ```
 ///
@@ -50,6 +62,7 @@ pub fn rebuild(
     scope: Scope,
     pattern: Pattern,
     alpha: f64,
+    comparison: Comparison,
 ) -> Result<Vec<usize>, Error> {
     if !(0.0..=1.0).contains(&alpha) {
         return Err(Error::Alpha { alpha });
@@ -63,6 +76,9 @@ pub fn rebuild(
         tiles.push(pattern.tile(name, dims.columns)?);
     }
     let dims: Vec<_> = group.iter().map(|matrix| matrix.mask.dims()).collect();
+    if let (Pattern::NofM { m, .. }, Comparison::Tiles) = (pattern, comparison) {
+        return Ok(swap_pairs(group, scope, m, alpha));
+    }
     let pools = scope.pools(&dims);
     let moving: Vec<Moving> = {
         let group = &*group;
@@ -81,6 +97,51 @@ pub fn rebuild(
             Some(tile) => matrix.swap_in_tiles(&back, tile),
         })
         .collect())
+}
+
+/// A pair of weights of a tile of which the pruned one scores higher.
+struct Pair {
+    /// The pool that it counts in.
+    pool: [usize; 2],
+    comes: usize,
+    goes: usize,
+    gain: f32,
+}
+
+/// Swaps the share `alpha` of the pairs within tiles of `m`; returns the swaps of each matrix.
+fn swap_pairs(group: &mut [Scored<'_>], scope: Scope, m: usize, alpha: f64) -> Vec<usize> {
+    let mut pairs = Vec::new();
+    for (matrix, Scored { scores, mask, .. }) in group.iter().enumerate() {
+        let columns = mask.dims().columns;
+        for start in (0..scores.len()).step_by(m) {
+            let of = |kept: bool| (start..start + m).filter(move |&i| mask.get(i) == kept);
+            let (mut grow, mut prune): (Vec<_>, Vec<_>) = (of(false).collect(), of(true).collect());
+            grow.sort_unstable_by_key(|&i| (!key(scores[i]), i));
+            prune.sort_unstable_by_key(|&i| (key(scores[i]), i));
+            let pool = match scope {
+                Scope::Group => [0, 0],
+                Scope::Layer => [matrix, 0],
+                Scope::Row => [matrix, start / columns],
+                Scope::Column => [matrix, start % columns],
+            };
+            let worth = grow.into_iter().zip(prune);
+            let worth = worth.take_while(|(comes, goes)| scores[*comes] > scores[*goes]);
+            pairs.extend(worth.map(|(comes, goes)| {
+                (matrix, Pair { pool, comes, goes, gain: scores[comes] - scores[goes] })
+            }));
+        }
+    }
+    // Stable: of equal gains the first pairs come first.
+    pairs.sort_by(|(_, a), (_, b)| a.pool.cmp(&b.pool).then(b.gain.total_cmp(&a.gain)));
+    let mut swaps = vec![0; group.len()];
+    for pool in pairs.chunk_by(|(_, a), (_, b)| a.pool == b.pool) {
+        for (matrix, pair) in &pool[..(pool.len() as f64 * alpha) as usize] {
+            group[*matrix].mask.set(pair.comes, true);
+            group[*matrix].mask.set(pair.goes, false);
+            swaps[*matrix] += 1;
+        }
+    }
+    swaps
 }
 
 /// The weights of a pool that change places: matrices, and indices in them.
@@ -211,7 +272,7 @@ mod tests {
     ) -> Vec<u8> {
         let mut mask = mask(rows, kept);
         let mut group = [Scored { name: "w", scores, mask: &mut mask }];
-        let swaps = rebuild(&mut group, scope, pattern, alpha).expect("a mask");
+        let swaps = rebuild(&mut group, scope, pattern, alpha, Comparison::Pools).expect("a mask");
         let after: Vec<u8> = mask.to_bools().into_iter().map(u8::from).collect();
         let back = kept.iter().zip(&after).filter(|pair| pair == &(&0, &1)).count();
         assert_eq!(swaps, [back]);
@@ -267,7 +328,7 @@ mod tests {
             Scored { name: "q", scores: &[1.0, 2.0], mask: first },
             Scored { name: "k", scores: &[0.0, 3.0, 1.5, 4.0], mask: second },
         ];
-        assert_eq!(rebuild(&mut group, Scope::Group, ALL, 1.0), Ok(vec![0, 2]));
+        assert_eq!(rebuild(&mut group, Scope::Group, ALL, 1.0, Comparison::Pools), Ok(vec![0, 2]));
         assert_eq!(masks, [mask(1, &[0, 0]), mask(2, &[0, 1, 0, 1])]);
     }
 
@@ -318,6 +379,21 @@ mod tests {
     }
 
     #[test]
+    fn in_tiles_only_better_weights_come() {
+        // As above, but 4 is compared with 5 and 8, and stays; 9 is with 5.
+        let scores = [8.0, 9.0, 5.0, 4.0, 1.0, 2.0, 0.5, 3.0];
+        let mut mask = mask(1, &[1, 0, 1, 0, 1, 1, 0, 0]);
+        let mut group = [Scored { name: "w", scores: &scores, mask: &mut mask }];
+        let mut rebuilt =
+            |alpha| rebuild(&mut group, Scope::Row, TWO_OF_FOUR, alpha, Comparison::Tiles).unwrap();
+        // Of the two pairs, 9 for 5 gains more than 3 for 1.
+        assert_eq!(rebuilt(0.5), [1]);
+        assert_eq!(rebuilt(1.0), [1]);
+        assert_eq!(rebuilt(1.0), [0]);
+        assert_eq!(mask, self::mask(1, &[1, 1, 0, 0, 0, 1, 0, 1]));
+    }
+
+    #[test]
     fn what_is_wrong_is_said_and_changes_nothing() {
         let fine = [0.0, 1.0, 2.0, 3.0];
         let before = mask(2, &[1, 1, 0, 0]);
@@ -346,7 +422,8 @@ mod tests {
                 Scored { name: "q", scores: &fine, mask: &mut first },
                 Scored { name: "k", scores, mask: &mut second },
             ];
-            let error = rebuild(&mut group, Scope::Group, pattern, alpha).expect_err(message);
+            let error = rebuild(&mut group, Scope::Group, pattern, alpha, Comparison::Pools)
+                .expect_err(message);
             assert_eq!(error.to_string(), message);
             assert_eq!((first, second), (mask(1, &[0, 0, 0, 1]), before.clone()));
         }
@@ -355,10 +432,13 @@ mod tests {
     #[test]
     fn empty_groups_and_matrices_are_rebuilt_to_nothing() {
         for scope in Scope::ALL {
-            assert_eq!(rebuild(&mut [], scope, ALL, 1.0), Ok(vec![]));
+            assert_eq!(rebuild(&mut [], scope, ALL, 1.0, Comparison::Pools), Ok(vec![]));
             let mut mask = Mask::kept_everywhere(Dims { rows: 0, columns: 4 });
             let mut group = [Scored { name: "w", scores: &[], mask: &mut mask }];
-            assert_eq!(rebuild(&mut group, scope, TWO_OF_FOUR, 1.0), Ok(vec![0]));
+            assert_eq!(
+                rebuild(&mut group, scope, TWO_OF_FOUR, 1.0, Comparison::Pools),
+                Ok(vec![0])
+            );
         }
     }
 }

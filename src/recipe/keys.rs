@@ -77,20 +77,22 @@ mod tests {
     #[test]
     fn every_key_has_help() {
         let paths: Vec<_> = keys().iter().map(|key| key.path.as_str()).collect();
-        for path in ["model.path", "rebuild.alpha", "blocks.N.layers", "metric.N.use"] {
+        for path in ["model.path", "refine.N.alpha", "blocks.N.layers", "metric.N.use"] {
             assert!(paths.contains(&path), "{path} not in {paths:?}");
         }
         for key in keys() {
             assert!(!key.help.is_empty(), "{}", key.path);
         }
         let expected = [
+            "preset",
             "model",
             "calibration",
             "sparsity",
             "mask",
             "blocks",
             "override",
-            "rebuild",
+            "target",
+            "refine",
             "metric",
             "executor",
             "output",

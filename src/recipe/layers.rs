@@ -1,5 +1,5 @@
-//! The layers a recipe is made of, merged by figment: built-in defaults, the file, `BARBER_*`
-//! environment variables, `--set`; a later one wins.
+//! The layers a recipe is made of, merged by figment: built-in defaults, a preset, the file,
+//! `BARBER_*` environment variables, `--set`; a later one wins.
 
 use std::path::Path;
 
@@ -13,12 +13,13 @@ use super::{
     Recipe,
     error::{Fault, Problem, alternatives, nearest, segments},
     keys::sections,
+    preset::preset,
     text::parse_value,
 };
 
 /// The arrays of tables. figment replaces arrays as a whole; as tables by index they merge, so
 /// that a `--set` can reach into one.
-const ARRAYS: [&str; 3] = ["blocks", "metric", "override"];
+const ARRAYS: [&str; 4] = ["blocks", "metric", "override", "refine"];
 /// Deeper than any key.
 const DEPTH: usize = 16;
 const PREFIX: &str = "BARBER_";
@@ -59,6 +60,16 @@ impl Layer {
             }
         }
         Self::new(Metadata::named("default"), values)
+    }
+
+    /// What a preset stands for.
+    pub(super) fn preset(name: &str) -> std::result::Result<Self, Problem> {
+        Ok(Self::new(Metadata::named(format!("preset `{name}`")), preset(name)?))
+    }
+
+    /// The preset that the layer names.
+    pub(super) fn named_preset(&self) -> Option<&str> {
+        self.values.get("preset")?.as_str()
     }
 
     /// The recipe's file.

@@ -5,6 +5,8 @@ mod error;
 mod keys;
 mod layers;
 mod pipeline;
+mod preset;
+mod refine;
 mod resolve;
 mod rules;
 mod sections;
@@ -14,10 +16,11 @@ mod text;
 pub use self::{
     error::{Fault, Problem, RecipeError},
     keys::{Key, keys},
+    refine::{Gradient, Kind, Refine, Rounds, Share},
     resolve::{Loaded, load, load_text},
     rules::Rules,
     sections::{
-        BlockGroup, Calibration, Evaluate, Mask, Model, Output, Override, Rebuild, Recipe, Sparsity,
+        BlockGroup, Calibration, Evaluate, Mask, Model, Output, Override, Recipe, Sparsity, Target,
     },
     stage::Stage,
 };

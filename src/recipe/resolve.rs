@@ -9,7 +9,7 @@ use super::{
     error::{Fault, Problem, alternatives, nearest},
     keys::{key, keys},
     layers::{Layer, merge},
-    rules,
+    refine, rules,
     text::Text,
 };
 use crate::{
@@ -98,6 +98,12 @@ pub fn load_text(
             Err(problem) => problems.push(problem),
         }
     }
+    let named = layers.iter().rev().find_map(Layer::named_preset).map(str::to_owned);
+    match named.as_deref().map(Layer::preset).transpose() {
+        // Above the defaults, below all that the user says.
+        Ok(preset) => layers.splice(1..1, preset).for_each(drop),
+        Err(problem) => problems.push(problem),
+    }
     let (figment, values, unmerged) = merge(layers);
     problems.extend(unmerged);
     let source = Source { text: parsed, figment, values: values.into() };
@@ -107,6 +113,7 @@ pub fn load_text(
     let recipe = match known.deserialize::<Recipe>() {
         Ok(mut recipe) => {
             settle_ratio(&source, &mut recipe, &mut problems);
+            refine::settle(&mut recipe, &mut problems);
             check(&recipe, &mut problems);
             rules::check(&recipe, &mut problems);
             recipe
@@ -354,23 +361,18 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
             "it must be at least 0 and below 1; 0.5 prunes half of the weights",
         );
     }
-    if let Some(rebuild) = &recipe.rebuild
-        && !(0.0..=1.0).contains(&rebuild.alpha)
-    {
-        wrong(
-            "rebuild.alpha",
-            format!("{} is not a share of swaps", rebuild.alpha),
-            "it must be from 0, no swap, to 1, every swap that raises the score",
-        );
+    if !(1..=2).contains(&recipe.mask.passes) {
+        let help = "2, all initial masks before the refinement, or 1, layer by layer";
+        wrong("mask.passes", format!("{} passes", recipe.mask.passes), help);
     }
-    if let Some(rebuild) = &recipe.rebuild
-        && !(1..=2).contains(&rebuild.passes)
-    {
-        let help = "2, all initial masks before the rebuild, or 1, layer by layer";
-        wrong("rebuild.passes", format!("{} passes", rebuild.passes), help);
+    if !(0.0..=1.0).contains(&recipe.target.blend) {
+        let help =
+            "it must be from 0, the pruned model's hidden states alone, to 1, the dense ones";
+        wrong("target.blend", format!("{} is no share", recipe.target.blend), help);
     }
     let sizes = [
         ("calibration.samples", recipe.calibration.samples, 1),
+        ("calibration.held_out", recipe.calibration.held_out, 0),
         ("calibration.sequence_length", recipe.calibration.sequence_length, 2),
         ("evaluate.sequence_length", recipe.evaluate.sequence_length, 2),
         ("evaluate.segments", recipe.evaluate.segments.unwrap_or(1), 1),
@@ -422,7 +424,8 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         let help = keys().iter().find(|key| key.path == path).map_or("", |key| &key.help);
         problems.push(Problem::at(path, Fault::Missing).help(help));
     }
-    if recipe.rebuild.is_some() && recipe.metric.is_empty() {
+    let rebuilds = recipe.refine.iter().any(|of| of.stage == Some(super::Kind::Rebuild));
+    if rebuilds && recipe.metric.is_empty() {
         let help = "leave `metric` out for the paper's weight-gradient";
         problems.push(Problem::at("metric", Fault::Value("is empty".into())).help(help));
     }
@@ -484,8 +487,19 @@ mod tests {
             ("mask.init = 'wandaa'", "mask.init", "`wanda`"),
             ("calibration.samples = -1", "calibration.samples", "samples"),
             ("calibration.sequence_length = 1", "calibration.sequence_length", "from 2"),
-            ("rebuild.scope = 'colum'", "rebuild.scope", "`column`"),
-            ("rebuild.alpha = 1.01", "rebuild.alpha", "to 1"),
+            ("preset = 'bset'", "preset", "`best`"),
+            ("mask.passes = 3", "mask.passes", "layer by layer"),
+            ("target.blend = -0.1", "target.blend", "dense"),
+            ("refine = [{ use = 'swp' }]", "refine.0.use", "`swap`"),
+            ("refine = [{ limit = 3 }]", "refine.0.use", "`rebuild`"),
+            ("refine = [{ use = 'rebuild', scope = 'colum' }]", "refine.0.scope", "`column`"),
+            ("refine = [{ use = 'rebuild', alpha = 1.01 }]", "refine.0.alpha", "to 1"),
+            ("refine = [{ use = 'rebuild', alpha = 'atuo' }]", "refine.0.alpha", "auto"),
+            ("refine = [{ use = 'rebuild', rounds = 0 }]", "refine.0.rounds", "converged"),
+            ("refine = [{ use = 'rebuild', rounds = 1.5 }]", "refine.0.rounds", "converged"),
+            ("refine = [{ use = 'rebuild', limit = 5 }]", "refine.0.limit", "`swap`"),
+            ("refine = [{ use = 'swap', scope = 'group' }]", "refine.0.scope", "`row`"),
+            ("refine = [{ use = 'reconstruct', damping = -1 }]", "refine.0.damping", "0.01"),
             ("output.dtype = 'f8'", "output.dtype", "`f16`"),
             ("blocks = [{ name = 'a', layer = ['q_proj'] }]", "blocks.0.layer", "`layers`"),
             ("metric = [{ use = 'weight-gradiant' }]", "metric.0.use", "`weight-gradient`"),
@@ -499,7 +513,7 @@ mod tests {
             ("override = [{ ratio = 0.1 }]", "override.0.tensors", "glob"),
             ("override = [{ tensors = '*' }]", "override.0", "`ratio`"),
             ("override = [{ tensors = '*', ratio = 1 }]", "override.0.ratio", "below 1"),
-            ("override = [{ tensors = '*', scope = 'row' }]", "override.0.scope", "rebuild"),
+            ("override = [{ tensors = '*', scope = 'row' }]", "override.0.scope", "stage"),
             (
                 "override = [{ tensors = '*', ratio = 0.3, pattern = '2:4' }]",
                 "override.0.ratio",
@@ -515,6 +529,22 @@ mod tests {
             let span = problem.span().unwrap_or_else(|| panic!("{line}: no span: {problem:?}"));
             assert!(span.start >= FINE.len(), "{line}: {span:?}");
         }
+    }
+
+    #[test]
+    fn presets_are_below_all_that_the_user_says() {
+        let text = format!("preset = 'best'\n{FINE}");
+        let loaded = load(&text, &["target.blend=0.2"]).unwrap();
+        assert_eq!(loaded.recipe.target.blend, 0.2);
+        assert_eq!(loaded.recipe.refine[0].stage, Some(super::super::Kind::Swap));
+        assert_eq!(loaded.origin("refine.0.use"), "preset `best`");
+        assert_eq!(loaded.origin("target.blend"), "--set target.blend=0.2");
+        let loaded = load(&text, &["preset=paper", "refine.0.alpha=auto"]).unwrap();
+        assert_eq!(
+            loaded.recipe.refine[0].alpha,
+            Some(super::super::Share(crate::prune::Alpha::Auto))
+        );
+        assert_eq!(loaded.recipe.target.blend, 0.0);
     }
 
     #[test]
@@ -543,7 +573,8 @@ mod tests {
     #[test]
     fn a_resolved_recipe_is_a_recipe() {
         let text = format!(
-            "{FINE}[rebuild]\nscope = 'group'\n[[metric]]\nuse = 'gradient'\npower = 0.5\n"
+            "{FINE}[[refine]]\nuse = 'rebuild'\nscope = 'group'\nrounds = 'until-converged'\nalpha = 'auto'\n\
+             [[refine]]\nuse = 'swap'\n[[metric]]\nuse = 'gradient'\npower = 0.5\n"
         );
         let recipe = load(&text, &[]).unwrap().recipe;
         let again = load_text(Path::new("r.toml"), &recipe.to_toml().unwrap(), [], &[]).unwrap();

@@ -3,7 +3,7 @@
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
 use super::{
-    Loaded, Override, Pattern, Recipe, RecipeError, Scope, Sparsity,
+    Loaded, Override, Pattern, Recipe, RecipeError, Sparsity,
     error::{Fault, Problem},
 };
 use crate::plan::Rule;
@@ -57,12 +57,11 @@ impl Recipe {
     /// If a glob is none; loading a recipe has checked that they are.
     pub fn rules(&self) -> Result<Rules, globset::Error> {
         let Sparsity { pattern, ratio, exclude } = &self.sparsity;
-        let scope = self.rebuild.as_ref().map_or(Scope::Row, |rebuild| rebuild.scope);
         let overrides = self.overrides.iter();
         let overrides = overrides.map(|of| Ok((Names::new(&of.tensors)?, of.clone())));
         Ok(Rules {
             excluded: Names::new(exclude)?,
-            all: Rule { pattern: *pattern, ratio: *ratio, scope },
+            all: Rule { pattern: *pattern, ratio: *ratio, scope: None },
             overrides: overrides.collect::<Result<_, _>>()?,
         })
     }
@@ -80,7 +79,7 @@ impl Rules {
             if names.match_tensor(tensor) {
                 rule.pattern = of.pattern.unwrap_or(rule.pattern);
                 rule.ratio = of.ratio.unwrap_or(rule.ratio);
-                rule.scope = of.scope.unwrap_or(rule.scope);
+                rule.scope = of.scope.or(rule.scope);
             }
         }
         rule.ratio = Sparsity::implied_ratio(rule.pattern).unwrap_or(rule.ratio);
@@ -130,8 +129,8 @@ pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         if of.ratio.is_none() && of.pattern.is_none() && of.scope.is_none() {
             wrong("", "changes nothing", "give it a `ratio`, a `pattern` or a `scope`");
         }
-        if of.scope.is_some() && recipe.rebuild.is_none() {
-            wrong(".scope", "has no effect", "a scope is where the rebuild's weights compete");
+        if of.scope.is_some() && recipe.refine.iter().all(|refine| refine.scope.is_none()) {
+            wrong(".scope", "has no effect", "a scope is where a stage's weights compete");
         }
         let pattern = of.pattern.unwrap_or(recipe.sparsity.pattern);
         let Some(ratio) = of.ratio else { continue };

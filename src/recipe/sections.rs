@@ -9,33 +9,41 @@ use serde::{
     de::{IntoDeserializer, SeqAccess, Visitor, value::SeqAccessDeserializer},
 };
 
-use super::{Dtype, Init, Pattern, Scope, Selection, Stage, Text};
+use super::{Dtype, Init, Pattern, Refine, Scope, Selection, Stage, Text};
 use crate::{executor::Device, hub::is_name};
 
 /// A pruning experiment, whole: who reads it knows what will happen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {
+    /// Values for what the recipe leaves out, by one word: `paper`, LLM-Barber as published; `best`,
+    /// the masks that cost the model least; `fast`, most of that in less time. `barber check` shows
+    /// what it stands for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
     /// The model to prune.
     pub model: Model,
     /// The text that statistics are gathered on.
     pub calibration: Calibration,
     /// How many weights go, and where.
     pub sparsity: Sparsity,
-    /// The mask that the rebuild starts from.
+    /// The mask that the refinement starts from.
     pub mask: Mask,
     /// The groups of layers that are rebuilt as one. Left out: the model family's own grouping,
     /// self-attention and MLP.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<BlockGroup>,
-    /// Tensors that are pruned otherwise than `sparsity` and `rebuild` say.
+    /// Tensors that are pruned otherwise than `sparsity` and the stages say.
     #[serde(rename = "override", skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
-    /// The mask rebuild. Left out: the initial mask is the result.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rebuild: Option<Rebuild>,
-    /// The pipeline that scores weights for the rebuild, a stage after the other. Left out: the
-    /// one stage `weight-gradient`.
+    /// What a group of layers is to give.
+    pub target: Target,
+    /// The stages that refine the masks, in order, group by group. Left out: the initial mask is
+    /// the result.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refine: Vec<Refine>,
+    /// The pipeline that scores weights for the stage `rebuild`, a metric after the other. Left
+    /// out: the one metric `weight-gradient`.
     pub metric: Vec<Stage>,
     /// What runs the model.
     pub executor: Executor,
@@ -48,13 +56,15 @@ pub struct Recipe {
 impl Default for Recipe {
     fn default() -> Self {
         Self {
+            preset: None,
             model: Model::default(),
             calibration: Calibration::default(),
             sparsity: Sparsity::default(),
             mask: Mask::default(),
             blocks: Vec::new(),
             overrides: Vec::new(),
-            rebuild: None,
+            target: Target::default(),
+            refine: Vec::new(),
             metric: vec![Stage::new("weight-gradient")],
             executor: Executor::default(),
             output: Output::default(),
@@ -88,6 +98,10 @@ pub struct Calibration {
     pub field: String,
     /// How many samples to take of it.
     pub samples: usize,
+    /// How many more to take, that no statistics are of: what a stage does is reported on them
+    /// too, and swaps, guarded rebuilds and reconstructions that do not lower the error on them are
+    /// taken back.
+    pub held_out: usize,
     /// The length of a sample, in tokens.
     pub sequence_length: usize,
     /// What the random selection starts from.
@@ -109,6 +123,7 @@ impl Default for Calibration {
             source: None,
             field: "text".into(),
             samples: 128,
+            held_out: 0,
             sequence_length: 2048,
             seed: 0,
             selection: Selection::Random,
@@ -149,7 +164,7 @@ impl Sparsity {
     }
 }
 
-/// The mask that the rebuild starts from.
+/// The mask that the refinement starts from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Mask {
@@ -158,11 +173,15 @@ pub struct Mask {
     /// up for it; `none`, only the weights that are zero already.
     #[serde(deserialize_with = "word")]
     pub init: Init,
+    /// How often the calibration samples go through the layers: 2, as the paper does, for all
+    /// initial masks first and then the refinement of all; 1 for both in one pass, in which a
+    /// layer's initial mask comes from the refined layers before it, and which takes less time.
+    pub passes: usize,
 }
 
 impl Default for Mask {
     fn default() -> Self {
-        Self { init: Init::Wanda }
+        Self { init: Init::Wanda, passes: 2 }
     }
 }
 
@@ -197,33 +216,15 @@ pub struct Override {
     pub scope: Option<Scope>,
 }
 
-/// The mask rebuild: within each scope, pruned weights that score high are swapped for kept ones
-/// that score low.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// What a group of layers is to give.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Rebuild {
-    /// The weights that compete: all of a `group`, all of a `layer`, those of a `row` (an output)
-    /// or those of a `column` (an input).
-    #[serde(deserialize_with = "word")]
-    pub scope: Scope,
-    /// The share of the swaps that would raise the score that is made, from 0 to 1. The paper has
-    /// 0.1, and 0.01 for Wanda's mask on models of 7 billion weights; where a scope has fewer than
-    /// 1/alpha such swaps, none is made, so small models' rows need the larger one.
-    pub alpha: f64,
-    /// Whether kept weights that the initial mask's rule changed (`sparsegpt`) stay as it left
-    /// them. Otherwise every kept weight is the dense one.
-    pub retain: bool,
-    /// How often the calibration samples go through the layers: 2, as the paper does, for all
-    /// initial masks first and then the rebuild of all; 1 for both in one pass, in which a layer's
-    /// initial mask comes from the rebuilt layers before it. One pass takes three quarters of the
-    /// time.
-    pub passes: usize,
-}
-
-impl Default for Rebuild {
-    fn default() -> Self {
-        Self { scope: Scope::Row, alpha: 0.1, retain: false, passes: 2 }
-    }
+pub struct Target {
+    /// The share that the dense model's own outputs have in it, from 0 to 1; the rest have the
+    /// outputs of the dense group on the pruned model's hidden states, which are all that the paper
+    /// knows. More than 0 takes one more forward pass and one more set of hidden states, and makes
+    /// up for what the layers before have lost.
+    pub blend: f64,
 }
 
 /// What runs the model.
@@ -322,7 +323,7 @@ impl Recipe {
 
     /// Whether the recipe gathers statistics on the calibration text.
     pub fn calibrates(&self) -> bool {
-        self.mask.init.needs().inputs() || self.rebuild.is_some()
+        self.mask.init.needs().inputs() || !self.refine.is_empty()
     }
 
     /// Every path, with its key.
@@ -340,7 +341,9 @@ impl Recipe {
 
 /// A choice from a closed set by its name, and by nothing else: figment would take a variant's
 /// number too.
-fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+pub(super) fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     T::deserialize(String::deserialize(deserializer)?.into_deserializer())
 }
 
@@ -367,7 +370,7 @@ fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
     deserializer.deserialize_any(Texts)
 }
 
-fn optional_word<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+pub(super) fn optional_word<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,

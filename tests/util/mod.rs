@@ -67,7 +67,8 @@ source = '{calibration}'
 samples = 4
 [mask]
 init = 'magnitude'
-[rebuild]
+[[refine]]
+use = 'rebuild'
 scope = 'layer'
 alpha = 0.2
 [output]

@@ -311,11 +311,24 @@ pub(super) fn add_squared_gradients<D: Device<f32>>(
     Ok(())
 }
 
-/// Adds xᵀ x.
-pub(super) fn add_gram<D: Device<f32>>(sum: &mut Rank2<D>, x: &Rank2<D>) -> Result<(), D::Err> {
-    let gram = x.clone().try_permute::<_, Axes2<1, 0>>()?.try_matmul(x.clone())?;
-    *sum = sum.clone().try_add(gram)?;
+/// Adds aᵀ b.
+pub(super) fn add_product<D: Device<f32>>(
+    sum: &mut Rank2<D>,
+    a: &Rank2<D>,
+    b: &Rank2<D>,
+) -> Result<(), D::Err> {
+    let product = a.clone().try_permute::<_, Axes2<1, 0>>()?.try_matmul(b.clone())?;
+    *sum = sum.clone().try_add(product)?;
     Ok(())
+}
+
+/// (1 − t) a + t b.
+pub(super) fn blend<D: Device<f32>>(
+    a: &Rank2<D>,
+    b: &Rank2<D>,
+    t: f32,
+) -> Result<Rank2<D>, D::Err> {
+    a.clone().try_mul(1.0 - t)?.try_add(b.clone().try_mul(t)?)
 }
 
 /// Σ x² of each column, over each of some ranges of rows.
@@ -337,8 +350,8 @@ mod tests {
 
     use super::*;
     use crate::executor::ops::{
-        Activate, Attention, Cap, ColumnSquares, Columns, CrossEntropy, Gated, InputGradient,
-        Linear, Matrix, Norm, Normalise, Rotary, SquaredError, Sums, Trace, Weight,
+        Activate, Attention, Blend, Cap, ColumnSquares, Columns, CrossEntropy, Gated,
+        InputGradient, Linear, Matrix, Norm, Normalise, Rotary, SquaredError, Sums, Trace, Weight,
         testing::{gradient, matrix, noise, traced, weighted_sum},
     };
 
@@ -554,8 +567,20 @@ mod tests {
             let mut expected = Cpu::default().nothing(3, 3).unwrap();
             Cpu::add_gram(&mut expected, &trace.input).unwrap();
             let mut sum = constant(device, vec![0.0; 9], (3, 3)).unwrap();
-            add_gram(&mut sum, &x).unwrap();
+            add_product(&mut sum, &x, &x).unwrap();
             close(&sum.as_vec(), &Cpu::sums(expected), "Gram matrix");
+
+            let mut expected = Cpu::default().nothing(4, 3).unwrap();
+            Cpu::add_product(&mut expected, &trace.gradient, &trace.input).unwrap();
+            let mut sum = constant(device, vec![0.0; 12], (4, 3)).unwrap();
+            add_product(&mut sum, &g, &x).unwrap();
+            close(&sum.as_vec(), &Cpu::sums(expected), "product");
+
+            let other = matrix(noise(15, 3), (5, 3));
+            let expected = Cpu::blend(&trace.input, &other, 0.3).unwrap();
+            let found = constant(device, other.to_vec(), (5, 3)).unwrap();
+            let found = blend(&x, &found, 0.3).unwrap();
+            close(&found.as_vec(), &expected.to_vec(), "blend");
 
             let expected = Cpu::column_squares(&trace.input, &samples).unwrap().concat();
             let found = super::column_squares(&x, &samples).unwrap().concat();

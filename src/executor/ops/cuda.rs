@@ -5,13 +5,13 @@ use std::{ops::Range, sync::Arc};
 use dfdx::{
     shapes::HasShape,
     tensor::{Cuda, CudaError, Gradients, Tape, Tensor, TensorFromVec},
-    tensor_ops::TryAdd,
+    tensor_ops::{TryAdd, TrySub},
 };
 
 use super::{
-    Activate, Activation, Add, Attention, Cap, ColumnSquares, Columns, CrossEntropy, Gated, Heads,
-    Hold, InputGradient, Linear, Matrix, Norm, Normalise, Rotary, Rotation, Sight, SquaredError,
-    Sums, Trace, Weight,
+    Activate, Activation, Add, Attention, Blend, Cap, ColumnSquares, Columns, CrossEntropy, Gated,
+    Heads, Hold, InputGradient, Linear, Matrix, Norm, Normalise, Rotary, Rotation, Sight,
+    SquaredError, Sums, Trace, Weight,
     composed::{self, Rank2},
 };
 
@@ -66,6 +66,16 @@ impl Attention for Cuda {
         sights: Option<&Arc<Vec<Sight>>>,
     ) -> Result<Matrix<Self, T>> {
         composed::attention(q.tensor, k.tensor, v.tensor, heads, sights).map(matrix)
+    }
+}
+
+impl Blend for Cuda {
+    fn blend(a: &Matrix<Self>, b: &Matrix<Self>, t: f32) -> Result<Matrix<Self>> {
+        composed::blend(&a.tensor, &b.tensor, t).map(matrix)
+    }
+
+    fn difference(a: &Matrix<Self>, b: &Matrix<Self>) -> Result<Matrix<Self>> {
+        b.tensor.clone().try_sub(a.tensor.clone()).map(matrix)
     }
 }
 
@@ -180,6 +190,10 @@ impl Sums for Cuda {
     }
 
     fn add_gram(sum: &mut Self::Sum, x: &Matrix<Self>) -> Result<()> {
-        composed::add_gram(sum, &x.tensor)
+        composed::add_product(sum, &x.tensor, &x.tensor)
+    }
+
+    fn add_product(sum: &mut Self::Sum, a: &Matrix<Self>, b: &Matrix<Self>) -> Result<()> {
+        composed::add_product(sum, &a.tensor, &b.tensor)
     }
 }

@@ -7,6 +7,7 @@
 mod activation;
 mod add;
 mod attention;
+mod blend;
 mod buffer;
 mod cap;
 mod column_squares;
@@ -30,6 +31,7 @@ pub use self::{
     activation::{Activate, Activation},
     add::Add,
     attention::{Attention, Heads, Sight},
+    blend::Blend,
     buffer::Buffer,
     cap::Cap,
     column_squares::ColumnSquares,
@@ -50,6 +52,7 @@ pub trait Ops:
     Activate
     + Add
     + Attention
+    + Blend
     + Cap
     + ColumnSquares
     + Columns
@@ -67,6 +70,7 @@ impl<D> Ops for D where
     D: Activate
         + Add
         + Attention
+        + Blend
         + Cap
         + ColumnSquares
         + Columns

@@ -45,6 +45,16 @@ pub trait Sums: Hold {
     /// # Errors
     /// If the device has not enough memory.
     fn add_gram(sum: &mut Self::Sum, x: &Matrix<Self>) -> Result<(), Self::Err>;
+
+    /// Adds Σ a bᵀ of the rows of `a` and `b`: [columns of a, columns of b].
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn add_product(
+        sum: &mut Self::Sum,
+        a: &Matrix<Self>,
+        b: &Matrix<Self>,
+    ) -> Result<(), Self::Err>;
 }
 
 /// Rows of a sum that one task computes: enough that packing the other factor costs little.
@@ -99,6 +109,21 @@ impl Sums for Cpu {
         });
         Ok(())
     }
+
+    fn add_product(
+        (sums, columns): &mut Self::Sum,
+        a: &Matrix<Self>,
+        b: &Matrix<Self>,
+    ) -> Result<(), CpuError> {
+        let ((rows, width), columns) = (a.shape(), *columns);
+        let share = tile(width);
+        sums.par_chunks_mut((share * columns).max(1)).enumerate().for_each(|(i, sums)| {
+            let (start, end) = (i * share, width.min((i + 1) * share));
+            let tile = View::strided(&a.values[start..], rows, end - start, width);
+            gemm(sums, columns, 1.0, 1.0, tile.t(), View::new(&b.values, rows, columns));
+        });
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -140,6 +165,21 @@ mod tests {
             let expected: f32 = values.chunks(columns).map(|x| 2.0 * x[i] * x[j]).sum();
             let found = sum[i * columns + j];
             assert!((found - expected).abs() < 1e-5, "{i}, {j}: {found}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn products_of_two_run_over_rows() {
+        let (a, b) = (noise(4 * 200, 1), noise(4 * 3, 2));
+        let [a, b] = [matrix(a, (4, 200)), matrix(b, (4, 3))];
+        let mut sum = Cpu::default().nothing(200, 3).unwrap();
+        Cpu::add_product(&mut sum, &a, &b).unwrap();
+        Cpu::add_product(&mut sum, &a, &b).unwrap();
+        let sum = Cpu::sums(sum);
+        for (i, j) in [(0, 0), (95, 2), (96, 1), (199, 2)] {
+            let rows = a.values.chunks(200).zip(b.values.chunks(3));
+            let expected: f32 = rows.map(|(a, b)| 2.0 * a[i] * b[j]).sum();
+            assert!((sum[i * 3 + j] - expected).abs() < 1e-5, "{i}, {j}");
         }
     }
 }

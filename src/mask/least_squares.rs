@@ -1,0 +1,155 @@
+//! Values for the kept weights of a matrix that bring its output nearest to its target: least
+//! squares of each row on the inputs that it keeps.
+//!
+//! With K the kept inputs of a row w and b as in [`OutputError`], the values v of the kept weights
+//! solve (G_KK + λ) v = (G w + b)_K + λ w_K: what is damped is the change, so that inputs that say
+//! nothing leave their weights as they are.
+
+use faer::{
+    Accum, MatMut, MatRef, Par, Spec,
+    dyn_stack::{MemBuffer, MemStack},
+    linalg::{
+        cholesky::llt::{
+            factor::{LltParams, cholesky_in_place, cholesky_in_place_scratch},
+            solve::{solve_in_place, solve_in_place_scratch},
+        },
+        matmul::matmul,
+    },
+};
+use rayon::prelude::*;
+
+use super::{Error, Mask, OutputError};
+
+/// More damping does not help a matrix that is not positive definite with this.
+const MOST_DAMPING: f64 = 100.0;
+
+/// The values of a matrix's weights that its `mask` keeps, fitted; those of pruned ones are as
+/// they are in `weight`. `damping` is λ as a share of the mean diagonal of G.
+///
+/// # Errors
+/// If a slice does not fit the matrix, or no damping makes a row's part of G positive definite.
+pub fn least_squares(
+    name: &str,
+    weight: &[f32],
+    mask: &Mask,
+    error: OutputError<'_>,
+    damping: f64,
+) -> Result<Vec<f32>, Error> {
+    let dims = mask.dims();
+    let (rows, columns) = (dims.rows, dims.columns);
+    error.check(name, dims, weight)?;
+    let mut right = error.shift.map_or_else(|| vec![0.0; dims.len()], <[f32]>::to_vec);
+    let sum = MatMut::from_row_major_slice_mut(&mut right, rows, columns);
+    let dense = MatRef::from_row_major_slice(weight, rows, columns);
+    let gram = MatRef::from_row_major_slice(error.gram, columns, columns);
+    let (share, shrinkage) = (1.0 - error.shrinkage, error.shrinkage);
+    matmul(sum, Accum::Add, dense, gram, share, Par::rayon(0));
+    let diagonal: Vec<f32> = (0..columns).map(|j| error.gram[j * (columns + 1)]).collect();
+    for (right, weight) in right.chunks_mut(columns.max(1)).zip(weight.chunks(columns.max(1))) {
+        let inputs = weight.iter().zip(&diagonal);
+        right.iter_mut().zip(inputs).for_each(|(b, (w, g))| *b += shrinkage * w * g);
+    }
+
+    let mean = diagonal.iter().map(|g| f64::from(*g)).sum::<f64>() / columns.max(1) as f64;
+    let mut values = weight.to_vec();
+    let of = |work: &mut Vec<f64>, (row, (values, right)): (usize, (&mut [f32], &[f32]))| {
+        let kept: Vec<usize> = (0..columns).filter(|j| mask.get(row * columns + j)).collect();
+        let mut damping = damping;
+        loop {
+            let fitted = solve(&kept, values, right, error, damping * mean, work);
+            match fitted {
+                Some(fitted) => {
+                    kept.iter().zip(fitted).for_each(|(j, value)| values[*j] = value);
+                    return Ok(());
+                }
+                None if damping < MOST_DAMPING => damping = (10.0 * damping).max(1e-6),
+                None => return Err(Error::NotPositiveDefinite { name: name.into(), damping }),
+            }
+        }
+    };
+    values
+        .par_chunks_mut(columns.max(1))
+        .zip(right.par_chunks(columns.max(1)))
+        .enumerate()
+        .map_init(Vec::new, of)
+        .collect::<Result<(), Error>>()?;
+    Ok(values)
+}
+
+/// The values of a row's kept weights; none if the matrix is not positive definite.
+fn solve(
+    kept: &[usize],
+    weight: &[f32],
+    right: &[f32],
+    error: OutputError<'_>,
+    damping: f64,
+    work: &mut Vec<f64>,
+) -> Option<Vec<f32>> {
+    let (n, columns) = (kept.len(), weight.len());
+    work.clear();
+    for &i in kept {
+        let row = &error.gram[i * columns..(i + 1) * columns];
+        work.extend(kept.iter().map(|&j| f64::from((1.0 - error.shrinkage) * row[j])));
+    }
+    for (k, &i) in kept.iter().enumerate() {
+        work[k * (n + 1)] = f64::from(error.gram[i * (columns + 1)]) + damping;
+    }
+    let mut solution: Vec<f64> =
+        kept.iter().map(|&j| f64::from(right[j]) + damping * f64::from(weight[j])).collect();
+    let parameters: Spec<LltParams, f64> = Spec::default();
+    let scratch = cholesky_in_place_scratch::<f64>(n, Par::Seq, parameters)
+        .or(solve_in_place_scratch::<f64>(n, 1, Par::Seq));
+    let mut memory = MemBuffer::new(scratch);
+    let matrix = MatMut::from_column_major_slice_mut(work, n, n);
+    cholesky_in_place(matrix, Default::default(), Par::Seq, MemStack::new(&mut memory), parameters)
+        .ok()?;
+    let factor = MatRef::from_column_major_slice(work, n, n);
+    let target = MatMut::from_column_major_slice_mut(&mut solution, n, 1);
+    solve_in_place(factor, target, Par::Seq, MemStack::new(&mut memory));
+    let finite = solution.iter().all(|x| x.is_finite());
+    finite.then(|| solution.iter().map(|x| *x as f32).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use barber_metric::Dims;
+
+    use super::*;
+
+    #[test]
+    fn what_is_kept_makes_up_for_what_is_not() {
+        // The inputs are one and the same: the kept weight takes the other's place.
+        let gram = [1.0, 1.0, 1.0, 1.0];
+        let dims = Dims { rows: 1, columns: 2 };
+        let mask = Mask::from_bools(dims, &[true, false]);
+        let error = OutputError { gram: &gram, shift: None, shrinkage: 0.0 };
+        let found = least_squares("w", &[2.0, 3.0], &mask, error, 0.0).unwrap();
+        assert_eq!(found, [5.0, 3.0]);
+        // A target that is one higher.
+        let error = OutputError { gram: &gram, shift: Some(&[1.0, 1.0]), shrinkage: 0.0 };
+        let found = least_squares("w", &[2.0, 3.0], &mask, error, 0.0).unwrap();
+        assert_eq!(found, [6.0, 3.0]);
+        // Damping holds the weight where it was.
+        let found = least_squares("w", &[2.0, 3.0], &mask, error, 1e9).unwrap();
+        assert!((found[0] - 2.0).abs() < 1e-3);
+    }
+
+    #[test]
+    fn inputs_that_say_nothing_leave_their_weights() {
+        let gram = [4.0, 0.0, 0.0, 0.0];
+        let mask = Mask::kept_everywhere(Dims { rows: 2, columns: 2 });
+        let error = OutputError { gram: &gram, shift: None, shrinkage: 0.0 };
+        let weight = [1.0, 2.0, 3.0, 4.0];
+        let found = least_squares("w", &weight, &mask, error, 0.01).unwrap();
+        found.iter().zip(weight).for_each(|(found, w)| assert!((found - w).abs() < 1e-5));
+    }
+
+    #[test]
+    fn what_is_no_gram_matrix_is_refused() {
+        let mask = Mask::kept_everywhere(Dims { rows: 1, columns: 2 });
+        let gram = [1.0, 900.0, 900.0, 1.0];
+        let error = OutputError { gram: &gram, shift: None, shrinkage: 0.0 };
+        let error = least_squares("w", &[1.0, 2.0], &mask, error, 0.01).unwrap_err();
+        assert!(matches!(error, Error::NotPositiveDefinite { .. }), "{error}");
+    }
+}

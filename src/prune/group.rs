@@ -1,0 +1,219 @@
+//! One group at work: what it is to give, and by how much it misses that.
+
+use super::{Error, Event, GroupReport, MatrixReport, Refine, StageReport, Streams, failed};
+use crate::{
+    checkpoint::Pruned,
+    executor::{Known, Loss, PartWeights, Statistics, Store, ops::Ops},
+    family::{Linear, Part},
+    mask::Mask,
+    model::{self, Model},
+    plan::{Group, Member},
+};
+
+/// A group while its stages run. One set of weights at a time is held.
+pub(super) struct Grouped<'a, D: Ops> {
+    pub(super) model: &'a Model<'a, D>,
+    pub(super) layer: usize,
+    pub(super) group: &'a Group,
+    /// β.
+    pub(super) blend: f32,
+    /// What the part's dense linear layers give on the sparse stream.
+    pub(super) known: Option<&'a Known<D>>,
+    /// Of the part's dense linear layers, if they were gathered.
+    pub(super) statistics: &'a [Statistics],
+    /// What the groups of the part are to give, if it is known.
+    pub(super) shared: Option<&'a Store<D>>,
+    pub(super) streams: &'a mut Streams<D>,
+    pub(super) pruned: &'a mut Pruned,
+    /// What the group is to give; made when it is first needed.
+    pub(super) targets: Option<Store<D>>,
+    /// By how much the group as it is misses that, if it is known.
+    pub(super) loss: Option<Loss>,
+}
+
+/// What was done to a group's masks, so that it can be taken back.
+pub(super) type Masks = Vec<Mask>;
+
+impl<D: Ops> Grouped<'_, D> {
+    /// Runs the stages. With `advance` the sparse stream moves on with the last one's result;
+    /// returns whether it did.
+    pub(super) fn refine(
+        &mut self,
+        stages: &[Refine<'_>],
+        advance: bool,
+        event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(GroupReport, bool), Error> {
+        let mut reports = Vec::new();
+        let mut advanced = false;
+        for (i, stage) in stages.iter().enumerate() {
+            let before = self.masks();
+            let found = match stage {
+                Refine::Rebuild(rebuild) => rebuild.run(self, event)?,
+                Refine::Swap(swap) => swap.run(self)?,
+                Refine::Reconstruct(reconstruct) => reconstruct.run(self)?,
+            };
+            let after = match found.after {
+                Some(after) => after,
+                None if advance && i + 1 == stages.len() => {
+                    advanced = true;
+                    self.advance()?
+                }
+                None => self.measured()?,
+            };
+            self.loss = Some(after);
+            reports.push(StageReport {
+                stage: stage.name(),
+                before: found.before,
+                after,
+                accepted: found.accepted,
+                matrices: self.changes(&before),
+            });
+        }
+        let report =
+            GroupReport { layer: self.layer, group: self.group.name.clone(), stages: reports };
+        Ok((report, advanced))
+    }
+
+    /// The weights of some of the decoder layer's parts, as `pruned` has them.
+    pub(super) fn weights(
+        &self,
+        parts: &[Part],
+        pruned: &Pruned,
+    ) -> Result<Vec<PartWeights<D>>, model::Error> {
+        parts.iter().map(|part| self.model.part(self.layer, *part, pruned)).collect()
+    }
+
+    /// The same of the group's parts, as they are.
+    pub(super) fn sparse(&self) -> Result<Vec<PartWeights<D>>, model::Error> {
+        self.weights(&self.group.parts, self.pruned)
+    }
+
+    /// The same, dense.
+    pub(super) fn dense(&self) -> Result<Vec<PartWeights<D>>, model::Error> {
+        self.weights(&self.group.parts, &Pruned::default())
+    }
+
+    pub(super) fn linear(&self, member: Member) -> &Linear {
+        member.of(&self.model.decoder.layers[self.layer])
+    }
+
+    /// Says where the executor failed.
+    pub(super) fn failed<E: std::fmt::Display>(
+        &self,
+    ) -> impl FnOnce(E) -> model::Error + use<E, D> {
+        failed(self.layer, &self.group.name)
+    }
+
+    /// What the group is to give; made unless it is there.
+    pub(super) fn target(&mut self) -> Result<&Store<D>, Error> {
+        if self.shared.is_none() && self.targets.is_none() {
+            let executor = &self.model.executor;
+            let (dense, streams) = (self.dense()?, &*self.streams);
+            let outputs = executor.known_outputs(&dense, &streams.sparse, self.known);
+            let mut outputs = outputs.map_err(self.failed())?;
+            if let Some(stream) = &streams.dense {
+                let on_dense = executor.outputs(&dense, stream).map_err(self.failed())?;
+                let blended = executor.blend(&mut outputs, &on_dense, self.blend);
+                blended.map_err(self.failed())?;
+            }
+            self.targets = Some(outputs);
+        }
+        match self.shared.or(self.targets.as_ref()) {
+            Some(targets) => Ok(targets),
+            None => unreachable!("they were just made"),
+        }
+    }
+
+    /// By how much the group as it is misses its targets.
+    pub(super) fn measured(&mut self) -> Result<Loss, Error> {
+        if let Some(loss) = self.loss {
+            return Ok(loss);
+        }
+        self.target()?;
+        let (executor, targets) = (&self.model.executor, self.shared.or(self.targets.as_ref()));
+        let Some(targets) = targets else { unreachable!("they were just made") };
+        let loss = executor.loss(&self.sparse()?, &self.streams.sparse, targets);
+        self.finite(loss.map_err(self.failed())?)
+    }
+
+    /// Whether the group as it is misses its targets by less than `before` on the samples that are
+    /// held out; true where none are.
+    pub(super) fn lowers_held_out(&mut self, before: Loss) -> Result<bool, Error> {
+        let Some(before) = before.held_out else { return Ok(true) };
+        self.target()?;
+        let (executor, targets) = (&self.model.executor, self.shared.or(self.targets.as_ref()));
+        let Some(targets) = targets else { unreachable!("they were just made") };
+        let loss = executor.held_out_loss(&self.sparse()?, &self.streams.sparse, targets);
+        Ok(loss.map_err(self.failed())?.is_some_and(|after| after < before))
+    }
+
+    /// Notes a loss.
+    pub(super) fn finite(&mut self, loss: Loss) -> Result<Loss, Error> {
+        let (layer, group) = (self.layer, self.group.name.clone());
+        if !loss.calibration.is_finite() {
+            return Err(Error::NotFinite { layer, group, loss: loss.calibration });
+        }
+        self.loss = Some(loss);
+        Ok(loss)
+    }
+
+    /// Moves the sparse stream on; returns by how much the group misses its targets.
+    fn advance(&mut self) -> Result<Loss, Error> {
+        self.target()?;
+        let sparse = self.sparse()?;
+        let (executor, targets) = (&self.model.executor, self.shared.or(self.targets.as_ref()));
+        let moved = executor.advance(&sparse[0], &mut self.streams.sparse, targets);
+        let loss = moved.map_err(self.failed())?.unwrap_or_default();
+        self.finite(loss)
+    }
+
+    /// The masks of the group's matrices.
+    pub(super) fn masks(&self) -> Masks {
+        self.group.members.iter().map(|member| self.mask(*member)).collect()
+    }
+
+    /// A matrix of the group always has a mask: the plan that started it is this one.
+    pub(super) fn mask(&self, member: Member) -> Mask {
+        let linear = self.linear(member);
+        let mask = self.pruned.masks.get(&linear.weight);
+        mask.cloned().unwrap_or_else(|| Mask::kept_everywhere(linear.dims))
+    }
+
+    pub(super) fn set(&mut self, masks: &Masks) {
+        for (member, mask) in self.group.members.iter().zip(masks) {
+            let name = self.linear(*member).weight.clone();
+            self.pruned.masks.insert(name, mask.clone());
+        }
+    }
+
+    /// The present values of a matrix, row-major; those of pruned weights too.
+    pub(super) fn values(&self, linear: &Linear) -> Result<Vec<f32>, Error> {
+        Ok(match self.pruned.values(&linear.weight)? {
+            Some(changed) => changed,
+            None => self.model.values(linear)?,
+        })
+    }
+
+    /// What has become of the masks.
+    fn changes(&self, before: &Masks) -> Vec<MatrixReport> {
+        let of = |(member, before): (&Member, &Mask)| {
+            let (linear, mask) = (self.linear(*member), self.mask(*member));
+            MatrixReport {
+                tensor: linear.weight.clone(),
+                came_back: mask.without(before),
+                kept: mask.kept(),
+                weights: linear.dims.len(),
+            }
+        };
+        self.group.members.iter().zip(before).map(of).collect()
+    }
+}
+
+/// What a stage found.
+pub(super) struct Ran {
+    /// The error before it.
+    pub(super) before: Loss,
+    /// And after it, if it was measured.
+    pub(super) after: Option<Loss>,
+    pub(super) accepted: bool,
+}

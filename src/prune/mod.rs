@@ -1,0 +1,369 @@
+//! The loop over the layers: initial masks, then the stages that refine them, block by block.
+//!
+//! A pass goes through the decoder layers with one layer's weights at a time; only the hidden
+//! states of the calibration samples, and the masks, live from layer to layer.
+
+mod group;
+mod rebuild;
+mod reconstruct;
+mod start;
+mod swap;
+
+pub use self::{
+    rebuild::{Alpha, At, Rebuild},
+    reconstruct::{Method, Reconstruct},
+    start::{Start, start},
+    swap::Swap,
+};
+
+use std::iter::zip;
+
+use barber_metric::{Metric, Needs};
+
+use self::group::Grouped;
+use crate::{
+    checkpoint::Pruned,
+    executor::{Known, Loss, PartWeights, Statistics, Store, Stream, ops::Ops},
+    family::Part,
+    mask,
+    model::{self, Model},
+    plan::{Group, Plan},
+};
+
+/// Why a model could not be pruned.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model could not be run.
+    #[error(transparent)]
+    Model(#[from] model::Error),
+    /// A mask could not be made.
+    #[error(transparent)]
+    Mask(#[from] mask::Error),
+    /// A metric failed.
+    #[error("metric `{metric}` on `{tensor}`: {source}")]
+    Metric {
+        /// Its name.
+        metric: String,
+        /// The matrix that it was to score.
+        tensor: String,
+        /// What it says.
+        source: barber_metric::Error,
+    },
+    /// The activations overflow.
+    #[error(
+        "layer {layer}, {group}: the output error is {loss}; \
+         the model's activations overflow f32 on the calibration samples"
+    )]
+    NotFinite {
+        /// The decoder layer.
+        layer: usize,
+        /// The group.
+        group: String,
+        /// Its loss.
+        loss: f64,
+    },
+}
+
+impl From<crate::checkpoint::Error> for Error {
+    fn from(error: crate::checkpoint::Error) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+/// The calibration samples, token ids each.
+#[derive(Clone, Copy, Debug)]
+pub struct Sampled<'a> {
+    /// All of them.
+    pub ids: &'a [Vec<u32>],
+    /// How many, the last ones, are no part of any statistics: what is decided is judged by them.
+    pub held_out: usize,
+}
+
+impl<'a> From<&'a [Vec<u32>]> for Sampled<'a> {
+    fn from(ids: &'a [Vec<u32>]) -> Self {
+        Self { ids, held_out: 0 }
+    }
+}
+
+/// A stage of the metric pipeline and its name.
+pub type Stage = (String, Box<dyn Metric>);
+
+/// A stage that refines the masks of a group, or its weights.
+pub enum Refine<'a> {
+    /// LLM-Barber's rebuild.
+    Rebuild(Rebuild<'a>),
+    /// Exact swaps.
+    Swap(Swap),
+    /// Changed weights for the masks that there are.
+    Reconstruct(Reconstruct<'a>),
+}
+
+impl Refine<'_> {
+    /// Whether it begins with what the Gram matrices of inputs tell.
+    const fn needs_gram(&self) -> bool {
+        matches!(self, Self::Swap(_) | Self::Reconstruct(_))
+    }
+
+    /// What a recipe calls it.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Rebuild(_) => "rebuild",
+            Self::Swap(_) => "swap",
+            Self::Reconstruct(_) => "reconstruct",
+        }
+    }
+}
+
+/// How masks are refined.
+pub struct Refinement<'a> {
+    /// The stages, in order.
+    pub stages: &'a [Refine<'a>],
+    /// β, the share that the outputs on the dense model's own hidden states have in what a group is
+    /// to give; the rest have the dense outputs on those of the pruned model.
+    pub blend: f32,
+    /// The initialiser, where a layer's masks start when the layer is reached.
+    pub start: Option<Start<'a>>,
+}
+
+/// What the stages did to one group.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct GroupReport {
+    /// The decoder layer.
+    pub layer: usize,
+    /// The group.
+    pub group: String,
+    /// Stage by stage.
+    pub stages: Vec<StageReport>,
+}
+
+impl GroupReport {
+    /// The error before the first stage and after the last one.
+    pub fn errors(&self) -> Option<[Loss; 2]> {
+        Some([self.stages.first()?.before, self.stages.last()?.after])
+    }
+}
+
+/// What a stage did to one group.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct StageReport {
+    /// The stage.
+    pub stage: &'static str,
+    /// Mean squared error of the group's output before it.
+    pub before: Loss,
+    /// And after it.
+    pub after: Loss,
+    /// Whether what it did stayed: a guarded stage takes back what does not lower the error.
+    pub accepted: bool,
+    /// What was done to each matrix.
+    pub matrices: Vec<MatrixReport>,
+}
+
+/// What a stage did to one matrix.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct MatrixReport {
+    /// Its tensor name.
+    pub tensor: String,
+    /// How many of its weights came back.
+    pub came_back: usize,
+    /// How many it keeps.
+    pub kept: usize,
+    /// How many it has.
+    pub weights: usize,
+}
+
+/// What happens, as it happens.
+pub enum Event<'a> {
+    /// What was measured of a matrix of a group.
+    Measured(&'a str, &'a Statistics),
+    /// A group's stages are done.
+    Group(&'a GroupReport),
+    /// A layer is done.
+    Layer(usize),
+}
+
+/// Says where the executor failed.
+fn failed<E: std::fmt::Display>(
+    layer: usize,
+    what: &str,
+) -> impl FnOnce(E) -> model::Error + use<E> {
+    model::Error::executor(format!("layer {layer}, {what}"))
+}
+
+/// The indices of a layer's pruned matrices in each part.
+fn members(plan: &Plan, layer: usize) -> Vec<Vec<usize>> {
+    let of = |part: Part| {
+        let members = plan.layers[layer].iter().flat_map(|group| &group.members);
+        members.filter(|member| member.part == part).map(|member| member.linear).collect()
+    };
+    Part::ALL.map(of).into()
+}
+
+/// The hidden states of the calibration samples.
+struct Streams<D: Ops> {
+    /// As the pruned layers so far gave them.
+    sparse: Stream<D>,
+    /// As the dense ones did, where they are part of what a group is to give.
+    dense: Option<Stream<D>>,
+}
+
+/// Refines masks, block by block, on the hidden states of the refined model. Without `pruned` masks
+/// [`Refinement::start`] makes those of each layer when it is reached, from the hidden states of the
+/// refined layers before it; a dense forward pass that gives its statistics serves the first stage
+/// too. A layer with a block across parts gets the initial masks of both parts first.
+///
+/// # Errors
+/// [`Error`] if the model cannot be run on the samples, a metric fails or a mask cannot be made.
+pub fn refine<D: Ops>(
+    model: &Model<'_, D>,
+    plan: &Plan,
+    refinement: &Refinement<'_>,
+    samples: Sampled<'_>,
+    pruned: Pruned,
+    event: &mut dyn FnMut(Event<'_>),
+) -> Result<Pruned, Error> {
+    let mut pruned = pruned;
+    let embed = || model.embed(samples.ids, samples.held_out);
+    let dense = (refinement.blend > 0.0).then(embed).transpose()?;
+    let mut streams = Streams { sparse: embed()?, dense };
+    for (layer, groups) in plan.layers.iter().enumerate() {
+        let refining = Refining { model, layer, groups, refinement, members: members(plan, layer) };
+        let mut start = refinement.start;
+        if let Some(of) = start
+            && (!of.init.needs().inputs() || refining.across().next().is_some())
+        {
+            let stream = of.init.needs().inputs().then_some(&streams.sparse);
+            of.layer(model, plan, layer, stream, &mut pruned)?;
+            start = None;
+        }
+        for part in Part::ALL {
+            let (dense, statistics) = refining.look(part, start.as_ref(), &streams)?;
+            if let Some(start) = start {
+                start.part(model, plan, layer, part, &statistics, &mut pruned)?;
+            }
+            refining.part(part, &dense, &statistics, &mut streams, &mut pruned, event)?;
+        }
+        event(Event::Layer(layer));
+    }
+    Ok(pruned)
+}
+
+/// What is known of a part's dense weights.
+struct Looked<D: Ops> {
+    /// What its linear layers give on the sparse stream.
+    known: Option<Known<D>>,
+    /// What its groups are to give.
+    targets: Option<Store<D>>,
+    /// What it gives on the dense stream.
+    on_dense: Option<Store<D>>,
+}
+
+/// The refinement of one decoder layer.
+struct Refining<'a, D: Ops> {
+    model: &'a Model<'a, D>,
+    layer: usize,
+    groups: &'a [Group],
+    refinement: &'a Refinement<'a>,
+    /// The indices of the pruned matrices in each part.
+    members: Vec<Vec<usize>>,
+}
+
+impl<D: Ops> Refining<'_, D> {
+    /// The groups that are judged by more than one part.
+    fn across(&self) -> impl Iterator<Item = &Group> {
+        self.groups.iter().filter(|group| group.parts.len() > 1)
+    }
+
+    /// The weights of some parts, dense.
+    fn dense(&self, parts: &[Part]) -> Result<Vec<PartWeights<D>>, model::Error> {
+        let dense = Pruned::default();
+        parts.iter().map(|part| self.model.part(self.layer, *part, &dense)).collect()
+    }
+
+    /// Runs a part dense where that is of use: for the statistics that the initial masks and the
+    /// first stage need, and where there is a dense stream, for that.
+    fn look(
+        &self,
+        part: Part,
+        start: Option<&Start<'_>>,
+        streams: &Streams<D>,
+    ) -> Result<(Looked<D>, Vec<Statistics>), Error> {
+        let Self { model, layer, refinement, .. } = self;
+        let (executor, members) = (&model.executor, &self.members[part as usize]);
+        let needs = start.map_or(Needs::NOTHING, |start| start.init.needs());
+        let of_inputs = refinement.stages.first().is_some_and(Refine::needs_gram);
+        let mut looked = Looked { known: None, targets: None, on_dense: None };
+        if of_inputs || streams.dense.is_some() {
+            let dense = self.dense(&[part])?;
+            let needs = if of_inputs { needs.or(Needs::GRAM) } else { needs };
+            let (sparse, other) = (&streams.sparse, streams.dense.as_ref());
+            let found = executor.survey(&dense, sparse, other, &[members.clone()], needs);
+            let mut found = found.map_err(failed(*layer, part.name()))?;
+            if let Some(other) = &found.other {
+                let blended = executor.blend(&mut found.outputs, other, refinement.blend);
+                blended.map_err(failed(*layer, part.name()))?;
+            }
+            (looked.targets, looked.on_dense) = (Some(found.outputs), found.other);
+            return Ok((looked, found.statistics.swap_remove(0)));
+        }
+        if start.is_none() {
+            return Ok((looked, Vec::new()));
+        }
+        let dense = &self.dense(&[part])?[0];
+        let found = executor.inputs_and_outputs(dense, &streams.sparse, members, needs);
+        let (statistics, known) = found.map_err(failed(*layer, part.name()))?;
+        looked.known = known;
+        Ok((looked, statistics))
+    }
+
+    /// Refines the masks of a part's groups and moves the hidden states on through it. Groups
+    /// across parts come before the first.
+    fn part(
+        &self,
+        part: Part,
+        looked: &Looked<D>,
+        statistics: &[Statistics],
+        streams: &mut Streams<D>,
+        pruned: &mut Pruned,
+        event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), Error> {
+        let Self { model, layer, refinement, .. } = *self;
+        let executor = &model.executor;
+        let mut groups: Vec<&Group> =
+            self.groups.iter().filter(|group| group.parts == [part]).collect();
+        if part == Part::ALL[0] {
+            groups.extend(self.across());
+        }
+        let mut moved = false;
+        for (i, group) in groups.iter().enumerate() {
+            let own = group.parts == [part];
+            let mut grouped = Grouped {
+                model,
+                layer,
+                group,
+                blend: refinement.blend,
+                known: looked.known.as_ref().filter(|_| own),
+                statistics: if own { statistics } else { &[] },
+                shared: looked.targets.as_ref().filter(|_| own),
+                streams: &mut *streams,
+                pruned: &mut *pruned,
+                targets: None,
+                loss: None,
+            };
+            // The last group's output with its last masks is what the stream goes on with.
+            let last = i + 1 == groups.len() && own;
+            let (report, advanced) = grouped.refine(refinement.stages, last, event)?;
+            moved = advanced;
+            event(Event::Group(&report));
+        }
+        if !moved {
+            let sparse = model.part(layer, part, pruned)?;
+            let moved = executor.advance(&sparse, &mut streams.sparse, None);
+            moved.map_err(failed(layer, part.name()))?;
+        }
+        for (stream, outputs) in zip(&mut streams.dense, &looked.on_dense) {
+            let part = &self.dense(&[part])?[0];
+            executor.advance_by(part, stream, outputs).map_err(failed(layer, "dense stream"))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,228 @@
+//! LLM-Barber's rebuild as a stage (arXiv 2408.10631): gradients of the group's output error give
+//! scores, and weights change places by them.
+
+use std::iter::zip;
+
+use barber_metric::{LayerStats, Needs};
+
+use super::{
+    Error, Event, Stage,
+    group::{Grouped, Ran},
+};
+use crate::{
+    executor::{Loss, ops::Ops},
+    mask::{self, Comparison, Mask, Scope, Scored},
+    plan::{Member, Rule},
+};
+
+/// How many of the swaps that would raise the score are made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Alpha {
+    /// This share of them, whatever becomes of the error.
+    Share(f64),
+    /// The share that lowers the group's output error most, and none where none lowers it.
+    Auto,
+}
+
+/// Where gradients are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// At the dense weights, whose output is compared with the sparse one, as the paper does.
+    Dense,
+    /// At the sparse weights, whose output is compared with what the group is to give.
+    Sparse,
+}
+
+/// How masks are rebuilt.
+pub struct Rebuild<'a> {
+    /// The share of the swaps worth doing that are done, α.
+    pub alpha: Alpha,
+    /// Where weights compete, unless a rule says otherwise.
+    pub scope: Scope,
+    /// Where gradients are taken.
+    pub at: At,
+    /// How often at most, each time with gradients at the new masks. More than one are guarded: a
+    /// round that does not lower the error is taken back, and is the last.
+    pub rounds: usize,
+    /// Whether kept weights that the initialiser changed stay so; otherwise they are dense again.
+    pub retain: bool,
+    /// What scores the weights.
+    pub pipeline: &'a [Stage],
+}
+
+/// The shares that [`Alpha::Auto`] tries, from the smallest on until the error rises.
+const SHARES: [f64; 6] = [0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
+
+/// The scores of each matrix of a group.
+type Scores = Vec<Vec<f32>>;
+
+impl Rebuild<'_> {
+    pub(super) fn run<D: Ops>(
+        &self,
+        grouped: &mut Grouped<'_, D>,
+        event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Ran, Error> {
+        if let (Alpha::Share(share), 1) = (self.alpha, self.rounds) {
+            let (before, scores) = self.scores(grouped, event)?;
+            self.restore(grouped);
+            self.swap(grouped, &scores, share, Comparison::Pools)?;
+            grouped.loss = None;
+            return Ok(Ran { before, after: None, accepted: true });
+        }
+        self.restore(grouped);
+        let first = grouped.measured()?;
+        let mut last = first;
+        for _ in 0..self.rounds {
+            let (before, scores) = self.scores(grouped, event)?;
+            let masks = grouped.masks();
+            let mut best: Option<(Loss, Vec<Mask>)> = None;
+            let shares = match &self.alpha {
+                Alpha::Share(share) => std::slice::from_ref(share),
+                Alpha::Auto => &SHARES,
+            };
+            for &share in shares {
+                self.swap(grouped, &scores, share, Comparison::Tiles)?;
+                grouped.loss = None;
+                let found = grouped.measured()?;
+                let tried = grouped.masks();
+                grouped.set(&masks);
+                if !found.improves(best.as_ref().map_or(before, |(loss, _)| *loss)) {
+                    // A few more swaps than none may change nothing yet.
+                    if tried == masks {
+                        continue;
+                    }
+                    break;
+                }
+                best = Some((found, tried));
+            }
+            grouped.loss = Some(before);
+            let Some((loss, masks)) = best else { break };
+            grouped.set(&masks);
+            grouped.loss = Some(loss);
+            last = loss;
+        }
+        let accepted = last.improves(first);
+        Ok(Ran { before: first, after: Some(last), accepted })
+    }
+
+    /// Makes kept weights that the initialiser changed dense again.
+    fn restore<D: Ops>(&self, grouped: &mut Grouped<'_, D>) {
+        if self.retain {
+            return;
+        }
+        for member in &grouped.group.members {
+            let name = grouped.linear(*member).weight.clone();
+            if grouped.pruned.restore(&name) {
+                grouped.loss = None;
+            }
+        }
+    }
+
+    /// The scores of the group's weights, and its error as it is.
+    fn scores<D: Ops>(
+        &self,
+        grouped: &mut Grouped<'_, D>,
+        event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(Loss, Scores), Error> {
+        let group = grouped.group;
+        let needs = self.pipeline.iter().fold(Needs::NOTHING, |n, (_, m)| n.or(m.needs()));
+        let linears = |part| {
+            let members = group.members.iter().filter(|member| member.part == part);
+            members.map(|member| member.linear).collect()
+        };
+        let wanted: Vec<Vec<usize>> = group.parts.iter().map(|part| linears(*part)).collect();
+        let executor = &grouped.model.executor;
+        let mut measured = match self.at {
+            At::Dense => {
+                let outputs = executor.outputs(&grouped.sparse()?, &grouped.streams.sparse);
+                let mut outputs = outputs.map_err(grouped.failed())?;
+                // The dense outputs take the sparse ones' place: without a dense stream they are
+                // what the group is to give.
+                let (dense, stream) = (grouped.dense()?, &grouped.streams.sparse);
+                let measured = executor
+                    .measure(&dense, stream, &mut outputs, &wanted, needs, grouped.known)
+                    .map_err(grouped.failed())?;
+                drop(dense);
+                if grouped.streams.dense.is_none() {
+                    grouped.targets = Some(outputs);
+                    grouped.finite(measured.loss)?;
+                }
+                measured
+            }
+            At::Sparse => {
+                let sparse = grouped.sparse()?;
+                grouped.target()?;
+                let targets = grouped.shared.or(grouped.targets.as_ref());
+                let Some(targets) = targets else { unreachable!("they were just made") };
+                let stream = &grouped.streams.sparse;
+                let measured = executor.measure_against(&sparse, stream, targets, &wanted, needs);
+                let measured = measured.map_err(grouped.failed())?;
+                grouped.finite(measured.loss)?;
+                measured
+            }
+        };
+        let before = grouped.measured()?;
+        let mut scores = Vec::new();
+        for member in &group.members {
+            let linear = grouped.linear(*member);
+            let (tensor, dims) = (&linear.weight, linear.dims);
+            // Where the member's part is among those measured.
+            let place = group.parts.iter().position(|part| *part == member.part).unwrap_or(0);
+            // Statistics are as large as the weights: each goes when its matrix has scores.
+            let statistics = std::mem::take(&mut measured.statistics[place][member.linear]);
+            event(Event::Measured(tensor, &statistics));
+            let weight =
+                if self.retain { grouped.values(linear)? } else { grouped.model.values(linear)? };
+            let stats = statistics.of(tensor, dims, &weight);
+            let mask = grouped.mask(*member).to_bools();
+            scores.push(score(self.pipeline, &LayerStats { mask: &mask, ..stats })?);
+        }
+        Ok((before, scores))
+    }
+
+    /// Makes a share of the swaps.
+    fn swap<D: Ops>(
+        &self,
+        grouped: &mut Grouped<'_, D>,
+        scores: &Scores,
+        share: f64,
+        comparison: Comparison,
+    ) -> Result<(), Error> {
+        let mut masks = grouped.masks();
+        let members = &grouped.group.members;
+        let scope = |rule: &Rule| rule.scope.unwrap_or(self.scope);
+        for (i, Member { rule, .. }) in members.iter().enumerate() {
+            // Matrices with one scope and one pattern are rebuilt together, when the first is
+            // reached.
+            let alike = |of: &Rule| (scope(of), of.pattern) == (scope(rule), rule.pattern);
+            if members[..i].iter().any(|member| alike(&member.rule)) {
+                continue;
+            }
+            let together = zip(members, zip(&mut masks, scores));
+            let together = together.filter(|(member, _)| alike(&member.rule));
+            let mut matrices: Vec<_> = together
+                .map(|(member, (mask, scores))| Scored {
+                    name: &grouped.linear(*member).weight,
+                    scores,
+                    mask,
+                })
+                .collect();
+            mask::rebuild(&mut matrices, scope(rule), rule.pattern, share, comparison)?;
+        }
+        grouped.set(&masks);
+        Ok(())
+    }
+}
+
+/// Runs the metric pipeline on one matrix.
+fn score(pipeline: &[Stage], stats: &LayerStats<'_>) -> Result<Vec<f32>, Error> {
+    let mut scores = vec![1.0; stats.weight.len()];
+    for (name, metric) in pipeline {
+        metric.score(stats, &mut scores).map_err(|source| Error::Metric {
+            metric: name.clone(),
+            tensor: stats.name.into(),
+            source,
+        })?;
+    }
+    Ok(scores)
+}

@@ -1,0 +1,133 @@
+//! The initial masks.
+
+use std::path::Path;
+
+use barber_metric::LayerStats;
+
+use super::{Error, Event, Sampled, failed, members};
+use crate::{
+    checkpoint::{Dtype, Pruned, Reader},
+    executor::{Statistics, Stream, ops::Ops},
+    family::Part,
+    mask::{Init, Initial},
+    model::Model,
+    plan::{Plan, Rule},
+};
+
+/// How the masks start.
+#[derive(Clone, Copy, Debug)]
+pub struct Start<'a> {
+    /// The initialiser.
+    pub init: Init,
+    /// The format in which changed weights are stored; as in the checkpoint if there is none.
+    pub dtype: Option<Dtype>,
+    /// The directory for the scratch file of changed weights.
+    pub scratch: &'a Path,
+}
+
+/// Chooses the initial masks. The statistics of a layer come from the hidden states that the
+/// already pruned layers before it produce; all of a layer's from one forward pass of it, dense.
+///
+/// # Errors
+/// [`Error`] if the model cannot be run on the samples or a mask cannot be made.
+pub fn start<D: Ops>(
+    model: &Model<'_, D>,
+    plan: &Plan,
+    start: &Start<'_>,
+    samples: Sampled<'_>,
+    event: &mut dyn FnMut(Event<'_>),
+) -> Result<Pruned, Error> {
+    let calibrating = &samples.ids[..samples.ids.len().saturating_sub(samples.held_out)];
+    let inputs = start.init.needs().inputs();
+    let mut stream = inputs.then(|| model.embed(calibrating, 0)).transpose()?;
+    let mut pruned = Pruned::default();
+    let layers = model.decoder.layers.len();
+    for layer in 0..layers {
+        start.layer(model, plan, layer, stream.as_ref(), &mut pruned)?;
+        if let Some(stream) = &mut stream
+            && layer + 1 < layers
+        {
+            for part in Part::ALL {
+                let sparse = model.part(layer, part, &pruned)?;
+                let moved = model.executor.advance(&sparse, stream, None);
+                moved.map_err(failed(layer, part.name()))?;
+            }
+        }
+        event(Event::Layer(layer));
+    }
+    Ok(pruned)
+}
+
+impl Start<'_> {
+    /// Chooses the initial masks of a layer, with the statistics that one dense forward pass of it
+    /// gives.
+    pub(super) fn layer<D: Ops>(
+        &self,
+        model: &Model<'_, D>,
+        plan: &Plan,
+        layer: usize,
+        stream: Option<&Stream<D>>,
+        pruned: &mut Pruned,
+    ) -> Result<(), Error> {
+        let mut statistics = Vec::new();
+        if let Some(stream) = stream {
+            let mut dense = Vec::new();
+            for part in Part::ALL {
+                dense.push(model.part(layer, part, &Pruned::default())?);
+            }
+            let members = members(plan, layer);
+            let found = model.executor.inputs(&dense, stream, &members, self.init.needs());
+            statistics = found.map_err(failed(layer, "initial masks"))?;
+        }
+        for part in Part::ALL {
+            let statistics = statistics.get(part as usize).map_or(&[][..], Vec::as_slice);
+            self.part(model, plan, layer, part, statistics, pruned)?;
+        }
+        Ok(())
+    }
+
+    /// Chooses the initial masks of a part.
+    pub(super) fn part<D: Ops>(
+        &self,
+        model: &Model<'_, D>,
+        plan: &Plan,
+        layer: usize,
+        part: Part,
+        statistics: &[Statistics],
+        pruned: &mut Pruned,
+    ) -> Result<(), Error> {
+        let none = Statistics::default();
+        for (member, linear) in plan.matrices(&model.decoder, layer) {
+            if member.part == part {
+                let weight = model.values(linear)?;
+                let stats = statistics.get(member.linear).unwrap_or(&none);
+                let stats = stats.of(&linear.weight, linear.dims, &weight);
+                self.matrix(model.reader, &stats, member.rule, pruned)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Chooses the initial mask of one matrix.
+    fn matrix(
+        &self,
+        reader: &Reader,
+        stats: &LayerStats<'_>,
+        rule: Rule,
+        pruned: &mut Pruned,
+    ) -> Result<(), Error> {
+        let name = stats.name;
+        let Initial { mask, values, damping } = self.init.start(stats, rule.pattern, rule.ratio)?;
+        if let Some(damping) = damping {
+            tracing::warn!(
+                "`{name}`: the Hessian is not positive definite; its damping is raised to \
+                 {damping} of its mean diagonal. More calibration samples would help"
+            );
+        }
+        if let Some(values) = values {
+            pruned.change(reader, name, &values, self.dtype, self.scratch)?;
+        }
+        pruned.masks.insert(name.into(), mask);
+        Ok(())
+    }
+}

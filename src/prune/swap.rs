@@ -1,0 +1,153 @@
+//! Exact swaps as a stage (SparseSwaps, arXiv 2512.10922): matrix by matrix, towards what the group
+//! is to give.
+
+use barber_metric::{Dims, LayerStats, Needs};
+use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
+
+use super::{
+    Error,
+    group::{Grouped, Ran},
+};
+use crate::{
+    executor::{Statistics, ops::Ops},
+    mask::{self, OutputError, Scope},
+    plan::Member,
+};
+
+/// How weights are swapped.
+#[derive(Clone, Copy, Debug)]
+pub struct Swap {
+    /// Within which weights change places, unless a rule says otherwise: rows, or whole layers.
+    pub scope: Scope,
+    /// How many swaps a row has at most.
+    pub limit: usize,
+    /// By how much the Gram matrix is shrunk towards its diagonal, from 0 to 1.
+    pub shrinkage: f32,
+}
+
+impl Swap {
+    pub(super) fn run<D: Ops>(&self, grouped: &mut Grouped<'_, D>) -> Result<Ran, Error> {
+        let before = grouped.measured()?;
+        let masks = grouped.masks();
+        each_matrix(grouped, |grouped, member, found| self.matrix(grouped, member, found))?;
+        grouped.loss = None;
+        // Each matrix gives what it should more exactly than before; on samples that had no part in
+        // that, the group has to, too.
+        let accepted = grouped.lowers_held_out(before)?;
+        if !accepted {
+            grouped.set(&masks);
+            grouped.loss = Some(before);
+        }
+        Ok(Ran { before, after: (!accepted).then_some(before), accepted })
+    }
+
+    fn matrix<D: Ops>(
+        &self,
+        grouped: &mut Grouped<'_, D>,
+        member: Member,
+        statistics: &Statistics,
+    ) -> Result<(), Error> {
+        let linear = grouped.linear(member).clone();
+        let dense = grouped.model.values(&linear)?;
+        let values = grouped.pruned.values(&linear.weight)?;
+        let weight = values.as_deref().unwrap_or(&dense);
+        let shift = shift(&dense, values.as_deref(), linear.dims, statistics, grouped.blend);
+        let (name, dims) = (linear.weight.as_str(), linear.dims);
+        let stats = LayerStats { name, dims, weight, ..LayerStats::default() };
+        let shrinkage = self.shrinkage;
+        let error = OutputError { gram: gram(statistics), shift: shift.as_deref(), shrinkage };
+        let scope = member.rule.scope.unwrap_or(self.scope);
+        let mut mask = grouped.mask(member);
+        mask::swap(&stats, &mut mask, error, scope, member.rule.pattern, self.limit)?;
+        grouped.pruned.masks.insert(linear.weight, mask);
+        Ok(())
+    }
+}
+
+/// Calls `run` for each matrix of a group, with what its inputs are in the dense group.
+pub(super) fn each_matrix<D: Ops>(
+    grouped: &mut Grouped<'_, D>,
+    mut run: impl FnMut(&mut Grouped<'_, D>, Member, &Statistics) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let group = grouped.group;
+    let gathered;
+    let known = |member: &Member| {
+        grouped.statistics.get(member.linear).is_some_and(|found| found.gram.is_some())
+    };
+    let statistics = if group.members.iter().all(known) {
+        vec![grouped.statistics; group.parts.len()]
+    } else {
+        let linears = |part| {
+            let members = group.members.iter().filter(|member| member.part == part);
+            members.map(|member| member.linear).collect()
+        };
+        let wanted: Vec<Vec<usize>> = group.parts.iter().map(|part| linears(*part)).collect();
+        let (executor, streams) = (&grouped.model.executor, &*grouped.streams);
+        let (sparse, other) = (&streams.sparse, streams.dense.as_ref());
+        let found = executor.survey(&grouped.dense()?, sparse, other, &wanted, Needs::GRAM);
+        gathered = found.map_err(grouped.failed())?.statistics;
+        gathered.iter().map(Vec::as_slice).collect()
+    };
+    for member in &group.members {
+        let place = group.parts.iter().position(|part| *part == member.part).unwrap_or(0);
+        run(grouped, *member, &statistics[place][member.linear])?;
+    }
+    Ok(())
+}
+
+/// A Gram matrix that was asked for.
+pub(super) fn gram(statistics: &Statistics) -> &[f32] {
+    statistics.gram.as_ref().map_or(&[], |gram| &gram[..])
+}
+
+/// Σ e xᵀ of a matrix, [rows, columns], where e is by how much its target differs from what its
+/// present `values`, or the dense ones, would give unpruned: β W (x̃ − x) on a dense stream, and
+/// (W − V) x where the values V are not the dense W.
+pub(super) fn shift(
+    dense: &[f32],
+    values: Option<&[f32]>,
+    Dims { rows, columns }: Dims,
+    statistics: &Statistics,
+    blend: f32,
+) -> Option<Vec<f32>> {
+    if statistics.departure.is_none() && values.is_none() {
+        return None;
+    }
+    let mut shift = vec![0.0; dense.len()];
+    let mut add = |left: &[f32], right: &[f32], factor: f32| {
+        let sum = MatMut::from_row_major_slice_mut(&mut shift, rows, columns);
+        let left = MatRef::from_row_major_slice(left, rows, columns);
+        let right = MatRef::from_row_major_slice(right, columns, columns);
+        matmul(sum, Accum::Add, left, right, factor, Par::rayon(0));
+    };
+    if let Some(departure) = &statistics.departure {
+        add(dense, departure, blend);
+    }
+    if let Some(values) = values {
+        let less: Vec<f32> = dense.iter().zip(values).map(|(w, v)| w - v).collect();
+        add(&less, gram(statistics), 1.0);
+    }
+    Some(shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shift_is_what_the_target_differs_by() {
+        // One row, two inputs, one token: x = (1, 2), x̃ = (3, 1), W = (5, 7), V = (5, 6).
+        let dims = Dims { rows: 1, columns: 2 };
+        let found = |departure: Option<Vec<f32>>| Statistics {
+            gram: Some(vec![1.0, 2.0, 2.0, 4.0].into()),
+            departure: departure.map(Into::into),
+            ..Statistics::default()
+        };
+        let both = found(Some(vec![2.0, 4.0, -1.0, -2.0]));
+        // e = β (5 · 2 − 7) + 2, times x.
+        let shifted = shift(&[5.0, 7.0], Some(&[5.0, 6.0]), dims, &both, 0.5).unwrap();
+        assert_eq!(shifted, [3.5, 7.0]);
+        assert_eq!(shift(&[5.0, 7.0], None, dims, &both, 1.0).unwrap(), [3.0, 6.0]);
+        assert_eq!(shift(&[5.0, 7.0], None, dims, &found(None), 0.5), None);
+    }
+}

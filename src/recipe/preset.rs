@@ -1,0 +1,40 @@
+//! Presets: refinements by one word. Each is a part of a recipe, under the recipe's own values.
+
+use figment::value::Dict;
+
+use super::{
+    error::{Fault, Problem, alternatives, nearest},
+    text::Text,
+};
+
+/// The presets: their names, and what they stand for.
+const PRESETS: [(&str, &str); 3] = [
+    ("paper", include_str!("presets/paper.toml")),
+    ("best", include_str!("presets/best.toml")),
+    ("fast", include_str!("presets/fast.toml")),
+];
+
+/// The values that a preset stands for.
+pub(super) fn preset(name: &str) -> Result<Dict, Problem> {
+    let found = PRESETS.iter().find(|(known, _)| *known == name);
+    let parsed = found.and_then(|(name, text)| Text::parse(name, text).ok());
+    let names = || PRESETS.iter().map(|(name, _)| *name);
+    parsed.map(|(_, values)| values).ok_or_else(|| {
+        let near = nearest(name, names()).map(|near| format!("did you mean `{near}`? "));
+        let help = format!("{}there is {}", near.unwrap_or_default(), alternatives(names()));
+        Problem::at("preset", Fault::Choice { found: name.into() }).help(help)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_are_parts_of_recipes() {
+        for (name, _) in PRESETS {
+            assert!(preset(name).unwrap().contains_key("refine"), "{name}");
+        }
+        assert!(preset("bset").is_err_and(|problem| problem.help.unwrap().contains("`best`")));
+    }
+}

@@ -36,6 +36,8 @@ pub struct Rule {
     pub pattern: Pattern,
     /// The share of its weights to prune.
     pub ratio: f64,
+    /// How many exactly, where an allocation has said so.
+    pub count: Option<usize>,
     /// Where its weights compete, where that is not as a stage says.
     pub scope: Option<Scope>,
 }
@@ -170,7 +172,8 @@ mod tests {
         .unwrap()
     }
 
-    const RULE: Rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, scope: None };
+    const RULE: Rule =
+        Rule { pattern: Pattern::Unstructured, ratio: 0.5, count: None, scope: None };
 
     fn group(name: &str, part: Part, members: &[usize]) -> Group {
         let members = members.iter().map(|&linear| Member { part, linear, rule: RULE }).collect();

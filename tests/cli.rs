@@ -189,7 +189,7 @@ fn a_recipe_is_checked_without_running_it() {
         "seed = 0",
         "# default",
         "q_proj.weight [48, 48], unstructured, 60.0% pruned; layers 0-2",
-        "up_proj.weight [112, 48], unstructured, 30.0% pruned, scope group; layer 0",
+        "up_proj.weight [112, 48], unstructured, 30.0% pruned; layer 0",
         "memory    about",
         "FLOP of matrix products to prune",
     ] {
@@ -410,16 +410,20 @@ fn swaps_lower_the_error_and_keep_pattern_and_bits() {
         ("2:4", 0.5, "row"),
         ("1:4", 0.75, "row"),
     ] {
-        for (passes, blend) in [(1, 0.0), (1, 0.3), (2, 0.3)] {
+        for (passes, blend, statistics) in
+            [(1, 0.0, "sparse"), (1, 0.3, "sparse"), (2, 0.3, "sparse"), (1, 0.0, "dense")]
+        {
+            let statistics = format!("streams.statistics={statistics}");
             let stage = format!("refine=[{{ use = 'swap', scope = '{scope}' }}]");
             let pattern = format!("sparsity.pattern={pattern}");
             let (passes, blend) =
-                (format!("mask.passes={passes}"), format!("target.blend={blend}"));
+                (format!("mask.passes={passes}"), format!("streams.blend={blend}"));
             let (report, found) = pruned(&[
                 &stage,
                 &pattern,
                 &passes,
                 &blend,
+                &statistics,
                 "mask.init=wanda",
                 "calibration.held_out=2",
             ]);
@@ -436,6 +440,32 @@ fn swaps_lower_the_error_and_keep_pattern_and_bits() {
 }
 
 #[test]
+fn a_global_budget_is_met_exactly() {
+    let dense = tensors(Path::new(util::TINY));
+    for by in ["owl", "error"] {
+        for init in ["magnitude", "wanda", "sparsegpt"] {
+            let (allocation, init) =
+                (format!("sparsity.allocation={by}"), format!("mask.init={init}"));
+            let sets = [&allocation, &init, "sparsity.ratio=0.613", "sparsity.spread=0.1"];
+            let (report, found) = pruned(&[&sets[..], &["refine=[{ use = 'swap' }]"]].concat());
+            let weights: usize = dense
+                .iter()
+                .filter(|(name, _)| is_pruned(name))
+                .map(|(_, (_, shape, _))| shape.iter().product::<usize>())
+                .sum();
+            let expected = (0.613 * weights as f64) as u64;
+            assert_eq!(report["pruned_weights"].as_u64(), Some(expected), "{by} {init}");
+            let shares: Vec<f64> = serde_json::from_value(report["allocation"].clone()).unwrap();
+            assert!((shares[0] - shares[1]).abs() > 0.01, "{shares:?}");
+            assert!(shares.iter().all(|share| (share - 0.613).abs() < 0.101), "{shares:?}");
+            if !init.ends_with("sparsegpt") {
+                check_sparse(&dense, &found, 0.613);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_guarded_rebuild_never_raises_the_error() {
     for gradient in ["dense", "sparse"] {
         for (init, pattern) in [("magnitude", "unstructured"), ("wanda", "2:4")] {
@@ -446,7 +476,7 @@ fn a_guarded_rebuild_never_raises_the_error() {
             let (init, pattern) =
                 (format!("mask.init={init}"), format!("sparsity.pattern={pattern}"));
             let (report, found) =
-                pruned(&[&stages, &init, &pattern, "calibration.held_out=2", "target.blend=0.2"]);
+                pruned(&[&stages, &init, &pattern, "calibration.held_out=2", "streams.blend=0.2"]);
             check_sparse(&tensors(Path::new(util::TINY)), &found, 0.5);
             let mut fell = 0;
             for [before, after] in errors(&report) {
@@ -464,7 +494,7 @@ fn reconstruction_changes_weights_where_that_helps() {
     let dense = tensors(Path::new(util::TINY));
     let stages = "refine=[{ use = 'swap' }, { use = 'reconstruct' }]";
     let sets =
-        [stages, "mask.init=wanda", "mask.passes=1", "calibration.held_out=2", "target.blend=0.3"];
+        [stages, "mask.init=wanda", "mask.passes=1", "calibration.held_out=2", "streams.blend=0.3"];
     let (report, found) = pruned(&sets);
     assert!(report["changed_weights"].as_u64().unwrap() > 1000, "{report}");
     for (name, (_, shape, bytes)) in &found {

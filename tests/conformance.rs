@@ -13,7 +13,7 @@ use llm_barber::{
     mask::{Init, Mask, Pattern, Scope},
     model::Model,
     plan::{Plan, Rule},
-    prune::{Alpha, At, Event, Rebuild, Refine, Refinement, Sampled, Start, refine, start},
+    prune::{Alpha, Event, Rebuild, Refine, Refinement, Sampled, Side, Start, refine, start},
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -102,7 +102,7 @@ fn family_conforms(family: &str, name: &str, init: Init, pattern: &str, ratio: f
             let dims = model.decoder.linears().find(|linear| linear.weight == name).unwrap().dims;
             let blocks = if init == Init::SparseGpt { dims.columns.div_ceil(128) } else { 1 };
             let ratio = ratio + (more * blocks) as f64 / dims.len() as f64;
-            Some(Rule { pattern, ratio, scope: None })
+            Some(Rule { pattern, ratio, count: None, scope: None })
         };
         Plan::new(&model.decoder, &[], rule).unwrap()
     };
@@ -118,7 +118,7 @@ fn family_conforms(family: &str, name: &str, init: Init, pattern: &str, ratio: f
     let samples = Sampled::from(&samples[..]);
 
     let scratch = tempfile::tempdir().unwrap();
-    let start_as = Start { init, dtype: None, scratch: scratch.path() };
+    let start_as = Start { init, side: Side::Sparse, dtype: None, scratch: scratch.path() };
     let initial = start(&model, &exact, &start_as, samples, &mut |_| ()).unwrap();
     assert_eq!(initial.masks.len(), model.decoder.linears().count());
     let (differ, entries) = case.differences("init", &initial.masks);
@@ -131,12 +131,13 @@ fn family_conforms(family: &str, name: &str, init: Init, pattern: &str, ratio: f
     let stage = Refine::Rebuild(Rebuild {
         alpha: Alpha::Share(case.number("alpha")),
         scope,
-        at: At::Dense,
+        at: Side::Dense,
         rounds: 1,
         retain: false,
         pipeline: &[(plugin.name.into(), plugin.build(Default::default()).unwrap())],
     });
-    let settings = Refinement { stages: &[stage], blend: 0.0, start: None };
+    let settings =
+        Refinement { stages: &[stage], blend: 0.0, statistics: Side::Sparse, start: None };
     let initial = start(&model, &plan, &start_as, samples, &mut |_| ()).unwrap();
     let rebuilt = refine(&model, &plan, &settings, samples, initial, &mut |_| ()).unwrap();
     let (differ, _) = case.differences("rebuilt", &rebuilt.masks);

@@ -14,7 +14,7 @@ use llm_barber::{
     mask::{Init, Pattern, Scope},
     model::Model,
     plan::{Plan, Rule},
-    prune::{Alpha, At, Event, Rebuild, Refine, Refinement, Sampled, Start, refine, start},
+    prune::{Alpha, Event, Rebuild, Refine, Refinement, Sampled, Side, Start, refine, start},
 };
 use util::{barber, flat, recipe, tensors};
 
@@ -23,7 +23,7 @@ fn masks(name: &str, init: Init, storage: Storage, passes: usize) -> (Masks, Vec
     let reader = Reader::open(&Path::new("tests/conformance").join(name)).unwrap();
     let executor = Executor { device: Cpu::default(), storage };
     let model: Model<'_, Cpu> = Model::new(&reader, executor).unwrap();
-    let rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, scope: None };
+    let rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, count: None, scope: None };
     let plan = Plan::new(&model.decoder, &[], |_| Some(rule)).unwrap();
     let wanted =
         Samples { count: 8, sequence_length: 48, seed: 0, selection: Selection::Sequential };
@@ -31,12 +31,12 @@ fn masks(name: &str, init: Init, storage: Storage, passes: usize) -> (Masks, Vec
     let tokens = Tokens::of(reader.path(), 256, false);
     let samples = samples(&ids.into(), wanted, &tokens).unwrap();
     let scratch = tempfile::tempdir().unwrap();
-    let started = Start { init, dtype: None, scratch: scratch.path() };
+    let started = Start { init, side: Side::Sparse, dtype: None, scratch: scratch.path() };
     let metric = registered().unwrap()["weight-gradient"];
     let stage = Refine::Rebuild(Rebuild {
         alpha: Alpha::Share(0.2),
         scope: Scope::Layer,
-        at: At::Dense,
+        at: Side::Dense,
         rounds: 1,
         retain: false,
         pipeline: &[(metric.name.into(), metric.build(Default::default()).unwrap())],
@@ -54,7 +54,12 @@ fn masks(name: &str, init: Init, storage: Storage, passes: usize) -> (Masks, Vec
     } else {
         start(&model, &plan, &started, samples, &mut |_| ()).unwrap()
     };
-    let settings = Refinement { stages: &[stage], blend: 0.0, start: single.then_some(started) };
+    let settings = Refinement {
+        stages: &[stage],
+        blend: 0.0,
+        statistics: Side::Sparse,
+        start: single.then_some(started),
+    };
     let pruned = refine(&model, &plan, &settings, samples, initial, &mut event);
     (pruned.unwrap().masks, errors)
 }

@@ -34,7 +34,7 @@ use crate::{
     plan::Plan,
     prune::{
         Alpha, Event, GroupReport, Method, Rebuild, Reconstruct, Refine, Refinement, Sampled,
-        Stage, Start, Swap, refine, start,
+        Stage, Start, Swap, allocate, refine, start,
     },
     recipe::{Calibration, Evaluate, Kind, Loaded, Recipe, Rounds, Share, load},
 };
@@ -85,7 +85,7 @@ fn run_on<D: Ops>(
     let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
     let reader = Reader::open(&located.dir)?;
     let mut model = Model::new(&reader, device)?;
-    let plan = plan(loaded, &model)?;
+    let mut plan = plan(loaded, &model)?;
     let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
     let output = Output::create(target, arguments.force, reader.path())?;
     let calibration = calibrate(recipe, &model)?;
@@ -122,6 +122,18 @@ fn run_on<D: Ops>(
     let work = Cell::new(0);
     let samples = Sampled { ids: &calibration, held_out: recipe.calibration.held_out };
     let scratch = output.scratch();
+    let shares = match recipe.allocation() {
+        Some(allocation) => timed(&mut mask_seconds, "allocation", || {
+            let bar = bar("allocation", plan.layers.len() as u64, quiet);
+            let (side, dtype) = (recipe.streams.statistics, recipe.output.dtype);
+            let start = Start { init: recipe.mask.init, side, dtype, scratch };
+            let budget = (allocation, recipe.sparsity.ratio);
+            let shares = allocate(&model, &mut plan, budget, &start, samples, &mut || bar.inc(1));
+            bar.finish_and_clear();
+            Ok(shares?)
+        })?,
+        None => Vec::new(),
+    };
     let masks = Masks { loaded, model: &model, plan: &plan, samples, scratch, quiet, work: &work };
     let mut initial_found = None;
     let mut initial = Pruned::default();
@@ -171,6 +183,7 @@ fn run_on<D: Ops>(
         prunable_weights: prunable,
         pruned_weights: prunable - kept,
         changed_weights: changed,
+        allocation: shares,
         perplexity: perplexity.collect(),
         tasks: accuracy.collect(),
         groups,
@@ -285,7 +298,7 @@ fn describe(stage: &crate::recipe::Refine, recipe: &Recipe, groups: &[&str]) -> 
         }
         Some(Kind::Swap) => {
             let limit = stage.limit.unwrap_or_default();
-            format!("swap, scope {scope}, at most {limit} a row, blend {}", recipe.target.blend)
+            format!("swap, scope {scope}, at most {limit} a row, blend {}", recipe.streams.blend)
         }
         Some(Kind::Reconstruct) => "reconstruct: kept weights change".into(),
         None => String::new(),
@@ -340,7 +353,8 @@ impl<D: Ops> Masks<'_, D> {
 
     fn start(&self) -> Start<'_> {
         let Recipe { mask, output, .. } = &self.loaded.recipe;
-        Start { init: mask.init, dtype: output.dtype, scratch: self.scratch }
+        let side = self.loaded.recipe.streams.statistics;
+        Start { init: mask.init, side, dtype: output.dtype, scratch: self.scratch }
     }
 
     fn initial(&self) -> Result<Pruned, Error> {
@@ -371,7 +385,7 @@ impl<D: Ops> Masks<'_, D> {
             }
             Kind::Rebuild => {
                 let (Share(alpha), Rounds(rounds)) = (stage.alpha?, stage.rounds?);
-                let (at, retain) = (stage.gradient?.into(), stage.retain?);
+                let (at, retain) = (stage.gradient?, stage.retain?);
                 Refine::Rebuild(Rebuild { alpha, scope, at, rounds, retain, pipeline })
             }
             Kind::Reconstruct => Refine::Reconstruct(Reconstruct {
@@ -391,7 +405,8 @@ impl<D: Ops> Masks<'_, D> {
             recipe.refine.iter().filter_map(|stage| self.stage(stage, &pipeline)).collect();
         let refinement = Refinement {
             stages: &stages,
-            blend: recipe.target.blend as f32,
+            blend: recipe.streams.blend as f32,
+            statistics: recipe.streams.statistics,
             start: single_pass(recipe).then(|| self.start()),
         };
         let all = self.plan.layers.iter().map(|groups| groups.len() as u64).sum();

@@ -28,6 +28,9 @@ pub(super) struct Summary {
     pub(super) pruned_weights: usize,
     /// How many of the kept ones are not the dense model's.
     pub(super) changed_weights: usize,
+    /// The share of each layer that is pruned, where it is not the same of all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) allocation: Vec<f64>,
     /// The perplexities, text by text.
     pub(super) perplexity: Vec<TextReport>,
     /// The accuracies, task by task.
@@ -91,6 +94,13 @@ impl fmt::Display for Summary {
             "pruned    {} of {} weights ({share:.2}%)",
             self.pruned_weights, self.prunable_weights
         )?;
+        if let (Some(least), Some(most)) = (
+            self.allocation.iter().copied().min_by(f64::total_cmp),
+            self.allocation.iter().copied().max_by(f64::total_cmp),
+        ) {
+            let [least, most] = [least, most].map(|share| 100.0 * share);
+            writeln!(f, "layers    {least:.1}% to {most:.1}% pruned")?;
+        }
         if self.changed_weights > 0 {
             let kept = self.prunable_weights - self.pruned_weights;
             let changed = self.changed_weights;

@@ -422,6 +422,31 @@ impl<D: Ops> Executor<D> {
         Ok(sum.mean(stream))
     }
 
+    /// The mean over tokens of ‖y − t‖² / ‖t‖² for the parts' outputs y and their `targets` t.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch file fails.
+    pub fn change(
+        &self,
+        parts: &[PartWeights<D>],
+        stream: &Stream<D>,
+        targets: &Store<D>,
+    ) -> Result<f64, Error> {
+        let mut sum = 0.0;
+        self.each_output(parts, stream, 0..stream.runs.len(), |batch, output| {
+            let (width, y) = (output.shape().1, output.to_vec());
+            let t = targets.get(batch.index, &self.device)?.to_vec();
+            for (y, t) in y.chunks(width).zip(t.chunks(width)) {
+                let square = |x: f32| f64::from(x) * f64::from(x);
+                let off: f64 = y.iter().zip(t).map(|(y, t)| square(y - t)).sum();
+                let whole: f64 = t.iter().map(|t| square(*t)).sum();
+                sum += if whole > 0.0 { off / whole } else { 0.0 };
+            }
+            Ok(())
+        })?;
+        Ok(sum / stream.tokens().max(1) as f64)
+    }
+
     /// Moves the hidden states on through a part; returns the [`Executor::loss`] of its outputs,
     /// if there are targets.
     ///

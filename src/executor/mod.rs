@@ -21,7 +21,7 @@ pub use self::{
     forward::{Inner, PartWeights, Watch, forward},
     measure::{Known, Loss, Measured, Statistics},
     store::{Storage, Store},
-    survey::Surveyed,
+    survey::{Side, Surveyed},
 };
 use crate::family::Decoder;
 

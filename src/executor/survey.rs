@@ -14,6 +14,17 @@ use super::{
 };
 use crate::family::Part;
 
+/// One of the two models: the dense one, or the one that is pruned so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// The dense model.
+    Dense,
+    /// The pruned one.
+    #[default]
+    Sparse,
+}
+
 /// What [`Executor::survey`] finds.
 #[derive(Debug)]
 pub struct Surveyed<D: Ops> {
@@ -36,17 +47,17 @@ impl<D: Ops> Watch<D> for Inputs<D> {
 }
 
 impl<D: Ops> Executor<D> {
-    /// Runs consecutive dense parts on a stream, and on another one of the same samples, and gathers
-    /// what `needs` asks for of the inputs of the layers in `members`, a list for each part. Where it
-    /// asks for Gram matrices and there is another stream, how the inputs differ is gathered too.
+    /// Runs consecutive dense parts on a sparse stream, and on a dense one of the same samples, and
+    /// gathers what `needs` asks for of the inputs that the layers in `members`, a list for each
+    /// part, have on the given side. Where it asks for Gram matrices on the sparse side and there is
+    /// a dense stream, how its inputs differ is gathered too.
     ///
     /// # Errors
     /// If the device has not enough memory, or the scratch file fails.
     pub fn survey(
         &self,
         parts: &[PartWeights<D>],
-        stream: &Stream<D>,
-        other: Option<&Stream<D>>,
+        (stream, other, side): (&Stream<D>, Option<&Stream<D>>, Side),
         members: &[Vec<usize>],
         needs: Needs,
     ) -> Result<Surveyed<D>, Error> {
@@ -63,19 +74,20 @@ impl<D: Ops> Executor<D> {
                 Ok((batch, inputs.0))
             };
             let (batch, inputs) = pass(stream, &mut outputs)?;
-            let calibrating = !stream.held_out(index);
-            if calibrating {
-                let mut watch = Adding { sums: &mut sums, samples: &batch.samples };
-                for (part, layers, x) in &inputs {
-                    watch.input(*part, layers.clone(), x).map_err(Error::device)?;
-                }
-            }
-            let (Some(other), Some(store)) = (other, &mut others) else { continue };
-            let (_, theirs) = pass(other, store)?;
-            if !calibrating {
+            let theirs = match (other, &mut others) {
+                (Some(other), Some(store)) => Some(pass(other, store)?.1),
+                _ => None,
+            };
+            if stream.held_out(index) {
                 continue;
             }
-            for ((part, layers, x), (_, _, other)) in inputs.iter().zip(&theirs) {
+            let mut watch = Adding { sums: &mut sums, samples: &batch.samples };
+            let dense = theirs.as_ref().filter(|_| side == Side::Dense);
+            for (part, layers, x) in dense.unwrap_or(&inputs) {
+                watch.input(*part, layers.clone(), x).map_err(Error::device)?;
+            }
+            let theirs = theirs.filter(|_| side == Side::Sparse);
+            for ((part, layers, x), (_, _, other)) in inputs.iter().zip(theirs.iter().flatten()) {
                 let of = sums.iter_mut().find(|sums| sums.part() == *part);
                 let added = of.map_or(Ok(()), |sums| sums.depart(layers, x, other));
                 added.map_err(Error::device)?;

@@ -15,7 +15,7 @@ mod swap;
 
 pub use bits::Mask;
 pub use error::Error;
-pub use init::{Init, Initial};
+pub use init::{Amount, Init, Initial};
 pub use least_squares::least_squares;
 pub use pattern::{ParsePatternError, Pattern};
 pub use rebuild::{Comparison, Scored, rebuild};

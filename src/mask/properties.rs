@@ -372,7 +372,7 @@ proptest! {
             })
         }),
         wanda in any::<bool>(),
-        ratio in 0.0..=1.0,
+        ratio in 0.0..=1.0_f64,
     ) {
         let dims = mask.dims();
         let squares: Vec<f32> = norms.iter().map(|norm| norm * norm).collect();

@@ -1,6 +1,6 @@
 //! One group at work: what it is to give, and by how much it misses that.
 
-use super::{Error, Event, GroupReport, MatrixReport, Refine, StageReport, Streams, failed};
+use super::{Error, Event, GroupReport, MatrixReport, Refine, Side, StageReport, Streams, failed};
 use crate::{
     checkpoint::Pruned,
     executor::{Known, Loss, PartWeights, Statistics, Store, ops::Ops},
@@ -17,6 +17,8 @@ pub(super) struct Grouped<'a, D: Ops> {
     pub(super) group: &'a Group,
     /// β.
     pub(super) blend: f32,
+    /// On whose hidden states the statistics of inputs are gathered.
+    pub(super) side: Side,
     /// What the part's dense linear layers give on the sparse stream.
     pub(super) known: Option<&'a Known<D>>,
     /// Of the part's dense linear layers, if they were gathered.

@@ -3,6 +3,7 @@
 //! A pass goes through the decoder layers with one layer's weights at a time; only the hidden
 //! states of the calibration samples, and the masks, live from layer to layer.
 
+mod allocate;
 mod group;
 mod rebuild;
 mod reconstruct;
@@ -10,11 +11,14 @@ mod start;
 mod swap;
 
 pub use self::{
-    rebuild::{Alpha, At, Rebuild},
+    allocate::{Allocation, By, allocate},
+    rebuild::{Alpha, Rebuild},
     reconstruct::{Method, Reconstruct},
     start::{Start, start},
     swap::Swap,
 };
+
+pub use crate::executor::Side;
 
 use std::iter::zip;
 
@@ -79,6 +83,13 @@ pub struct Sampled<'a> {
     pub held_out: usize,
 }
 
+impl<'a> Sampled<'a> {
+    /// Those that statistics are of.
+    fn calibration(self) -> &'a [Vec<u32>] {
+        &self.ids[..self.ids.len().saturating_sub(self.held_out)]
+    }
+}
+
 impl<'a> From<&'a [Vec<u32>]> for Sampled<'a> {
     fn from(ids: &'a [Vec<u32>]) -> Self {
         Self { ids, held_out: 0 }
@@ -121,6 +132,8 @@ pub struct Refinement<'a> {
     /// β, the share that the outputs on the dense model's own hidden states have in what a group is
     /// to give; the rest have the dense outputs on those of the pruned model.
     pub blend: f32,
+    /// On whose hidden states the statistics of inputs are gathered.
+    pub statistics: Side,
     /// The initialiser, where a layer's masks start when the layer is reached.
     pub start: Option<Start<'a>>,
 }
@@ -206,6 +219,16 @@ struct Streams<D: Ops> {
     dense: Option<Stream<D>>,
 }
 
+impl<D: Ops> Streams<D> {
+    /// One of them.
+    fn of(&self, side: Side) -> &Stream<D> {
+        match (side, &self.dense) {
+            (Side::Dense, Some(dense)) => dense,
+            _ => &self.sparse,
+        }
+    }
+}
+
 /// Refines masks, block by block, on the hidden states of the refined model. Without `pruned` masks
 /// [`Refinement::start`] makes those of each layer when it is reached, from the hidden states of the
 /// refined layers before it; a dense forward pass that gives its statistics serves the first stage
@@ -223,7 +246,8 @@ pub fn refine<D: Ops>(
 ) -> Result<Pruned, Error> {
     let mut pruned = pruned;
     let embed = || model.embed(samples.ids, samples.held_out);
-    let dense = (refinement.blend > 0.0).then(embed).transpose()?;
+    let dense = refinement.blend > 0.0 || refinement.statistics == Side::Dense;
+    let dense = dense.then(embed).transpose()?;
     let mut streams = Streams { sparse: embed()?, dense };
     for (layer, groups) in plan.layers.iter().enumerate() {
         let refining = Refining { model, layer, groups, refinement, members: members(plan, layer) };
@@ -231,7 +255,7 @@ pub fn refine<D: Ops>(
         if let Some(of) = start
             && (!of.init.needs().inputs() || refining.across().next().is_some())
         {
-            let stream = of.init.needs().inputs().then_some(&streams.sparse);
+            let stream = of.init.needs().inputs().then_some(streams.of(refinement.statistics));
             of.layer(model, plan, layer, stream, &mut pruned)?;
             start = None;
         }
@@ -296,7 +320,8 @@ impl<D: Ops> Refining<'_, D> {
             let dense = self.dense(&[part])?;
             let needs = if of_inputs { needs.or(Needs::GRAM) } else { needs };
             let (sparse, other) = (&streams.sparse, streams.dense.as_ref());
-            let found = executor.survey(&dense, sparse, other, &[members.clone()], needs);
+            let side = refinement.statistics;
+            let found = executor.survey(&dense, (sparse, other, side), &[members.clone()], needs);
             let mut found = found.map_err(failed(*layer, part.name()))?;
             if let Some(other) = &found.other {
                 let blended = executor.blend(&mut found.outputs, other, refinement.blend);
@@ -341,6 +366,7 @@ impl<D: Ops> Refining<'_, D> {
                 layer,
                 group,
                 blend: refinement.blend,
+                side: refinement.statistics,
                 known: looked.known.as_ref().filter(|_| own),
                 statistics: if own { statistics } else { &[] },
                 shared: looked.targets.as_ref().filter(|_| own),

@@ -6,7 +6,7 @@ use std::iter::zip;
 use barber_metric::{LayerStats, Needs};
 
 use super::{
-    Error, Event, Stage,
+    Error, Event, Side, Stage,
     group::{Grouped, Ran},
 };
 use crate::{
@@ -24,23 +24,16 @@ pub enum Alpha {
     Auto,
 }
 
-/// Where gradients are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum At {
-    /// At the dense weights, whose output is compared with the sparse one, as the paper does.
-    Dense,
-    /// At the sparse weights, whose output is compared with what the group is to give.
-    Sparse,
-}
-
 /// How masks are rebuilt.
 pub struct Rebuild<'a> {
     /// The share of the swaps worth doing that are done, α.
     pub alpha: Alpha,
     /// Where weights compete, unless a rule says otherwise.
     pub scope: Scope,
-    /// Where gradients are taken.
-    pub at: At,
+    /// The weights at which gradients are taken: the dense ones, whose output is compared with the
+    /// sparse ones' as in the paper, or the sparse ones, whose output is compared with what the group
+    /// is to give.
+    pub at: Side,
     /// How often at most, each time with gradients at the new masks. More than one are guarded: a
     /// round that does not lower the error is taken back, and is the last.
     pub rounds: usize,
@@ -133,7 +126,7 @@ impl Rebuild<'_> {
         let wanted: Vec<Vec<usize>> = group.parts.iter().map(|part| linears(*part)).collect();
         let executor = &grouped.model.executor;
         let mut measured = match self.at {
-            At::Dense => {
+            Side::Dense => {
                 let outputs = executor.outputs(&grouped.sparse()?, &grouped.streams.sparse);
                 let mut outputs = outputs.map_err(grouped.failed())?;
                 // The dense outputs take the sparse ones' place: without a dense stream they are
@@ -149,7 +142,7 @@ impl Rebuild<'_> {
                 }
                 measured
             }
-            At::Sparse => {
+            Side::Sparse => {
                 let sparse = grouped.sparse()?;
                 grouped.target()?;
                 let targets = grouped.shared.or(grouped.targets.as_ref());

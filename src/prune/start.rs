@@ -4,12 +4,12 @@ use std::path::Path;
 
 use barber_metric::LayerStats;
 
-use super::{Error, Event, Sampled, failed, members};
+use super::{Error, Event, Sampled, Side, failed, members};
 use crate::{
     checkpoint::{Dtype, Pruned, Reader},
     executor::{Statistics, Stream, ops::Ops},
     family::Part,
-    mask::{Init, Initial},
+    mask::{Amount, Init, Initial},
     model::Model,
     plan::{Plan, Rule},
 };
@@ -19,6 +19,8 @@ use crate::{
 pub struct Start<'a> {
     /// The initialiser.
     pub init: Init,
+    /// On whose hidden states statistics are gathered.
+    pub side: Side,
     /// The format in which changed weights are stored; as in the checkpoint if there is none.
     pub dtype: Option<Dtype>,
     /// The directory for the scratch file of changed weights.
@@ -26,7 +28,8 @@ pub struct Start<'a> {
 }
 
 /// Chooses the initial masks. The statistics of a layer come from the hidden states that the
-/// already pruned layers before it produce; all of a layer's from one forward pass of it, dense.
+/// already pruned layers before it produce, or the dense ones; all of a layer's from one forward
+/// pass of it, dense.
 ///
 /// # Errors
 /// [`Error`] if the model cannot be run on the samples or a mask cannot be made.
@@ -37,9 +40,8 @@ pub fn start<D: Ops>(
     samples: Sampled<'_>,
     event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Pruned, Error> {
-    let calibrating = &samples.ids[..samples.ids.len().saturating_sub(samples.held_out)];
     let inputs = start.init.needs().inputs();
-    let mut stream = inputs.then(|| model.embed(calibrating, 0)).transpose()?;
+    let mut stream = inputs.then(|| model.embed(samples.calibration(), 0)).transpose()?;
     let mut pruned = Pruned::default();
     let layers = model.decoder.layers.len();
     for layer in 0..layers {
@@ -48,8 +50,11 @@ pub fn start<D: Ops>(
             && layer + 1 < layers
         {
             for part in Part::ALL {
-                let sparse = model.part(layer, part, &pruned)?;
-                let moved = model.executor.advance(&sparse, stream, None);
+                let weights = match start.side {
+                    Side::Sparse => model.part(layer, part, &pruned)?,
+                    Side::Dense => model.part(layer, part, &Pruned::default())?,
+                };
+                let moved = model.executor.advance(&weights, stream, None);
                 moved.map_err(failed(layer, part.name()))?;
             }
         }
@@ -109,7 +114,7 @@ impl Start<'_> {
     }
 
     /// Chooses the initial mask of one matrix.
-    fn matrix(
+    pub(super) fn matrix(
         &self,
         reader: &Reader,
         stats: &LayerStats<'_>,
@@ -117,7 +122,8 @@ impl Start<'_> {
         pruned: &mut Pruned,
     ) -> Result<(), Error> {
         let name = stats.name;
-        let Initial { mask, values, damping } = self.init.start(stats, rule.pattern, rule.ratio)?;
+        let amount = rule.count.map_or(Amount::Share(rule.ratio), Amount::Exactly);
+        let Initial { mask, values, damping } = self.init.start(stats, rule.pattern, amount)?;
         if let Some(damping) = damping {
             tracing::warn!(
                 "`{name}`: the Hessian is not positive definite; its damping is raised to \

@@ -84,7 +84,8 @@ pub(super) fn each_matrix<D: Ops>(
         let wanted: Vec<Vec<usize>> = group.parts.iter().map(|part| linears(*part)).collect();
         let (executor, streams) = (&grouped.model.executor, &*grouped.streams);
         let (sparse, other) = (&streams.sparse, streams.dense.as_ref());
-        let found = executor.survey(&grouped.dense()?, sparse, other, &wanted, Needs::GRAM);
+        let of = (sparse, other, grouped.side);
+        let found = executor.survey(&grouped.dense()?, of, &wanted, Needs::GRAM);
         gathered = found.map_err(grouped.failed())?.statistics;
         gathered.iter().map(Vec::as_slice).collect()
     };

@@ -91,7 +91,7 @@ mod tests {
             "mask",
             "blocks",
             "override",
-            "target",
+            "streams",
             "refine",
             "metric",
             "executor",

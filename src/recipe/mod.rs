@@ -16,11 +16,12 @@ mod text;
 pub use self::{
     error::{Fault, Problem, RecipeError},
     keys::{Key, keys},
-    refine::{Gradient, Kind, Refine, Rounds, Share},
+    refine::{Kind, Refine, Rounds, Share},
     resolve::{Loaded, load, load_text},
     rules::Rules,
     sections::{
-        BlockGroup, Calibration, Evaluate, Mask, Model, Output, Override, Recipe, Sparsity, Target,
+        Allocate, BlockGroup, Calibration, Evaluate, Mask, Model, Output, Override, Recipe,
+        Sparsity, Streams,
     },
     stage::Stage,
 };

@@ -10,7 +10,7 @@ use super::{
     error::{Fault, Problem},
     sections::{optional_word, word},
 };
-use crate::prune::{Alpha, At};
+use crate::prune::{Alpha, Side};
 
 /// A stage that refines masks, or weights, group by group.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -46,7 +46,7 @@ pub struct Refine {
     /// `sparse` ones.
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
-    pub gradient: Option<Gradient>,
+    pub gradient: Option<Side>,
     /// Of `rebuild`: how often at most, each time with new gradients, or `until-converged`. More
     /// than once it stops when the error no longer falls.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,25 +81,6 @@ impl Kind {
             Self::Swap => "swap",
             Self::Rebuild => "rebuild",
             Self::Reconstruct => "reconstruct",
-        }
-    }
-}
-
-/// Where gradients are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Gradient {
-    /// At the dense weights.
-    Dense,
-    /// At the sparse ones.
-    Sparse,
-}
-
-impl From<Gradient> for At {
-    fn from(gradient: Gradient) -> Self {
-        match gradient {
-            Gradient::Dense => Self::Dense,
-            Gradient::Sparse => Self::Sparse,
         }
     }
 }
@@ -217,18 +198,18 @@ impl Refine {
             Some(Kind::Swap) => {
                 self.scope.get_or_insert(Scope::Row);
                 self.limit.get_or_insert(100);
-                self.shrinkage.get_or_insert(0.1);
+                self.shrinkage.get_or_insert(0.2);
             }
             Some(Kind::Rebuild) => {
                 self.scope.get_or_insert(Scope::Row);
                 self.alpha.get_or_insert(Share(Alpha::Share(0.1)));
-                self.gradient.get_or_insert(Gradient::Dense);
+                self.gradient.get_or_insert(Side::Dense);
                 self.rounds.get_or_insert(Rounds(1));
                 self.retain.get_or_insert(false);
             }
             Some(Kind::Reconstruct) => {
                 self.damping.get_or_insert(0.01);
-                self.shrinkage.get_or_insert(0.1);
+                self.shrinkage.get_or_insert(0.2);
             }
             None => {}
         }

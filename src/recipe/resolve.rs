@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use figment::{Figment, error::Kind, value::Value};
 
 use super::{
-    Pattern, Recipe, RecipeError, Sparsity,
+    Allocate, Pattern, Recipe, RecipeError, Sparsity,
     error::{Fault, Problem, alternatives, nearest},
     keys::{key, keys},
     layers::{Layer, merge},
@@ -361,14 +361,25 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
             "it must be at least 0 and below 1; 0.5 prunes half of the weights",
         );
     }
+    let Sparsity { pattern, allocation, spread, outlier, .. } = recipe.sparsity;
+    if allocation != Allocate::Uniform && pattern != Pattern::Unstructured {
+        let help = "leave it out, or prune unstructured";
+        wrong("sparsity.allocation", format!("the pattern {pattern} has one ratio"), help);
+    }
+    if !(0.0..1.0).contains(&spread) {
+        wrong("sparsity.spread", format!("{spread} is no spread"), "at least 0 and below 1: 0.08");
+    }
+    if !(outlier.is_finite() && outlier > 0.0) {
+        wrong("sparsity.outlier", format!("{outlier} is no factor"), "5 is usual");
+    }
     if !(1..=2).contains(&recipe.mask.passes) {
         let help = "2, all initial masks before the refinement, or 1, layer by layer";
         wrong("mask.passes", format!("{} passes", recipe.mask.passes), help);
     }
-    if !(0.0..=1.0).contains(&recipe.target.blend) {
+    if !(0.0..=1.0).contains(&recipe.streams.blend) {
         let help =
             "it must be from 0, the pruned model's hidden states alone, to 1, the dense ones";
-        wrong("target.blend", format!("{} is no share", recipe.target.blend), help);
+        wrong("streams.blend", format!("{} is no share", recipe.streams.blend), help);
     }
     let sizes = [
         ("calibration.samples", recipe.calibration.samples, 1),
@@ -488,8 +499,17 @@ mod tests {
             ("calibration.samples = -1", "calibration.samples", "samples"),
             ("calibration.sequence_length = 1", "calibration.sequence_length", "from 2"),
             ("preset = 'bset'", "preset", "`best`"),
+            ("sparsity.allocation = 'owls'", "sparsity.allocation", "`owl`"),
+            (
+                "sparsity.allocation = 'owl'\nsparsity.pattern = '2:4'",
+                "sparsity.allocation",
+                "unstructured",
+            ),
+            ("sparsity.spread = 1", "sparsity.spread", "0.08"),
+            ("sparsity.outlier = 0", "sparsity.outlier", "5"),
+            ("streams.statistics = 'dens'", "streams.statistics", "`dense`"),
             ("mask.passes = 3", "mask.passes", "layer by layer"),
-            ("target.blend = -0.1", "target.blend", "dense"),
+            ("streams.blend = -0.1", "streams.blend", "dense"),
             ("refine = [{ use = 'swp' }]", "refine.0.use", "`swap`"),
             ("refine = [{ limit = 3 }]", "refine.0.use", "`rebuild`"),
             ("refine = [{ use = 'rebuild', scope = 'colum' }]", "refine.0.scope", "`column`"),
@@ -534,17 +554,17 @@ mod tests {
     #[test]
     fn presets_are_below_all_that_the_user_says() {
         let text = format!("preset = 'best'\n{FINE}");
-        let loaded = load(&text, &["target.blend=0.2"]).unwrap();
-        assert_eq!(loaded.recipe.target.blend, 0.2);
+        let loaded = load(&text, &["streams.blend=0.2"]).unwrap();
+        assert_eq!(loaded.recipe.streams.blend, 0.2);
         assert_eq!(loaded.recipe.refine[0].stage, Some(super::super::Kind::Swap));
         assert_eq!(loaded.origin("refine.0.use"), "preset `best`");
-        assert_eq!(loaded.origin("target.blend"), "--set target.blend=0.2");
+        assert_eq!(loaded.origin("streams.blend"), "--set streams.blend=0.2");
         let loaded = load(&text, &["preset=paper", "refine.0.alpha=auto"]).unwrap();
         assert_eq!(
             loaded.recipe.refine[0].alpha,
             Some(super::super::Share(crate::prune::Alpha::Auto))
         );
-        assert_eq!(loaded.recipe.target.blend, 0.0);
+        assert_eq!(loaded.recipe.streams.blend, 0.0);
     }
 
     #[test]

@@ -56,12 +56,12 @@ impl Recipe {
     /// # Errors
     /// If a glob is none; loading a recipe has checked that they are.
     pub fn rules(&self) -> Result<Rules, globset::Error> {
-        let Sparsity { pattern, ratio, exclude } = &self.sparsity;
+        let Sparsity { pattern, ratio, exclude, .. } = &self.sparsity;
         let overrides = self.overrides.iter();
         let overrides = overrides.map(|of| Ok((Names::new(&of.tensors)?, of.clone())));
         Ok(Rules {
             excluded: Names::new(exclude)?,
-            all: Rule { pattern: *pattern, ratio: *ratio, scope: None },
+            all: Rule { pattern: *pattern, ratio: *ratio, count: None, scope: None },
             overrides: overrides.collect::<Result<_, _>>()?,
         })
     }

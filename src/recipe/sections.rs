@@ -10,7 +10,11 @@ use serde::{
 };
 
 use super::{Dtype, Init, Pattern, Refine, Scope, Selection, Stage, Text};
-use crate::{executor::Device, hub::is_name};
+use crate::{
+    executor::Device,
+    hub::is_name,
+    prune::{Allocation, By, Side},
+};
 
 /// A pruning experiment, whole: who reads it knows what will happen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -36,8 +40,8 @@ pub struct Recipe {
     /// Tensors that are pruned otherwise than `sparsity` and the stages say.
     #[serde(rename = "override", skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
-    /// What a group of layers is to give.
-    pub target: Target,
+    /// Whose hidden states the layers are looked at with.
+    pub streams: Streams,
     /// The stages that refine the masks, in order, group by group. Left out: the initial mask is
     /// the result.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -63,7 +67,7 @@ impl Default for Recipe {
             mask: Mask::default(),
             blocks: Vec::new(),
             overrides: Vec::new(),
-            target: Target::default(),
+            streams: Streams::default(),
             refine: Vec::new(),
             metric: vec![Stage::new("weight-gradient")],
             executor: Executor::default(),
@@ -143,14 +147,44 @@ pub struct Sparsity {
     /// The share of weights that is pruned, at least 0 and below 1. With a pattern N:M it follows
     /// from the pattern, 1 − N/M, and can be left out.
     pub ratio: f64,
+    /// How the ratio is spread over the decoder layers: `uniform`, the same in all; `owl`, less in
+    /// layers with more outliers (arXiv 2310.05175); `error`, more in layers whose output changes
+    /// less. The share of all weights together stays exactly the ratio. Only unstructured.
+    #[serde(deserialize_with = "word")]
+    #[schemars(with = "String")]
+    pub allocation: Allocate,
+    /// How far a layer's ratio may be from `ratio` where the allocation is not uniform.
+    pub spread: f64,
+    /// Of `owl`: how many times the mean score of its layer a weight's score is above for an outlier.
+    pub outlier: f64,
     /// Tensors to leave as they are, as globs over their names with or without `.weight`:
     /// `lm_head`, `*.down_proj`, `model.layers.0.*`.
     pub exclude: Vec<String>,
 }
 
+/// How a ratio is spread over the decoder layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Allocate {
+    /// The same in all.
+    #[default]
+    Uniform,
+    /// By outliers.
+    Owl,
+    /// By measured errors.
+    Error,
+}
+
 impl Default for Sparsity {
     fn default() -> Self {
-        Self { pattern: Pattern::Unstructured, ratio: 0.5, exclude: vec!["lm_head".into()] }
+        Self {
+            pattern: Pattern::Unstructured,
+            ratio: 0.5,
+            allocation: Allocate::Uniform,
+            spread: 0.08,
+            outlier: 5.0,
+            exclude: vec!["lm_head".into()],
+        }
     }
 }
 
@@ -216,14 +250,20 @@ pub struct Override {
     pub scope: Option<Scope>,
 }
 
-/// What a group of layers is to give.
+/// Whose hidden states the layers are looked at with: the dense model's, or those of the model as it
+/// is pruned so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Target {
-    /// The share that the dense model's own outputs have in it, from 0 to 1; the rest have the
-    /// outputs of the dense group on the pruned model's hidden states, which are all that the paper
-    /// knows. More than 0 takes one more forward pass and one more set of hidden states, and makes
-    /// up for what the layers before have lost.
+pub struct Streams {
+    /// On whose hidden states the statistics of layers' inputs are gathered, for initial masks,
+    /// swaps and reconstruction: the `sparse` model's, as is usual, or the `dense` model's.
+    #[serde(deserialize_with = "word")]
+    #[schemars(with = "String")]
+    pub statistics: Side,
+    /// The share that the dense model's own outputs have in what a group of layers is to give, from
+    /// 0 to 1; the rest have the outputs of the dense group on the pruned model's hidden states,
+    /// which are all that the paper knows. More than 0 takes one more forward pass and one more set
+    /// of hidden states, and makes up for what the layers before have lost.
     pub blend: f64,
 }
 
@@ -321,9 +361,20 @@ impl Recipe {
         Ok(self)
     }
 
+    /// How the ratio is spread over the layers, if that is not uniform.
+    pub fn allocation(&self) -> Option<Allocation> {
+        let Sparsity { allocation, spread, outlier, .. } = self.sparsity;
+        let by = match allocation {
+            Allocate::Uniform => return None,
+            Allocate::Owl => By::Outliers(outlier),
+            Allocate::Error => By::Error,
+        };
+        Some(Allocation { by, spread })
+    }
+
     /// Whether the recipe gathers statistics on the calibration text.
     pub fn calibrates(&self) -> bool {
-        self.mask.init.needs().inputs() || !self.refine.is_empty()
+        self.allocation().is_some() || self.mask.init.needs().inputs() || !self.refine.is_empty()
     }
 
     /// Every path, with its key.

@@ -18,21 +18,22 @@ pub(super) enum Ties {
     Last,
 }
 
-/// The mask that prunes the `count` lowest of every `pool` consecutive scores.
+/// The mask that prunes the `count` lowest of every `pool` consecutive scores, by the pool's number.
 pub(super) fn prune_lowest(
     dims: Dims,
     scores: &[f32],
     pool: usize,
-    count: usize,
+    count: impl Fn(usize) -> usize + Sync,
     ties: Ties,
 ) -> Mask {
     let pool = pool.max(1);
     let mut kept = vec![true; scores.len()];
     let pools = scores.par_chunks(pool).zip(kept.par_chunks_mut(pool));
-    pools.with_min_len(BATCH.div_ceil(pool)).for_each_init(Vec::new, |keys, (scores, kept)| {
+    let pools = pools.enumerate().with_min_len(BATCH.div_ceil(pool));
+    pools.for_each_init(Vec::new, |keys, (i, (scores, kept))| {
         keys.clear();
         keys.extend(scores.iter().map(|&score| key(score)));
-        let mut lowest = Lowest::of(keys, count);
+        let mut lowest = Lowest::of(keys, count(i));
         let prune = |(kept, &score): (&mut bool, &f32)| *kept = !lowest.takes(key(score));
         let scores = kept.iter_mut().zip(scores);
         match ties {

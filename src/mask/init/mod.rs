@@ -55,25 +55,27 @@ impl Init {
         }
     }
 
-    /// The initial mask of a matrix. `ratio` is the share of weights to prune: exactly
-    /// ⌊`ratio`·n⌋ of each matrix ([`Init::Magnitude`], [`Init::SparseGpt`]) or row
-    /// ([`Init::Wanda`]). An N:M pattern has its own: the N highest scores of each tile are kept,
-    /// and `ratio` is not used. Among
-    /// equal scores the first weights are pruned, as the stable sort of Wanda's authors does; under
+    /// The initial mask of a matrix, with so many weights pruned. An N:M pattern has its own: the N
+    /// highest scores of each tile are kept, and `amount` is not used. Among equal scores the first weights are pruned, as the stable sort of Wanda's authors does; under
     /// unstructured [`Init::Magnitude`], where the authors' code prunes all of them, the last.
     ///
     /// # Errors
     /// If the statistics lack something or do not fit the matrix, a score is not a number,
-    /// `ratio` is not within 0 and 1, the pattern's tiles do not divide the rows, the zeros do not
+    /// the share is not within 0 and 1, the pattern's tiles do not divide the rows, the zeros do not
     /// follow the pattern ([`Init::None`]), or the Hessian is not positive definite however damped
     /// ([`Init::SparseGpt`]).
     pub fn start(
         self,
         stats: &LayerStats<'_>,
         pattern: Pattern,
-        ratio: f64,
+        amount: impl Into<Amount>,
     ) -> Result<Initial, Error> {
         let &LayerStats { name, dims, weight, .. } = stats;
+        let amount = amount.into();
+        let ratio = match amount {
+            Amount::Share(ratio) => ratio,
+            Amount::Exactly(count) => count as f64 / dims.len().max(1) as f64,
+        };
         if !(0.0..=1.0).contains(&ratio) {
             return Err(Error::Ratio { ratio });
         }
@@ -90,10 +92,36 @@ impl Init {
             Self::Wanda => (wanda::scores(stats)?, dims.columns, Ties::First),
         };
         Error::check_numbers(name, dims.columns, &scores)?;
-        Ok(Initial::of(match pattern.tile(name, dims.columns)? {
-            Some(Tile { n, m }) => prune_lowest(dims, &scores, m, m.saturating_sub(n), Ties::First),
-            None => prune_lowest(dims, &scores, pool, share(ratio, pool), ties),
+        Ok(Initial::of(match (pattern.tile(name, dims.columns)?, amount) {
+            (Some(Tile { n, m }), _) => {
+                prune_lowest(dims, &scores, m, |_| m.saturating_sub(n), Ties::First)
+            }
+            (None, Amount::Share(ratio)) => {
+                prune_lowest(dims, &scores, pool, |_| share(ratio, pool), ties)
+            }
+            (None, Amount::Exactly(count)) => {
+                // As many of each pool, and one more of the first ones.
+                let pools = dims.len() / pool.max(1);
+                let (each, more) = (count / pools.max(1), count % pools.max(1));
+                prune_lowest(dims, &scores, pool, |i| each + usize::from(i < more), ties)
+            }
         }))
+    }
+}
+
+/// How many weights of a matrix are pruned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Amount {
+    /// A share r: exactly ⌊r·n⌋ of each matrix ([`Init::Magnitude`], [`Init::SparseGpt`]) or row
+    /// ([`Init::Wanda`]).
+    Share(f64),
+    /// So many of the matrix.
+    Exactly(usize),
+}
+
+impl From<f64> for Amount {
+    fn from(ratio: f64) -> Self {
+        Self::Share(ratio)
     }
 }
 
@@ -185,6 +213,20 @@ mod tests {
         let kept = |ratio| kept(Init::Wanda, &stats, ALL, ratio);
         assert_eq!(kept(0.5), [0, 0, 1, 1, 1, 1, 0, 0]);
         assert_eq!(kept(0.49), [1, 0, 1, 1, 1, 1, 0, 1]);
+    }
+
+    #[test]
+    fn a_count_is_exact_whatever_the_pools() {
+        let weight: Vec<f32> = (0..21).map(|i| i as f32 - 10.2).collect();
+        let gram: Vec<f32> = (0..49).map(|i| f32::from(u8::from(i % 8 == 0))).collect();
+        let stats = LayerStats { gram: Some(&gram), ..stats(&weight, 3, &[1.0; 7]) };
+        for init in [Init::Magnitude, Init::Wanda, Init::SparseGpt] {
+            for count in 0..=21 {
+                let found = init.start(&stats, ALL, Amount::Exactly(count)).unwrap();
+                assert_eq!(found.mask.kept(), 21 - count, "{init}");
+            }
+            assert!(init.start(&stats, ALL, Amount::Exactly(22)).is_err());
+        }
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl Block<'_> {
                 *score = self.score(j, values[j]);
             }
         });
-        let mask = prune_lowest(dims, &scores, dims.len(), count, Ties::Last).to_bools();
+        let mask = prune_lowest(dims, &scores, dims.len(), |_| count, Ties::Last).to_bools();
         let rows = kept.par_chunks_mut(self.dims.columns).zip(mask.par_chunks(dims.columns));
         rows.for_each(|(kept, mask)| kept[self.start..self.end].copy_from_slice(mask));
     }

@@ -158,7 +158,11 @@ impl<'a, D: Ops> Model<'a, D> {
         self.weight(linear, self.values(linear)?, None)
     }
 
-    fn weight(
+    /// A linear layer with these values of its weight, row-major, as far as `mask` keeps them.
+    ///
+    /// # Errors
+    /// If its bias cannot be read, or the device has not enough memory.
+    pub fn weight(
         &self,
         linear: &Linear,
         mut values: Vec<f32>,

@@ -492,9 +492,21 @@ fn a_guarded_rebuild_never_raises_the_error() {
 #[test]
 fn reconstruction_changes_weights_where_that_helps() {
     let dense = tensors(Path::new(util::TINY));
-    let stages = "refine=[{ use = 'swap' }, { use = 'reconstruct' }]";
-    let sets =
-        [stages, "mask.init=wanda", "mask.passes=1", "calibration.held_out=2", "streams.blend=0.3"];
+    for method in ["least-squares", "gradient"] {
+        reconstructs(&dense, method);
+    }
+}
+
+fn reconstructs(dense: &BTreeMap<String, Tensor>, method: &str) {
+    let stages =
+        format!("refine=[{{ use = 'swap' }}, {{ use = 'reconstruct', method = '{method}' }}]");
+    let sets = [
+        &*stages,
+        "mask.init=wanda",
+        "mask.passes=1",
+        "calibration.held_out=2",
+        "streams.blend=0.3",
+    ];
     let (report, found) = pruned(&sets);
     assert!(report["changed_weights"].as_u64().unwrap() > 1000, "{report}");
     for (name, (_, shape, bytes)) in &found {

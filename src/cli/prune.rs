@@ -36,7 +36,7 @@ use crate::{
         Alpha, Event, GroupReport, Method, Rebuild, Reconstruct, Refine, Refinement, Sampled,
         Stage, Start, Swap, allocate, refine, start,
     },
-    recipe::{Calibration, Evaluate, Kind, Loaded, Recipe, Rounds, Share, load},
+    recipe::{Calibration, Evaluate, Kind, Loaded, Recipe, Rounds, Share, Values, load},
 };
 
 /// Prunes a checkpoint as a recipe says. Values are layered: defaults, the recipe's file,
@@ -389,8 +389,15 @@ impl<D: Ops> Masks<'_, D> {
                 Refine::Rebuild(Rebuild { alpha, scope, at, rounds, retain, pipeline })
             }
             Kind::Reconstruct => Refine::Reconstruct(Reconstruct {
-                method: Method::LeastSquares(stage.damping?),
-                shrinkage: stage.shrinkage? as f32,
+                method: match stage.method? {
+                    Values::LeastSquares => Method::LeastSquares {
+                        damping: stage.damping?,
+                        shrinkage: stage.shrinkage? as f32,
+                    },
+                    Values::Gradient => {
+                        Method::Gradient { passes: stage.passes?, rate: stage.rate? as f32 }
+                    }
+                },
                 dtype: self.loaded.recipe.output.dtype,
                 scratch: self.scratch,
             }),

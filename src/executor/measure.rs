@@ -355,6 +355,42 @@ impl<D: Ops> Executor<D> {
         Ok(Measured { loss: sum.mean(stream), statistics })
     }
 
+    /// ∂L/∂W of the layers in `members`, [rows, columns] each, a list for each part; L is the sum of
+    /// the mean squared errors of the samples of one of a stream's calibration runs.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch file fails.
+    pub fn gradients(
+        &self,
+        parts: &[PartWeights<D>],
+        (stream, index): (&Stream<D>, usize),
+        targets: &Store<D>,
+        members: &[Vec<usize>],
+    ) -> Result<Vec<Vec<Vec<f32>>>, Error> {
+        let (batch, target) = (self.batch(stream, index)?, targets.get(index, &self.device)?);
+        let traced = parts.iter().zip(members).map(|(part, members)| part.traced(members));
+        let traced: Vec<_> = traced.collect();
+        let backward = || {
+            let output = run(&traced, &batch, OwnedTape::default(), &mut ())?;
+            D::squared_error(output, &target, &batch.samples)?.try_backward()?;
+            let mut gradients = Vec::new();
+            for (part, members) in traced.iter().zip(members) {
+                let mut of_part = Vec::new();
+                for &i in members {
+                    let linear = &part.linears[i];
+                    let mut sum = self.device.nothing(linear.outputs(), linear.inputs())?;
+                    if let Some(trace) = linear.take_trace() {
+                        D::add_product(&mut sum, &trace.gradient, &trace.input)?;
+                    }
+                    of_part.push(D::sums(sum));
+                }
+                gradients.push(of_part);
+            }
+            Ok(gradients)
+        };
+        backward().map_err(|e: D::Err| Error::device(e))
+    }
+
     /// The outputs of a run of parts on each sample: one part's own, without the residual; or the
     /// hidden states after several.
     ///

@@ -134,7 +134,7 @@ impl<D: Ops> Stream<D> {
     }
 
     /// The runs that statistics are of.
-    fn calibrating(&self) -> Range<usize> {
+    pub(crate) fn calibrating(&self) -> Range<usize> {
         let runs = self.runs.iter().filter(|run| run.samples.start < self.calibration);
         0..runs.count()
     }

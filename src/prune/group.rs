@@ -95,6 +95,20 @@ impl<D: Ops> Grouped<'_, D> {
         self.weights(&self.group.parts, &Pruned::default())
     }
 
+    /// The indices of the group's matrices in each of its parts.
+    pub(super) fn wanted(&self) -> Vec<Vec<usize>> {
+        let linears = |part: &Part| {
+            let members = self.group.members.iter().filter(|member| member.part == *part);
+            members.map(|member| member.linear).collect()
+        };
+        self.group.parts.iter().map(linears).collect()
+    }
+
+    /// Where a matrix's part is among the group's.
+    pub(super) fn place(&self, member: Member) -> usize {
+        self.group.parts.iter().position(|part| *part == member.part).unwrap_or(0)
+    }
+
     pub(super) fn linear(&self, member: Member) -> &Linear {
         member.of(&self.model.decoder.layers[self.layer])
     }

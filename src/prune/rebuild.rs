@@ -119,11 +119,7 @@ impl Rebuild<'_> {
     ) -> Result<(Loss, Scores), Error> {
         let group = grouped.group;
         let needs = self.pipeline.iter().fold(Needs::NOTHING, |n, (_, m)| n.or(m.needs()));
-        let linears = |part| {
-            let members = group.members.iter().filter(|member| member.part == part);
-            members.map(|member| member.linear).collect()
-        };
-        let wanted: Vec<Vec<usize>> = group.parts.iter().map(|part| linears(*part)).collect();
+        let wanted = grouped.wanted();
         let executor = &grouped.model.executor;
         let mut measured = match self.at {
             Side::Dense => {
@@ -159,9 +155,8 @@ impl Rebuild<'_> {
         for member in &group.members {
             let linear = grouped.linear(*member);
             let (tensor, dims) = (&linear.weight, linear.dims);
-            // Where the member's part is among those measured.
-            let place = group.parts.iter().position(|part| *part == member.part).unwrap_or(0);
             // Statistics are as large as the weights: each goes when its matrix has scores.
+            let place = grouped.place(*member);
             let statistics = std::mem::take(&mut measured.statistics[place][member.linear]);
             event(Event::Measured(tensor, &statistics));
             let weight =

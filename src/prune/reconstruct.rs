@@ -1,7 +1,7 @@
 //! Reconstruction as a stage: other values for the kept weights. It changes weights, and is named
 //! so.
 
-use std::path::Path;
+use std::{iter::zip, path::Path};
 
 use super::{
     Error,
@@ -11,14 +11,26 @@ use super::{
 use crate::{
     checkpoint::Dtype,
     executor::ops::Ops,
-    mask::{self, OutputError},
+    mask::{self, Mask, OutputError},
 };
 
 /// How kept weights get their values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Method {
-    /// Least squares of each row, with this damping as a share of the mean diagonal.
-    LeastSquares(f64),
+    /// Least squares of each row, in closed form.
+    LeastSquares {
+        /// What holds the weights where they are, as a share of the mean squared input.
+        damping: f64,
+        /// By how much the Gram matrix is shrunk towards its diagonal, from 0 to 1.
+        shrinkage: f32,
+    },
+    /// Steps down the gradient of the group's output error (arXiv 2510.14444).
+    Gradient {
+        /// How often the calibration samples are gone through.
+        passes: usize,
+        /// How far a step goes, as a share of the root mean square of the matrix's weights.
+        rate: f32,
+    },
 }
 
 /// How a group is reconstructed.
@@ -26,8 +38,6 @@ pub enum Method {
 pub struct Reconstruct<'a> {
     /// How values are found.
     pub method: Method,
-    /// By how much the Gram matrix is shrunk towards its diagonal, from 0 to 1.
-    pub shrinkage: f32,
     /// The format in which changed weights are stored; as in the checkpoint if there is none.
     pub dtype: Option<Dtype>,
     /// The directory for the scratch file of changed weights.
@@ -37,26 +47,16 @@ pub struct Reconstruct<'a> {
 impl Reconstruct<'_> {
     pub(super) fn run<D: Ops>(&self, grouped: &mut Grouped<'_, D>) -> Result<Ran, Error> {
         let before = grouped.measured()?;
-        let names: Vec<String> = grouped
-            .group
-            .members
-            .iter()
-            .map(|member| grouped.linear(*member).weight.clone())
-            .collect();
+        let members = grouped.group.members.iter();
+        let names: Vec<String> =
+            members.map(|member| grouped.linear(*member).weight.clone()).collect();
         let saved = grouped.pruned.save(&names);
-        let Method::LeastSquares(damping) = self.method;
-        each_matrix(grouped, |grouped, member, statistics| {
-            let linear = grouped.linear(member).clone();
-            let dense = grouped.model.values(&linear)?;
-            let shift = shift(&dense, None, linear.dims, statistics, grouped.blend);
-            let shrinkage = self.shrinkage;
-            let error = OutputError { gram: gram(statistics), shift: shift.as_deref(), shrinkage };
-            let mask = grouped.mask(member);
-            let values = mask::least_squares(&linear.weight, &dense, &mask, error, damping)?;
-            let reader = grouped.model.reader;
-            grouped.pruned.change(reader, &linear.weight, &values, self.dtype, self.scratch)?;
-            Ok(())
-        })?;
+        match self.method {
+            Method::LeastSquares { damping, shrinkage } => {
+                self.fit(grouped, damping, shrinkage)?;
+            }
+            Method::Gradient { passes, rate } => self.descend(grouped, passes, rate)?,
+        }
         grouped.loss = None;
         let after = grouped.measured()?;
         let accepted = after.improves(before);
@@ -65,5 +65,130 @@ impl Reconstruct<'_> {
             grouped.loss = Some(before);
         }
         Ok(Ran { before, after: Some(if accepted { after } else { before }), accepted })
+    }
+
+    /// Stores the new values of a matrix.
+    fn change<D: Ops>(
+        &self,
+        grouped: &mut Grouped<'_, D>,
+        name: &str,
+        values: &[f32],
+    ) -> Result<(), Error> {
+        let reader = grouped.model.reader;
+        grouped.pruned.change(reader, name, values, self.dtype, self.scratch)?;
+        Ok(())
+    }
+
+    /// Least squares, matrix by matrix.
+    fn fit<D: Ops>(
+        &self,
+        grouped: &mut Grouped<'_, D>,
+        damping: f64,
+        shrinkage: f32,
+    ) -> Result<(), Error> {
+        each_matrix(grouped, |grouped, member, statistics| {
+            let linear = grouped.linear(member).clone();
+            let dense = grouped.model.values(&linear)?;
+            let shift = shift(&dense, None, linear.dims, statistics, grouped.blend);
+            let error = OutputError { gram: gram(statistics), shift: shift.as_deref(), shrinkage };
+            let mask = grouped.mask(member);
+            let values = mask::least_squares(&linear.weight, &dense, &mask, error, damping)?;
+            self.change(grouped, &linear.weight, &values)
+        })
+    }
+
+    /// Adam on all matrices of the group together, a run of samples at a time.
+    fn descend<D: Ops>(
+        &self,
+        grouped: &mut Grouped<'_, D>,
+        passes: usize,
+        rate: f32,
+    ) -> Result<(), Error> {
+        grouped.target()?;
+        let group = grouped.group;
+        let mut matrices = Vec::new();
+        for member in &group.members {
+            let values = grouped.values(grouped.linear(*member))?;
+            matrices.push(Adam::new(values, grouped.mask(*member), rate));
+        }
+        let (executor, stream) = (&grouped.model.executor, &grouped.streams.sparse);
+        let Some(targets) = grouped.shared.or(grouped.targets.as_ref()) else {
+            unreachable!("they were just made")
+        };
+        let (mut parts, wanted) = (grouped.sparse()?, grouped.wanted());
+        for run in (0..passes).flat_map(|_| stream.calibrating()) {
+            let gradients = executor.gradients(&parts, (stream, run), targets, &wanted);
+            let gradients = gradients.map_err(grouped.failed())?;
+            for (member, adam) in zip(&group.members, &mut matrices) {
+                let place = grouped.place(*member);
+                let at = wanted[place].iter().position(|linear| *linear == member.linear);
+                adam.step(&gradients[place][at.unwrap_or(0)]);
+                let linear = grouped.linear(*member);
+                parts[place].linears[member.linear] =
+                    grouped.model.weight(linear, adam.values.clone(), Some(&adam.mask))?;
+            }
+        }
+        for (member, Adam { values, .. }) in zip(&group.members, matrices) {
+            let name = grouped.linear(*member).weight.clone();
+            self.change(grouped, &name, &values)?;
+        }
+        Ok(())
+    }
+}
+
+/// Adam (arXiv 1412.6980) on the kept weights of one matrix.
+struct Adam {
+    values: Vec<f32>,
+    mask: Mask,
+    moments: Vec<[f32; 2]>,
+    rate: f32,
+    steps: i32,
+}
+
+impl Adam {
+    const DECAY: [f32; 2] = [0.9, 0.99];
+
+    fn new(values: Vec<f32>, mask: Mask, rate: f32) -> Self {
+        let square: f64 = values.iter().map(|w| f64::from(*w) * f64::from(*w)).sum();
+        let rate = rate * (square / values.len().max(1) as f64).sqrt() as f32;
+        Self { moments: vec![[0.0; 2]; values.len()], values, mask, rate, steps: 0 }
+    }
+
+    fn step(&mut self, gradient: &[f32]) {
+        self.steps += 1;
+        let [first, second] = Self::DECAY;
+        let [fix, fix_square] = Self::DECAY.map(|decay| 1.0 - decay.powi(self.steps));
+        let weights = self.values.iter_mut().zip(&mut self.moments).zip(gradient).enumerate();
+        for (i, ((w, [mean, square]), g)) in weights {
+            *mean = first * *mean + (1.0 - first) * g;
+            *square = second * *square + (1.0 - second) * g * g;
+            if self.mask.get(i) {
+                let scale = (*square / fix_square).sqrt() + f32::MIN_POSITIVE;
+                *w -= self.rate * (*mean / fix) / scale;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use barber_metric::Dims;
+
+    use super::*;
+
+    #[test]
+    fn steps_go_down_and_leave_pruned_weights() {
+        let mask = Mask::from_bools(Dims { rows: 1, columns: 3 }, &[true, false, true]);
+        let mut adam = Adam::new(vec![1.0, 1.0, 1.0], mask, 0.1);
+        adam.step(&[2.0, 5.0, -3.0]);
+        // The first step goes as far as the rate says.
+        for (found, expected) in adam.values.iter().zip([0.9, 1.0, 1.1]) {
+            assert!((found - expected).abs() < 1e-6, "{:?}", adam.values);
+        }
+        // A gradient of nothing moves nothing.
+        adam.moments.fill([0.0; 2]);
+        let values = adam.values.clone();
+        adam.step(&[0.0; 3]);
+        assert_eq!(adam.values, values);
     }
 }

@@ -77,11 +77,7 @@ pub(super) fn each_matrix<D: Ops>(
     let statistics = if group.members.iter().all(known) {
         vec![grouped.statistics; group.parts.len()]
     } else {
-        let linears = |part| {
-            let members = group.members.iter().filter(|member| member.part == part);
-            members.map(|member| member.linear).collect()
-        };
-        let wanted: Vec<Vec<usize>> = group.parts.iter().map(|part| linears(*part)).collect();
+        let wanted = grouped.wanted();
         let (executor, streams) = (&grouped.model.executor, &*grouped.streams);
         let (sparse, other) = (&streams.sparse, streams.dense.as_ref());
         let of = (sparse, other, grouped.side);
@@ -90,7 +86,7 @@ pub(super) fn each_matrix<D: Ops>(
         gathered.iter().map(Vec::as_slice).collect()
     };
     for member in &group.members {
-        let place = group.parts.iter().position(|part| *part == member.part).unwrap_or(0);
+        let place = grouped.place(*member);
         run(grouped, *member, &statistics[place][member.linear])?;
     }
     Ok(())

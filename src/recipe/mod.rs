@@ -16,7 +16,7 @@ mod text;
 pub use self::{
     error::{Fault, Problem, RecipeError},
     keys::{Key, keys},
-    refine::{Kind, Refine, Rounds, Share},
+    refine::{Kind, Refine, Rounds, Share, Values},
     resolve::{Loaded, load, load_text},
     rules::Rules,
     sections::{

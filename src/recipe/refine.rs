@@ -56,8 +56,20 @@ pub struct Refine {
     /// it left them. Otherwise every kept weight is the dense one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retain: Option<bool>,
-    /// Of `reconstruct`: what holds the weights where they are, as a share of the mean squared
-    /// input.
+    /// Of `reconstruct`: how values are found, by `least-squares` of each row, or by steps down the
+    /// `gradient` of the group's output error (arXiv 2510.14444).
+    #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub method: Option<Values>,
+    /// Of `reconstruct` by `gradient`: how often the calibration samples are gone through.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passes: Option<usize>,
+    /// Of `reconstruct` by `gradient`: how far a step goes, as a share of the root mean square of the
+    /// matrix's weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<f64>,
+    /// Of `reconstruct` by `least-squares`: what holds the weights where they are, as a share of the
+    /// mean squared input.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damping: Option<f64>,
 }
@@ -83,6 +95,16 @@ impl Kind {
             Self::Reconstruct => "reconstruct",
         }
     }
+}
+
+/// How a reconstruction finds values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Values {
+    /// Least squares of each row.
+    LeastSquares,
+    /// Steps down the gradient.
+    Gradient,
 }
 
 /// α: a number, or `auto`.
@@ -179,7 +201,7 @@ fn word_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Kind>, D
 impl Refine {
     /// The keys that it gives beside `use`, and the stages that know them.
     fn given(&self) -> impl Iterator<Item = (&'static str, &'static [Kind])> {
-        let keys: [(bool, &'static str, &'static [Kind]); 8] = [
+        let keys: [(bool, &'static str, &'static [Kind]); 11] = [
             (self.scope.is_some(), "scope", &[Kind::Swap, Kind::Rebuild]),
             (self.limit.is_some(), "limit", &[Kind::Swap]),
             (self.shrinkage.is_some(), "shrinkage", &[Kind::Swap, Kind::Reconstruct]),
@@ -187,6 +209,9 @@ impl Refine {
             (self.gradient.is_some(), "gradient", &[Kind::Rebuild]),
             (self.rounds.is_some(), "rounds", &[Kind::Rebuild]),
             (self.retain.is_some(), "retain", &[Kind::Rebuild]),
+            (self.method.is_some(), "method", &[Kind::Reconstruct]),
+            (self.passes.is_some(), "passes", &[Kind::Reconstruct]),
+            (self.rate.is_some(), "rate", &[Kind::Reconstruct]),
             (self.damping.is_some(), "damping", &[Kind::Reconstruct]),
         ];
         keys.into_iter().filter(|(given, ..)| *given).map(|(_, key, of)| (key, of))
@@ -207,10 +232,16 @@ impl Refine {
                 self.rounds.get_or_insert(Rounds(1));
                 self.retain.get_or_insert(false);
             }
-            Some(Kind::Reconstruct) => {
-                self.damping.get_or_insert(0.01);
-                self.shrinkage.get_or_insert(0.2);
-            }
+            Some(Kind::Reconstruct) => match self.method.get_or_insert(Values::LeastSquares) {
+                Values::LeastSquares => {
+                    self.damping.get_or_insert(0.01);
+                    self.shrinkage.get_or_insert(0.2);
+                }
+                Values::Gradient => {
+                    self.passes.get_or_insert(8);
+                    self.rate.get_or_insert(0.002);
+                }
+            },
             None => {}
         }
     }
@@ -256,6 +287,24 @@ pub(super) fn settle(recipe: &mut Recipe, problems: &mut Vec<Problem>) {
             && !(damping.is_finite() && damping >= 0.0)
         {
             wrong("damping", format!("{damping} holds nothing"), "0.01 is usual; 0 is none");
+        }
+        let method = refine.method.unwrap_or(Values::LeastSquares);
+        let strange = match (stage, method) {
+            (Kind::Reconstruct, Values::Gradient) => {
+                [("damping", refine.damping.is_some()), ("shrinkage", refine.shrinkage.is_some())]
+            }
+            (Kind::Reconstruct, Values::LeastSquares) => {
+                [("passes", refine.passes.is_some()), ("rate", refine.rate.is_some())]
+            }
+            _ => [("", false); 2],
+        };
+        for (key, _) in strange.into_iter().filter(|(_, given)| *given) {
+            wrong(key, "is no key of this method".into(), "leave it out, or change `method`");
+        }
+        if let Some(rate) = refine.rate
+            && !(rate.is_finite() && rate > 0.0)
+        {
+            wrong("rate", format!("{rate} goes nowhere"), "0.002 is usual");
         }
         refine.settle();
     }

@@ -520,6 +520,13 @@ mod tests {
             ("refine = [{ use = 'rebuild', limit = 5 }]", "refine.0.limit", "`swap`"),
             ("refine = [{ use = 'swap', scope = 'group' }]", "refine.0.scope", "`row`"),
             ("refine = [{ use = 'reconstruct', damping = -1 }]", "refine.0.damping", "0.01"),
+            ("refine = [{ use = 'reconstruct', method = 'ls' }]", "refine.0.method", "`gradient`"),
+            ("refine = [{ use = 'reconstruct', rate = 0.1 }]", "refine.0.rate", "`method`"),
+            (
+                "refine = [{ use = 'reconstruct', method = 'gradient', rate = 0 }]",
+                "refine.0.rate",
+                "0.002",
+            ),
             ("output.dtype = 'f8'", "output.dtype", "`f16`"),
             ("blocks = [{ name = 'a', layer = ['q_proj'] }]", "blocks.0.layer", "`layers`"),
             ("metric = [{ use = 'weight-gradiant' }]", "metric.0.use", "`weight-gradient`"),

@@ -6,7 +6,7 @@ use barber_metric::Needs;
 
 use crate::{
     executor::BATCH,
-    family::{Decoder, Linear, Part},
+    family::{Decoder, Layer, Linear, Part},
     plan::{Group, Plan},
 };
 
@@ -19,9 +19,14 @@ pub struct Run {
     pub sequence_length: usize,
     /// What the initialiser needs.
     pub start: Needs,
-    /// What the metrics of the rebuild need, if there is one, and whether it is done in one pass
-    /// with the initial masks.
-    pub rebuild: Option<(Needs, bool)>,
+    /// Whether masks are refined, and then whether in one pass with the initial ones.
+    pub refined: Option<bool>,
+    /// What the metrics of rebuilds need, if there are any.
+    pub rebuild: Option<Needs>,
+    /// Whether a stage works on the Gram matrices of inputs: swaps, or a reconstruction.
+    pub swaps: bool,
+    /// Whether the dense model's hidden states are there too.
+    pub dense: bool,
     /// Bytes of a number of a hidden state that waits.
     pub stream_size: usize,
     /// Tokens of all evaluations of one model, and how many models are evaluated.
@@ -73,7 +78,7 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
         let activations = parts.iter().map(|linears| numbers(linears, width)).fold(0.0, f64::max);
         let widest = parts.iter().flat_map(|linears| linears.iter());
         let widest = widest.map(|linear| linear.dims.len() as f64).fold(0.0, f64::max);
-        let single = run.rebuild.is_some_and(|(_, single)| single)
+        let single = run.refined == Some(true)
             && run.start.inputs()
             && groups.iter().all(|group| group.parts.len() == 1);
         if run.start.inputs() {
@@ -83,14 +88,7 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
             pruning += if single { 0.0 } else { 2.0 * tokens * (2.0 * whole - last) };
             let mut held = whole + widest + together * activations;
             if run.start.gram {
-                let inputs: BTreeMap<(Part, bool), f64> = groups
-                    .iter()
-                    .flat_map(|group| &group.members)
-                    .map(|member| {
-                        let last = member.linear + 1 == layer.linears(member.part).len();
-                        ((member.part, last), member.of(layer).dims.columns as f64)
-                    })
-                    .collect();
+                let inputs = inputs(groups, layer);
                 let squares: f64 = inputs.values().map(|columns| columns * columns).sum();
                 pruning += tokens * squares;
                 for member in groups.iter().flat_map(|group| &group.members) {
@@ -106,7 +104,36 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
             }
             peak = peak.max(held * SIZE + BUFFERS.min(together * activations * SIZE));
         }
-        let Some((needs, _)) = run.rebuild else { continue };
+        if run.refined.is_none() {
+            continue;
+        }
+        let streams = if run.dense { 2.0 } else { 1.0 };
+        if run.swaps || run.dense {
+            // The dense layer on each stream, and the sparse one before and after.
+            pruning += tokens * 2.0 * whole * (streams + 2.0);
+            let widest = parts.iter().map(|linears| weights(linears)).fold(0.0, f64::max);
+            let mut held = widest + together * activations * streams;
+            if run.swaps {
+                let squares = |part: Part| -> f64 {
+                    let inputs = inputs(groups, layer);
+                    let of = inputs.iter().filter(|((own, _), _)| *own == part);
+                    of.map(|(_, columns)| columns * columns).sum()
+                };
+                // How a dense stream's inputs differ is not symmetric.
+                let each = if run.dense { 3.0 } else { 1.0 };
+                pruning += Part::ALL.map(squares).iter().sum::<f64>() * tokens * each;
+                for member in groups.iter().flat_map(|group| &group.members) {
+                    let dims = member.of(layer).dims;
+                    let product = 2.0 * dims.rows as f64 * (dims.columns as f64).powi(2);
+                    // The slopes before and after, and the shift of the target.
+                    pruning += product * (1.0 + streams);
+                }
+                held += Part::ALL.map(squares).into_iter().fold(0.0, f64::max) * streams;
+            }
+            peak = peak.max(held * SIZE + BUFFERS.min(together * activations * SIZE));
+        }
+        waiting = waiting.max(2.0 * stream * streams);
+        let Some(needs) = run.rebuild else { continue };
         for group in groups {
             let linears = |part: Part| layer.linears(part);
             let (work, held) = rebuild(group, linears, needs);
@@ -119,7 +146,7 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
         }
         let known = parts.iter().map(|linears| outputs(linears)).fold(0.0, f64::max);
         let known = if single { tokens * known * SIZE } else { 0.0 };
-        waiting = waiting.max(2.0 * stream + known);
+        waiting = waiting.max(2.0 * stream * streams + known);
     }
     let (evaluated, models) = run.evaluated;
     let evaluation = 2.0 * (evaluated * models) as f64 * (all + head);
@@ -128,6 +155,16 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
         peak = peak.max(2.0 * states + 2.0 * head * SIZE + LOGITS);
     }
     Estimate { pruning, evaluation, memory: BASE + all / 8.0 + peak, waiting }
+}
+
+/// The widths of the inputs that a layer's matrices have, by part, and whether of its last one.
+fn inputs(groups: &[Group], layer: &Layer) -> BTreeMap<(Part, bool), f64> {
+    let members = groups.iter().flat_map(|group| &group.members);
+    let inputs = members.map(|member| {
+        let last = member.linear + 1 == layer.linears(member.part).len();
+        ((member.part, last), member.of(layer).dims.columns as f64)
+    });
+    inputs.collect()
 }
 
 /// Outputs of linear layers for a token.
@@ -189,7 +226,10 @@ mod tests {
             samples: 2,
             sequence_length: 5,
             start: Needs::NOTHING,
-            rebuild: Some((Needs::SQUARED_GRADIENT, false)),
+            refined: Some(false),
+            rebuild: Some(Needs::SQUARED_GRADIENT),
+            swaps: false,
+            dense: false,
             stream_size: 4,
             evaluated: (0, 3),
             evaluated_at_once: 1 << 20,
@@ -199,14 +239,24 @@ mod tests {
         let layer = (6.0 * 64.0 + 2.0 * (16.0 + 64.0)) + (6.0 * 64.0 + 2.0 * (32.0 + 64.0));
         let found = estimate(&decoder, &plan, &run);
         assert_eq!(found.pruning, 2.0 * 10.0 * layer);
-        let wanda = Run { start: Needs::INPUT_SQUARE, rebuild: None, evaluated: (7, 2), ..run };
+        let start = Needs::INPUT_SQUARE;
+        let wanda = Run { start, refined: None, rebuild: None, evaluated: (7, 2), ..run };
         let found = estimate(&decoder, &plan, &wanda);
         // The last linear layer's dense output is nobody's input.
         assert_eq!(found.pruning, 2.0 * 10.0 * 2.0 * (2.0 * 128.0 - 32.0));
-        let both = Run { rebuild: Some((Needs::SQUARED_GRADIENT, true)), ..wanda };
+        let both =
+            Run { refined: Some(true), rebuild: Some(Needs::SQUARED_GRADIENT), ..wanda };
         assert_eq!(estimate(&decoder, &plan, &both).pruning, 2.0 * 10.0 * layer);
         assert_eq!(found.waiting, 10.0 * 4.0 * 4.0);
         assert_eq!(found.evaluation, 2.0 * 14.0 * (256.0 + 40.0));
+        // Two dense passes and two sparse ones; Gram matrices of inputs of 4, 4, 4 and 8, and how
+        // they differ; three products with them for each matrix.
+        let swaps = Run { refined: Some(true), swaps: true, dense: true, ..wanda };
+        let squares = 3.0 * (3.0 * 16.0 + 64.0);
+        let products = 3.0 * 2.0 * (4.0 * 4.0 * 16.0 + 8.0 * 16.0 + 4.0 * 64.0);
+        let found = estimate(&decoder, &plan, &swaps);
+        assert_eq!(found.pruning, 2.0 * (10.0 * (8.0 * 128.0 + squares) + products));
+        assert_eq!(found.waiting, 4.0 * 10.0 * 4.0 * 4.0);
         let calibration = Run { evaluated: (0, 2), ..wanda };
         let gram = Run { start: Needs::GRAM, ..calibration };
         let [calibration, gram] = [calibration, gram].map(|run| estimate(&decoder, &plan, &run));

@@ -18,7 +18,8 @@ use crate::{
     hub::locate,
     model::Model,
     plan::Plan,
-    recipe::{Loaded, load},
+    prune::Side,
+    recipe::{Kind, Loaded, load},
 };
 
 /// Resolves a recipe without running it: each value and where it comes from, the groups and tensors
@@ -170,13 +171,16 @@ pub(super) fn expected<D: Ops>(
 ) -> Result<Run, Error> {
     let recipe = &loaded.recipe;
     let tokens = texts.iter().flat_map(|(_, segments)| segments).map(Vec::len).sum();
-    let needs = calibration_needs(loaded)?;
     let single = single_pass(recipe);
+    let works = |of: Kind| recipe.refine.iter().any(|stage| stage.stage == Some(of));
     Ok(Run {
-        samples: recipe.calibration.samples,
+        samples: recipe.calibration.samples + recipe.calibration.held_out,
         sequence_length: recipe.calibration.sequence_length,
         start: recipe.mask.init.needs(),
-        rebuild: needs.map(|needs| (needs, single)),
+        refined: (!recipe.refine.is_empty()).then_some(single),
+        rebuild: calibration_needs(loaded)?,
+        swaps: works(Kind::Swap) || works(Kind::Reconstruct),
+        dense: recipe.streams.blend > 0.0 || recipe.streams.statistics == Side::Dense,
         stream_size: recipe.executor.stream_dtype.size(),
         evaluated: (tokens, if recipe.refine.is_empty() || single { 2 } else { 3 }),
         evaluated_at_once: STATES / model.decoder.hidden_size,

@@ -20,7 +20,7 @@ use super::{
     summary::{Stages, Summary, TaskReport, TextReport},
 };
 use crate::{
-    calibration::{Samples, Text, samples, segments},
+    calibration::{Samples, Text, Tokens, samples, segments},
     checkpoint::{Output, Pruned, Reader, digest},
     estimate::estimate,
     evaluate::{Accuracy, Perplexity, Task},
@@ -56,6 +56,10 @@ pub(super) struct Arguments {
     json: bool,
 }
 
+/// The phases in which masks are made.
+pub(super) const INITIAL: &str = "initial masks";
+pub(super) const REFINEMENT: &str = "refinement";
+
 /// Runs a phase and notes how long it took.
 fn timed<T>(
     seconds: &mut BTreeMap<&'static str, f64>,
@@ -88,56 +92,17 @@ fn run_on<D: Ops>(
     let plan = plan(loaded, &model)?;
     let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
     let output = Output::create(target, arguments.force, reader.path())?;
-    let calibration = calibrate(recipe, &model)?;
-    let texts = texts(recipe, &model)?;
-    let tasks = tasks(recipe)?;
-    let expected = estimate(&model.decoder, &plan, &expected(loaded, &model, &texts)?);
-    let left = left(recipe, available, expected.memory)?;
-    model.executor.storage = Storage::new(recipe.executor.stream_dtype, left, output.scratch());
-    let model = model;
+    let tests = Tests::read(recipe, &model)?;
+    let run = Run::prepare(loaded, &plan, &mut model, &tests, available, output.scratch(), quiet)?;
     if !quiet {
-        introduce(recipe, &model, &plan);
+        introduce(recipe, run.model, &plan);
     }
 
     let mut seconds = BTreeMap::new();
-    let tokens = tokens(&model, recipe.evaluate.special_tokens);
-    let mut evaluated = |pruned: &Pruned, name: &str| {
-        timed(&mut seconds, "evaluation", || {
-            let mut found = Found::default();
-            for (_, segments) in &texts {
-                let name = format!("perplexity, {name}");
-                found.perplexity.push(measure(&model, pruned, segments, &name, quiet)?);
-            }
-            for asked in &tasks {
-                let name = format!("{}, {name}", asked.task.name);
-                found.accuracy.push(asked.answer(&model, pruned, &tokens, &name, quiet)?);
-            }
-            Ok(found)
-        })
-    };
-    let dense = evaluated(&Pruned::default(), "dense")?;
-
-    let mut mask_seconds = BTreeMap::new();
-    let mut groups = Vec::new();
-    let work = Cell::new(0);
-    let samples = Sampled { ids: &calibration, held_out: recipe.calibration.held_out };
-    let scratch = output.scratch();
-    let masks = Masks { loaded, model: &model, plan: &plan, samples, scratch, quiet, work: &work };
-    let mut initial_found = None;
-    let mut initial = Pruned::default();
-    if !single_pass(recipe) {
-        initial = timed(&mut mask_seconds, "initial masks", || masks.initial())?;
-        initial_found = Some(evaluated(&initial, "initial masks")?);
-    }
-    let (pruned, refined_found) = if recipe.refine.is_empty() {
-        (initial, None)
-    } else {
-        let refined =
-            timed(&mut mask_seconds, "refinement", || masks.refined(initial, &mut groups))?;
-        let found = evaluated(&refined, "refined")?;
-        (refined, Some(found))
-    };
-    seconds.append(&mut mask_seconds);
+    let dense = timed(&mut seconds, "evaluation", || {
+        tests.measure(run.model, &Pruned::default(), "dense", quiet)
+    })?;
+    let Made { pruned, initial, refined, groups } = run.prune(true, &mut seconds)?;
 
     let changed = timed(&mut seconds, "writing", || {
         let bytes = reader.names().filter_map(|name| reader.tensor(name).ok());
@@ -147,20 +112,20 @@ fn run_on<D: Ops>(
         bar.finish_and_clear();
         Ok(changed)
     })?;
-    let perplexity = texts.iter().enumerate().map(|(i, (text, _))| TextReport {
+    let perplexity = tests.texts.iter().enumerate().map(|(i, (text, _))| TextReport {
         text: text.label(),
         found: Stages {
             dense: dense.perplexity[i],
-            initial: initial_found.as_ref().map(|found| found.perplexity[i]),
-            refined: refined_found.as_ref().map(|found| found.perplexity[i]),
+            initial: initial.as_ref().map(|found| found.perplexity[i]),
+            refined: refined.as_ref().map(|found| found.perplexity[i]),
         },
     });
-    let accuracy = tasks.iter().enumerate().map(|(i, asked)| TaskReport {
+    let accuracy = tests.tasks.iter().enumerate().map(|(i, asked)| TaskReport {
         task: asked.task.name,
         found: Stages {
             dense: dense.accuracy[i],
-            initial: initial_found.as_ref().map(|found| found.accuracy[i]),
-            refined: refined_found.as_ref().map(|found| found.accuracy[i]),
+            initial: initial.as_ref().map(|found| found.accuracy[i]),
+            refined: refined.as_ref().map(|found| found.accuracy[i]),
         },
     });
     let prunable: usize = pruned.masks.values().map(|mask| mask.dims().len()).sum();
@@ -175,8 +140,8 @@ fn run_on<D: Ops>(
         tasks: accuracy.collect(),
         groups,
         seconds,
-        operations: work.get(),
-        least_operations: expected.pruning,
+        operations: run.work.get(),
+        least_operations: run.least_operations,
         inputs: digests(recipe, &reader)?,
     };
     let mut resolved = recipe.clone();
@@ -231,11 +196,50 @@ fn tasks(recipe: &Recipe) -> Result<Vec<Asked>, Error> {
     tasks.map(|(task, file)| Asked::read(task, &file, recipe.evaluate.questions)).collect()
 }
 
+/// What the models of a run are tested on.
+pub(super) struct Tests {
+    /// Texts, in segments.
+    pub(super) texts: Texts,
+    /// Tasks, with their questions.
+    pub(super) tasks: Vec<Asked>,
+    tokens: Tokens,
+}
+
+impl Tests {
+    /// Those that a recipe names.
+    pub(super) fn read<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Self, Error> {
+        let tokens = tokens(model, recipe.evaluate.special_tokens);
+        Ok(Self { texts: texts(recipe, model)?, tasks: tasks(recipe)?, tokens })
+    }
+
+    /// What they say of a model as pruning left it, which the progress bars call `name`.
+    pub(super) fn measure<D: Ops>(
+        &self,
+        model: &Model<'_, D>,
+        pruned: &Pruned,
+        name: &str,
+        quiet: bool,
+    ) -> Result<Found, Error> {
+        let mut found = Found::default();
+        for (_, segments) in &self.texts {
+            let name = format!("perplexity, {name}");
+            found.perplexity.push(measure(model, pruned, segments, &name, quiet)?);
+        }
+        for asked in &self.tasks {
+            let name = format!("{}, {name}", asked.task.name);
+            found.accuracy.push(asked.answer(model, pruned, &self.tokens, &name, quiet)?);
+        }
+        Ok(found)
+    }
+}
+
 /// What was measured of one model.
 #[derive(Default)]
-struct Found {
-    perplexity: Vec<Perplexity>,
-    accuracy: Vec<Accuracy>,
+pub(super) struct Found {
+    /// Text by text.
+    pub(super) perplexity: Vec<Perplexity>,
+    /// Task by task.
+    pub(super) accuracy: Vec<Accuracy>,
 }
 
 /// Says what will happen.
@@ -318,19 +322,89 @@ fn left(recipe: &Recipe, available: u64, needed: f64) -> Result<u64, Error> {
     }))
 }
 
-/// What the masks are made with.
-struct Masks<'a, D: Ops> {
+/// A run of a recipe on a model, ready to go.
+pub(super) struct Run<'a, D: Ops> {
     loaded: &'a Loaded,
     model: &'a Model<'a, D>,
     plan: &'a Plan,
-    samples: Sampled<'a>,
+    tests: &'a Tests,
+    /// The calibration samples.
+    ids: Vec<Vec<u32>>,
     scratch: &'a Path,
     quiet: bool,
     /// The operations of matrix products so far.
-    work: &'a Cell<u64>,
+    work: Cell<u64>,
+    /// Those that the masks need.
+    least_operations: f64,
 }
 
-impl<D: Ops> Masks<'_, D> {
+/// What a run made, and what was measured of it.
+#[derive(Default)]
+pub(super) struct Made {
+    /// The last masks.
+    pruned: Pruned,
+    /// Of the initial masks.
+    pub(super) initial: Option<Found>,
+    /// Of the refined ones, if there is a refinement.
+    pub(super) refined: Option<Found>,
+    groups: Vec<GroupReport>,
+}
+
+impl<'a, D: Ops> Run<'a, D> {
+    /// Reads the calibration samples, and sees to where they wait: in what is left of so many bytes
+    /// of memory that are `available`, or in scratch files.
+    pub(super) fn prepare(
+        loaded: &'a Loaded,
+        plan: &'a Plan,
+        model: &'a mut Model<'_, D>,
+        tests: &'a Tests,
+        available: u64,
+        scratch: &'a Path,
+        quiet: bool,
+    ) -> Result<Self, Error> {
+        let recipe = &loaded.recipe;
+        let ids = calibrate(recipe, model)?;
+        let expected = estimate(&model.decoder, plan, &expected(loaded, model, &tests.texts)?);
+        let left = left(recipe, available, expected.memory)?;
+        model.executor.storage = Storage::new(recipe.executor.stream_dtype, left, scratch);
+        let (work, least_operations) = (Cell::default(), expected.pruning);
+        Ok(Self { loaded, model, plan, tests, ids, scratch, quiet, work, least_operations })
+    }
+}
+
+impl<D: Ops> Run<'_, D> {
+    /// Makes the masks and measures the last ones, and those before their refinement if `both`.
+    pub(super) fn prune(
+        &self,
+        both: bool,
+        seconds: &mut BTreeMap<&'static str, f64>,
+    ) -> Result<Made, Error> {
+        let recipe = &self.loaded.recipe;
+        let refines = !recipe.refine.is_empty();
+        let measured = |seconds: &mut _, pruned: &Pruned, name: &str| {
+            timed(seconds, "evaluation", || {
+                self.tests.measure(self.model, pruned, name, self.quiet).map(Some)
+            })
+        };
+        let mut made = Made::default();
+        if !single_pass(recipe) {
+            made.pruned = timed(seconds, INITIAL, || self.initial())?;
+            if both || !refines {
+                made.initial = measured(seconds, &made.pruned, "initial masks")?;
+            }
+        }
+        if refines {
+            let initial = std::mem::take(&mut made.pruned);
+            made.pruned = timed(seconds, REFINEMENT, || self.refined(initial, &mut made.groups))?;
+            made.refined = measured(seconds, &made.pruned, "refined")?;
+        }
+        Ok(made)
+    }
+
+    fn samples(&self) -> Sampled<'_> {
+        Sampled { ids: &self.ids, held_out: self.loaded.recipe.calibration.held_out }
+    }
+
     fn counted<T>(&self, run: impl FnOnce() -> T) -> T {
         let before = operations();
         let result = run();
@@ -344,7 +418,7 @@ impl<D: Ops> Masks<'_, D> {
     }
 
     fn initial(&self) -> Result<Pruned, Error> {
-        let bar = bar("initial masks", self.plan.layers.len() as u64, self.quiet);
+        let bar = bar(INITIAL, self.plan.layers.len() as u64, self.quiet);
         let settings = self.start();
         let mut event = |event: Event<'_>| {
             if let Event::Layer(_) = event {
@@ -352,7 +426,7 @@ impl<D: Ops> Masks<'_, D> {
             }
         };
         let pruned =
-            self.counted(|| start(self.model, self.plan, &settings, self.samples, &mut event));
+            self.counted(|| start(self.model, self.plan, &settings, self.samples(), &mut event));
         bar.finish_and_clear();
         Ok(pruned?)
     }
@@ -395,7 +469,7 @@ impl<D: Ops> Masks<'_, D> {
             start: single_pass(recipe).then(|| self.start()),
         };
         let all = self.plan.layers.iter().map(|groups| groups.len() as u64).sum();
-        let bar = bar("refinement", all, self.quiet);
+        let bar = bar(REFINEMENT, all, self.quiet);
         let mut event = |event: Event<'_>| {
             if let Event::Group(report) = event {
                 for stage in &report.stages {
@@ -415,7 +489,7 @@ impl<D: Ops> Masks<'_, D> {
                 bar.inc(1);
             }
         };
-        let (model, plan, samples) = (self.model, self.plan, self.samples);
+        let (model, plan, samples) = (self.model, self.plan, self.samples());
         let pruned =
             self.counted(|| refine(model, plan, &refinement, samples, initial, &mut event));
         bar.finish_and_clear();

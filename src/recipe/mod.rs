@@ -11,6 +11,7 @@ mod resolve;
 mod rules;
 mod sections;
 mod stage;
+mod study;
 mod text;
 
 pub use self::{
@@ -23,6 +24,7 @@ pub use self::{
         BlockGroup, Calibration, Evaluate, Mask, Model, Output, Override, Recipe, Sparsity, Target,
     },
     stage::Stage,
+    study::{Study, Variant, load_study},
 };
 use crate::{
     calibration::{Selection, Text},

@@ -56,9 +56,8 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// The phases in which masks are made.
-pub(super) const INITIAL: &str = "initial masks";
-pub(super) const REFINEMENT: &str = "refinement";
+/// The phase in which no masks are made.
+pub(super) const EVALUATION: &str = "evaluation";
 
 /// Runs a phase and notes how long it took.
 fn timed<T>(
@@ -93,13 +92,13 @@ fn run_on<D: Ops>(
     let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
     let output = Output::create(target, arguments.force, reader.path())?;
     let tests = Tests::read(recipe, &model)?;
-    let run = Run::prepare(loaded, &plan, &mut model, &tests, available, output.scratch(), quiet)?;
+    let run = Run::prepare(loaded, plan, &mut model, &tests, available, output.scratch(), quiet)?;
     if !quiet {
-        introduce(recipe, run.model, &plan);
+        introduce(recipe, run.model, &run.plan);
     }
 
     let mut seconds = BTreeMap::new();
-    let dense = timed(&mut seconds, "evaluation", || {
+    let dense = timed(&mut seconds, EVALUATION, || {
         tests.measure(run.model, &Pruned::default(), "dense", quiet)
     })?;
     let Made { pruned, initial, refined, groups } = run.prune(true, &mut seconds)?;
@@ -326,7 +325,7 @@ fn left(recipe: &Recipe, available: u64, needed: f64) -> Result<u64, Error> {
 pub(super) struct Run<'a, D: Ops> {
     loaded: &'a Loaded,
     model: &'a Model<'a, D>,
-    plan: &'a Plan,
+    plan: Plan,
     tests: &'a Tests,
     /// The calibration samples.
     ids: Vec<Vec<u32>>,
@@ -355,7 +354,7 @@ impl<'a, D: Ops> Run<'a, D> {
     /// of memory that are `available`, or in scratch files.
     pub(super) fn prepare(
         loaded: &'a Loaded,
-        plan: &'a Plan,
+        plan: Plan,
         model: &'a mut Model<'_, D>,
         tests: &'a Tests,
         available: u64,
@@ -364,7 +363,7 @@ impl<'a, D: Ops> Run<'a, D> {
     ) -> Result<Self, Error> {
         let recipe = &loaded.recipe;
         let ids = calibrate(recipe, model)?;
-        let expected = estimate(&model.decoder, plan, &expected(loaded, model, &tests.texts)?);
+        let expected = estimate(&model.decoder, &plan, &expected(loaded, model, &tests.texts)?);
         let left = left(recipe, available, expected.memory)?;
         model.executor.storage = Storage::new(recipe.executor.stream_dtype, left, scratch);
         let (work, least_operations) = (Cell::default(), expected.pruning);
@@ -382,20 +381,20 @@ impl<D: Ops> Run<'_, D> {
         let recipe = &self.loaded.recipe;
         let refines = !recipe.refine.is_empty();
         let measured = |seconds: &mut _, pruned: &Pruned, name: &str| {
-            timed(seconds, "evaluation", || {
+            timed(seconds, EVALUATION, || {
                 self.tests.measure(self.model, pruned, name, self.quiet).map(Some)
             })
         };
         let mut made = Made::default();
         if !single_pass(recipe) {
-            made.pruned = timed(seconds, INITIAL, || self.initial())?;
+            made.pruned = timed(seconds, "initial masks", || self.initial())?;
             if both || !refines {
                 made.initial = measured(seconds, &made.pruned, "initial masks")?;
             }
         }
         if refines {
             let initial = std::mem::take(&mut made.pruned);
-            made.pruned = timed(seconds, REFINEMENT, || self.refined(initial, &mut made.groups))?;
+            made.pruned = timed(seconds, "refinement", || self.refined(initial, &mut made.groups))?;
             made.refined = measured(seconds, &made.pruned, "refined")?;
         }
         Ok(made)
@@ -418,7 +417,7 @@ impl<D: Ops> Run<'_, D> {
     }
 
     fn initial(&self) -> Result<Pruned, Error> {
-        let bar = bar(INITIAL, self.plan.layers.len() as u64, self.quiet);
+        let bar = bar("initial masks", self.plan.layers.len() as u64, self.quiet);
         let settings = self.start();
         let mut event = |event: Event<'_>| {
             if let Event::Layer(_) = event {
@@ -426,7 +425,7 @@ impl<D: Ops> Run<'_, D> {
             }
         };
         let pruned =
-            self.counted(|| start(self.model, self.plan, &settings, self.samples(), &mut event));
+            self.counted(|| start(self.model, &self.plan, &settings, self.samples(), &mut event));
         bar.finish_and_clear();
         Ok(pruned?)
     }
@@ -469,7 +468,7 @@ impl<D: Ops> Run<'_, D> {
             start: single_pass(recipe).then(|| self.start()),
         };
         let all = self.plan.layers.iter().map(|groups| groups.len() as u64).sum();
-        let bar = bar(REFINEMENT, all, self.quiet);
+        let bar = bar("refinement", all, self.quiet);
         let mut event = |event: Event<'_>| {
             if let Event::Group(report) = event {
                 for stage in &report.stages {
@@ -489,7 +488,7 @@ impl<D: Ops> Run<'_, D> {
                 bar.inc(1);
             }
         };
-        let (model, plan, samples) = (self.model, self.plan, self.samples());
+        let (model, plan, samples) = (self.model, &self.plan, self.samples());
         let pruned =
             self.counted(|| refine(model, plan, &refinement, samples, initial, &mut event));
         bar.finish_and_clear();

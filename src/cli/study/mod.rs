@@ -12,7 +12,7 @@ use self::{
 use super::{
     Error, on_device,
     progress::{bar, note},
-    prune::{Found, INITIAL, Made, REFINEMENT, Run, Tests, plan},
+    prune::{EVALUATION, Found, Made, Run, Tests, plan},
 };
 use crate::{
     checkpoint::{Pruned, Reader, digest_text},
@@ -163,7 +163,7 @@ fn run_on<D: Ops>(
         Some(dense) => dense,
         None => figures(&tests.measure(&model, &Pruned::default(), "dense", quiet)?),
     };
-    for (i, (planned, plan)) in zip(left, &plans).enumerate() {
+    for (i, (planned, plan)) in zip(left, plans).enumerate() {
         note(&format!("run {} of {}: {}", i + 1, left.len(), planned.id), quiet);
         let (loaded, scratch) = (&planned.loaded, scratch.path());
         let run = Run::prepare(loaded, plan, &mut model, &tests, available, scratch, quiet);
@@ -187,8 +187,8 @@ fn measured<D: Ops>(run: &Run<'_, D>) -> Result<(Figures, f64), Error> {
     let mut seconds = BTreeMap::new();
     let Made { initial, refined, .. } = run.prune(false, &mut seconds)?;
     let found = refined.or(initial).unwrap_or_default();
-    let phases = [INITIAL, REFINEMENT].into_iter();
-    Ok((figures(&found), phases.filter_map(|phase| seconds.get(phase)).sum()))
+    seconds.remove(EVALUATION);
+    Ok((figures(&found), seconds.values().sum()))
 }
 
 fn scores(names: impl Iterator<Item = String>, dense: &[f64], pruned: &[f64]) -> Vec<Score> {

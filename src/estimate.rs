@@ -244,8 +244,7 @@ mod tests {
         let found = estimate(&decoder, &plan, &wanda);
         // The last linear layer's dense output is nobody's input.
         assert_eq!(found.pruning, 2.0 * 10.0 * 2.0 * (2.0 * 128.0 - 32.0));
-        let both =
-            Run { refined: Some(true), rebuild: Some(Needs::SQUARED_GRADIENT), ..wanda };
+        let both = Run { refined: Some(true), rebuild: Some(Needs::SQUARED_GRADIENT), ..wanda };
         assert_eq!(estimate(&decoder, &plan, &both).pruning, 2.0 * 10.0 * layer);
         assert_eq!(found.waiting, 10.0 * 4.0 * 4.0);
         assert_eq!(found.evaluation, 2.0 * 14.0 * (256.0 + 40.0));

@@ -8,7 +8,7 @@ mod pruned;
 mod reader;
 
 pub use self::{
-    digest::digest,
+    digest::{digest, digest_text},
     dtype::Dtype,
     error::Error,
     output::Output,

@@ -6,6 +6,7 @@ mod evaluate;
 mod metrics;
 mod progress;
 mod prune;
+mod study;
 mod summary;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -34,6 +35,8 @@ enum Command {
     Prune(prune::Arguments),
     /// Measure a checkpoint's perplexity on texts, and its accuracy on tasks.
     Eval(evaluate::Arguments),
+    /// Compare methods: prune a model with each of them, in several cases and with several seeds.
+    Study(study::Arguments),
     /// List the metrics that a recipe's pipeline can use.
     Metrics,
 }
@@ -77,6 +80,23 @@ enum Error {
     Memory { needed: bytesize::ByteSize },
     #[error("{}: no questions", .0.display())]
     NoQuestions(PathBuf),
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: std::io::Error },
+    #[error(
+        "{}, line {line}, is no run of a study: {problem}; remove the line, or choose another \
+         --output",
+        path.display()
+    )]
+    NoRecord { path: PathBuf, line: usize, problem: String },
+    #[error("--only {name}: the study has no such method; there is {known}")]
+    NoMethod { name: String, known: String },
+    #[error(
+        "`{0}` differs from the study's first run, but all runs have one model, one device and the \
+         same texts and tasks; set it in the study's recipe, in the study's own `set`, or with --set"
+    )]
+    Varies(&'static str),
+    #[error("{run}: {error}")]
+    Run { run: String, error: Box<Error> },
     #[error("the report cannot be written: {0}")]
     Report(String),
 }
@@ -86,9 +106,20 @@ impl Error {
     fn status(&self) -> u8 {
         match self {
             Self::Recipe(_) | Self::Plan(_) | Self::Duplicate(_) | Self::Memory { .. } => 2,
+            Self::NoMethod { .. } | Self::Varies(_) => 2,
+            Self::Run { error, .. } => error.status(),
             #[cfg(not(feature = "cuda"))]
             Self::NoCuda => 2,
             _ => 1,
+        }
+    }
+
+    /// As it is shown: a recipe's problems with their lines.
+    fn report(self) -> Report {
+        match self {
+            Self::Recipe(error) => Report::new(error),
+            Self::Run { run, error } => error.report().wrap_err(run),
+            other => Report::msg(other.to_string()),
         }
     }
 }
@@ -134,6 +165,7 @@ pub fn main() -> ExitCode {
     let result = match command {
         Command::Check(arguments) => check::run(&arguments),
         Command::Prune(arguments) => prune::run(&arguments),
+        Command::Study(arguments) => study::run(&arguments),
         Command::Eval(arguments) => evaluate::run(&arguments),
         Command::Metrics => metrics::run(),
     };
@@ -141,11 +173,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let status = error.status();
-            let report = match error {
-                Error::Recipe(error) => Report::new(error),
-                other => Report::msg(other.to_string()),
-            };
-            eprintln!("{report:?}");
+            eprintln!("{:?}", error.report());
             ExitCode::from(status)
         }
     }

@@ -1,6 +1,9 @@
 //! Progress bars: on a terminal only.
 
-use std::time::Duration;
+use std::{
+    io::{IsTerminal, stderr},
+    time::Duration,
+};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -15,4 +18,11 @@ pub(super) fn bar(name: &str, steps: u64, quiet: bool) -> ProgressBar {
     bar.set_message(name.to_owned());
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
+}
+
+/// A line between bars, where bars are drawn.
+pub(super) fn note(line: &str, quiet: bool) {
+    if !quiet && stderr().is_terminal() {
+        eprintln!("{line}");
+    }
 }

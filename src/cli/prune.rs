@@ -20,7 +20,7 @@ use super::{
     summary::{Stages, Summary, TaskReport, TextReport},
 };
 use crate::{
-    calibration::{Samples, Text, samples, segments},
+    calibration::{Samples, Text, Tokens, samples, segments},
     checkpoint::{Output, Pruned, Reader, digest},
     estimate::estimate,
     evaluate::{Accuracy, Perplexity, Task},
@@ -33,8 +33,8 @@ use crate::{
     model::Model,
     plan::Plan,
     prune::{
-        Alpha, Event, GroupReport, Method, Rebuild, Reconstruct, Refine, Refinement, Sampled,
-        Stage, Start, Swap, allocate, refine, start,
+        Allocation, Alpha, Event, GroupReport, Method, Rebuild, Reconstruct, Refine, Refinement,
+        Sampled, Stage, Start, Swap, allocate, refine, start,
     },
     recipe::{Calibration, Evaluate, Kind, Loaded, Recipe, Rounds, Share, Values, load},
 };
@@ -55,6 +55,9 @@ pub(super) struct Arguments {
     #[arg(long)]
     json: bool,
 }
+
+/// The phase in which no masks are made.
+pub(super) const EVALUATION: &str = "evaluation";
 
 /// Runs a phase and notes how long it took.
 fn timed<T>(
@@ -85,71 +88,21 @@ fn run_on<D: Ops>(
     let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
     let reader = Reader::open(&located.dir)?;
     let mut model = Model::new(&reader, device)?;
-    let mut plan = plan(loaded, &model)?;
+    let plan = plan(loaded, &model)?;
     let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
     let output = Output::create(target, arguments.force, reader.path())?;
-    let calibration = calibrate(recipe, &model)?;
-    let texts = texts(recipe, &model)?;
-    let tasks = tasks(recipe)?;
-    let expected = estimate(&model.decoder, &plan, &expected(loaded, &model, &texts)?);
-    let left = left(recipe, available, expected.memory)?;
-    model.executor.storage = Storage::new(recipe.executor.stream_dtype, left, output.scratch());
-    let model = model;
+    let tests = Tests::read(recipe, &model)?;
+    let mut run =
+        Run::prepare(loaded, plan, &mut model, &tests, available, output.scratch(), quiet)?;
     if !quiet {
-        introduce(recipe, &model, &plan);
+        introduce(recipe, run.model, &run.plan);
     }
 
     let mut seconds = BTreeMap::new();
-    let tokens = tokens(&model, recipe.evaluate.special_tokens);
-    let mut evaluated = |pruned: &Pruned, name: &str| {
-        timed(&mut seconds, "evaluation", || {
-            let mut found = Found::default();
-            for (_, segments) in &texts {
-                let name = format!("perplexity, {name}");
-                found.perplexity.push(measure(&model, pruned, segments, &name, quiet)?);
-            }
-            for asked in &tasks {
-                let name = format!("{}, {name}", asked.task.name);
-                found.accuracy.push(asked.answer(&model, pruned, &tokens, &name, quiet)?);
-            }
-            Ok(found)
-        })
-    };
-    let dense = evaluated(&Pruned::default(), "dense")?;
-
-    let mut mask_seconds = BTreeMap::new();
-    let mut groups = Vec::new();
-    let work = Cell::new(0);
-    let samples = Sampled { ids: &calibration, held_out: recipe.calibration.held_out };
-    let scratch = output.scratch();
-    let shares = match recipe.allocation() {
-        Some(allocation) => timed(&mut mask_seconds, "allocation", || {
-            let bar = bar("allocation", plan.layers.len() as u64, quiet);
-            let (side, dtype) = (recipe.streams.statistics, recipe.output.dtype);
-            let start = Start { init: recipe.mask.init, side, dtype, scratch };
-            let budget = (allocation, recipe.sparsity.ratio);
-            let shares = allocate(&model, &mut plan, budget, &start, samples, &mut || bar.inc(1));
-            bar.finish_and_clear();
-            Ok(shares?)
-        })?,
-        None => Vec::new(),
-    };
-    let masks = Masks { loaded, model: &model, plan: &plan, samples, scratch, quiet, work: &work };
-    let mut initial_found = None;
-    let mut initial = Pruned::default();
-    if !single_pass(recipe) {
-        initial = timed(&mut mask_seconds, "initial masks", || masks.initial())?;
-        initial_found = Some(evaluated(&initial, "initial masks")?);
-    }
-    let (pruned, refined_found) = if recipe.refine.is_empty() {
-        (initial, None)
-    } else {
-        let refined =
-            timed(&mut mask_seconds, "refinement", || masks.refined(initial, &mut groups))?;
-        let found = evaluated(&refined, "refined")?;
-        (refined, Some(found))
-    };
-    seconds.append(&mut mask_seconds);
+    let dense = timed(&mut seconds, EVALUATION, || {
+        tests.measure(run.model, &Pruned::default(), "dense", quiet)
+    })?;
+    let Made { allocation, pruned, initial, refined, groups } = run.prune(true, &mut seconds)?;
 
     let changed = timed(&mut seconds, "writing", || {
         let bytes = reader.names().filter_map(|name| reader.tensor(name).ok());
@@ -159,20 +112,20 @@ fn run_on<D: Ops>(
         bar.finish_and_clear();
         Ok(changed)
     })?;
-    let perplexity = texts.iter().enumerate().map(|(i, (text, _))| TextReport {
+    let perplexity = tests.texts.iter().enumerate().map(|(i, (text, _))| TextReport {
         text: text.label(),
         found: Stages {
             dense: dense.perplexity[i],
-            initial: initial_found.as_ref().map(|found| found.perplexity[i]),
-            refined: refined_found.as_ref().map(|found| found.perplexity[i]),
+            initial: initial.as_ref().map(|found| found.perplexity[i]),
+            refined: refined.as_ref().map(|found| found.perplexity[i]),
         },
     });
-    let accuracy = tasks.iter().enumerate().map(|(i, asked)| TaskReport {
+    let accuracy = tests.tasks.iter().enumerate().map(|(i, asked)| TaskReport {
         task: asked.task.name,
         found: Stages {
             dense: dense.accuracy[i],
-            initial: initial_found.as_ref().map(|found| found.accuracy[i]),
-            refined: refined_found.as_ref().map(|found| found.accuracy[i]),
+            initial: initial.as_ref().map(|found| found.accuracy[i]),
+            refined: refined.as_ref().map(|found| found.accuracy[i]),
         },
     });
     let prunable: usize = pruned.masks.values().map(|mask| mask.dims().len()).sum();
@@ -183,13 +136,13 @@ fn run_on<D: Ops>(
         prunable_weights: prunable,
         pruned_weights: prunable - kept,
         changed_weights: changed,
-        allocation: shares,
+        allocation,
         perplexity: perplexity.collect(),
         tasks: accuracy.collect(),
         groups,
         seconds,
-        operations: work.get(),
-        least_operations: expected.pruning,
+        operations: run.work.get(),
+        least_operations: run.least_operations,
         inputs: digests(recipe, &reader)?,
     };
     let mut resolved = recipe.clone();
@@ -244,11 +197,50 @@ fn tasks(recipe: &Recipe) -> Result<Vec<Asked>, Error> {
     tasks.map(|(task, file)| Asked::read(task, &file, recipe.evaluate.questions)).collect()
 }
 
+/// What the models of a run are tested on.
+pub(super) struct Tests {
+    /// Texts, in segments.
+    pub(super) texts: Texts,
+    /// Tasks, with their questions.
+    pub(super) tasks: Vec<Asked>,
+    tokens: Tokens,
+}
+
+impl Tests {
+    /// Those that a recipe names.
+    pub(super) fn read<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Self, Error> {
+        let tokens = tokens(model, recipe.evaluate.special_tokens);
+        Ok(Self { texts: texts(recipe, model)?, tasks: tasks(recipe)?, tokens })
+    }
+
+    /// What they say of a model as pruning left it, which the progress bars call `name`.
+    pub(super) fn measure<D: Ops>(
+        &self,
+        model: &Model<'_, D>,
+        pruned: &Pruned,
+        name: &str,
+        quiet: bool,
+    ) -> Result<Found, Error> {
+        let mut found = Found::default();
+        for (_, segments) in &self.texts {
+            let name = format!("perplexity, {name}");
+            found.perplexity.push(measure(model, pruned, segments, &name, quiet)?);
+        }
+        for asked in &self.tasks {
+            let name = format!("{}, {name}", asked.task.name);
+            found.accuracy.push(asked.answer(model, pruned, &self.tokens, &name, quiet)?);
+        }
+        Ok(found)
+    }
+}
+
 /// What was measured of one model.
 #[derive(Default)]
-struct Found {
-    perplexity: Vec<Perplexity>,
-    accuracy: Vec<Accuracy>,
+pub(super) struct Found {
+    /// Text by text.
+    pub(super) perplexity: Vec<Perplexity>,
+    /// Task by task.
+    pub(super) accuracy: Vec<Accuracy>,
 }
 
 /// Says what will happen.
@@ -331,19 +323,107 @@ fn left(recipe: &Recipe, available: u64, needed: f64) -> Result<u64, Error> {
     }))
 }
 
-/// What the masks are made with.
-struct Masks<'a, D: Ops> {
+/// A run of a recipe on a model, ready to go.
+pub(super) struct Run<'a, D: Ops> {
     loaded: &'a Loaded,
     model: &'a Model<'a, D>,
-    plan: &'a Plan,
-    samples: Sampled<'a>,
+    plan: Plan,
+    tests: &'a Tests,
+    /// The calibration samples.
+    ids: Vec<Vec<u32>>,
     scratch: &'a Path,
     quiet: bool,
     /// The operations of matrix products so far.
-    work: &'a Cell<u64>,
+    work: Cell<u64>,
+    /// Those that the masks need.
+    least_operations: f64,
 }
 
-impl<D: Ops> Masks<'_, D> {
+/// What a run made, and what was measured of it.
+#[derive(Default)]
+pub(super) struct Made {
+    /// The share of each layer that is pruned, where it is not the same of all.
+    allocation: Vec<f64>,
+    /// The last masks.
+    pruned: Pruned,
+    /// Of the initial masks.
+    pub(super) initial: Option<Found>,
+    /// Of the refined ones, if there is a refinement.
+    pub(super) refined: Option<Found>,
+    groups: Vec<GroupReport>,
+}
+
+impl<'a, D: Ops> Run<'a, D> {
+    /// Reads the calibration samples, and sees to where they wait: in what is left of so many bytes
+    /// of memory that are `available`, or in scratch files.
+    pub(super) fn prepare(
+        loaded: &'a Loaded,
+        plan: Plan,
+        model: &'a mut Model<'_, D>,
+        tests: &'a Tests,
+        available: u64,
+        scratch: &'a Path,
+        quiet: bool,
+    ) -> Result<Self, Error> {
+        let recipe = &loaded.recipe;
+        let ids = calibrate(recipe, model)?;
+        let expected = estimate(&model.decoder, &plan, &expected(loaded, model, &tests.texts)?);
+        let left = left(recipe, available, expected.memory)?;
+        model.executor.storage = Storage::new(recipe.executor.stream_dtype, left, scratch);
+        let (work, least_operations) = (Cell::default(), expected.pruning);
+        Ok(Self { loaded, model, plan, tests, ids, scratch, quiet, work, least_operations })
+    }
+}
+
+impl<D: Ops> Run<'_, D> {
+    /// Makes the masks and measures the last ones, and those before their refinement if `both`.
+    pub(super) fn prune(
+        &mut self,
+        both: bool,
+        seconds: &mut BTreeMap<&'static str, f64>,
+    ) -> Result<Made, Error> {
+        let recipe = &self.loaded.recipe;
+        let refines = !recipe.refine.is_empty();
+        let (tests, model, quiet) = (self.tests, self.model, self.quiet);
+        let measured = |seconds: &mut _, pruned: &Pruned, name: &str| {
+            timed(seconds, EVALUATION, || tests.measure(model, pruned, name, quiet).map(Some))
+        };
+        let mut made = Made::default();
+        if let Some(allocation) = recipe.allocation() {
+            (self.plan, made.allocation) =
+                timed(seconds, "allocation", || self.allocated(allocation))?;
+        }
+        if !single_pass(recipe) {
+            made.pruned = timed(seconds, "initial masks", || self.initial())?;
+            if both || !refines {
+                made.initial = measured(seconds, &made.pruned, "initial masks")?;
+            }
+        }
+        if refines {
+            let initial = std::mem::take(&mut made.pruned);
+            made.pruned = timed(seconds, "refinement", || self.refined(initial, &mut made.groups))?;
+            made.refined = measured(seconds, &made.pruned, "refined")?;
+        }
+        Ok(made)
+    }
+
+    /// Allocates the zeros to the layers; returns each layer's share.
+    fn allocated(&self, allocation: Allocation) -> Result<(Plan, Vec<f64>), Error> {
+        let bar = bar("allocation", self.plan.layers.len() as u64, self.quiet);
+        let mut plan = self.plan.clone();
+        let budget = (allocation, self.loaded.recipe.sparsity.ratio);
+        let (start, samples) = (self.start(), self.samples());
+        let shares = self.counted(|| {
+            allocate(self.model, &mut plan, budget, &start, samples, &mut || bar.inc(1))
+        });
+        bar.finish_and_clear();
+        Ok((plan, shares?))
+    }
+
+    fn samples(&self) -> Sampled<'_> {
+        Sampled { ids: &self.ids, held_out: self.loaded.recipe.calibration.held_out }
+    }
+
     fn counted<T>(&self, run: impl FnOnce() -> T) -> T {
         let before = operations();
         let result = run();
@@ -366,7 +446,7 @@ impl<D: Ops> Masks<'_, D> {
             }
         };
         let pruned =
-            self.counted(|| start(self.model, self.plan, &settings, self.samples, &mut event));
+            self.counted(|| start(self.model, &self.plan, &settings, self.samples(), &mut event));
         bar.finish_and_clear();
         Ok(pruned?)
     }
@@ -437,7 +517,7 @@ impl<D: Ops> Masks<'_, D> {
                 bar.inc(1);
             }
         };
-        let (model, plan, samples) = (self.model, self.plan, self.samples);
+        let (model, plan, samples) = (self.model, &self.plan, self.samples());
         let pruned =
             self.counted(|| refine(model, plan, &refinement, samples, initial, &mut event));
         bar.finish_and_clear();

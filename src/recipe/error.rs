@@ -112,7 +112,7 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let key = self.key();
         match &self.fault {
-            Fault::Read(why) => write!(f, "the recipe cannot be read: {why}")?,
+            Fault::Read(why) => write!(f, "the file cannot be read: {why}")?,
             Fault::Syntax(why) => write!(f, "not TOML: {why}")?,
             Fault::Assignment(why) => f.write_str(why)?,
             Fault::UnknownKey => match self.path.split_last() {
@@ -157,7 +157,7 @@ impl Diagnostic for Problem {
 /// In which way a key is wrong.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fault {
-    /// The recipe's file could not be read.
+    /// The file could not be read.
     Read(String),
     /// The text is not TOML.
     Syntax(String),

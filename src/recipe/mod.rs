@@ -11,6 +11,7 @@ mod resolve;
 mod rules;
 mod sections;
 mod stage;
+mod study;
 mod text;
 
 pub use self::{
@@ -24,6 +25,7 @@ pub use self::{
         Sparsity, Streams,
     },
     stage::Stage,
+    study::{Study, Variant, load_study},
 };
 use crate::{
     calibration::{Selection, Text},

@@ -39,21 +39,26 @@ pub(super) struct Source {
 /// # Errors
 /// All that is wrong with it.
 pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, RecipeError> {
-    let text = fs::read(path).map_err(|e| e.to_string()).and_then(|bytes| {
-        String::from_utf8(bytes)
-            .map_err(|e| format!("not UTF-8 from byte {} on", e.utf8_error().valid_up_to()))
-    });
-    let text = text.map_err(|why| {
-        let name = path.display().to_string();
-        let mut problem = Problem::new(Vec::new(), Fault::Read(why))
-            .help("give the path of a recipe, such as recipes/quickstart.toml");
-        problem.origin = Some(name.clone());
-        RecipeError::new(&name, None, vec![problem])
-    })?;
+    let text = read(path, "a recipe, such as recipes/quickstart.toml")?;
     // Unicode or not, a variable of another program is none of our concern.
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     load_text(path, &text, variables, sets)
+}
+
+/// The text of a file that is `what` it should be.
+pub(super) fn read(path: &Path, what: &str) -> Result<String, RecipeError> {
+    let text = fs::read(path).map_err(|e| e.to_string()).and_then(|bytes| {
+        String::from_utf8(bytes)
+            .map_err(|e| format!("not UTF-8 from byte {} on", e.utf8_error().valid_up_to()))
+    });
+    text.map_err(|why| {
+        let name = path.display().to_string();
+        let mut problem =
+            Problem::new(Vec::new(), Fault::Read(why)).help(format!("give the path of {what}"));
+        problem.origin = Some(name.clone());
+        RecipeError::new(&name, None, vec![problem])
+    })
 }
 
 /// Resolves the text of a recipe that is or could be in the file `path`.
@@ -278,7 +283,7 @@ fn unknown(path: Vec<String>) -> Problem {
 }
 
 /// A type error of figment's as a problem.
-fn typed(error: figment::Error) -> Problem {
+pub(super) fn typed(error: figment::Error) -> Problem {
     let mut path = error.path.clone();
     let (fault, help) = match error.kind {
         Kind::MissingField(name) => {

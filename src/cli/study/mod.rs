@@ -1,0 +1,240 @@
+//! `barber study`: methods × cases on one model, over several seeds.
+
+mod log;
+mod table;
+
+use std::{collections::BTreeMap, iter::zip, path::PathBuf};
+
+use self::{
+    log::{Id, Log, Record, Score},
+    table::tables,
+};
+use super::{
+    Error, on_device,
+    progress::{bar, note},
+    prune::{EVALUATION, Found, Made, Run, Tests, plan},
+};
+use crate::{
+    checkpoint::{Pruned, Reader, digest_text},
+    executor::ops::Ops,
+    hub::locate,
+    model::Model,
+    plan::Plan,
+    recipe::{Loaded, Recipe, Study, Variant, load, load_study},
+};
+
+/// Compares methods: prunes one model with each method in each case, several times with other
+/// calibration samples, and prints tables of what the models are worth and how long it took. The
+/// pruned models are not kept.
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// The study, a TOML file.
+    study: PathBuf,
+    /// Overrides a value of the recipe in all runs, such as evaluate.segments=8. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Print all runs as JSON in place of the tables, and no progress.
+    #[arg(long)]
+    json: bool,
+    /// Append each run to a file when it is done, a line of JSON each. A study that is started again
+    /// with it skips the runs that are there.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Run this method, and not those that are not named. May be repeated.
+    #[arg(long, value_name = "METHOD")]
+    only: Vec<String>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
+    let mut study = load_study(&arguments.study)?;
+    keep_only(&mut study.methods, &arguments.only)?;
+    let planned = planned(&study, &arguments.sets)?;
+    let mut log = Log::open(arguments.output.as_deref())?;
+    let (done, left): (Vec<_>, Vec<_>) =
+        planned.iter().partition(|planned| log.find(&planned.id).is_some());
+    if let Some(first) = left.first() {
+        let recipe = &first.loaded.recipe;
+        let dense = done.first().and_then(|done| log.find(&done.id)).map(Record::dense);
+        on_device!(recipe.executor.device, run_on(recipe, &left, dense, &mut log, arguments.json))?;
+    }
+    let records: Vec<&Record> =
+        planned.iter().filter_map(|planned| log.find(&planned.id)).collect();
+    if arguments.json {
+        let version = env!("CARGO_PKG_VERSION");
+        println!("{}", serde_json::json!({ "barber": version, "runs": records }));
+    } else {
+        tables(&study, &records).iter().for_each(|table| println!("{table}"));
+    }
+    Ok(())
+}
+
+/// Leaves the methods that are named; all, if none is.
+fn keep_only(methods: &mut Vec<Variant>, only: &[String]) -> Result<(), Error> {
+    let unknown = only.iter().find(|name| methods.iter().all(|method| method.name != **name));
+    if let Some(name) = unknown {
+        let known: Vec<_> = methods.iter().map(|method| format!("`{}`", method.name)).collect();
+        return Err(Error::NoMethod { name: name.clone(), known: known.join(", ") });
+    }
+    methods.retain(|method| only.is_empty() || only.contains(&method.name));
+    Ok(())
+}
+
+/// A run, before it is run.
+struct Planned {
+    id: Id,
+    loaded: Loaded,
+}
+
+/// All runs of a study, first those of the first seed, so that a study that is cut short can be
+/// compared.
+fn planned(study: &Study, sets: &[String]) -> Result<Vec<Planned>, Error> {
+    let mut all: Vec<Planned> = Vec::new();
+    for &seed in &study.seeds {
+        for (method, case) in
+            study.methods.iter().flat_map(|m| study.cases.iter().map(move |c| (m, c)))
+        {
+            let seeded = [format!("calibration.seed={seed}")];
+            let layers = [&study.set, &case.set, &method.set, sets, &seeded];
+            let mut id = Id {
+                method: method.name.clone(),
+                case: case.name.clone(),
+                seed,
+                settings: String::new(),
+            };
+            let loaded = load(&study.recipe, &layers.concat()).map_err(|e| id.failed(e))?;
+            let recipe = &loaded.recipe;
+            if let Some(key) = all.first().and_then(|first| varying(&first.loaded.recipe, recipe)) {
+                return Err(id.failed(Error::Varies(key)));
+            }
+            id.settings = settings(recipe)?;
+            all.push(Planned { id, loaded });
+        }
+    }
+    Ok(all)
+}
+
+/// What two runs of a study must have in common, and have not.
+fn varying(one: &Recipe, other: &Recipe) -> Option<&'static str> {
+    let alike = [
+        ("model", one.model == other.model),
+        ("evaluate", one.evaluate == other.evaluate),
+        ("executor.device", one.executor.device == other.executor.device),
+    ];
+    alike.into_iter().find(|(_, alike)| !alike).map(|(key, _)| key)
+}
+
+/// The digest of all that a recipe says, but for where its checkpoint would be written.
+fn settings(recipe: &Recipe) -> Result<String, Error> {
+    let mut recipe = recipe.clone();
+    recipe.output.path = None;
+    let recipe = recipe.absolute().map_err(|e| Error::Report(e.to_string()))?;
+    Ok(digest_text(&recipe.to_toml().map_err(|e| Error::Report(e.to_string()))?))
+}
+
+/// The perplexities and the accuracies of a model.
+type Figures = [Vec<f64>; 2];
+
+fn figures(found: &Found) -> Figures {
+    let perplexity = found.perplexity.iter().map(|found| found.perplexity).collect();
+    [perplexity, found.accuracy.iter().map(|found| found.acc).collect()]
+}
+
+/// Runs what is left of a study on a device with so many bytes of memory free. `recipe` is any
+/// run's, `dense` what is known of the dense model.
+fn run_on<D: Ops>(
+    device: D,
+    available: u64,
+    recipe: &Recipe,
+    left: &[&Planned],
+    dense: Option<Figures>,
+    log: &mut Log,
+    quiet: bool,
+) -> Result<(), Error> {
+    let new = |file: &str, bytes| bar(file, bytes, quiet);
+    let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
+    let reader = Reader::open(&located.dir)?;
+    let mut model = Model::new(&reader, device)?;
+    let plans = left.iter().map(|run| plan(&run.loaded, &model).map_err(|e| run.id.failed(e)));
+    let plans = plans.collect::<Result<Vec<Plan>, _>>()?;
+    let tests = Tests::read(recipe, &model)?;
+    let scratch =
+        tempfile::tempdir().map_err(|source| Error::File { path: std::env::temp_dir(), source })?;
+    let dense = match dense {
+        Some(dense) => dense,
+        None => figures(&tests.measure(&model, &Pruned::default(), "dense", quiet)?),
+    };
+    for (i, (planned, plan)) in zip(left, plans).enumerate() {
+        note(&format!("run {} of {}: {}", i + 1, left.len(), planned.id), quiet);
+        let (loaded, scratch) = (&planned.loaded, scratch.path());
+        let run = Run::prepare(loaded, plan, &mut model, &tests, available, scratch, quiet);
+        let found = run.and_then(|mut run| measured(&mut run));
+        let (found, seconds) = found.map_err(|e| planned.id.failed(e))?;
+        let [perplexity, accuracy] = &found;
+        let texts = tests.texts.iter().map(|(text, _)| text.label());
+        let tasks = tests.tasks.iter().map(|asked| asked.task.name.to_owned());
+        log.add(Record {
+            id: planned.id.clone(),
+            perplexity: scores(texts, &dense[0], perplexity),
+            accuracy: scores(tasks, &dense[1], accuracy),
+            seconds,
+        })?;
+    }
+    Ok(())
+}
+
+/// What comes of a run, and the seconds that its masks took.
+fn measured<D: Ops>(run: &mut Run<'_, D>) -> Result<(Figures, f64), Error> {
+    let mut seconds = BTreeMap::new();
+    let Made { initial, refined, .. } = run.prune(false, &mut seconds)?;
+    let found = refined.or(initial).unwrap_or_default();
+    seconds.remove(EVALUATION);
+    Ok((figures(&found), seconds.values().sum()))
+}
+
+fn scores(names: impl Iterator<Item = String>, dense: &[f64], pruned: &[f64]) -> Vec<Score> {
+    let values = zip(dense, pruned);
+    zip(names, values).map(|(on, (&dense, &pruned))| Score { on, dense, pruned }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::recipe::load_text;
+
+    #[test]
+    fn the_study_of_smollm2_is_fine() {
+        let mut study = load_study(Path::new("recipes/study-smollm2.toml")).unwrap();
+        let all = planned(&study, &[]).unwrap();
+        assert_eq!(all.len(), 8 * 4 * 3);
+        let mut settings: Vec<&str> = all.iter().map(|run| run.id.settings.as_str()).collect();
+        settings.sort_unstable();
+        settings.dedup();
+        assert_eq!(settings.len(), all.len());
+        // The recipe's own stages would be above those of a preset.
+        for preset in ["best", "fast"] {
+            let text = "model.path = 'm'\ncalibration.source = 'c'\noutput.path = 'o'\n";
+            let set = [format!("preset={preset}")];
+            let expected = load_text(Path::new("r.toml"), text, [], &set).unwrap().recipe;
+            let found = all.iter().find(|run| run.id.method == preset).unwrap();
+            assert_eq!(found.loaded.recipe.refine, expected.refine);
+            assert_eq!(found.loaded.recipe.mask, expected.mask);
+        }
+
+        let only = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        keep_only(&mut study.methods, &only(&["Wanda", "best"])).unwrap();
+        assert_eq!(study.methods.len(), 2);
+        assert!(keep_only(&mut study.methods, &only(&["fast"])).is_err_and(|e| e.status() == 2));
+    }
+
+    #[test]
+    fn runs_have_one_model_and_one_evaluation() {
+        let mut study = load_study(Path::new("recipes/study-smollm2.toml")).unwrap();
+        study.cases[1].set.push("evaluate.segments=3".into());
+        let error = planned(&study, &[]).map(|_| ()).unwrap_err();
+        assert_eq!(error.status(), 2);
+        assert!(error.to_string().starts_with("magnitude, 60%, seed 0: `evaluate`"), "{error}");
+        assert!(planned(&study, &["evaluate.segments=3".into()]).is_ok());
+    }
+}

@@ -1,0 +1,171 @@
+//! `barber study` as a user runs it.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod util;
+
+use std::{fs, path::Path};
+
+use serde_json::Value;
+use util::{Run, barber, flat};
+
+/// Two methods × two cases × two seeds on the quickstart's model.
+const STUDY: &str = "
+seeds = [0, 1]
+set = [
+    'calibration.selection=random',
+    'calibration.samples=8',
+    'calibration.sequence_length=64',
+    'evaluate.sequence_length=64',
+    'evaluate.segments=4',
+]
+[[case]]
+name = '50%'
+set = ['sparsity.ratio=0.5']
+[[case]]
+name = '2:4'
+set = ['sparsity.pattern=2:4']
+[[method]]
+name = 'Wanda'
+set = ['mask.init=wanda', 'refine=[]']
+[[method]]
+name = 'rebuilt'
+set = ['mask.init=wanda']
+";
+
+/// Writes the study, with some text replaced; its path.
+fn study(dir: &Path, from: &str, to: &str) -> String {
+    let recipe = std::env::current_dir().unwrap().join("recipes/quickstart.toml");
+    let path = dir.join("study.toml");
+    let text = STUDY.replace(from, to);
+    fs::write(&path, format!("recipe = '{}'{text}", recipe.display())).unwrap();
+    path.display().to_string()
+}
+
+fn succeeds(run: &Run) {
+    assert_eq!(run.status, 0, "{}{}", run.stdout, run.stderr);
+}
+
+/// What a study prints, but for its last table, the seconds.
+fn perplexities(run: &Run) -> &str {
+    run.stdout.split("\nSeconds for the masks").next().unwrap()
+}
+
+#[test]
+fn methods_are_compared_and_a_study_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("runs.jsonl");
+    let output = file.display().to_string();
+    let path = study(dir.path(), "", "");
+    // A part of it first, and then the rest.
+    succeeds(&barber(&["study", &path, "--output", &output, "--only", "Wanda"]));
+    let lines = || fs::read_to_string(&file).unwrap().lines().count();
+    assert_eq!(lines(), 4);
+    let run = barber(&["study", &path, "--output", &output]);
+    succeeds(&run);
+    assert_eq!(lines(), 8);
+    let table = run.stdout.lines().collect::<Vec<_>>();
+    let title = "Perplexity on recipes/quickstart/evaluation.txt (lower is better), \
+                 mean ± standard deviation over 2 seeds; dense 1.";
+    assert!(table[0].starts_with(title), "{}", run.stdout);
+    assert_eq!(table[1], "");
+    let cells = |line: &str| line.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    assert_eq!(cells(table[2]), ["", "", "50%", "2:4", ""]);
+    assert_eq!(cells(table[3]).len(), 5);
+    let kept = fs::read_to_string(&file).unwrap();
+    let kept: Vec<Value> = kept.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (line, method) in [(4, "Wanda"), (5, "rebuilt")] {
+        let cells = cells(table[line]);
+        assert_eq!(cells[1], method);
+        for (cell, case) in cells[2..4].iter().zip(["50%", "2:4"]) {
+            let of = kept.iter().filter(|run| run["method"] == method && run["case"] == case);
+            let of = of.map(|run| run["perplexity"][0]["pruned"].as_f64().unwrap());
+            let [one, other] = of.collect::<Vec<_>>().try_into().unwrap();
+            assert!(one > 1.8 && other > 1.8 && one != other, "{one} {other}");
+            let expected = [(one + other) / 2.0, (one - other).abs() / 2.0_f64.sqrt()];
+            let (mean, deviation) = cell.split_once(" ± ").unwrap();
+            for (shown, expected) in [mean, deviation].into_iter().zip(expected) {
+                assert!((shown.parse::<f64>().unwrap() - expected).abs() < 0.006, "{cell}");
+            }
+        }
+    }
+    assert!(table[7].starts_with("Seconds for the masks, mean ± "), "{}", run.stdout);
+    // Nothing is left to do.
+    let again = barber(&["study", &path, "--output", &output]);
+    succeeds(&again);
+    assert_eq!((lines(), &again.stdout), (8, &run.stdout));
+    // Without the file the same comes of it, and nothing is left behind.
+    let alone = barber(&["study", &path, "--json"]);
+    succeeds(&alone);
+    let found: Value = serde_json::from_str(&alone.stdout).unwrap();
+    let runs = found["runs"].as_array().unwrap();
+    for run in runs {
+        let same = |other: &&Value| {
+            ["method", "case", "seed", "settings"].iter().all(|key| run[key] == other[key])
+        };
+        let other = kept.iter().find(same).unwrap();
+        assert_eq!(run["perplexity"], other["perplexity"]);
+    }
+    assert_eq!(runs.len(), 8);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+
+    // A run is what `barber prune` makes of the same settings.
+    let out = format!("output.path={}", dir.path().join("out").display());
+    let mut arguments = vec!["prune", "recipes/quickstart.toml", "--json", "--set", &out];
+    let sets = [
+        "calibration.selection=random",
+        "calibration.samples=8",
+        "calibration.sequence_length=64",
+        "evaluate.sequence_length=64",
+        "evaluate.segments=4",
+        "sparsity.pattern=2:4",
+        "mask.init=wanda",
+        "calibration.seed=1",
+    ];
+    sets.iter().for_each(|set| arguments.extend(["--set", set]));
+    let pruned = barber(&arguments);
+    succeeds(&pruned);
+    let report: Value = serde_json::from_str(&pruned.stdout).unwrap();
+    let of = |method: &str| {
+        let of = |run: &&Value| run["method"] == method && run["case"] == "2:4" && run["seed"] == 1;
+        &runs.iter().find(of).unwrap()["perplexity"][0]
+    };
+    let measured = &report["perplexity"][0];
+    assert_eq!(measured["initial"]["perplexity"], of("Wanda")["pruned"]);
+    assert_eq!(measured["refined"]["perplexity"], of("rebuilt")["pruned"]);
+    assert_eq!(measured["dense"]["perplexity"], of("rebuilt")["dense"]);
+
+    // Other settings are other runs.
+    let sets = ["--set", "evaluate.segments=3", "--only", "Wanda"];
+    let other = barber(&[&["study", &path, "--output", &output], &sets[..]].concat());
+    succeeds(&other);
+    assert_eq!(lines(), 12);
+    assert_ne!(perplexities(&other), perplexities(&run));
+}
+
+#[test]
+fn what_is_wrong_with_a_study_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    for (from, to, expected) in [
+        ("seeds", "sedes", &["did you mean `seeds`", "study.toml:2:"][..]),
+        ("seeds = [0, 1]", "seeds = [0, 1", &["not TOML", "study.toml:"]),
+        ("sparsity.ratio", "sparsity.ratoi", &["Wanda, 50%, seed 0", "did you mean `ratio`"]),
+        ("refine=[]", "evaluate.segments=1", &["rebuilt, 50%, seed 0", "`evaluate` differs"]),
+    ] {
+        let run = barber(&["study", &study(dir.path(), from, to)]);
+        let message = flat(&run.stderr);
+        assert_eq!(run.status, 2, "{message}");
+        for expected in expected {
+            assert!(message.contains(expected), "no {expected:?} in: {message}");
+        }
+    }
+    assert_eq!(barber(&["study", "no/such/study.toml"]).status, 2);
+    let path = study(dir.path(), "", "");
+    let run = barber(&["study", &path, "--only", "wanda"]);
+    assert_eq!(run.status, 2);
+    assert!(flat(&run.stderr).contains("there is `Wanda`, `rebuilt`"), "{}", run.stderr);
+    let file = dir.path().join("runs.jsonl");
+    fs::write(&file, "Wanda\n").unwrap();
+    let run = barber(&["study", &path, "--output", &file.display().to_string()]);
+    assert_eq!(run.status, 1);
+    assert!(flat(&run.stderr).contains("runs.jsonl, line 1, is no run"), "{}", run.stderr);
+}

@@ -217,7 +217,9 @@ impl Problem<'_> {
             let Some(to) = least(&|ends| ends.gain.1, Some(from)) else { break };
             let ((goes, cost), (comes, gain)) = (ends[from].cost, ends[to].gain);
             let weighs = self.weighs(&rows[from], goes) + self.weighs(&rows[to], comes);
-            if !(cost + gain < -TOLERANCE * weighs) {
+            // What is not a number lowers nothing.
+            let lowers = cost + gain < -TOLERANCE * weighs;
+            if !lowers {
                 break;
             }
             self.prune(&mut rows[from], goes);
@@ -319,7 +321,8 @@ impl Problem<'_> {
             let gain = gains[comes];
             let gram = self.gram_row(comes);
             let best = found.map_or(0.0, |found| found.change);
-            if !(gain + least(costs, row.weight, gram, factor) < best) {
+            let better = gain + least(costs, row.weight, gram, factor) < best;
+            if !better {
                 continue;
             }
             let costs = costs.iter().zip(row.weight).zip(gram);
@@ -440,8 +443,8 @@ mod tests {
             let kept = |i: usize| match pattern {
                 Pattern::Unstructured => scores[i] > 0.0,
                 Pattern::NofM { n, m } => {
-                    let tile = &scores[i / m * m..(i / m + 1) * m];
-                    tile.iter().filter(|score| **score > scores[i]).count() < n
+                    let higher = |&j: &usize| (scores[j], j) > (scores[i], i);
+                    (i / m * m..(i / m + 1) * m).filter(higher).count() < n
                 }
             };
             Self { dims, mask: Mask::from_fn(dims, kept), weight, inputs, departure }

@@ -20,7 +20,7 @@ pub use self::{
 
 pub use crate::executor::Side;
 
-use std::iter::zip;
+use std::{iter::zip, slice::from_ref};
 
 use barber_metric::{Metric, Needs};
 
@@ -321,7 +321,7 @@ impl<D: Ops> Refining<'_, D> {
             let needs = if of_inputs { needs.or(Needs::GRAM) } else { needs };
             let (sparse, other) = (&streams.sparse, streams.dense.as_ref());
             let side = refinement.statistics;
-            let found = executor.survey(&dense, (sparse, other, side), &[members.clone()], needs);
+            let found = executor.survey(&dense, (sparse, other, side), from_ref(members), needs);
             let mut found = found.map_err(failed(*layer, part.name()))?;
             if let Some(other) = &found.other {
                 let blended = executor.blend(&mut found.outputs, other, refinement.blend);

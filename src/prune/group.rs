@@ -120,24 +120,28 @@ impl<D: Ops> Grouped<'_, D> {
         failed(self.layer, &self.group.name)
     }
 
-    /// What the group is to give; made unless it is there.
-    pub(super) fn target(&mut self) -> Result<&Store<D>, Error> {
-        if self.shared.is_none() && self.targets.is_none() {
-            let executor = &self.model.executor;
-            let (dense, streams) = (self.dense()?, &*self.streams);
-            let outputs = executor.known_outputs(&dense, &streams.sparse, self.known);
-            let mut outputs = outputs.map_err(self.failed())?;
-            if let Some(stream) = &streams.dense {
-                let on_dense = executor.outputs(&dense, stream).map_err(self.failed())?;
-                let blended = executor.blend(&mut outputs, &on_dense, self.blend);
-                blended.map_err(self.failed())?;
-            }
-            self.targets = Some(outputs);
+    /// Makes what the group is to give, unless it is there.
+    pub(super) fn aim(&mut self) -> Result<(), Error> {
+        if self.shared.is_some() || self.targets.is_some() {
+            return Ok(());
         }
-        match self.shared.or(self.targets.as_ref()) {
-            Some(targets) => Ok(targets),
-            None => unreachable!("they were just made"),
+        let executor = &self.model.executor;
+        let (dense, streams) = (self.dense()?, &*self.streams);
+        let outputs = executor.known_outputs(&dense, &streams.sparse, self.known);
+        let mut outputs = outputs.map_err(self.failed())?;
+        if let Some(stream) = &streams.dense {
+            let on_dense = executor.outputs(&dense, stream).map_err(self.failed())?;
+            let blended = executor.blend(&mut outputs, &on_dense, self.blend);
+            blended.map_err(self.failed())?;
         }
+        self.targets = Some(outputs);
+        Ok(())
+    }
+
+    /// What the group is to give, once it is made.
+    pub(super) fn aimed(&self) -> &Store<D> {
+        let made = self.shared.or(self.targets.as_ref());
+        made.unwrap_or_else(|| unreachable!("a stage aims first"))
     }
 
     /// By how much the group as it is misses its targets.
@@ -145,10 +149,9 @@ impl<D: Ops> Grouped<'_, D> {
         if let Some(loss) = self.loss {
             return Ok(loss);
         }
-        self.target()?;
-        let (executor, targets) = (&self.model.executor, self.shared.or(self.targets.as_ref()));
-        let Some(targets) = targets else { unreachable!("they were just made") };
-        let loss = executor.loss(&self.sparse()?, &self.streams.sparse, targets);
+        self.aim()?;
+        let executor = &self.model.executor;
+        let loss = executor.loss(&self.sparse()?, &self.streams.sparse, self.aimed());
         self.finite(loss.map_err(self.failed())?)
     }
 
@@ -156,10 +159,10 @@ impl<D: Ops> Grouped<'_, D> {
     /// held out; true where none are.
     pub(super) fn lowers_held_out(&mut self, before: Loss) -> Result<bool, Error> {
         let Some(before) = before.held_out else { return Ok(true) };
-        self.target()?;
-        let (executor, targets) = (&self.model.executor, self.shared.or(self.targets.as_ref()));
-        let Some(targets) = targets else { unreachable!("they were just made") };
-        let loss = executor.held_out_loss(&self.sparse()?, &self.streams.sparse, targets);
+        self.aim()?;
+        let executor = &self.model.executor;
+        let sparse = &self.streams.sparse;
+        let loss = executor.held_out_loss(&self.sparse()?, sparse, self.aimed());
         Ok(loss.map_err(self.failed())?.is_some_and(|after| after < before))
     }
 
@@ -175,7 +178,7 @@ impl<D: Ops> Grouped<'_, D> {
 
     /// Moves the sparse stream on; returns by how much the group misses its targets.
     fn advance(&mut self) -> Result<Loss, Error> {
-        self.target()?;
+        self.aim()?;
         let sparse = self.sparse()?;
         let (executor, targets) = (&self.model.executor, self.shared.or(self.targets.as_ref()));
         let moved = executor.advance(&sparse[0], &mut self.streams.sparse, targets);

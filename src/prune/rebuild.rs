@@ -140,10 +140,8 @@ impl Rebuild<'_> {
             }
             Side::Sparse => {
                 let sparse = grouped.sparse()?;
-                grouped.target()?;
-                let targets = grouped.shared.or(grouped.targets.as_ref());
-                let Some(targets) = targets else { unreachable!("they were just made") };
-                let stream = &grouped.streams.sparse;
+                grouped.aim()?;
+                let (stream, targets) = (&grouped.streams.sparse, grouped.aimed());
                 let measured = executor.measure_against(&sparse, stream, targets, &wanted, needs);
                 let measured = measured.map_err(grouped.failed())?;
                 grouped.finite(measured.loss)?;

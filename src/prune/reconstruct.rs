@@ -104,7 +104,7 @@ impl Reconstruct<'_> {
         passes: usize,
         rate: f32,
     ) -> Result<(), Error> {
-        grouped.target()?;
+        grouped.aim()?;
         let group = grouped.group;
         let mut matrices = Vec::new();
         for member in &group.members {
@@ -112,12 +112,9 @@ impl Reconstruct<'_> {
             matrices.push(Adam::new(values, grouped.mask(*member), rate));
         }
         let (executor, stream) = (&grouped.model.executor, &grouped.streams.sparse);
-        let Some(targets) = grouped.shared.or(grouped.targets.as_ref()) else {
-            unreachable!("they were just made")
-        };
         let (mut parts, wanted) = (grouped.sparse()?, grouped.wanted());
         for run in (0..passes).flat_map(|_| stream.calibrating()) {
-            let gradients = executor.gradients(&parts, (stream, run), targets, &wanted);
+            let gradients = executor.gradients(&parts, (stream, run), grouped.aimed(), &wanted);
             let gradients = gradients.map_err(grouped.failed())?;
             for (member, adam) in zip(&group.members, &mut matrices) {
                 let place = grouped.place(*member);

@@ -158,6 +158,17 @@ fn a_block_may_be_a_whole_decoder_layer() {
     }
     check_sparse(&tensors(Path::new(util::TINY)), &found, 0.5);
 
+    // Swaps see each part of it as it is in the dense layer.
+    let stages = ["refine=[{ use = 'swap' }]", "mask.init=wanda", "streams.blend=0.3"];
+    for passes in ["mask.passes=1", "mask.passes=2"] {
+        let sets = [&[&*layer, passes, "calibration.held_out=2"], &stages[..]].concat();
+        let (report, found) = pruned(&sets);
+        check_sparse(&tensors(Path::new(util::TINY)), &found, 0.5);
+        let all = errors(&report);
+        assert!(all.iter().all(|[before, after]| after[0] <= before[0]), "{all:?}");
+        assert!(all[0][1][0] < 0.9 * all[0][0][0], "{all:?}");
+    }
+
     // Split otherwise, and in part left out.
     let split = "blocks=[{ name = 'qk', layers = ['q_proj', 'k_proj'] }, \
                  { name = 'v to down', layers = ['v_proj', 'down_proj'] }, \

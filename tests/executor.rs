@@ -117,7 +117,9 @@ fn threads_change_nothing() {
         let mut command = util::command(Path::new(env!("CARGO_BIN_EXE_barber")));
         command.env("RAYON_NUM_THREADS", threads).args(["prune", &recipe]);
         command.arg("--set").arg(format!("output.path={}", out.display()));
-        for set in ["mask.init=wanda", "mask.passes=1"] {
+        let stages = "refine=[{ use = 'swap', scope = 'layer' }, { use = 'rebuild' }, \
+                      { use = 'reconstruct' }, { use = 'reconstruct', method = 'gradient' }]";
+        for set in ["mask.init=wanda", "mask.passes=1", "streams.blend=0.3", stages] {
             command.args(["--set", set]);
         }
         assert_eq!(util::output(&mut command).status, 0);

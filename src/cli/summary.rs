@@ -119,15 +119,12 @@ impl fmt::Display for Summary {
                 100.0 * (sum(|stage| &stage.after) / sum(|stage| &stage.before) - 1.0)
             };
             let accepted = of.iter().filter(|stage| stage.accepted).count();
-            write!(
-                f,
-                "{:9} {accepted} of {} groups: {swaps} swaps ({:.2}% of the kept weights), output \
-                 error {:+.1}%",
-                of[0].stage,
-                of.len(),
-                100.0 * swaps as f64 / kept.max(1) as f64,
-                change(|loss| loss.calibration)
-            )?;
+            write!(f, "{:9} {accepted} of {} groups: ", of[0].stage, of.len())?;
+            if swaps > 0 {
+                let share = 100.0 * swaps as f64 / kept.max(1) as f64;
+                write!(f, "{swaps} swaps ({share:.2}% of the kept weights), ")?;
+            }
+            write!(f, "output error {:+.1}%", change(|loss| loss.calibration))?;
             if of[0].after.held_out.is_some() {
                 write!(f, ", {:+.1}% held out", change(|loss| loss.held_out.unwrap_or_default()))?;
             }

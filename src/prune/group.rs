@@ -33,7 +33,7 @@ pub(super) struct Grouped<'a, D: Ops> {
     pub(super) loss: Option<Loss>,
 }
 
-/// What was done to a group's masks, so that it can be taken back.
+/// The masks of a group's matrices, to go back to.
 pub(super) type Masks = Vec<Mask>;
 
 impl<D: Ops> Grouped<'_, D> {
@@ -76,23 +76,20 @@ impl<D: Ops> Grouped<'_, D> {
         Ok((report, advanced))
     }
 
-    /// The weights of some of the decoder layer's parts, as `pruned` has them.
-    pub(super) fn weights(
-        &self,
-        parts: &[Part],
-        pruned: &Pruned,
-    ) -> Result<Vec<PartWeights<D>>, model::Error> {
-        parts.iter().map(|part| self.model.part(self.layer, *part, pruned)).collect()
+    /// The weights of the group's parts, as `pruned` has them.
+    fn weights(&self, pruned: &Pruned) -> Result<Vec<PartWeights<D>>, model::Error> {
+        let parts = self.group.parts.iter();
+        parts.map(|part| self.model.part(self.layer, *part, pruned)).collect()
     }
 
-    /// The same of the group's parts, as they are.
+    /// The same, as they are.
     pub(super) fn sparse(&self) -> Result<Vec<PartWeights<D>>, model::Error> {
-        self.weights(&self.group.parts, self.pruned)
+        self.weights(self.pruned)
     }
 
     /// The same, dense.
     pub(super) fn dense(&self) -> Result<Vec<PartWeights<D>>, model::Error> {
-        self.weights(&self.group.parts, &Pruned::default())
+        self.weights(&Pruned::default())
     }
 
     /// The indices of the group's matrices in each of its parts.

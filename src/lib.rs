@@ -4,7 +4,8 @@
 //! [`recipe`], [`calibration`] turns its text into token batches, the [`executor`] runs one decoder
 //! layer of a [`family`] at a time over the [`checkpoint`]'s weights and gathers statistics, the
 //! metric pipeline turns those into scores, [`mask`] turns scores into masks, and the checkpoint is
-//! written again with the masks applied. [`prune`] is that loop; [`cli`] prints what it does.
+//! written again with the masks applied. [`prune`] is that loop, [`report`] what it did; [`cli`] prints
+//! it.
 
 pub mod calibration;
 pub mod checkpoint;
@@ -17,9 +18,11 @@ mod find;
 pub mod hub;
 pub mod mask;
 pub mod model;
+mod number;
 pub mod plan;
 mod plugins;
 pub mod prune;
 pub mod random;
 pub mod recipe;
 pub mod records;
+pub mod report;

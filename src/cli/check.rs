@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use dfdx::tensor::Cpu;
-use serde_json::Value;
 
 use super::{
     Error,
@@ -19,7 +18,7 @@ use crate::{
     model::Model,
     plan::Plan,
     prune::Side,
-    recipe::{Kind, Loaded, load},
+    recipe::{Kind, Loaded, Setting, load},
 };
 
 /// Resolves a recipe without running it: each value and where it comes from, the groups and tensors
@@ -36,13 +35,12 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let loaded = load(&arguments.recipe, &arguments.sets)?;
     let recipe = &loaded.recipe;
-    let values = serde_json::to_value(recipe).map_err(|e| Error::Report(e.to_string()))?;
-    let mut rows = Vec::new();
-    flatten(&values, &mut Vec::new(), &mut rows);
-    let width = rows.iter().map(|(key, value)| key.len() + value.len()).max().unwrap_or(0);
-    for (key, value) in &rows {
-        let space = " ".repeat(width.min(60).saturating_sub(key.len() + value.len()));
-        println!("{key} = {value}{space}   # {}", loaded.origin(key));
+    let settings = loaded.settings().map_err(|e| Error::Report(e.to_string()))?;
+    let length = |of: &Setting| of.key.len() + of.value.len();
+    let width = settings.iter().map(length).max().unwrap_or(0).min(60);
+    for setting in &settings {
+        let space = " ".repeat(width.saturating_sub(length(setting)));
+        println!("{} = {}{space}   # {}", setting.key, setting.value, setting.source);
     }
 
     let new = |file: &str, bytes| super::progress::bar(file, bytes, false);
@@ -75,22 +73,6 @@ fn scaled(number: f64, unit: &str) -> String {
         n if n < 1e9 => format!("{:.0} M{unit}", n / 1e6),
         n if n < 1e12 => format!("{:.1} G{unit}", n / 1e9),
         n => format!("{:.1} T{unit}", n / 1e12),
-    }
-}
-
-/// The values of a recipe by their keys.
-fn flatten(value: &Value, path: &mut Vec<String>, rows: &mut Vec<(String, String)>) {
-    let children: Vec<(String, &Value)> = match value {
-        Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), value)).collect(),
-        Value::Array(items) if items.iter().any(Value::is_object) => {
-            items.iter().enumerate().map(|(i, value)| (i.to_string(), value)).collect()
-        }
-        _ => return rows.push((path.join("."), value.to_string())),
-    };
-    for (name, value) in children {
-        path.push(name);
-        flatten(value, path, rows);
-        path.pop();
     }
 }
 

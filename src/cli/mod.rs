@@ -2,12 +2,16 @@
 #![allow(clippy::print_stdout, reason = "printing is what a command line does")]
 
 mod check;
+mod compare;
 mod evaluate;
 mod metrics;
+mod phases;
 mod progress;
 mod prune;
 mod study;
 mod summary;
+mod table;
+mod write;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -37,6 +41,8 @@ enum Command {
     Eval(evaluate::Arguments),
     /// Compare methods: prune a model with each of them, in several cases and with several seeds.
     Study(study::Arguments),
+    /// Put runs side by side, in tables and on a page.
+    Compare(compare::Arguments),
     /// List the metrics that a recipe's pipeline can use.
     Metrics,
 }
@@ -99,6 +105,10 @@ enum Error {
     Run { run: String, error: Box<Error> },
     #[error("the report cannot be written: {0}")]
     Report(String),
+    #[error(transparent)]
+    NoReport(#[from] crate::report::Error),
+    #[error("{} exists; choose another file, or replace it with --force", .0.display())]
+    Exists(PathBuf),
 }
 
 impl Error {
@@ -167,6 +177,7 @@ pub fn main() -> ExitCode {
         Command::Prune(arguments) => prune::run(&arguments),
         Command::Study(arguments) => study::run(&arguments),
         Command::Eval(arguments) => evaluate::run(&arguments),
+        Command::Compare(arguments) => compare::run(&arguments),
         Command::Metrics => metrics::run(),
     };
     match result {

@@ -3,8 +3,8 @@
 use std::{
     cell::Cell,
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
-    time::Instant,
 };
 
 use barber_metric::Needs;
@@ -15,9 +15,10 @@ use super::{
     check::expected,
     evaluate::{Asked, measure, tokens},
     on_device,
+    phases::Phases,
     progress::bar,
     show,
-    summary::{Stages, Summary, TaskReport, TextReport},
+    summary::Summary,
 };
 use crate::{
     calibration::{Samples, Text, Tokens, samples, segments},
@@ -37,6 +38,7 @@ use crate::{
         Sampled, Stage, Start, Swap, allocate, refine, start,
     },
     recipe::{Calibration, Evaluate, Kind, Loaded, Recipe, Rounds, Share, Values, load},
+    report::{self, Matrix, Report, Size, Stages, TaskReport, TextReport},
 };
 
 /// Prunes a checkpoint as a recipe says. Values are layered: defaults, the recipe's file,
@@ -58,18 +60,6 @@ pub(super) struct Arguments {
 
 /// The phase in which no masks are made.
 pub(super) const EVALUATION: &str = "evaluation";
-
-/// Runs a phase and notes how long it took.
-fn timed<T>(
-    seconds: &mut BTreeMap<&'static str, f64>,
-    phase: &'static str,
-    run: impl FnOnce() -> Result<T, Error>,
-) -> Result<T, Error> {
-    let started = Instant::now();
-    let result = run()?;
-    *seconds.entry(phase).or_default() += started.elapsed().as_secs_f64();
-    Ok(result)
-}
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let loaded = load(&arguments.recipe, &arguments.sets)?;
@@ -98,19 +88,18 @@ fn run_on<D: Ops>(
         introduce(recipe, run.model, &run.plan);
     }
 
-    let mut seconds = BTreeMap::new();
-    let dense = timed(&mut seconds, EVALUATION, || {
-        tests.measure(run.model, &Pruned::default(), "dense", quiet)
-    })?;
-    let Made { allocation, pruned, initial, refined, groups } = run.prune(true, &mut seconds)?;
+    let mut phases = Phases::default();
+    let dense =
+        phases.run(EVALUATION, || tests.measure(run.model, &Pruned::default(), "dense", quiet))?;
+    let Made { allocation, pruned, initial, refined, groups } = run.prune(true, &mut phases)?;
 
-    let changed = timed(&mut seconds, "writing", || {
+    let changed = phases.run("writing", || {
         let bytes = reader.names().filter_map(|name| reader.tensor(name).ok());
         let bar = bar("writing", bytes.map(|tensor| tensor.bytes.len() as u64).sum(), quiet);
         let changed =
             output.write(&reader, recipe.output.dtype, &pruned, |bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
-        Ok(changed)
+        Ok::<_, Error>(changed)
     })?;
     let perplexity = tests.texts.iter().enumerate().map(|(i, (text, _))| TextReport {
         text: text.label(),
@@ -121,7 +110,7 @@ fn run_on<D: Ops>(
         },
     });
     let accuracy = tests.tasks.iter().enumerate().map(|(i, asked)| TaskReport {
-        task: asked.task.name,
+        task: asked.task.name.into(),
         found: Stages {
             dense: dense.accuracy[i],
             initial: initial.as_ref().map(|found| found.accuracy[i]),
@@ -130,8 +119,9 @@ fn run_on<D: Ops>(
     });
     let prunable: usize = pruned.masks.values().map(|mask| mask.dims().len()).sum();
     let kept: usize = pruned.masks.values().map(|mask| mask.kept()).sum();
-    let summary = Summary {
-        barber: env!("CARGO_PKG_VERSION"),
+    let report = Report {
+        barber: env!("CARGO_PKG_VERSION").into(),
+        model: recipe.model.path.clone(),
         output: output.target().to_owned(),
         prunable_weights: prunable,
         pruned_weights: prunable - kept,
@@ -139,19 +129,23 @@ fn run_on<D: Ops>(
         allocation,
         perplexity: perplexity.collect(),
         tasks: accuracy.collect(),
+        matrices: Matrix::all(&run.plan, &run.model.decoder, &pruned.masks, &groups),
         groups,
-        seconds,
+        seconds: phases.seconds,
+        memory: phases.memory,
+        size: Size { dense: size(reader.weight_files())?, pruned: written(output.scratch())? },
         operations: run.work.get(),
         least_operations: run.least_operations,
+        recipe: loaded.settings().map_err(|e| Error::Report(e.to_string()))?,
         inputs: digests(recipe, &reader)?,
     };
     let mut resolved = recipe.clone();
     resolved.model.revision = located.commit;
-    finish(resolved, &summary, output)?;
+    finish(resolved, &report, output)?;
     if arguments.json {
-        println!("{}", serde_json::to_string(&summary).map_err(|e| Error::Report(e.to_string()))?);
+        println!("{}", serde_json::to_string(&report).map_err(|e| Error::Report(e.to_string()))?);
     } else {
-        println!("{summary}");
+        println!("{}", Summary(&report));
     }
     Ok(())
 }
@@ -377,32 +371,28 @@ impl<'a, D: Ops> Run<'a, D> {
 
 impl<D: Ops> Run<'_, D> {
     /// Makes the masks and measures the last ones, and those before their refinement if `both`.
-    pub(super) fn prune(
-        &mut self,
-        both: bool,
-        seconds: &mut BTreeMap<&'static str, f64>,
-    ) -> Result<Made, Error> {
+    pub(super) fn prune(&mut self, both: bool, phases: &mut Phases) -> Result<Made, Error> {
         let recipe = &self.loaded.recipe;
         let refines = !recipe.refine.is_empty();
         let (tests, model, quiet) = (self.tests, self.model, self.quiet);
-        let measured = |seconds: &mut _, pruned: &Pruned, name: &str| {
-            timed(seconds, EVALUATION, || tests.measure(model, pruned, name, quiet).map(Some))
+        let measured = |phases: &mut Phases, pruned: &Pruned, name: &str| {
+            phases.run(EVALUATION, || tests.measure(model, pruned, name, quiet).map(Some))
         };
         let mut made = Made::default();
         if let Some(allocation) = recipe.allocation() {
             (self.plan, made.allocation) =
-                timed(seconds, "allocation", || self.allocated(allocation))?;
+                phases.run("allocation", || self.allocated(allocation))?;
         }
         if !single_pass(recipe) {
-            made.pruned = timed(seconds, "initial masks", || self.initial())?;
+            made.pruned = phases.run("initial masks", || self.initial())?;
             if both || !refines {
-                made.initial = measured(seconds, &made.pruned, "initial masks")?;
+                made.initial = measured(phases, &made.pruned, "initial masks")?;
             }
         }
         if refines {
             let initial = std::mem::take(&mut made.pruned);
-            made.pruned = timed(seconds, "refinement", || self.refined(initial, &mut made.groups))?;
-            made.refined = measured(seconds, &made.pruned, "refined")?;
+            made.pruned = phases.run("refinement", || self.refined(initial, &mut made.groups))?;
+            made.refined = measured(phases, &made.pruned, "refined")?;
         }
         Ok(made)
     }
@@ -557,13 +547,32 @@ fn digests(recipe: &Recipe, reader: &Reader) -> Result<BTreeMap<PathBuf, String>
     Ok(inputs)
 }
 
+/// The bytes of some files.
+fn size(files: impl Iterator<Item = impl AsRef<Path>>) -> Result<u64, Error> {
+    let length = |file: &Path| {
+        let found = fs::metadata(file).map(|found| found.len());
+        found.map_err(|source| Error::File { path: file.to_owned(), source })
+    };
+    files.map(|file| length(file.as_ref())).sum()
+}
+
+/// The bytes of the weights that were written to a directory.
+fn written(dir: &Path) -> Result<u64, Error> {
+    let failed = |source| Error::File { path: dir.to_owned(), source };
+    let files = fs::read_dir(dir).map_err(failed)?.map(|entry| entry.map(|entry| entry.path()));
+    let files = files.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    size(files.iter().filter(|file| file.extension().is_some_and(|e| e == "safetensors")))
+}
+
 /// Adds the report and the resolved recipe, and gives the output its name.
-fn finish(recipe: Recipe, summary: &Summary, output: Output) -> Result<(), Error> {
-    let report = |e: &dyn std::fmt::Display| Error::Report(e.to_string());
-    let json = serde_json::to_string_pretty(summary).map_err(|e| report(&e))?;
-    output.add_file("barber-report.json", format!("{json}\n").as_bytes())?;
-    let resolved = recipe.absolute().map_err(|e| report(&e))?;
-    let resolved = resolved.to_toml().map_err(|e| report(&e))?;
+fn finish(recipe: Recipe, report: &Report, output: Output) -> Result<(), Error> {
+    let failed = |e: &dyn std::fmt::Display| Error::Report(e.to_string());
+    let json = serde_json::to_string_pretty(report).map_err(|e| failed(&e))?;
+    output.add_file(report::JSON, format!("{json}\n").as_bytes())?;
+    let page = report::page(report).map_err(|e| failed(&e))?;
+    output.add_file(report::HTML, page.as_bytes())?;
+    let resolved = recipe.absolute().map_err(|e| failed(&e))?;
+    let resolved = resolved.to_toml().map_err(|e| failed(&e))?;
     output.add_file("barber-recipe.toml", resolved.as_bytes())?;
     output.finish()?;
     Ok(())

@@ -1,6 +1,6 @@
 //! Zero-shot accuracy: which choice of a question a model finds likeliest, as lm-eval counts it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{likelihood::log_likelihoods, task::Question};
 use crate::{
@@ -8,19 +8,24 @@ use crate::{
     checkpoint::Pruned,
     executor::ops::Ops,
     model::{self, Model},
+    number::or_nan,
 };
 
 /// How many questions a model answers rightly.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Accuracy {
     /// The share of questions whose likeliest choice is right.
+    #[serde(deserialize_with = "or_nan")]
     pub acc: f64,
     /// Its standard error.
+    #[serde(deserialize_with = "or_nan")]
     pub acc_stderr: f64,
     /// The share of questions whose likeliest choice is right, each choice's log-likelihood being
     /// divided by its length in characters.
+    #[serde(deserialize_with = "or_nan")]
     pub acc_norm: f64,
     /// Its standard error.
+    #[serde(deserialize_with = "or_nan")]
     pub acc_norm_stderr: f64,
     /// How many questions there are.
     pub questions: usize,

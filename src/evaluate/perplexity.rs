@@ -1,6 +1,6 @@
 //! Perplexity over segments of a text, each on its own; a segment's first token is not predicted.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::head::Head;
 
@@ -9,14 +9,17 @@ use crate::{
     executor::{Stream, ops::Ops},
     family::Part,
     model::{Error, Model},
+    number::or_nan,
 };
 
 /// How well a model predicts a text.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Perplexity {
     /// exp of the mean cross-entropy over all predicted tokens.
+    #[serde(deserialize_with = "or_nan")]
     pub perplexity: f64,
     /// The mean cross-entropy, in nats per token.
+    #[serde(deserialize_with = "or_nan")]
     pub cross_entropy: f64,
     /// How many tokens were predicted.
     pub predictions: usize,

@@ -15,7 +15,7 @@ use super::{
     inputs::{Adding, InputSums},
     ops::{InputGradient, Matrix, Ops},
 };
-use crate::family::Part;
+use crate::{family::Part, number::or_nan};
 
 /// The statistics of one weight matrix; those that were not asked for are `None`.
 #[derive(Clone, Debug, Default)]
@@ -47,9 +47,10 @@ impl Statistics {
 }
 
 /// Mean over samples of the squared error between outputs and their targets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Loss {
     /// Of the samples that the statistics are of.
+    #[serde(deserialize_with = "or_nan")]
     pub calibration: f64,
     /// Of those that are held out, if there are any.
     pub held_out: Option<f64>,

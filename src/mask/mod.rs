@@ -2,6 +2,7 @@
 //! rebuilt. Pure: slices of scores in, masks out.
 
 mod bits;
+mod distribution;
 mod error;
 mod init;
 mod least_squares;
@@ -14,6 +15,7 @@ mod scope;
 mod swap;
 
 pub use bits::Mask;
+pub use distribution::{Distribution, Histogram};
 pub use error::Error;
 pub use init::{Amount, Init, Initial};
 pub use least_squares::least_squares;

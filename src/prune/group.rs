@@ -5,7 +5,7 @@ use crate::{
     checkpoint::Pruned,
     executor::{Known, Loss, PartWeights, Statistics, Store, ops::Ops},
     family::{Linear, Part},
-    mask::Mask,
+    mask::{Distribution, Mask},
     model::{self, Model},
     plan::{Group, Member},
 };
@@ -64,11 +64,12 @@ impl<D: Ops> Grouped<'_, D> {
             };
             self.loss = Some(after);
             reports.push(StageReport {
-                stage: stage.name(),
+                stage: stage.name().into(),
                 before: found.before,
                 after,
                 accepted: found.accepted,
                 matrices: self.changes(&before),
+                scores: found.scores,
             });
         }
         let report =
@@ -217,6 +218,7 @@ impl<D: Ops> Grouped<'_, D> {
             MatrixReport {
                 tensor: linear.weight.clone(),
                 came_back: mask.without(before),
+                kept_before: before.kept(),
                 kept: mask.kept(),
                 weights: linear.dims.len(),
             }
@@ -232,4 +234,6 @@ pub(super) struct Ran {
     /// And after it, if it was measured.
     pub(super) after: Option<Loss>,
     pub(super) accepted: bool,
+    /// The scores of the weights, by what became of them.
+    pub(super) scores: Option<Distribution>,
 }

@@ -23,13 +23,14 @@ pub use crate::executor::Side;
 use std::{iter::zip, slice::from_ref};
 
 use barber_metric::{Metric, Needs};
+use serde::{Deserialize, Serialize};
 
 use self::group::Grouped;
 use crate::{
     checkpoint::Pruned,
     executor::{Known, Loss, PartWeights, Statistics, Store, Stream, ops::Ops},
     family::Part,
-    mask,
+    mask::{self, Distribution},
     model::{self, Model},
     plan::{Group, Plan},
 };
@@ -139,7 +140,7 @@ pub struct Refinement<'a> {
 }
 
 /// What the stages did to one group.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupReport {
     /// The decoder layer.
     pub layer: usize,
@@ -157,10 +158,10 @@ impl GroupReport {
 }
 
 /// What a stage did to one group.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageReport {
     /// The stage.
-    pub stage: &'static str,
+    pub stage: String,
     /// Mean squared error of the group's output before it.
     pub before: Loss,
     /// And after it.
@@ -169,15 +170,21 @@ pub struct StageReport {
     pub accepted: bool,
     /// What was done to each matrix.
     pub matrices: Vec<MatrixReport>,
+    /// The scores of the group's weights, where the stage swapped weights by such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scores: Option<Distribution>,
 }
 
 /// What a stage did to one matrix.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MatrixReport {
     /// Its tensor name.
     pub tensor: String,
     /// How many of its weights came back.
     pub came_back: usize,
+    /// How many it kept before.
+    #[serde(default)]
+    pub kept_before: usize,
     /// How many it keeps.
     pub kept: usize,
     /// How many it has.

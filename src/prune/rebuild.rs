@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     executor::{Loss, ops::Ops},
-    mask::{self, Comparison, Mask, Scope, Scored},
+    mask::{self, Comparison, Distribution, Mask, Scope, Scored},
     plan::{Member, Rule},
 };
 
@@ -58,13 +58,16 @@ impl Rebuild<'_> {
         if let (Alpha::Share(share), 1) = (self.alpha, self.rounds) {
             let (before, scores) = self.scores(grouped, event)?;
             self.restore(grouped);
+            let masks = grouped.masks();
             self.swap(grouped, &scores, share, Comparison::Pools)?;
             grouped.loss = None;
-            return Ok(Ran { before, after: None, accepted: true });
+            let mut all = self.measure();
+            distribute(&mut all, &scores, &masks, &grouped.masks());
+            return Ok(Ran { before, after: None, accepted: true, scores: Some(all) });
         }
         self.restore(grouped);
         let first = grouped.measured()?;
-        let mut last = first;
+        let (mut last, mut all) = (first, self.measure());
         for _ in 0..self.rounds {
             let (before, scores) = self.scores(grouped, event)?;
             let masks = grouped.masks();
@@ -89,13 +92,20 @@ impl Rebuild<'_> {
                 best = Some((found, tried));
             }
             grouped.loss = Some(before);
-            let Some((loss, masks)) = best else { break };
-            grouped.set(&masks);
+            let Some((loss, rebuilt)) = best else { break };
+            distribute(&mut all, &scores, &masks, &rebuilt);
+            grouped.set(&rebuilt);
             grouped.loss = Some(loss);
             last = loss;
         }
         let accepted = last.improves(first);
-        Ok(Ran { before: first, after: Some(last), accepted })
+        Ok(Ran { before: first, after: Some(last), accepted, scores: accepted.then_some(all) })
+    }
+
+    /// No scores yet, of the pipeline.
+    fn measure(&self) -> Distribution {
+        let names: Vec<&str> = self.pipeline.iter().map(|(name, _)| name.as_str()).collect();
+        Distribution::new(names.join(" · "))
     }
 
     /// Makes kept weights that the initialiser changed dense again.
@@ -197,6 +207,13 @@ impl Rebuild<'_> {
         }
         grouped.set(&masks);
         Ok(())
+    }
+}
+
+/// Adds the scores of each matrix.
+fn distribute(all: &mut Distribution, scores: &Scores, before: &[Mask], after: &[Mask]) {
+    for (scores, (before, after)) in zip(scores, zip(before, after)) {
+        all.matrix(scores, before, after);
     }
 }
 

@@ -64,7 +64,8 @@ impl Reconstruct<'_> {
             grouped.pruned.put_back(saved);
             grouped.loss = Some(before);
         }
-        Ok(Ran { before, after: Some(if accepted { after } else { before }), accepted })
+        let after = Some(if accepted { after } else { before });
+        Ok(Ran { before, after, accepted, scores: None })
     }
 
     /// Stores the new values of a matrix.

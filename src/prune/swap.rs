@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     executor::{Statistics, ops::Ops},
-    mask::{self, OutputError, Scope},
+    mask::{self, Distribution, OutputError, Scope},
     plan::Member,
 };
 
@@ -29,7 +29,10 @@ impl Swap {
     pub(super) fn run<D: Ops>(&self, grouped: &mut Grouped<'_, D>) -> Result<Ran, Error> {
         let before = grouped.measured()?;
         let masks = grouped.masks();
-        each_matrix(grouped, |grouped, member, found| self.matrix(grouped, member, found))?;
+        let mut scores = Distribution::new("|w|·‖x‖");
+        each_matrix(grouped, |grouped, member, found| {
+            self.matrix(grouped, member, found, &mut scores)
+        })?;
         grouped.loss = None;
         // Each matrix gives what it should more exactly than before; on samples that had no part in
         // that, the group has to, too.
@@ -38,7 +41,8 @@ impl Swap {
             grouped.set(&masks);
             grouped.loss = Some(before);
         }
-        Ok(Ran { before, after: (!accepted).then_some(before), accepted })
+        let after = (!accepted).then_some(before);
+        Ok(Ran { before, after, accepted, scores: accepted.then_some(scores) })
     }
 
     fn matrix<D: Ops>(
@@ -46,6 +50,7 @@ impl Swap {
         grouped: &mut Grouped<'_, D>,
         member: Member,
         statistics: &Statistics,
+        scores: &mut Distribution,
     ) -> Result<(), Error> {
         let linear = grouped.linear(member).clone();
         let dense = grouped.model.values(&linear)?;
@@ -57,11 +62,19 @@ impl Swap {
         let shrinkage = self.shrinkage;
         let error = OutputError { gram: gram(statistics), shift: shift.as_deref(), shrinkage };
         let scope = member.rule.scope.unwrap_or(self.scope);
-        let mut mask = grouped.mask(member);
+        let before = grouped.mask(member);
+        let mut mask = before.clone();
         mask::swap(&stats, &mut mask, error, scope, member.rule.pattern, self.limit)?;
+        scores.matrix(&alone(weight, error.gram, dims), &before, &mask);
         grouped.pruned.masks.insert(linear.weight, mask);
         Ok(())
     }
+}
+
+/// |w|·‖x‖ of each weight, row-major: what the output would lose with this weight alone.
+fn alone(weight: &[f32], gram: &[f32], Dims { columns, .. }: Dims) -> Vec<f32> {
+    let norms: Vec<f32> = (0..columns).map(|j| gram[j * columns + j].sqrt()).collect();
+    weight.iter().zip(norms.iter().cycle()).map(|(w, norm)| w.abs() * norm).collect()
 }
 
 /// Calls `run` for each matrix of a group, with what its inputs are in the dense group.

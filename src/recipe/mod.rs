@@ -10,6 +10,7 @@ mod refine;
 mod resolve;
 mod rules;
 mod sections;
+mod settings;
 mod stage;
 mod study;
 mod text;
@@ -24,6 +25,7 @@ pub use self::{
         Allocate, BlockGroup, Calibration, Evaluate, Mask, Model, Output, Override, Recipe,
         Sparsity, Streams,
     },
+    settings::Setting,
     stage::Stage,
     study::{Study, Variant, load_study},
 };

@@ -7,9 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
-use crate::cli::Error;
+use crate::{cli::Error, number::or_nan};
 
 /// What tells a run from others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,16 +64,11 @@ pub(super) struct Score {
     /// The text or the task.
     pub(super) on: String,
     /// Of the dense model.
-    #[serde(deserialize_with = "number")]
+    #[serde(deserialize_with = "or_nan")]
     pub(super) dense: f64,
     /// Of the pruned one.
-    #[serde(deserialize_with = "number")]
+    #[serde(deserialize_with = "or_nan")]
     pub(super) pruned: f64,
-}
-
-/// A number, which JSON writes as `null` if it is none.
-fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// The runs that are done.

@@ -3,7 +3,7 @@
 mod log;
 mod table;
 
-use std::{collections::BTreeMap, iter::zip, path::PathBuf};
+use std::{iter::zip, path::PathBuf};
 
 use self::{
     log::{Id, Log, Record, Score},
@@ -11,6 +11,7 @@ use self::{
 };
 use super::{
     Error, on_device,
+    phases::Phases,
     progress::{bar, note},
     prune::{EVALUATION, Found, Made, Run, Tests, plan},
 };
@@ -184,11 +185,11 @@ fn run_on<D: Ops>(
 
 /// What comes of a run, and the seconds that its masks took.
 fn measured<D: Ops>(run: &mut Run<'_, D>) -> Result<(Figures, f64), Error> {
-    let mut seconds = BTreeMap::new();
-    let Made { initial, refined, .. } = run.prune(false, &mut seconds)?;
+    let mut phases = Phases::default();
+    let Made { initial, refined, .. } = run.prune(false, &mut phases)?;
     let found = refined.or(initial).unwrap_or_default();
-    seconds.remove(EVALUATION);
-    Ok((figures(&found), seconds.values().sum()))
+    phases.seconds.remove(EVALUATION);
+    Ok((figures(&found), phases.seconds.values().sum()))
 }
 
 fn scores(names: impl Iterator<Item = String>, dense: &[f64], pruned: &[f64]) -> Vec<Score> {

@@ -1,0 +1,93 @@
+//! What the phases of a run take: time, and memory.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// What each phase of a run took so far.
+#[derive(Debug, Default)]
+pub(super) struct Phases {
+    /// Seconds.
+    pub(super) seconds: BTreeMap<String, f64>,
+    /// The most memory that the process had of its own, in bytes; the pages of the mapped
+    /// checkpoint are not counted, nor is a GPU's memory. Empty where the system does not say.
+    pub(super) memory: BTreeMap<String, u64>,
+}
+
+impl Phases {
+    /// Runs a phase, or goes on with it, and notes what it took.
+    pub(super) fn run<T, E>(
+        &mut self,
+        phase: &str,
+        run: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let started = Instant::now();
+        let (result, peak) = watched(run);
+        let result = result?;
+        *self.seconds.entry(phase.into()).or_default() += started.elapsed().as_secs_f64();
+        if let Some(peak) = peak {
+            let highest = self.memory.entry(phase.into()).or_default();
+            *highest = peak.max(*highest);
+        }
+        Ok(result)
+    }
+}
+
+/// Calls a function and watches the memory meanwhile: what it returns, and the most that was seen.
+fn watched<T>(run: impl FnOnce() -> T) -> (T, Option<u64>) {
+    /// How long it takes for memory to be looked at again.
+    const PAUSE: Duration = Duration::from_millis(20);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut peak = own_memory();
+            while peak.is_some() && !done.load(Ordering::Relaxed) {
+                thread::park_timeout(PAUSE);
+                peak = peak.max(own_memory());
+            }
+            peak
+        });
+        let result = run();
+        done.store(true, Ordering::Relaxed);
+        watch.thread().unpark();
+        (result, watch.join().ok().flatten())
+    })
+}
+
+/// The process's memory without the pages of files, in bytes, where Linux says it.
+fn own_memory() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kibibytes << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hint::black_box;
+
+    use super::*;
+
+    #[test]
+    fn phases_add_up_and_remember_their_peak() {
+        let mut phases = Phases::default();
+        let mut take = |bytes: usize| {
+            phases.run("one", || {
+                let held = black_box(vec![1_u8; bytes]);
+                thread::sleep(Duration::from_millis(60));
+                Ok::<_, ()>(held.len())
+            })
+        };
+        assert_eq!((take(64 << 20), take(1)), (Ok(64 << 20), Ok(1)));
+        assert!(phases.seconds["one"] > 0.12);
+        if own_memory().is_some() {
+            assert!(phases.memory["one"] >= 64 << 20);
+        }
+        assert_eq!(phases.run("two", || Err::<(), _>("failed")), Err("failed"));
+        assert!(!phases.seconds.contains_key("two"));
+    }
+}

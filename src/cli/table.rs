@@ -1,0 +1,73 @@
+//! Tables, in Markdown.
+
+use std::fmt;
+
+/// A table, with its columns aligned for a reader of plain text.
+pub(super) struct Table {
+    title: String,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with a title. The first row is the head, the first cell of each names the row.
+    pub(super) fn new(title: impl Into<String>, rows: Vec<Vec<String>>) -> Self {
+        let escaped = |cell: String| cell.replace('|', "\\|");
+        let escaped = |row: Vec<String>| row.into_iter().map(escaped).collect();
+        Self { title: title.into(), rows: rows.into_iter().map(escaped).collect() }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}\n", self.title)?;
+        let columns = self.rows.first().map_or(0, Vec::len);
+        let length = |row: &Vec<String>, i: usize| row[i].chars().count();
+        let widths: Vec<usize> = (0..columns)
+            .map(|i| self.rows.iter().map(|row| length(row, i)).max().unwrap_or(0).max(2))
+            .collect();
+        for (i, row) in self.rows.iter().enumerate() {
+            for (j, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                match j {
+                    0 => write!(f, "| {cell:width$} |")?,
+                    _ => write!(f, " {cell:>width$} |")?,
+                }
+            }
+            writeln!(f)?;
+            if i == 0 {
+                for (j, width) in widths.iter().enumerate() {
+                    match j {
+                        0 => write!(f, "|{}|", "-".repeat(width + 2))?,
+                        _ => write!(f, "{}:|", "-".repeat(width + 1))?,
+                    }
+                }
+                writeln!(f)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_aligned() {
+        let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
+        let rows = vec![
+            row(["", "50%", "2:4"]),
+            row(["Wanda", "1.250 ± 0.354", "2"]),
+            row(["a ± b", "3", "477.34"]),
+        ];
+        let table = Table::new("Seconds", rows);
+        let expected = "\
+Seconds
+
+|       |           50% |    2:4 |
+|-------|--------------:|-------:|
+| Wanda | 1.250 ± 0.354 |      2 |
+| a ± b |             3 | 477.34 |
+";
+        assert_eq!(table.to_string(), expected);
+    }
+}

@@ -1,0 +1,55 @@
+//! The values of a recipe, key by key, and where each comes from.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Loaded;
+
+/// A value of a recipe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// Its key, such as `sparsity.ratio` or `refine.0.use`.
+    pub key: String,
+    /// It, as JSON and as TOML write it.
+    pub value: String,
+    /// Where it comes from; see [`Loaded::origin`].
+    pub source: String,
+}
+
+impl Loaded {
+    /// All values of the recipe, in its order.
+    ///
+    /// ```
+    /// let loaded = llm_barber::recipe::load("recipes/quickstart.toml".as_ref(), &[]).unwrap();
+    /// let settings = loaded.settings().unwrap();
+    /// let ratio = settings.iter().find(|setting| setting.key == "sparsity.ratio").unwrap();
+    /// assert_eq!((&*ratio.value, &*ratio.source), ("0.5", "recipes/quickstart.toml line 16"));
+    /// ```
+    ///
+    /// # Errors
+    /// If a value cannot be written, such as a path that is not Unicode.
+    pub fn settings(&self) -> Result<Vec<Setting>, serde_json::Error> {
+        let mut settings = Vec::new();
+        flatten(&serde_json::to_value(&self.recipe)?, &mut Vec::new(), &mut |key, value| {
+            let source = self.origin(&key);
+            settings.push(Setting { key, value, source });
+        });
+        Ok(settings)
+    }
+}
+
+/// Calls a function with each value and its key.
+fn flatten(value: &Value, path: &mut Vec<String>, found: &mut impl FnMut(String, String)) {
+    let children: Vec<(String, &Value)> = match value {
+        Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), value)).collect(),
+        Value::Array(items) if items.iter().any(Value::is_object) => {
+            items.iter().enumerate().map(|(i, value)| (i.to_string(), value)).collect()
+        }
+        _ => return found(path.join("."), value.to_string()),
+    };
+    for (name, value) in children {
+        path.push(name);
+        flatten(value, path, found);
+        path.pop();
+    }
+}

@@ -1,0 +1,297 @@
+//! Charts, as SVG that a page holds: drawn by plotters in the colours of the palette.
+
+use std::io;
+
+use maud::{Markup, PreEscaped, html};
+use plotters::{
+    chart::{ChartBuilder, ChartContext},
+    coord::{CoordTranslate, Shift, cartesian::Cartesian2d},
+    drawing::{DrawingArea, DrawingAreaErrorKind, IntoDrawingArea},
+    element::{Circle, Cross, EmptyElement, PathElement, Polygon, Rectangle, Text, TriangleMarker},
+    prelude::SVGBackend,
+    series::LineSeries,
+    style::{Color, IntoFont, TextStyle},
+};
+
+use super::{
+    axis::Axis,
+    palette::{GRID, INK, LOOKS, Look, Marker},
+};
+
+/// Why a chart could not be drawn.
+pub(super) type Error = DrawingAreaErrorKind<io::Error>;
+
+/// Where charts are drawn.
+type Backend<'a> = SVGBackend<'a>;
+type Context<'a, 'b> = ChartContext<'a, Backend<'b>, Cartesian2d<Axis, Axis>>;
+
+/// The size of letters. A chart is shown at about half its size in two columns, and at a third on a
+/// phone.
+const LETTERS: f64 = 39.68;
+
+/// Half the size of a marker.
+const MARK: i32 = 10;
+
+/// The look of the series with a number.
+pub(super) fn look(series: usize) -> Look {
+    LOOKS[series % LOOKS.len()]
+}
+
+/// A series of a chart.
+#[derive(Clone, Debug)]
+pub(super) struct Line {
+    /// What it is of.
+    pub(super) name: String,
+    /// Its points; what is not finite, or not positive where the axis is logarithmic, is left out.
+    pub(super) points: Vec<(f64, f64)>,
+}
+
+/// A vertical axis, but for its range.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Scale {
+    /// From 0 to 100 percent.
+    Percent,
+    /// From zero to the largest value, in percent.
+    Share,
+    /// Logarithmic, about the values.
+    Logarithmic,
+}
+
+impl Scale {
+    fn drawable(self, value: f64) -> bool {
+        value.is_finite() && (value > 0.0 || !matches!(self, Self::Logarithmic))
+    }
+
+    /// The axis for some values; none if there is nothing to draw.
+    fn axis(self, values: impl Iterator<Item = f64>) -> Option<Axis> {
+        let ends = values.filter(|value| self.drawable(*value)).fold(None, |ends, value| {
+            let (low, high): (f64, f64) = ends.unwrap_or((value, value));
+            Some((low.min(value), high.max(value)))
+        });
+        let (low, high) = ends?;
+        let percent = |share: f64| format!("{:.4}", 100.0 * share).parse::<f64>().unwrap_or(0.0);
+        let percent = |share| format!("{}%", percent(share));
+        Some(match self {
+            Self::Percent => Axis::linear(0.0, 1.0, percent),
+            Self::Share => Axis::linear(0.0, high * 1.05, percent),
+            Self::Logarithmic => Axis::logarithmic(low / 1.15, high * 1.15),
+        })
+    }
+}
+
+/// A chart of lines.
+#[derive(Clone, Debug)]
+pub(super) struct Lines {
+    /// What it shows, for those who do not see it.
+    pub(super) title: String,
+    /// What is from left to right.
+    pub(super) across: &'static str,
+    pub(super) x: Axis,
+    pub(super) scale: Scale,
+    /// The series; each has the look of its place.
+    pub(super) lines: Vec<Line>,
+    /// Width and height.
+    pub(super) size: (u32, u32),
+}
+
+/// The size of a chart of which two stand side by side.
+pub(super) const LARGE: (u32, u32) = (1000, 620);
+
+/// The size of a chart that has a row for itself.
+pub(super) const WIDE: (u32, u32) = (2000, 560);
+
+/// The size of one of many small charts.
+pub(super) const SMALL: (u32, u32) = (640, 400);
+
+impl Lines {
+    /// The chart, without a legend; words where there is nothing to draw.
+    pub(super) fn draw(&self) -> Result<Markup, Error> {
+        let values = self.lines.iter().flat_map(|line| &line.points).map(|(_, y)| *y);
+        let Some(y) = self.scale.axis(values) else {
+            return Ok(html! { p.empty { "There is nothing to draw." } });
+        };
+        svg(&self.title, self.size, |root| {
+            let mut chart = frame(root, self.across, self.x.clone(), y)?;
+            for (i, line) in self.lines.iter().enumerate() {
+                let look = look(i);
+                let runs = line.points.split(|(_, y)| !self.scale.drawable(*y));
+                // A marker at each point, as long as they can be told apart.
+                let step = line.points.len().div_ceil(self.size.0 as usize / 120).max(1);
+                for run in runs {
+                    let style = look.colour.stroke_width(4);
+                    chart.draw_series(LineSeries::new(run.iter().copied(), style))?;
+                    for point in run.iter().step_by(step) {
+                        mark(chart.plotting_area(), look, *point)?;
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Points of a plane, each with its number.
+pub(super) fn points(
+    title: &str,
+    across: &str,
+    (x, scale): (Axis, Scale),
+    points: &[(f64, f64)],
+) -> Result<Markup, Error> {
+    let Some(y) = scale.axis(points.iter().map(|(_, y)| *y)) else {
+        return Ok(html! { p.empty { "There is nothing to draw." } });
+    };
+    svg(title, LARGE, |root| {
+        let chart = frame(root, across, x, y)?;
+        let area = chart.plotting_area();
+        for (i, point) in points.iter().enumerate().filter(|(_, (_, y))| scale.drawable(*y)) {
+            mark(area, look(0), *point)?;
+            let number = Text::new((i + 1).to_string(), (14, -26), letters());
+            area.draw(&(EmptyElement::at(*point) + number))?;
+        }
+        Ok(())
+    })
+}
+
+/// A chart of squares: rows by their names, and columns by their numbers up to `end`. Of each square
+/// the row, the column and a value are given; a value of 1 fills its place, and the square's area
+/// says what the value is.
+pub(super) fn squares(
+    title: &str,
+    across: &str,
+    rows: &[String],
+    end: usize,
+    values: impl Iterator<Item = (usize, usize, f64)>,
+) -> Result<Markup, Error> {
+    /// The height of a row.
+    const ROW: u32 = 66;
+    let size = (WIDE.0, ROW * rows.len() as u32 + 120);
+    let (x, y) = (Axis::numbers(end), Axis::names(rows));
+    let last = rows.len().saturating_sub(1);
+    svg(title, size, |root| {
+        let chart = frame(root, across, x, y)?;
+        let area = chart.plotting_area();
+        let (width, _) = area.dim_in_pixel();
+        let room = (f64::from(width) / (end as f64 + 1.0)).min(f64::from(ROW)) - 4.0;
+        for (row, column, value) in values {
+            let half = (room / 2.0 * value.clamp(0.0, 1.0).sqrt()).round() as i32;
+            if half > 0 {
+                let at = (column as f64, last.saturating_sub(row) as f64);
+                let style = look(0).colour.filled();
+                let square = Rectangle::new([(-half, -half), (half, half)], style);
+                area.draw(&(EmptyElement::at(at) + square))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// What the looks mean: the names of series, each with its line and marker.
+pub(super) fn legend(names: &[impl AsRef<str>]) -> Result<Markup, Error> {
+    let mut keys = Vec::new();
+    for (i, name) in names.iter().enumerate() {
+        keys.push((drawn((90, 30), |root| key(root, look(i)))?, name.as_ref()));
+    }
+    Ok(html! {
+        ul.legend {
+            @for (key, name) in keys {
+                li { svg viewBox="0 0 90 30" width="45" height="15" aria-hidden="true" { (key) } (name) }
+            }
+        }
+    })
+}
+
+fn key(root: &DrawingArea<Backend<'_>, Shift>, look: Look) -> Result<(), Error> {
+    root.draw(&PathElement::new(vec![(0, 15), (90, 15)], look.colour.stroke_width(4)))?;
+    mark(root, look, (45, 15))
+}
+
+/// Axes and a grid.
+fn frame<'a, 'b>(
+    root: &'a DrawingArea<Backend<'b>, Shift>,
+    across: &str,
+    x: Axis,
+    y: Axis,
+) -> Result<Context<'a, 'b>, Error> {
+    let labels = (x.labels(), y.labels());
+    let width = y.label_width() as f64 * LETTERS * 0.47 + 24.0;
+    let mut chart = ChartBuilder::on(root)
+        .margin_top(16)
+        .margin_right(26)
+        .x_label_area_size(2.0 * LETTERS + 16.0)
+        .y_label_area_size(width)
+        .build_cartesian_2d(x, y)?;
+    let mut mesh = chart.configure_mesh();
+    mesh.bold_line_style(GRID.colour.stroke_width(2))
+        .light_line_style(plotters::style::TRANSPARENT)
+        .axis_style(INK.colour.stroke_width(2))
+        .label_style(letters())
+        .axis_desc_style(letters())
+        .x_labels(labels.0)
+        .y_labels(labels.1)
+        .x_desc(across);
+    mesh.draw()?;
+    Ok(chart)
+}
+
+fn letters() -> TextStyle<'static> {
+    ("sans-serif", LETTERS).into_font().color(&INK.colour)
+}
+
+/// Draws a marker at a point.
+fn mark<C: CoordTranslate>(
+    area: &DrawingArea<Backend<'_>, C>,
+    look: Look,
+    at: C::From,
+) -> Result<(), Error> {
+    let (style, size) = (look.colour.filled(), MARK);
+    let place = EmptyElement::at(at);
+    match look.marker {
+        Marker::Circle => area.draw(&(place + Circle::new((0, 0), size, style))),
+        Marker::Triangle => area.draw(&(place + TriangleMarker::new((0, 0), size + 4, style))),
+        Marker::Square => {
+            area.draw(&(place + Rectangle::new([(-size, -size), (size, size)], style)))
+        }
+        Marker::Diamond => {
+            let size = size + 3;
+            let corners = vec![(0, -size), (size, 0), (0, size), (-size, 0)];
+            area.draw(&(place + Polygon::new(corners, style)))
+        }
+        Marker::Cross => {
+            area.draw(&(place + Cross::new((0, 0), size, look.colour.stroke_width(4))))
+        }
+    }
+}
+
+/// A picture that a page holds.
+fn svg(
+    title: &str,
+    size: (u32, u32),
+    draw: impl FnOnce(&DrawingArea<Backend<'_>, Shift>) -> Result<(), Error>,
+) -> Result<Markup, Error> {
+    let picture = drawn(size, draw)?;
+    let view = format!("0 0 {} {}", size.0, size.1);
+    Ok(html! {
+        svg.chart viewBox=(view) role="img" aria-label=(title) { title { (title) } (picture) }
+    })
+}
+
+/// What is drawn, without the element about it.
+fn drawn(
+    size: (u32, u32),
+    draw: impl FnOnce(&DrawingArea<Backend<'_>, Shift>) -> Result<(), Error>,
+) -> Result<Markup, Error> {
+    let mut text = String::new();
+    {
+        let root = SVGBackend::with_string(&mut text, size).into_drawing_area();
+        draw(&root)?;
+        root.present()?;
+    }
+    // The page has an element of its own about it, with a title.
+    let inner = text.split_once('>').map_or("", |(_, inner)| inner);
+    let inner = inner.rsplit_once("</svg>").map_or(inner, |(inner, _)| inner);
+    // What every element has anyway, or has from the style sheet.
+    let usual =
+        [" opacity=\"1\"", " font-family=\"sans-serif\"", " stroke=\"none\" stroke-width=\"1\""];
+    let inner = usual.iter().fold(inner.to_owned(), |text, usual| text.replace(usual, ""));
+    Ok(PreEscaped(inner.replace(">\n", ">").replace("\n</", "</")))
+}

@@ -1,0 +1,59 @@
+//! The report of a run, as data and as a page, and pages that compare several. Data flows one way:
+//! a run makes a [`Report`], which is written as JSON, and a page is made of the report alone.
+//!
+//! A page is one HTML file that loads nothing and runs nothing: tables, and charts in SVG that
+//! plotters draws. It is for light and dark, wide and narrow screens, for keyboards and screen
+//! readers, and says nothing by colour alone.
+
+mod axis;
+mod chart;
+mod comparison;
+mod figure;
+mod file;
+mod names;
+mod page;
+mod palette;
+mod run;
+mod section;
+mod table;
+
+pub use self::{
+    comparison::{Comparison, Difference, Figure, Kind, Run},
+    file::{Error, HTML, JSON, read},
+    run::{Matrix, Report, Size, Stages, TaskReport, TextReport},
+};
+
+/// Why a page could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("a chart of the report cannot be drawn: {0}")]
+pub struct PageError(String);
+
+impl From<chart::Error> for PageError {
+    fn from(error: chart::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// The page of a run: HTML that needs no other file.
+///
+/// ```
+/// use llm_barber::report::{Report, page};
+///
+/// let report = Report { barber: "0.1.0".into(), model: "models/<tiny>".into(), ..Report::default() };
+/// let html = page(&report).unwrap();
+/// assert!(html.starts_with("<!DOCTYPE html>") && html.contains("models/&lt;tiny&gt;"));
+/// ```
+///
+/// # Errors
+/// If a chart cannot be drawn.
+pub fn page(report: &Report) -> Result<String, PageError> {
+    Ok(page::page(report)?)
+}
+
+/// The page that compares runs: HTML that needs no other file.
+///
+/// # Errors
+/// If a chart cannot be drawn.
+pub fn comparison_page(runs: &[Run]) -> Result<String, PageError> {
+    Ok(comparison::page(runs)?)
+}

@@ -1,0 +1,235 @@
+//! What a run did, as data: what `barber-report.json` holds, and all that the page is made of.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    checkpoint::Masks,
+    evaluate::{Accuracy, Perplexity},
+    family::Decoder,
+    plan::Plan,
+    prune::GroupReport,
+    recipe::Setting,
+};
+
+/// What a run did. What is not finite is `null` in JSON, and not a number again when it is read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The version of Barber that ran.
+    pub barber: String,
+    /// The dense checkpoint, as the recipe names it.
+    #[serde(default)]
+    pub model: PathBuf,
+    /// The checkpoint that was written.
+    pub output: PathBuf,
+    /// How many weights were subject to pruning.
+    pub prunable_weights: usize,
+    /// How many of them are pruned.
+    pub pruned_weights: usize,
+    /// How many of the kept ones are not the dense model's.
+    pub changed_weights: usize,
+    /// The share of each layer that is pruned, where it is not the same of all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allocation: Vec<f64>,
+    /// The perplexities, text by text.
+    pub perplexity: Vec<TextReport>,
+    /// The accuracies, task by task.
+    pub tasks: Vec<TaskReport>,
+    /// The matrices that were subject to pruning, layer by layer.
+    #[serde(default)]
+    pub matrices: Vec<Matrix>,
+    /// The refined groups, in their order.
+    pub groups: Vec<GroupReport>,
+    /// Seconds that each phase took.
+    pub seconds: BTreeMap<String, f64>,
+    /// The most memory that the process had of its own in each phase, in bytes: without the pages
+    /// of the mapped checkpoint, and without a GPU's memory. Empty where the system does not say.
+    #[serde(default)]
+    pub memory: BTreeMap<String, u64>,
+    /// What the weights take on disk.
+    #[serde(default)]
+    pub size: Size,
+    /// Floating-point operations of the matrix products that the masks took, attention's included;
+    /// on a GPU they are not counted.
+    pub operations: u64,
+    /// Those that the masks need, by the linear layers' shapes.
+    pub least_operations: f64,
+    /// The recipe, value by value.
+    #[serde(default)]
+    pub recipe: Vec<Setting>,
+    /// SHA-256 of what the run read.
+    pub inputs: BTreeMap<PathBuf, String>,
+}
+
+impl Report {
+    /// The share of the prunable weights that is pruned.
+    pub fn sparsity(&self) -> f64 {
+        self.pruned_weights as f64 / self.prunable_weights.max(1) as f64
+    }
+
+    /// The seconds of all phases.
+    pub fn total_seconds(&self) -> f64 {
+        self.seconds.values().sum()
+    }
+
+    /// The most memory of all phases, in bytes.
+    pub fn peak_memory(&self) -> Option<u64> {
+        self.memory.values().max().copied()
+    }
+
+    /// The layers that it says something of.
+    pub fn layers(&self) -> BTreeSet<usize> {
+        let pruned = self.matrices.iter().map(|matrix| matrix.layer);
+        pruned.chain(self.groups.iter().map(|group| group.layer)).collect()
+    }
+
+    /// The number of the last of them; 0 if there are none.
+    pub fn last_layer(&self) -> usize {
+        self.layers().last().copied().unwrap_or(0)
+    }
+
+    /// The names of the groups, in the order in which they come first.
+    pub fn group_names(&self) -> Vec<&str> {
+        let mut names = Vec::new();
+        let pruned = self.matrices.iter().map(|matrix| matrix.group.as_str());
+        for name in pruned.chain(self.groups.iter().map(|group| group.group.as_str())) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
+    /// The matrices of a group of a layer.
+    pub fn of<'a>(&'a self, layer: usize, group: &'a str) -> impl Iterator<Item = &'a Matrix> {
+        self.matrices.iter().filter(move |of| of.layer == layer && of.group == group)
+    }
+
+    /// The groups' output errors on the calibration samples, summed over the groups, before the
+    /// first stage and after the last one.
+    pub fn error(&self) -> Option<[f64; 2]> {
+        let add = |[before, after]: [f64; 2], [first, last]: [crate::executor::Loss; 2]| {
+            [before + first.calibration, after + last.calibration]
+        };
+        let errors = self.groups.iter().filter_map(GroupReport::errors);
+        (!self.groups.is_empty()).then(|| errors.fold([0.0; 2], add))
+    }
+}
+
+/// The perplexities on one text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TextReport {
+    /// The text: its path, or the name that the recipe gives it.
+    pub text: String,
+    /// What was measured.
+    #[serde(flatten)]
+    pub found: Stages<Perplexity>,
+}
+
+/// The accuracies on one task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskReport {
+    /// The task.
+    pub task: String,
+    /// What was measured.
+    #[serde(flatten)]
+    pub found: Stages<Accuracy>,
+}
+
+/// What was measured of the model on its way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stages<T> {
+    /// Of the dense model.
+    pub dense: T,
+    /// With the initial masks.
+    pub initial: Option<T>,
+    /// Refined.
+    pub refined: Option<T>,
+}
+
+impl<T> Stages<T> {
+    /// Those that there are, with their names.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, &T)> {
+        let pruned = [("pruned, initial mask", &self.initial), ("pruned, refined", &self.refined)];
+        let pruned = pruned.into_iter().filter_map(|(name, found)| Some((name, found.as_ref()?)));
+        std::iter::once(("dense", &self.dense)).chain(pruned)
+    }
+
+    /// Of the model that was written; the dense one's if no other was measured.
+    pub fn last(&self) -> &T {
+        self.refined.as_ref().or(self.initial.as_ref()).unwrap_or(&self.dense)
+    }
+}
+
+/// A matrix that was subject to pruning.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Matrix {
+    /// Its tensor name.
+    pub tensor: String,
+    /// The decoder layer.
+    pub layer: usize,
+    /// The group.
+    pub group: String,
+    /// Outputs and inputs.
+    pub shape: [usize; 2],
+    /// Where its zeros may be, as a recipe says it: `unstructured`, `2:4`.
+    pub pattern: String,
+    /// How many weights the initial mask keeps.
+    pub initial: usize,
+    /// How many are kept in the end.
+    pub kept: usize,
+}
+
+impl Matrix {
+    /// How many weights it has.
+    pub fn weights(&self) -> usize {
+        self.shape[0].saturating_mul(self.shape[1])
+    }
+
+    /// The matrices of a plan, with the masks that they have in the end and what the refinement
+    /// says of those before.
+    pub fn all(
+        plan: &Plan,
+        decoder: &Decoder,
+        masks: &Masks,
+        refined: &[GroupReport],
+    ) -> Vec<Self> {
+        let first = refined.iter().filter_map(|group| group.stages.first());
+        let matrices = first.flat_map(|stage| &stage.matrices);
+        let initial: BTreeMap<&str, usize> =
+            matrices.map(|matrix| (matrix.tensor.as_str(), matrix.kept_before)).collect();
+        let mut all = Vec::new();
+        for (layer, groups) in plan.layers.iter().enumerate() {
+            for (group, member) in
+                groups.iter().flat_map(|group| group.members.iter().map(move |m| (group, m)))
+            {
+                let linear = member.of(&decoder.layers[layer]);
+                let tensor = linear.weight.clone();
+                let kept = masks.get(&tensor).map_or(linear.dims.len(), |mask| mask.kept());
+                all.push(Self {
+                    layer,
+                    group: group.name.clone(),
+                    shape: [linear.dims.rows, linear.dims.columns],
+                    pattern: member.rule.pattern.to_string(),
+                    initial: initial.get(&*tensor).copied().unwrap_or(kept),
+                    kept,
+                    tensor,
+                });
+            }
+        }
+        all
+    }
+}
+
+/// What the weights of a checkpoint take on disk, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// Those of the dense checkpoint.
+    pub dense: u64,
+    /// Those that were written.
+    pub pruned: u64,
+}

@@ -1,0 +1,36 @@
+//! The sections of a run's page, one file each.
+
+mod cost;
+mod error;
+mod quality;
+mod recipe;
+mod scores;
+mod sparsity;
+mod swaps;
+
+use maud::Markup;
+
+use super::{Report, chart};
+
+/// A section of a page.
+pub(super) struct Section {
+    /// The name of its place in the page.
+    pub(super) id: &'static str,
+    /// Its title.
+    pub(super) title: &'static str,
+    /// What is in it.
+    pub(super) body: Markup,
+}
+
+/// The sections of a run's page, in their order.
+pub(super) fn all(report: &Report) -> Result<Vec<Section>, chart::Error> {
+    Ok(vec![
+        Section { id: "quality", title: "What it costs the model", body: quality::body(report) },
+        Section { id: "error", title: "Output error", body: error::body(report)? },
+        Section { id: "sparsity", title: "Sparsity", body: sparsity::body(report)? },
+        Section { id: "swaps", title: "Swaps", body: swaps::body(report)? },
+        Section { id: "scores", title: "Scores", body: scores::body(report)? },
+        Section { id: "cost", title: "Time, memory and size", body: cost::body(report) },
+        Section { id: "recipe", title: "Recipe", body: recipe::body(report) },
+    ])
+}

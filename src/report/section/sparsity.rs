@@ -1,0 +1,105 @@
+//! How many weights are pruned, by layer, group and matrix.
+
+use maud::{Markup, html};
+
+use crate::report::{
+    Matrix, Report,
+    axis::Axis,
+    chart::{self, LARGE, Line, Lines, Scale, legend},
+    figure::{count, percent},
+    table::{details, table, text},
+};
+
+pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
+    if report.matrices.is_empty() {
+        return Ok(html! { p.empty { "The report does not say which matrices were pruned." } });
+    }
+    let chart = |group: &str| {
+        let title = format!("{group}: share of weights that are pruned, by layer");
+        let (x, lines) = (Axis::numbers(report.last_layer()), lines(report, group));
+        Lines { title, across: "layer", x, scale: Scale::Percent, lines, size: LARGE }.draw()
+    };
+    Ok(html! {
+        p {
+            (count(report.pruned_weights as u64)) " of " (count(report.prunable_weights as u64))
+            " weights are pruned, " (percent(report.sparsity())) "."
+            @if report.changed_weights > 0 {
+                " " (count(report.changed_weights as u64))
+                " of the kept ones are not the dense model's."
+            }
+        }
+        (legend(&NAMES)?)
+        div.columns {
+            @for group in report.group_names() {
+                figure { figcaption { (group) ", share that is pruned by layer" } (chart(group)?) }
+            }
+        }
+        (details("Sparsity by layer and group, as a table", &by_group(report)))
+        (details("Sparsity by matrix, as a table", &by_matrix(report)))
+    })
+}
+
+const NAMES: [&str; 2] = ["initial masks", "in the end"];
+
+/// The pruned share of some matrices, given how many weights each keeps.
+fn pruned<'a>(
+    matrices: impl Iterator<Item = &'a Matrix>,
+    kept: fn(&Matrix) -> usize,
+) -> Option<f64> {
+    let (all, kept) =
+        matrices.fold((0, 0), |(all, sum), matrix| (all + matrix.weights(), sum + kept(matrix)));
+    (all > 0).then(|| 1.0 - kept as f64 / all as f64)
+}
+
+fn lines(report: &Report, group: &str) -> Vec<Line> {
+    let of = |name: &str, kept: fn(&Matrix) -> usize| Line {
+        name: name.into(),
+        points: report
+            .layers()
+            .into_iter()
+            .filter_map(|layer| Some((layer as f64, pruned(report.of(layer, group), kept)?)))
+            .collect(),
+    };
+    vec![of(NAMES[0], |matrix| matrix.initial), of(NAMES[1], |matrix| matrix.kept)]
+}
+
+fn by_group(report: &Report) -> Markup {
+    let rows = report.layers().into_iter().flat_map(|layer| {
+        report.group_names().into_iter().filter_map(move |group| {
+            let matrices = || report.of(layer, group);
+            let weights: usize = matrices().map(Matrix::weights).sum();
+            let [before, after] = [
+                pruned(matrices(), |matrix| matrix.initial)?,
+                pruned(matrices(), |matrix| matrix.kept)?,
+            ];
+            let cells = [
+                format!("{layer}, {group}"),
+                percent(before),
+                percent(after),
+                count(weights as u64),
+            ];
+            Some(cells.map(text).into())
+        })
+    });
+    let head = ["layer, group", "initial masks", "in the end", "weights"];
+    table("Share of weights that are pruned, by layer and group", &head, rows)
+}
+
+fn by_matrix(report: &Report) -> Markup {
+    let rows = report.matrices.iter().map(|matrix| {
+        let weights = matrix.weights().max(1) as f64;
+        let share = |kept: usize| percent(1.0 - kept as f64 / weights);
+        let [rows, columns] = matrix.shape;
+        [
+            matrix.tensor.clone(),
+            format!("{rows} × {columns}"),
+            matrix.pattern.clone(),
+            share(matrix.initial),
+            share(matrix.kept),
+        ]
+        .map(text)
+        .into()
+    });
+    let head = ["matrix", "outputs × inputs", "pattern", "initial mask", "in the end"];
+    table("Share of weights that are pruned, by matrix", &head, rows)
+}

@@ -1,0 +1,107 @@
+//! How many weights of each matrix changed places.
+
+use std::collections::BTreeMap;
+
+use maud::{Markup, html};
+
+use crate::report::{
+    Report,
+    chart::{self, squares},
+    figure::{count, percent},
+    names,
+    table::{details, table, text},
+};
+
+/// Swaps by the kind of a matrix and its layer, and how many weights it keeps.
+struct Swaps {
+    /// The names of the kinds.
+    kinds: Vec<String>,
+    found: BTreeMap<(usize, usize), (usize, usize)>,
+}
+
+impl Swaps {
+    fn of(report: &Report) -> Self {
+        let (mut long, mut found) = (Vec::new(), BTreeMap::new());
+        for group in &report.groups {
+            for matrix in group.stages.iter().flat_map(|stage| &stage.matrices) {
+                let kind = kind(&matrix.tensor, group.layer);
+                let place = long.iter().position(|known| *known == kind).unwrap_or_else(|| {
+                    long.push(kind);
+                    long.len() - 1
+                });
+                let (swaps, kept) = found.entry((place, group.layer)).or_insert((0, 0));
+                *swaps += matrix.came_back;
+                *kept = matrix.kept;
+            }
+        }
+        Self { kinds: names::short(&long, '.'), found }
+    }
+
+    /// The share of a matrix's kept weights that came back.
+    fn share(&self, kind: usize, layer: usize) -> Option<f64> {
+        let (swaps, kept) = self.found.get(&(kind, layer))?;
+        Some(*swaps as f64 / (*kept).max(1) as f64)
+    }
+}
+
+/// A tensor's name with `*` for its layer, and without what all weights end in.
+fn kind(tensor: &str, layer: usize) -> String {
+    let name = tensor.replacen(&format!(".{layer}."), ".*.", 1);
+    name.strip_suffix(".weight").unwrap_or(&name).to_owned()
+}
+
+pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
+    let swaps = Swaps::of(report);
+    let shares = swaps.found.keys().filter_map(|(kind, layer)| swaps.share(*kind, *layer));
+    let most = shares.fold(0.0, f64::max);
+    if most == 0.0 {
+        return Ok(html! { p.empty { "No weights changed places." } });
+    }
+    let title = "Weights that came back as a share of a matrix's kept weights, by matrix and layer";
+    let values = swaps
+        .found
+        .keys()
+        .filter_map(|&(kind, layer)| Some((kind, layer, swaps.share(kind, layer)? / most)));
+    let picture = squares(title, "layer", &swaps.kinds, report.last_layer(), values)?;
+    Ok(html! {
+        p {
+            "How many weights of each matrix came back, of those that it keeps, all stages together. "
+            "The area of a square says how many: the largest one is " b { (percent(most)) } "."
+        }
+        figure.wide {
+            figcaption { "Swaps by matrix and layer" }
+            div.scroll role="region" aria-label="Swaps by matrix and layer, as a chart" tabindex="0" {
+                (picture)
+            }
+        }
+        (details("Swaps, as a table", &all(report, &swaps)))
+    })
+}
+
+fn all(report: &Report, swaps: &Swaps) -> Markup {
+    let rows = report.layers().into_iter().map(|layer| {
+        let cells = (0..swaps.kinds.len()).map(|kind| match swaps.found.get(&(kind, layer)) {
+            None => text("–"),
+            Some((came_back, kept)) => {
+                let share = percent(*came_back as f64 / (*kept).max(1) as f64);
+                html! { (count(*came_back as u64)) br; span.note { (share) } }
+            }
+        });
+        std::iter::once(text(layer.to_string())).chain(cells).collect()
+    });
+    let head: Vec<&str> =
+        std::iter::once("layer").chain(swaps.kinds.iter().map(String::as_str)).collect();
+    table("Weights that came back, and their share of the kept ones", &head, rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_the_same_in_all_layers() {
+        let name = |layer| format!("model.layers.{layer}.mlp.up_proj.weight");
+        assert_eq!(kind(&name(3), 3), "model.layers.*.mlp.up_proj");
+        assert_eq!(kind(&name(12), 12), kind(&name(3), 3));
+    }
+}

@@ -1,0 +1,416 @@
+//! The pages: of a run, and of several. What a page is made of is checked on its HTML; where there is
+//! a Chromium, the page is loaded in it too.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod util;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use llm_barber::{
+    evaluate::{Accuracy, Perplexity},
+    executor::Loss,
+    mask::{Distribution, Histogram},
+    prune::{GroupReport, MatrixReport, StageReport},
+    recipe::Setting,
+    report::{
+        Matrix, Report, Run, Size, Stages, TaskReport, TextReport, comparison_page, page, read,
+    },
+};
+use scraper::{ElementRef, Html, Selector};
+use serde_json::Value;
+use util::{barber, flat, recipe};
+
+/// The report of a run on a model with so many layers; `name` is in all that comes from outside.
+fn report(layers: usize, name: &str) -> Report {
+    let matrix = |layer: usize, part: &str, of: &str| Matrix {
+        tensor: format!("model.layers.{layer}.{name}{part}.{of}.weight"),
+        layer,
+        group: format!("{part}{name}"),
+        shape: [64, 64],
+        pattern: "unstructured".into(),
+        initial: 2048,
+        kept: 2048 + layer,
+    };
+    let mut report = Report {
+        barber: "0.1.0".into(),
+        model: format!("models/{name}").into(),
+        output: format!("out/{name}").into(),
+        prunable_weights: layers * 7 * 4096,
+        pruned_weights: layers * 7 * 2048,
+        perplexity: vec![TextReport {
+            text: format!("data/{name}.txt"),
+            found: Stages {
+                dense: perplexity(24.94),
+                initial: Some(perplexity(47.0)),
+                refined: Some(perplexity(35.9)),
+            },
+        }],
+        tasks: vec![TaskReport {
+            task: "arc_easy".into(),
+            found: Stages {
+                dense: accuracy(0.6125),
+                initial: Some(accuracy(0.5)),
+                refined: Some(accuracy(0.55)),
+            },
+        }],
+        seconds: [("refinement".into(), 68.0), ("evaluation".into(), 3.5)].into(),
+        memory: [("refinement".into(), 467_000_000), ("evaluation".into(), 100_000_000)].into(),
+        size: Size { dense: 269_000_000, pruned: 151_000_000 },
+        operations: 2_500_000_000_000,
+        least_operations: 2e12,
+        recipe: vec![
+            Setting {
+                key: "model.path".into(),
+                value: format!("\"models/{name}\""),
+                source: "my.toml line 2".into(),
+            },
+            Setting { key: "mask.passes".into(), value: "2".into(), source: "default".into() },
+        ],
+        inputs: [(PathBuf::from(format!("models/{name}/model.safetensors")), "ab".repeat(32))]
+            .into(),
+        ..Report::default()
+    };
+    for layer in 0..layers {
+        for (part, linears) in [
+            ("self-attention", &["q_proj", "k_proj", "v_proj", "o_proj"][..]),
+            ("mlp", &["gate_proj", "up_proj", "down_proj"]),
+        ] {
+            let matrices: Vec<_> = linears.iter().map(|of| matrix(layer, part, of)).collect();
+            let swaps = matrices.iter().enumerate().map(|(i, of)| MatrixReport {
+                tensor: of.tensor.clone(),
+                came_back: 10 * i + layer,
+                kept_before: of.initial,
+                kept: of.kept,
+                weights: of.weights(),
+            });
+            let loss = |factor: f64| Loss {
+                calibration: factor * 1e-4 * 1.2_f64.powi(layer as i32 % 40),
+                held_out: Some(factor * 1.1e-4),
+            };
+            let scores = |first: i32| Histogram {
+                zero: 1,
+                first,
+                counts: (0..24).map(|bin| 10 * (12 - (12_i64 - bin).abs()) as u64).collect(),
+            };
+            report.groups.push(GroupReport {
+                layer,
+                group: matrices[0].group.clone(),
+                stages: vec![StageReport {
+                    stage: "rebuild".into(),
+                    before: loss(1.0),
+                    after: loss(0.6),
+                    accepted: true,
+                    matrices: swaps.collect(),
+                    scores: Some(Distribution {
+                        measure: format!("weight-gradient{name}"),
+                        kept: scores(-30),
+                        came_back: scores(-34),
+                        went: scores(-40),
+                        pruned: scores(-44),
+                    }),
+                }],
+            });
+            report.matrices.extend(matrices);
+        }
+    }
+    report
+}
+
+fn perplexity(perplexity: f64) -> Perplexity {
+    Perplexity { perplexity, cross_entropy: perplexity.ln(), predictions: 8128, segments: 64 }
+}
+
+fn accuracy(acc: f64) -> Accuracy {
+    Accuracy { acc, acc_stderr: 0.01, acc_norm: acc + 0.02, acc_norm_stderr: 0.01, questions: 2376 }
+}
+
+fn all<'a>(html: &'a Html, selector: &str) -> Vec<ElementRef<'a>> {
+    html.select(&Selector::parse(selector).unwrap()).collect()
+}
+
+fn text(element: ElementRef<'_>) -> String {
+    element.text().collect::<Vec<_>>().concat()
+}
+
+/// What every page has to be.
+fn check(page: &str) -> Html {
+    let html = Html::parse_document(page);
+    assert!(html.errors.is_empty(), "{:?}", html.errors);
+    // It loads nothing and runs nothing.
+    for selector in ["script", "link", "img", "iframe", "object", "base", "[src]", "[onload]"] {
+        assert_eq!(all(&html, selector).len(), 0, "{selector}");
+    }
+    for loading in ["url(", "@import", "http:", "https:"] {
+        let style = all(&html, "style").into_iter().map(text).collect::<String>();
+        assert!(!style.contains(loading), "{loading}");
+    }
+    for link in all(&html, "a") {
+        let target = link.attr("href").unwrap();
+        assert_eq!(all(&html, target).len(), 1, "{target}");
+    }
+    // A reader who does not see it finds the way, and what the charts show.
+    assert_eq!(all(&html, "html[lang]").len(), 1);
+    assert_eq!(all(&html, "h1").len(), 1);
+    assert_eq!(all(&html, "main").len(), 1);
+    assert_eq!(all(&html, "nav[aria-label]").len(), 1);
+    for section in all(&html, "section") {
+        let title = format!("#{}", section.attr("aria-labelledby").unwrap());
+        assert_eq!(all(&html, &title).len(), 1, "{title}");
+    }
+    for chart in all(&html, "svg") {
+        if chart.attr("aria-hidden") == Some("true") {
+            continue;
+        }
+        assert_eq!(chart.attr("role"), Some("img"));
+        assert!(!chart.attr("aria-label").unwrap().is_empty());
+        assert!(chart.select(&Selector::parse("title").unwrap()).next().is_some());
+        assert!(chart.attr("viewbox").or(chart.attr("viewBox")).is_some());
+    }
+    for region in all(&html, ".scroll") {
+        assert_eq!(region.attr("tabindex"), Some("0"));
+        assert!(!region.attr("aria-label").unwrap().is_empty());
+    }
+    for table in all(&html, "table") {
+        let of = |selector: &str| table.select(&Selector::parse(selector).unwrap()).count();
+        assert_eq!(of("caption"), 1);
+        assert!(of("thead th[scope=col]") > 1);
+        assert_eq!(of("tbody tr"), of("tbody th[scope=row]"));
+    }
+    html
+}
+
+/// The Chromium of the machine, under one of its names.
+fn chromium() -> Option<&'static str> {
+    let names = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
+    names.into_iter().find(|name| Command::new(name).arg("--version").output().is_ok())
+}
+
+/// Loads a page in Chromium and returns the text that it shows; `None` where there is no Chromium.
+fn loaded(page: &Path) -> Option<String> {
+    let Some(chromium) = chromium() else {
+        eprintln!("no Chromium: {} is not loaded in it", page.display());
+        return None;
+    };
+    let profile = tempfile::tempdir().unwrap();
+    let output = Command::new(chromium)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
+        .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
+        .args(["--disable-dev-shm-usage", "--enable-logging=stderr", "--v=0", "--dump-dom"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .arg(format!("file://{}", page.canonicalize().unwrap().display()))
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{log}");
+    // What a page does wrong goes to its console.
+    assert!(!log.contains("CONSOLE"), "{log}");
+    let html = Html::parse_document(&String::from_utf8(output.stdout).unwrap());
+    Some(text(all(&html, "body")[0]))
+}
+
+#[test]
+fn a_run_writes_a_page_of_its_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), "");
+    let run = barber(&["prune", &recipe]);
+    assert_eq!(run.status, 0, "{}", run.stderr);
+    let out = dir.path().join("out");
+    let report = read(&out).unwrap();
+    let path = out.join("barber-report.html");
+    let html = fs::read_to_string(&path).unwrap();
+    // The JSON is all that it is made of.
+    assert_eq!(html, page(&report).unwrap());
+    check(&html);
+    // The figures are those of the run.
+    let json: Value =
+        serde_json::from_str(&fs::read_to_string(out.join("barber-report.json")).unwrap()).unwrap();
+    assert_eq!(serde_json::to_value(&report).unwrap(), json);
+    let matrices = &report.matrices;
+    let weights: usize = matrices.iter().map(Matrix::weights).sum();
+    let kept: usize = matrices.iter().map(|matrix| matrix.kept).sum();
+    assert_eq!((weights, weights - kept), (report.prunable_weights, report.pruned_weights));
+    let mut swaps = 0;
+    for group in &report.groups {
+        let [stage] = &group.stages[..] else { panic!("{group:?}") };
+        let scores = stage.scores.as_ref().unwrap();
+        let came_back: usize = stage.matrices.iter().map(|matrix| matrix.came_back).sum();
+        assert_eq!(scores.measure, "weight-gradient");
+        assert_eq!(scores.came_back.len(), came_back as u64);
+        assert_eq!(scores.went.len(), came_back as u64);
+        let kept: usize = stage.matrices.iter().map(|matrix| matrix.kept).sum();
+        assert_eq!(scores.kept.len() + scores.came_back.len(), kept as u64);
+        // What came back scores higher than what went.
+        assert!(scores.came_back.quantile(0.5) > scores.went.quantile(0.5));
+        swaps += came_back;
+    }
+    assert!(swaps > 0);
+    let size = |dir: &Path| fs::metadata(dir.join("model.safetensors")).unwrap().len();
+    assert_eq!(report.size.dense, size(Path::new(util::TINY)));
+    assert_eq!(report.size.pruned, size(&out));
+    let phases = ["evaluation", "initial masks", "refinement", "writing"];
+    assert_eq!(report.seconds.keys().collect::<Vec<_>>(), phases);
+    if cfg!(target_os = "linux") {
+        assert_eq!(report.memory.keys().collect::<Vec<_>>(), phases);
+        assert!(report.memory.values().all(|bytes| *bytes > 1 << 20));
+    }
+    let ratio = report.recipe.iter().find(|setting| setting.key == "refine.0.alpha").unwrap();
+    assert_eq!(ratio.value, "0.2");
+    assert!(ratio.source.ends_with("recipe.toml line 12"), "{}", ratio.source);
+
+    if let Some(shown) = loaded(&path) {
+        for expected in ["50.00%", "Output error", "q_proj", "refine.0.alpha", "weight-gradient"] {
+            assert!(shown.contains(expected), "no {expected}");
+        }
+    }
+}
+
+#[test]
+fn what_is_from_outside_is_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = "<script>alert(1)</script>\"'&amp;</title></style><img src=x onerror=alert(1)>";
+    let report = report(3, name);
+    let one = page(&report).unwrap();
+    let html = check(&one);
+    assert!(text(all(&html, "body")[0]).contains(name));
+    let two = vec![(name.to_owned(), report.clone()), (format!("{name}2"), report)];
+    let both = comparison_page(&Run::named(two)).unwrap();
+    check(&both);
+    for (i, page) in [one, both].iter().enumerate() {
+        let path = dir.path().join(format!("{i}.html"));
+        fs::write(&path, page).unwrap();
+        if let Some(shown) = loaded(&path) {
+            assert!(shown.contains("<script>alert(1)</script>"));
+        }
+    }
+}
+
+#[test]
+fn pages_are_small_and_have_all_figures() {
+    let report = report(32, "");
+    let html = page(&report).unwrap();
+    assert!(html.len() < 600_000, "{}", html.len());
+    let parsed = check(&html);
+    let shown = text(all(&parsed, "body")[0]);
+    for expected in [
+        "50.00%",
+        "24.94",
+        "35.90",
+        "1.44",
+        "61.25% ± 1",
+        "−40.0%",
+        "467.0 MB",
+        "269.0 MB",
+        "1 min 8 s",
+        "model.layers.31.mlp.down_proj.weight",
+        "my.toml line 2",
+        "default",
+    ] {
+        assert!(shown.contains(expected), "no {expected}");
+    }
+    // Three charts of errors, two of sparsity, one of swaps, two of medians, and each group's scores.
+    assert_eq!(all(&parsed, "svg.chart").len(), 3 + 2 + 1 + 2 + 64);
+    let deep = page(&self::report(120, "")).unwrap();
+    assert!(deep.len() < 1_000_000, "{}", deep.len());
+    let parsed = check(&deep);
+    assert!(all(&parsed, "svg.chart").len() <= 3 + 2 + 1 + 2 + 80);
+}
+
+#[test]
+fn what_is_missing_or_no_number_is_said() {
+    let shown = |report: &Report| text(all(&check(&page(report).unwrap()), "body")[0]);
+    let nothing = shown(&Report::default());
+    for expected in ["no [[refine]]", "No weights changed places", "Nothing was measured"] {
+        assert!(nothing.contains(expected), "no {expected}");
+    }
+    let mut odd = report(2, "");
+    for (of, value) in odd.perplexity.iter_mut().zip([f64::NAN]) {
+        of.found.dense.perplexity = f64::INFINITY;
+        of.found.refined = Some(perplexity(value));
+    }
+    for group in &mut odd.groups {
+        group.stages[0].after.calibration = f64::NAN;
+        group.stages[0].before.calibration = 0.0;
+        for matrix in &mut group.stages[0].matrices {
+            (matrix.kept, matrix.came_back) = (0, 0);
+        }
+    }
+    let scores = odd.groups[0].stages[0].scores.as_mut().unwrap();
+    (scores.kept, scores.went) =
+        (Histogram::default(), Histogram { zero: 9, ..Histogram::default() });
+    let shown = shown(&odd);
+    assert!(shown.contains("not a number") && shown.contains("infinite"), "{shown}");
+    // As the JSON has it, too.
+    let json = serde_json::to_string(&odd).unwrap();
+    let back: Report = serde_json::from_str(&json).unwrap();
+    assert!(back.perplexity[0].found.dense.perplexity.is_nan());
+    check(&page(&back).unwrap());
+}
+
+#[test]
+fn runs_are_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = recipe(dir.path(), "");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    for (name, alpha) in [("a", "refine.0.alpha=0.2"), ("b", "refine.0.alpha=0.05")] {
+        let out = format!("output.path={}", path(name));
+        let run = barber(&["prune", &text, "--set", &out, "--set", alpha]);
+        assert_eq!(run.status, 0, "{}", run.stderr);
+    }
+    let (a, b, html) = (path("a"), path("b"), path("compared.html"));
+    let json_of_b = dir.path().join("b/barber-report.json").display().to_string();
+    let run = barber(&["compare", &a, &json_of_b, "--html", &html]);
+    assert_eq!(run.status, 0, "{}", run.stderr);
+    let line = |start: &str| {
+        let found = run.stdout.lines().find(|line| line.starts_with(start));
+        found.unwrap_or_else(|| panic!("no {start} in {}", run.stdout)).to_owned()
+    };
+    assert!(line("| a ").contains("50.00%") && line("| b ").contains("50.00%"));
+    assert!(line("| refine.0.alpha").contains("0.05"));
+    assert!(!run.stdout.contains("output.path"));
+    let made = fs::read_to_string(&html).unwrap();
+    let parsed = check(&made);
+    assert_eq!(all(&parsed, "#error svg.chart").len(), 2);
+    if let Some(shown) = loaded(Path::new(&html)) {
+        assert!(shown.contains("refine.0.alpha") && shown.contains("1. a"));
+    }
+    // It stays what it is unless it is to be replaced.
+    let again = barber(&["compare", &a, "--html", &html]);
+    assert_eq!(again.status, 1);
+    assert!(flat(&again.stderr).contains("--force"), "{}", again.stderr);
+    assert_eq!(fs::read_to_string(&html).unwrap(), made);
+    assert_eq!(barber(&["compare", &a, "--html", &html, "--force"]).status, 0);
+    assert_ne!(fs::read_to_string(&html).unwrap(), made);
+
+    let run = barber(&["compare", &a, &b, "--json"]);
+    let found: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(found["runs"], serde_json::json!(["a", "b"]));
+    let error = found["figures"].as_array().unwrap().iter().find(|of| of["name"] == "output error");
+    let report: Value = serde_json::from_str(&fs::read_to_string(&json_of_b).unwrap()).unwrap();
+    let sum = |when: &str| -> f64 {
+        let groups = report["groups"].as_array().unwrap();
+        groups.iter().map(|of| of["stages"][0][when]["calibration"].as_f64().unwrap()).sum()
+    };
+    let expected = sum("after") / sum("before");
+    let found = error.unwrap()["values"][1].as_f64().unwrap();
+    assert!((found / expected - 1.0).abs() < 1e-12, "{found} {expected}");
+
+    // A report without what earlier versions did not write.
+    let mut old = report;
+    for key in ["model", "matrices", "memory", "size", "recipe"] {
+        old.as_object_mut().unwrap().remove(key).unwrap();
+    }
+    fs::write(path("old.json"), old.to_string()).unwrap();
+    assert_eq!(barber(&["compare", &a, &path("old.json")]).status, 0);
+    // What is none.
+    fs::write(path("none.json"), "{\"barber\": 1}").unwrap();
+    for (given, expected) in [("nowhere", "nowhere: "), ("none.json", "no report of a run")] {
+        let run = barber(&["compare", &path(given)]);
+        assert_eq!(run.status, 1);
+        assert!(flat(&run.stderr).contains(expected), "{}", run.stderr);
+    }
+    assert_eq!(barber(&["compare"]).status, 2);
+}

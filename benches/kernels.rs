@@ -95,7 +95,7 @@ fn main() {
     // What causal attention needs: half of each sequence's scores, and as much for the outputs.
     let work = 2.0 * (TOKENS * 256 * 576) as f64;
     let best = measure(&mut c, "attention", Throughput::Elements(work as u64), || {
-        let attended = Cpu::attention(q.clone(), k.clone(), k.clone(), heads, None);
+        let attended = Cpu::attention(q.clone(), k.clone(), k.clone(), heads, None, None);
         black_box(attended.expect("memory"));
     });
     share("attention, 8 × 256 tokens, 9 heads of 64", work, best, peak);

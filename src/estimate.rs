@@ -56,7 +56,9 @@ const BASE: f64 = 64e6;
 /// Logits that are held at a time, in bytes.
 const LOGITS: f64 = 64e6;
 /// Buffers that wait to be used again, in bytes at most.
-const BUFFERS: f64 = 256e6;
+const BUFFERS: f64 = crate::buffer::MOST as f64;
+/// What a sparse part's first layers gave, in bytes at most.
+const NOTED: f64 = crate::executor::NOTED as f64;
 
 /// Counts a run.
 pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
@@ -146,7 +148,10 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
         }
         let known = parts.iter().map(|linears| outputs(linears)).fold(0.0, f64::max);
         let known = if single { tokens * known * SIZE } else { 0.0 };
-        waiting = waiting.max(2.0 * stream * streams + known);
+        let first = |linears: &&[Linear]| outputs(&linears[..linears.len() - 1]);
+        let noted = parts.iter().map(first).fold(0.0, f64::max);
+        let noted = NOTED.min(tokens * noted * SIZE);
+        waiting = waiting.max(2.0 * stream * streams + known + noted);
     }
     let (evaluated, models) = run.evaluated;
     let evaluation = 2.0 * (evaluated * models) as f64 * (all + head);

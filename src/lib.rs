@@ -7,6 +7,7 @@
 //! written again with the masks applied. [`prune`] is that loop, [`report`] what it did; [`cli`] prints
 //! it.
 
+mod buffer;
 pub mod calibration;
 pub mod checkpoint;
 pub mod cli;

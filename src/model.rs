@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
+    buffer::recycle,
     checkpoint::{self, Pruned, Reader},
     executor::{
         self, Executor, PartWeights, Positions, Stream,
@@ -176,8 +177,9 @@ impl<'a, D: Ops> Model<'a, D> {
             None => None,
         };
         let dims = (linear.dims.rows, linear.dims.columns);
-        Weight::new(&self.executor.device, &values, dims, bias)
-            .map_err(Error::executor(&linear.weight))
+        let weight = Weight::new(&self.executor.device, &values, dims, bias);
+        recycle(values);
+        weight.map_err(Error::executor(&linear.weight))
     }
 
     /// The hidden states before the first layer: the embeddings of each sample's tokens. The last

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use crate::buffer::stale;
 
 /// A floating-point format of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -60,7 +61,7 @@ impl Dtype {
 
     /// Little-endian bytes to numbers; each number is represented exactly.
     pub(crate) fn decode(self, bytes: &[u8]) -> Vec<f32> {
-        let mut values = vec![0.0; bytes.len() / self.size()];
+        let mut values = stale(bytes.len() / self.size());
         values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * self.size())).for_each(
             |(values, bytes)| match self {
                 Self::F32 => {
@@ -99,11 +100,27 @@ impl Dtype {
 
     /// Numbers to little-endian bytes, rounded to the nearest.
     pub(crate) fn encode(self, values: &[f32]) -> Vec<u8> {
-        match self {
-            Self::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Self::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
-            Self::Bf16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
-        }
+        let mut bytes = vec![0; values.len() * self.size()];
+        bytes.par_chunks_mut(CHUNK * self.size()).zip(values.par_chunks(CHUNK)).for_each(
+            |(bytes, values)| match self {
+                Self::F32 => {
+                    for (bytes, value) in bytes.chunks_exact_mut(4).zip(values) {
+                        bytes.copy_from_slice(&value.to_le_bytes());
+                    }
+                }
+                Self::F16 => {
+                    for (bytes, value) in bytes.chunks_exact_mut(2).zip(values) {
+                        bytes.copy_from_slice(&f16::from_f32(*value).to_le_bytes());
+                    }
+                }
+                Self::Bf16 => {
+                    for (bytes, value) in bytes.chunks_exact_mut(2).zip(values) {
+                        bytes.copy_from_slice(&bf16::from_f32(*value).to_le_bytes());
+                    }
+                }
+            },
+        );
+        bytes
     }
 }
 

@@ -278,11 +278,7 @@ impl Stored<'_> {
             count = differ.count();
         }
         let mut bytes = changed.unwrap_or_else(|| dense.into_owned());
-        for (i, weight) in bytes.chunks_exact_mut(size).enumerate() {
-            if !mask.get(i) {
-                weight.fill(0);
-            }
-        }
+        mask.apply_to_bytes(&mut bytes, size);
         Ok((bytes.into(), count))
     }
 }

@@ -108,7 +108,7 @@ pub(super) fn hidden<D: Ops>(
             let weights = model.part(layer, part, pruned)?;
             model
                 .executor
-                .advance(&weights, &mut stream, None)
+                .advance(&weights, &mut stream)
                 .map_err(Error::executor(format!("layer {layer}, {part:?}")))?;
         }
         layer_done((layer + 1) as f64 / layers as f64);

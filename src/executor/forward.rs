@@ -73,9 +73,9 @@ impl<D: Ops> PartWeights<D> {
         traced
     }
 
-    /// Numbers that [`Watch::output`] sees of a token.
-    pub(super) fn outputs(&self) -> usize {
-        self.linears.iter().map(Weight::outputs).sum()
+    /// Whether attention is what happens between the linear layers.
+    pub(super) const fn is_attention(&self) -> bool {
+        matches!(self.inner, Inner::Attention(..))
     }
 }
 
@@ -95,9 +95,17 @@ pub trait Watch<D: Ops> {
         let _ = (layer, y);
     }
 
-    /// The output of a layer, which then is not computed.
-    fn known(&mut self, layer: usize) -> Option<Matrix<D>> {
-        let _ = layer;
+    /// The output of a layer for its input `x`, which then is not computed.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn known(&mut self, layer: usize, x: &Matrix<D>) -> Result<Option<Matrix<D>>, D::Err> {
+        let _ = (layer, x);
+        Ok(None)
+    }
+
+    /// What attention gives, which then is computed for the backward pass alone.
+    fn known_attention(&mut self) -> Option<Matrix<D>> {
         None
     }
 }
@@ -112,7 +120,9 @@ fn linear<D: Ops, T: Tape<f32, D> + 'static>(
     input_gradient: InputGradient,
     watch: &mut dyn Watch<D>,
 ) -> Result<Matrix<D, T>, D::Err> {
-    let known = watch.known(layer);
+    let (x, tape) = x.split_tape();
+    let known = watch.known(layer, &x)?;
+    let x = x.put_tape(tape);
     let (y, tape) = D::linear(x, &weights.linears[layer], input_gradient, known)?.split_tape();
     watch.output(layer, &y);
     Ok(y.put_tape(tape))
@@ -175,7 +185,8 @@ pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
                 window: attention.window,
                 cap: attention.score_cap,
             };
-            D::attention(q, k, v, heads, positions.sights.as_ref())?
+            let known = watch.known_attention();
+            D::attention(q, k, v, heads, positions.sights.as_ref(), known)?
         }
         Inner::Gated(activation) => {
             let width = linears[last].inputs();

@@ -13,6 +13,7 @@ use super::{
     Batch, Error, Executor, PartWeights, Store, Stream,
     forward::{Watch, forward, inner},
     inputs::{Adding, InputSums},
+    known::{Changes, Knowing, Known},
     ops::{InputGradient, Matrix, Ops},
 };
 use crate::{family::Part, number::or_nan};
@@ -93,13 +94,6 @@ pub struct Measured {
     pub statistics: Vec<Vec<Statistics>>,
 }
 
-/// What the linear layers of a part gave for each sample.
-#[derive(Debug)]
-pub struct Known<D: Ops> {
-    /// One per layer.
-    outputs: Vec<Store<D>>,
-}
-
 /// The output of a run of parts: one part's own, without the residual; or the hidden states after
 /// several.
 pub(super) fn run<D: Ops, T: Tape<f32, D> + 'static>(
@@ -124,18 +118,6 @@ pub(super) fn run<D: Ops, T: Tape<f32, D> + 'static>(
     Ok(states)
 }
 
-/// Notes what the layers of a part give.
-#[derive(Default)]
-struct Noting<D: Ops> {
-    outputs: Vec<Matrix<D>>,
-}
-
-impl<D: Ops> Watch<D> for Noting<D> {
-    fn output(&mut self, _: usize, y: &Matrix<D>) {
-        self.outputs.push(y.clone());
-    }
-}
-
 /// Two that watch: one inputs, the other outputs.
 struct Both<'a, D: Ops, O> {
     inputs: Adding<'a, D>,
@@ -144,35 +126,20 @@ struct Both<'a, D: Ops, O> {
 
 impl<D: Ops, O: Watch<D>> Watch<D> for Both<'_, D, O> {
     fn input(&mut self, part: Part, layers: Range<usize>, x: &Matrix<D>) -> Result<(), D::Err> {
-        self.inputs.input(part, layers, x)
+        self.inputs.input(part, layers.clone(), x)?;
+        self.outputs.input(part, layers, x)
     }
 
     fn output(&mut self, layer: usize, y: &Matrix<D>) {
         self.outputs.output(layer, y);
     }
 
-    fn known(&mut self, layer: usize) -> Option<Matrix<D>> {
-        self.outputs.known(layer)
+    fn known(&mut self, layer: usize, x: &Matrix<D>) -> Result<Option<Matrix<D>>, D::Err> {
+        self.outputs.known(layer, x)
     }
-}
 
-/// Knows what the layers of a part give.
-struct Knowing<D: Ops> {
-    outputs: Vec<Option<Matrix<D>>>,
-}
-
-impl<D: Ops> Knowing<D> {
-    /// What is known of a run.
-    fn of(known: Option<&Known<D>>, run: usize, device: &D) -> Result<Self, Error> {
-        let stores = known.iter().flat_map(|known| &known.outputs);
-        let outputs = stores.map(|store| store.get(run, device).map(Some));
-        Ok(Self { outputs: outputs.collect::<Result<_, _>>()? })
-    }
-}
-
-impl<D: Ops> Watch<D> for Knowing<D> {
-    fn known(&mut self, layer: usize) -> Option<Matrix<D>> {
-        self.outputs.get_mut(layer).and_then(Option::take)
+    fn known_attention(&mut self) -> Option<Matrix<D>> {
+        self.outputs.known_attention()
     }
 }
 
@@ -225,27 +192,23 @@ impl<D: Ops> Executor<D> {
     ) -> Result<(Vec<Statistics>, Option<Known<D>>), Error> {
         let parts = std::slice::from_ref(part);
         let members = &[members.to_vec()];
-        if !self.storage.fits(stream.tokens() * part.outputs()) {
+        let Some(mut notes) = self.noting(part, stream) else {
             let mut statistics = self.inputs(parts, stream, members, needs)?;
             return Ok((statistics.swap_remove(0), None));
-        }
+        };
         let mut sums = sums(parts, members, needs);
-        let stores = part.linears.iter().map(|_| self.storage.exact(stream.runs.len()));
-        let mut outputs: Vec<Store<D>> = stores.collect();
         for index in 0..stream.runs.len() {
             let batch = self.batch(stream, index)?;
             let samples = if stream.held_out(index) { &[][..] } else { &batch.samples };
             let inputs = Adding { sums: &mut sums, samples };
-            let mut watch = Both { inputs, outputs: Noting { outputs: Vec::new() } };
+            let mut watch = Both { inputs, outputs: notes.of_run(index) };
             run(parts, &batch, Default::default(), &mut watch)
                 .map(|_: Matrix<D>| ())
                 .map_err(Error::device)?;
-            for (store, y) in outputs.iter_mut().zip(watch.outputs.outputs) {
-                store.put(index, y)?;
-            }
+            notes.add(index, watch.outputs)?;
         }
         let mut statistics = finish(parts, sums, stream.calibration);
-        Ok((statistics.swap_remove(0), Some(Known { outputs })))
+        Ok((statistics.swap_remove(0), Some(notes.known)))
     }
 
     /// Runs parts on each sample, compares their outputs with the `targets`, and gathers what is
@@ -306,7 +269,7 @@ impl<D: Ops> Executor<D> {
         let mut sum = Loss::default();
         for index in 0..stream.runs.len() {
             let (batch, held_out) = (self.batch(stream, index)?, stream.held_out(index));
-            let outputs = Knowing::of(known, index, &self.device)?;
+            let outputs = self.known(known, index)?;
             let samples = if held_out { &[][..] } else { &batch.samples };
             let inputs = Adding { sums: &mut inputs, samples };
             let mut watch = Both { inputs, outputs };
@@ -414,11 +377,32 @@ impl<D: Ops> Executor<D> {
         let mut outputs = self.storage.store(stream.runs.len());
         for index in 0..stream.runs.len() {
             let batch = self.batch(stream, index)?;
-            let mut watch = Knowing::of(known, index, &self.device)?;
+            let mut watch = self.known(known, index)?;
             let output = run(parts, &batch, Default::default(), &mut watch);
             outputs.put(index, output.map_err(Error::device)?)?;
         }
         Ok(outputs)
+    }
+
+    /// The outputs of one part, and what its first layers give, for [`Executor::advance`].
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch file fails.
+    pub fn noted_outputs(
+        &self,
+        part: &PartWeights<D>,
+        stream: &Stream<D>,
+    ) -> Result<(Store<D>, Known<D>), Error> {
+        let mut notes = self.noting_first(part, stream);
+        let mut outputs = self.storage.store(stream.runs.len());
+        for index in 0..stream.runs.len() {
+            let batch = self.batch(stream, index)?;
+            let mut watch = notes.of_run(index);
+            let output = run(std::slice::from_ref(part), &batch, Default::default(), &mut watch);
+            outputs.put(index, output.map_err(Error::device)?)?;
+            notes.add(index, watch)?;
+        }
+        Ok((outputs, notes.known))
     }
 
     /// The [`Executor::loss`] of the samples that are held out, if there are any.
@@ -484,30 +468,56 @@ impl<D: Ops> Executor<D> {
         Ok(sum / stream.tokens().max(1) as f64)
     }
 
-    /// Moves the hidden states on through a part; returns the [`Executor::loss`] of its outputs,
-    /// if there are targets.
+    /// Moves the hidden states on through a part.
     ///
     /// # Errors
     /// If the device has not enough memory, or the scratch file fails.
-    pub fn advance(
+    pub fn advance(&self, part: &PartWeights<D>, stream: &mut Stream<D>) -> Result<(), Error> {
+        self.advance_each(part, stream, |_| Ok(Knowing::default()), |_, _| Ok(()))
+    }
+
+    /// The same; returns the [`Executor::loss`] of the part's outputs. Where it is known what the
+    /// first layers gave for these states, and what changed of their weights, they are not computed
+    /// again.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch file fails.
+    pub fn advance_towards(
         &self,
         part: &PartWeights<D>,
         stream: &mut Stream<D>,
-        targets: Option<&Store<D>>,
-    ) -> Result<Option<Loss>, Error> {
-        let mut sum = Loss::default();
+        targets: &Store<D>,
+        mut before: Option<(&mut Known<D>, &Changes<D>)>,
+    ) -> Result<Loss, Error> {
+        let (mut sum, calibrating) = (Loss::default(), stream.calibrating());
+        let knowing = |index: usize| match &mut before {
+            Some((known, changes)) => known.corrected(index, &self.device, changes),
+            None => Ok(Knowing::default()),
+        };
+        self.advance_each(part, stream, knowing, |batch, output| {
+            let loss = self.batch_loss(batch, output, targets)?;
+            sum.add(!calibrating.contains(&batch.index), loss);
+            Ok(())
+        })?;
+        Ok(sum.mean(stream))
+    }
+
+    fn advance_each<'a>(
+        &self,
+        part: &PartWeights<D>,
+        stream: &mut Stream<D>,
+        mut knowing: impl FnMut(usize) -> Result<Knowing<'a, D>, Error>,
+        mut see: impl FnMut(&Batch<D>, Matrix<D>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         for index in 0..stream.runs.len() {
-            let batch = self.batch(stream, index)?;
-            let output = run(std::slice::from_ref(part), &batch, Default::default(), &mut ());
+            let (batch, mut watch) = (self.batch(stream, index)?, knowing(index)?);
+            let output = run(std::slice::from_ref(part), &batch, Default::default(), &mut watch);
             let output: Matrix<D> = output.map_err(Error::device)?;
-            if let Some(targets) = targets {
-                let loss = self.batch_loss(&batch, output.clone(), targets)?;
-                sum.add(stream.held_out(index), loss);
-            }
+            see(&batch, output.clone())?;
             let states = part.residual(batch.states.clone(), output).map_err(Error::device)?;
             stream.states.put(index, states)?;
         }
-        Ok(targets.map(|_| sum.mean(stream)))
+        Ok(())
     }
 
     /// Moves the hidden states on through a part whose outputs are known.
@@ -553,6 +563,10 @@ impl<D: Ops> Executor<D> {
             see(&batch, output.map_err(Error::device)?)?;
         }
         Ok(())
+    }
+
+    fn known<'a>(&self, known: Option<&'a Known<D>>, run: usize) -> Result<Knowing<'a, D>, Error> {
+        known.map_or_else(|| Ok(Knowing::default()), |known| known.of_run(run, &self.device))
     }
 
     fn batch_loss(

@@ -6,6 +6,7 @@
 mod device;
 mod forward;
 mod inputs;
+mod known;
 mod measure;
 pub mod ops;
 mod store;
@@ -15,11 +16,13 @@ use std::{fmt, io, ops::Range, path::Path, sync::Arc};
 
 #[cfg(feature = "cuda")]
 pub use self::device::cuda;
+pub(crate) use self::known::NOTED;
 use self::ops::{Matrix, Ops, Rotation, Sight};
 pub use self::{
     device::{Device, available_memory},
     forward::{Inner, PartWeights, Watch, forward},
-    measure::{Known, Loss, Measured, Statistics},
+    known::{Changes, Known},
+    measure::{Loss, Measured, Statistics},
     store::{Storage, Store},
     survey::{Side, Surveyed},
 };

@@ -173,6 +173,18 @@ impl<D: Hold> Store<D> {
         device.hold(values, shape).map_err(Error::device)
     }
 
+    /// A matrix, if one was stored.
+    pub(super) fn find(&self, i: usize, device: &D) -> Result<Option<Matrix<D>>, Error> {
+        self.slots[i].shape().map(|_| self.get(i, device)).transpose()
+    }
+
+    /// The same, which is there no more: what nobody else holds can be worked on in place.
+    pub(super) fn take(&mut self, i: usize, device: &D) -> Result<Option<Matrix<D>>, Error> {
+        let found = self.find(i, device)?;
+        self.release(i);
+        Ok(found)
+    }
+
     /// Gives back the memory of a matrix.
     fn release(&mut self, i: usize) {
         let bytes = match &self.slots[i] {

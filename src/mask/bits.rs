@@ -102,6 +102,19 @@ impl Mask {
         words.map(|(own, other)| (own & !other).count_ones() as usize).sum()
     }
 
+    /// The weights that one of two masks keeps and the other prunes, in order.
+    pub fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = usize> + 'a {
+        let words = self.words.iter().zip(&other.words).enumerate();
+        words.flat_map(|(i, (own, other))| {
+            let mut differ = own ^ other;
+            std::iter::from_fn(move || {
+                let bit = (differ != 0).then(|| differ.trailing_zeros() as usize)?;
+                differ &= differ - 1;
+                Some(i * BITS + bit)
+            })
+        })
+    }
+
     /// How many weights are kept.
     pub fn kept(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
@@ -109,7 +122,11 @@ impl Mask {
 
     /// One entry per weight; `true` is kept.
     pub fn to_bools(&self) -> Vec<bool> {
-        (0..self.dims.len()).map(|i| self.get(i)).collect()
+        let mut kept = vec![false; self.dims.len()];
+        kept.par_chunks_mut(BITS).with_min_len(256).zip(&self.words).for_each(|(kept, word)| {
+            kept.iter_mut().enumerate().for_each(|(i, kept)| *kept = word >> i & 1 == 1);
+        });
+        kept
     }
 
     /// Sets the pruned weights to zero; the others keep their bits.
@@ -118,11 +135,25 @@ impl Mask {
     /// If `weight` does not have the mask's shape.
     pub fn apply(&self, weight: &mut [f32]) {
         assert_eq!(weight.len(), self.dims.len(), "the weights of a {} matrix", self.dims);
-        weight.par_chunks_mut(BITS).with_min_len(256).zip(&self.words).for_each(
+        self.clear(weight, 1, 0.0);
+    }
+
+    /// The same of weights of `size` bytes each.
+    ///
+    /// # Panics
+    /// If `bytes` does not have the mask's shape.
+    pub(crate) fn apply_to_bytes(&self, bytes: &mut [u8], size: usize) {
+        assert_eq!(bytes.len(), self.dims.len() * size, "the weights of a {} matrix", self.dims);
+        self.clear(bytes, size, 0);
+    }
+
+    /// Makes zeros of the pruned weights, which have `size` elements each.
+    fn clear<T: Copy + Send + Sync>(&self, weights: &mut [T], size: usize, zero: T) {
+        weights.par_chunks_mut(BITS * size).with_min_len(256).zip(&self.words).for_each(
             |(weights, word)| {
-                for (i, weight) in weights.iter_mut().enumerate() {
+                for (i, weight) in weights.chunks_exact_mut(size).enumerate() {
                     if word >> i & 1 == 0 {
-                        *weight = 0.0;
+                        weight.fill(zero);
                     }
                 }
             },
@@ -142,6 +173,9 @@ mod tests {
             let mut mask = Mask::from_bools(dims, &kept);
             assert_eq!(mask.to_bools(), kept);
             assert_eq!(mask.kept(), kept.iter().filter(|&&kept| kept).count());
+            let before = mask.clone();
+            (0..dims.len()).step_by(3).for_each(|i| mask.set(i, !kept[i]));
+            assert!(mask.differences(&before).eq((0..dims.len()).step_by(3)));
             (0..dims.len()).for_each(|i| mask.set(i, !kept[i]));
             assert_eq!(mask, Mask::from_fn(dims, |i| !kept[i]));
             (0..dims.len()).for_each(|i| mask.set(i, true));
@@ -166,6 +200,10 @@ mod tests {
             .apply(&mut weight);
         let bits = weight.map(f32::to_bits);
         assert_eq!(bits, [0x8000_0000, 0x7fc0_1234, 0, 0]);
+        let mut bytes = [1, 2, 3, 4, 5, 6];
+        Mask::from_bools(Dims { rows: 3, columns: 1 }, &[false, true, false])
+            .apply_to_bytes(&mut bytes, 2);
+        assert_eq!(bytes, [0, 0, 3, 4, 0, 0]);
     }
 
     #[test]

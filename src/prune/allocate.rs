@@ -117,7 +117,7 @@ fn outliers<D: Ops>(
         let above = scores.iter().filter(|score| f64::from(**score) > factor * mean).count();
         found.push(above as f64 / scores.len().max(1) as f64);
         for part in &dense {
-            let moved = model.executor.advance(part, &mut stream, None);
+            let moved = model.executor.advance(part, &mut stream);
             moved.map_err(failed(layer, "outliers"))?;
         }
         layer_done();
@@ -168,7 +168,7 @@ fn errors<D: Ops>(
         }
         found.push(errors);
         for part in &dense {
-            executor.advance(part, &mut stream, None).map_err(|e| failed()(e))?;
+            executor.advance(part, &mut stream).map_err(|e| failed()(e))?;
         }
         layer_done();
     }

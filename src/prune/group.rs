@@ -2,6 +2,7 @@
 
 use super::{Error, Event, GroupReport, MatrixReport, Refine, Side, StageReport, Streams, failed};
 use crate::{
+    buffer::recycle,
     checkpoint::Pruned,
     executor::{Known, Loss, PartWeights, Statistics, Store, ops::Ops},
     family::{Linear, Part},
@@ -31,7 +32,14 @@ pub(super) struct Grouped<'a, D: Ops> {
     pub(super) targets: Option<Store<D>>,
     /// By how much the group as it is misses that, if it is known.
     pub(super) loss: Option<Loss>,
+    /// Whether the sparse stream moves on with the result of the stage that runs.
+    pub(super) advances: bool,
+    /// What the first layers of the group's part gave with masks that it had, and these.
+    pub(super) before: Option<(Known<D>, Masks)>,
 }
+
+/// What a changed weight costs more than one of a whole matrix.
+const ENTRY: usize = 8;
 
 /// The masks of a group's matrices, to go back to.
 pub(super) type Masks = Vec<Mask>;
@@ -49,6 +57,7 @@ impl<D: Ops> Grouped<'_, D> {
         let mut advanced = false;
         for (i, stage) in stages.iter().enumerate() {
             let before = self.masks();
+            self.advances = advance && i + 1 == stages.len();
             let found = match stage {
                 Refine::Rebuild(rebuild) => rebuild.run(self, event)?,
                 Refine::Swap(swap) => swap.run(self)?,
@@ -56,7 +65,7 @@ impl<D: Ops> Grouped<'_, D> {
             };
             let after = match found.after {
                 Some(after) => after,
-                None if advance && i + 1 == stages.len() => {
+                None if self.advances => {
                     advanced = true;
                     self.advance()?
                 }
@@ -178,10 +187,40 @@ impl<D: Ops> Grouped<'_, D> {
     fn advance(&mut self) -> Result<Loss, Error> {
         self.aim()?;
         let sparse = self.sparse()?;
-        let (executor, targets) = (&self.model.executor, self.shared.or(self.targets.as_ref()));
-        let moved = executor.advance(&sparse[0], &mut self.streams.sparse, targets);
-        let loss = moved.map_err(self.failed())?.unwrap_or_default();
-        self.finite(loss)
+        let mut before = match self.before.take() {
+            Some((known, masks)) => Some((known, self.since(&masks)?)),
+            None => None,
+        };
+        let before = before.as_mut().map(|(known, changes)| (known, &changes[..]));
+        let executor = &self.model.executor;
+        let targets = self.shared.or(self.targets.as_ref());
+        let targets = targets.unwrap_or_else(|| unreachable!("a stage aims first"));
+        let loss = executor.advance_towards(&sparse[0], &mut self.streams.sparse, targets, before);
+        self.finite(loss.map_err(self.failed())?)
+    }
+
+    /// What the weights of the part's layers are more than with these masks.
+    fn since(&self, masks: &Masks) -> Result<Vec<Option<D::Entries>>, Error> {
+        let part = self.group.parts[0];
+        let linears = self.model.decoder.layers[self.layer].linears(part);
+        let mut changes = Vec::new();
+        for (i, linear) in linears.iter().enumerate() {
+            let members = self.group.members.iter().position(|m| (m.part, m.linear) == (part, i));
+            let mut entries = Vec::new();
+            if let Some(member) = members {
+                let (mask, values) = (self.mask(self.group.members[member]), self.values(linear)?);
+                for at in mask.differences(&masks[member]) {
+                    let value = if mask.get(at) { values[at] } else { -values[at] };
+                    entries.push((at / linear.dims.columns, at % linear.dims.columns, value));
+                }
+                recycle(values);
+            }
+            let few = entries.len() * ENTRY <= linear.dims.len();
+            let dims = (linear.dims.rows, linear.dims.columns);
+            let entries = few.then(|| self.model.executor.device.entries(entries, dims));
+            changes.push(entries.transpose().map_err(self.failed())?);
+        }
+        Ok(changes)
     }
 
     /// The masks of the group's matrices.

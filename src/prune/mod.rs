@@ -381,6 +381,8 @@ impl<D: Ops> Refining<'_, D> {
                 pruned: &mut *pruned,
                 targets: None,
                 loss: None,
+                advances: false,
+                before: None,
             };
             // The last group's output with its last masks is what the stream goes on with.
             let last = i + 1 == groups.len() && own;
@@ -390,7 +392,7 @@ impl<D: Ops> Refining<'_, D> {
         }
         if !moved {
             let sparse = model.part(layer, part, pruned)?;
-            let moved = executor.advance(&sparse, &mut streams.sparse, None);
+            let moved = executor.advance(&sparse, &mut streams.sparse);
             moved.map_err(failed(layer, part.name()))?;
         }
         for (stream, outputs) in zip(&mut streams.dense, &looked.on_dense) {

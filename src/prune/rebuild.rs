@@ -10,6 +10,7 @@ use super::{
     group::{Grouped, Ran},
 };
 use crate::{
+    buffer::recycle,
     executor::{Loss, ops::Ops},
     mask::{self, Comparison, Distribution, Mask, Scope, Scored},
     plan::{Member, Rule},
@@ -116,7 +117,7 @@ impl Rebuild<'_> {
         for member in &grouped.group.members {
             let name = grouped.linear(*member).weight.clone();
             if grouped.pruned.restore(&name) {
-                grouped.loss = None;
+                (grouped.loss, grouped.before) = (None, None);
             }
         }
     }
@@ -133,8 +134,16 @@ impl Rebuild<'_> {
         let executor = &grouped.model.executor;
         let mut measured = match self.at {
             Side::Dense => {
-                let outputs = executor.outputs(&grouped.sparse()?, &grouped.streams.sparse);
-                let mut outputs = outputs.map_err(grouped.failed())?;
+                let (sparse, stream) = (grouped.sparse()?, &grouped.streams.sparse);
+                let mut outputs = if grouped.advances {
+                    let noted = executor.noted_outputs(&sparse[0], stream);
+                    let (outputs, known) = noted.map_err(grouped.failed())?;
+                    grouped.before = Some((known, grouped.masks()));
+                    outputs
+                } else {
+                    executor.outputs(&sparse, stream).map_err(grouped.failed())?
+                };
+                drop(sparse);
                 // The dense outputs take the sparse ones' place: without a dense stream they are
                 // what the group is to give.
                 let (dense, stream) = (grouped.dense()?, &grouped.streams.sparse);
@@ -172,6 +181,7 @@ impl Rebuild<'_> {
             let stats = statistics.of(tensor, dims, &weight);
             let mask = grouped.mask(*member).to_bools();
             scores.push(score(self.pipeline, &LayerStats { mask: &mask, ..stats })?);
+            recycle(weight);
         }
         Ok((before, scores))
     }

@@ -6,6 +6,7 @@ use barber_metric::LayerStats;
 
 use super::{Error, Event, Sampled, Side, failed, members};
 use crate::{
+    buffer::recycle,
     checkpoint::{Dtype, Pruned, Reader},
     executor::{Statistics, Stream, ops::Ops},
     family::Part,
@@ -54,7 +55,7 @@ pub fn start<D: Ops>(
                     Side::Sparse => model.part(layer, part, &pruned)?,
                     Side::Dense => model.part(layer, part, &Pruned::default())?,
                 };
-                let moved = model.executor.advance(&weights, stream, None);
+                let moved = model.executor.advance(&weights, stream);
                 moved.map_err(failed(layer, part.name()))?;
             }
         }
@@ -108,6 +109,7 @@ impl Start<'_> {
                 let stats = statistics.get(member.linear).unwrap_or(&none);
                 let stats = stats.of(&linear.weight, linear.dims, &weight);
                 self.matrix(model.reader, &stats, member.rule, pruned)?;
+                recycle(weight);
             }
         }
         Ok(())

@@ -8,9 +8,9 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
-    buffer::stale,
     cpu::{self, CHUNK, exp, simd},
 };
+use crate::buffer::stale;
 
 /// An activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

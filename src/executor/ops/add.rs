@@ -7,9 +7,9 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
-    buffer::{copy, stale},
     cpu::{self, CHUNK, simd},
 };
+use crate::buffer::{copy, stale};
 
 /// y = a + b.
 pub trait Add: Hold {

@@ -15,10 +15,10 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
-    buffer::{Buffer, recycle, stale},
     cpu::{self, exp, simd},
     gemm::{View, gemm},
 };
+use crate::buffer::{Buffer, recycle, stale};
 
 /// The heads of an attention layer and the sequences that it sees.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,7 +69,7 @@ impl Sight {
 pub trait Attention: Hold {
     /// The heads' outputs, [tokens, queries · width], for `q` of that shape and `k`, `v` of
     /// [tokens, keys · width]. `sights` tells what each row of a sequence sees; without them, all
-    /// rows before it.
+    /// rows before it. Where the outputs are `known` already, they are not computed.
     ///
     /// # Errors
     /// If the device has not enough memory.
@@ -79,6 +79,7 @@ pub trait Attention: Hold {
         v: Matrix<Self, T>,
         heads: Heads,
         sights: Option<&Arc<Vec<Sight>>>,
+        known: Option<Matrix<Self>>,
     ) -> Result<Matrix<Self, T>, Self::Err>;
 }
 
@@ -247,37 +248,26 @@ impl Attention for Cpu {
         v: Matrix<Self, T>,
         heads: Heads,
         sights: Option<&Arc<Vec<Sight>>>,
+        known: Option<Matrix<Self>>,
     ) -> Result<Matrix<Self, T>, CpuError> {
         let sights = sights.cloned();
         let (q, q_tape) = q.split_tape();
         let (k, k_tape) = k.split_tape();
         let (v, v_tape) = v.split_tape();
         let mut tape = q_tape.merge(k_tape).merge(v_tape);
-        let Heads { width, sequence_length: length, .. } = heads;
-        let count = q.shape().0 / length * heads.queries;
-
-        let head = |index: usize| {
-            Head::new([&q.values, &k.values, &v.values], heads, sights.as_ref(), index)
+        let count = q.shape().0 / heads.sequence_length * heads.queries;
+        let o = match known {
+            Some(o) => o,
+            None => {
+                let head = |index| {
+                    Head::new([&q.values, &k.values, &v.values], heads, sights.as_ref(), index)
+                };
+                let outputs = (0..count).into_par_iter().map(|index| head(index).forward());
+                let outputs: Vec<Buffer> = outputs.collect();
+                let outputs: Vec<&[f32]> = outputs.iter().map(|output| &**output).collect();
+                q.device().hold(heads.join(&outputs, heads.queries, 1), q.shape())?
+            }
         };
-        let outputs: Vec<Buffer> = (0..count)
-            .into_par_iter()
-            .map(|index| {
-                let head = head(index);
-                let mut p = stale(TILE.min(length) * length);
-                let mut o = stale(length * width);
-                for rows in heads.tiles() {
-                    let (n, keys) = (rows.len(), head.keys(rows.clone()));
-                    let p = &mut p[..n * keys.len()];
-                    head.probabilities(rows.clone(), keys.clone(), p, None);
-                    let p = View::new(p, n, keys.len());
-                    gemm(&mut o[rows.start * width..], width, 0.0, 1.0, p, head.v(keys));
-                }
-                recycle(p);
-                Buffer::from(o)
-            })
-            .collect();
-        let outputs: Vec<&[f32]> = outputs.iter().map(|output| &**output).collect();
-        let o = q.device().hold(heads.join(&outputs, heads.queries, 1), q.shape())?;
 
         let output = o.without_values();
         tape.add_backward_op(move |gradients| {
@@ -301,6 +291,22 @@ impl Attention for Cpu {
 }
 
 impl Head<'_> {
+    /// This head's output.
+    fn forward(self) -> Buffer {
+        let Heads { width, sequence_length: length, .. } = self.heads;
+        let mut p = stale(TILE.min(length) * length);
+        let mut o = stale(length * width);
+        for rows in self.heads.tiles() {
+            let (n, keys) = (rows.len(), self.keys(rows.clone()));
+            let p = &mut p[..n * keys.len()];
+            self.probabilities(rows.clone(), keys.clone(), p, None);
+            let p = View::new(p, n, keys.len());
+            gemm(&mut o[rows.start * width..], width, 0.0, 1.0, p, self.v(keys));
+        }
+        recycle(p);
+        Buffer::from(o)
+    }
+
     /// The gradients of this head's q, k and v; `g` has the gradient of its output as its q.
     fn backward(self, g: Head<'_>) -> [Buffer; 3] {
         let Heads { width, sequence_length: length, .. } = self.heads;
@@ -376,13 +382,13 @@ mod tests {
         for window in [None, Some(3), Some(50)] {
             let whole = Heads { window, ..whole };
             let [a, b, c] = [&q, &k, &v].map(|x| tensor(x, &all));
-            let found = Cpu::attention(a, b, c, whole, Some(&sights)).unwrap().to_vec();
+            let found = Cpu::attention(a, b, c, whole, Some(&sights), None).unwrap().to_vec();
             for (root, branches) in &trees {
                 for branch in branches {
                     let picked: Vec<usize> = root.clone().chain(branch.clone()).collect();
                     let heads = Heads { sequence_length: picked.len(), ..whole };
                     let [a, b, c] = [&q, &k, &v].map(|x| tensor(x, &picked));
-                    let alone = Cpu::attention(a, b, c, heads, None).unwrap().to_vec();
+                    let alone = Cpu::attention(a, b, c, heads, None, None).unwrap().to_vec();
                     for (row, alone) in picked.iter().zip(alone.chunks(8)) {
                         for (found, alone) in found[row * 8..].iter().zip(alone) {
                             assert!((found - alone).abs() < 1e-5, "row {row}: {found} {alone}");
@@ -414,9 +420,9 @@ mod tests {
         let capped = Heads { window: Some(2), cap: Some(0.5), ..plain };
         for heads in [plain, capped] {
             for sights in [None, Some(&branched)] {
-                check_gradient((6, 12), |q| Cpu::attention(q, k(), v(), heads, sights));
-                check_gradient((6, 6), |k| Cpu::attention(q(), k, v(), heads, sights));
-                check_gradient((6, 6), |v| Cpu::attention(q(), k(), v, heads, sights));
+                check_gradient((6, 12), |q| Cpu::attention(q, k(), v(), heads, sights, None));
+                check_gradient((6, 6), |k| Cpu::attention(q(), k, v(), heads, sights, None));
+                check_gradient((6, 6), |v| Cpu::attention(q(), k(), v, heads, sights, None));
             }
         }
     }
@@ -438,7 +444,8 @@ mod tests {
         let v = matrix((0..length).map(|i| i as f32).collect(), (length, 1));
         for window in [None, Some(TILE + 3)] {
             let heads = Heads { window, ..one };
-            let o = Cpu::attention(zeros.clone(), zeros.clone(), v.clone(), heads, None).unwrap();
+            let o =
+                Cpu::attention(zeros.clone(), zeros.clone(), v.clone(), heads, None, None).unwrap();
             for (i, o) in o.to_vec().iter().enumerate() {
                 let first = window.map_or(0, |window| (i + 1).saturating_sub(window));
                 let mean = (first + i) as f32 / 2.0;

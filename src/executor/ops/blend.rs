@@ -6,9 +6,9 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
-    buffer::stale,
     cpu::{CHUNK, simd},
 };
+use crate::buffer::stale;
 
 /// y = (1 − t) a + t b.
 pub trait Blend: Hold {

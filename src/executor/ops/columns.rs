@@ -7,7 +7,8 @@ use std::ops::Range;
 use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
 
-use super::{Hold, Matrix, buffer::stale, cpu};
+use super::{Hold, Matrix, cpu};
+use crate::buffer::stale;
 
 /// y = x[:, columns].
 pub trait Columns: Hold {

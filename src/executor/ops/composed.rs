@@ -124,6 +124,15 @@ pub(super) fn linear<D: Device<f32>, T: Tape<f32, D>>(
     Ok(y.put_tape(tape))
 }
 
+/// y + x Δᵀ, of Δ transposed and as a whole: few entries take a GPU no less time than many.
+pub(super) fn add_sparse_product<D: Device<f32>>(
+    y: Rank2<D>,
+    x: &Rank2<D>,
+    entries: &Rank2<D>,
+) -> Result<Rank2<D>, D::Err> {
+    y.try_add(x.clone().try_matmul(entries.clone())?)
+}
+
 /// Adds to the gradient of a tensor. A gradient is raw memory of the device, which only dfdx's own
 /// operations write: that of Σ x · c with respect to x is c.
 fn add_gradient<D: Device<f32>>(
@@ -351,7 +360,8 @@ mod tests {
     use super::*;
     use crate::executor::ops::{
         Activate, Attention, Blend, Cap, ColumnSquares, Columns, CrossEntropy, Gated,
-        InputGradient, Linear, Matrix, Norm, Normalise, Rotary, SquaredError, Sums, Trace, Weight,
+        InputGradient, Linear, Matrix, Norm, Normalise, Rotary, SparseProduct, SquaredError, Sums,
+        Trace, Weight,
         testing::{gradient, matrix, noise, traced, weighted_sum},
     };
 
@@ -500,7 +510,7 @@ mod tests {
                 for sights in [None, Some(&branched)] {
                     let shapes = [(6, heads.queries * 3), (6, 6), (6, 6)];
                     let kernel =
-                        |[q, k, v]: [_; 3]| Cpu::attention(q, k, v, heads, sights).unwrap();
+                        |[q, k, v]: [_; 3]| Cpu::attention(q, k, v, heads, sights, None).unwrap();
                     agree(device, "attention", shapes, kernel, |[q, k, v]| {
                         attention(q, k, v, heads, sights)
                     });
@@ -575,6 +585,15 @@ mod tests {
             let mut sum = constant(device, vec![0.0; 12], (4, 3)).unwrap();
             add_product(&mut sum, &g, &x).unwrap();
             close(&sum.as_vec(), &Cpu::sums(expected), "product");
+
+            let entries = Cpu::default().entries(vec![(1, 0, 0.5), (3, 2, -2.0)], (4, 3)).unwrap();
+            let y = trace.gradient.clone();
+            let expected = Cpu::add_sparse_product(y, &trace.input, &entries).unwrap();
+            let mut entries = vec![0.0; 12];
+            (entries[1], entries[2 * 4 + 3]) = (0.5, -2.0);
+            let entries = constant(device, entries, (3, 4)).unwrap();
+            let found = add_sparse_product(g.clone(), &x, &entries).unwrap();
+            close(&found.as_vec(), &expected.to_vec(), "sparse product");
 
             let other = matrix(noise(15, 3), (5, 3));
             let expected = Cpu::blend(&trace.input, &other, 0.3).unwrap();

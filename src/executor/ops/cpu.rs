@@ -3,7 +3,8 @@
 use dfdx::tensor::{Cpu, CpuError, Gradients, Tensor};
 use rayon::prelude::*;
 
-use super::{Matrix, buffer::recycle};
+use super::Matrix;
+use crate::buffer::recycle;
 
 /// Elements that one task works on: enough to be worth a task.
 pub(super) const CHUNK: usize = 1 << 14;

@@ -9,9 +9,9 @@ use dfdx::{
 };
 
 use super::{
-    Activate, Activation, Add, Attention, Blend, Cap, ColumnSquares, Columns, CrossEntropy, Gated,
-    Heads, Hold, InputGradient, Linear, Matrix, Norm, Normalise, Rotary, Rotation, Sight,
-    SquaredError, Sums, Trace, Weight,
+    Activate, Activation, Add, Attention, Blend, Cap, ColumnSquares, Columns, CrossEntropy, Entry,
+    Gated, Heads, Hold, InputGradient, Linear, Matrix, Norm, Normalise, Rotary, Rotation, Sight,
+    SparseProduct, SquaredError, Sums, Trace, Weight,
     composed::{self, Rank2},
 };
 
@@ -64,7 +64,9 @@ impl Attention for Cuda {
         v: Matrix<Self, T>,
         heads: Heads,
         sights: Option<&Arc<Vec<Sight>>>,
+        _: Option<Matrix<Self>>,
     ) -> Result<Matrix<Self, T>> {
+        // The backward pass is dfdx's own, which needs what lies between.
         composed::attention(q.tensor, k.tensor, v.tensor, heads, sights).map(matrix)
     }
 }
@@ -157,6 +159,30 @@ impl Rotary for Cuda {
         head: usize,
     ) -> Result<Matrix<Self, T>> {
         composed::rotary(x.tensor, rotation, head).map(matrix)
+    }
+}
+
+impl SparseProduct for Cuda {
+    type Entries = Rank2<Self>;
+
+    fn entries(
+        &self,
+        entries: Vec<Entry>,
+        (outputs, inputs): (usize, usize),
+    ) -> Result<Rank2<Self>> {
+        let mut values = vec![0.0; outputs * inputs];
+        for (row, column, value) in entries {
+            values[column * outputs + row] = value;
+        }
+        self.try_tensor_from_vec(values, (inputs, outputs))
+    }
+
+    fn add_sparse_product(
+        y: Matrix<Self>,
+        x: &Matrix<Self>,
+        entries: &Rank2<Self>,
+    ) -> Result<Matrix<Self>> {
+        composed::add_sparse_product(y.tensor, &x.tensor, entries).map(matrix)
     }
 }
 

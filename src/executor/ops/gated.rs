@@ -8,9 +8,9 @@ use rayon::prelude::*;
 use super::{
     Hold, Matrix,
     activation::Activation,
-    buffer::stale,
     cpu::{self, CHUNK, simd},
 };
+use crate::buffer::stale;
 
 /// y = f(gate) · up.
 pub trait Gated: Hold {

@@ -9,7 +9,7 @@ use std::{
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::buffer::stale;
+use crate::buffer::stale;
 
 /// A matrix in a slice: element (i, j) is `data[i * row_stride + j * column_stride]`.
 #[derive(Clone, Copy)]
@@ -121,7 +121,9 @@ fn share(rows: usize) -> usize {
 pub(super) fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     let (columns, share) = (b.columns, share(a.rows));
     let mut out = stale(a.rows * columns);
-    out.par_chunks_mut((share * columns).max(1)).enumerate().for_each(|(i, out)| {
+    // A task for each share: a thread that is held up must not keep two of them.
+    let shares = out.par_chunks_mut((share * columns).max(1)).with_max_len(1);
+    shares.enumerate().for_each(|(i, out)| {
         if let Some(bias) = bias {
             out.chunks_exact_mut(columns).for_each(|row| row.copy_from_slice(bias));
         }

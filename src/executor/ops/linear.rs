@@ -8,11 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dfdx::tensor::{Cpu, CpuError, Tape};
 
 use super::{
-    Hold, Matrix,
-    buffer::stale,
-    cpu,
+    Hold, Matrix, cpu,
     gemm::{View, product},
 };
+use crate::buffer::stale;
 
 /// The weight of a linear layer and its bias.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@ use dfdx::{
     tensor_ops::Device,
 };
 
-use super::buffer::{Buffer, copy};
+use crate::buffer::{Buffer, copy};
 
 /// Where a device keeps the values of a matrix.
 ///

@@ -8,7 +8,6 @@ mod activation;
 mod add;
 mod attention;
 mod blend;
-mod buffer;
 mod cap;
 mod column_squares;
 mod columns;
@@ -24,15 +23,17 @@ mod linear;
 mod matrix;
 mod norm;
 mod rope;
+mod sparse_product;
 mod squared_error;
 mod sums;
+
+pub use crate::buffer::Buffer;
 
 pub use self::{
     activation::{Activate, Activation},
     add::Add,
     attention::{Attention, Heads, Sight},
     blend::Blend,
-    buffer::Buffer,
     cap::Cap,
     column_squares::ColumnSquares,
     columns::Columns,
@@ -43,6 +44,7 @@ pub use self::{
     matrix::{Hold, Matrix},
     norm::{Norm, Normalise},
     rope::{Rotary, Rotation},
+    sparse_product::{Entry, SparseProduct},
     squared_error::SquaredError,
     sums::Sums,
 };
@@ -61,6 +63,7 @@ pub trait Ops:
     + Linear
     + Normalise
     + Rotary
+    + SparseProduct
     + SquaredError
     + Sums
 {
@@ -79,6 +82,7 @@ impl<D> Ops for D where
         + Linear
         + Normalise
         + Rotary
+        + SparseProduct
         + SquaredError
         + Sums
 {

@@ -9,9 +9,9 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
-    buffer::stale,
     cpu::{self, simd, sum},
 };
+use crate::buffer::stale;
 
 /// A norm's parameters.
 #[derive(Clone, Debug)]

@@ -10,9 +10,9 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
-    buffer::stale,
     cpu::{self, simd},
 };
+use crate::buffer::stale;
 
 /// L = Σ mean((y − t)²).
 pub trait SquaredError: Hold {

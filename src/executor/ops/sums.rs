@@ -9,10 +9,10 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix, Trace,
-    buffer::{recycle, stale},
     cpu::simd,
     gemm::{View, gemm},
 };
+use crate::buffer::{recycle, stale};
 
 /// Sums over samples.
 pub trait Sums: Hold {
@@ -81,7 +81,7 @@ impl Sums for Cpu {
     ) -> Result<(), CpuError> {
         let (inputs, outputs) = (*inputs, gradient.shape().1);
         let share = tile(outputs);
-        let tiles = sums.par_chunks_mut((share * inputs).max(1)).enumerate();
+        let tiles = sums.par_chunks_mut((share * inputs).max(1)).with_max_len(1).enumerate();
         // A tile of one sample's gradient is squared while it is in the cache.
         tiles.for_each(|(i, sums)| {
             let mut tile = stale(sums.len());

@@ -9,7 +9,7 @@ use std::{
 
 /// Bytes that wait at most. Larger models need larger buffers than this, but do so much more with
 /// each number that fresh ones cost little.
-const MOST: usize = 256 << 20;
+pub(crate) const MOST: usize = 128 << 20;
 
 /// What waits, by length.
 #[derive(Default)]
@@ -21,7 +21,7 @@ struct Waiting {
 static WAITING: LazyLock<Mutex<Waiting>> = LazyLock::new(Mutex::default);
 
 /// A vector of `length` numbers without a meaning: what was in it last, or zeros.
-pub(super) fn stale(length: usize) -> Vec<f32> {
+pub(crate) fn stale(length: usize) -> Vec<f32> {
     let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
     let found = waiting.buffers.get_mut(&length).and_then(Vec::pop);
     if found.is_some() {
@@ -32,14 +32,14 @@ pub(super) fn stale(length: usize) -> Vec<f32> {
 }
 
 /// A copy of some numbers.
-pub(super) fn copy(values: &[f32]) -> Vec<f32> {
+pub(crate) fn copy(values: &[f32]) -> Vec<f32> {
     let mut copy = stale(values.len());
     copy.copy_from_slice(values);
     copy
 }
 
 /// Gives a vector back.
-pub(super) fn recycle(values: Vec<f32>) {
+pub(crate) fn recycle(values: Vec<f32>) {
     let length = values.len();
     if length == 0 || values.capacity() != length {
         return;
@@ -67,7 +67,7 @@ impl From<Vec<f32>> for Buffer {
 
 impl Buffer {
     /// The numbers, which go nowhere.
-    pub(super) fn into_vec(mut self) -> Vec<f32> {
+    pub(crate) fn into_vec(mut self) -> Vec<f32> {
         std::mem::take(&mut self.0)
     }
 }

@@ -1,11 +1,27 @@
 //! Barber prunes large language models from a declarative recipe.
 //!
+//! ```
+//! use llm_barber::{recipe::load, run};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let dir = tempfile::tempdir()?;
+//!     let output = format!("output.path={}", dir.path().join("sparse").display());
+//!     let recipe = load("recipes/quickstart.toml".as_ref(), &[output])?;
+//!     let report = run::prune(&recipe, &run::Settings::default())?;
+//!     assert_eq!(report.pruned_weights, report.prunable_weights / 2);
+//!     println!("{:?}", report.perplexity);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! [`run::prune`] is all that the command `barber prune` does, but for what that prints.
+//!
 //! Data flows one way, and the modules follow it: the text of a recipe becomes a resolved
 //! [`recipe`], [`calibration`] turns its text into token batches, the [`executor`] runs one decoder
 //! layer of a [`family`] at a time over the [`checkpoint`]'s weights and gathers statistics, the
 //! metric pipeline turns those into scores, [`mask`] turns scores into masks, and the checkpoint is
-//! written again with the masks applied. [`prune`] is that loop, [`report`] what it did; [`cli`] prints
-//! it.
+//! written again with the masks applied. [`prune`] is that loop, [`run`] puts it together,
+//! [`report`] says what it did, and [`cli`] prints it.
 
 mod buffer;
 pub mod calibration;
@@ -23,7 +39,8 @@ mod number;
 pub mod plan;
 mod plugins;
 pub mod prune;
-pub mod random;
+pub use barber_metric::random;
 pub mod recipe;
 pub mod records;
 pub mod report;
+pub mod run;

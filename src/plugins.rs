@@ -3,6 +3,9 @@
 
 use barber_activation_norm as _;
 use barber_gradient as _;
+use barber_hessian_diagonal as _;
 use barber_magnitude as _;
 use barber_normalise as _;
+use barber_random as _;
+use barber_ria as _;
 use barber_weight_gradient as _;

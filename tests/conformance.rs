@@ -118,7 +118,13 @@ fn family_conforms(family: &str, name: &str, init: Init, pattern: &str, ratio: f
     let samples = Sampled::from(&samples[..]);
 
     let scratch = tempfile::tempdir().unwrap();
-    let start_as = Start { init, side: Side::Sparse, dtype: None, scratch: scratch.path() };
+    let start_as = Start {
+        init,
+        metric: (&[], Scope::Row),
+        side: Side::Sparse,
+        dtype: None,
+        scratch: scratch.path(),
+    };
     let initial = start(&model, &exact, &start_as, samples, &mut |_| ()).unwrap();
     assert_eq!(initial.masks.len(), model.decoder.linears().count());
     let (differ, entries) = case.differences("init", &initial.masks);

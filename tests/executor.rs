@@ -31,7 +31,13 @@ fn masks(name: &str, init: Init, storage: Storage, passes: usize) -> (Masks, Vec
     let tokens = Tokens::of(reader.path(), 256, false);
     let samples = samples(&ids.into(), wanted, &tokens).unwrap();
     let scratch = tempfile::tempdir().unwrap();
-    let started = Start { init, side: Side::Sparse, dtype: None, scratch: scratch.path() };
+    let started = Start {
+        init,
+        metric: (&[], Scope::Row),
+        side: Side::Sparse,
+        dtype: None,
+        scratch: scratch.path(),
+    };
     let metric = registered().unwrap()["weight-gradient"];
     let stage = Refine::Rebuild(Rebuild {
         alpha: Alpha::Share(0.2),

@@ -4,21 +4,15 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use dfdx::tensor::Cpu;
 
-use super::{
-    Error,
-    prune::{Texts, calibration_needs, plan, single_pass, texts},
-    show,
-};
+use super::{Error, progress::Terminal, show};
 use crate::{
     checkpoint::Reader,
-    estimate::{Run, estimate},
-    evaluate::STATES,
-    executor::ops::Ops,
+    estimate::estimate,
     hub::locate,
     model::Model,
     plan::Plan,
-    prune::Side,
-    recipe::{Kind, Loaded, Setting, load},
+    recipe::{Setting, load},
+    run::{self, Watch, expected, plan, texts},
 };
 
 /// Resolves a recipe without running it: each value and where it comes from, the groups and tensors
@@ -35,7 +29,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let loaded = load(&arguments.recipe, &arguments.sets)?;
     let recipe = &loaded.recipe;
-    let settings = loaded.settings().map_err(|e| Error::Report(e.to_string()))?;
+    let settings = loaded.settings().map_err(|e| run::Error::Report(e.to_string()))?;
     let length = |of: &Setting| of.key.len() + of.value.len();
     let width = settings.iter().map(length).max().unwrap_or(0).min(60);
     for setting in &settings {
@@ -43,7 +37,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         println!("{} = {}{space}   # {}", setting.key, setting.value, setting.source);
     }
 
-    let new = |file: &str, bytes| super::progress::bar(file, bytes, false);
+    let new = |file: &str, bytes| Terminal { quiet: false }.bar(file, bytes);
     let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
     let reader = Reader::open(&located.dir)?;
     let model = Model::new(&reader, Cpu::default())?;
@@ -143,30 +137,6 @@ fn ranges(layers: &[usize]) -> String {
     });
     let name = if layers.len() == 1 { "layer" } else { "layers" };
     format!("{name} {}", shown.collect::<Vec<_>>().join(", "))
-}
-
-/// What decides how much the run will take.
-pub(super) fn expected<D: Ops>(
-    loaded: &Loaded,
-    model: &Model<'_, D>,
-    texts: &Texts,
-) -> Result<Run, Error> {
-    let recipe = &loaded.recipe;
-    let tokens = texts.iter().flat_map(|(_, segments)| segments).map(Vec::len).sum();
-    let single = single_pass(recipe);
-    let works = |of: Kind| recipe.refine.iter().any(|stage| stage.stage == Some(of));
-    Ok(Run {
-        samples: recipe.calibration.samples + recipe.calibration.held_out,
-        sequence_length: recipe.calibration.sequence_length,
-        start: recipe.mask.init.needs(),
-        refined: (!recipe.refine.is_empty()).then_some(single),
-        rebuild: calibration_needs(loaded)?,
-        swaps: works(Kind::Swap) || works(Kind::Reconstruct),
-        dense: recipe.streams.blend > 0.0 || recipe.streams.statistics == Side::Dense,
-        stream_size: recipe.executor.stream_dtype.size(),
-        evaluated: (tokens, if recipe.refine.is_empty() || single { 2 } else { 3 }),
-        evaluated_at_once: STATES / model.decoder.hidden_size,
-    })
 }
 
 #[cfg(test)]

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::{Error, table::Table, write};
-use crate::report::{Comparison, Kind, Run, comparison_page, read};
+use crate::{
+    report::{Comparison, Kind, Run, comparison_page, read},
+    run,
+};
 
 /// Puts runs side by side: what came of them, and what differs in their recipes. Reads the reports
 /// that `barber prune` wrote.
@@ -28,12 +31,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let runs = arguments.runs.iter().map(read).collect::<Result<Vec<_>, Error>>()?;
     let runs = Run::named(runs);
     if let Some(path) = &arguments.html {
-        let page = comparison_page(&runs).map_err(|e| Error::Report(e.to_string()))?;
+        let page = comparison_page(&runs).map_err(|e| run::Error::Report(e.to_string()))?;
         write::new(path, page.as_bytes(), arguments.force)?;
     }
     let comparison = Comparison::of(&runs);
     if arguments.json {
-        let json = serde_json::to_string(&comparison).map_err(|e| Error::Report(e.to_string()))?;
+        let json =
+            serde_json::to_string(&comparison).map_err(|e| run::Error::Report(e.to_string()))?;
         println!("{json}");
     } else {
         tables(&comparison).iter().for_each(|table| println!("{table}"));

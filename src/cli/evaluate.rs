@@ -1,18 +1,16 @@
 //! `barber eval`.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{fmt, path::PathBuf};
 
-use super::{Error, on_device, progress::bar, show};
+use super::{Error, progress::Terminal, show};
 use crate::{
-    calibration::{Text, Tokens, segments},
+    calibration::{Text, segments},
     checkpoint::{Pruned, Reader},
-    evaluate::{Accuracy, Perplexity, Question, TASKS, Task, accuracy, perplexity},
+    evaluate::{Accuracy, Perplexity, TASKS, Task},
     executor::{Device, ops::Ops},
     hub::locate,
     model::Model,
+    run::{Asked, Watch, measure, on_device, tokens},
 };
 
 /// Measures a checkpoint: its perplexity on texts, and the accuracy of its answers to questions. A
@@ -68,7 +66,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
 
 fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error> {
     let Arguments { dir, sequence_length, segments: limit, json, .. } = arguments;
-    let new = |file: &str, bytes| bar(file, bytes, *json);
+    let watch = Terminal { quiet: *json };
+    let new = |file: &str, bytes| watch.bar(file, bytes);
     let located = locate(dir, arguments.revision.as_deref(), &new)?;
     let reader = Reader::open(&located.dir)?;
     let model = Model::new(&reader, device)?;
@@ -83,7 +82,7 @@ fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error>
     let tasks = tasks.collect::<Result<Vec<_>, _>>()?;
     let mut reports = Vec::new();
     for (path, segments) in texts {
-        let found = measure(&model, &Pruned::default(), &segments, "perplexity", *json)?;
+        let found = measure(&model, &Pruned::default(), &segments, "perplexity", &watch)?;
         reports.push(Report { text: path.display().to_string(), found });
         if !json {
             println!(
@@ -98,7 +97,7 @@ fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error>
     }
     let mut answers = Vec::new();
     for asked in tasks {
-        let found = asked.answer(&model, &Pruned::default(), &tokens, asked.task.name, *json)?;
+        let found = asked.answer(&model, &Pruned::default(), &tokens, asked.task.name, &watch)?;
         if !json {
             println!("{}: {} {}", show(dir), asked.task.name, Shown(&found));
         }
@@ -116,48 +115,6 @@ fn task(text: &str) -> Result<(&'static Task, PathBuf), String> {
     let known = || TASKS.iter().map(|task| task.name).collect::<Vec<_>>().join(", ");
     let task = Task::named(name).ok_or_else(|| format!("no task `{name}`; known: {}", known()))?;
     Ok((task, file.into()))
-}
-
-/// A task and its questions.
-pub(super) struct Asked {
-    /// The task.
-    pub(super) task: &'static Task,
-    /// Where its questions are from.
-    pub(super) file: PathBuf,
-    questions: Vec<Question>,
-}
-
-impl Asked {
-    /// The questions of a file.
-    pub(super) fn read(
-        task: &'static Task,
-        file: &Path,
-        limit: Option<usize>,
-    ) -> Result<Self, Error> {
-        let questions = task.questions(file, limit)?;
-        if questions.is_empty() {
-            return Err(Error::NoQuestions(file.to_owned()));
-        }
-        Ok(Self { task, file: file.to_owned(), questions })
-    }
-
-    /// What a model, as pruning left it, answers; behind a progress bar.
-    pub(super) fn answer<D: Ops>(
-        &self,
-        model: &Model<'_, D>,
-        pruned: &Pruned,
-        tokens: &Tokens,
-        name: &str,
-        quiet: bool,
-    ) -> Result<Accuracy, Error> {
-        let layers = model.decoder.layers.len() as f64;
-        let bar = bar(name, layers as u64, quiet);
-        let found = accuracy(model, pruned, &self.questions, tokens, |share| {
-            bar.set_position((share * layers) as u64);
-        });
-        bar.finish_and_clear();
-        Ok(found?)
-    }
 }
 
 /// An accuracy in percent.
@@ -193,26 +150,4 @@ struct Report {
     text: String,
     #[serde(flatten)]
     found: Perplexity,
-}
-
-/// The tokenizer of a model.
-pub(super) fn tokens<D: Ops>(model: &Model<'_, D>, special: bool) -> Tokens {
-    Tokens::of(model.reader.path(), model.decoder.vocab_size, special)
-}
-
-/// The perplexity of a model as pruning left it, behind a progress bar.
-pub(super) fn measure<D: Ops>(
-    model: &Model<'_, D>,
-    pruned: &Pruned,
-    segments: &[Vec<u32>],
-    name: &str,
-    quiet: bool,
-) -> Result<Perplexity, Error> {
-    let bar = bar(name, model.decoder.layers.len() as u64, quiet);
-    let layers = model.decoder.layers.len() as f64;
-    let found = perplexity(model, pruned, segments, |share| {
-        bar.set_position((share * layers) as u64);
-    });
-    bar.finish_and_clear();
-    Ok(found?)
 }

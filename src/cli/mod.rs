@@ -5,7 +5,7 @@ mod check;
 mod compare;
 mod evaluate;
 mod metrics;
-mod phases;
+mod new_metric;
 mod progress;
 mod prune;
 mod study;
@@ -18,10 +18,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 use miette::Report;
 
-use crate::{
-    calibration, checkpoint, evaluate as evaluation, hub, model, plan, prune as pruning, recipe,
-    records,
-};
+use crate::run;
 
 /// Prunes large language models from a declarative recipe.
 #[derive(Parser)]
@@ -45,47 +42,19 @@ enum Command {
     Compare(compare::Arguments),
     /// List the metrics that a recipe's pipeline can use.
     Metrics,
+    /// Write a crate with a metric of your own to start from.
+    NewMetric(new_metric::Arguments),
 }
 
 /// Why a command failed; each is shown with its causes.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
-    Recipe(#[from] recipe::RecipeError),
-    #[error(transparent)]
-    Checkpoint(#[from] checkpoint::Error),
-    #[error(transparent)]
-    Hub(#[from] hub::Error),
-    #[error(transparent)]
-    Calibration(#[from] calibration::Error),
-    #[error(transparent)]
-    Model(#[from] model::Error),
-    #[error(transparent)]
-    Plan(#[from] plan::Error),
-    #[error(transparent)]
-    Prune(#[from] pruning::Error),
+    Job(run::Error),
     #[error(transparent)]
     Duplicate(#[from] barber_metric::Duplicate),
     #[error(transparent)]
-    Records(#[from] records::Error),
-    #[error(transparent)]
-    Accuracy(#[from] evaluation::Error),
-    #[error("{0}")]
-    #[cfg(feature = "cuda")]
-    Device(String),
-    #[error(
-        "executor.device is a GPU, but this barber was built without CUDA; build it with \
-         `cargo build --release --features cuda`, or set executor.device to \"cpu\""
-    )]
-    #[cfg(not(feature = "cuda"))]
-    NoCuda,
-    #[error(
-        "executor.memory is too little: a layer of this model needs about {needed} at a time; \
-         raise it, or lower calibration.sequence_length"
-    )]
-    Memory { needed: bytesize::ByteSize },
-    #[error("{}: no questions", .0.display())]
-    NoQuestions(PathBuf),
+    NewMetric(#[from] new_metric::Error),
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: std::io::Error },
     #[error(
@@ -103,23 +72,30 @@ enum Error {
     Varies(&'static str),
     #[error("{run}: {error}")]
     Run { run: String, error: Box<Error> },
-    #[error("the report cannot be written: {0}")]
-    Report(String),
     #[error(transparent)]
     NoReport(#[from] crate::report::Error),
     #[error("{} exists; choose another file, or replace it with --force", .0.display())]
     Exists(PathBuf),
 }
 
+/// What fails a run fails a command.
+impl<E> From<E> for Error
+where
+    run::Error: From<E>,
+{
+    fn from(error: E) -> Self {
+        Self::Job(error.into())
+    }
+}
+
 impl Error {
     /// 2 for what the user wrote, 1 for what went wrong.
     fn status(&self) -> u8 {
         match self {
-            Self::Recipe(_) | Self::Plan(_) | Self::Duplicate(_) | Self::Memory { .. } => 2,
-            Self::NoMethod { .. } | Self::Varies(_) => 2,
+            Self::Job(error) if error.is_usage() => 2,
+            Self::NewMetric(error) if error.is_usage() => 2,
+            Self::Duplicate(_) | Self::NoMethod { .. } | Self::Varies(_) => 2,
             Self::Run { error, .. } => error.status(),
-            #[cfg(not(feature = "cuda"))]
-            Self::NoCuda => 2,
             _ => 1,
         }
     }
@@ -127,33 +103,12 @@ impl Error {
     /// As it is shown: a recipe's problems with their lines.
     fn report(self) -> Report {
         match self {
-            Self::Recipe(error) => Report::new(error),
+            Self::Job(run::Error::Recipe(error)) => Report::new(error),
             Self::Run { run, error } => error.report().wrap_err(run),
             other => Report::msg(other.to_string()),
         }
     }
 }
-
-/// Calls a function with the device that a recipe names and the bytes of memory that it has free.
-macro_rules! on_device {
-    ($device:expr, $run:ident($($argument:expr),*)) => {
-        match $device {
-            $crate::executor::Device::Cpu => $run(
-                dfdx::tensor::Cpu::default(),
-                $crate::executor::available_memory(),
-                $($argument),*
-            ),
-            #[cfg(feature = "cuda")]
-            $crate::executor::Device::Cuda(number) => {
-                let opened = $crate::executor::cuda(number).map_err($crate::cli::Error::Device);
-                opened.and_then(|(device, memory)| $run(device, memory, $($argument),*))
-            }
-            #[cfg(not(feature = "cuda"))]
-            $crate::executor::Device::Cuda(_) => Err($crate::cli::Error::NoCuda),
-        }
-    };
-}
-use on_device;
 
 /// Runs the command line with the process's arguments. A binary of your own calls it to run with
 /// the metrics that it links.
@@ -179,6 +134,7 @@ pub fn main() -> ExitCode {
         Command::Eval(arguments) => evaluate::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),
         Command::Metrics => metrics::run(),
+        Command::NewMetric(arguments) => new_metric::run(&arguments).map_err(Error::from),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

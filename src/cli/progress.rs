@@ -7,22 +7,43 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A bar of so many steps, on the terminal's error stream; nothing is drawn elsewhere.
-pub(super) fn bar(name: &str, steps: u64, quiet: bool) -> ProgressBar {
-    let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let bar = ProgressBar::with_draw_target(Some(steps), target);
-    let style = "{msg:28} {bar:32} {pos:>4}/{len} · {elapsed} · {eta} left";
-    if let Ok(style) = ProgressStyle::with_template(style) {
-        bar.set_style(style);
-    }
-    bar.set_message(name.to_owned());
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
+use super::prune::introduce;
+use crate::{family::Decoder, plan::Plan, recipe::Recipe, run::Watch};
+
+/// Shows how a run goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terminal {
+    /// Says nothing.
+    pub(super) quiet: bool,
 }
 
-/// A line between bars, where bars are drawn.
-pub(super) fn note(line: &str, quiet: bool) {
-    if !quiet && stderr().is_terminal() {
-        eprintln!("{line}");
+impl Watch for Terminal {
+    fn begin(&self, recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
+        if !self.quiet {
+            introduce(recipe, decoder, plan);
+        }
+    }
+
+    /// A bar on the terminal's error stream; nothing is drawn elsewhere.
+    fn bar(&self, phase: &str, steps: u64) -> ProgressBar {
+        let target =
+            if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(Some(steps), target);
+        let style = "{msg:28} {bar:32} {pos:>4}/{len} · {elapsed} · {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        bar.set_message(phase.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        bar
+    }
+}
+
+impl Terminal {
+    /// A line between bars, where bars are drawn.
+    pub(super) fn note(&self, line: &str) {
+        if !self.quiet && stderr().is_terminal() {
+            eprintln!("{line}");
+        }
     }
 }

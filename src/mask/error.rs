@@ -24,6 +24,12 @@ pub enum Error {
         /// It.
         scope: Scope,
     },
+    /// Initial masks do not know the scope.
+    #[error("scores of an initial mask compete in a `row` or a `layer`, not in a `{scope}`")]
+    InitialScope {
+        /// It.
+        scope: Scope,
+    },
     /// A slice does not fit its matrix.
     #[error("`{name}`: {found} {what}, but the matrix needs {expected}")]
     Length {

@@ -146,7 +146,7 @@ fn errors<D: Ops>(
             Ok(parts.into_iter().collect::<Result<_, _>>()?)
         };
         let dense = weights(&Pruned::default())?;
-        let (wanted, needs) = (members(plan, layer), start.init.needs());
+        let (wanted, needs) = (members(plan, layer), start.needs());
         let statistics = executor.inputs(&dense, &stream, &wanted, needs);
         let statistics = statistics.map_err(|e| failed()(e))?;
         let outputs = executor.outputs(&dense, &stream).map_err(|e| failed()(e))?;

@@ -260,9 +260,9 @@ pub fn refine<D: Ops>(
         let refining = Refining { model, layer, groups, refinement, members: members(plan, layer) };
         let mut start = refinement.start;
         if let Some(of) = start
-            && (!of.init.needs().inputs() || refining.across().next().is_some())
+            && (!of.needs().inputs() || refining.across().next().is_some())
         {
-            let stream = of.init.needs().inputs().then_some(streams.of(refinement.statistics));
+            let stream = of.needs().inputs().then_some(streams.of(refinement.statistics));
             of.layer(model, plan, layer, stream, &mut pruned)?;
             start = None;
         }
@@ -320,7 +320,7 @@ impl<D: Ops> Refining<'_, D> {
     ) -> Result<(Looked<D>, Vec<Statistics>), Error> {
         let Self { model, layer, refinement, .. } = self;
         let (executor, members) = (&model.executor, &self.members[part as usize]);
-        let needs = start.map_or(Needs::NOTHING, |start| start.init.needs());
+        let needs = start.map_or(Needs::NOTHING, |start| start.needs());
         let of_inputs = refinement.stages.first().is_some_and(Refine::needs_gram);
         let mut looked = Looked { known: None, targets: None, on_dense: None };
         if of_inputs || streams.dense.is_some() {

@@ -228,7 +228,7 @@ fn distribute(all: &mut Distribution, scores: &Scores, before: &[Mask], after: &
 }
 
 /// Runs the metric pipeline on one matrix.
-fn score(pipeline: &[Stage], stats: &LayerStats<'_>) -> Result<Vec<f32>, Error> {
+pub(super) fn score(pipeline: &[Stage], stats: &LayerStats<'_>) -> Result<Vec<f32>, Error> {
     let mut scores = vec![1.0; stats.weight.len()];
     for (name, metric) in pipeline {
         metric.score(stats, &mut scores).map_err(|source| Error::Metric {

@@ -2,24 +2,27 @@
 
 use std::path::Path;
 
-use barber_metric::LayerStats;
+use barber_metric::{LayerStats, Needs};
 
-use super::{Error, Event, Sampled, Side, failed, members};
+use super::{Error, Event, Sampled, Side, Stage, failed, members, rebuild::score};
 use crate::{
     buffer::recycle,
     checkpoint::{Dtype, Pruned, Reader},
     executor::{Statistics, Stream, ops::Ops},
     family::Part,
-    mask::{Amount, Init, Initial},
+    mask::{Amount, Init, Initial, Scope},
     model::Model,
     plan::{Plan, Rule},
 };
 
 /// How the masks start.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Start<'a> {
     /// The initialiser.
     pub init: Init,
+    /// What scores the weights for [`Init::Metric`], and within which they compete: rows, or whole
+    /// matrices.
+    pub metric: (&'a [Stage], Scope),
     /// On whose hidden states statistics are gathered.
     pub side: Side,
     /// The format in which changed weights are stored; as in the checkpoint if there is none.
@@ -41,7 +44,7 @@ pub fn start<D: Ops>(
     samples: Sampled<'_>,
     event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Pruned, Error> {
-    let inputs = start.init.needs().inputs();
+    let inputs = start.needs().inputs();
     let mut stream = inputs.then(|| model.embed(samples.calibration(), 0)).transpose()?;
     let mut pruned = Pruned::default();
     let layers = model.decoder.layers.len();
@@ -65,6 +68,14 @@ pub fn start<D: Ops>(
 }
 
 impl Start<'_> {
+    /// The statistics that the masks need.
+    pub(super) fn needs(&self) -> Needs {
+        match self.init {
+            Init::Metric => self.metric.0.iter().fold(Needs::NOTHING, |n, (_, m)| n.or(m.needs())),
+            init => init.needs(),
+        }
+    }
+
     /// Chooses the initial masks of a layer, with the statistics that one dense forward pass of it
     /// gives.
     pub(super) fn layer<D: Ops>(
@@ -82,7 +93,7 @@ impl Start<'_> {
                 dense.push(model.part(layer, part, &Pruned::default())?);
             }
             let members = members(plan, layer);
-            let found = model.executor.inputs(&dense, stream, &members, self.init.needs());
+            let found = model.executor.inputs(&dense, stream, &members, self.needs());
             statistics = found.map_err(failed(layer, "initial masks"))?;
         }
         for part in Part::ALL {
@@ -125,7 +136,15 @@ impl Start<'_> {
     ) -> Result<(), Error> {
         let name = stats.name;
         let amount = rule.count.map_or(Amount::Share(rule.ratio), Amount::Exactly);
-        let Initial { mask, values, damping } = self.init.start(stats, rule.pattern, amount)?;
+        let initial = match (self.init, self.metric) {
+            (Init::Metric, (pipeline, scope)) => {
+                let stats = LayerStats { mask: &vec![true; stats.dims.len()], ..*stats };
+                let scores = (name, stats.dims, &score(pipeline, &stats)?[..]);
+                Initial::of_scores(scores, scope, rule.pattern, amount)?
+            }
+            (init, _) => init.start(stats, rule.pattern, amount)?,
+        };
+        let Initial { mask, values, damping } = initial;
         if let Some(damping) = damping {
             tracing::warn!(
                 "`{name}`: the Hessian is not positive definite; its damping is raised to \

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use figment::{Figment, error::Kind, value::Value};
 
 use super::{
-    Allocate, Pattern, Recipe, RecipeError, Sparsity,
+    Allocate, Init, Mask, Pattern, Recipe, RecipeError, Scope, Sparsity,
     error::{Fault, Problem, alternatives, nearest},
     keys::{key, keys},
     layers::{Layer, merge},
@@ -145,6 +145,7 @@ pub fn load_text(
     let loaded = Loaded { recipe, source };
     // The metrics' own parameters are part of the recipe too.
     loaded.pipeline()?;
+    loaded.initial_pipeline()?;
     Ok(loaded)
 }
 
@@ -219,7 +220,8 @@ fn take_unknown(value: &mut Value, path: &mut Vec<String>, problems: &mut Vec<Pr
     match value {
         Value::Dict(_, dict) => {
             // What a metric's parameters are, only the metric knows.
-            let open = path.first().is_some_and(|first| first == "metric");
+            let open = matches!(path.as_slice(), [first, ..] if first == "metric")
+                || matches!(path.as_slice(), [first, second, ..] if first == "mask" && second == "metric");
             if !open && has_children(path) {
                 let names: Vec<String> = dict.keys().cloned().collect();
                 for name in names {
@@ -326,9 +328,10 @@ pub(super) fn typed(error: figment::Error) -> Problem {
     }
 }
 
-pub(super) fn typed_in(stage: usize, error: figment::Error) -> Vec<Problem> {
+/// The type errors of what stands at a key.
+pub(super) fn typed_in(key: &str, error: figment::Error) -> Vec<Problem> {
     let prefix = |mut problem: Problem| {
-        problem.path.splice(0..0, ["metric".to_owned(), stage.to_string()]);
+        problem.path.splice(0..0, super::error::segments(key));
         problem
     };
     error.into_iter().map(typed).map(prefix).collect()
@@ -380,6 +383,18 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
     if !(1..=2).contains(&recipe.mask.passes) {
         let help = "2, all initial masks before the refinement, or 1, layer by layer";
         wrong("mask.passes", format!("{} passes", recipe.mask.passes), help);
+    }
+    let Mask { init, metric, scope, .. } = &recipe.mask;
+    let help = "a pipeline of metrics scores the weights where `mask.init` is `metric`";
+    match init {
+        Init::Metric => {}
+        _ if !metric.is_empty() => wrong("mask.metric", format!("`{init}` has no metrics"), help),
+        _ if scope.is_some() => wrong("mask.scope", format!("`{init}` has its own scope"), help),
+        _ => {}
+    }
+    if let Some(scope @ (Scope::Group | Scope::Column)) = scope {
+        let why = format!("initial masks are not chosen in a `{scope}`");
+        wrong("mask.scope", why, "`row`, or `layer` for the whole matrix");
     }
     if !(0.0..=1.0).contains(&recipe.streams.blend) {
         let help =
@@ -435,6 +450,7 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         ("model.path", recipe.model.path.as_os_str().is_empty()),
         ("calibration.source", recipe.calibrates() && recipe.calibration.source.is_none()),
         ("output.path", recipe.output.path.is_none()),
+        ("mask.metric", recipe.mask.init == Init::Metric && recipe.mask.metric.is_empty()),
     ];
     for (path, _) in missing.into_iter().filter(|(_, missing)| *missing) {
         let help = keys().iter().find(|key| key.path == path).map_or("", |key| &key.help);
@@ -514,6 +530,29 @@ mod tests {
             ("sparsity.outlier = 0", "sparsity.outlier", "5"),
             ("streams.statistics = 'dens'", "streams.statistics", "`dense`"),
             ("mask.passes = 3", "mask.passes", "layer by layer"),
+            ("mask.init = 'metric'", "mask.metric", "pipeline"),
+            ("mask.metric = [{ use = 'ria' }]", "mask.metric", "`mask.init`"),
+            ("mask.scope = 'layer'", "mask.scope", "`mask.init`"),
+            (
+                "mask = { init = 'metric', metric = [{ use = 'rai' }] }",
+                "mask.metric.0.use",
+                "`ria`",
+            ),
+            (
+                "mask = { init = 'metric', metric = [{ use = 'ria', pwer = 1 }] }",
+                "mask.metric.0.pwer",
+                "`power`",
+            ),
+            (
+                "mask = { init = 'metric', metric = [{ use = 'gradient' }] }",
+                "mask.metric.0.use",
+                "no error",
+            ),
+            (
+                "mask = { init = 'metric', scope = 'column', metric = [{ use = 'ria' }] }",
+                "mask.scope",
+                "`layer`",
+            ),
             ("streams.blend = -0.1", "streams.blend", "dense"),
             ("refine = [{ use = 'swp' }]", "refine.0.use", "`swap`"),
             ("refine = [{ limit = 3 }]", "refine.0.use", "`rebuild`"),

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
+use barber_metric::Needs;
 use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{
@@ -199,14 +200,24 @@ impl Sparsity {
 }
 
 /// The mask that the refinement starts from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Mask {
     /// What is pruned at first: `wanda`, the lowest |W|·‖x‖ of each row; `magnitude`, the lowest
     /// |W| of each matrix; `sparsegpt`, by the error that it causes, changing kept weights to make
-    /// up for it; `none`, only the weights that are zero already.
+    /// up for it; `metric`, the lowest scores of the pipeline `mask.metric`; `none`, only the weights
+    /// that are zero already.
     #[serde(deserialize_with = "word")]
     pub init: Init,
+    /// Of `metric`: the pipeline that scores the weights, a metric after the other, as the one of the
+    /// rebuild does. There are no gradients yet.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub metric: Vec<Stage>,
+    /// Of `metric`: the weights that compete, those of a `row` (an output), which is left out, or all
+    /// of a `layer`.
+    #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub scope: Option<Scope>,
     /// How often the calibration samples go through the layers: 2, as the paper does, for all
     /// initial masks first and then the refinement of all; 1 for both in one pass, in which a
     /// layer's initial mask comes from the refined layers before it, and which takes less time.
@@ -215,7 +226,7 @@ pub struct Mask {
 
 impl Default for Mask {
     fn default() -> Self {
-        Self { init: Init::Wanda, passes: 2 }
+        Self { init: Init::Wanda, metric: Vec::new(), scope: None, passes: 2 }
     }
 }
 
@@ -372,9 +383,24 @@ impl Recipe {
         Some(Allocation { by, spread })
     }
 
+    /// The statistics that the initial masks need, as far as their metrics are known.
+    pub fn initial_needs(&self) -> Needs {
+        let plugins = barber_metric::registered().unwrap_or_default();
+        let needs = |stage: &Stage| {
+            let built = plugins.get(stage.metric.as_str())?.build(stage.parameters.clone());
+            built.ok().map(|metric| metric.needs())
+        };
+        match self.mask.init {
+            Init::Metric => {
+                self.mask.metric.iter().filter_map(needs).fold(Needs::NOTHING, Needs::or)
+            }
+            init => init.needs(),
+        }
+    }
+
     /// Whether the recipe gathers statistics on the calibration text.
     pub fn calibrates(&self) -> bool {
-        self.allocation().is_some() || self.mask.init.needs().inputs() || !self.refine.is_empty()
+        self.allocation().is_some() || self.initial_needs().inputs() || !self.refine.is_empty()
     }
 
     /// Every path, with its key.

@@ -44,7 +44,7 @@ inventory::submit! {
 
 #[cfg(test)]
 mod tests {
-    use barber_metric::Dims;
+    use barber_metric::{Dims, testing, testing::Symmetry};
 
     use super::*;
 
@@ -67,5 +67,14 @@ mod tests {
         assert_eq!(scores, [2.0_f32.sqrt(), 2.0, 0.0, 2.0_f32.sqrt(), 2.0, 0.0]);
         let stats = LayerStats { input_square: None, ..stats };
         assert_eq!(root.score(&stats, &mut scores), Err(Error::Undeclared("input_square")));
+    }
+
+    #[test]
+    fn it_has_the_properties_of_a_metric() {
+        use Symmetry::{Columns, Scale, Signs};
+        for power in [0.5, 1.0, 2.0] {
+            let metric = testing::metric("activation-norm").parameter("power", power);
+            metric.with([Columns, Signs, Scale]).check();
+        }
     }
 }

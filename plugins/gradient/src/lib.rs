@@ -38,7 +38,7 @@ inventory::submit! { MetricPlugin::of::<Gradient>("gradient", "the gradient alon
 
 #[cfg(test)]
 mod tests {
-    use barber_metric::Dims;
+    use barber_metric::{Dims, testing, testing::Symmetry};
 
     use super::*;
 
@@ -61,5 +61,14 @@ mod tests {
         assert_eq!(scores, [4.0, 0.25, 0.0]);
         let stats = LayerStats { squared_gradient: None, ..stats };
         assert_eq!(squared.score(&stats, &mut scores), Err(Error::Undeclared("squared_gradient")));
+    }
+
+    #[test]
+    fn it_has_the_properties_of_a_metric() {
+        use Symmetry::{Columns, Scale, Signs};
+        for power in [0.5, 1.0, 2.0] {
+            let metric = testing::metric("gradient").parameter("power", power);
+            metric.with([Columns, Signs, Scale]).check();
+        }
     }
 }

@@ -37,7 +37,7 @@ inventory::submit! { MetricPlugin::of::<Magnitude>("magnitude", "the weight alon
 
 #[cfg(test)]
 mod tests {
-    use barber_metric::{Dims, figment::value::Dict};
+    use barber_metric::{Dims, figment::value::Dict, testing, testing::Symmetry};
 
     use super::*;
 
@@ -72,5 +72,14 @@ mod tests {
         let error = build(f64::INFINITY).expect("infinite");
         assert_eq!(error.path, ["power"]);
         assert!(error.to_string().contains("the power is inf, not a finite number"), "{error}");
+    }
+
+    #[test]
+    fn it_has_the_properties_of_a_metric() {
+        use Symmetry::{Columns, Scale, Signs};
+        for power in [0.5, 1.0, 2.0] {
+            let metric = testing::metric("magnitude").parameter("power", power);
+            metric.with([Columns, Signs, Scale]).check();
+        }
     }
 }

@@ -6,7 +6,8 @@
 //! score low.
 //!
 //! A plugin is a crate that implements [`Metric`] and submits a [`MetricPlugin`]; nothing else has
-//! to name it but the binary that links it.
+//! to name it but the binary that links it. With the feature `testing`, the module `testing` checks
+//! what is expected of every metric.
 //!
 //! ```
 //! use barber_metric::{Error, LayerStats, Metric, MetricPlugin, Needs, inventory};
@@ -35,8 +36,11 @@
 //! ```
 
 mod power;
+pub mod random;
 mod registry;
 mod stats;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use figment;
 pub use inventory;

@@ -18,6 +18,9 @@ use serde::{Deserialize, Serialize};
 pub struct Power(f32);
 
 impl Power {
+    /// 0.5.
+    pub const SQUARE_ROOT: Self = Self(0.5);
+
     /// `x` raised to it.
     #[inline]
     pub fn of(self, x: f32) -> f32 {

@@ -88,7 +88,7 @@ fn parameters<M: Default + Serialize + JsonSchema>() -> Vec<Parameter> {
         .collect()
 }
 
-fn display(value: &Value) -> String {
+pub(crate) fn display(value: &Value) -> String {
     match value {
         Value::String(_, text) => format!("{text:?}"),
         Value::Char(_, c) => format!("{:?}", c.to_string()),

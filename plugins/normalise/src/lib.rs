@@ -85,7 +85,7 @@ inventory::submit! {
 
 #[cfg(test)]
 mod tests {
-    use barber_metric::{Dims, figment::value::Dict};
+    use barber_metric::{Dims, figment::value::Dict, testing, testing::Symmetry};
 
     use super::*;
 
@@ -131,5 +131,14 @@ mod tests {
             assert_eq!(build(over), None);
         }
         assert_eq!(build("matrix").expect("unknown").path, ["over"]);
+    }
+
+    #[test]
+    fn it_has_the_properties_of_a_metric() {
+        use Symmetry::{Columns, Scale, Signs};
+        for over in ["row", "column", "layer"] {
+            let metric = testing::metric("normalise").parameter("over", over);
+            metric.with([Columns, Signs, Scale]).check();
+        }
     }
 }

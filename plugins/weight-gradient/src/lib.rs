@@ -42,7 +42,7 @@ inventory::submit! {
 
 #[cfg(test)]
 mod tests {
-    use barber_metric::Dims;
+    use barber_metric::{Dims, testing, testing::Symmetry};
 
     use super::*;
 
@@ -65,5 +65,14 @@ mod tests {
         assert_eq!(scores, [16.0, 4.0, 0.0]);
         let stats = LayerStats { squared_gradient: None, ..stats };
         assert_eq!(squared.score(&stats, &mut scores), Err(Error::Undeclared("squared_gradient")));
+    }
+
+    #[test]
+    fn it_has_the_properties_of_a_metric() {
+        use Symmetry::{Columns, Scale, Signs};
+        for power in [0.5, 1.0, 2.0] {
+            let metric = testing::metric("weight-gradient").parameter("power", power);
+            metric.with([Columns, Signs, Scale]).check();
+        }
     }
 }

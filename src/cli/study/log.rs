@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{cli::Error, number::or_nan};
+use crate::{cli::Error, number::or_nan, run};
 
 /// What tells a run from others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,7 +107,8 @@ impl Log {
     /// Adds a run that is done.
     pub(super) fn add(&mut self, record: Record) -> Result<(), Error> {
         if let Some((path, file)) = &mut self.file {
-            let line = serde_json::to_string(&record).map_err(|e| Error::Report(e.to_string()))?;
+            let line =
+                serde_json::to_string(&record).map_err(|e| run::Error::Report(e.to_string()))?;
             file.write_all(format!("{line}\n").as_bytes())
                 .map_err(|source| Error::File { path: path.clone(), source })?;
         }

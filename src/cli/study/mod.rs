@@ -9,12 +9,7 @@ use self::{
     log::{Id, Log, Record, Score},
     table::tables,
 };
-use super::{
-    Error, on_device,
-    phases::Phases,
-    progress::{bar, note},
-    prune::{EVALUATION, Found, Made, Run, Tests, plan},
-};
+use super::{Error, progress::Terminal};
 use crate::{
     checkpoint::{Pruned, Reader, digest_text},
     executor::ops::Ops,
@@ -22,6 +17,7 @@ use crate::{
     model::Model,
     plan::Plan,
     recipe::{Loaded, Recipe, Study, Variant, load, load_study},
+    run::{self, EVALUATION, Found, Made, Run, Tests, Watch, on_device, plan},
 };
 
 /// Compares methods: prunes one model with each method in each case, several times with other
@@ -56,7 +52,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     if let Some(first) = left.first() {
         let recipe = &first.loaded.recipe;
         let dense = done.first().and_then(|done| log.find(&done.id)).map(Record::dense);
-        on_device!(recipe.executor.device, run_on(recipe, &left, dense, &mut log, arguments.json))?;
+        let watch = Terminal { quiet: arguments.json };
+        on_device!(recipe.executor.device, run_on(recipe, &left, dense, &mut log, watch))?;
     }
     let records: Vec<&Record> =
         planned.iter().filter_map(|planned| log.find(&planned.id)).collect();
@@ -128,8 +125,8 @@ fn varying(one: &Recipe, other: &Recipe) -> Option<&'static str> {
 fn settings(recipe: &Recipe) -> Result<String, Error> {
     let mut recipe = recipe.clone();
     recipe.output.path = None;
-    let recipe = recipe.absolute().map_err(|e| Error::Report(e.to_string()))?;
-    Ok(digest_text(&recipe.to_toml().map_err(|e| Error::Report(e.to_string()))?))
+    let recipe = recipe.absolute().map_err(|e| run::Error::Report(e.to_string()))?;
+    Ok(digest_text(&recipe.to_toml().map_err(|e| run::Error::Report(e.to_string()))?))
 }
 
 /// The perplexities and the accuracies of a model.
@@ -149,9 +146,9 @@ fn run_on<D: Ops>(
     left: &[&Planned],
     dense: Option<Figures>,
     log: &mut Log,
-    quiet: bool,
+    watch: Terminal,
 ) -> Result<(), Error> {
-    let new = |file: &str, bytes| bar(file, bytes, quiet);
+    let new = |file: &str, bytes| watch.bar(file, bytes);
     let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
     let reader = Reader::open(&located.dir)?;
     let mut model = Model::new(&reader, device)?;
@@ -162,12 +159,12 @@ fn run_on<D: Ops>(
         tempfile::tempdir().map_err(|source| Error::File { path: std::env::temp_dir(), source })?;
     let dense = match dense {
         Some(dense) => dense,
-        None => figures(&tests.measure(&model, &Pruned::default(), "dense", quiet)?),
+        None => figures(&tests.measure(&model, &Pruned::default(), "dense", &watch)?),
     };
     for (i, (planned, plan)) in zip(left, plans).enumerate() {
-        note(&format!("run {} of {}: {}", i + 1, left.len(), planned.id), quiet);
+        watch.note(&format!("run {} of {}: {}", i + 1, left.len(), planned.id));
         let (loaded, scratch) = (&planned.loaded, scratch.path());
-        let run = Run::prepare(loaded, plan, &mut model, &tests, available, scratch, quiet);
+        let run = Run::prepare(loaded, plan, &mut model, &tests, available, scratch, &watch);
         let found = run.and_then(|mut run| measured(&mut run));
         let (found, seconds) = found.map_err(|e| planned.id.failed(e))?;
         let [perplexity, accuracy] = &found;
@@ -184,7 +181,7 @@ fn run_on<D: Ops>(
 }
 
 /// What comes of a run, and the seconds that its masks took.
-fn measured<D: Ops>(run: &mut Run<'_, D>) -> Result<(Figures, f64), Error> {
+fn measured<D: Ops>(run: &mut Run<'_, D>) -> Result<(Figures, f64), run::Error> {
     let mut phases = Phases::default();
     let Made { initial, refined, .. } = run.prune(false, &mut phases)?;
     let found = refined.or(initial).unwrap_or_default();

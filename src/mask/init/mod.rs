@@ -7,11 +7,11 @@ mod wanda;
 
 use std::fmt;
 
-use barber_metric::{LayerStats, Needs};
+use barber_metric::{Dims, LayerStats, Needs};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Mask, Pattern, pattern::Tile};
+use super::{Error, Mask, Pattern, Scope, pattern::Tile};
 use lowest::{Ties, prune_lowest};
 
 /// The mask that the rebuild starts from.
@@ -26,13 +26,16 @@ pub enum Init {
     /// Blocks of columns are pruned one after the other, by the error that a weight's loss causes,
     /// and the kept weights make up for it (arXiv 2301.00774). It changes kept weights.
     SparseGpt,
+    /// The lowest scores of a metric pipeline are pruned, in each row or each matrix.
+    Metric,
     /// The weights that are zero already are pruned.
     None,
 }
 
 impl Init {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Magnitude, Self::Wanda, Self::SparseGpt, Self::None];
+    pub const ALL: [Self; 5] =
+        [Self::Magnitude, Self::Wanda, Self::SparseGpt, Self::Metric, Self::None];
 
     /// One line of help.
     pub const fn help(self) -> &'static str {
@@ -42,22 +45,25 @@ impl Init {
             Self::SparseGpt => {
                 "prunes by the error that it causes, and changes kept weights (arXiv 2301.00774)"
             }
+            Self::Metric => "prunes the lowest scores of metrics, in each row or matrix",
             Self::None => "keeps the zeros that the weights have",
         }
     }
 
-    /// The statistics that [`Init::start`] needs.
+    /// The statistics that [`Init::start`] needs. What metrics need, they say.
     pub const fn needs(self) -> Needs {
         match self {
-            Self::Magnitude | Self::None => Needs::NOTHING,
+            Self::Magnitude | Self::Metric | Self::None => Needs::NOTHING,
             Self::Wanda => Needs::INPUT_SQUARE,
             Self::SparseGpt => Needs::GRAM,
         }
     }
 
     /// The initial mask of a matrix, with so many weights pruned. An N:M pattern has its own: the N
-    /// highest scores of each tile are kept, and `amount` is not used. Among equal scores the first weights are pruned, as the stable sort of Wanda's authors does; under
-    /// unstructured [`Init::Magnitude`], where the authors' code prunes all of them, the last.
+    /// highest scores of each tile are kept, and `amount` is not used. Among equal scores the first
+    /// weights are pruned, as the stable sort of Wanda's authors does; under unstructured
+    /// [`Init::Magnitude`], where the authors' code prunes all of them, the last. [`Init::Metric`]'s
+    /// scores are not in `stats`: [`Initial::of_scores`] takes them.
     ///
     /// # Errors
     /// If the statistics lack something or do not fit the matrix, a score is not a number,
@@ -72,13 +78,7 @@ impl Init {
     ) -> Result<Initial, Error> {
         let &LayerStats { name, dims, weight, .. } = stats;
         let amount = amount.into();
-        let ratio = match amount {
-            Amount::Share(ratio) => ratio,
-            Amount::Exactly(count) => count as f64 / dims.len().max(1) as f64,
-        };
-        if !(0.0..=1.0).contains(&ratio) {
-            return Err(Error::Ratio { ratio });
-        }
+        let ratio = amount.ratio(dims)?;
         Error::check_length(name, "weights", weight.len(), dims.len())?;
         let (scores, pool, ties) = match self {
             Self::None => {
@@ -88,35 +88,61 @@ impl Init {
                 return Ok(Initial::of(mask));
             }
             Self::SparseGpt => return sparsegpt::prune(stats, pattern, ratio),
+            Self::Metric => {
+                return Err(Error::Missing { name: name.into(), statistic: "scores" });
+            }
             Self::Magnitude => (magnitude::scores(stats), dims.len(), Ties::Last),
             Self::Wanda => (wanda::scores(stats)?, dims.columns, Ties::First),
         };
-        Error::check_numbers(name, dims.columns, &scores)?;
-        Ok(Initial::of(match (pattern.tile(name, dims.columns)?, amount) {
-            (Some(Tile { n, m }), _) => {
-                prune_lowest(dims, &scores, m, |_| m.saturating_sub(n), Ties::First)
-            }
-            (None, Amount::Share(ratio)) => {
-                prune_lowest(dims, &scores, pool, |_| share(ratio, pool), ties)
-            }
-            (None, Amount::Exactly(count)) => {
-                // As many of each pool, and one more of the first ones.
-                let pools = dims.len() / pool.max(1);
-                let (each, more) = (count / pools.max(1), count % pools.max(1));
-                prune_lowest(dims, &scores, pool, |i| each + usize::from(i < more), ties)
-            }
-        }))
+        lowest(name, dims, &scores, (pool, ties), pattern, amount)
     }
+}
+
+/// Prunes the lowest scores of every `pool` consecutive ones, or of each tile.
+fn lowest(
+    name: &str,
+    dims: Dims,
+    scores: &[f32],
+    (pool, ties): (usize, Ties),
+    pattern: Pattern,
+    amount: Amount,
+) -> Result<Initial, Error> {
+    Error::check_numbers(name, dims.columns, scores)?;
+    Ok(Initial::of(match (pattern.tile(name, dims.columns)?, amount) {
+        (Some(Tile { n, m }), _) => {
+            prune_lowest(dims, scores, m, |_| m.saturating_sub(n), Ties::First)
+        }
+        (None, Amount::Share(ratio)) => {
+            prune_lowest(dims, scores, pool, |_| share(ratio, pool), ties)
+        }
+        (None, Amount::Exactly(count)) => {
+            // As many of each pool, and one more of the first ones.
+            let pools = dims.len() / pool.max(1);
+            let (each, more) = (count / pools.max(1), count % pools.max(1));
+            prune_lowest(dims, scores, pool, |i| each + usize::from(i < more), ties)
+        }
+    }))
 }
 
 /// How many weights of a matrix are pruned.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Amount {
     /// A share r: exactly ⌊r·n⌋ of each matrix ([`Init::Magnitude`], [`Init::SparseGpt`]) or row
-    /// ([`Init::Wanda`]).
+    /// ([`Init::Wanda`]); [`Init::Metric`] has a choice.
     Share(f64),
     /// So many of the matrix.
     Exactly(usize),
+}
+
+impl Amount {
+    /// The share of a matrix.
+    fn ratio(self, dims: Dims) -> Result<f64, Error> {
+        let ratio = match self {
+            Self::Share(ratio) => ratio,
+            Self::Exactly(count) => count as f64 / dims.len().max(1) as f64,
+        };
+        if (0.0..=1.0).contains(&ratio) { Ok(ratio) } else { Err(Error::Ratio { ratio }) }
+    }
 }
 
 impl From<f64> for Amount {
@@ -142,6 +168,30 @@ impl Initial {
     fn of(mask: Mask) -> Self {
         Self { mask, values: None, damping: None }
     }
+
+    /// The mask that prunes the lowest of a matrix's scores, row-major, in each row
+    /// ([`Scope::Row`]) or of the whole matrix ([`Scope::Layer`]), or of each tile of a pattern N:M.
+    /// Among equal scores the first weights are pruned.
+    ///
+    /// # Errors
+    /// If the scores do not fit the matrix, one is not a number, the share is not within 0 and 1,
+    /// the pattern's tiles do not divide the rows, or for another scope.
+    pub fn of_scores(
+        (name, dims, scores): (&str, Dims, &[f32]),
+        scope: Scope,
+        pattern: Pattern,
+        amount: impl Into<Amount>,
+    ) -> Result<Self, Error> {
+        let amount = amount.into();
+        amount.ratio(dims)?;
+        Error::check_length(name, "scores", scores.len(), dims.len())?;
+        let pool = match scope {
+            Scope::Row => dims.columns,
+            Scope::Layer => dims.len(),
+            Scope::Group | Scope::Column => return Err(Error::InitialScope { scope }),
+        };
+        lowest(name, dims, scores, (pool, Ties::First), pattern, amount)
+    }
 }
 
 /// ⌊`ratio`·n⌋ for the decimal number that the user wrote: 0.29 of 100 are 29, though the nearest
@@ -156,6 +206,7 @@ impl fmt::Display for Init {
             Self::Magnitude => "magnitude",
             Self::Wanda => "wanda",
             Self::SparseGpt => "sparsegpt",
+            Self::Metric => "metric",
             Self::None => "none",
         })
     }
@@ -163,10 +214,10 @@ impl fmt::Display for Init {
 
 #[cfg(test)]
 mod tests {
-    use barber_metric::Dims;
-
     use super::*;
 
+    /// Those whose scores are in the statistics.
+    const RULES: [Init; 4] = [Init::Magnitude, Init::Wanda, Init::SparseGpt, Init::None];
     const ALL: Pattern = Pattern::Unstructured;
     const TWO_OF_FOUR: Pattern = Pattern::NofM { n: 2, m: 4 };
 
@@ -213,6 +264,26 @@ mod tests {
         let kept = |ratio| kept(Init::Wanda, &stats, ALL, ratio);
         assert_eq!(kept(0.5), [0, 0, 1, 1, 1, 1, 0, 0]);
         assert_eq!(kept(0.49), [1, 0, 1, 1, 1, 1, 0, 1]);
+    }
+
+    #[test]
+    fn scores_are_compared_in_rows_or_in_the_matrix() {
+        let dims = Dims { rows: 2, columns: 4 };
+        let scores = [5.0, 6.0, 7.0, 8.0, 4.0, 1.0, 3.0, 2.0];
+        let kept = |scope, pattern| {
+            let initial = Initial::of_scores(("w", dims, &scores), scope, pattern, 0.5);
+            initial.map(|of| of.mask.to_bools().into_iter().map(u8::from).collect::<Vec<_>>())
+        };
+        assert_eq!(kept(Scope::Row, ALL), Ok(vec![0, 0, 1, 1, 1, 0, 1, 0]));
+        assert_eq!(kept(Scope::Layer, ALL), Ok(vec![1, 1, 1, 1, 0, 0, 0, 0]));
+        assert_eq!(kept(Scope::Layer, TWO_OF_FOUR), Ok(vec![0, 0, 1, 1, 1, 0, 1, 0]));
+        for scope in [Scope::Group, Scope::Column] {
+            assert_eq!(kept(scope, ALL), Err(Error::InitialScope { scope }));
+        }
+        let few = Initial::of_scores(("w", dims, &scores[1..]), Scope::Row, ALL, 0.5);
+        assert_eq!(few.unwrap_err().to_string(), "`w`: 7 scores, but the matrix needs 8");
+        let nan = Initial::of_scores(("w", dims, &[f32::NAN; 8]), Scope::Row, ALL, 0.5);
+        assert!(matches!(nan, Err(Error::NotANumber { row: 0, column: 0, .. })));
     }
 
     #[test]
@@ -264,7 +335,7 @@ mod tests {
         let error = |init: Init, stats: &LayerStats<'_>, pattern, ratio| {
             init.start(stats, pattern, ratio).expect_err("an error").to_string()
         };
-        for init in Init::ALL {
+        for init in RULES {
             for ratio in [-0.1, 1.1, f64::NAN] {
                 assert_eq!(
                     error(init, &fine, ALL, ratio),
@@ -307,7 +378,7 @@ mod tests {
     #[test]
     fn an_empty_matrix_has_an_empty_mask() {
         let stats = stats(&[], 1, &[]);
-        for init in Init::ALL {
+        for init in RULES {
             assert_eq!(kept(init, &stats, ALL, 0.5), [0; 0]);
         }
     }

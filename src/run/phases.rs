@@ -10,17 +10,17 @@ use std::{
 
 /// What each phase of a run took so far.
 #[derive(Debug, Default)]
-pub(super) struct Phases {
+pub(crate) struct Phases {
     /// Seconds.
-    pub(super) seconds: BTreeMap<String, f64>,
+    pub(crate) seconds: BTreeMap<String, f64>,
     /// The most memory that the process had of its own, in bytes; the pages of the mapped
     /// checkpoint are not counted, nor is a GPU's memory. Empty where the system does not say.
-    pub(super) memory: BTreeMap<String, u64>,
+    pub(crate) memory: BTreeMap<String, u64>,
 }
 
 impl Phases {
     /// Runs a phase, or goes on with it, and notes what it took.
-    pub(super) fn run<T, E>(
+    pub(crate) fn run<T, E>(
         &mut self,
         phase: &str,
         run: impl FnOnce() -> Result<T, E>,

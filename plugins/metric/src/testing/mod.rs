@@ -1,0 +1,212 @@
+//! A kit that checks any metric. One call in a plugin's tests tries all [properties](Property) on
+//! generated matrices, and says which one fails, of which metric, on the smallest matrix found.
+//!
+//! ```
+//! use barber_metric::{Error, LayerStats, Metric, MetricPlugin, Needs, inventory, testing};
+//! use testing::Symmetry;
+//!
+//! /// The weight's size.
+//! #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+//! #[serde(deny_unknown_fields, default)]
+//! struct Size {}
+//!
+//! impl Metric for Size {
+//!     fn needs(&self) -> Needs {
+//!         Needs::NOTHING
+//!     }
+//!     fn score(&self, stats: &LayerStats<'_>, scores: &mut [f32]) -> Result<(), Error> {
+//!         scores.iter_mut().zip(stats.weight).for_each(|(score, weight)| *score *= weight.abs());
+//!         Ok(())
+//!     }
+//! }
+//!
+//! inventory::submit! { MetricPlugin::of::<Size>("size", "the weight's size") }
+//!
+//! testing::metric("size").with([Symmetry::Columns, Symmetry::Signs]).check();
+//! ```
+//!
+//! The matrices are the same in every run. `PROPTEST_CASES` sets how many there are of each kind
+//! (256), `PROPTEST_RNG_SEED` makes others.
+
+mod case;
+mod property;
+
+use std::{collections::BTreeSet, fmt};
+
+use figment::value::{Dict, Value};
+use proptest::{
+    strategy::Strategy,
+    test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner},
+};
+
+pub use self::{
+    case::Case,
+    property::{Property, Symmetry},
+};
+use crate::{Metric, MetricPlugin, registered};
+
+/// The checks of the metric that is registered under a name, with its default parameters. Rows may
+/// change places in all metrics, if they do not say otherwise: [`Checks::without`].
+pub fn metric(name: &str) -> Checks {
+    Checks {
+        name: name.into(),
+        parameters: Dict::new(),
+        symmetries: BTreeSet::from([Symmetry::Rows]),
+    }
+}
+
+/// What is to be checked of a metric.
+#[derive(Clone, Debug)]
+pub struct Checks {
+    name: String,
+    parameters: Dict,
+    symmetries: BTreeSet<Symmetry>,
+}
+
+impl Checks {
+    /// Gives a parameter another value than its default.
+    #[must_use]
+    pub fn parameter(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.parameters.insert(name.into(), value.into());
+        self
+    }
+
+    /// The metric has these symmetries too.
+    #[must_use]
+    pub fn with(mut self, symmetries: impl IntoIterator<Item = Symmetry>) -> Self {
+        self.symmetries.extend(symmetries);
+        self
+    }
+
+    /// The metric has no such symmetry.
+    #[must_use]
+    pub fn without(mut self, symmetry: Symmetry) -> Self {
+        self.symmetries.remove(&symmetry);
+        self
+    }
+
+    /// Checks all properties.
+    ///
+    /// # Panics
+    /// If the metric lacks one of them: that fails the test that calls it.
+    #[track_caller]
+    pub fn check(&self) {
+        let failures: Vec<String> = self.failures().iter().map(Failure::to_string).collect();
+        assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+    }
+
+    /// The properties that the metric lacks.
+    pub fn failures(&self) -> Vec<Failure> {
+        let fail = |reason| vec![self.failed(Property::Registration, (reason, None))];
+        let plugin = match registered() {
+            Err(duplicate) => return fail(duplicate.to_string()),
+            Ok(plugins) => match plugins.get(self.name.as_str()) {
+                None => return fail("no metric of this name is submitted".into()),
+                Some(plugin) => *plugin,
+            },
+        };
+        if let Some(reason) = property::unregistered(plugin) {
+            return fail(reason);
+        }
+        match plugin.build(self.parameters.clone()) {
+            Err(error) => fail(format!("it is not built: {error}")),
+            Ok(metric) => self.lacking(plugin, metric.as_ref()),
+        }
+    }
+
+    fn lacking(&self, plugin: &MetricPlugin, metric: &dyn Metric) -> Vec<Failure> {
+        let build = || plugin.build(self.parameters.clone()).ok();
+        let symmetric = |symmetry| {
+            let test = |case: &Case| property::symmetry(metric, case, symmetry);
+            (Property::Symmetry(symmetry), smallest(&case::ordinary(), test))
+        };
+        let found = [
+            (Property::Shape, smallest(&case::any_shape(), |case| property::shape(metric, case))),
+            (
+                Property::Finiteness,
+                smallest(&case::extreme(), |case| property::finiteness(metric, case)),
+            ),
+            (
+                Property::Determinism,
+                smallest(&case::ordinary(), |case| property::determinism(metric, &build, case)),
+            ),
+            (
+                Property::Needs,
+                smallest(&case::ordinary(), |case| property::reads_no_other(metric, case))
+                    .or_else(|| property::reads_none_of(metric, &examples())),
+            ),
+        ];
+        let found = found.into_iter().chain(self.symmetries.iter().copied().map(symmetric));
+        found.filter_map(|(property, found)| Some(self.failed(property, found?))).collect()
+    }
+
+    fn failed(&self, property: Property, (reason, case): (String, Option<Case>)) -> Failure {
+        let parameters = self.parameters.iter();
+        let parameters: Vec<String> = parameters
+            .map(|(name, value)| format!("{name} = {}", crate::registry::display(value)))
+            .collect();
+        let metric = match parameters.is_empty() {
+            true => format!("`{}`", self.name),
+            false => format!("`{}` ({})", self.name, parameters.join(", ")),
+        };
+        Failure { metric, property, reason, case }
+    }
+}
+
+/// A property that a metric lacks.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The metric, with the parameters that are not the default ones.
+    pub metric: String,
+    /// The property.
+    pub property: Property,
+    /// What happened.
+    pub reason: String,
+    /// The smallest matrix found on which it does.
+    pub case: Option<Case>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "metric {}, {}: {}", self.metric, self.property, self.reason)?;
+        match &self.case {
+            Some(case) => write!(f, "\nthe smallest case found:\n{case}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is wrong, and the case where it is.
+type Found = Option<(String, Option<Case>)>;
+
+/// The same cases in every run, unless the environment asks for others.
+fn runner() -> TestRunner {
+    let config = Config { failure_persistence: None, ..Config::default() };
+    let rng_seed = match config.rng_seed {
+        RngSeed::Random => RngSeed::Fixed(0),
+        seed => seed,
+    };
+    TestRunner::new(Config { rng_seed, ..config })
+}
+
+/// The smallest case found that fails a test.
+fn smallest(
+    cases: &impl Strategy<Value = Case>,
+    test: impl Fn(&Case) -> Result<(), String>,
+) -> Found {
+    match runner().run(cases, |case| test(&case).map_err(TestCaseError::fail)) {
+        Ok(()) => None,
+        Err(TestError::Fail(reason, case)) => Some((reason.message().to_owned(), Some(case))),
+        Err(TestError::Abort(reason)) => Some((reason.message().to_owned(), None)),
+    }
+}
+
+/// Some ordinary cases.
+fn examples() -> Vec<Case> {
+    let (mut runner, cases) = (runner(), case::ordinary());
+    let examples = (0..64).filter_map(|_| Some(cases.new_tree(&mut runner).ok()?.current()));
+    examples.collect()
+}
+
+#[cfg(test)]
+mod tests;

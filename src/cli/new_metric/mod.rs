@@ -1,0 +1,257 @@
+//! `barber new-metric`: a crate with a metric to start from.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::show;
+
+/// Writes a crate with a metric to start from: its code, its tests and a binary that is Barber with
+/// the metric. In Barber's own source tree it becomes a plugin beside the others, elsewhere a crate of
+/// its own. `cargo test` passes at once.
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// The metric, as a recipe will call it: lower-case words with hyphens, such as row-norm.
+    #[arg(value_parser = name)]
+    name: String,
+    /// The directory to write; NAME if left out, or plugins/NAME in Barber's source tree.
+    #[arg(long, value_name = "DIR")]
+    path: Option<PathBuf>,
+    /// Barber's source tree, for a crate outside it; the one that this binary was built from if left
+    /// out.
+    #[arg(long, value_name = "DIR")]
+    barber: Option<PathBuf>,
+    /// Write into a directory that has files, over those of the same names.
+    #[arg(long)]
+    force: bool,
+}
+
+/// Why there is no crate.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("{} exists; give another --path, or --force to write over its files", show(.0))]
+    Exists(PathBuf),
+    #[error(
+        "{} is not Barber's source tree, which the crate needs; give --barber DIR, the directory of \
+         a clone of Barber",
+        show(.0)
+    )]
+    NoSource(PathBuf),
+    #[error("{} is no path that a Cargo.toml can say: it is not Unicode", .0.display())]
+    NotUnicode(PathBuf),
+    #[error("{}: {source}", show(path))]
+    File { path: PathBuf, source: std::io::Error },
+}
+
+impl Error {
+    /// Whether it is what the user wrote that is wrong.
+    pub(super) fn is_usage(&self) -> bool {
+        !matches!(self, Self::File { .. })
+    }
+
+    fn file(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { path, source }
+    }
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
+    let Arguments { name, path, barber, force } = arguments;
+    let here = is_source(Path::new("")).then(|| Path::new("plugins").join(name));
+    let target = path.clone().or(here).unwrap_or_else(|| name.into());
+    let target = std::path::absolute(&target).map_err(Error::file(&target))?;
+    let inside = target.parent().is_some_and(is_plugins);
+    let built_from = || PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let barber = barber.clone().unwrap_or_else(built_from);
+    if !inside && !is_source(&barber) {
+        return Err(Error::NoSource(barber));
+    }
+    let entries = |dir: &Path| fs::read_dir(dir).map(Iterator::count);
+    if target.exists() && !force && entries(&target).is_ok_and(|entries| entries > 0) {
+        return Err(Error::Exists(target));
+    }
+    let files = if inside { inside_files(name) } else { outside_files(name, &barber)? };
+    write(&target, &files)?;
+    println!("written   {}: |W|·‖x‖^power, a metric to start from", show(&target));
+    println!("next      {}", show(&target.join("README.md")));
+    Ok(())
+}
+
+/// Whether a directory is Barber's source tree.
+fn is_source(dir: &Path) -> bool {
+    is_plugins(&dir.join("plugins"))
+}
+
+/// Whether a directory is the plugins' of Barber's source tree.
+fn is_plugins(dir: &Path) -> bool {
+    dir.ends_with("plugins")
+        && dir.join("metric/Cargo.toml").is_file()
+        && fs::read_to_string(dir.join("../Cargo.toml"))
+            .is_ok_and(|manifest| manifest.contains("name = \"llm-barber\""))
+}
+
+/// A file of the crate: its path in it, and its text.
+type Files = Vec<(&'static str, String)>;
+
+/// What a template says of one metric.
+fn fill(template: &str, name: &str, more: &[(&str, &str)]) -> String {
+    let package = format!("barber-{name}");
+    let module = package.replace('-', "_");
+    let type_name = type_name(name);
+    let known = [("name", name), ("package", &package), ("module", &module), ("type", &type_name)];
+    known.iter().chain(more).fold(template.to_owned(), |text, (key, value)| {
+        text.replace(&format!("{{{{{key}}}}}"), value)
+    })
+}
+
+/// The files that a crate has wherever it is; `run` is what runs its binary.
+fn common_files(name: &str, run: &str, readme: &str) -> Files {
+    let readme = format!("{}{readme}", include_str!("template/README.md"));
+    vec![
+        ("src/lib.rs", fill(include_str!("template/lib.rs"), name, &[])),
+        ("src/main.rs", fill(include_str!("template/main.rs"), name, &[])),
+        ("README.md", fill(&readme, name, &[("run", run)])),
+    ]
+}
+
+/// A plugin of Barber's workspace.
+fn inside_files(name: &str) -> Files {
+    let run = format!("cargo run --release -p barber-{name} --");
+    let mut files = common_files(name, &run, include_str!("template/inside.md"));
+    files.push(("Cargo.toml", fill(include_str!("template/inside.toml"), name, &[])));
+    files
+}
+
+/// A crate that finds Barber in a directory.
+fn outside_files(name: &str, barber: &Path) -> Result<Files, Error> {
+    let barber = fs::canonicalize(barber).map_err(Error::file(barber))?;
+    let quoted = |path: &Path| match path.to_str() {
+        Some(path) => Ok(toml::Value::from(path).to_string()),
+        None => Err(Error::NotUnicode(path.to_owned())),
+    };
+    let (metric, source) = (quoted(&barber.join("plugins/metric"))?, quoted(&barber)?);
+    let paths = [("metric", &*metric), ("barber", &*source)];
+    let mut files = common_files(name, "cargo run --release --", "");
+    files.push(("Cargo.toml", fill(include_str!("template/outside.toml"), name, &paths)));
+    files.push((".gitignore", "/target\n".into()));
+    // The versions that Barber is tested with.
+    if let Ok(lock) = fs::read_to_string(barber.join("Cargo.lock")) {
+        files.push(("Cargo.lock", lock));
+    }
+    Ok(files)
+}
+
+/// Writes the files of a crate; all of them, before the first is in its place.
+fn write(target: &Path, files: &Files) -> Result<(), Error> {
+    let parent = target.parent().unwrap_or(target);
+    fs::create_dir_all(parent).map_err(Error::file(parent))?;
+    let staging = tempfile::tempdir_in(parent).map_err(Error::file(parent))?;
+    for (path, text) in files {
+        let path = staging.path().join(path);
+        let dir = path.parent().unwrap_or(parent);
+        fs::create_dir_all(dir).map_err(Error::file(dir))?;
+        fs::write(&path, text).map_err(Error::file(&path))?;
+    }
+    for (path, _) in files {
+        let to = target.join(path);
+        let dir = to.parent().unwrap_or(target);
+        fs::create_dir_all(dir).map_err(Error::file(dir))?;
+        fs::rename(staging.path().join(path), &to).map_err(Error::file(&to))?;
+    }
+    Ok(())
+}
+
+/// `row-norm` as a type: `RowNorm`.
+fn type_name(name: &str) -> String {
+    let capital = |word: &str| {
+        let (first, rest) = word.split_at(word.len().min(1));
+        first.to_uppercase() + rest
+    };
+    name.split('-').map(capital).collect()
+}
+
+/// Names that the crate's code has for other things.
+const TAKEN: [&str; 14] = [
+    "Deserialize",
+    "Dims",
+    "Err",
+    "Error",
+    "JsonSchema",
+    "LayerStats",
+    "Metric",
+    "MetricPlugin",
+    "Needs",
+    "Power",
+    "Result",
+    "Self",
+    "Serialize",
+    "Symmetry",
+];
+
+/// Reads a metric's name.
+fn name(text: &str) -> Result<String, String> {
+    let word = |word: &str| {
+        !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
+    };
+    if !text.starts_with(|c: char| c.is_ascii_lowercase()) || !text.split('-').all(word) {
+        return Err(
+            "lower-case words and digits with hyphens between them, such as row-norm".into()
+        );
+    }
+    if text.len() > 50 {
+        return Err("a name of 50 letters at most".into());
+    }
+    if TAKEN.contains(&&*type_name(text)) {
+        return Err(format!("`{}` means something else in the crate's code", type_name(text)));
+    }
+    match barber_metric::registered() {
+        Ok(metrics) if metrics.contains_key(text) => {
+            Err("there is a metric of this name; `barber metrics` lists all".into())
+        }
+        _ => Ok(text.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_words_with_hyphens() {
+        for fine in ["x", "row-norm", "l2", "match", "a-1"] {
+            assert_eq!(name(fine), Ok(fine.into()));
+        }
+        for (wrong, why) in [
+            ("", "such as"),
+            ("RowNorm", "such as"),
+            ("row_norm", "such as"),
+            ("row--norm", "such as"),
+            ("-row", "such as"),
+            ("row-", "such as"),
+            ("2-norm", "such as"),
+            ("größe", "such as"),
+            ("../x", "such as"),
+            ("layer-stats", "`LayerStats`"),
+            ("self", "`Self`"),
+            ("magnitude", "there is a metric"),
+            (&"x".repeat(51), "50"),
+        ] {
+            let error = name(wrong).expect_err(wrong);
+            assert!(error.contains(why), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn templates_are_filled_in() {
+        let outside = outside_files("row-norm", Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
+        for (path, text) in inside_files("row-norm").iter().chain(&outside) {
+            assert!(!text.contains("{{"), "{path}: {text}");
+            if path.ends_with("Cargo.toml") {
+                let manifest: toml::Table = text.parse().unwrap();
+                assert_eq!(manifest["package"]["name"].as_str(), Some("barber-row-norm"));
+            }
+        }
+        assert!(outside.iter().any(|(_, text)| text.contains("pub struct RowNorm {")));
+    }
+}

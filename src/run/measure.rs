@@ -1,0 +1,142 @@
+//! What models are measured on: texts and tasks.
+
+use std::path::{Path, PathBuf};
+
+use super::{Error, Watch};
+use crate::{
+    calibration::{Text, Tokens, segments},
+    checkpoint::Pruned,
+    evaluate::{Accuracy, Perplexity, Question, Task, accuracy, perplexity},
+    executor::ops::Ops,
+    model::Model,
+    recipe::{Evaluate, Recipe},
+};
+
+pub(crate) type Texts = Vec<(Text, Vec<Vec<u32>>)>;
+
+pub(crate) fn texts<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Texts, Error> {
+    let Evaluate { perplexity, sequence_length, segments: limit, special_tokens, .. } =
+        &recipe.evaluate;
+    let tokens = tokens(model, *special_tokens);
+    let read = |text: &Text| {
+        let limit = text.segments.or(*limit);
+        Ok((text.clone(), segments(text, *sequence_length, limit, &tokens)?))
+    };
+    perplexity.iter().map(read).collect()
+}
+
+fn tasks(recipe: &Recipe) -> Result<Vec<Asked>, Error> {
+    let named = |(name, file): (&String, &PathBuf)| Some((Task::named(name)?, file.clone()));
+    let tasks = recipe.evaluate.tasks.iter().filter_map(named);
+    tasks.map(|(task, file)| Asked::read(task, &file, recipe.evaluate.questions)).collect()
+}
+
+/// What the models of a run are tested on.
+pub(crate) struct Tests {
+    /// Texts, in segments.
+    pub(crate) texts: Texts,
+    /// Tasks, with their questions.
+    pub(crate) tasks: Vec<Asked>,
+    tokens: Tokens,
+}
+
+impl Tests {
+    /// Those that a recipe names.
+    pub(crate) fn read<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Self, Error> {
+        let tokens = tokens(model, recipe.evaluate.special_tokens);
+        Ok(Self { texts: texts(recipe, model)?, tasks: tasks(recipe)?, tokens })
+    }
+
+    /// What they say of a model as pruning left it, which the progress bars call `name`.
+    pub(crate) fn measure<D: Ops>(
+        &self,
+        model: &Model<'_, D>,
+        pruned: &Pruned,
+        name: &str,
+        watch: &dyn Watch,
+    ) -> Result<Found, Error> {
+        let mut found = Found::default();
+        for (_, segments) in &self.texts {
+            let name = format!("perplexity, {name}");
+            found.perplexity.push(measure(model, pruned, segments, &name, watch)?);
+        }
+        for asked in &self.tasks {
+            let name = format!("{}, {name}", asked.task.name);
+            found.accuracy.push(asked.answer(model, pruned, &self.tokens, &name, watch)?);
+        }
+        Ok(found)
+    }
+}
+
+/// What was measured of one model.
+#[derive(Default)]
+pub(crate) struct Found {
+    /// Text by text.
+    pub(crate) perplexity: Vec<Perplexity>,
+    /// Task by task.
+    pub(crate) accuracy: Vec<Accuracy>,
+}
+
+/// A task and its questions.
+pub(crate) struct Asked {
+    /// The task.
+    pub(crate) task: &'static Task,
+    /// Where its questions are from.
+    pub(crate) file: PathBuf,
+    questions: Vec<Question>,
+}
+
+impl Asked {
+    /// The questions of a file.
+    pub(crate) fn read(
+        task: &'static Task,
+        file: &Path,
+        limit: Option<usize>,
+    ) -> Result<Self, Error> {
+        let questions = task.questions(file, limit)?;
+        if questions.is_empty() {
+            return Err(Error::NoQuestions(file.to_owned()));
+        }
+        Ok(Self { task, file: file.to_owned(), questions })
+    }
+
+    /// What a model, as pruning left it, answers; behind a progress bar.
+    pub(crate) fn answer<D: Ops>(
+        &self,
+        model: &Model<'_, D>,
+        pruned: &Pruned,
+        tokens: &Tokens,
+        name: &str,
+        watch: &dyn Watch,
+    ) -> Result<Accuracy, Error> {
+        let layers = model.decoder.layers.len() as f64;
+        let bar = watch.bar(name, layers as u64);
+        let found = accuracy(model, pruned, &self.questions, tokens, |share| {
+            bar.set_position((share * layers) as u64);
+        });
+        bar.finish_and_clear();
+        Ok(found?)
+    }
+}
+
+/// The tokenizer of a model.
+pub(crate) fn tokens<D: Ops>(model: &Model<'_, D>, special: bool) -> Tokens {
+    Tokens::of(model.reader.path(), model.decoder.vocab_size, special)
+}
+
+/// The perplexity of a model as pruning left it, behind a progress bar.
+pub(crate) fn measure<D: Ops>(
+    model: &Model<'_, D>,
+    pruned: &Pruned,
+    segments: &[Vec<u32>],
+    name: &str,
+    watch: &dyn Watch,
+) -> Result<Perplexity, Error> {
+    let bar = watch.bar(name, model.decoder.layers.len() as u64);
+    let layers = model.decoder.layers.len() as f64;
+    let found = perplexity(model, pruned, segments, |share| {
+        bar.set_position((share * layers) as u64);
+    });
+    bar.finish_and_clear();
+    Ok(found?)
+}

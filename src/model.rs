@@ -189,12 +189,35 @@ impl<'a, D: Ops> Model<'a, D> {
     /// If they cannot be read, a sample is longer than the model's positions, or the device has not
     /// enough memory.
     pub fn embed(&self, samples: &[Vec<u32>], held_out: usize) -> Result<Stream<D>, Error> {
+        self.embed_at(self.positioned(samples), held_out)
+    }
+
+    /// The hidden states of samples before a later layer, [tokens, channels] each, row-major, which
+    /// `states` gives for one after the other.
+    ///
+    /// # Errors
+    /// Whatever `states` returns, or if the device has not enough memory.
+    pub fn stream(
+        &self,
+        samples: &[Vec<u32>],
+        held_out: usize,
+        mut states: impl FnMut(&[u32]) -> Result<Vec<f32>, Error>,
+    ) -> Result<Stream<D>, Error> {
+        let samples = self.positioned(samples);
+        let samples = samples.map(|(ids, positions)| Ok((states(ids)?, positions)));
+        self.executor.stream(samples, held_out)
+    }
+
+    /// Samples with the positions of their tokens.
+    fn positioned<'s>(
+        &'s self,
+        samples: &'s [Vec<u32>],
+    ) -> impl ExactSizeIterator<Item = (&'s [u32], Positions)> {
         let mut positions: BTreeMap<usize, Positions> = BTreeMap::new();
-        let samples = samples.iter().map(|ids| {
+        samples.iter().map(move |ids| {
             let new = || Positions::new(&self.decoder, ids.len());
             (&ids[..], positions.entry(ids.len()).or_insert_with(new).clone())
-        });
-        self.embed_at(samples, held_out)
+        })
     }
 
     /// The hidden states before the first layer, for tokens with their positions.

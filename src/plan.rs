@@ -1,6 +1,6 @@
 //! Which matrices are pruned and which are rebuilt together.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     family::{self, Decoder, Layer, Linear, Part},
@@ -117,6 +117,24 @@ impl Plan {
     ) -> impl Iterator<Item = (Member, &'a Linear)> {
         let members = self.layers[layer].iter().flat_map(|group| &group.members);
         members.map(move |member| (*member, member.of(&decoder.layers[layer])))
+    }
+}
+
+impl Plan {
+    /// How many weights of each tensor are pruned, where that is counted.
+    pub fn counts(&self, decoder: &Decoder) -> BTreeMap<String, usize> {
+        let layers = 0..self.layers.len();
+        let matrices = layers.flat_map(|layer| self.matrices(decoder, layer));
+        matrices.filter_map(|(of, linear)| Some((linear.weight.clone(), of.rule.count?))).collect()
+    }
+
+    /// Prunes as many weights of each tensor as `counts` says.
+    pub fn count(&mut self, decoder: &Decoder, counts: &BTreeMap<String, usize>) {
+        for (groups, layer) in self.layers.iter_mut().zip(&decoder.layers) {
+            for member in groups.iter_mut().flat_map(|group| &mut group.members) {
+                member.rule.count = counts.get(&member.of(layer).weight).copied();
+            }
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use dfdx::tensor::Cpu;
 use llm_barber::{
     calibration::{Samples, Selection, Tokens, samples},
-    checkpoint::{Masks, Reader},
+    checkpoint::{Masks, Pruned, Reader},
     mask::{Init, Mask, Pattern, Scope},
     model::Model,
     plan::{Plan, Rule},
@@ -125,7 +125,9 @@ fn family_conforms(family: &str, name: &str, init: Init, pattern: &str, ratio: f
         dtype: None,
         scratch: scratch.path(),
     };
-    let initial = start(&model, &exact, &start_as, samples, &mut |_| ()).unwrap();
+    let initial =
+        start(&model, &exact, &start_as, samples, Pruned::default(), &mut |_: Event<'_>| ())
+            .unwrap();
     assert_eq!(initial.masks.len(), model.decoder.linears().count());
     let (differ, entries) = case.differences("init", &initial.masks);
     // SparseGPT chooses each block of weights after what it made of those before.
@@ -144,15 +146,20 @@ fn family_conforms(family: &str, name: &str, init: Init, pattern: &str, ratio: f
     });
     let settings =
         Refinement { stages: &[stage], blend: 0.0, statistics: Side::Sparse, start: None };
-    let initial = start(&model, &plan, &start_as, samples, &mut |_| ()).unwrap();
-    let rebuilt = refine(&model, &plan, &settings, samples, initial, &mut |_| ()).unwrap();
+    let initial =
+        start(&model, &plan, &start_as, samples, Pruned::default(), &mut |_: Event<'_>| ())
+            .unwrap();
+    let rebuilt =
+        refine(&model, &plan, &settings, samples, initial, &mut |_: Event<'_>| ()).unwrap();
     let (differ, _) = case.differences("rebuilt", &rebuilt.masks);
     let changed = case.changed(&rebuilt.masks);
     println!("{family}-{name}: {differ} of {changed} changed entries differ");
     assert!(differ * 10 <= changed, "{differ} of {changed} rebuilt mask entries differ");
 
     // Statistics are compared at the very masks at which the authors' code measured its own.
-    let mut recorded = start(&model, &plan, &start_as, samples, &mut |_| ()).unwrap();
+    let mut recorded =
+        start(&model, &plan, &start_as, samples, Pruned::default(), &mut |_: Event<'_>| ())
+            .unwrap();
     recorded.masks = case.initial(&recorded.masks);
     let mut losses = Vec::new();
     let mut event = |event: Event<'_>| match event {

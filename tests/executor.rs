@@ -58,7 +58,7 @@ fn masks(name: &str, init: Init, storage: Storage, passes: usize) -> (Masks, Vec
     let initial = if single {
         Pruned::default()
     } else {
-        start(&model, &plan, &started, samples, &mut |_| ()).unwrap()
+        start(&model, &plan, &started, samples, Pruned::default(), &mut |_: Event<'_>| ()).unwrap()
     };
     let settings = Refinement {
         stages: &[stage],

@@ -36,7 +36,7 @@ fn report(layers: usize, name: &str) -> Report {
         kept: 2048 + layer,
     };
     let mut report = Report {
-        barber: "0.1.0".into(),
+        version: llm_barber::version::Version::current(),
         model: format!("models/{name}").into(),
         output: format!("out/{name}").into(),
         prunable_weights: layers * 7 * 4096,
@@ -170,10 +170,17 @@ fn check(page: &str) -> Html {
         assert!(chart.select(&Selector::parse("title").unwrap()).next().is_some());
         assert!(chart.attr("viewbox").or(chart.attr("viewBox")).is_some());
     }
-    for region in all(&html, ".scroll") {
-        assert_eq!(region.attr("tabindex"), Some("0"));
-        assert!(!region.attr("aria-label").unwrap().is_empty());
-    }
+    let mut regions: Vec<_> = all(&html, ".scroll")
+        .into_iter()
+        .map(|region| {
+            assert_eq!(region.attr("tabindex"), Some("0"));
+            region.attr("aria-label").unwrap().to_owned()
+        })
+        .collect();
+    let count = regions.len();
+    regions.sort();
+    regions.dedup();
+    assert!(regions.len() == count && !regions.contains(&String::new()), "{regions:?}");
     for table in all(&html, "table") {
         let of = |selector: &str| table.select(&Selector::parse(selector).unwrap()).count();
         assert_eq!(of("caption"), 1);
@@ -269,10 +276,43 @@ fn a_run_writes_a_page_of_its_report() {
 }
 
 #[test]
+fn stages_say_which_weights_they_swapped() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), "");
+    let stages = r#"refine=[{ use = "swap" }, { use = "reconstruct" }]"#;
+    let held_out = "calibration.held_out=1";
+    let run = barber(&["prune", &recipe, "--set", stages, "--set", held_out]);
+    assert_eq!(run.status, 0, "{}", run.stderr);
+    let report = read(&dir.path().join("out")).unwrap();
+    let mut swaps = 0;
+    for group in &report.groups {
+        let [swap, reconstruct] = &group.stages[..] else { panic!("{group:?}") };
+        assert_eq!((&*swap.stage, &*reconstruct.stage), ("swap", "reconstruct"));
+        assert!(swap.before.held_out.is_some() && reconstruct.scores.is_none());
+        assert_eq!(swap.scores.is_some(), swap.accepted);
+        let Some(scores) = &swap.scores else { continue };
+        let came_back: usize = swap.matrices.iter().map(|matrix| matrix.came_back).sum();
+        let kept: usize = swap.matrices.iter().map(|matrix| matrix.kept_before).sum();
+        assert_eq!(scores.measure, "|w|·‖x‖");
+        assert_eq!(scores.came_back.len(), came_back as u64);
+        assert_eq!(scores.kept.len() + scores.went.len(), kept as u64);
+        swaps += came_back;
+    }
+    assert!(swaps > 0);
+    let html = check(&page(&report).unwrap());
+    assert!(text(all(&html, "#error")[0]).contains("held out"));
+    assert!(text(all(&html, "#scores")[0]).contains("1. swap, by |w|·‖x‖"));
+}
+
+#[test]
 fn what_is_from_outside_is_text() {
     let dir = tempfile::tempdir().unwrap();
     let name = "<script>alert(1)</script>\"'&amp;</title></style><img src=x onerror=alert(1)>";
-    let report = report(3, name);
+    let mut report = report(3, name);
+    // Two stages alike.
+    for group in &mut report.groups {
+        group.stages.push(group.stages[0].clone());
+    }
     let one = page(&report).unwrap();
     let html = check(&one);
     assert!(text(all(&html, "body")[0]).contains(name));

@@ -71,10 +71,30 @@ pub enum Error {
         output.display(), model.display()
     )]
     Overlap { output: PathBuf, model: PathBuf },
+    #[error(
+        "the output {} holds {}, which the run reads; choose another output.path",
+        output.display(), input.display()
+    )]
+    Holds { output: PathBuf, input: PathBuf },
+    #[error("another run, process {process}, writes to {}; wait for it, or choose another output.path", target.display())]
+    Busy { target: PathBuf, process: String },
+    #[error(
+        "{} holds the state of a run that was cut off ({label}); pass --resume to go on from there, or \
+         --force to start anew",
+        dir.display()
+    )]
+    LeftOver { dir: PathBuf, label: String },
+    #[error(transparent)]
+    Journal(#[from] crate::journal::Error),
 }
 
 impl Error {
     pub(super) fn io(path: &Path, source: io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
+    }
+
+    /// The same, for a `map_err`.
+    pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::io(path, source)
     }
 }

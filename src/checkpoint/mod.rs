@@ -1,17 +1,21 @@
 //! Hugging Face checkpoint directories: a memory-mapped reader and an atomic writer.
 
+mod compare;
 mod digest;
 mod dtype;
 mod error;
 mod output;
+mod partial;
 mod pruned;
 mod reader;
 
+pub(crate) use self::reader::unravel;
 pub use self::{
+    compare::Difference,
     digest::{digest, digest_text},
     dtype::Dtype,
     error::Error,
-    output::Output,
+    output::{Existing, Output, left_behind},
     pruned::{Masks, Pruned, Saved},
     reader::{Reader, TensorView, parse_header},
 };

@@ -4,20 +4,32 @@
 use std::{
     borrow::Cow,
     collections::BTreeMap,
-    fs::{self, File},
-    io::{BufWriter, Write},
+    fs,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
 use serde_json::{Map, Value, json};
 
-use super::{Dtype, Error, Pruned, Reader, reader::Shard};
+use super::{Dtype, Error, Pruned, Reader, partial::Partial, reader::Shard};
+use crate::files;
 
-/// A checkpoint in the making. Dropped before [`Output::finish`], it leaves nothing behind.
+/// A checkpoint in the making. Dropped before [`Output::finish`], it leaves nothing behind but what
+/// a run can go on from.
 #[derive(Debug)]
 pub struct Output {
     target: PathBuf,
     staging: PathBuf,
+    partial: Partial,
+}
+
+/// What to do about what is there already.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Existing {
+    /// Replace a checkpoint that has the output's name, and start anew where a run was cut off.
+    pub force: bool,
+    /// Go on from where a run was cut off.
+    pub resume: bool,
 }
 
 /// The form in which a tensor is written.
@@ -31,44 +43,102 @@ struct Stored<'a> {
 
 impl Output {
     /// Prepares to write to `target`, and fails early if it could not be finished: to be called
-    /// before a long run.
+    /// before a long run. No other run can write there meanwhile. `inputs` are files that the run
+    /// reads, besides those of the model.
     ///
     /// # Errors
-    /// If `target` exists and `force` is not given or would not help, if it overlaps the model's
-    /// directory, or if nothing can be written there.
-    pub fn create(target: &Path, force: bool, model: &Path) -> Result<Self, Error> {
+    /// If `target`, or the state of a run that was cut off, is there and `existing` does not say
+    /// what to do about it, if `target` overlaps the model's directory or holds an input, if another
+    /// run writes there, or if nothing can be written there.
+    pub fn create<'a>(
+        target: &Path,
+        existing: Existing,
+        model: &'a Reader,
+        inputs: impl IntoIterator<Item = &'a Path>,
+    ) -> Result<Self, Error> {
         let given = std::path::absolute(target).map_err(|e| Error::io(target, e))?;
         let parent = given.parent().unwrap_or(&given);
         fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
-        let target = fs::canonicalize(&given)
-            .or_else(|_| Ok(fs::canonicalize(parent)?.join(given.file_name().unwrap_or_default())));
-        let target = target.map_err(|e| Error::io(&given, e))?;
-        let model = fs::canonicalize(model).map_err(|e| Error::io(model, e))?;
-        if target.starts_with(&model) || model.starts_with(&target) {
-            return Err(Error::Overlap { output: target, model });
+        let target = resolved(&given).map_err(|e| Error::io(&given, e))?;
+        let dir = fs::canonicalize(model.path()).map_err(|e| Error::io(model.path(), e))?;
+        let overlaps = |own: &Path| own.starts_with(&dir) || dir.starts_with(own);
+        if overlaps(&target) || overlaps(&Partial::beside(&target)) {
+            return Err(Error::Overlap { output: target, model: dir });
         }
-        if target.exists() {
-            if !force {
-                return Err(Error::Exists(target));
-            }
-            let empty = || fs::read_dir(&target).is_ok_and(|mut entries| entries.next().is_none());
-            if !target.join("config.json").is_file() && !empty() {
-                return Err(Error::NotReplaceable(target));
+        for input in model.weight_files().chain(inputs) {
+            // What is not there is missed where it is read.
+            if fs::canonicalize(input).is_ok_and(|input| input.starts_with(&target)) {
+                return Err(Error::Holds { output: target, input: input.to_owned() });
             }
         }
-        let staging = sibling(&target, "partial");
-        fs::create_dir(&staging).map_err(|e| Error::io(&staging, e))?;
-        Ok(Self { target, staging })
+        let partial = Partial::open(target.clone())?;
+        let output = Self { staging: partial.checkpoint(), target, partial };
+        output.look(existing)?;
+        Ok(output)
     }
 
-    /// A directory for scratch files, which goes when the output is finished or given up.
+    /// Sees to what is there already.
+    fn look(&self, existing: Existing) -> Result<(), Error> {
+        let Self { target, partial, staging } = self;
+        if existing.resume && self.is_complete() && !staging.is_dir() {
+            return Ok(());
+        }
+        if target.exists() {
+            if !existing.force {
+                return Err(Error::Exists(target.clone()));
+            }
+            let empty = || fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_none());
+            if !target.join("config.json").is_file() && !empty() {
+                return Err(Error::NotReplaceable(target.clone()));
+            }
+        }
+        if !existing.resume {
+            if !existing.force
+                && let Some(label) = partial.left_over()?
+            {
+                return Err(Error::LeftOver { dir: partial.path().to_owned(), label });
+            }
+            partial.clear()?;
+        }
+        if !self.is_complete() {
+            let io = |e| Error::io(staging, e);
+            files::remove(staging).and_then(|()| files::create_dir(staging)).map_err(io)?;
+        }
+        Ok(())
+    }
+
+    /// A directory for scratch files and the run's state, which goes when the output is finished or
+    /// given up.
     pub fn scratch(&self) -> &Path {
-        &self.staging
+        self.partial.path()
+    }
+
+    /// What would be left to go on from if the run ended now, in words.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub fn left_over(&self) -> Result<Option<String>, Error> {
+        self.partial.left_over()
     }
 
     /// Where the checkpoint will be.
     pub fn target(&self) -> &Path {
         &self.target
+    }
+
+    /// Where its files are until then.
+    pub fn staging(&self) -> &Path {
+        &self.staging
+    }
+
+    /// The directory that the complete checkpoint has now.
+    pub fn complete(&self) -> &Path {
+        if self.staging.is_dir() { &self.staging } else { &self.target }
+    }
+
+    /// Whether a run that was cut off had written all of it: nothing is left but to finish.
+    pub fn is_complete(&self) -> bool {
+        self.partial.is_finished()
     }
 
     /// Writes the weights of `reader`, in the same shards: zeros where masks prune, the changed
@@ -87,7 +157,7 @@ impl Output {
     ) -> Result<usize, Error> {
         for path in reader.companions()? {
             let to = self.staging.join(path.file_name().unwrap_or_default());
-            fs::copy(&path, &to).map_err(|e| Error::io(&path, e))?;
+            files::copy(&path, &to).map_err(|e| Error::io(&to, e))?;
         }
         if let Some(dtype) = dtype {
             let mut config = reader.config().clone();
@@ -127,7 +197,7 @@ impl Output {
         written: &mut impl FnMut(u64),
     ) -> Result<(usize, usize), Error> {
         let io = |e| Error::io(path, e);
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?);
+        let mut file = files::create(path).map_err(io)?;
         let (header, total) = header(shard, tensors);
         file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
         file.write_all(&header).map_err(io)?;
@@ -138,7 +208,7 @@ impl Output {
             file.write_all(&bytes).map_err(io)?;
             written(bytes.len() as u64);
         }
-        file.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)?;
+        file.finish().map_err(io)?;
         Ok((total, changed))
     }
 
@@ -148,59 +218,30 @@ impl Output {
     /// If it cannot be written.
     pub fn add_file(&self, name: &str, contents: &[u8]) -> Result<(), Error> {
         let path = self.staging.join(name);
-        let write = || {
-            // A copied file keeps its permissions, which may forbid writing.
-            if path.exists() {
-                fs::remove_file(&path)?;
-            }
-            let mut file = File::create(&path)?;
-            file.write_all(contents)?;
-            file.sync_all()
-        };
-        write().map_err(|e| Error::io(&path, e))
+        files::write(&path, contents).map_err(|e| Error::io(&path, e))
     }
 
     /// Gives the checkpoint its name, replacing what `force` allowed to be replaced.
     ///
     /// # Errors
     /// If it cannot be renamed; what was there before is then there still.
-    pub fn finish(self) -> Result<(), Error> {
-        let io = |e| Error::io(&self.target, e);
-        sync_dir(&self.staging).map_err(io)?;
-        if self.target.exists() {
-            let old = sibling(&self.target, "replaced");
-            fs::rename(&self.target, &old).map_err(io)?;
-            if let Err(error) = fs::rename(&self.staging, &self.target) {
-                // Nothing is lost: the old one gets its name back.
-                let _ = fs::rename(&old, &self.target);
-                return Err(io(error));
-            }
-            fs::remove_dir_all(&old).map_err(|e| Error::io(&old, e))?;
-        } else {
-            fs::rename(&self.staging, &self.target).map_err(io)?;
-        }
-        if let Some(parent) = self.target.parent() {
-            sync_dir(parent).map_err(io)?;
-        }
-        Ok(())
+    pub fn finish(&self) -> Result<(), Error> {
+        self.partial.finish()
     }
 }
 
-impl Drop for Output {
-    fn drop(&mut self) {
-        // After `finish` it is not there any more.
-        let _ = fs::remove_dir_all(&self.staging);
-    }
+/// Where a path leads to; its last part need not be there.
+fn resolved(path: &Path) -> io::Result<PathBuf> {
+    let parent = path.parent().unwrap_or(path);
+    fs::canonicalize(path)
+        .or_else(|_| Ok(fs::canonicalize(parent)?.join(path.file_name().unwrap_or_default())))
 }
 
-fn sync_dir(dir: &Path) -> std::io::Result<()> {
-    File::open(dir)?.sync_all()
-}
-
-/// A hidden name beside `target` that no other run uses.
-fn sibling(target: &Path, what: &str) -> PathBuf {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    target.with_file_name(format!(".{name}.{what}-{}", std::process::id()))
+/// What this process's run to the output `target` leaves to go on from, if the process ends now: the
+/// directory, and where the run is, in words. If it is nothing, no directory is left.
+pub fn left_behind(target: &Path) -> Option<(PathBuf, String)> {
+    let target = std::path::absolute(target).and_then(|target| resolved(&target)).ok()?;
+    Partial::left_behind(&target)
 }
 
 fn pretty(value: &Value) -> String {

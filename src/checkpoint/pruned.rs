@@ -64,6 +64,18 @@ impl Pruned {
         let dtype = dtype.or_else(|| Dtype::of(reader.tensor(name).ok()?.dtype));
         let dtype = dtype.unwrap_or(Dtype::F32);
         let bytes = dtype.round(name, values)?;
+        self.store(name, dtype, &bytes, scratch)?;
+        Ok(dtype.decode(&bytes))
+    }
+
+    /// The same for weights in the format in which they are stored.
+    pub(crate) fn store(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        bytes: &[u8],
+        scratch: &Path,
+    ) -> Result<(), Error> {
         let io = |e| Error::io(scratch, e);
         let changed = match &mut self.changed {
             Some(changed) => changed,
@@ -74,10 +86,10 @@ impl Pruned {
         };
         let stored = Stored { start: changed.end, length: bytes.len(), dtype };
         changed.file.seek(SeekFrom::Start(changed.end)).map_err(io)?;
-        changed.file.write_all(&bytes).map_err(io)?;
+        changed.file.write_all(bytes).map_err(io)?;
         changed.end += bytes.len() as u64;
         changed.matrices.insert(name.into(), stored);
-        Ok(dtype.decode(&bytes))
+        Ok(())
     }
 
     /// Goes back to the dense weights of a matrix; returns whether it had others.
@@ -111,8 +123,13 @@ impl Pruned {
         Ok(self.bytes(name)?.map(|(dtype, bytes)| dtype.decode(&bytes)))
     }
 
-    /// The same in the format in which they are stored.
-    pub(super) fn bytes(&self, name: &str) -> Result<Option<(Dtype, Vec<u8>)>, Error> {
+    /// The format in which the weights of a matrix are stored, if they are changed ones.
+    pub(crate) fn format(&self, name: &str) -> Option<Dtype> {
+        Some(self.changed.as_ref()?.matrices.get(name)?.dtype)
+    }
+
+    /// The changed weights of a matrix in the format in which they are stored, with their bytes.
+    pub(crate) fn bytes(&self, name: &str) -> Result<Option<(Dtype, Vec<u8>)>, Error> {
         let Some(changed) = &self.changed else { return Ok(None) };
         let Some(&Stored { start, length, dtype }) = changed.matrices.get(name) else {
             return Ok(None);

@@ -350,7 +350,8 @@ fn finite<'a>(
     }
 }
 
-fn unravel(mut at: usize, shape: &[usize]) -> Vec<usize> {
+/// The index of element `at` of a tensor of this shape, row-major.
+pub(crate) fn unravel(mut at: usize, shape: &[usize]) -> Vec<usize> {
     let mut index: Vec<usize> = shape
         .iter()
         .rev()

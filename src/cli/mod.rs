@@ -4,6 +4,7 @@
 mod check;
 mod compare;
 mod evaluate;
+mod interrupt;
 mod metrics;
 mod new_metric;
 mod progress;
@@ -11,6 +12,7 @@ mod prune;
 mod study;
 mod summary;
 mod table;
+mod verify;
 mod write;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -40,6 +42,10 @@ enum Command {
     Study(study::Arguments),
     /// Put runs side by side, in tables and on a page.
     Compare(compare::Arguments),
+    /// Check a result of `prune`: digests, zeros, pattern, and every kept weight's bits.
+    Verify(verify::Arguments),
+    /// Run the recipe of a result again, and compare.
+    Reproduce(verify::Again),
     /// List the metrics that a recipe's pipeline can use.
     Metrics,
     /// Write a crate with a metric of your own to start from.
@@ -70,6 +76,8 @@ enum Error {
          same texts and tasks; set it in the study's recipe, in the study's own `set`, or with --set"
     )]
     Varies(&'static str),
+    #[error("the result is not {what}: {count} wrong")]
+    Wrong { what: &'static str, count: usize },
     #[error("{run}: {error}")]
     Run { run: String, error: Box<Error> },
     #[error(transparent)]
@@ -133,6 +141,8 @@ pub fn main() -> ExitCode {
         Command::Study(arguments) => study::run(&arguments),
         Command::Eval(arguments) => evaluate::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
+        Command::Reproduce(arguments) => verify::again(&arguments),
         Command::Metrics => metrics::run(),
         Command::NewMetric(arguments) => new_metric::run(&arguments).map_err(Error::from),
     };

@@ -24,6 +24,12 @@ impl Watch for Terminal {
         }
     }
 
+    fn resumes(&self, from: Option<&str>) {
+        if !self.quiet {
+            println!("resumed   {}", from.unwrap_or("nothing was saved: from the beginning"));
+        }
+    }
+
     /// A bar on the terminal's error stream; nothing is drawn elsewhere.
     fn bar(&self, phase: &str, steps: u64) -> ProgressBar {
         let target =

@@ -1,8 +1,8 @@
 //! `barber prune`: a recipe from its text to a checkpoint.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use super::{Error, progress::Terminal, show, summary::Summary};
+use super::{Error, interrupt::announce, progress::Terminal, show, summary::Summary};
 use crate::{
     family::Decoder,
     mask::{Init, Scope},
@@ -21,18 +21,46 @@ pub(super) struct Arguments {
     /// Overrides a value of the recipe, such as sparsity.ratio=0.6. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Replace the output directory if it exists.
+    /// Replace the output directory if it exists, and start anew where a run to it was cut off.
     #[arg(long)]
     force: bool,
+    /// Go on from where a run to the same output was cut off; where none was, begin.
+    #[arg(long)]
+    resume: bool,
+    /// The least time between two saves of what a run that is cut off can go on from. They are
+    /// farther apart where they would take more than 2% of the time. 0: after each layer.
+    #[arg(long, value_name = "SECONDS|never", default_value = "30")]
+    save_every: Every,
     /// Print the report as JSON, and no progress.
     #[arg(long)]
     json: bool,
 }
 
+/// How often a run is saved, if it is.
+#[derive(Clone, Copy)]
+struct Every(Option<Duration>);
+
+impl FromStr for Every {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "never" {
+            return Ok(Self(None));
+        }
+        let seconds =
+            text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        seconds.map(|seconds| Self(Some(seconds))).ok_or("expected seconds, or `never`")
+    }
+}
+
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let loaded = load(&arguments.recipe, &arguments.sets)?;
-    let watch = Terminal { quiet: arguments.json };
-    let report = prune(&loaded, &Settings { force: arguments.force, watch: &watch })?;
+    if let Some(output) = &loaded.recipe.output.path {
+        announce(output).map_err(|source| Error::File { path: output.clone(), source })?;
+    }
+    let &Arguments { force, resume, save_every: Every(save_every), json, .. } = arguments;
+    let watch = Terminal { quiet: json };
+    let report = prune(&loaded, &Settings { force, resume, save_every, watch: &watch })?;
     if arguments.json {
         println!(
             "{}",

@@ -166,34 +166,30 @@ impl<D: Ops> Executor<D> {
     ) -> Result<Stream<D>, E> {
         let calibration = samples.len().saturating_sub(held_out);
         let mut runs: Vec<Run> = Vec::new();
-        let mut matrices = Vec::new();
+        let mut states = self.storage.store(0);
         let mut values: Vec<f32> = Vec::new();
-        let matrix = |values: Vec<f32>, run: &Run| {
+        let mut put = |values: Vec<f32>, run: &Run| {
             let shape = (run.tokens(), values.len().checked_div(run.tokens()).unwrap_or(0));
-            self.device.hold(values, shape).map_err(Error::device)
+            states.push(self.device.hold(values, shape).map_err(Error::device)?)
         };
         for (i, sample) in samples.enumerate() {
-            let (mut states, positions) = sample?;
+            let (mut sample, positions) = sample?;
             match runs.last_mut() {
                 Some(run) if i != calibration && run.takes(&positions) => {
                     run.samples.end = i + 1;
-                    values.append(&mut states);
+                    values.append(&mut sample);
                 }
                 last => {
                     if let Some(run) = last {
-                        matrices.push(matrix(std::mem::take(&mut values), run)?);
+                        put(std::mem::take(&mut values), run)?;
                     }
-                    values = states;
+                    values = sample;
                     runs.push(Run { samples: i..i + 1, positions });
                 }
             }
         }
         if let Some(run) = runs.last() {
-            matrices.push(matrix(values, run)?);
-        }
-        let mut states = self.storage.store(matrices.len());
-        for (i, matrix) in matrices.into_iter().enumerate() {
-            states.put(i, matrix)?;
+            put(values, run)?;
         }
         Ok(Stream { runs, states, calibration })
     }

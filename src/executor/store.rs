@@ -32,6 +32,11 @@ impl Storage {
         Self { dtype, left: Arc::new(AtomicU64::new(memory)), scratch: scratch.into() }
     }
 
+    /// The format of the values.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
     /// Whether so many numbers fit into the memory that is left, as they are.
     pub(super) fn fits(&self, numbers: usize) -> bool {
         numbers as u64 * Dtype::F32.size() as u64 <= self.left.load(Ordering::Relaxed)
@@ -98,6 +103,12 @@ impl<D: Hold> Store<D> {
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Stores one matrix more.
+    pub(super) fn push(&mut self, matrix: Matrix<D>) -> Result<(), Error> {
+        self.slots.push(Slot::Empty);
+        self.put(self.slots.len() - 1, matrix)
     }
 
     /// Stores a matrix in the place of the one that was there.

@@ -56,6 +56,21 @@ impl Mask {
         Self::from_fn(dims, |i| kept[i])
     }
 
+    /// The bits, a word of 64 weights after the other, little-endian.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// The mask of a matrix with these bits, if they are those of a mask of its shape.
+    pub fn from_bytes(dims: Dims, bytes: &[u8]) -> Option<Self> {
+        let weights = dims.rows.checked_mul(dims.columns)?;
+        let (words, rest) = bytes.as_chunks();
+        let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        let past = |last: &u64| !weights.is_multiple_of(BITS) && last >> (weights % BITS) != 0;
+        let fits = rest.is_empty() && words.len() == weights.div_ceil(BITS);
+        (fits && !words.last().is_some_and(past)).then_some(Self { dims, words })
+    }
+
     /// The shape of the weight matrix.
     pub const fn dims(&self) -> Dims {
         self.dims
@@ -178,6 +193,15 @@ mod tests {
             assert!(mask.differences(&before).eq((0..dims.len()).step_by(3)));
             (0..dims.len()).for_each(|i| mask.set(i, !kept[i]));
             assert_eq!(mask, Mask::from_fn(dims, |i| !kept[i]));
+            let mut bytes = mask.to_bytes();
+            assert_eq!(Mask::from_bytes(dims, &bytes), Some(mask.clone()));
+            assert_eq!(Mask::from_bytes(dims, &bytes[1..]), None);
+            assert_eq!(Mask::from_bytes(Dims { rows: 100, ..dims }, &bytes), None);
+            if let Some(last) = bytes.last_mut() {
+                *last |= 0x80;
+            }
+            let padded = !dims.len().is_multiple_of(BITS);
+            assert_eq!(Mask::from_bytes(dims, &bytes).is_none(), padded);
             (0..dims.len()).for_each(|i| mask.set(i, true));
             assert_eq!(mask, Mask::kept_everywhere(dims));
             (0..dims.len()).for_each(|i| mask.set(i, false));

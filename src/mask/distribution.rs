@@ -121,22 +121,21 @@ impl Distribution {
         Self { measure: measure.into(), ..Self::default() }
     }
 
-    /// Adds those of a matrix, a score per weight, row-major.
-    ///
-    /// # Panics
-    /// If there are more scores than the masks have weights.
-    pub fn matrix(&mut self, scores: &[f32], before: &Mask, after: &Mask) {
-        /// Distribution that a thread takes at a time.
+    /// Adds those of a matrix, whose masks are `before` and `after`; `score` says the score of a
+    /// weight by its number, row-major.
+    pub fn matrix(&mut self, before: &Mask, after: &Mask, score: impl Fn(usize) -> f32 + Sync) {
+        /// Weights that a thread takes at a time.
         const RUN: usize = 1 << 16;
-        let run = |mut found: Self, (run, scores): (usize, &[f32])| {
-            for (i, &score) in zip(run * RUN.., scores) {
+        let weights = after.dims().len();
+        let run = |mut found: Self, run: usize| {
+            for i in run * RUN..weights.min((run + 1) * RUN) {
                 let of = match (before.get(i), after.get(i)) {
                     (true, true) => &mut found.kept,
                     (false, true) => &mut found.came_back,
                     (true, false) => &mut found.went,
                     (false, false) => &mut found.pruned,
                 };
-                of.note(score);
+                of.note(score(i));
             }
             found
         };
@@ -144,7 +143,7 @@ impl Distribution {
             one.add(&other);
             one
         };
-        let runs = scores.par_chunks(RUN).enumerate();
+        let runs = (0..weights.div_ceil(RUN)).into_par_iter();
         let found = runs.fold(Self::default, run).reduce(Self::default, add);
         self.add(&found);
     }
@@ -207,8 +206,7 @@ mod tests {
             };
             let scores = |of: &[(f32, bool, bool)]| {
                 let mut found = Distribution::default();
-                let scores: Vec<f32> = of.iter().map(|weight| weight.0).collect();
-                found.matrix(&scores, &mask(|w| w.1, of), &mask(|w| w.2, of));
+                found.matrix(&mask(|w| w.1, of), &mask(|w| w.2, of), |i| of[i].0);
                 found
             };
             let all = scores(&weights);

@@ -5,6 +5,7 @@
 
 mod allocate;
 mod group;
+mod keep;
 mod rebuild;
 mod reconstruct;
 mod start;
@@ -18,6 +19,7 @@ pub use self::{
     swap::Swap,
 };
 
+pub(crate) use self::keep::{Keeper, Kept, Phase, Place};
 pub use crate::executor::Side;
 
 use std::{iter::zip, slice::from_ref};
@@ -72,6 +74,12 @@ pub enum Error {
 impl From<crate::checkpoint::Error> for Error {
     fn from(error: crate::checkpoint::Error) -> Self {
         Self::Model(error.into())
+    }
+}
+
+impl From<crate::journal::Error> for Error {
+    fn from(error: crate::journal::Error) -> Self {
+        crate::checkpoint::Error::from(error).into()
     }
 }
 
@@ -191,6 +199,51 @@ pub struct MatrixReport {
     pub weights: usize,
 }
 
+/// A pass through the layers, as it is before one of them.
+#[derive(Debug)]
+pub struct Pass<D: Ops> {
+    /// The layer.
+    pub layer: usize,
+    /// What the layers before it decided, and a pass before this one.
+    pub pruned: Pruned,
+    /// The hidden states of the samples. None: those before the first layer, if it is that.
+    pub streams: Vec<Stream<D>>,
+}
+
+impl<D: Ops> From<Pruned> for Pass<D> {
+    /// The beginning of a pass.
+    fn from(pruned: Pruned) -> Self {
+        Self { layer: 0, pruned, streams: Vec::new() }
+    }
+}
+
+/// Who is told how a pass goes on. A closure is told the events.
+pub trait Observer<D: Ops> {
+    /// Something happens.
+    fn event(&mut self, event: Event<'_>);
+
+    /// The first `layers` layers are done: a [`Pass`] of the same would go on in the same way. After
+    /// the last one there are no streams any more.
+    ///
+    /// # Errors
+    /// If the pass is to end with that.
+    fn state(
+        &mut self,
+        layers: usize,
+        pruned: &Pruned,
+        streams: &[&Stream<D>],
+    ) -> Result<(), Error> {
+        let _ = (layers, pruned, streams);
+        Ok(())
+    }
+}
+
+impl<D: Ops, F: FnMut(Event<'_>)> Observer<D> for F {
+    fn event(&mut self, event: Event<'_>) {
+        self(event);
+    }
+}
+
 /// What happens, as it happens.
 pub enum Event<'a> {
     /// What was measured of a matrix of a group.
@@ -227,6 +280,11 @@ struct Streams<D: Ops> {
 }
 
 impl<D: Ops> Streams<D> {
+    /// Each of them.
+    fn all(&self) -> impl Iterator<Item = &Stream<D>> {
+        std::iter::once(&self.sparse).chain(&self.dense)
+    }
+
     /// One of them.
     fn of(&self, side: Side) -> &Stream<D> {
         match (side, &self.dense) {
@@ -236,7 +294,8 @@ impl<D: Ops> Streams<D> {
     }
 }
 
-/// Refines masks, block by block, on the hidden states of the refined model. Without `pruned` masks
+/// Refines masks, block by block, on the hidden states of the refined model, from the masks that there
+/// are or from where a pass was left. Without `pruned` masks
 /// [`Refinement::start`] makes those of each layer when it is reached, from the hidden states of the
 /// refined layers before it; a dense forward pass that gives its statistics serves the first stage
 /// too. A layer with a block across parts gets the initial masks of both parts first.
@@ -248,15 +307,20 @@ pub fn refine<D: Ops>(
     plan: &Plan,
     refinement: &Refinement<'_>,
     samples: Sampled<'_>,
-    pruned: Pruned,
-    event: &mut dyn FnMut(Event<'_>),
+    from: impl Into<Pass<D>>,
+    observer: &mut dyn Observer<D>,
 ) -> Result<Pruned, Error> {
-    let mut pruned = pruned;
+    let Pass { layer: first, mut pruned, streams } = from.into();
+    if first == plan.layers.len() {
+        return Ok(pruned);
+    }
     let embed = || model.embed(samples.ids, samples.held_out);
     let dense = refinement.blend > 0.0 || refinement.statistics == Side::Dense;
-    let dense = dense.then(embed).transpose()?;
-    let mut streams = Streams { sparse: embed()?, dense };
-    for (layer, groups) in plan.layers.iter().enumerate() {
+    let mut given = streams.into_iter();
+    let mut stream = || given.next().map_or_else(embed, Ok);
+    let mut streams = Streams { sparse: stream()?, dense: dense.then(stream).transpose()? };
+    for (layer, groups) in plan.layers.iter().enumerate().skip(first) {
+        let event = &mut |event: Event<'_>| observer.event(event);
         let refining = Refining { model, layer, groups, refinement, members: members(plan, layer) };
         let mut start = refinement.start;
         if let Some(of) = start
@@ -274,6 +338,9 @@ pub fn refine<D: Ops>(
             refining.part(part, &dense, &statistics, &mut streams, &mut pruned, event)?;
         }
         event(Event::Layer(layer));
+        let last = layer + 1 == plan.layers.len();
+        let streams: Vec<_> = if last { Vec::new() } else { streams.all().collect() };
+        observer.state(layer + 1, &pruned, &streams)?;
     }
     Ok(pruned)
 }

@@ -223,7 +223,7 @@ impl Rebuild<'_> {
 /// Adds the scores of each matrix.
 fn distribute(all: &mut Distribution, scores: &Scores, before: &[Mask], after: &[Mask]) {
     for (scores, (before, after)) in zip(scores, zip(before, after)) {
-        all.matrix(scores, before, after);
+        all.matrix(before, after, |i| scores[i]);
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use barber_metric::{LayerStats, Needs};
 
-use super::{Error, Event, Sampled, Side, Stage, failed, members, rebuild::score};
+use super::{Error, Event, Observer, Pass, Sampled, Side, Stage, failed, members, rebuild::score};
 use crate::{
     buffer::recycle,
     checkpoint::{Dtype, Pruned, Reader},
@@ -42,13 +42,18 @@ pub fn start<D: Ops>(
     plan: &Plan,
     start: &Start<'_>,
     samples: Sampled<'_>,
-    event: &mut dyn FnMut(Event<'_>),
+    from: impl Into<Pass<D>>,
+    observer: &mut dyn Observer<D>,
 ) -> Result<Pruned, Error> {
-    let inputs = start.needs().inputs();
-    let mut stream = inputs.then(|| model.embed(samples.calibration(), 0)).transpose()?;
-    let mut pruned = Pruned::default();
+    let Pass { layer: first, mut pruned, mut streams } = from.into();
     let layers = model.decoder.layers.len();
-    for layer in 0..layers {
+    let mut stream = match streams.pop() {
+        None if start.needs().inputs() && first < layers => {
+            Some(model.embed(samples.calibration(), 0)?)
+        }
+        given => given,
+    };
+    for layer in first..layers {
         start.layer(model, plan, layer, stream.as_ref(), &mut pruned)?;
         if let Some(stream) = &mut stream
             && layer + 1 < layers
@@ -62,7 +67,9 @@ pub fn start<D: Ops>(
                 moved.map_err(failed(layer, part.name()))?;
             }
         }
-        event(Event::Layer(layer));
+        observer.event(Event::Layer(layer));
+        let streams: Vec<_> = stream.iter().filter(|_| layer + 1 < layers).collect();
+        observer.state(layer + 1, &pruned, &streams)?;
     }
     Ok(pruned)
 }

@@ -65,16 +65,13 @@ impl Swap {
         let before = grouped.mask(member);
         let mut mask = before.clone();
         mask::swap(&stats, &mut mask, error, scope, member.rule.pattern, self.limit)?;
-        scores.matrix(&alone(weight, error.gram, dims), &before, &mask);
+        // What the output would lose with a weight alone.
+        let norms: Vec<f32> =
+            (0..dims.columns).map(|j| error.gram[j * dims.columns + j].sqrt()).collect();
+        scores.matrix(&before, &mask, |i| weight[i].abs() * norms[i % dims.columns]);
         grouped.pruned.masks.insert(linear.weight, mask);
         Ok(())
     }
-}
-
-/// |w|·‖x‖ of each weight, row-major: what the output would lose with this weight alone.
-fn alone(weight: &[f32], gram: &[f32], Dims { columns, .. }: Dims) -> Vec<f32> {
-    let norms: Vec<f32> = (0..columns).map(|j| gram[j * columns + j].sqrt()).collect();
-    weight.iter().zip(norms.iter().cycle()).map(|(w, norm)| w.abs() * norm).collect()
 }
 
 /// Calls `run` for each matrix of a group, with what its inputs are in the dense group.

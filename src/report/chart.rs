@@ -216,7 +216,7 @@ fn frame<'a, 'b>(
     let width = y.label_width() as f64 * LETTERS * 0.47 + 24.0;
     let mut chart = ChartBuilder::on(root)
         .margin_top(16)
-        .margin_right(26)
+        .margin_right(48)
         .x_label_area_size(2.0 * LETTERS + 16.0)
         .y_label_area_size(width)
         .build_cartesian_2d(x, y)?;

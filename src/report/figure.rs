@@ -132,7 +132,7 @@ mod tests {
     fn the_rest_is_readable() {
         assert_eq!(count(1_234_567_usize), "1,234,567");
         assert_eq!(count(123_usize), "123");
-        assert_eq!(duration(3.14159), "3.1 s");
+        assert_eq!(duration(3.0517), "3.1 s");
         assert_eq!(duration(59.97), "1 min 0 s");
         assert_eq!(duration(11_550.0), "3 h 12 min");
         assert_eq!(change(2.0, 1.0), "−50.0%");

@@ -39,7 +39,7 @@ impl From<chart::Error> for PageError {
 /// ```
 /// use llm_barber::report::{Report, page};
 ///
-/// let report = Report { barber: "0.1.0".into(), model: "models/<tiny>".into(), ..Report::default() };
+/// let report = Report { model: "models/<tiny>".into(), ..Report::default() };
 /// let html = page(&report).unwrap();
 /// assert!(html.starts_with("<!DOCTYPE html>") && html.contains("models/&lt;tiny&gt;"));
 /// ```

@@ -65,7 +65,7 @@ pub(super) fn page(report: &Report) -> Result<String, chart::Error> {
             }
         }
     };
-    Ok(frame(&title, &head, &section::all(report)?, &report.barber))
+    Ok(frame(&title, &head, &section::all(report)?, &report.version.barber))
 }
 
 /// The figures that matter most: a name, the figure, and what more there is to say.

@@ -14,13 +14,15 @@ use crate::{
     plan::Plan,
     prune::GroupReport,
     recipe::Setting,
+    version::Version,
 };
 
 /// What a run did. What is not finite is `null` in JSON, and not a number again when it is read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The version of Barber that ran.
-    pub barber: String,
+    /// The program that ran.
+    #[serde(flatten)]
+    pub version: Version,
     /// The dense checkpoint, as the recipe names it.
     #[serde(default)]
     pub model: PathBuf,
@@ -63,6 +65,9 @@ pub struct Report {
     pub recipe: Vec<Setting>,
     /// SHA-256 of what the run read.
     pub inputs: BTreeMap<PathBuf, String>,
+    /// SHA-256 of each file that it wrote, but for its reports.
+    #[serde(default)]
+    pub outputs: BTreeMap<String, String>,
 }
 
 impl Report {

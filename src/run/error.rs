@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use crate::{calibration, checkpoint, evaluate, hub, model, plan, prune, recipe, records};
+use crate::{
+    calibration,
+    checkpoint::{self, Output},
+    evaluate, hub, journal, model, plan, prune, recipe, records, report,
+};
 
 /// Why a run failed. A recipe's problems are all there, with their lines.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +69,34 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The state of the run cannot be kept, or is not that of this run.
+    #[error(transparent)]
+    Journal(#[from] journal::Error),
+    /// The run is cut off, and can go on from where it was last saved.
+    #[error(
+        "{error}\n{} holds the run as of its last save ({label}): run again with --resume to go on \
+         from there",
+        dir.display()
+    )]
+    CutOff {
+        /// Why.
+        error: Box<Error>,
+        /// Where the state is.
+        dir: PathBuf,
+        /// Where the run was.
+        label: String,
+    },
+    /// A report cannot be read.
+    #[error(transparent)]
+    NoReport(report::Error),
+    /// A directory is not one that a run wrote.
+    #[error("{}: {problem}; give a directory that `barber prune` wrote", path.display())]
+    NoResult {
+        /// What is missing.
+        path: PathBuf,
+        /// Why.
+        problem: String,
+    },
     /// The report or the resolved recipe cannot be written.
     #[error("the report cannot be written: {0}")]
     Report(String),
@@ -77,7 +109,19 @@ impl Error {
             Self::Recipe(_) | Self::Plan(_) | Self::Memory { .. } => true,
             #[cfg(not(feature = "cuda"))]
             Self::NoCuda => true,
+            Self::CutOff { error, .. } => error.is_usage(),
             _ => false,
+        }
+    }
+
+    /// The same, with what the run to an output leaves to go on from, if that is something.
+    pub(super) fn leaves(self, output: &Output) -> Self {
+        match output.left_over() {
+            Ok(Some(label)) => {
+                let dir = output.scratch().to_owned();
+                Self::CutOff { error: Box::new(self), dir, label }
+            }
+            _ => self,
         }
     }
 }

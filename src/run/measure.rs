@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::{Error, Watch};
 use crate::{
     calibration::{Text, Tokens, segments},
@@ -69,7 +71,7 @@ impl Tests {
 }
 
 /// What was measured of one model.
-#[derive(Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Found {
     /// Text by text.
     pub(crate) perplexity: Vec<Perplexity>,

@@ -6,27 +6,39 @@ mod device;
 mod error;
 mod measure;
 mod phases;
+mod progress;
+mod reproduce;
+#[cfg(test)]
+mod tests;
+mod verify;
 mod watch;
 
 use std::{
-    cell::Cell,
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use barber_metric::Needs;
 use bytesize::ByteSize;
+use rayon::prelude::*;
+use toml::Table;
 
 pub(crate) use self::{
     device::on_device,
     measure::{Asked, Found, Tests, Texts, measure, texts, tokens},
-    phases::Phases,
+    progress::{Notes, Progress},
 };
-pub use self::{error::Error, watch::Watch};
+pub use self::{
+    error::Error,
+    reproduce::{Difference, Reproduced, reproduce},
+    verify::{Dense, Finding, Verified, verify},
+    watch::Watch,
+};
 use crate::{
     calibration::{Samples, Text, samples},
-    checkpoint::{Output, Pruned, Reader, digest},
+    checkpoint::{Existing, Output, Pruned, Reader, digest},
     estimate::{Run as Expected, estimate},
     evaluate::STATES,
     executor::{
@@ -34,15 +46,17 @@ use crate::{
         ops::{Ops, operations},
     },
     hub::locate,
+    journal::Identity,
     mask::Scope,
     model::Model,
     plan::Plan,
     prune::{
-        Allocation, Event, GroupReport, Method, Rebuild, Reconstruct, Refine, Refinement, Sampled,
+        Allocation, Keeper, Method, Pass, Phase, Rebuild, Reconstruct, Refine, Refinement, Sampled,
         Side, Stage, Start, Swap, allocate, refine, start,
     },
     recipe::{Calibration, Kind, Loaded, Recipe, Rounds, Share, Values},
     report::{self, Matrix, Report, Size, Stages, TaskReport, TextReport},
+    version::Version,
 };
 
 /// The phase in which no masks are made.
@@ -51,15 +65,22 @@ pub(crate) const EVALUATION: &str = "evaluation";
 /// How a run deals with what is there, and who watches it.
 #[derive(Clone, Copy)]
 pub struct Settings<'a> {
-    /// Replace the output directory if it exists.
+    /// Replace the output directory if it exists, and start anew where a run to it was cut off.
     pub force: bool,
+    /// Go on from where a run to the same output was cut off, if one was.
+    pub resume: bool,
+    /// The least time between two saves of what a run that is cut off can go on from. Saves are
+    /// farther apart where they would take more than a fiftieth of the time. Nothing: after each
+    /// layer. None: nothing is saved.
+    pub save_every: Option<Duration>,
     /// Who watches; `&()` for nobody.
     pub watch: &'a dyn Watch,
 }
 
 impl Default for Settings<'_> {
     fn default() -> Self {
-        Self { force: false, watch: &() }
+        let save_every = Some(Duration::from_secs(30));
+        Self { force: false, resume: false, save_every, watch: &() }
     }
 }
 
@@ -68,7 +89,8 @@ impl Default for Settings<'_> {
 ///
 /// # Errors
 /// If the recipe does not fit the model, something cannot be read, run or written, or the output is
-/// there and may not be replaced. Nothing half-written is left.
+/// there and may not be replaced. Nothing half-written has the output's name; what the run can go on
+/// from is beside it.
 pub fn prune(loaded: &Loaded, settings: &Settings<'_>) -> Result<Report, Error> {
     on_device!(loaded.recipe.executor.device, prune_on(loaded, settings))
 }
@@ -87,25 +109,68 @@ fn prune_on<D: Ops>(
     let mut model = Model::new(&reader, device)?;
     let plan = plan(loaded, &model)?;
     let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
-    let output = Output::create(target, settings.force, reader.path())?;
+    let existing = Existing { force: settings.force, resume: settings.resume };
+    let output = Output::create(target, existing, &reader, texts_of(recipe))?;
+    if output.is_complete() {
+        watch.resumes(Some("all is written"));
+        let report = report::read(output.complete()).map_err(Error::NoReport)?;
+        output.finish()?;
+        return Ok(report);
+    }
     let tests = Tests::read(recipe, &model)?;
-    let mut run =
-        Run::prepare(loaded, plan, &mut model, &tests, available, output.scratch(), watch)?;
-    watch.begin(recipe, &run.model.decoder, &run.plan);
+    let run = Run::prepare(loaded, plan, &mut model, &tests, available, output.scratch(), watch)?;
+    let mut resolved = recipe.clone();
+    resolved.model.revision = located.commit;
+    let resolved = resolved.absolute().map_err(|e| Error::Report(e.to_string()))?;
+    let keeper = keeper(&resolved, &reader, &output, settings)?;
+    finished(run, resolved, keeper, &output).map_err(|error| error.leaves(&output))
+}
 
-    let mut phases = Phases::default();
-    let dense =
-        phases.run(EVALUATION, || tests.measure(run.model, &Pruned::default(), "dense", watch))?;
-    let Made { allocation, pruned, initial, refined, groups } = run.prune(true, &mut phases)?;
+/// The keeper of a run to an output.
+fn keeper(
+    resolved: &Recipe,
+    reader: &Reader,
+    output: &Output,
+    settings: &Settings<'_>,
+) -> Result<Keeper, Error> {
+    let recipe = Table::try_from(resolved).map_err(|e| Error::Report(e.to_string()))?;
+    let inputs = digests(resolved, reader)?;
+    let identity = Identity { version: Version::current(), recipe, inputs };
+    let keeper = Keeper::open(output.scratch(), identity, settings.save_every)?;
+    if settings.resume {
+        settings.watch.resumes(output.left_over()?.as_deref());
+    }
+    Ok(keeper)
+}
 
-    let changed = phases.run("writing", || {
-        let bytes = reader.names().filter_map(|name| reader.tensor(name).ok());
+/// Runs to the end, and gives the output its name.
+fn finished<D: Ops>(
+    mut run: Run<'_, D>,
+    resolved: Recipe,
+    keeper: Keeper,
+    output: &Output,
+) -> Result<Report, Error> {
+    let (model, tests, watch) = (run.model, run.tests, run.watch);
+    watch.begin(&run.loaded.recipe, &model.decoder, &run.plan);
+    let inputs = keeper.inputs().clone();
+    let mut progress = Progress::resumed(keeper, model, run.samples(), output.scratch())?;
+    if progress.notes.dense.is_none() {
+        let dense = || tests.measure(model, &Pruned::default(), "dense", watch);
+        progress.notes.dense = Some(progress.notes.phases.run(EVALUATION, dense)?);
+        progress.keep((model, &run.plan))?;
+    }
+    run.prune(true, &mut progress)?;
+    let Progress { pass: Pass { pruned, .. }, mut notes, .. } = progress;
+    let changed = notes.phases.run("writing", || {
+        let bytes = model.reader.names().filter_map(|name| model.reader.tensor(name).ok());
         let bar = watch.bar("writing", bytes.map(|tensor| tensor.bytes.len() as u64).sum());
-        let changed =
-            output.write(&reader, recipe.output.dtype, &pruned, |bytes| bar.inc(bytes))?;
+        let dtype = resolved.output.dtype;
+        let changed = output.write(model.reader, dtype, &pruned, |bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
         Ok::<_, Error>(changed)
     })?;
+    let Notes { dense, initial, refined, allocation, groups, phases, operations, .. } = notes;
+    let dense = dense.unwrap_or_default();
     let perplexity = tests.texts.iter().enumerate().map(|(i, (text, _))| TextReport {
         text: text.label(),
         found: Stages {
@@ -125,8 +190,8 @@ fn prune_on<D: Ops>(
     let prunable: usize = pruned.masks.values().map(|mask| mask.dims().len()).sum();
     let kept: usize = pruned.masks.values().map(|mask| mask.kept()).sum();
     let report = Report {
-        barber: env!("CARGO_PKG_VERSION").into(),
-        model: recipe.model.path.clone(),
+        version: Version::current(),
+        model: run.loaded.recipe.model.path.clone(),
         output: output.target().to_owned(),
         prunable_weights: prunable,
         pruned_weights: prunable - kept,
@@ -134,20 +199,21 @@ fn prune_on<D: Ops>(
         allocation,
         perplexity: perplexity.collect(),
         tasks: accuracy.collect(),
-        matrices: Matrix::all(&run.plan, &run.model.decoder, &pruned.masks, &groups),
+        matrices: Matrix::all(&run.plan, &model.decoder, &pruned.masks, &groups),
         groups,
         seconds: phases.seconds,
         memory: phases.memory,
-        size: Size { dense: size(reader.weight_files())?, pruned: written(output.scratch())? },
-        operations: run.work.get(),
+        size: Size {
+            dense: size(model.reader.weight_files())?,
+            pruned: written(output.staging())?,
+        },
+        operations,
         least_operations: run.least_operations,
-        recipe: loaded.settings().map_err(|e| Error::Report(e.to_string()))?,
-        inputs: digests(recipe, &reader)?,
+        recipe: run.loaded.settings().map_err(|e| Error::Report(e.to_string()))?,
+        inputs,
+        outputs: BTreeMap::new(),
     };
-    let mut resolved = recipe.clone();
-    resolved.model.revision = located.commit;
-    finish(resolved, &report, output)?;
-    Ok(report)
+    finish(&resolved, report, output)
 }
 
 pub(crate) fn plan<D: Ops>(loaded: &Loaded, model: &Model<'_, D>) -> Result<Plan, Error> {
@@ -201,24 +267,8 @@ pub(crate) struct Run<'a, D: Ops> {
     ids: Vec<Vec<u32>>,
     scratch: &'a Path,
     watch: &'a dyn Watch,
-    /// The operations of matrix products so far.
-    work: Cell<u64>,
-    /// Those that the masks need.
+    /// The operations of matrix products that the masks need.
     least_operations: f64,
-}
-
-/// What a run made, and what was measured of it.
-#[derive(Default)]
-pub(crate) struct Made {
-    /// The share of each layer that is pruned, where it is not the same of all.
-    allocation: Vec<f64>,
-    /// The last masks.
-    pruned: Pruned,
-    /// Of the initial masks.
-    pub(crate) initial: Option<Found>,
-    /// Of the refined ones, if there is a refinement.
-    pub(crate) refined: Option<Found>,
-    groups: Vec<GroupReport>,
 }
 
 impl<'a, D: Ops> Run<'a, D> {
@@ -238,7 +288,7 @@ impl<'a, D: Ops> Run<'a, D> {
         let expected = estimate(&model.decoder, &plan, &expected(loaded, model, &tests.texts)?);
         let left = left(recipe, available, expected.memory)?;
         model.executor.storage = Storage::new(recipe.executor.stream_dtype, left, scratch);
-        let (work, least_operations) = (Cell::default(), expected.pruning);
+        let least_operations = expected.pruning;
         let initial_pipeline = loaded.initial_pipeline()?;
         Ok(Self {
             loaded,
@@ -249,62 +299,67 @@ impl<'a, D: Ops> Run<'a, D> {
             ids,
             scratch,
             watch,
-            work,
             least_operations,
         })
     }
 }
 
 impl<D: Ops> Run<'_, D> {
-    /// Makes the masks and measures the last ones, and those before their refinement if `both`.
-    pub(crate) fn prune(&mut self, both: bool, phases: &mut Phases) -> Result<Made, Error> {
+    /// Makes the masks, as far as they are not made, and measures the last ones, and those before
+    /// their refinement if `both`.
+    pub(crate) fn prune(&mut self, both: bool, progress: &mut Progress<D>) -> Result<(), Error> {
         let recipe = &self.loaded.recipe;
-        let refines = !recipe.refine.is_empty();
-        let (tests, model, watch) = (self.tests, self.model, self.watch);
-        let measured = |phases: &mut Phases, pruned: &Pruned, name: &str| {
-            phases.run(EVALUATION, || tests.measure(model, pruned, name, watch).map(Some))
-        };
-        let mut made = Made::default();
+        let (refines, single) = (!recipe.refine.is_empty(), single_pass(recipe));
         if let Some(allocation) = recipe.allocation() {
-            (self.plan, made.allocation) =
-                phases.run("allocation", || self.allocated(allocation))?;
+            self.allocate(allocation, &mut progress.notes)?;
         }
-        if !single_pass(recipe) {
-            made.pruned = phases.run("initial masks", || self.initial())?;
-            if both || !refines {
-                made.initial = measured(phases, &made.pruned, "initial masks")?;
+        if progress.phase() == Phase::InitialMasks {
+            if !single {
+                self.initial(progress, !refines)?;
             }
+            progress.enter(Phase::Refinement);
         }
-        if refines {
-            let initial = std::mem::take(&mut made.pruned);
-            made.pruned = phases.run("refinement", || self.refined(initial, &mut made.groups))?;
-            made.refined = measured(phases, &made.pruned, "refined")?;
+        if !single && (both || !refines) && progress.notes.initial.is_none() {
+            progress.notes.initial = Some(self.measured(progress, "initial masks")?);
+            progress.keep((self.model, &self.plan))?;
         }
-        Ok(made)
+        if refines && progress.notes.refined.is_none() {
+            self.refined(progress)?;
+            progress.notes.refined = Some(self.measured(progress, "refined")?);
+            progress.keep((self.model, &self.plan))?;
+        }
+        Ok(())
     }
 
-    /// Allocates the zeros to the layers; returns each layer's share.
-    fn allocated(&self, allocation: Allocation) -> Result<(Plan, Vec<f64>), Error> {
-        let bar = self.watch.bar("allocation", self.plan.layers.len() as u64);
-        let mut plan = self.plan.clone();
-        let budget = (allocation, self.loaded.recipe.sparsity.ratio);
-        let (start, samples) = (self.start(), self.samples());
-        let shares = self.counted(|| {
-            allocate(self.model, &mut plan, budget, &start, samples, &mut || bar.inc(1))
-        });
-        bar.finish_and_clear();
-        Ok((plan, shares?))
+    /// What the tests say of the model as it is now.
+    fn measured(&self, progress: &mut Progress<D>, name: &str) -> Result<Found, Error> {
+        let Progress { pass, notes, .. } = progress;
+        let measure = || self.tests.measure(self.model, &pass.pruned, name, self.watch);
+        notes.phases.run(EVALUATION, measure)
+    }
+
+    /// Allocates the zeros to the layers, unless that is done.
+    fn allocate(&mut self, allocation: Allocation, notes: &mut Notes) -> Result<(), Error> {
+        if notes.allocation.is_empty() {
+            let bar = self.watch.bar("allocation", self.plan.layers.len() as u64);
+            let mut plan = self.plan.clone();
+            let budget = (allocation, self.loaded.recipe.sparsity.ratio);
+            let (start, samples) = (self.start(), self.samples());
+            let before = operations();
+            let allocate =
+                || allocate(self.model, &mut plan, budget, &start, samples, &mut || bar.inc(1));
+            let shares = notes.phases.run("allocation", allocate);
+            notes.operations += operations() - before;
+            bar.finish_and_clear();
+            notes.allocation = shares?;
+            notes.counts = plan.counts(&self.model.decoder);
+        }
+        self.plan.count(&self.model.decoder, &notes.counts);
+        Ok(())
     }
 
     fn samples(&self) -> Sampled<'_> {
         Sampled { ids: &self.ids, held_out: self.loaded.recipe.calibration.held_out }
-    }
-
-    fn counted<T>(&self, run: impl FnOnce() -> T) -> T {
-        let before = operations();
-        let result = run();
-        self.work.set(self.work.get() + operations() - before);
-        result
     }
 
     fn start(&self) -> Start<'_> {
@@ -314,18 +369,14 @@ impl<D: Ops> Run<'_, D> {
         Start { init: mask.init, metric, side, dtype: output.dtype, scratch: self.scratch }
     }
 
-    fn initial(&self) -> Result<Pruned, Error> {
+    /// Makes the initial masks; the run `ends` with them, or not.
+    fn initial(&self, progress: &mut Progress<D>, ends: bool) -> Result<(), Error> {
         let bar = self.watch.bar("initial masks", self.plan.layers.len() as u64);
-        let settings = self.start();
-        let mut event = |event: Event<'_>| {
-            if let Event::Layer(_) = event {
-                bar.inc(1);
-            }
-        };
-        let pruned =
-            self.counted(|| start(self.model, &self.plan, &settings, self.samples(), &mut event));
-        bar.finish_and_clear();
-        Ok(pruned?)
+        bar.inc(progress.pass.layer as u64);
+        let (model, plan, settings) = (self.model, &self.plan, self.start());
+        progress.go((model, plan), &bar, ends, |from, observer| {
+            start(model, plan, &settings, self.samples(), from, observer)
+        })
     }
 
     /// The stage that a recipe describes.
@@ -361,8 +412,8 @@ impl<D: Ops> Run<'_, D> {
         })
     }
 
-    /// Refines the masks, with a report of each group.
-    fn refined(&self, initial: Pruned, groups: &mut Vec<GroupReport>) -> Result<Pruned, Error> {
+    /// Refines the masks.
+    fn refined(&self, progress: &mut Progress<D>) -> Result<(), Error> {
         let recipe = &self.loaded.recipe;
         let pipeline = self.loaded.pipeline()?;
         let stages: Vec<_> =
@@ -375,30 +426,11 @@ impl<D: Ops> Run<'_, D> {
         };
         let all = self.plan.layers.iter().map(|groups| groups.len() as u64).sum();
         let bar = self.watch.bar("refinement", all);
-        let mut event = |event: Event<'_>| {
-            if let Event::Group(report) = event {
-                for stage in &report.stages {
-                    tracing::info!(
-                        layer = report.layer,
-                        group = report.group,
-                        stage = stage.stage,
-                        before = stage.before.calibration,
-                        after = stage.after.calibration,
-                        held_out_before = stage.before.held_out,
-                        held_out_after = stage.after.held_out,
-                        accepted = stage.accepted,
-                        "refined"
-                    );
-                }
-                groups.push(report.clone());
-                bar.inc(1);
-            }
-        };
-        let (model, plan, samples) = (self.model, &self.plan, self.samples());
-        let pruned =
-            self.counted(|| refine(model, plan, &refinement, samples, initial, &mut event));
-        bar.finish_and_clear();
-        Ok(pruned?)
+        bar.inc(progress.notes.groups.len() as u64);
+        let (model, plan) = (self.model, &self.plan);
+        progress.go((model, plan), &bar, true, |from, observer| {
+            refine(model, plan, &refinement, self.samples(), from, observer)
+        })
     }
 }
 
@@ -441,21 +473,22 @@ pub(crate) fn expected<D: Ops>(
     })
 }
 
+/// The texts that a run reads.
+fn texts_of(recipe: &Recipe) -> impl Iterator<Item = &Path> {
+    let calibration = recipe.calibration.source.iter().filter(|_| recipe.calibrates());
+    let perplexity = recipe.evaluate.perplexity.iter().map(|text| &text.path);
+    let files = calibration.chain(perplexity).chain(recipe.evaluate.tasks.values());
+    files.map(PathBuf::as_path)
+}
+
+/// The digests of all that a run reads.
 fn digests(recipe: &Recipe, reader: &Reader) -> Result<BTreeMap<PathBuf, String>, Error> {
-    let mut inputs = BTreeMap::new();
     let tokenizer = reader.path().join("tokenizer.json");
-    let files = reader
-        .weight_files()
-        .map(Path::to_owned)
-        .chain([reader.path().join("config.json")])
-        .chain(tokenizer.is_file().then_some(tokenizer))
-        .chain(recipe.calibration.source.iter().filter(|_| recipe.calibrates()).cloned())
-        .chain(recipe.evaluate.perplexity.iter().map(|text| text.path.clone()))
-        .chain(recipe.evaluate.tasks.values().cloned());
-    for file in files {
-        inputs.insert(file.clone(), digest(&file)?);
-    }
-    Ok(inputs)
+    let files = reader.weight_files().map(Path::to_owned);
+    let files = files.chain([reader.path().join("config.json")]);
+    let files = files.chain(tokenizer.is_file().then_some(tokenizer));
+    let files: Vec<PathBuf> = files.chain(texts_of(recipe).map(Path::to_owned)).collect();
+    files.into_par_iter().map(|file| Ok((file.clone(), digest(&file)?))).collect()
 }
 
 /// The bytes of some files.
@@ -467,24 +500,38 @@ fn size(files: impl Iterator<Item = impl AsRef<Path>>) -> Result<u64, Error> {
     files.map(|file| length(file.as_ref())).sum()
 }
 
-/// The bytes of the weights that were written to a directory.
-fn written(dir: &Path) -> Result<u64, Error> {
+/// The files in a directory.
+fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let failed = |source| Error::File { path: dir.to_owned(), source };
     let files = fs::read_dir(dir).map_err(failed)?.map(|entry| entry.map(|entry| entry.path()));
-    let files = files.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    files.collect::<Result<_, _>>().map_err(failed)
+}
+
+/// The bytes of the weights that were written to a directory.
+fn written(dir: &Path) -> Result<u64, Error> {
+    let files = files(dir)?;
     size(files.iter().filter(|file| file.extension().is_some_and(|e| e == "safetensors")))
 }
 
-/// Adds the report and the resolved recipe, and gives the output its name.
-fn finish(recipe: Recipe, report: &Report, output: Output) -> Result<(), Error> {
+/// The resolved recipe in the directory that a run wrote.
+const RECIPE: &str = "barber-recipe.toml";
+
+/// Adds the resolved recipe and the report, and gives the output its name.
+fn finish(resolved: &Recipe, mut report: Report, output: &Output) -> Result<Report, Error> {
     let failed = |e: &dyn std::fmt::Display| Error::Report(e.to_string());
-    let json = serde_json::to_string_pretty(report).map_err(|e| failed(&e))?;
-    output.add_file(report::JSON, format!("{json}\n").as_bytes())?;
-    let page = report::page(report).map_err(|e| failed(&e))?;
-    output.add_file(report::HTML, page.as_bytes())?;
-    let resolved = recipe.absolute().map_err(|e| failed(&e))?;
     let resolved = resolved.to_toml().map_err(|e| failed(&e))?;
-    output.add_file("barber-recipe.toml", resolved.as_bytes())?;
+    output.add_file(RECIPE, resolved.as_bytes())?;
+    let digested = |file: PathBuf| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok((name, digest(&file)?))
+    };
+    let outputs: Result<_, Error> =
+        files(output.staging())?.into_par_iter().map(digested).collect();
+    report.outputs = outputs?;
+    let json = serde_json::to_string_pretty(&report).map_err(|e| failed(&e))?;
+    output.add_file(report::JSON, format!("{json}\n").as_bytes())?;
+    let page = report::page(&report).map_err(|e| failed(&e))?;
+    output.add_file(report::HTML, page.as_bytes())?;
     output.finish()?;
-    Ok(())
+    Ok(report)
 }

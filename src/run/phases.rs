@@ -8,8 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 /// What each phase of a run took so far.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Phases {
     /// Seconds.
     pub(crate) seconds: BTreeMap<String, f64>,

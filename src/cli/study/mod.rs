@@ -17,7 +17,7 @@ use crate::{
     model::Model,
     plan::Plan,
     recipe::{Loaded, Recipe, Study, Variant, load, load_study},
-    run::{self, EVALUATION, Found, Made, Run, Tests, Watch, on_device, plan},
+    run::{self, EVALUATION, Found, Notes, Progress, Run, Tests, Watch, on_device, plan},
 };
 
 /// Compares methods: prunes one model with each method in each case, several times with other
@@ -182,8 +182,9 @@ fn run_on<D: Ops>(
 
 /// What comes of a run, and the seconds that its masks took.
 fn measured<D: Ops>(run: &mut Run<'_, D>) -> Result<(Figures, f64), run::Error> {
-    let mut phases = Phases::default();
-    let Made { initial, refined, .. } = run.prune(false, &mut phases)?;
+    let mut progress = Progress::new(None);
+    run.prune(false, &mut progress)?;
+    let Notes { initial, refined, mut phases, .. } = progress.notes;
     let found = refined.or(initial).unwrap_or_default();
     phases.seconds.remove(EVALUATION);
     Ok((figures(&found), phases.seconds.values().sum()))

@@ -164,7 +164,8 @@ impl Stage<'_> {
         });
         let names = FATES.map(|(name, _)| name);
         let head: Vec<&str> = std::iter::once("layer, group").chain(names).collect();
-        table("Median score, and the number of weights", &head, rows)
+        let caption = format!("{}: median score, and the number of weights", self.name);
+        table(&caption, &head, rows)
     }
 }
 

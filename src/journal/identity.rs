@@ -1,0 +1,137 @@
+//! What a run is: two runs that are the same make the same bytes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::version::Version;
+
+/// All that decides about a run's result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    /// What runs.
+    pub(crate) version: Version,
+    /// The resolved recipe.
+    pub(crate) recipe: Table,
+    /// SHA-256 of each file that it reads.
+    pub(crate) inputs: BTreeMap<PathBuf, String>,
+}
+
+/// Keys that the result does not depend on.
+const FREE: &[&str] = &["output.path", "executor.memory"];
+
+impl Identity {
+    /// What is different now, in words.
+    pub(crate) fn differences(&self, now: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        if self.version != now.version {
+            let Version { barber, commit, target, instructions } = &self.version;
+            let commit = commit.as_ref().map_or_else(String::new, |commit| format!(" ({commit})"));
+            found.push(format!(
+                "it was begun by barber {barber}{commit} on {target}, {instructions}"
+            ));
+        }
+        let [mut before, mut after] = [BTreeMap::new(), BTreeMap::new()];
+        flatten("", &Value::Table(self.recipe.clone()), &mut before);
+        flatten("", &Value::Table(now.recipe.clone()), &mut after);
+        for key in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
+            let [was, is] = [&before, &after].map(|of| of.get(key));
+            if was != is && !FREE.contains(&key.as_str()) {
+                let shown = |value: Option<&Value>| {
+                    value.map_or_else(|| "left out".to_owned(), ToString::to_string)
+                };
+                found.push(format!(
+                    "the recipe's `{key}` was {}, and is {}",
+                    shown(was),
+                    shown(is)
+                ));
+            }
+        }
+        for path in self.inputs.keys().chain(now.inputs.keys()).collect::<BTreeSet<_>>() {
+            let file = path.display();
+            match [&self.inputs, &now.inputs].map(|of| of.get(path)) {
+                [Some(was), Some(is)] if was == is => {}
+                [Some(was), Some(is)] => found.push(format!(
+                    "{file} has changed (SHA-256 {}… then, {}… now)",
+                    short(was),
+                    short(is)
+                )),
+                [Some(_), None] => found.push(format!("{file} was read, and is not now")),
+                _ => found.push(format!("{file} was not read, and is now")),
+            }
+        }
+        found
+    }
+}
+
+/// The beginning of a digest.
+fn short(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
+}
+
+/// The values of a table by their keys, such as `refine.0.alpha`.
+fn flatten(key: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
+    let join = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+    match value {
+        Value::Table(table) => {
+            table.iter().for_each(|(name, value)| flatten(&join(name), value, into));
+        }
+        Value::Array(list) => {
+            let items = list.iter().enumerate();
+            items.for_each(|(i, value)| flatten(&join(&i.to_string()), value, into));
+        }
+        value => {
+            into.insert(key.to_owned(), value.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        let recipe = "[sparsity]\nratio = 0.5\n[output]\npath = 'a'\n[[refine]]\nuse = 'swap'\n";
+        Identity {
+            version: Version::current(),
+            recipe: toml::from_str(recipe).unwrap(),
+            inputs: [("model/x".into(), "0123456789abcdef".into())].into(),
+        }
+    }
+
+    #[test]
+    fn what_does_not_matter_may_differ() {
+        let mut now = identity();
+        now.recipe["output"] = toml::from_str("path = 'b'").unwrap();
+        now.recipe.insert("executor".into(), toml::from_str("memory = '1 GiB'").unwrap());
+        assert_eq!(identity().differences(&now), [""; 0]);
+    }
+
+    #[test]
+    fn each_difference_is_named() {
+        let mut now = identity();
+        now.version.instructions = "other".into();
+        now.recipe =
+            toml::from_str("[sparsity]\nratio = 0.6\n[[refine]]\nuse = 'swap'\nlimit = 3").unwrap();
+        now.inputs =
+            [("model/x".into(), "abcdef0123456789".into()), ("y".into(), "1".into())].into();
+        let found = identity().differences(&now);
+        assert_eq!(
+            found[1..],
+            [
+                "the recipe's `refine.0.limit` was left out, and is 3",
+                "the recipe's `sparsity.ratio` was 0.5, and is 0.6",
+                "model/x has changed (SHA-256 0123456789ab… then, abcdef012345… now)",
+                "y was not read, and is now",
+            ]
+        );
+        assert!(found[0].starts_with("it was begun by barber 0."), "{found:?}");
+        // A number that is no decimal fraction in memory comes back as it was.
+        let text = toml::to_string(&now).unwrap();
+        assert_eq!(toml::from_str::<Identity>(&text).unwrap(), now);
+    }
+}

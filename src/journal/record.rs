@@ -1,0 +1,115 @@
+//! A file of the journal: entries of bytes, each with its length before it, and a digest at the end.
+
+use std::{
+    fs::File,
+    io::{BufReader, Read, Write},
+    path::PathBuf,
+};
+
+use sha2::{Digest, Sha256};
+
+use super::Error;
+use crate::files;
+
+/// The size of the digest at the end.
+const DIGEST: u64 = 32;
+
+/// A file in the making.
+pub(crate) struct Record {
+    path: PathBuf,
+    file: files::Writing,
+    hasher: Sha256,
+}
+
+impl Record {
+    pub(super) fn create(path: PathBuf) -> Result<Self, Error> {
+        let file = files::create(&path).map_err(|e| Error::io(&path, e))?;
+        Ok(Self { path, file, hasher: Sha256::new() })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.hasher.update(bytes);
+        self.file.write_all(bytes).map_err(|e| Error::io(&self.path, e))
+    }
+
+    /// Adds an entry.
+    pub(crate) fn add(&mut self, entry: &[u8]) -> Result<(), Error> {
+        self.write(&(entry.len() as u64).to_le_bytes())?;
+        self.write(entry)
+    }
+
+    /// Adds an entry that says what follows.
+    pub(crate) fn add_toml(&mut self, entry: &impl serde::Serialize) -> Result<(), Error> {
+        let text = toml::to_string(entry).map_err(|e| Error::Text(e.to_string()))?;
+        self.add(text.as_bytes())
+    }
+
+    pub(super) fn finish(mut self) -> Result<(), Error> {
+        let digest = self.hasher.finalize_reset();
+        let written = self.file.write_all(&digest).and_then(|()| self.file.finish());
+        written.map_err(|e| Error::io(&self.path, e))
+    }
+}
+
+/// The entries of a file, in order.
+pub(crate) struct Entries {
+    path: PathBuf,
+    file: BufReader<File>,
+    hasher: Sha256,
+    /// Bytes before the digest.
+    left: u64,
+}
+
+impl Entries {
+    pub(super) fn open(path: PathBuf) -> Result<Self, Error> {
+        let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
+        let size = file.metadata().map_err(|e| Error::io(&path, e))?.len();
+        let mut entries = Self {
+            path,
+            file: BufReader::with_capacity(1 << 20, file),
+            hasher: Sha256::new(),
+            left: 0,
+        };
+        entries.left = size.checked_sub(DIGEST).ok_or_else(|| entries.damaged("cut short"))?;
+        Ok(entries)
+    }
+
+    /// What is wrong with the file.
+    pub(crate) fn damaged(&self, problem: impl ToString) -> Error {
+        Error::Damaged { path: self.path.clone(), problem: problem.to_string() }
+    }
+
+    fn read(&mut self, length: u64) -> Result<Vec<u8>, Error> {
+        // No more than there is: a length may be anything.
+        let left = self.left.checked_sub(length).ok_or_else(|| self.damaged("cut short"))?;
+        let mut bytes = vec![0; length as usize];
+        self.file.read_exact(&mut bytes).map_err(|e| Error::io(&self.path, e))?;
+        self.left = left;
+        self.hasher.update(&bytes);
+        Ok(bytes)
+    }
+
+    /// The next entry.
+    pub(crate) fn next(&mut self) -> Result<Vec<u8>, Error> {
+        let length = self.read(8)?;
+        let length = length.try_into().map_or(u64::MAX, u64::from_le_bytes);
+        self.read(length)
+    }
+
+    /// The next entry, which says what follows.
+    pub(crate) fn next_toml<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, Error> {
+        let bytes = self.next()?;
+        let text = std::str::from_utf8(&bytes).map_err(|e| self.damaged(e))?;
+        toml::from_str(text).map_err(|e| self.damaged(e))
+    }
+
+    /// Sees to it that all that was read is what was written, and that nothing follows.
+    pub(crate) fn end(mut self) -> Result<(), Error> {
+        let mut digest = [0; DIGEST as usize];
+        self.file.read_exact(&mut digest).map_err(|e| Error::io(&self.path, e))?;
+        if self.left > 0 || self.hasher.finalize_reset()[..] != digest {
+            return Err(self.damaged("its digest is not that of its contents"));
+        }
+        Ok(())
+    }
+}

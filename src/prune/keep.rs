@@ -1,0 +1,289 @@
+//! Keeps a run's state in a journal, layer by layer, and finds it again: the masks and the changed
+//! weights of the layers that are done, and the hidden states that the next one begins with.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use barber_metric::Dims;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{Error, Pass, Sampled};
+use crate::{
+    checkpoint::{self, Dtype, Pruned},
+    executor::{Stream, ops::Ops},
+    journal::{self, Entries, Identity, Journal, Record},
+    mask::Mask,
+    model::{self, Model},
+    plan::Plan,
+};
+
+/// A pass through the layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Phase {
+    /// That of the initial masks.
+    InitialMasks,
+    /// That of the stages; where it is the only one, that of the initial masks too.
+    Refinement,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::InitialMasks => "initial masks",
+            Self::Refinement => "refinement",
+        })
+    }
+}
+
+/// Where a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    /// The pass.
+    pub(crate) phase: Phase,
+    /// How many of its layers are done.
+    pub(crate) layers: usize,
+}
+
+/// What a save begins with.
+#[derive(Serialize, Deserialize)]
+struct Head<N> {
+    place: Place,
+    /// The samples of each stream.
+    streams: Vec<usize>,
+    identity: Identity,
+    notes: N,
+}
+
+/// A matrix in a save.
+#[derive(Serialize, Deserialize)]
+struct Matrix {
+    name: String,
+    rows: usize,
+    columns: usize,
+    /// The format of its weights, where they are not the dense ones.
+    changed: Option<Dtype>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Matrices {
+    matrices: Vec<Matrix>,
+}
+
+/// A state that a run goes on from.
+pub(crate) struct Kept<D: Ops, N> {
+    /// Where the run was.
+    pub(crate) place: Place,
+    /// The pass, as it was then.
+    pub(crate) pass: Pass<D>,
+    /// What was noted with it.
+    pub(crate) notes: N,
+}
+
+/// Keeps the state of one run.
+pub(crate) struct Keeper {
+    journal: Journal,
+    identity: Identity,
+    /// The least time between two saves; none: there are none.
+    every: Option<Duration>,
+    /// The layers whose matrices are not in any save as they are now.
+    unsaved: BTreeSet<usize>,
+    /// When the last save ended, and how long it took.
+    last: (Instant, Duration),
+}
+
+/// Saves take at most one part in so many of the time.
+const SHARE: u32 = 50;
+
+impl Keeper {
+    /// The keeper of the run that `identity` describes, in the directory `dir`, which holds what was
+    /// kept of it before. It saves when the time since the last save is `every`, and fifty times what
+    /// a save takes; after each layer if it is nothing, and never if there is none.
+    ///
+    /// # Errors
+    /// If the state there cannot be read, or is that of another run.
+    pub(crate) fn open(
+        dir: &Path,
+        identity: Identity,
+        every: Option<Duration>,
+    ) -> Result<Self, journal::Error> {
+        let journal = Journal::open(dir)?;
+        if let Some(mut state) = journal.state()? {
+            let head: Head<toml::Table> = state.next_toml()?;
+            let differences = head.identity.differences(&identity);
+            if !differences.is_empty() {
+                return Err(journal::Error::OtherRun { dir: dir.to_owned(), differences });
+            }
+        }
+        let (unsaved, last) = (BTreeSet::new(), (Instant::now(), Duration::ZERO));
+        Ok(Self { journal, identity, every, unsaved, last })
+    }
+
+    /// What the run reads, with the digests.
+    pub(crate) fn inputs(&self) -> &BTreeMap<PathBuf, String> {
+        &self.identity.inputs
+    }
+
+    /// The state that was kept, if one was. Changed weights go to a file in `scratch`.
+    ///
+    /// # Errors
+    /// If it is damaged.
+    pub(crate) fn kept<D: Ops, N: DeserializeOwned>(
+        &self,
+        model: &Model<'_, D>,
+        samples: Sampled<'_>,
+        scratch: &Path,
+    ) -> Result<Option<Kept<D, N>>, Error> {
+        let Some(mut state) = self.journal.state()? else {
+            return Ok(None);
+        };
+        let mut pruned = Pruned::default();
+        for entries in self.journal.kept()? {
+            read_matrices(entries?, &mut pruned, scratch)?;
+        }
+        let Head::<N> { place, streams: counts, notes, .. } = state.next_toml()?;
+        let mut streams = Vec::new();
+        for count in counts {
+            let held_out = if count == samples.ids.len() { samples.held_out } else { 0 };
+            let ids = samples.ids.get(..count);
+            let ids = ids.ok_or_else(|| state.damaged("there are not so many samples"))?;
+            streams.push(read_stream(&mut state, model, ids, held_out)?);
+        }
+        state.end()?;
+        let pass = Pass { layer: place.layers, pruned, streams };
+        Ok(Some(Kept { place, pass, notes }))
+    }
+
+    /// A place is reached: saves that if it is time, or the work `ends` here and the rest of the run
+    /// needs no more than its masks.
+    ///
+    /// # Errors
+    /// If the state cannot be written.
+    pub(crate) fn reached<D: Ops, N: Serialize>(
+        &mut self,
+        (model, plan): (&Model<'_, D>, &Plan),
+        place: Place,
+        (pruned, streams): (&Pruned, &[&Stream<D>]),
+        ends: bool,
+        notes: impl FnOnce() -> N,
+    ) -> Result<(), Error> {
+        self.unsaved.extend(place.layers.checked_sub(1));
+        if self.is_due() || ends && self.every.is_some() {
+            self.save((model, plan), place, (pruned, streams), &notes())?;
+        }
+        Ok(())
+    }
+
+    fn is_due(&self) -> bool {
+        let (ended, took) = self.last;
+        let long = |every: Duration| every.is_zero() || ended.elapsed() >= every.max(took * SHARE);
+        self.every.is_some_and(long)
+    }
+
+    fn save<D: Ops, N: Serialize>(
+        &mut self,
+        (model, plan): (&Model<'_, D>, &Plan),
+        place: Place,
+        (pruned, streams): (&Pruned, &[&Stream<D>]),
+        notes: &N,
+    ) -> Result<(), Error> {
+        let started = Instant::now();
+        let layers = self.unsaved.iter();
+        let names: Vec<&str> = layers
+            .flat_map(|layer| plan.matrices(&model.decoder, *layer))
+            .map(|(_, linear)| linear.weight.as_str())
+            .collect();
+        let counts = streams.iter().map(|stream| stream.len()).collect();
+        let head = Head { place, streams: counts, identity: self.identity.clone(), notes };
+        let all = plan.layers.len();
+        self.journal.save::<Error>(
+            &format!("{}, {} of {all} layers", place.phase, place.layers),
+            |record| Ok(write_matrices(record, pruned, &names)?),
+            |record| {
+                record.add_toml(&head)?;
+                streams.iter().try_for_each(|stream| Ok(write_stream(record, model, stream)?))
+            },
+        )?;
+        self.unsaved.clear();
+        self.last = (Instant::now(), started.elapsed());
+        Ok(())
+    }
+}
+
+fn write_matrices(
+    record: &mut Record,
+    pruned: &Pruned,
+    names: &[&str],
+) -> Result<(), checkpoint::Error> {
+    let mut matrices = Vec::new();
+    let named = || names.iter().filter_map(|name| Some((*name, pruned.masks.get(*name)?)));
+    for (name, mask) in named() {
+        let Dims { rows, columns } = mask.dims();
+        let changed = pruned.format(name);
+        matrices.push(Matrix { name: name.into(), rows, columns, changed });
+    }
+    record.add_toml(&Matrices { matrices })?;
+    for (name, mask) in named() {
+        record.add(&mask.to_bytes())?;
+        if let Some((_, bytes)) = pruned.bytes(name)? {
+            record.add(&bytes)?;
+        }
+    }
+    Ok(())
+}
+
+fn read_matrices(
+    mut entries: Entries,
+    pruned: &mut Pruned,
+    scratch: &Path,
+) -> Result<(), checkpoint::Error> {
+    let Matrices { matrices } = entries.next_toml()?;
+    for Matrix { name, rows, columns, changed } in matrices {
+        let mask = Mask::from_bytes(Dims { rows, columns }, &entries.next()?);
+        let mask = mask.ok_or_else(|| entries.damaged(format!("no mask of `{name}`")))?;
+        match changed {
+            Some(dtype) => {
+                let bytes = entries.next()?;
+                if bytes.len() != mask.dims().len() * dtype.size() {
+                    return Err(entries.damaged(format!("no weights of `{name}`")).into());
+                }
+                pruned.store(&name, dtype, &bytes, scratch)?;
+            }
+            None => drop(pruned.restore(&name)),
+        }
+        pruned.masks.insert(name, mask);
+    }
+    Ok(entries.end()?)
+}
+
+/// Adds each sample's hidden states, in the format in which they wait.
+fn write_stream<D: Ops>(
+    record: &mut Record,
+    model: &Model<'_, D>,
+    stream: &Stream<D>,
+) -> Result<(), model::Error> {
+    let dtype = model.executor.storage.dtype();
+    model.executor.each_sample(stream, |_, states| {
+        Ok(record.add(&dtype.encode(states)).map_err(checkpoint::Error::from)?)
+    })
+}
+
+fn read_stream<D: Ops>(
+    entries: &mut Entries,
+    model: &Model<'_, D>,
+    samples: &[Vec<u32>],
+    held_out: usize,
+) -> Result<Stream<D>, model::Error> {
+    let dtype = model.executor.storage.dtype();
+    model.stream(samples, held_out, |ids| {
+        let bytes = entries.next().map_err(checkpoint::Error::from)?;
+        if bytes.len() != ids.len() * model.decoder.hidden_size * dtype.size() {
+            return Err(checkpoint::Error::from(entries.damaged("no hidden states")).into());
+        }
+        Ok(dtype.decode(&bytes))
+    })
+}

@@ -1,0 +1,186 @@
+//! How far a run has come: what it knows, and where it goes on.
+
+use std::{collections::BTreeMap, path::Path, time::Instant};
+
+use indicatif::ProgressBar;
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Found, phases::Phases};
+use crate::{
+    checkpoint::Pruned,
+    executor::{
+        Stream,
+        ops::{Ops, operations},
+    },
+    model::Model,
+    plan::Plan,
+    prune::{self, Event, GroupReport, Keeper, Kept, Observer, Pass, Phase, Place, Sampled},
+};
+
+/// What a run has found out so far.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Notes {
+    /// What was measured of the dense model.
+    pub(crate) dense: Option<Found>,
+    /// Of the initial masks.
+    pub(crate) initial: Option<Found>,
+    /// Of the refined ones, if there is a refinement.
+    pub(crate) refined: Option<Found>,
+    /// The share of each layer that is pruned, where it is not the same of all.
+    pub(crate) allocation: Vec<f64>,
+    /// How many weights of a tensor are pruned, where the allocation says so.
+    pub(crate) counts: BTreeMap<String, usize>,
+    /// The groups that are refined.
+    pub(crate) groups: Vec<GroupReport>,
+    /// What each phase took.
+    pub(crate) phases: Phases,
+    /// The operations of the matrix products that the masks took.
+    pub(crate) operations: u64,
+}
+
+impl Notes {
+    /// The same, once a phase that makes masks has gone on since then.
+    fn after(&self, phase: Phase, since: Since) -> Self {
+        let mut notes = self.clone();
+        let seconds = notes.phases.seconds.entry(phase.to_string()).or_default();
+        *seconds += since.instant.elapsed().as_secs_f64();
+        notes.operations += operations() - since.operations;
+        notes
+    }
+}
+
+/// When a phase was begun, or gone on with.
+#[derive(Clone, Copy)]
+struct Since {
+    instant: Instant,
+    operations: u64,
+}
+
+/// How far a run has come.
+pub(crate) struct Progress<D: Ops> {
+    /// Who keeps it on disk, if anybody does.
+    keeper: Option<Keeper>,
+    place: Place,
+    /// The pass that it is in. What it has decided so far is what the run has.
+    pub(super) pass: Pass<D>,
+    /// What it has found out.
+    pub(crate) notes: Notes,
+}
+
+impl<D: Ops> Progress<D> {
+    /// The beginning of a run.
+    pub(crate) fn new(keeper: Option<Keeper>) -> Self {
+        let place = Place { phase: Phase::InitialMasks, layers: 0 };
+        Self { keeper, place, pass: Pass::from(Pruned::default()), notes: Notes::default() }
+    }
+
+    /// A run that goes on from where its keeper left it, if that was somewhere.
+    pub(crate) fn resumed(
+        keeper: Keeper,
+        model: &Model<'_, D>,
+        samples: Sampled<'_>,
+        scratch: &Path,
+    ) -> Result<Self, Error> {
+        let kept = keeper.kept(model, samples, scratch)?;
+        let new = Self::new(Some(keeper));
+        Ok(match kept {
+            Some(Kept { place, pass, notes }) => Self { place, pass, notes, ..new },
+            None => new,
+        })
+    }
+
+    /// The pass that the run is in.
+    pub(super) fn phase(&self) -> Phase {
+        self.place.phase
+    }
+
+    /// Goes through the layers, or those that are left, with `run`; the operations and the seconds
+    /// count, and its state is kept. What the last pass of the run ends with is kept in any case.
+    pub(super) fn go(
+        &mut self,
+        (model, plan): (&Model<'_, D>, &Plan),
+        bar: &ProgressBar,
+        ends: bool,
+        run: impl FnOnce(Pass<D>, &mut dyn Observer<D>) -> Result<Pruned, prune::Error>,
+    ) -> Result<(), Error> {
+        let Self { keeper, place, pass, notes } = self;
+        let from = std::mem::replace(pass, Pass::from(Pruned::default()));
+        let since = Since { instant: Instant::now(), operations: operations() };
+        let (of, phase) = ((model, plan), place.phase);
+        let mut phases = notes.phases.clone();
+        let mut passing = Passing { of, keeper, phase, ends, notes, bar, since };
+        let pruned = phases.run(&phase.to_string(), || run(from, &mut passing));
+        notes.phases = phases;
+        notes.operations += operations() - since.operations;
+        bar.finish_and_clear();
+        place.layers = plan.layers.len();
+        *pass = Pass { layer: place.layers, pruned: pruned?, streams: Vec::new() };
+        Ok(())
+    }
+
+    /// Begins a pass, with what those before it have decided.
+    pub(super) fn enter(&mut self, phase: Phase) {
+        self.place = Place { phase, layers: 0 };
+        self.pass.layer = 0;
+    }
+
+    /// Keeps what was found out between two passes, if it is time.
+    pub(super) fn keep(&mut self, of: (&Model<'_, D>, &Plan)) -> Result<(), Error> {
+        let Self { keeper, place, pass, notes } = self;
+        // In the middle of a pass, what it goes on with is kept already.
+        if let Some(keeper) = keeper.as_mut().filter(|_| pass.streams.is_empty()) {
+            keeper.reached(of, *place, (&pass.pruned, &[]), false, || &*notes)?;
+        }
+        Ok(())
+    }
+}
+
+/// A pass as it goes on.
+struct Passing<'a, D: Ops> {
+    of: (&'a Model<'a, D>, &'a Plan),
+    keeper: &'a mut Option<Keeper>,
+    phase: Phase,
+    ends: bool,
+    notes: &'a mut Notes,
+    bar: &'a ProgressBar,
+    since: Since,
+}
+
+impl<D: Ops> Observer<D> for Passing<'_, D> {
+    fn event(&mut self, event: Event<'_>) {
+        match (self.phase, event) {
+            (_, Event::Group(report)) => {
+                for stage in &report.stages {
+                    tracing::info!(
+                        layer = report.layer,
+                        group = report.group,
+                        stage = stage.stage,
+                        before = stage.before.calibration,
+                        after = stage.after.calibration,
+                        held_out_before = stage.before.held_out,
+                        held_out_after = stage.after.held_out,
+                        accepted = stage.accepted,
+                        "refined"
+                    );
+                }
+                self.notes.groups.push(report.clone());
+                self.bar.inc(1);
+            }
+            (Phase::InitialMasks, Event::Layer(_)) => self.bar.inc(1),
+            _ => {}
+        }
+    }
+
+    fn state(
+        &mut self,
+        layers: usize,
+        pruned: &Pruned,
+        streams: &[&Stream<D>],
+    ) -> Result<(), prune::Error> {
+        let Self { of, keeper, phase, ends, notes, since, .. } = self;
+        let Some(keeper) = keeper else { return Ok(()) };
+        let ends = *ends && layers == of.1.layers.len();
+        let place = Place { phase: *phase, layers };
+        keeper.reached(*of, place, (pruned, streams), ends, || notes.after(*phase, *since))
+    }
+}

@@ -1,0 +1,48 @@
+//! What computes: this program, and the instructions that it finds.
+
+use serde::{Deserialize, Serialize};
+
+/// The program that made a result. The same one makes the same bytes of the same inputs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// Its version.
+    pub barber: String,
+    /// The commit that it was built from, if the build said so: `BARBER_COMMIT` in its environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// The machine and the system that it was built for.
+    #[serde(default)]
+    pub target: String,
+    /// The vector instructions, found at run time, by which kernels are chosen.
+    #[serde(default)]
+    pub instructions: String,
+}
+
+impl Version {
+    /// This program on this machine.
+    pub fn current() -> Self {
+        Self {
+            barber: env!("CARGO_PKG_VERSION").into(),
+            commit: option_env!("BARBER_COMMIT").map(Into::into),
+            target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+            instructions: instructions(),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn instructions() -> String {
+    let known = [
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+    ];
+    let found: Vec<&str> =
+        known.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
+    found.join(" ")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn instructions() -> String {
+    "baseline".into()
+}

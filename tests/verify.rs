@@ -1,0 +1,183 @@
+//! `barber verify` and `barber reproduce`: results that are right, and what can be wrong with them.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod util;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use util::{barber, recipe, tensors, tiny, write};
+
+/// The result of the tiny recipe, with inputs that a test may change.
+struct Pruned {
+    dir: tempfile::TempDir,
+}
+
+const O: &str = "model.layers.1.self_attn.o_proj.weight";
+
+impl Pruned {
+    fn new(sets: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let text = dir.path().join("text.json");
+        fs::copy("tests/conformance/calibration.json", &text).unwrap();
+        let source = format!("calibration.source={}", text.display());
+        let model = tiny(dir.path(), |_, _| ());
+        let recipe = recipe(dir.path(), "");
+        let mut arguments = vec!["prune", &recipe, "--set", &source, "--set", &model];
+        sets.iter().for_each(|set| arguments.extend(["--set", set]));
+        let run = barber(&arguments);
+        assert_eq!(run.status, 0, "{}", run.stderr);
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// What a command says of the result, with its exit status.
+    fn says(&self, command: &str, more: &[&str]) -> (i32, String) {
+        let out = self.path("out").display().to_string();
+        let run = barber(&[&[command, &out], more].concat());
+        (run.status, run.stdout + &run.stderr)
+    }
+
+    fn is_right(&self, command: &str) -> String {
+        let (status, said) = self.says(command, &[]);
+        assert_eq!(status, 0, "{said}");
+        said
+    }
+
+    fn is_wrong(&self, command: &str, expected: &[&str]) {
+        let (status, said) = self.says(command, &[]);
+        assert_eq!(status, 1, "{said}");
+        assert_eq!(said.matches("wrong     ").count(), expected.len(), "{said}");
+        expected.iter().for_each(|expected| assert!(said.contains(expected), "{said}"));
+    }
+
+    /// Changes a byte of a tensor of a model.
+    fn change(&self, model: &str, tensor: &str, change: impl FnOnce(&mut [u8])) {
+        let dir = self.path(model);
+        let mut all = tensors(&dir);
+        change(&mut all.get_mut(tensor).unwrap().2);
+        write(&dir.join("model.safetensors"), &all);
+    }
+}
+
+/// The place of the first weight that is zero, or is not.
+fn first(bytes: &[u8], zero: bool) -> usize {
+    4 * bytes.chunks(4).position(|weight| (weight == [0; 4]) == zero).unwrap()
+}
+
+#[test]
+fn a_result_is_what_its_report_says() {
+    let pruned = Pruned::new(&[]);
+    let said = pruned.is_right("verify");
+    for expected in ["(50.00%) in 14 matrices", "bit for bit", "the result is what its report says"]
+    {
+        assert!(said.contains(expected), "{said}");
+    }
+    let before = tensors(&pruned.path("out"));
+    // What is found is named.
+    pruned.change("out", O, |bytes| bytes[first(bytes, true)] = 1);
+    let file = "model.safetensors is not as it was written";
+    let zeros = format!("`{O}` has 2047 zeros, and should have at least 2048");
+    let dense = format!("`{O}`: 1 kept weights are not the dense model's; the first at [");
+    pruned.is_wrong("verify", &[file, &zeros, &dense]);
+    write(&pruned.path("out/model.safetensors"), &before);
+    pruned.change("out", O, |bytes| bytes[first(bytes, false)] ^= 1);
+    pruned.is_wrong("verify", &[file, &dense]);
+    pruned.change("out", O, |bytes| {
+        let at = first(bytes, false);
+        bytes[at..at + 4].fill(0);
+    });
+    let more = format!("`{O}`: 2049 weights were pruned, and should have been at most 2048");
+    pruned.is_wrong("verify", &[file, &more]);
+    pruned.change("out", "model.norm.weight", |bytes| bytes[0] ^= 1);
+    pruned.is_wrong("verify", &[file, &more, "`model.norm.weight`: 1 kept weights are not"]);
+    let mut without = before.clone();
+    without.remove(O).unwrap();
+    write(&pruned.path("out/model.safetensors"), &without);
+    let none = format!("there is no tensor `{O}`");
+    let one = format!("`{O}` is in one of the two models only");
+    pruned.is_wrong("verify", &[file, &none, &one]);
+}
+
+#[test]
+fn inputs_and_files_are_compared_with_their_digests() {
+    let pruned = Pruned::new(&["sparsity.pattern=2:4", "output.dtype=bf16"]);
+    pruned.is_right("verify");
+    pruned.is_right("reproduce");
+    fs::remove_file(pruned.path("out/barber-recipe.toml")).unwrap();
+    let (status, said) = pruned.says("verify", &[]);
+    assert_eq!(status, 1);
+    assert!(said.contains("barber-recipe.toml"), "{said}");
+    let (status, said) = pruned.says("reproduce", &[]);
+    assert_eq!(status, 1);
+    assert!(said.contains("barber-recipe.toml"), "{said}");
+
+    let pruned = Pruned::new(&["sparsity.pattern=2:4", "mask.init=wanda"]);
+    let text = pruned.path("text.json");
+    let contents = fs::read(&text).unwrap();
+    fs::write(&text, [&contents[..], b" "].concat()).unwrap();
+    let changed = ["text.json, which the run read, has changed since"];
+    pruned.is_wrong("verify", &changed);
+    pruned.is_wrong("reproduce", &changed);
+    fs::remove_file(&text).unwrap();
+    assert!(pruned.is_right("verify").contains("not there, and not compared: "));
+    pruned.is_wrong("reproduce", &["text.json, which the run read, is not there any more"]);
+    // Without the dense model, the rest is checked; with one given, it is compared.
+    fs::rename(pruned.path("model"), pruned.path("moved")).unwrap();
+    let said = pruned.is_right("verify");
+    assert!(said.contains("is not there; to compare, give it with --dense"), "{said}");
+    let moved = pruned.path("moved").display().to_string();
+    let (status, said) = pruned.says("verify", &["--dense", &moved]);
+    assert_eq!(status, 0, "{said}");
+    assert!(said.contains("bit for bit"), "{said}");
+    pruned.change("moved", O, |bytes| bytes.reverse());
+    let (status, said) = pruned.says("verify", &["--dense", &moved]);
+    assert_eq!(status, 1, "{said}");
+    assert!(said.contains(&format!("`{O}`: ")), "{said}");
+    // A tile that keeps three.
+    pruned.change("out", O, |bytes| {
+        let at = first(bytes, true);
+        bytes[at] = 1;
+    });
+    let (status, said) = pruned.says("verify", &[]);
+    assert_eq!(status, 1, "{said}");
+    assert!(said.contains(&format!("`{O}`: the tile at [0, 0] keeps more than 2:4")), "{said}");
+}
+
+#[test]
+fn changed_weights_are_said_to_be_changed() {
+    let pruned = Pruned::new(&["mask.init=sparsegpt", "refine.0.retain=true"]);
+    let said = pruned.is_right("verify");
+    assert!(said.contains("the recipe changed ") && said.contains("kept weights"), "{said}");
+    pruned.change("out", "model.norm.weight", |bytes| bytes[0] ^= 1);
+    let file = "model.safetensors is not as it was written";
+    pruned.is_wrong("verify", &[file, "`model.norm.weight`: 1 kept weights are not"]);
+}
+
+#[test]
+fn a_result_comes_out_again() {
+    let pruned = Pruned::new(&["refine=[{ use = 'swap' }]", "mask.init=wanda"]);
+    let said = pruned.is_right("reproduce");
+    assert!(said.contains("the result is what comes out again"), "{said}");
+    let mut names: Vec<_> =
+        fs::read_dir(pruned.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["model", "out", "recipe.toml", "text.json"]);
+    pruned.change("out", O, |bytes| bytes[first(bytes, false)] ^= 1);
+    pruned.is_wrong("reproduce", &["model.safetensors comes out differently, from byte "]);
+}
+
+#[test]
+fn what_is_no_result_is_refused() {
+    for command in ["verify", "reproduce"] {
+        let run = barber(&[command, util::TINY]);
+        assert_eq!(run.status, 1);
+        assert!(run.stderr.contains("barber-report.json"), "{}", run.stderr);
+        assert!(!Path::new("tests/conformance/.reproduce").exists());
+    }
+}

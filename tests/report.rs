@@ -231,7 +231,11 @@ fn a_run_writes_a_page_of_its_report() {
     let html = fs::read_to_string(&path).unwrap();
     // The JSON is all that it is made of.
     assert_eq!(html, page(&report).unwrap());
-    check(&html);
+    let recipe = text(all(&check(&html), "#recipe")[0]);
+    for expected in report.outputs.values().chain([&report.version.target]) {
+        assert!(recipe.contains(expected), "no {expected}");
+    }
+    assert!(report.outputs.contains_key("model.safetensors"));
     // The figures are those of the run.
     let json: Value =
         serde_json::from_str(&fs::read_to_string(out.join("barber-report.json")).unwrap()).unwrap();

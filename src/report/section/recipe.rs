@@ -1,10 +1,13 @@
-//! The recipe with the source of each value, and what the run read.
+//! The recipe with the source of each value, and what the run read and wrote.
 
 use maud::{Markup, html};
 
-use crate::report::{
-    Report,
-    table::{details, table, text},
+use crate::{
+    report::{
+        Report,
+        table::{details, table, text},
+    },
+    version::Version,
 };
 
 pub(super) fn body(report: &Report) -> Markup {
@@ -19,9 +22,12 @@ pub(super) fn body(report: &Report) -> Markup {
             .collect::<Vec<_>>()
     };
     let head = ["key", "value", "source"];
-    let inputs = report.inputs.iter().map(|(path, digest)| {
-        vec![html! { code { (path.display()) } }, html! { code.digest { (digest) } }]
-    });
+    let row = |file: String, digest: &String| {
+        vec![html! { code { (file) } }, html! { code.digest { (digest) } }]
+    };
+    let inputs = report.inputs.iter().map(|(path, digest)| row(path.display().to_string(), digest));
+    let outputs = report.outputs.iter().map(|(name, digest)| row(name.clone(), digest));
+    let Version { barber, commit, target, instructions } = &report.version;
     html! {
         (table("What the recipe says", &head, rows(said)))
         (details("Values that are left at their defaults", &table("Defaults", &head, rows(default))))
@@ -29,5 +35,18 @@ pub(super) fn body(report: &Report) -> Markup {
             "What the run read, by its SHA-256",
             &table("What the run read", &["file", "SHA-256"], inputs),
         ))
+        @if !report.outputs.is_empty() {
+            (details(
+                "What the run wrote, by its SHA-256",
+                &table("What the run wrote", &["file", "SHA-256"], outputs),
+            ))
+        }
+        p.note {
+            "Barber " (barber)
+            @if let Some(commit) = commit { ", commit " (commit) }
+            @if !target.is_empty() { ", on " (target) }
+            @if !instructions.is_empty() { " with " (instructions) }
+            "."
+        }
     }
 }

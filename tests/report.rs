@@ -11,13 +11,15 @@ use std::{
 };
 
 use llm_barber::{
+    checkpoint::Format,
     evaluate::{Accuracy, Perplexity},
     executor::Loss,
     mask::{Distribution, Histogram},
     prune::{GroupReport, MatrixReport, StageReport},
     recipe::Setting,
     report::{
-        Matrix, Report, Run, Size, Stages, TaskReport, TextReport, comparison_page, page, read,
+        Matrix, Report, Run, Size, Sizes, Stages, TaskReport, TextReport, comparison_page, page,
+        read,
     },
 };
 use scraper::{ElementRef, Html, Selector};
@@ -59,7 +61,13 @@ fn report(layers: usize, name: &str) -> Report {
         }],
         seconds: [("refinement".into(), 68.0), ("evaluation".into(), 3.5)].into(),
         memory: [("refinement".into(), 467_000_000), ("evaluation".into(), 100_000_000)].into(),
-        size: Size { dense: 269_000_000, pruned: 151_000_000 },
+        sizes: Sizes {
+            format: Format::SparseBitmask,
+            dense: Size { weight_bytes: 269_000_000, directory_bytes: 271_000_000 },
+            output: Size { weight_bytes: 151_000_000, directory_bytes: 153_000_000 },
+            pruned_matrices: 7 * layers,
+            compressed_matrices: 7 * layers,
+        },
         operations: 2_500_000_000_000,
         least_operations: 2e12,
         recipe: vec![
@@ -259,9 +267,12 @@ fn a_run_writes_a_page_of_its_report() {
         swaps += came_back;
     }
     assert!(swaps > 0);
-    let size = |dir: &Path| fs::metadata(dir.join("model.safetensors")).unwrap().len();
-    assert_eq!(report.size.dense, size(Path::new(util::TINY)));
-    assert_eq!(report.size.pruned, size(&out));
+    let size = |dir: &Path| {
+        let bytes = util::tensors(dir).values().map(|(_, _, bytes)| bytes.len()).sum::<usize>();
+        bytes as u64
+    };
+    assert_eq!(report.sizes.dense.weight_bytes, size(Path::new(util::TINY)));
+    assert_eq!(report.sizes.output.weight_bytes, size(&out));
     let phases = ["evaluation", "initial masks", "refinement", "writing"];
     assert_eq!(report.seconds.keys().collect::<Vec<_>>(), phases);
     if cfg!(target_os = "linux") {

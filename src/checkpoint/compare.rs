@@ -27,45 +27,51 @@ impl TensorView<'_> {
     }
 
     /// How many weights are zero, as a pruned one is: with no bit set.
-    pub fn zeros(&self) -> usize {
-        self.bytes.chunks_exact(self.element()).filter(|element| Self::is_zero(element)).count()
+    ///
+    /// # Errors
+    /// If it is compressed and damaged.
+    pub fn zeros(&self) -> Result<usize, Error> {
+        let bytes = self.bytes()?;
+        Ok(bytes.chunks_exact(self.element()).filter(|element| Self::is_zero(element)).count())
     }
 
     /// The first weight, row-major, of the first tile of a row that keeps more than `pattern` allows.
-    pub fn breach(&self, pattern: Pattern) -> Option<usize> {
-        let Pattern::NofM { n, m } = pattern else { return None };
-        let columns = self.shape.last().copied().filter(|columns| *columns > 0)?;
+    ///
+    /// # Errors
+    /// If it is compressed and damaged.
+    pub fn breach(&self, pattern: Pattern) -> Result<Option<usize>, Error> {
+        let (Pattern::NofM { n, m }, Some(&columns @ 1..)) = (pattern, self.shape.last()) else {
+            return Ok(None);
+        };
         let size = self.element();
-        self.bytes.chunks_exact(columns * size).enumerate().find_map(|(row, weights)| {
+        let bytes = self.bytes()?;
+        Ok(bytes.chunks_exact(columns * size).enumerate().find_map(|(row, weights)| {
             let full = |tile: &[u8]| {
                 tile.chunks_exact(size).filter(|weight| !Self::is_zero(weight)).count() > n
             };
             let tile = weights.chunks(m * size).position(full)?;
             Some(row * columns + tile * m)
-        })
+        }))
     }
 
     /// How this tensor, of a pruned checkpoint, differs from the dense one of the same name in the
     /// format of this one. None: it has another shape, or is no rounding of it.
     ///
     /// # Errors
-    /// If a dense weight does not fit the format.
-    pub fn difference(
-        &self,
-        name: &str,
-        dense: &TensorView<'_>,
-    ) -> Result<Option<Difference>, Error> {
+    /// If a dense weight does not fit the format, or one of them is compressed and damaged.
+    pub fn difference(&self, dense: &TensorView<'_>) -> Result<Option<Difference>, Error> {
         if self.shape != dense.shape {
             return Ok(None);
         }
         let expected: Cow<'_, [u8]> = match (Dtype::of(dense.dtype), Dtype::of(self.dtype)) {
-            _ if self.dtype == dense.dtype => dense.bytes.into(),
-            (Some(from), Some(to)) => to.round(name, &from.decode(dense.bytes))?.into(),
+            _ if self.dtype == dense.dtype => dense.bytes()?,
+            (Some(from), Some(to)) => to.round(self.name, &from.decode(&dense.bytes()?))?.into(),
             _ => return Ok(None),
         };
         let mut found = Difference::default();
         let size = self.element();
-        let pairs = self.bytes.chunks_exact(size).zip(expected.chunks_exact(size));
+        let bytes = self.bytes()?;
+        let pairs = bytes.chunks_exact(size).zip(expected.chunks_exact(size));
         for (i, (own, _)) in pairs.enumerate().filter(|(_, (own, dense))| own != dense) {
             if Self::is_zero(own) {
                 found.pruned += 1;
@@ -85,7 +91,7 @@ mod tests {
     use super::*;
 
     fn view<'a>(dtype: safetensors::Dtype, shape: &'a [usize], bytes: &'a [u8]) -> TensorView<'a> {
-        TensorView { dtype, shape, bytes, file: Path::new("file") }
+        TensorView::dense("w", dtype, shape, Path::new("file"), bytes)
     }
 
     fn f32s(values: &[f32]) -> Vec<u8> {
@@ -99,16 +105,17 @@ mod tests {
         let dense = view(f32, &[2, 2], &dense);
         let sparse = f32s(&[1.0, 0.0, -0.0, 1.0]);
         let sparse = view(f32, &[2, 2], &sparse);
-        assert_eq!(sparse.zeros(), 1);
-        let found = sparse.difference("w", &dense).unwrap();
+        assert_eq!(sparse.zeros().unwrap(), 1);
+        let found = sparse.difference(&dense).unwrap();
         assert_eq!(found, Some(Difference { pruned: 1, changed: 2, first: Some(2) }));
         // In another format, what counts is the rounded dense weight.
         let half = Dtype::Bf16.encode(&[1.0, 0.0, 0.0, 1.0]);
-        let half = view(bf16, &[2, 2], &half);
-        let found = half.difference("w", &dense).unwrap();
+        let bytes = half;
+        let half = view(bf16, &[2, 2], &bytes);
+        let found = half.difference(&dense).unwrap();
         assert_eq!(found, Some(Difference { pruned: 1, changed: 0, first: None }));
-        let other = view(bf16, &[4, 1], half.bytes);
-        assert_eq!(other.difference("w", &dense).unwrap(), None);
+        let other = view(bf16, &[4, 1], &bytes);
+        assert_eq!(other.difference(&dense).unwrap(), None);
     }
 
     #[test]
@@ -116,9 +123,9 @@ mod tests {
         let f32 = safetensors::Dtype::F32;
         let weights = f32s(&[1.0, 0.0, 0.0, 2.0, 1.0, 0.0, 3.0, 0.0, 1.0, 1.0, 0.0, 1.0]);
         let pattern = Pattern::NofM { n: 2, m: 4 };
-        assert_eq!(view(f32, &[3, 4], &weights).breach(pattern), Some(8));
-        assert_eq!(view(f32, &[2, 4], &weights[..32]).breach(pattern), None);
-        assert_eq!(view(f32, &[1, 12], &weights).breach(pattern), Some(8));
-        assert_eq!(view(f32, &[3, 4], &weights).breach(Pattern::Unstructured), None);
+        assert_eq!(view(f32, &[3, 4], &weights).breach(pattern).unwrap(), Some(8));
+        assert_eq!(view(f32, &[2, 4], &weights[..32]).breach(pattern).unwrap(), None);
+        assert_eq!(view(f32, &[1, 12], &weights).breach(pattern).unwrap(), Some(8));
+        assert_eq!(view(f32, &[3, 4], &weights).breach(Pattern::Unstructured).unwrap(), None);
     }
 }

@@ -34,6 +34,15 @@ impl Dtype {
         }
     }
 
+    /// The format of tensors that are stored in it.
+    pub(super) const fn stored(self) -> safetensors::Dtype {
+        match self {
+            Self::F32 => safetensors::Dtype::F32,
+            Self::F16 => safetensors::Dtype::F16,
+            Self::Bf16 => safetensors::Dtype::BF16,
+        }
+    }
+
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",

@@ -58,6 +58,11 @@ pub enum Error {
         "tensor `{name}`: {value} at position {index} does not fit in {dtype}; use bf16 or f32"
     )]
     Overflow { name: String, value: f32, index: usize, dtype: &'static str },
+    #[error(
+        "{}: the compressed tensor `{name}` cannot be read: {problem}; download it again",
+        path.display()
+    )]
+    Compressed { path: PathBuf, name: String, problem: String },
     #[error("{} exists; pass --force to replace it, or choose another output.path", .0.display())]
     Exists(PathBuf),
     #[error(
@@ -96,5 +101,9 @@ impl Error {
     /// The same, for a `map_err`.
     pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::io(path, source)
+    }
+
+    pub(super) fn compressed(path: &Path, name: &str, problem: impl Into<String>) -> Self {
+        Self::Compressed { path: path.to_owned(), name: name.into(), problem: problem.into() }
     }
 }

@@ -4,6 +4,7 @@ mod compare;
 mod digest;
 mod dtype;
 mod error;
+mod layout;
 mod output;
 mod partial;
 mod pruned;
@@ -15,7 +16,8 @@ pub use self::{
     digest::{digest, digest_text},
     dtype::Dtype,
     error::Error,
-    output::{Existing, Output, left_behind},
+    layout::Format,
+    output::{Existing, Output, Written, left_behind},
     pruned::{Masks, Pruned, Saved},
     reader::{Reader, TensorView, parse_header},
 };

@@ -3,7 +3,8 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Write},
     path::{Path, PathBuf},
@@ -11,7 +12,12 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use super::{Dtype, Error, Pruned, Reader, partial::Partial, reader::Shard};
+use super::{
+    Dtype, Error, Format, Pruned, Reader, TensorView,
+    layout::{self, Kind},
+    partial::Partial,
+    reader::{INDEX, Shard, sizes},
+};
 use crate::files;
 
 /// A checkpoint in the making. Dropped before [`Output::finish`], it leaves nothing behind but what
@@ -32,13 +38,30 @@ pub struct Existing {
     pub resume: bool,
 }
 
-/// The form in which a tensor is written.
-struct Stored<'a> {
-    name: &'a str,
-    bytes: &'a [u8],
-    shape: &'a [usize],
-    from: safetensors::Dtype,
+/// What was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Kept weights that are not the dense ones.
+    pub changed: usize,
+    /// Bytes of all tensors.
+    pub weight_bytes: u64,
+    /// Bytes of all files: the shards, their index, and those that came along.
+    pub directory_bytes: u64,
+    /// Matrices that are compressed.
+    pub compressed: usize,
+}
+
+/// A tensor of an output's file.
+struct Entry<'a> {
+    name: String,
+    dtype: safetensors::Dtype,
+    shape: Vec<usize>,
+    /// The checkpoint's tensor that it is, or tells something of.
+    view: TensorView<'a>,
+    /// The format that the checkpoint's elements change to.
     to: Option<Dtype>,
+    /// What it tells of a compressed matrix.
+    part: Option<Kind>,
 }
 
 impl Output {
@@ -143,73 +166,59 @@ impl Output {
 
     /// Writes the weights of `reader`, in the same shards: zeros where masks prune, the changed
     /// weights where there are such, every other weight bit for bit unless `dtype` asks for another
-    /// format. Calls `written` with the number of bytes after each tensor. The files that come
-    /// along are copied. Returns how many kept weights are not the dense ones.
+    /// one. Pruned matrices are stored in `format` where that takes less room. Calls `written` with
+    /// the number of bytes after each tensor, counted dense. The files that come along are copied.
     ///
     /// # Errors
     /// If a file cannot be written, or a weight does not fit the format.
     pub fn write(
         &self,
         reader: &Reader,
+        format: Format,
         dtype: Option<Dtype>,
         pruned: &Pruned,
         mut written: impl FnMut(u64),
-    ) -> Result<usize, Error> {
+    ) -> Result<Written, Error> {
+        let mut names = BTreeSet::new();
         for path in reader.companions()? {
-            let to = self.staging.join(path.file_name().unwrap_or_default());
+            let name = path.file_name().unwrap_or_default();
+            let to = self.staging.join(name);
             files::copy(&path, &to).map_err(|e| Error::io(&to, e))?;
+            names.insert(name.to_owned());
         }
-        if let Some(dtype) = dtype {
-            let mut config = reader.config().clone();
-            for key in ["torch_dtype", "dtype"] {
-                if config.get(key).is_some() {
-                    config[key] = dtype.torch().into();
-                }
-            }
+        let entries = |shard| {
+            let tensors = reader.in_shard(shard).into_iter();
+            let mut entries: Vec<_> =
+                tensors.flat_map(|view| Entry::of(view, format, dtype, pruned)).collect();
+            // Those with the widest elements first, so that each is aligned.
+            entries.sort_by_key(|entry| Reverse(entry.dtype.bitsize()));
+            entries
+        };
+        let shards: Vec<_> = (0..reader.shards().len()).map(entries).collect();
+        if let Some(config) = config(reader, format, dtype, shards.iter().flatten(), pruned) {
             self.add_file("config.json", pretty(&config).as_bytes())?;
         }
         let mut files = Map::new();
-        let (mut total, mut changed) = (0, 0);
-        for shard in reader.shards() {
-            let tensors = stored(reader, shard, dtype)?;
+        let mut all = Written::default();
+        for (shard, entries) in reader.shards().iter().zip(&shards) {
             let name = shard.path.file_name().unwrap_or_default();
+            names.insert(name.to_owned());
             let path = self.staging.join(name);
-            let counts = self.write_shard(&path, shard, &tensors, pruned, &mut written)?;
-            total += counts.0;
-            changed += counts.1;
-            for tensor in tensors {
-                files.insert(tensor.name.into(), name.to_string_lossy().into());
+            all.changed += write_shard(&path, shard, entries, format, pruned, &mut written)?;
+            for entry in entries {
+                all.weight_bytes += entry.length() as u64;
+                all.compressed += usize::from(entry.part == Some(Kind::Values));
+                files.insert(entry.name.clone(), name.to_string_lossy().into());
             }
         }
         if reader.is_indexed() {
-            let index = json!({ "metadata": { "total_size": total }, "weight_map": files });
-            self.add_file("model.safetensors.index.json", pretty(&index).as_bytes())?;
+            let index =
+                json!({ "metadata": { "total_size": all.weight_bytes }, "weight_map": files });
+            self.add_file(INDEX, pretty(&index).as_bytes())?;
+            names.insert(INDEX.into());
         }
-        Ok(changed)
-    }
-
-    fn write_shard(
-        &self,
-        path: &Path,
-        shard: &Shard,
-        tensors: &[Stored<'_>],
-        pruned: &Pruned,
-        written: &mut impl FnMut(u64),
-    ) -> Result<(usize, usize), Error> {
-        let io = |e| Error::io(path, e);
-        let mut file = files::create(path).map_err(io)?;
-        let (header, total) = header(shard, tensors);
-        file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
-        file.write_all(&header).map_err(io)?;
-        let mut changed = 0;
-        for tensor in tensors {
-            let (bytes, count) = tensor.bytes(pruned)?;
-            changed += count;
-            file.write_all(&bytes).map_err(io)?;
-            written(bytes.len() as u64);
-        }
-        file.finish().map_err(io)?;
-        Ok((total, changed))
+        all.directory_bytes = sizes(names.iter().map(|name| self.staging.join(name)))?;
+        Ok(all)
     }
 
     /// Adds a file, or replaces one that came along.
@@ -248,28 +257,68 @@ fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
-/// The shard's tensors in the order of their bytes.
-fn stored<'a>(
-    reader: &'a Reader,
-    shard: &'a Shard,
+/// The configuration of the output, where it is not the dense one's: what it says of formats.
+fn config<'a>(
+    reader: &Reader,
+    format: Format,
     dtype: Option<Dtype>,
-) -> Result<Vec<Stored<'a>>, Error> {
-    let mut infos: Vec<_> = shard.header.tensors().into_iter().collect();
-    infos.sort_by(|(a, x), (b, y)| x.data_offsets.cmp(&y.data_offsets).then(a.cmp(b)));
-    let names =
-        infos.into_iter().filter_map(|(name, _)| reader.names().find(|known| *known == name));
-    names
-        .map(|name| {
-            let view = reader.tensor(name)?;
-            // Only floating-point tensors change their format.
-            let to = dtype.filter(|to| Dtype::of(view.dtype).is_some_and(|from| from != *to));
-            Ok(Stored { name, bytes: view.bytes, shape: view.shape, from: view.dtype, to })
-        })
-        .collect()
+    entries: impl Iterator<Item = &'a Entry<'a>>,
+    pruned: &Pruned,
+) -> Option<Value> {
+    let mut config = reader.config().clone();
+    if let Some(dtype) = dtype {
+        for key in ["torch_dtype", "dtype"] {
+            if config.get(key).is_some() {
+                config[key] = dtype.torch().into();
+            }
+        }
+    }
+    if reader.format() != Format::Dense
+        && let Some(config) = config.as_object_mut()
+    {
+        config.shift_remove(layout::KEY);
+    }
+    let compressed = entries.filter(|entry| entry.part == Some(Kind::Values));
+    let modules: Vec<_> = compressed.filter_map(|entry| layout::module(entry.view.name)).collect();
+    if !modules.is_empty() {
+        let zeros: usize = pruned.masks.values().map(|of| of.dims().len() - of.kept()).sum();
+        let tensors = reader.names().filter_map(|name| reader.tensor(name).ok());
+        let weights: usize = tensors.map(|of| of.shape.iter().product::<usize>()).sum();
+        config[layout::KEY] = layout::section(format, &modules, zeros as f64 / weights as f64);
+    }
+    (config != *reader.config()).then_some(config)
 }
 
-/// The header of a safetensors file, and the size of the tensors that it describes.
-fn header(shard: &Shard, tensors: &[Stored<'_>]) -> (Vec<u8>, usize) {
+/// Writes a file of tensors, one after the other; returns how many kept weights are not the dense
+/// ones.
+fn write_shard(
+    path: &Path,
+    shard: &Shard,
+    entries: &[Entry<'_>],
+    format: Format,
+    pruned: &Pruned,
+    written: &mut impl FnMut(u64),
+) -> Result<usize, Error> {
+    let io = |e| Error::io(path, e);
+    let mut file = files::create(path).map_err(io)?;
+    let header = header(shard, entries);
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+    file.write_all(&header).map_err(io)?;
+    let mut changed = 0;
+    for entry in entries {
+        let (bytes, count) = entry.bytes(format, pruned)?;
+        changed += count;
+        file.write_all(&bytes).map_err(io)?;
+        if entry.part.is_none_or(|part| part == Kind::Values) {
+            written(entry.view.length() as u64);
+        }
+    }
+    file.finish().map_err(io)?;
+    Ok(changed)
+}
+
+/// The header of a safetensors file.
+fn header(shard: &Shard, entries: &[Entry<'_>]) -> Vec<u8> {
     let mut header = Map::new();
     let mut metadata = json!({ "format": "pt" });
     if let Some(given) = shard.header.metadata() {
@@ -279,39 +328,77 @@ fn header(shard: &Shard, tensors: &[Stored<'_>]) -> (Vec<u8>, usize) {
     }
     header.insert("__metadata__".into(), metadata);
     let mut end = 0;
-    for tensor in tensors {
+    for entry in entries {
         let start = end;
-        end += match tensor.to {
-            Some(to) => tensor.shape.iter().product::<usize>() * to.size(),
-            None => tensor.bytes.len(),
-        };
-        let dtype = tensor.to.map_or_else(
-            || serde_json::to_value(tensor.from).unwrap_or_default(),
-            |to| to.name().into(),
-        );
+        end += entry.length();
+        let dtype = serde_json::to_value(entry.dtype).unwrap_or_default();
         header.insert(
-            tensor.name.into(),
-            json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": [start, end] }),
+            entry.name.clone(),
+            json!({ "dtype": dtype, "shape": entry.shape, "data_offsets": [start, end] }),
         );
     }
     let mut bytes = Value::Object(header).to_string().into_bytes();
     // The tensors begin at a multiple of eight.
     bytes.resize(bytes.len().next_multiple_of(8), b' ');
-    (bytes, end)
+    bytes
 }
 
-impl Stored<'_> {
-    /// The bytes to write, and how many of the kept weights are not the dense ones.
-    fn bytes(&self, pruned: &Pruned) -> Result<(Cow<'_, [u8]>, usize), Error> {
-        let mask = pruned.masks.get(self.name);
-        let Some(from) = Dtype::of(self.from) else { return Ok((self.bytes.into(), 0)) };
-        let dense: Cow<'_, [u8]> = match self.to {
-            Some(to) => to.round(self.name, &from.decode(self.bytes))?.into(),
-            None => self.bytes.into(),
+impl<'a> Entry<'a> {
+    /// What a tensor is written as: itself, or the parts of a compressed matrix.
+    fn of(
+        view: TensorView<'a>,
+        format: Format,
+        dtype: Option<Dtype>,
+        pruned: &Pruned,
+    ) -> Vec<Self> {
+        // Only floating-point tensors change their format.
+        let from = Dtype::of(view.dtype);
+        let to = dtype.filter(|to| from.is_some_and(|from| from != *to));
+        let mask = pruned.masks.get(view.name).zip(to.or(from));
+        let parts = mask.and_then(|(mask, dtype)| format.parts(view.name, mask, dtype));
+        let Some((module, parts)) = layout::module(view.name).zip(parts) else {
+            let dtype = to.map_or(view.dtype, Dtype::stored);
+            let (name, shape) = (view.name.to_owned(), view.shape.to_vec());
+            return vec![Self { name, dtype, shape, view, to, part: None }];
         };
-        let Some(mask) = mask else { return Ok((dense, 0)) };
+        let entry = |part: layout::Part| {
+            let name = part.kind.tensor(module);
+            Self { name, dtype: part.dtype, shape: part.shape, view, to, part: Some(part.kind) }
+        };
+        parts.into_iter().map(entry).collect()
+    }
+
+    /// How many bytes it has.
+    fn length(&self) -> usize {
+        layout::length(self.dtype, &self.shape)
+    }
+
+    /// Its bytes, and how many of the kept weights in them are not the dense ones.
+    fn bytes(&self, format: Format, pruned: &Pruned) -> Result<(Cow<'a, [u8]>, usize), Error> {
+        let mask = pruned.masks.get(self.view.name).zip(Dtype::of(self.view.dtype));
+        let Some((kind, (mask, from))) = self.part.zip(mask) else { return self.dense(pruned) };
+        let mut changed = 0;
         let size = self.to.unwrap_or(from).size();
-        let changed = pruned.bytes(self.name)?.map(|(_, bytes)| bytes);
+        let content = format.content(kind, mask, size, || {
+            let (dense, count) = self.dense(pruned)?;
+            changed = count;
+            Ok::<_, Error>(dense.into_owned())
+        });
+        Ok((content?.into(), changed))
+    }
+
+    /// The bytes of the whole tensor, with zeros where it is pruned.
+    fn dense(&self, pruned: &Pruned) -> Result<(Cow<'a, [u8]>, usize), Error> {
+        let name = self.view.name;
+        let stored = self.view.bytes()?;
+        let Some(from) = Dtype::of(self.view.dtype) else { return Ok((stored, 0)) };
+        let dense = match self.to {
+            Some(to) => to.round(name, &from.decode(&stored))?.into(),
+            None => stored,
+        };
+        let Some(mask) = pruned.masks.get(name) else { return Ok((dense, 0)) };
+        let size = self.to.unwrap_or(from).size();
+        let changed = pruned.bytes(name)?.map(|(_, bytes)| bytes);
         let mut count = 0;
         if let Some(changed) = &changed {
             let pairs = changed.chunks_exact(size).zip(dense.chunks_exact(size));

@@ -1,16 +1,21 @@
 //! Reading a checkpoint: its configuration, and its weights from memory-mapped shards.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs::{self, File},
     path::{Component, Path, PathBuf},
 };
 
+use barber_metric::Dims;
 use memmap2::Mmap;
-use safetensors::{SafeTensors, tensor::Metadata, tensor::TensorInfo};
+use safetensors::{SafeTensors, tensor::Metadata};
 use serde_json::Value;
 
-use super::{Dtype, Error};
+use super::{
+    Dtype, Error,
+    layout::{self, Compressed, Format, Kind},
+};
 use crate::find;
 
 /// A checkpoint directory, validated and mapped.
@@ -19,10 +24,23 @@ pub struct Reader {
     dir: PathBuf,
     config: Value,
     shards: Vec<Shard>,
-    /// The shard that holds each tensor.
-    tensors: BTreeMap<String, usize>,
+    /// Where each tensor is.
+    tensors: BTreeMap<String, Place>,
     indexed: bool,
 }
+
+/// Where a tensor is.
+#[derive(Debug)]
+enum Place {
+    /// In a shard.
+    Stored(usize),
+    /// A matrix, in several tensors of shards.
+    Compressed { shape: [usize; 2], dtype: Dtype, values: Span, bitmask: Span },
+}
+
+/// A tensor's bytes: the shard, and the offsets in its data.
+#[derive(Clone, Copy, Debug)]
+struct Span(usize, (usize, usize));
 
 #[derive(Debug)]
 pub(super) struct Shard {
@@ -33,17 +51,58 @@ pub(super) struct Shard {
     map: Mmap,
 }
 
-/// A tensor as it is stored.
+/// A tensor of a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
-    /// Its stored format.
+    /// Its name.
+    pub name: &'a str,
+    /// The format of its elements.
     pub dtype: safetensors::Dtype,
     /// Its shape.
     pub shape: &'a [usize],
-    /// Its bytes, little-endian, row-major.
-    pub bytes: &'a [u8],
     /// The file that holds it.
     pub file: &'a Path,
+    data: Data<'a>,
+}
+
+/// How a tensor is stored.
+#[derive(Clone, Copy, Debug)]
+enum Data<'a> {
+    Dense(&'a [u8]),
+    Compressed(Compressed<'a>),
+}
+
+impl<'a> TensorView<'a> {
+    /// A tensor that is stored as it is.
+    pub(super) const fn dense(
+        name: &'a str,
+        dtype: safetensors::Dtype,
+        shape: &'a [usize],
+        file: &'a Path,
+        bytes: &'a [u8],
+    ) -> Self {
+        Self { name, dtype, shape, file, data: Data::Dense(bytes) }
+    }
+
+    /// Its bytes, little-endian, row-major: those of the file, or what a compressed matrix is
+    /// decompressed to.
+    ///
+    /// # Errors
+    /// If it is compressed and damaged.
+    pub fn bytes(&self) -> Result<Cow<'a, [u8]>, Error> {
+        match self.data {
+            Data::Dense(bytes) => Ok(bytes.into()),
+            Data::Compressed(compressed) => {
+                let damaged = |problem| Error::compressed(self.file, self.name, problem);
+                compressed.dense().map(Cow::Owned).map_err(damaged)
+            }
+        }
+    }
+
+    /// How many bytes these are.
+    pub fn length(&self) -> usize {
+        layout::length(self.dtype, self.shape)
+    }
 }
 
 /// The header of a safetensors file and the offset of its first tensor.
@@ -95,14 +154,8 @@ impl Shard {
         Ok(Self { path, header, data, map })
     }
 
-    fn view<'a>(&'a self, info: &'a TensorInfo) -> TensorView<'a> {
-        let (start, end) = info.data_offsets;
-        TensorView {
-            dtype: info.dtype,
-            shape: &info.shape,
-            bytes: &self.map[self.data + start..self.data + end],
-            file: &self.path,
-        }
+    fn bytes(&self, (start, end): (usize, usize)) -> &[u8] {
+        &self.map[self.data + start..self.data + end]
     }
 }
 
@@ -121,7 +174,7 @@ fn read_json(path: &Path) -> Result<Value, Error> {
 /// The weights that other tools write; they are neither read nor copied.
 const OTHER_WEIGHTS: &[&str] =
     &["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "ot"];
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
 impl Reader {
@@ -155,6 +208,9 @@ impl Reader {
             reader.add(Shard::open(dir.join(SINGLE))?)?;
         } else {
             return Err(no_weights(dir)?);
+        }
+        if layout::declared(&reader.config).is_some() {
+            reader.find_compressed()?;
         }
         Ok(reader)
     }
@@ -195,7 +251,8 @@ impl Reader {
 
     fn add(&mut self, shard: Shard) -> Result<(), Error> {
         for name in shard.header.tensors().into_keys() {
-            if let Some(other) = self.tensors.insert(name.clone(), self.shards.len()) {
+            let place = Place::Stored(self.shards.len());
+            if let Some(Place::Stored(other)) = self.tensors.insert(name.clone(), place) {
                 let other = self.shards[other].path.display();
                 return Err(Error::Header {
                     problem: format!("tensor `{name}` is also in {other}"),
@@ -205,6 +262,57 @@ impl Reader {
         }
         self.shards.push(shard);
         Ok(())
+    }
+
+    /// Puts every compressed matrix in the place of the tensors that it is stored as.
+    fn find_compressed(&mut self) -> Result<(), Error> {
+        let suffix = Kind::Bitmask.tensor("");
+        let modules = self.tensors.keys().filter_map(|name| name.strip_suffix(&suffix));
+        for module in modules.map(str::to_owned).collect::<Vec<_>>() {
+            let name = layout::matrix(&module);
+            let place = self.compressed(&module, &name)?;
+            for kind in Kind::ALL {
+                self.tensors.remove(&kind.tensor(&module));
+            }
+            if self.tensors.insert(name.clone(), place).is_some() {
+                return Err(Error::compressed(&self.dir, &name, "it is there as a dense one, too"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a compressed matrix is, and what it is.
+    fn compressed(&self, module: &str, name: &str) -> Result<Place, Error> {
+        let part = |kind: Kind| {
+            let part = kind.tensor(module);
+            let found = match self.tensors.get(&part) {
+                Some(Place::Stored(shard)) => {
+                    self.shards[*shard].header.info(&part).map(|info| (*shard, info))
+                }
+                _ => None,
+            };
+            let missing = || format!("there is no `{part}`");
+            found.ok_or_else(|| Error::compressed(&self.dir, name, missing()))
+        };
+        let (in_shard, shape) = part(Kind::Shape)?;
+        let shape = layout::shape(shape.dtype, self.shards[in_shard].bytes(shape.data_offsets));
+        let (in_shard, values) = part(Kind::Values)?;
+        let path = &self.shards[in_shard].path;
+        let shape = shape.ok_or_else(|| {
+            Error::compressed(
+                path,
+                name,
+                format!("`{}` is no shape of a matrix", Kind::Shape.tensor(module)),
+            )
+        })?;
+        let dtype = Dtype::of(values.dtype).ok_or_else(|| {
+            let dtype = format!("{:?}", values.dtype);
+            Error::Dtype { path: path.clone(), name: name.into(), dtype }
+        })?;
+        let values = Span(in_shard, values.data_offsets);
+        let (in_shard, bitmask) = part(Kind::Bitmask)?;
+        let bitmask = Span(in_shard, bitmask.data_offsets);
+        Ok(Place::Compressed { shape, dtype, values, bitmask })
     }
 
     /// The directory.
@@ -227,6 +335,20 @@ impl Reader {
         self.shards.iter().map(|shard| shard.path.as_path())
     }
 
+    /// Bytes of all tensors, as they are stored.
+    pub fn weight_bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| (shard.map.len() - shard.data) as u64).sum()
+    }
+
+    /// Bytes of all files: those that hold weights, and those that come along to a pruned checkpoint.
+    ///
+    /// # Errors
+    /// If a file's size cannot be told.
+    pub fn directory_bytes(&self) -> Result<u64, Error> {
+        let index = self.indexed.then(|| self.dir.join(INDEX));
+        sizes(self.weight_files().map(Path::to_owned).chain(self.companions()?).chain(index))
+    }
+
     pub(super) fn shards(&self) -> &[Shard] {
         &self.shards
     }
@@ -235,18 +357,67 @@ impl Reader {
         self.indexed
     }
 
-    /// A tensor as it is stored.
+    /// The format in which a `config.json` says that matrices are compressed.
+    pub fn format(&self) -> Format {
+        layout::declared(&self.config).unwrap_or_default()
+    }
+
+    /// A tensor.
     ///
     /// # Errors
     /// If there is none of this name.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, Error> {
-        let shard = self.tensors.get(name).map(|&i| &self.shards[i]);
-        shard
-            .and_then(|shard| Some(shard.view(shard.header.info(name)?)))
+        let found = self.tensors.get_key_value(name);
+        found
+            .and_then(|(name, place)| self.view(name, place))
             .ok_or_else(|| Error::NoTensor { dir: self.dir.clone(), name: name.into() })
     }
 
-    /// A tensor of this shape in a floating-point format, as it is stored.
+    fn view<'a>(&'a self, name: &'a str, place: &'a Place) -> Option<TensorView<'a>> {
+        let bytes = |Span(shard, offsets): Span| self.shards[shard].bytes(offsets);
+        Some(match place {
+            Place::Stored(shard) => {
+                let info = self.shards[*shard].header.info(name)?;
+                let bytes = bytes(Span(*shard, info.data_offsets));
+                let file = &self.shards[*shard].path;
+                TensorView::dense(name, info.dtype, &info.shape, file, bytes)
+            }
+            Place::Compressed { shape, dtype, values, bitmask } => TensorView {
+                name,
+                dtype: dtype.stored(),
+                shape,
+                file: &self.shards[values.0].path,
+                data: Data::Compressed(Compressed {
+                    dims: Dims { rows: shape[0], columns: shape[1] },
+                    size: dtype.size(),
+                    bitmask: bytes(*bitmask),
+                    values: bytes(*values),
+                }),
+            },
+        })
+    }
+
+    /// The tensors of a shard, in the order of their bytes; a compressed matrix is where its values
+    /// are.
+    pub(super) fn in_shard(&self, shard: usize) -> Vec<TensorView<'_>> {
+        let mut tensors: Vec<_> = self
+            .tensors
+            .iter()
+            .filter_map(|(name, place)| {
+                let Span(of, offsets) = match place {
+                    Place::Stored(of) => {
+                        Span(*of, self.shards[*of].header.info(name)?.data_offsets)
+                    }
+                    Place::Compressed { values, .. } => *values,
+                };
+                (of == shard).then_some((offsets, self.view(name, place)?))
+            })
+            .collect();
+        tensors.sort_by_key(|(offsets, _)| *offsets);
+        tensors.into_iter().map(|(_, tensor)| tensor).collect()
+    }
+
+    /// A tensor of this shape in a floating-point format.
     fn floats(&self, name: &str, shape: &[usize]) -> Result<(Dtype, TensorView<'_>), Error> {
         let view = self.tensor(name)?;
         let (path, name) = (view.file.to_owned(), name.to_owned());
@@ -274,7 +445,7 @@ impl Reader {
     /// As [`Reader::check`], and if a value is NaN or infinite.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
         let (dtype, view) = self.floats(name, shape)?;
-        let values = dtype.decode(view.bytes);
+        let values = dtype.decode(&view.bytes()?);
         finite(&values, |at| (view.file, name, unravel(at, shape)))?;
         Ok(values)
     }
@@ -291,9 +462,10 @@ impl Reader {
     ) -> Result<Vec<f32>, Error> {
         let (dtype, view) = self.floats(name, &shape)?;
         let width = shape[1] * dtype.size();
+        let bytes = view.bytes()?;
         let mut values = Vec::new();
         for row in rows {
-            let decoded = dtype.decode(&view.bytes[row * width..(row + 1) * width]);
+            let decoded = dtype.decode(&bytes[row * width..(row + 1) * width]);
             finite(&decoded, |at| (view.file, name, vec![row, at]))?;
             values.extend(decoded);
         }
@@ -319,6 +491,15 @@ impl Reader {
         files.sort();
         Ok(files)
     }
+}
+
+/// Bytes of some files.
+pub(super) fn sizes(files: impl Iterator<Item = PathBuf>) -> Result<u64, Error> {
+    let mut all = 0;
+    for file in files {
+        all += fs::metadata(&file).map_err(|e| Error::io(&file, e))?.len();
+    }
+    Ok(all)
 }
 
 fn extension(path: &Path) -> Option<&str> {

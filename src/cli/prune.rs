@@ -5,10 +5,8 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use super::{Error, interrupt::announce, progress::Terminal, show, summary::Summary};
 use crate::{
     family::Decoder,
-    mask::{Init, Scope},
     plan::Plan,
-    prune::Alpha,
-    recipe::{Kind, Recipe, Share, Stage, load},
+    recipe::{Recipe, describe, load},
     run::{self, Settings, prune},
 };
 
@@ -89,47 +87,15 @@ pub(super) fn introduce(recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
         1 => ", with 1 override".into(),
         n => format!(", with {n} overrides"),
     };
-    let init = match recipe.mask.init {
-        Init::Metric => format!("metric {}", names(&recipe.mask.metric)),
-        init => init.to_string(),
-    };
     println!(
-        "mask      {init}, {}, {:.0}% of {} pruned{overrides}",
+        "mask      {}, {}, {:.0}% of {} pruned{overrides}",
+        describe::init(recipe),
         recipe.sparsity.pattern,
         100.0 * recipe.sparsity.ratio,
         plan_size(plan, decoder)
     );
     for stage in &recipe.refine {
-        println!("refine    {}", describe(stage, recipe, &groups));
-    }
-}
-
-/// The metrics of a pipeline.
-fn names(pipeline: &[Stage]) -> String {
-    pipeline.iter().map(|stage| stage.metric.as_str()).collect::<Vec<_>>().join(" · ")
-}
-
-/// What a stage of the refinement is, in a line.
-fn describe(stage: &crate::recipe::Refine, recipe: &Recipe, groups: &[&str]) -> String {
-    let scope = stage.scope.unwrap_or(Scope::Row);
-    match stage.stage {
-        Some(Kind::Rebuild) => {
-            let alpha = match stage.alpha {
-                Some(Share(Alpha::Share(alpha))) => alpha.to_string(),
-                _ => "auto".into(),
-            };
-            format!(
-                "rebuild, scope {scope}, alpha {alpha}, metric {}, blocks {}",
-                names(&recipe.metric),
-                groups.join(", ")
-            )
-        }
-        Some(Kind::Swap) => {
-            let limit = stage.limit.unwrap_or_default();
-            format!("swap, scope {scope}, at most {limit} a row, blend {}", recipe.streams.blend)
-        }
-        Some(Kind::Reconstruct) => "reconstruct: kept weights change".into(),
-        None => String::new(),
+        println!("refine    {}", describe::stage(stage, recipe, &groups));
     }
 }
 

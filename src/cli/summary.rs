@@ -2,8 +2,15 @@
 
 use std::{fmt, path::Path};
 
+use bytesize::ByteSize;
+
 use super::evaluate::Shown;
-use crate::{executor::Loss, prune::StageReport, report::Report};
+use crate::{
+    checkpoint::Format,
+    executor::Loss,
+    prune::StageReport,
+    report::{Report, Sizes},
+};
 
 /// The summary of a run, as it is printed.
 pub(super) struct Summary<'a>(pub(super) &'a Report);
@@ -28,6 +35,17 @@ impl fmt::Display for Summary<'_> {
             let kept = report.prunable_weights - report.pruned_weights;
             let changed = report.changed_weights;
             writeln!(f, "changed   {changed} of {kept} kept weights: they are not the dense ones")?;
+        }
+        let Sizes { format, dense, output, pruned_matrices, compressed_matrices } = &report.sizes;
+        if *format != Format::Dense {
+            let [output, dense] =
+                [output, dense].map(|size| ByteSize(size.weight_bytes).display().si());
+            writeln!(
+                f,
+                "weights   {output}, dense {dense} ({}: {compressed_matrices} of \
+                 {pruned_matrices} matrices)",
+                format.name()
+            )?;
         }
         let stages = report.groups.first().map_or(0, |group| group.stages.len());
         for i in 0..stages {

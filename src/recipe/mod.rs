@@ -1,6 +1,7 @@
 //! Recipes: TOML text to a resolved [`Recipe`], by way of figment's layers, with diagnostics that
 //! show the line. Knows no tensors.
 
+pub(crate) mod describe;
 mod error;
 mod keys;
 mod layers;
@@ -31,6 +32,6 @@ pub use self::{
 };
 use crate::{
     calibration::{Selection, Text},
-    checkpoint::Dtype,
+    checkpoint::{Dtype, Format},
     mask::{Init, Pattern, Scope},
 };

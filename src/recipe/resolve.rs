@@ -374,6 +374,13 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         let help = "leave it out, or prune unstructured";
         wrong("sparsity.allocation", format!("the pattern {pattern} has one ratio"), help);
     }
+    let format = recipe.output.format;
+    if let Some(stored) = format.pattern().filter(|stored| *stored != pattern) {
+        let name = format.name();
+        let help = format!("prune with sparsity.pattern = \"{stored}\", or write another format");
+        let why = format!("{name} stores the pattern {stored}, and sparsity.pattern is {pattern}");
+        wrong("output.format", why, &help);
+    }
     if !(0.0..1.0).contains(&spread) {
         wrong("sparsity.spread", format!("{spread} is no spread"), "at least 0 and below 1: 0.08");
     }

@@ -1,6 +1,10 @@
 //! What a recipe says, section by section. The documentation of each key is its users' help.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use barber_metric::Needs;
 use bytesize::ByteSize;
@@ -10,7 +14,7 @@ use serde::{
     de::{IntoDeserializer, SeqAccess, Visitor, value::SeqAccessDeserializer},
 };
 
-use super::{Dtype, Init, Pattern, Refine, Scope, Selection, Stage, Text};
+use super::{Dtype, Format, Init, Pattern, Refine, Scope, Selection, Stage, Text};
 use crate::{
     executor::Device,
     hub::is_name,
@@ -310,6 +314,11 @@ pub struct Output {
     /// The directory to write; pruning needs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// How pruned matrices are stored: `dense`, with their zeros; `sparse-bitmask`, the kept weights
+    /// and a bit for each; `sparse-24-bitmask`, the same for the pattern 2:4. The latter two are
+    /// layouts of compressed-tensors.
+    #[serde(deserialize_with = "word")]
+    pub format: Format,
     /// How weights are stored: `f32`, `f16` or `bf16`. Left out: as in the dense checkpoint.
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Dtype>,
@@ -364,12 +373,32 @@ impl Recipe {
     /// # Errors
     /// If the current directory cannot be told.
     pub fn absolute(mut self) -> std::io::Result<Self> {
-        for (_, path) in self.paths_mut() {
-            if !path.as_os_str().is_empty() && (path.is_dir() || !is_name(path)) {
+        for (key, path) in self.paths_mut() {
+            if !path.as_os_str().is_empty() && !is_of_hub(&key, path) {
                 *path = std::path::absolute(&path)?;
             }
         }
         Ok(self)
+    }
+
+    /// The recipe with the names of files and directories in place of their paths, and without an
+    /// output: for readers elsewhere.
+    pub fn without_directories(mut self) -> Self {
+        self.output.path = None;
+        for (key, path) in self.paths_mut() {
+            if !is_of_hub(&key, path)
+                && let Some(name) = path.file_name()
+            {
+                *path = name.into();
+            }
+        }
+        self
+    }
+
+    /// The model's name on the hub, if it is from there.
+    pub fn hub_name(&self) -> Option<&str> {
+        let path = &self.model.path;
+        path.to_str().filter(|_| is_of_hub("model.path", path))
     }
 
     /// How the ratio is spread over the layers, if that is not uniform.
@@ -414,6 +443,11 @@ impl Recipe {
         paths.extend(tasks.map(|(name, path)| (format!("evaluate.tasks.{name}"), path)));
         paths
     }
+}
+
+/// Whether the path of a key is the name of a model on the hub.
+fn is_of_hub(key: &str, path: &Path) -> bool {
+    key == "model.path" && !path.is_dir() && is_name(path)
 }
 
 /// A choice from a closed set by its name, and by nothing else: figment would take a variant's

@@ -6,10 +6,12 @@
 //! readers, and says nothing by colour alone.
 
 mod axis;
+mod card;
 mod chart;
 mod comparison;
 mod figure;
 mod file;
+mod front_matter;
 mod names;
 mod page;
 mod palette;
@@ -18,9 +20,10 @@ mod section;
 mod table;
 
 pub use self::{
+    card::{CARD, card},
     comparison::{Comparison, Difference, Figure, Kind, Run},
     file::{Error, HTML, JSON, read},
-    run::{Matrix, Report, Size, Stages, TaskReport, TextReport},
+    run::{Matrix, Report, Size, Sizes, Stages, TaskReport, TextReport},
 };
 
 /// Why a page could not be made.

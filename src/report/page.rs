@@ -91,9 +91,9 @@ fn tiles(report: &Report) -> Vec<(String, String, String)> {
     if let Some(peak) = report.peak_memory() {
         tiles.push(("peak memory".into(), bytes(peak), String::new()));
     }
-    if report.size.dense > 0 {
-        let more = format!("dense {}", bytes(report.size.dense));
-        tiles.push(("weights on disk".into(), bytes(report.size.pruned), more));
+    if report.sizes.dense.weight_bytes > 0 {
+        let more = format!("dense {}", bytes(report.sizes.dense.weight_bytes));
+        tiles.push(("weights on disk".into(), bytes(report.sizes.output.weight_bytes), more));
     }
     tiles
 }

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    checkpoint::Masks,
+    checkpoint::{Format, Masks},
     evaluate::{Accuracy, Perplexity},
     family::Decoder,
     plan::Plan,
@@ -52,9 +52,9 @@ pub struct Report {
     /// of the mapped checkpoint, and without a GPU's memory. Empty where the system does not say.
     #[serde(default)]
     pub memory: BTreeMap<String, u64>,
-    /// What the weights take on disk.
+    /// What the checkpoints take on disk.
     #[serde(default)]
-    pub size: Size,
+    pub sizes: Sizes,
     /// Floating-point operations of the matrix products that the masks took, attention's included;
     /// on a GPU they are not counted.
     pub operations: u64,
@@ -230,11 +230,27 @@ impl Matrix {
     }
 }
 
-/// What the weights of a checkpoint take on disk, in bytes.
+/// What the dense checkpoint takes on disk, and what the pruned one does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sizes {
+    /// How pruned matrices are stored.
+    pub format: Format,
+    /// The dense checkpoint.
+    pub dense: Size,
+    /// The pruned one.
+    pub output: Size,
+    /// How many matrices are pruned.
+    pub pruned_matrices: usize,
+    /// How many of them are compressed; the others would not get smaller, or the format does not
+    /// store their pattern.
+    pub compressed_matrices: usize,
+}
+
+/// What a checkpoint takes on disk, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Size {
-    /// Those of the dense checkpoint.
-    pub dense: u64,
-    /// Those that were written.
-    pub pruned: u64,
+    /// Its tensors.
+    pub weight_bytes: u64,
+    /// Its files, but for what Barber adds about a run.
+    pub directory_bytes: u64,
 }

@@ -55,7 +55,7 @@ use crate::{
         Side, Stage, Start, Swap, allocate, refine, start,
     },
     recipe::{Calibration, Kind, Loaded, Recipe, Rounds, Share, Values},
-    report::{self, Matrix, Report, Size, Stages, TaskReport, TextReport},
+    report::{self, Matrix, Report, Size, Sizes, Stages, TaskReport, TextReport},
     version::Version,
 };
 
@@ -161,13 +161,13 @@ fn finished<D: Ops>(
     }
     run.prune(true, &mut progress)?;
     let Progress { pass: Pass { pruned, .. }, mut notes, .. } = progress;
-    let changed = notes.phases.run("writing", || {
-        let bytes = model.reader.names().filter_map(|name| model.reader.tensor(name).ok());
-        let bar = watch.bar("writing", bytes.map(|tensor| tensor.bytes.len() as u64).sum());
-        let dtype = resolved.output.dtype;
-        let changed = output.write(model.reader, dtype, &pruned, |bytes| bar.inc(bytes))?;
+    let written = notes.phases.run("writing", || {
+        let tensors = model.reader.names().filter_map(|name| model.reader.tensor(name).ok());
+        let bar = watch.bar("writing", tensors.map(|tensor| tensor.length() as u64).sum());
+        let crate::recipe::Output { format, dtype, .. } = resolved.output;
+        let written = output.write(model.reader, format, dtype, &pruned, |bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
-        Ok::<_, Error>(changed)
+        Ok::<_, Error>(written)
     })?;
     let Notes { dense, initial, refined, allocation, groups, phases, operations, .. } = notes;
     let dense = dense.unwrap_or_default();
@@ -195,7 +195,7 @@ fn finished<D: Ops>(
         output: output.target().to_owned(),
         prunable_weights: prunable,
         pruned_weights: prunable - kept,
-        changed_weights: changed,
+        changed_weights: written.changed,
         allocation,
         perplexity: perplexity.collect(),
         tasks: accuracy.collect(),
@@ -203,9 +203,18 @@ fn finished<D: Ops>(
         groups,
         seconds: phases.seconds,
         memory: phases.memory,
-        size: Size {
-            dense: size(model.reader.weight_files())?,
-            pruned: written(output.staging())?,
+        sizes: Sizes {
+            format: resolved.output.format,
+            dense: Size {
+                weight_bytes: model.reader.weight_bytes(),
+                directory_bytes: model.reader.directory_bytes()?,
+            },
+            output: Size {
+                weight_bytes: written.weight_bytes,
+                directory_bytes: written.directory_bytes,
+            },
+            pruned_matrices: pruned.masks.len(),
+            compressed_matrices: written.compressed,
         },
         operations,
         least_operations: run.least_operations,
@@ -213,6 +222,8 @@ fn finished<D: Ops>(
         inputs,
         outputs: BTreeMap::new(),
     };
+    output
+        .add_file(report::CARD, report::card(&resolved, &report, model.reader.path()).as_bytes())?;
     finish(&resolved, report, output)
 }
 
@@ -483,21 +494,12 @@ fn texts_of(recipe: &Recipe) -> impl Iterator<Item = &Path> {
 
 /// The digests of all that a run reads.
 fn digests(recipe: &Recipe, reader: &Reader) -> Result<BTreeMap<PathBuf, String>, Error> {
-    let tokenizer = reader.path().join("tokenizer.json");
     let files = reader.weight_files().map(Path::to_owned);
     let files = files.chain([reader.path().join("config.json")]);
-    let files = files.chain(tokenizer.is_file().then_some(tokenizer));
+    let others = ["tokenizer.json", report::CARD].map(|name| reader.path().join(name));
+    let files = files.chain(others.into_iter().filter(|file| file.is_file()));
     let files: Vec<PathBuf> = files.chain(texts_of(recipe).map(Path::to_owned)).collect();
     files.into_par_iter().map(|file| Ok((file.clone(), digest(&file)?))).collect()
-}
-
-/// The bytes of some files.
-fn size(files: impl Iterator<Item = impl AsRef<Path>>) -> Result<u64, Error> {
-    let length = |file: &Path| {
-        let found = fs::metadata(file).map(|found| found.len());
-        found.map_err(|source| Error::File { path: file.to_owned(), source })
-    };
-    files.map(|file| length(file.as_ref())).sum()
 }
 
 /// The files in a directory.
@@ -505,12 +507,6 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let failed = |source| Error::File { path: dir.to_owned(), source };
     let files = fs::read_dir(dir).map_err(failed)?.map(|entry| entry.map(|entry| entry.path()));
     files.collect::<Result<_, _>>().map_err(failed)
-}
-
-/// The bytes of the weights that were written to a directory.
-fn written(dir: &Path) -> Result<u64, Error> {
-    let files = files(dir)?;
-    size(files.iter().filter(|file| file.extension().is_some_and(|e| e == "safetensors")))
 }
 
 /// The resolved recipe in the directory that a run wrote.

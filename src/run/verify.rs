@@ -112,7 +112,7 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
         }
     }
     let sparse = Reader::open(dir)?;
-    let zeros = zeros(&sparse, &written, &mut findings);
+    let zeros = zeros(&sparse, &written, &mut findings)?;
     let recipe = recipe(dir)?.recipe.model;
     let model = match dense {
         Some(dense) => {
@@ -161,7 +161,7 @@ fn pruned(matrix: &Matrix) -> usize {
 }
 
 /// Checks the zeros of each matrix; returns how many there are.
-fn zeros(sparse: &Reader, written: &Report, findings: &mut Vec<Finding>) -> usize {
+fn zeros(sparse: &Reader, written: &Report, findings: &mut Vec<Finding>) -> Result<usize, Error> {
     let mut all = 0;
     for matrix in &written.matrices {
         let tensor = matrix.tensor.clone();
@@ -169,7 +169,7 @@ fn zeros(sparse: &Reader, written: &Report, findings: &mut Vec<Finding>) -> usiz
             findings.push(Finding::NoTensor { tensor });
             continue;
         };
-        let found = view.zeros();
+        let found = view.zeros()?;
         all += found;
         let expected = pruned(matrix);
         if found < expected {
@@ -178,14 +178,14 @@ fn zeros(sparse: &Reader, written: &Report, findings: &mut Vec<Finding>) -> usiz
         match matrix.pattern.parse::<Pattern>() {
             Err(_) => findings.push(Finding::NoPattern { tensor, pattern: matrix.pattern.clone() }),
             Ok(pattern) => {
-                if let Some(at) = view.breach(pattern) {
+                if let Some(at) = view.breach(pattern)? {
                     let index = unravel(at, view.shape);
                     findings.push(Finding::Pattern { tensor, pattern, index });
                 }
             }
         }
     }
-    all
+    Ok(all)
 }
 
 /// Compares each tensor with the dense one; returns how many kept weights are changed.
@@ -203,7 +203,7 @@ fn compare(
     for name in sparse.names() {
         let (tensor, view) = (name.to_owned(), sparse.tensor(name)?);
         let found = match dense.tensor(name) {
-            Ok(other) => view.difference(name, &other)?,
+            Ok(other) => view.difference(&other)?,
             Err(_) => None,
         };
         let Some(found) = found else {

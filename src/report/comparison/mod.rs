@@ -121,7 +121,9 @@ impl Comparison {
             any.then(|| Figure { name: name.into(), kind, dense: None, values })
         };
         let pruned = figure("pruned", Kind::Sparsity, &|report| Some(report.sparsity()));
-        let written = |report: &Report| Some(report.size.pruned as f64).filter(|size| *size > 0.0);
+        let written = |report: &Report| {
+            Some(report.sizes.output.weight_bytes as f64).filter(|size| *size > 0.0)
+        };
         let taken = [
             figure("output error", Kind::Factor, &|report| report.error().map(|[b, a]| a / b)),
             figure("time", Kind::Seconds, &|report| Some(report.total_seconds())),
@@ -217,7 +219,7 @@ mod tests {
     use crate::{
         evaluate::Perplexity,
         recipe::Setting,
-        report::{Size, Stages},
+        report::{Size, Sizes, Stages},
     };
 
     fn run(path: &str, dense: f64, refined: f64, alpha: &str) -> (String, Report) {
@@ -238,7 +240,10 @@ mod tests {
         };
         let report = Report {
             perplexity: vec![text],
-            size: Size { dense: 8, pruned: 4 },
+            sizes: Sizes {
+                output: Size { weight_bytes: 4, directory_bytes: 5 },
+                ..Sizes::default()
+            },
             prunable_weights: 4,
             pruned_weights: 1,
             recipe: vec![setting("output.path", path), setting("refine.0.alpha", alpha)],

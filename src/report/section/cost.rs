@@ -2,10 +2,13 @@
 
 use maud::{Markup, html};
 
-use crate::report::{
-    Report,
-    figure::{bytes, duration, operations, times},
-    table::{bar, table, text},
+use crate::{
+    checkpoint::Format,
+    report::{
+        Report,
+        figure::{bytes, duration, operations, times},
+        table::{bar, table, text},
+    },
 };
 
 pub(super) fn body(report: &Report) -> Markup {
@@ -50,11 +53,15 @@ fn phases(report: &Report) -> Markup {
 }
 
 fn size(report: &Report) -> Markup {
-    let (dense, pruned) = (report.size.dense, report.size.pruned);
+    let [dense, pruned] = [report.sizes.dense, report.sizes.output].map(|size| size.weight_bytes);
     let share = |of: u64| of as f64 / dense.max(pruned).max(1) as f64;
     let row = |name: &str, of: u64| {
         vec![text(name), bar(&bytes(of), share(of)), text(times(of as f64 / dense as f64))]
     };
-    let rows = [row("dense", dense), row("pruned", pruned)];
+    let stored = match report.sizes.format {
+        Format::Dense => "pruned".into(),
+        format => format!("pruned, {}", format.name()),
+    };
+    let rows = [row("dense", dense), row(&stored, pruned)];
     html! { div { (table("Weights on disk", &["checkpoint", "size", "× dense"], rows)) } }
 }

@@ -1,0 +1,164 @@
+//! Bitmasks as compressed-tensors packs them: a bit per weight, set where its value is stored; each
+//! row begins with a byte of its own, and a byte with its lowest bit.
+
+use std::borrow::Cow;
+
+use barber_metric::Dims;
+use rayon::prelude::*;
+
+use crate::mask::Mask;
+
+/// The bitmask of a matrix.
+pub(super) struct Bitmask<'a> {
+    dims: Dims,
+    bytes: Cow<'a, [u8]>,
+}
+
+/// Bytes of a row.
+pub(super) const fn width(columns: usize) -> usize {
+    columns.div_ceil(8)
+}
+
+impl<'a> Bitmask<'a> {
+    /// The bitmask of the weights that a mask keeps.
+    pub(super) fn of(mask: &Mask) -> Self {
+        let dims = mask.dims();
+        let mut bytes = vec![0; dims.rows * width(dims.columns)];
+        for (row, bytes) in bytes.chunks_exact_mut(width(dims.columns).max(1)).enumerate() {
+            for column in 0..dims.columns {
+                bytes[column / 8] |=
+                    u8::from(mask.get(row * dims.columns + column)) << (column % 8);
+            }
+        }
+        Self { dims, bytes: bytes.into() }
+    }
+
+    /// A stored bitmask.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn read(dims: Dims, bytes: &'a [u8]) -> Result<Self, String> {
+        let width = width(dims.columns);
+        if dims.rows.checked_mul(width) != Some(bytes.len()) {
+            return Err(format!("{} bytes are no bitmask of a {dims} matrix", bytes.len()));
+        }
+        let padding = match dims.columns % 8 {
+            0 => 0,
+            used => !0 << used,
+        };
+        if bytes.chunks_exact(width.max(1)).any(|row| row[width - 1] & padding != 0) {
+            return Err("the bitmask goes on beyond the ends of rows".into());
+        }
+        Ok(Self { dims, bytes: bytes.into() })
+    }
+
+    /// The packed bits.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes.into_owned()
+    }
+
+    /// The rows.
+    fn rows(&self) -> impl Iterator<Item = &[u8]> {
+        self.bytes.chunks_exact(width(self.dims.columns).max(1))
+    }
+
+    /// How many values are stored before each row, and after the last one.
+    pub(super) fn offsets(&self) -> Vec<usize> {
+        let mut offsets = vec![0; self.dims.rows + 1];
+        for (i, row) in self.rows().enumerate() {
+            offsets[i + 1] =
+                offsets[i] + row.iter().map(|byte| byte.count_ones() as usize).sum::<usize>();
+        }
+        offsets
+    }
+
+    /// The values, of `size` bytes each, of a dense matrix at the set bits.
+    pub(super) fn gather(&self, dense: &[u8], size: usize) -> Vec<u8> {
+        let mut values = Vec::new();
+        let row = (self.dims.columns * size).max(1);
+        for (row, bits) in dense.chunks_exact(row).zip(self.rows()) {
+            for (column, value) in row.chunks_exact(size).enumerate() {
+                if bits[column / 8] >> (column % 8) & 1 == 1 {
+                    values.extend_from_slice(value);
+                }
+            }
+        }
+        values
+    }
+
+    /// The dense matrix with these values at the set bits, and zeros elsewhere.
+    ///
+    /// # Errors
+    /// If there is not exactly one value per set bit.
+    pub(super) fn scatter(&self, values: &[u8], size: usize) -> Result<Vec<u8>, String> {
+        if self.dims.is_empty() && values.is_empty() {
+            return Ok(Vec::new());
+        }
+        let offsets = self.offsets();
+        let count = offsets[self.dims.rows];
+        if count * size != values.len() {
+            let found = values.len() / size;
+            return Err(format!("the bitmask marks {count} values, and {found} are stored"));
+        }
+        let mut dense = vec![0; self.dims.len() * size];
+        let width = width(self.dims.columns).max(1);
+        dense
+            .par_chunks_mut((self.dims.columns * size).max(1))
+            .zip(self.bytes.par_chunks(width))
+            .zip(&offsets)
+            .for_each(|((row, bits), start)| {
+                let mut values = values[start * size..].chunks_exact(size);
+                for (column, weight) in row.chunks_exact_mut(size).enumerate() {
+                    if bits[column / 8] >> (column % 8) & 1 == 1
+                        && let Some(value) = values.next()
+                    {
+                        weight.copy_from_slice(value);
+                    }
+                }
+            });
+        Ok(dense)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_begin_with_bytes_of_their_own() {
+        let dims = Dims { rows: 2, columns: 9 };
+        let mask = Mask::from_fn(dims, |i| [0, 3, 8, 10, 17].contains(&i));
+        let bitmask = Bitmask::of(&mask);
+        assert_eq!(*bitmask.bytes, [0b1001, 1, 0b10, 1]);
+        assert_eq!(bitmask.offsets(), [0, 3, 5]);
+        let dense: Vec<u8> = (0..18).collect();
+        let values = bitmask.gather(&dense, 1);
+        assert_eq!(values, [0, 3, 8, 10, 17]);
+    }
+
+    #[test]
+    fn what_is_damaged_is_no_bitmask() {
+        let dims = Dims { rows: 2, columns: 9 };
+        assert!(Bitmask::read(dims, &[0; 4]).is_ok());
+        let error = |dims, bytes| Bitmask::read(dims, bytes).err().unwrap();
+        assert_eq!(error(dims, &[0; 3]), "3 bytes are no bitmask of a [2, 9] matrix");
+        let beyond = error(dims, &[0, 0, 0, 2]);
+        assert_eq!(beyond, "the bitmask goes on beyond the ends of rows");
+        let huge = Dims { rows: usize::MAX, columns: 64 };
+        assert!(error(huge, &[0; 8]).contains("no bitmask"));
+        let bitmask = Bitmask::read(dims, &[1, 0, 1, 1]).unwrap();
+        let values = bitmask.scatter(&[0; 4], 2).unwrap_err();
+        assert_eq!(values, "the bitmask marks 3 values, and 2 are stored");
+    }
+
+    #[test]
+    fn empty_matrices_have_empty_bitmasks() {
+        for (rows, columns) in [(0, 5), (5, 0), (0, 0)] {
+            let dims = Dims { rows, columns };
+            let bitmask = Bitmask::of(&Mask::kept_everywhere(dims));
+            assert!(bitmask.gather(&[], 2).is_empty());
+            assert!(bitmask.scatter(&[], 2).unwrap().is_empty());
+            assert!(Bitmask::read(dims, &[]).is_ok());
+        }
+    }
+}

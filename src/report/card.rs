@@ -1,0 +1,206 @@
+//! The model card of a pruned checkpoint: `README.md` with the metadata that the hub reads. It says
+//! what was done, what came of it, and how to load the model; and no path of this machine.
+
+use std::{fmt, path::Path};
+
+use super::{Report, front_matter::FrontMatter};
+use crate::{
+    checkpoint::Format,
+    recipe::{Recipe, describe},
+};
+
+/// The name of a model card.
+pub const CARD: &str = "README.md";
+
+/// The card of the model that a run of a recipe made of the one in the directory `dense`.
+pub fn card(recipe: &Recipe, report: &Report, dense: &Path) -> String {
+    Card { recipe, report, dense: FrontMatter::of(&dense.join(CARD)) }.to_string()
+}
+
+/// A model card.
+struct Card<'a> {
+    /// What was done.
+    recipe: &'a Recipe,
+    /// What came of it.
+    report: &'a Report,
+    /// What the dense model's card says.
+    dense: FrontMatter,
+}
+
+impl Card<'_> {
+    /// Whether matrices are compressed, and how.
+    fn format(&self) -> Format {
+        match self.report.sizes.compressed_matrices {
+            0 => Format::Dense,
+            _ => self.report.sizes.format,
+        }
+    }
+
+    fn metadata(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "---")?;
+        if let Some(base) = self.recipe.hub_name() {
+            // The hub knows finetune, adapter, merge and quantized.
+            writeln!(f, "base_model: {base}\nbase_model_relation: finetune")?;
+        }
+        write!(f, "{}", self.dense)?;
+        writeln!(f, "library_name: transformers\npipeline_tag: text-generation")?;
+        writeln!(f, "tags:\n- pruned\n- sparse\n- llm-barber")?;
+        if self.format() != Format::Dense {
+            writeln!(f, "- compressed-tensors")?;
+        }
+        writeln!(f, "---\n")
+    }
+
+    fn done(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Recipe { sparsity, calibration, refine, .. } = self.recipe;
+        let Report { prunable_weights, pruned_weights, changed_weights, sizes, .. } = self.report;
+        let share = 100.0 * *pruned_weights as f64 / (*prunable_weights).max(1) as f64;
+        let name = file_name(&self.recipe.model.path);
+        writeln!(f, "# {}, {share:.0}% pruned\n", plain(&name))?;
+        match (self.recipe.hub_name(), &self.recipe.model.revision) {
+            (Some(base), revision) => {
+                write!(f, "[{base}](https://huggingface.co/{base})")?;
+                revision.iter().try_for_each(|of| write!(f, " at revision `{}`", code(of)))?;
+            }
+            (None, _) => f.write_str(&plain(&name))?,
+        }
+        writeln!(
+            f,
+            " with zeros for {pruned_weights} of the {prunable_weights} weights of \
+             {} matrices ({share:.2}%), made by Barber {}, an implementation of \
+             [LLM-Barber](https://arxiv.org/abs/2408.10631).\n",
+            sizes.pruned_matrices, self.report.version.barber
+        )?;
+        writeln!(f, "- Pattern: {}", sparsity.pattern)?;
+        writeln!(f, "- Initial mask: {}", plain(&describe::init(self.recipe)))?;
+        let blocks = self.report.group_names();
+        for stage in refine {
+            writeln!(f, "- Refinement: {}", plain(&describe::stage(stage, self.recipe, &blocks)))?;
+        }
+        if let Some(source) = calibration.source.as_deref().filter(|_| self.recipe.calibrates()) {
+            let (samples, length) = (calibration.samples, calibration.sequence_length);
+            let source = file_name(source);
+            writeln!(
+                f,
+                "- Calibration: {samples} samples of {length} tokens of {}",
+                plain(&source)
+            )?;
+        }
+        match changed_weights {
+            0 => writeln!(f, "- Kept weights: the dense model's")?,
+            changed => {
+                let kept = prunable_weights - pruned_weights;
+                writeln!(f, "- Kept weights: {changed} of {kept} are not the dense model's")?;
+            }
+        }
+        let [dense, output] =
+            [&sizes.dense, &sizes.output].map(|size| megabytes(size.weight_bytes));
+        writeln!(f, "- Weights: {output} MB as {}; dense, {dense} MB", self.format().name())
+    }
+
+    fn results(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { perplexity, tasks, .. } = self.report;
+        if perplexity.is_empty() && tasks.is_empty() {
+            return Ok(());
+        }
+        writeln!(f, "\n## Results\n")?;
+        let initial = perplexity.iter().any(|of| of.found.initial.is_some())
+            || tasks.iter().any(|of| of.found.initial.is_some());
+        let refined = perplexity.iter().any(|of| of.found.refined.is_some())
+            || tasks.iter().any(|of| of.found.refined.is_some());
+        // The initial mask's own column is of interest where it is not the result.
+        let between = initial && refined;
+        let columns = if between { "dense | initial mask | pruned" } else { "dense | pruned" };
+        writeln!(f, "| | {columns} |\n|---|{}", "---:|".repeat(2 + usize::from(between)))?;
+        let mut row = |name: &str, [dense, initial, refined]: [Option<String>; 3]| {
+            let last = refined.or_else(|| initial.clone());
+            let cells = [dense, initial.filter(|_| between), last].into_iter().flatten();
+            writeln!(f, "| {name} | {} |", cells.collect::<Vec<_>>().join(" | "))
+        };
+        let texts = &self.recipe.evaluate.perplexity;
+        for (of, text) in perplexity.iter().zip(texts) {
+            let name = text.name.clone().unwrap_or_else(|| file_name(&text.path));
+            let found = &of.found;
+            let shown = [Some(&found.dense), found.initial.as_ref(), found.refined.as_ref()]
+                .map(|found| Some(format!("{:.2}", found?.perplexity)));
+            row(&format!("{}, perplexity (lower is better)", plain(&name)), shown)?;
+        }
+        for of in tasks {
+            let found = &of.found;
+            let shown =
+                [Some(&found.dense), found.initial.as_ref(), found.refined.as_ref()].map(|found| {
+                    let found = found?;
+                    Some(format!("{:.1}% ± {:.1}", 100.0 * found.acc, 100.0 * found.acc_stderr))
+                });
+            row(&format!("{}, zero-shot accuracy (higher is better)", plain(&of.task)), shown)?;
+        }
+        if let Some(of) = perplexity.first() {
+            let length = self.recipe.evaluate.sequence_length;
+            let segments = of.found.dense.segments;
+            writeln!(
+                f,
+                "\nPerplexities are on segments of {length} tokens ({segments} of the first text)."
+            )?;
+        }
+        Ok(())
+    }
+
+    fn loading(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\n## How to load it\n")?;
+        f.write_str(match self.format() {
+            Format::Dense => include_str!("card/dense.md"),
+            Format::SparseBitmask => include_str!("card/sparse-bitmask.md"),
+            Format::Sparse24Bitmask => include_str!("card/sparse-24-bitmask.md"),
+        })
+    }
+
+    fn recipe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let recipe = self.recipe.clone().without_directories();
+        // What TOML cannot say was an error before the run.
+        let toml = recipe.to_toml().unwrap_or_default();
+        writeln!(
+            f,
+            "\n## Recipe\n\nOf files it has the names only.\n\n````toml\n{}\n````",
+            toml.trim()
+        )
+    }
+}
+
+impl fmt::Display for Card<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.metadata(f)?;
+        self.done(f)?;
+        self.results(f)?;
+        self.loading(f)?;
+        self.recipe(f)
+    }
+}
+
+/// What a file or directory is called, wherever it is.
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / 1e6)
+}
+
+/// A text that Markdown leaves as it is, in one line.
+fn plain(text: &str) -> String {
+    let mut plain = String::new();
+    for c in text.chars() {
+        match c {
+            c if c.is_control() => plain.push(' '),
+            '\\' | '`' | '*' | '_' | '[' | ']' | '<' | '>' | '|' | '#' | '&' | '~' => {
+                plain.extend(['\\', c]);
+            }
+            c => plain.push(c),
+        }
+    }
+    plain
+}
+
+/// A text for between backticks.
+fn code(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() && *c != '`').collect()
+}

@@ -3,7 +3,7 @@
 use std::{
     cell::Cell,
     env, fs,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     rc::Rc,
 };
 
@@ -66,6 +66,11 @@ pub enum Error {
     Failed { name: String, problem: String },
 }
 
+/// Whether a text could be a commit, which is a folder's name in the cache.
+fn is_commit(text: &str) -> bool {
+    (7..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// Whether a path could be a model's name on the hub: `owner/model`.
 pub fn is_name(path: &Path) -> bool {
     let allowed = |part: &str| {
@@ -97,6 +102,10 @@ pub fn locate(
     }
     let name = path.to_string_lossy().into_owned();
     let revision = revision.unwrap_or("main");
+    // It becomes the name of a file in the cache.
+    if !Path::new(revision).components().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(Error::NotFound { name, revision: revision.into() });
+    }
     let cache = Cache::from_env();
     if is_set("HF_HUB_OFFLINE") {
         let offline = || Error::Offline {
@@ -142,6 +151,12 @@ pub fn locate(
     }
     // By its commit: the revision may move on while its files are fetched.
     let commit = info.sha.clone();
+    if !is_commit(&commit) {
+        return Err(Error::Failed {
+            name,
+            problem: format!("the hub calls its commit {commit:?}"),
+        });
+    }
     let pinned = api.repo(repo(&commit));
     let known = cache.repo(repo(&commit));
     for file in files.into_iter().filter(|file| is_wanted(file)) {
@@ -256,6 +271,14 @@ mod tests {
         }
         for path in ["model", "a/b/c", "./a", "../a/b", "/a/b", "a/", "a/../b", "a b/c", "a/.b"] {
             assert!(!is_name(Path::new(path)), "{path}");
+        }
+    }
+
+    #[test]
+    fn commits_are_no_paths() {
+        assert!(is_commit("0123456789abcdef0123456789abcdef01234567"));
+        for text in ["", "main", "../../../etc", "0123456/", &"0".repeat(65)] {
+            assert!(!is_commit(text), "{text}");
         }
     }
 

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use bytesize::ByteSize;
+
 use crate::{
     buffer::recycle,
-    checkpoint::{self, Pruned, Reader},
+    checkpoint::{self, Dtype, Pruned, Reader},
     executor::{
-        self, Executor, PartWeights, Positions, Stream,
+        self, Executor, PartWeights, Positions, Stream, available_memory,
         ops::{self, InputGradient, Ops, Weight},
     },
     family::{self, Decoder, Inner, Linear, Norm, NormKind, Part},
@@ -32,6 +34,19 @@ pub enum Error {
         found: usize,
         /// The longest that the model knows.
         longest: usize,
+    },
+    /// A tensor is larger than memory.
+    #[error(
+        "tensor `{name}` takes {needed} of memory, and {available} are free; a smaller model fits, \
+         or this one on a larger machine"
+    )]
+    Memory {
+        /// Its name.
+        name: String,
+        /// What it takes as f32.
+        needed: ByteSize,
+        /// What there is.
+        available: ByteSize,
     },
     /// The executor failed.
     #[error("{what}: {problem}")]
@@ -71,7 +86,8 @@ impl<'a, D: Ops> Model<'a, D> {
     /// The model of a checkpoint; every tensor that it needs is checked to be there.
     ///
     /// # Errors
-    /// If its family is unknown, or a tensor is missing or has the wrong shape or format.
+    /// If its family is unknown, or a tensor is missing, has the wrong shape or format, or is larger
+    /// than the memory that is free.
     pub fn new(reader: &'a Reader, executor: impl Into<Executor<D>>) -> Result<Self, Error> {
         let mut decoder = family::decoder(reader.config())?;
         // Some checkpoints are of the decoder without its head.
@@ -81,8 +97,15 @@ impl<'a, D: Ops> Model<'a, D> {
                 decoder = bare;
             }
         }
+        let available = available_memory();
         for (name, shape) in decoder.tensors() {
             reader.check(name, &shape)?;
+            // No more than twice the bytes that the file has: no overflow.
+            let needed = (shape.iter().product::<usize>() * Dtype::F32.size()) as u64;
+            if needed > available {
+                let (needed, available) = (ByteSize(needed), ByteSize(available));
+                return Err(Error::Memory { name: name.into(), needed, available });
+            }
         }
         Ok(Self { reader, decoder, executor: executor.into() })
     }
@@ -113,6 +136,7 @@ impl<'a, D: Ops> Model<'a, D> {
         let norm = |norm: &Option<Norm>| norm.as_ref().map(|norm| self.norm(norm)).transpose();
         Ok(PartWeights {
             part,
+            names: of.linears.iter().map(|linear| linear.weight.clone()).collect(),
             input_norm: norm(&of.input_norm)?,
             linears,
             inner: match &of.inner {

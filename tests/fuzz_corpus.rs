@@ -1,19 +1,51 @@
-//! Replays the seed corpora of the fuzz targets.
+//! Replays the seeds of the fuzz targets, and what fuzzing has found, on the stable toolchain.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking")]
 
 #[path = "../fuzz/src/checks.rs"]
 mod checks;
 
+use std::{fs, path::Path};
+
+/// Every fuzz target.
+const TARGETS: [&str; 7] = ["config", "rebuild", "recipe", "records", "shard", "swap", "task"];
+
 fn replay(target: &str, check: fn(&[u8])) {
-    let corpus = std::fs::read_dir(format!("fuzz/corpus/{target}")).unwrap();
-    let mut count = 0;
-    for entry in corpus {
-        let path = entry.unwrap().path();
-        println!("{}", path.display());
-        check(&std::fs::read(path).unwrap());
-        count += 1;
+    assert!(TARGETS.contains(&target));
+    let seeds = files(&format!("fuzz/corpus/{target}"), check);
+    assert!(seeds >= 5, "{target} has {seeds} seeds");
+    let found = format!("fuzz/regressions/{target}");
+    if Path::new(&found).exists() {
+        assert!(files(&found, check) > 0);
     }
-    assert!(count >= 5, "{target} has {count} seeds");
+}
+
+fn files(dir: &str, check: fn(&[u8])) -> usize {
+    let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    paths
+        .map(|path| {
+            println!("{}", path.display());
+            check(&fs::read(&path).unwrap());
+        })
+        .count()
+}
+
+#[test]
+fn every_target_is_replayed() {
+    let targets = fs::read_dir("fuzz/fuzz_targets").unwrap();
+    let mut targets: Vec<String> =
+        targets.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    targets.sort();
+    assert_eq!(targets, TARGETS.map(|target| format!("{target}.rs")));
+}
+
+#[test]
+fn config() {
+    replay("config", checks::config);
+}
+
+#[test]
+fn rebuild() {
+    replay("rebuild", checks::rebuild);
 }
 
 #[test]
@@ -22,11 +54,21 @@ fn recipe() {
 }
 
 #[test]
+fn records() {
+    replay("records", checks::records);
+}
+
+#[test]
 fn shard() {
     replay("shard", checks::shard);
 }
 
 #[test]
-fn rebuild() {
-    replay("rebuild", checks::rebuild);
+fn swap() {
+    replay("swap", checks::swap);
+}
+
+#[test]
+fn task() {
+    replay("task", checks::task);
 }

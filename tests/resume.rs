@@ -175,7 +175,7 @@ fn survives_kills(job: &Job, kills: usize, seed: u64) {
         job.succeeds(&["--resume"]);
         job.is_right();
     }
-    println!(
+    eprintln!(
         "{kills} of {kills} as they should be; {unfinished} unfinished, {resumed} with a state"
     );
 }

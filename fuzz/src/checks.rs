@@ -1,12 +1,21 @@
 //! What must hold for any bytes: the bodies of the fuzz targets, which `tests/fuzz_corpus.rs`
 //! replays on the stable toolchain.
 
-use std::path::Path;
+use std::{
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
 
-use barber_metric::Dims;
+use barber_metric::{Dims, LayerStats};
 use llm_barber::{
-    checkpoint::parse_header,
-    mask::{Comparison, Mask, Pattern, Scope, Scored, rebuild as rebuild_masks},
+    calibration::{Samples, Selection, Text, Tokens, samples},
+    checkpoint::{parse_header, parse_index},
+    evaluate::TASKS,
+    family::decoder,
+    mask::{
+        Comparison, Mask, OutputError, Pattern, Scope, Scored, rebuild as rebuild_masks,
+        swap as swap_masks,
+    },
     recipe::load_text,
 };
 
@@ -29,8 +38,16 @@ pub(crate) fn recipe(data: &[u8]) {
     }
 }
 
-/// A shard's header is refused, or every tensor that it promises lies within the file.
+/// A shard's header is refused, or every tensor that it promises lies within the file; an index of
+/// shards is refused, or names files of its own directory.
 pub(crate) fn shard(data: &[u8]) {
+    if let Ok(index) = parse_index(data) {
+        for (file, tensors) in index {
+            assert!(!tensors.is_empty());
+            assert_eq!(Path::new("dir").join(&file).parent(), Some(Path::new("dir")));
+            assert_eq!(Path::new(&file).file_name(), Some(file.as_ref()));
+        }
+    }
     let Ok((start, header)) = parse_header(data) else { return };
     for (_, info) in header.tensors() {
         let (from, to) = info.data_offsets;
@@ -42,8 +59,7 @@ pub(crate) fn shard(data: &[u8]) {
 /// The rebuild keeps its counts and its pattern under any scores, or refuses them unchanged.
 pub(crate) fn rebuild(data: &[u8]) {
     let [shape, scope, pattern, alpha, rest @ ..] = data else { return };
-    let patterns = ["unstructured", "2:4", "1:2", "3:4", "4:8"];
-    let pattern: Pattern = patterns[usize::from(*pattern) % patterns.len()].parse().unwrap();
+    let (pattern, size, kept) = tiles(*pattern, *alpha);
     let scope = Scope::ALL[usize::from(*scope) % Scope::ALL.len()];
     let dims =
         Dims { rows: 1 + usize::from(shape >> 4), columns: 8 * (1 + usize::from(shape & 3)) };
@@ -56,10 +72,6 @@ pub(crate) fn rebuild(data: &[u8]) {
     let first: Vec<f32> = (0..dims.len()).map(score).collect();
     let second: Vec<f32> = (0..dims.len()).map(|i| score(i + dims.len())).collect();
     // A mask that follows the pattern, and one that differs from it in unstructured cases.
-    let (kept, size) = match pattern {
-        Pattern::Unstructured => (1 + usize::from(*alpha) % 7, 8),
-        Pattern::NofM { n, m } => (n, m),
-    };
     let before = [
         Mask::from_fn(dims, |i| i % size < kept),
         Mask::from_fn(dims, |i| (i + i / size) % size < kept),
@@ -86,5 +98,128 @@ pub(crate) fn rebuild(data: &[u8]) {
         if scope != Scope::Group || pattern != Pattern::Unstructured {
             assert_eq!(before.kept(), after.kept());
         }
+    }
+}
+
+/// A configuration is refused, or all that is computed from it is in range.
+pub(crate) fn config(data: &[u8]) {
+    let Ok(config) = serde_json::from_slice(data) else { return };
+    let decoder = match decoder(&config) {
+        Ok(decoder) => decoder,
+        Err(error) => return assert!(error.to_string().starts_with("config.json: ")),
+    };
+    for (name, shape) in decoder.tensors() {
+        let numbers = shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
+        assert!(numbers.is_some_and(|numbers| numbers > 0), "{name}: {shape:?}");
+    }
+    for linear in decoder.linears() {
+        assert!(linear.dims.len().checked_mul(size_of::<f32>()).is_some());
+    }
+    if let Some(rope) = &decoder.rope {
+        let (cos, sin) = rope.tables(3);
+        assert_eq!(cos.len(), 3 * (rope.head_dim / 2));
+        assert!(cos.iter().chain(&sin).all(|x| x.is_finite()));
+    }
+}
+
+/// A file that is read from the disk, in a directory of this process alone.
+fn file(name: &str, contents: &[u8]) -> PathBuf {
+    static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
+    let path = DIR.path().join(name);
+    std::fs::write(&path, contents).unwrap();
+    path
+}
+
+/// A text is read or refused, and its records are.
+pub(crate) fn records(data: &[u8]) {
+    let [kind, contents @ ..] = data else { return };
+    let names = ["a.txt", "a.jsonl", "a.json", "a.parquet"];
+    let path = file(names[usize::from(*kind) % names.len()], contents);
+    let text = Text { documents: Some(1 + usize::from(kind >> 4)), ..Text::from(&*path) };
+    if let Err(error) = text.read() {
+        assert!(error.to_string().contains("a."), "{error}");
+    }
+    let wanted =
+        Samples { count: 2, sequence_length: 3, seed: 0, selection: Selection::Sequential };
+    let tokens = Tokens::of(Path::new("nowhere"), 10, false);
+    if let Ok(rows) = samples(&text, wanted, &tokens) {
+        assert!(rows.iter().all(|row| !row.is_empty() && row.iter().all(|id| *id < 10)));
+    }
+}
+
+/// A question is read or refused; one that is read can be asked.
+pub(crate) fn task(data: &[u8]) {
+    let [kind, contents @ ..] = data else { return };
+    let task = &TASKS[usize::from(*kind) % TASKS.len()];
+    let path = file(if kind & 0x80 == 0 { "t.jsonl" } else { "t.parquet" }, contents);
+    match task.questions(&path, Some(100)) {
+        Ok(questions) => {
+            for question in questions {
+                assert!(question.gold < question.requests.len());
+                assert_eq!(question.requests.len(), question.lengths.len());
+            }
+        }
+        Err(error) => assert!(error.to_string().contains("t."), "{error}"),
+    }
+}
+
+/// Swaps end, and keep counts and pattern under any numbers, or refuse them with the mask unchanged.
+pub(crate) fn swap(data: &[u8]) {
+    let [shape, scope, pattern, limit, rest @ ..] = data else { return };
+    let numbers: Vec<f32> =
+        rest.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    if numbers.is_empty() {
+        return;
+    }
+    let (pattern, size, kept) = tiles(*pattern, *limit);
+    let dims =
+        Dims { rows: 1 + usize::from(shape >> 5), columns: 8 * (1 + usize::from(shape & 3)) };
+    let mut numbers = numbers.into_iter().cycle();
+    let weight: Vec<f32> = numbers.by_ref().take(dims.len()).collect();
+    let mut gram: Vec<f32> = numbers.by_ref().take(dims.columns * dims.columns).collect();
+    // Symmetric, as a Gram matrix is.
+    for i in 0..dims.columns {
+        for j in 0..i {
+            gram[i * dims.columns + j] = gram[j * dims.columns + i];
+        }
+    }
+    let shift: Option<Vec<f32>> = (shape & 4 != 0).then(|| numbers.take(dims.len()).collect());
+    let before = Mask::from_fn(dims, |i| (i + i / size) % size < kept);
+    let mut after = before.clone();
+    let scope = Scope::ALL[usize::from(*scope) % Scope::ALL.len()];
+    let shrinkage = f32::from(limit >> 4) / 15.0;
+    let error = OutputError { gram: &gram, shift: shift.as_deref(), shrinkage };
+    let stats = LayerStats {
+        name: "w",
+        dims,
+        weight: &weight,
+        mask: &[],
+        squared_gradient: None,
+        input_square: None,
+        gram: None,
+    };
+    let limit = usize::from(limit & 15);
+    let Ok(swapped) = swap_masks(&stats, &mut after, error, scope, pattern, limit) else {
+        assert_eq!(before, after);
+        return;
+    };
+    assert!(swapped.swaps <= 3 * limit * dims.rows);
+    assert_eq!(before.kept(), after.kept());
+    pattern.check("w", &after).unwrap();
+    for row in 0..dims.rows {
+        let kept = |mask: &Mask| {
+            (row * dims.columns..(row + 1) * dims.columns).filter(|i| mask.get(*i)).count()
+        };
+        assert!(scope == Scope::Layer || kept(&before) == kept(&after));
+    }
+}
+
+/// A pattern, the size of its tiles and how many weights each keeps.
+fn tiles(pattern: u8, seed: u8) -> (Pattern, usize, usize) {
+    let patterns = ["unstructured", "2:4", "1:2", "3:4", "4:8"];
+    let pattern = patterns[usize::from(pattern) % patterns.len()].parse().unwrap();
+    match pattern {
+        Pattern::Unstructured => (pattern, 8, 1 + usize::from(seed) % 7),
+        Pattern::NofM { n, m } => (pattern, m, n),
     }
 }

@@ -9,7 +9,10 @@ use serde::{
 };
 
 use super::Error;
-use crate::records::{self, is_records, records};
+use crate::{
+    limits::TEXT,
+    records::{self, is_records, records},
+};
 
 /// A text to measure on: a path or, for a data set, a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
@@ -97,7 +100,7 @@ impl Text {
     /// The whole text: the documents, one after the other.
     ///
     /// # Errors
-    /// If it cannot be read, or a record has no such field.
+    /// If it cannot be read, is too large, or a record has no such field.
     pub fn read(&self) -> Result<String, Error> {
         let join = self.join.as_deref().unwrap_or("\n\n");
         let mut text = String::new();
@@ -105,7 +108,7 @@ impl Text {
             if i > 0 {
                 text.push_str(join);
             }
-            text.push_str(&document?);
+            append(&mut text, &document?, &self.path)?;
         }
         Ok(text)
     }
@@ -117,8 +120,15 @@ pub(super) fn documents(
 ) -> Result<Box<dyn Iterator<Item = Result<String, Error>>>, Error> {
     let most = text.documents.unwrap_or(usize::MAX);
     if !is_records(&text.path) {
-        let whole: Result<String, records::Error> = records::open(&text.path)?.collect();
-        return Ok(Box::new(std::iter::once(whole.map_err(Error::from)).take(most)));
+        let path = text.path.clone();
+        let whole = move || {
+            let mut whole = String::new();
+            for line in records::open(&path)? {
+                append(&mut whole, &line?, &path)?;
+            }
+            Ok(whole)
+        };
+        return Ok(Box::new(std::iter::once_with(whole).take(most)));
     }
     let field = text.field.clone().unwrap_or_else(|| "text".into());
     let documents = records(&text.path)?.map(move |record| {
@@ -126,4 +136,13 @@ pub(super) fn documents(
         Ok(record.text(&field)?.to_owned())
     });
     Ok(Box::new(documents.take(most)))
+}
+
+/// Adds to a text that is read as a whole, which has its limit.
+fn append(text: &mut String, more: &str, path: &Path) -> Result<(), records::Error> {
+    if more.len() > TEXT.saturating_sub(text.len()) {
+        return Err(records::Error::LongText { path: path.to_owned() });
+    }
+    text.push_str(more);
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! Where the tokens come from: text, documents, or token ids.
 
-use std::{collections::BinaryHeap, fs, path::Path};
+use std::{collections::BinaryHeap, path::Path};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use super::{
     document::{Text, documents},
     tokens::check_vocabulary,
 };
-use crate::{random::SplitMix64, records};
+use crate::{limits, random::SplitMix64, records};
 
 /// Which segments of the text are the calibration samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -136,7 +136,8 @@ fn token_ids(
         return Ok(None);
     }
     let wrong = |problem: String| Error::TokenIds { path: source.to_owned(), problem };
-    let bytes = fs::read(source).map_err(|e| Error::Io { path: source.to_owned(), source: e })?;
+    let bytes = limits::read(source, limits::TOKEN_IDS)
+        .map_err(|e| Error::Io { path: source.to_owned(), source: e })?;
     let TokenIds { token_ids: mut rows } = serde_json::from_slice(&bytes)
         .map_err(|e| wrong(format!("expected {{\"token_ids\": [[…], …]}} or JSON Lines: {e}")))?;
     if rows.len() < count {
@@ -185,8 +186,9 @@ pub fn segments(
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::PathBuf};
+
     use super::*;
-    use std::path::PathBuf;
 
     fn file(dir: &Path, name: &str, contents: &[u8]) -> PathBuf {
         let path = dir.join(name);

@@ -8,6 +8,7 @@ use std::{
 use tokenizers::Tokenizer;
 
 use super::Error;
+use crate::{checkpoint::check_inside, guard::guarded, limits};
 
 /// A model's tokenizer, as its `tokenizer.json` describes it; read when it is first needed.
 pub struct Tokens {
@@ -33,7 +34,12 @@ impl Tokens {
                 "not there; text needs the model's tokenizer beside its weights".into(),
             ));
         }
-        let mut tokenizer = Tokenizer::from_file(&self.path).map_err(|e| wrong(e.to_string()))?;
+        let dir = self.path.parent().unwrap_or(Path::new(""));
+        check_inside(dir, &self.path).map_err(|e| wrong(e.to_string()))?;
+        let bytes = limits::read(&self.path, limits::TOKENIZER)
+            .map_err(|e| Error::Io { path: self.path.clone(), source: e })?;
+        let read = guarded(|| Tokenizer::from_bytes(&bytes)).map_err(wrong)?;
+        let mut tokenizer = read.map_err(|e| wrong(e.to_string()))?;
         // What a training setup left in the file would cut the text short.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| wrong(e.to_string()))?;
@@ -58,9 +64,9 @@ impl Tokens {
                 self.tokenizer.get_or_init(|| opened)
             }
         };
-        let encoding = tokenizer
-            .encode_fast(text, self.special)
-            .map_err(|e| Error::Tokenizer { path: self.path.clone(), problem: e.to_string() })?;
+        let wrong = |problem: String| Error::Tokenizer { path: self.path.clone(), problem };
+        let encoding = guarded(|| tokenizer.encode_fast(text, self.special)).map_err(wrong)?;
+        let encoding = encoding.map_err(|e| wrong(e.to_string()))?;
         let ids = encoding.get_ids().to_vec();
         check_vocabulary(&self.path, &ids, self.vocabulary)?;
         Ok(ids)

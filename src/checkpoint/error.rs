@@ -14,6 +14,12 @@ pub enum Error {
     NotADirectory(PathBuf),
     #[error("{} has no {file}; a checkpoint in the Hugging Face layout has one", dir.display())]
     NoFile { dir: PathBuf, file: &'static str },
+    #[error(
+        "{} is a link out of the checkpoint, to {}; put the file itself in its place, or give the \
+         directory that it is in",
+        path.display(), target.display()
+    )]
+    Outside { path: PathBuf, target: PathBuf },
     #[error("{}: not valid JSON: {problem}", path.display())]
     Json { path: PathBuf, problem: String },
     #[error(

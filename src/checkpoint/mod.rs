@@ -5,12 +5,12 @@ mod digest;
 mod dtype;
 mod error;
 mod layout;
+mod links;
 mod output;
 mod partial;
 mod pruned;
 mod reader;
 
-pub(crate) use self::reader::unravel;
 pub use self::{
     compare::Difference,
     digest::{digest, digest_text},
@@ -19,5 +19,6 @@ pub use self::{
     layout::Format,
     output::{Existing, Output, Written, left_behind},
     pruned::{Masks, Pruned, Saved},
-    reader::{Reader, TensorView, parse_header},
+    reader::{Reader, TensorView, parse_header, parse_index},
 };
+pub(crate) use self::{links::check_inside, reader::unravel};

@@ -3,20 +3,30 @@
 use std::{
     borrow::Cow,
     collections::BTreeMap,
+    fmt,
     fs::{self, File},
+    marker::PhantomData,
     path::{Component, Path, PathBuf},
 };
 
 use barber_metric::Dims;
+use bytesize::ByteSize;
 use memmap2::Mmap;
 use safetensors::{SafeTensors, tensor::Metadata};
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
 use serde_json::Value;
 
 use super::{
-    Dtype, Error,
+    Dtype, Error, check_inside,
     layout::{self, Compressed, Format, Kind},
 };
-use crate::find;
+use crate::{
+    find,
+    limits::{self, HEADERS, Limit},
+};
 
 /// A checkpoint directory, validated and mapped.
 #[derive(Debug)]
@@ -109,14 +119,84 @@ impl<'a> TensorView<'a> {
 ///
 /// # Errors
 /// What is wrong with the header: a length beyond the file, broken JSON, tensors that overlap,
-/// leave holes or whose sizes contradict their shapes.
+/// leave holes or whose sizes contradict their shapes, two tensors of one name.
 pub fn parse_header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
     let (length, header) = SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
-    Ok((length + 8, header))
+    let Pairs(tensors) = serde_json::from_slice::<Pairs<IgnoredAny>>(&bytes[8..length + 8])
+        .map_err(|e| e.to_string())?;
+    match repeated(tensors.iter().map(|(name, _)| name.as_str()).collect()) {
+        Some(name) => Err(format!("there are two tensors `{name}`")),
+        None => Ok((length + 8, header)),
+    }
+}
+
+/// The tensors in each file of an index of shards.
+///
+/// # Errors
+/// What is wrong with the index: broken JSON, no map, a tensor that is there twice, or the name of
+/// a file that is not beside the index or no safetensors file.
+pub fn parse_index(bytes: &[u8]) -> Result<BTreeMap<String, Vec<String>>, String> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: Option<Pairs<String>>,
+    }
+    let index: Index =
+        serde_json::from_slice(bytes).map_err(|e| format!("not an index of shards: {e}"))?;
+    let Pairs(pairs) =
+        index.weight_map.ok_or("has no `weight_map` of tensor names to file names")?;
+    if let Some(name) = repeated(pairs.iter().map(|(name, _)| name.as_str()).collect()) {
+        return Err(format!("tensor `{name}` is there twice"));
+    }
+    let mut files: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (tensor, file) in pairs {
+        let mut parts = Path::new(&file).components();
+        let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(name)), None) if name == &*file);
+        if !plain || !file.ends_with(".safetensors") {
+            return Err(format!(
+                "tensor `{tensor}`: must name a safetensors file of the same directory, not {file:?}"
+            ));
+        }
+        files.entry(file).or_default().push(tensor);
+    }
+    Ok(files)
+}
+
+/// The keys and values of a JSON object, each as often as it is there.
+struct Pairs<T>(Vec<(String, T)>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Pairs<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct All<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for All<T> {
+            type Value = Pairs<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs<T>, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+
+        deserializer.deserialize_map(All(PhantomData))
+    }
+}
+
+/// A name that is there more than once.
+fn repeated(mut names: Vec<&str>) -> Option<&str> {
+    names.sort_unstable();
+    names.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
 impl Shard {
-    fn open(path: PathBuf) -> Result<Self, Error> {
+    /// Opens a file whose header may have so many bytes.
+    fn open(path: PathBuf, most: u64) -> Result<Self, Error> {
         let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
         let found = file.metadata().map_err(|e| Error::io(&path, e))?.len();
         if found < 8 {
@@ -127,14 +207,21 @@ impl Shard {
         // length. A checkpoint that another process changes meanwhile gives wrong numbers, as it
         // would when read; one that is cut short ends the process, as for every memory-mapping tool.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(&path, e))?;
+        let mut length = [0; 8];
+        length.copy_from_slice(&map[..8]);
+        let length = u64::from_le_bytes(length);
+        if length > most && length < found {
+            let (length, all) = (ByteSize(length), ByteSize(HEADERS));
+            let problem = format!(
+                "it has {length}, and the headers of a checkpoint have at most {all} together"
+            );
+            return Err(Error::Header { path, problem });
+        }
         let (data, header) = match parse_header(&map) {
             Ok(parsed) => parsed,
             Err(problem) => {
-                let mut length = [0; 8];
-                length.copy_from_slice(&map[..8]);
-                let header = u64::from_le_bytes(length);
                 // A plausible header that goes on beyond the end, or whose tensors do.
-                let end = header.saturating_add(8);
+                let end = length.saturating_add(8);
                 let tensors = usize::try_from(end)
                     .ok()
                     .and_then(|end| map.get(8..end))
@@ -144,7 +231,7 @@ impl Shard {
                     Some(promised) if promised > found => {
                         Error::Truncated { path, promised, found }
                     }
-                    None if end > found && header < 100_000_000 => {
+                    None if end > found && length < 100_000_000 => {
                         Error::Truncated { path, promised: end, found }
                     }
                     _ => Error::Header { path, problem },
@@ -161,14 +248,18 @@ impl Shard {
 
 /// Where the last tensor of a header ends.
 fn promised_bytes(header: &[u8]) -> Option<u64> {
-    let header: BTreeMap<String, Value> = serde_json::from_slice(header).ok()?;
-    header.values().filter_map(|tensor| tensor.get("data_offsets")?.get(1)?.as_u64()).max()
+    #[derive(Deserialize)]
+    struct Extent {
+        data_offsets: Option<(u64, u64)>,
+    }
+    let Pairs(header) = serde_json::from_slice::<Pairs<Extent>>(header).ok()?;
+    header.into_iter().filter_map(|(_, tensor)| Some(tensor.data_offsets?.1)).max()
 }
 
-fn read_json(path: &Path) -> Result<Value, Error> {
-    let text = fs::read(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_slice(&text)
-        .map_err(|e| Error::Json { path: path.to_owned(), problem: e.to_string() })
+/// The whole of a file of the checkpoint in `dir`.
+fn read(dir: &Path, path: &Path, limit: Limit) -> Result<Vec<u8>, Error> {
+    check_inside(dir, path)?;
+    limits::read(path, limit).map_err(|e| Error::io(path, e))
 }
 
 /// The weights that other tools write; they are neither read nor copied.
@@ -193,7 +284,10 @@ impl Reader {
         if !config.is_file() {
             return Err(Error::NoFile { dir: dir.to_owned(), file: "config.json" });
         }
-        let config = read_json(&config)?;
+        let config = read(dir, &config, limits::CONFIG).and_then(|bytes| {
+            serde_json::from_slice(&bytes)
+                .map_err(|e| Error::Json { path: config, problem: e.to_string() })
+        })?;
         let index = dir.join(INDEX);
         let mut reader = Self {
             dir: dir.to_owned(),
@@ -205,51 +299,40 @@ impl Reader {
         if reader.indexed {
             reader.open_index(index)?;
         } else if dir.join(SINGLE).is_file() {
-            reader.add(Shard::open(dir.join(SINGLE))?)?;
+            reader.add(dir.join(SINGLE))?;
         } else {
             return Err(no_weights(dir)?);
         }
         if layout::declared(&reader.config).is_some() {
             reader.find_compressed()?;
         }
+        // What could not be copied at the end of a run is said at its start.
+        reader.companions()?;
         Ok(reader)
     }
 
     fn open_index(&mut self, path: PathBuf) -> Result<(), Error> {
         let wrong = |problem: String| Error::Index { path: path.clone(), problem };
-        let index = read_json(&path)?;
-        let map = index
-            .get("weight_map")
-            .and_then(Value::as_object)
-            .ok_or_else(|| wrong("has no `weight_map` of tensor names to file names".into()))?;
-        let mut files: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (tensor, file) in map {
-            let file = file.as_str().filter(|file| {
-                let mut parts = Path::new(file).components();
-                matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
-            });
-            let file = file.ok_or_else(|| {
-                wrong(format!("tensor `{tensor}`: must name a file of the same directory"))
-            })?;
-            files.entry(file).or_default().push(tensor);
-        }
-        for (file, tensors) in files {
-            let shard = self.dir.join(file);
+        let bytes = read(&self.dir, &path, limits::INDEX)?;
+        for (file, tensors) in parse_index(&bytes).map_err(wrong)? {
+            let shard = self.dir.join(&file);
             if !shard.is_file() {
                 return Err(wrong(format!("names the shard {file}, which is not there")));
             }
-            let shard = Shard::open(shard)?;
+            let shard = self.add(shard)?;
             for name in tensors {
-                if shard.header.info(name).is_none() {
-                    return Err(Error::NotInShard { path: shard.path, name: name.into() });
+                if shard.header.info(&name).is_none() {
+                    return Err(Error::NotInShard { path: shard.path.clone(), name });
                 }
             }
-            self.add(shard)?;
         }
         Ok(())
     }
 
-    fn add(&mut self, shard: Shard) -> Result<(), Error> {
+    fn add(&mut self, path: PathBuf) -> Result<&Shard, Error> {
+        check_inside(&self.dir, &path)?;
+        let known: u64 = self.shards.iter().map(|shard| shard.data as u64).sum();
+        let shard = Shard::open(path, HEADERS.saturating_sub(known))?;
         for name in shard.header.tensors().into_keys() {
             let place = Place::Stored(self.shards.len());
             if let Some(Place::Stored(other)) = self.tensors.insert(name.clone(), place) {
@@ -261,7 +344,7 @@ impl Reader {
             }
         }
         self.shards.push(shard);
-        Ok(())
+        Ok(&self.shards[self.shards.len() - 1])
     }
 
     /// Puts every compressed matrix in the place of the tensors that it is stored as.
@@ -476,7 +559,7 @@ impl Reader {
     /// like; everything at the top of the directory but weights and hidden files.
     ///
     /// # Errors
-    /// If the directory cannot be listed.
+    /// If the directory cannot be listed, or a link leads out of it.
     pub fn companions(&self) -> Result<Vec<PathBuf>, Error> {
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(|e| Error::io(&self.dir, e))? {
@@ -485,6 +568,7 @@ impl Reader {
             let weights = extension(&path).is_some_and(|e| OTHER_WEIGHTS.contains(&e))
                 || name.ends_with(".index.json");
             if path.is_file() && !name.starts_with('.') && !weights {
+                check_inside(&self.dir, &path)?;
                 files.push(path);
             }
         }

@@ -5,7 +5,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::records::{Error, Record, records};
+use crate::{
+    limits::TEXT,
+    records::{Error, Record, records},
+};
 
 /// A zero-shot task.
 pub struct Task {
@@ -46,14 +49,27 @@ impl Task {
     /// The first `limit` questions of a file of records, in the data set's usual layout.
     ///
     /// # Errors
-    /// If a record has not the fields that the task needs.
+    /// If a record has not the fields that the task needs, or the questions are too long together.
     pub fn questions(&self, path: &Path, limit: Option<usize>) -> Result<Vec<Question>, Error> {
-        let limit = limit.unwrap_or(usize::MAX);
-        records(path)?.take(limit).map(|record| (self.read)(&record?)).collect()
+        let (mut questions, mut length) = (Vec::new(), 0);
+        for record in records(path)?.take(limit.unwrap_or(usize::MAX)) {
+            let question = (self.read)(&record?)?;
+            length += question.len();
+            if length > TEXT {
+                return Err(Error::LongText { path: path.to_owned() });
+            }
+            questions.push(question);
+        }
+        Ok(questions)
     }
 }
 
 impl Question {
+    /// Bytes of its requests.
+    fn len(&self) -> usize {
+        self.requests.iter().map(|(context, choice)| context.len() + choice.len()).sum()
+    }
+
     /// One context and several choices.
     fn choose(context: &str, choices: &[impl AsRef<str>], gold: usize) -> Self {
         let choices = choices.iter().map(AsRef::as_ref);

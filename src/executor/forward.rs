@@ -15,6 +15,8 @@ use crate::family::{Attention, Part};
 pub struct PartWeights<D: Ops> {
     /// Which part they are of.
     pub part: Part,
+    /// The tensor names of its linear layers' weights, for messages.
+    pub names: Vec<String>,
     /// The norm before the part.
     pub input_norm: Option<Norm<D>>,
     /// The linear layers, in the order of [`crate::family::Layer::linears`].

@@ -5,6 +5,7 @@ use std::{ops::Range, sync::Arc};
 use barber_metric::Needs;
 
 use super::{
+    finite::Broken,
     forward::Watch,
     measure::Statistics,
     ops::{Matrix, Ops},
@@ -34,10 +35,21 @@ struct Sum<D: Ops> {
 pub(super) struct Adding<'a, D: Ops> {
     pub(super) sums: &'a mut [InputSums<D>],
     pub(super) samples: &'a [Range<usize>],
+    /// The first input that is not finite.
+    pub(super) broken: Option<Broken>,
+}
+
+impl<'a, D: Ops> Adding<'a, D> {
+    pub(super) fn new(sums: &'a mut [InputSums<D>], samples: &'a [Range<usize>]) -> Self {
+        Self { sums, samples, broken: None }
+    }
 }
 
 impl<D: Ops> Watch<D> for Adding<'_, D> {
     fn input(&mut self, part: Part, layers: Range<usize>, x: &Matrix<D>) -> Result<(), D::Err> {
+        if self.broken.is_none() && !self.samples.is_empty() {
+            self.broken = Broken::find(part, &layers, x)?;
+        }
         let sums = self.sums.iter_mut().find(|sums| sums.part == part);
         sums.map_or(Ok(()), |sums| sums.add(layers, x, self.samples))
     }
@@ -153,7 +165,7 @@ mod tests {
         let needs = Needs::INPUT_SQUARE.or(Needs::GRAM);
         let mut sums = [InputSums::new(Part::Mlp, &[1, 2], needs)];
         let x = matrix([1.0, 2.0, 3.0, 4.0, 0.0, 2.0, 0.0, 0.0].to_vec(), (4, 2));
-        let mut watch = Adding { sums: &mut sums, samples: &[0..2, 2..4] };
+        let mut watch = Adding::new(&mut sums, &[0..2, 2..4]);
         watch.input(Part::Mlp, 1..3, &x).unwrap();
         watch.input(Part::Mlp, 3..4, &x).unwrap();
         watch.input(Part::Attention, 1..3, &x).unwrap();

@@ -196,6 +196,7 @@ mod tests {
             let weights = values.iter().zip(dims);
             PartWeights {
                 part: Part::Mlp,
+                names: Vec::new(),
                 input_norm: None,
                 linears: weights
                     .map(|(w, dims)| Weight::new(&device, w, dims, None).unwrap())

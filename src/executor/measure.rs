@@ -160,7 +160,7 @@ impl<D: Ops> Executor<D> {
         let mut sums = sums(parts, members, needs);
         for index in stream.calibrating() {
             let batch = self.batch(stream, index)?;
-            let mut watch = Adding { sums: &mut sums, samples: &batch.samples };
+            let mut watch = Adding::new(&mut sums, &batch.samples);
             let mut run = || {
                 let (last, before) = parts.split_last().unwrap_or_else(|| unreachable!("a part"));
                 let mut states = batch.states.clone();
@@ -174,6 +174,7 @@ impl<D: Ops> Executor<D> {
                 inner(last, &batch.positions, input, InputGradient::Skipped, &mut watch)
             };
             run().map_err(Error::device)?;
+            batch.check_inputs(parts, watch.broken)?;
         }
         Ok(finish(parts, sums, stream.calibration))
     }
@@ -200,11 +201,12 @@ impl<D: Ops> Executor<D> {
         for index in 0..stream.runs.len() {
             let batch = self.batch(stream, index)?;
             let samples = if stream.held_out(index) { &[][..] } else { &batch.samples };
-            let inputs = Adding { sums: &mut sums, samples };
+            let inputs = Adding::new(&mut sums, samples);
             let mut watch = Both { inputs, outputs: notes.of_run(index) };
             run(parts, &batch, Default::default(), &mut watch)
                 .map(|_: Matrix<D>| ())
                 .map_err(Error::device)?;
+            batch.check_inputs(parts, watch.inputs.broken)?;
             notes.add(index, watch.outputs)?;
         }
         let mut statistics = finish(parts, sums, stream.calibration);
@@ -271,11 +273,12 @@ impl<D: Ops> Executor<D> {
             let (batch, held_out) = (self.batch(stream, index)?, stream.held_out(index));
             let outputs = self.known(known, index)?;
             let samples = if held_out { &[][..] } else { &batch.samples };
-            let inputs = Adding { sums: &mut inputs, samples };
+            let inputs = Adding::new(&mut inputs, samples);
             let mut watch = Both { inputs, outputs };
             if held_out || !needs.squared_gradient {
                 let output = run(parts, &batch, Default::default(), &mut watch);
                 let output: Matrix<D> = output.map_err(Error::device)?;
+                batch.check_inputs(parts, watch.inputs.broken)?;
                 let target = target(index, output.clone())?;
                 let loss = D::squared_error(output, &target, &batch.samples);
                 sum.add(held_out, f64::from(loss.map_err(Error::device)?.as_vec()[0]));
@@ -285,6 +288,7 @@ impl<D: Ops> Executor<D> {
             let traced: Vec<_> = traced.collect();
             let output = run(&traced, &batch, OwnedTape::default(), &mut watch);
             let (output, tape) = output.map_err(Error::device)?.split_tape();
+            batch.check_inputs(parts, watch.inputs.broken)?;
             let target = target(index, output.clone())?;
             let backward = || {
                 let loss = D::squared_error(output.put_tape(tape), &target, &batch.samples)?;
@@ -515,6 +519,7 @@ impl<D: Ops> Executor<D> {
             let output: Matrix<D> = output.map_err(Error::device)?;
             see(&batch, output.clone())?;
             let states = part.residual(batch.states.clone(), output).map_err(Error::device)?;
+            batch.check_states(part, &states)?;
             stream.states.put(index, states)?;
         }
         Ok(())
@@ -531,9 +536,11 @@ impl<D: Ops> Executor<D> {
         outputs: &Store<D>,
     ) -> Result<(), Error> {
         for index in 0..stream.runs.len() {
-            let states = stream.states.get(index, &self.device)?;
+            let batch = self.batch(stream, index)?;
             let output = outputs.get(index, &self.device)?;
-            stream.states.put(index, part.residual(states, output).map_err(Error::device)?)?;
+            let states = part.residual(batch.states.clone(), output).map_err(Error::device)?;
+            batch.check_states(part, &states)?;
+            stream.states.put(index, states)?;
         }
         Ok(())
     }

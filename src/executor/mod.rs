@@ -4,6 +4,7 @@
 //! losses and statistics.
 
 mod device;
+mod finite;
 mod forward;
 mod inputs;
 mod known;
@@ -41,6 +42,25 @@ pub enum Error {
         scratch: std::path::PathBuf,
         /// What is wrong.
         problem: String,
+    },
+    /// An activation is NaN or infinite.
+    #[error(
+        "the {what} of `{tensor}` is {value} on sample {sample}, at token {token}, channel \
+         {channel}: the checkpoint is damaged, or its activations overflow f32"
+    )]
+    Activation {
+        /// Input or output.
+        what: &'static str,
+        /// Of which weight.
+        tensor: String,
+        /// The sample, from 0 on.
+        sample: usize,
+        /// The row, from 0 on.
+        token: usize,
+        /// The column, from 0 on.
+        channel: usize,
+        /// The activation.
+        value: f32,
     },
     /// A hidden state does not fit the format in which it is to be stored.
     #[error(
@@ -151,6 +171,8 @@ struct Batch<D: Ops> {
     positions: Positions,
     /// The rows of each sample.
     samples: Vec<Range<usize>>,
+    /// The number of the first one.
+    first: usize,
 }
 
 impl<D: Ops> Executor<D> {
@@ -220,6 +242,7 @@ impl<D: Ops> Executor<D> {
             states: stream.states.get(index, &self.device)?,
             positions: run.positions.clone(),
             samples: (0..run.samples.len()).map(|i| i * length..(i + 1) * length).collect(),
+            first: run.samples.start,
         })
     }
 }

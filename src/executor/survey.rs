@@ -81,11 +81,12 @@ impl<D: Ops> Executor<D> {
             if stream.held_out(index) {
                 continue;
             }
-            let mut watch = Adding { sums: &mut sums, samples: &batch.samples };
+            let mut watch = Adding::new(&mut sums, &batch.samples);
             let dense = theirs.as_ref().filter(|_| side == Side::Dense);
             for (part, layers, x) in dense.unwrap_or(&inputs) {
                 watch.input(*part, layers.clone(), x).map_err(Error::device)?;
             }
+            batch.check_inputs(parts, watch.broken)?;
             let theirs = theirs.filter(|_| side == Side::Sparse);
             for ((part, layers, x), (_, _, other)) in inputs.iter().zip(theirs.iter().flatten()) {
                 let of = sums.iter_mut().find(|sums| sums.part() == *part);

@@ -5,6 +5,8 @@ use std::fmt;
 
 use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
 
+use crate::limits::PROBLEMS;
+
 /// Why a recipe could not be resolved: all that was found to be wrong, not just the first.
 #[derive(Debug)]
 pub struct RecipeError {
@@ -12,17 +14,21 @@ pub struct RecipeError {
     name: String,
     text: Option<NamedSource<String>>,
     problems: Vec<Problem>,
+    /// How many more there are.
+    more: usize,
 }
 
 impl RecipeError {
     /// `problems` must not be empty.
-    pub(super) fn new(name: &str, text: Option<&str>, problems: Vec<Problem>) -> Self {
+    pub(super) fn new(name: &str, text: Option<&str>, mut problems: Vec<Problem>) -> Self {
         debug_assert!(!problems.is_empty());
+        let more = problems.len().saturating_sub(PROBLEMS);
+        problems.truncate(PROBLEMS);
         let text = text.map(|text| NamedSource::new(name, text.to_owned()).with_language("TOML"));
-        Self { name: name.into(), text, problems }
+        Self { name: name.into(), text, problems, more }
     }
 
-    /// The problems, in the order they were found.
+    /// The problems, in the order they were found, as far as they are shown.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
@@ -32,7 +38,13 @@ impl fmt::Display for RecipeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.problems.as_slice() {
             [problem] => problem.fmt(f),
-            problems => write!(f, "{} has {} problems", self.name, problems.len()),
+            problems if self.more == 0 => {
+                write!(f, "{} has {} problems", self.name, problems.len())
+            }
+            problems => {
+                let all = problems.len() + self.more;
+                write!(f, "{} has {all} problems, of which these are the first", self.name)
+            }
         }
     }
 }
@@ -195,8 +207,14 @@ pub(super) fn segments(key: &str) -> Vec<String> {
     key.split('.').map(str::to_owned).collect()
 }
 
+/// Bytes of a name that is compared with others: no known one is half as long.
+const NAME: usize = 64;
+
 /// The name that is most like `name`, if any is alike.
 pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if name.len() > NAME {
+        return None;
+    }
     known
         .into_iter()
         .map(|candidate| (strsim::normalized_damerau_levenshtein(name, candidate), candidate))

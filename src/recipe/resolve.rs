@@ -1,11 +1,11 @@
 //! From a recipe's text and what is layered over it to what it means.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use figment::{Figment, error::Kind, value::Value};
 
 use super::{
-    Allocate, Init, Mask, Pattern, Recipe, RecipeError, Scope, Sparsity,
+    Allocate, Calibration, Init, Mask, Pattern, Recipe, RecipeError, Scope, Sparsity,
     error::{Fault, Problem, alternatives, nearest},
     keys::{key, keys},
     layers::{Layer, merge},
@@ -15,6 +15,7 @@ use super::{
 use crate::{
     evaluate::{TASKS, Task},
     hub::is_name,
+    limits::{self, GLOB, GLOBS, TOKENS},
 };
 
 /// A resolved recipe, and where each of its values comes from.
@@ -48,7 +49,7 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, RecipeError> {
 
 /// The text of a file that is `what` it should be.
 pub(super) fn read(path: &Path, what: &str) -> Result<String, RecipeError> {
-    let text = fs::read(path).map_err(|e| e.to_string()).and_then(|bytes| {
+    let text = limits::read(path, limits::RECIPE).map_err(|e| e.to_string()).and_then(|bytes| {
         String::from_utf8(bytes)
             .map_err(|e| format!("not UTF-8 from byte {} on", e.utf8_error().valid_up_to()))
     });
@@ -422,14 +423,27 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
             wrong(key, format!("{size} is out of range"), &help);
         }
     }
+    let Calibration { samples, held_out, sequence_length, .. } = recipe.calibration;
+    if samples.saturating_add(held_out).saturating_mul(sequence_length) > TOKENS {
+        let help = format!("all samples together have at most {TOKENS} tokens");
+        wrong("calibration.samples", format!("{samples} × {sequence_length} tokens"), &help);
+    }
     let exclude = recipe.sparsity.exclude.iter().enumerate();
     let exclude = exclude.map(|(i, glob)| (format!("sparsity.exclude.{i}"), glob));
     let overrides = recipe.overrides.iter().enumerate().flat_map(|(i, of)| {
         of.tensors.iter().map(move |glob| (format!("override.{i}.tensors"), glob))
     });
+    let mut all = 0;
     for (key, glob) in exclude.chain(overrides) {
-        if let Err(error) = globset::Glob::new(glob) {
-            wrong(&key, error.to_string(), "a glob such as `*.down_proj`");
+        let help = "a glob such as `*.down_proj`";
+        all += glob.len();
+        if glob.len() > GLOB {
+            wrong(&key, format!("a glob of {} bytes; {GLOB} are most", glob.len()), help);
+        } else if all > GLOBS {
+            wrong(&key, format!("more than {GLOBS} bytes of globs"), help);
+            break;
+        } else if let Err(error) = globset::Glob::new(glob) {
+            wrong(&key, error.to_string(), help);
         }
     }
     for name in recipe.evaluate.tasks.keys().filter(|name| Task::named(name).is_none()) {

@@ -1,6 +1,9 @@
 //! A recipe's text: its TOML, and where in the text every key stands.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use figment::value::{Dict, Num, Tag, Value};
 use toml::de::{DeTable, DeValue};
@@ -17,6 +20,8 @@ pub(super) struct Text {
     pub(super) name: String,
     pub(super) text: String,
     places: BTreeMap<Vec<String>, Place>,
+    /// Where lines end.
+    ends: Vec<usize>,
 }
 
 /// Where a key stands.
@@ -29,19 +34,19 @@ pub(super) struct Place {
 impl Text {
     /// Reads the text as TOML; returns all that is wrong with its syntax.
     pub(super) fn parse(name: &str, text: &str) -> Result<(Self, Dict), Vec<Problem>> {
-        let mut this = Self { name: name.into(), text: text.into(), places: BTreeMap::new() };
+        let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        let ends = ends.map(|(end, _)| end).collect();
+        let mut this = Self { name: name.into(), text: text.into(), places: BTreeMap::new(), ends };
         let (table, errors) = DeTable::parse_recoverable(text);
         let mut problems: Vec<Problem> = Vec::new();
-        let mut lines = Vec::new();
+        let mut lines = BTreeSet::new();
         for error in errors {
             let mut problem = Problem::new(Vec::new(), Fault::Syntax(error.message().into()));
             if let Some(span) = error.span() {
                 // One slip of the pen is one problem, however many the parser makes of it.
-                let line = this.line(span.start);
-                if lines.contains(&line) {
+                if !lines.insert(this.line(span.start)) {
                     continue;
                 }
-                lines.push(line);
                 problem.origin = Some(this.origin(span.start));
                 problem.span = Some(span.start.min(text.len())..span.end.min(text.len()));
             }
@@ -65,7 +70,7 @@ impl Text {
     }
 
     fn line(&self, offset: usize) -> usize {
-        1 + self.text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+        1 + self.ends.partition_point(|end| *end < offset)
     }
 
     fn table(&mut self, table: &DeTable<'_>, path: &mut Vec<String>) -> Dict {
@@ -104,7 +109,12 @@ impl Text {
 /// A value outside a recipe's text, such as that of a `--set`.
 pub(super) fn parse_value(text: &str) -> Result<Value, String> {
     let value = DeValue::parse(text).map_err(|error| error.message().to_owned())?;
-    let mut nowhere = Text { name: String::new(), text: String::new(), places: BTreeMap::new() };
+    let mut nowhere = Text {
+        name: String::new(),
+        text: String::new(),
+        places: BTreeMap::new(),
+        ends: Vec::new(),
+    };
     Ok(nowhere.value(value.get_ref(), &mut Vec::new()))
 }
 

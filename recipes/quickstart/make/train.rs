@@ -209,6 +209,7 @@ fn loss(
             let of = layer.part(part);
             let weights = PartWeights {
                 part,
+                names: Vec::new(),
                 input_norm: match &of.input_norm {
                     Some(norm) => Some(traced.norm(device, parameters, norm)?),
                     None => None,

@@ -4,8 +4,8 @@ use std::{ops::Range, sync::Arc};
 
 use dfdx::{
     shapes::HasShape,
-    tensor::{Cuda, CudaError, Gradients, Tape, Tensor, TensorFromVec},
-    tensor_ops::{TryAdd, TrySub},
+    tensor::{AsArray, Cuda, CudaError, Gradients, Tape, Tensor, TensorFromVec},
+    tensor_ops::{SumTo, TryAdd, TryMul, TrySub},
 };
 
 use super::{
@@ -14,6 +14,7 @@ use super::{
     SparseProduct, SquaredError, Sums, Trace, Weight,
     composed::{self, Rank2},
 };
+use crate::find;
 
 type Result<T> = std::result::Result<T, CudaError>;
 
@@ -31,6 +32,16 @@ impl Hold for Cuda {
 
     fn host<T>(matrix: &Matrix<Self, T>) -> Vec<f32> {
         matrix.tensor.as_vec()
+    }
+
+    fn first_not_finite(matrix: &Matrix<Self>) -> Result<Option<(usize, f32)>> {
+        // Times zero, all finite values sum to zero; they are copied only where they do not.
+        let sum = matrix.tensor.clone().try_mul(0.0)?.try_sum::<(), _>()?;
+        if sum.array().is_finite() {
+            return Ok(None);
+        }
+        let values = matrix.to_vec();
+        Ok(find::first(&values, |value| !value.is_finite()).map(|at| (at, values[at])))
     }
 
     fn take_gradient(gradients: &mut Gradients<f32, Self>, of: &Matrix<Self>) -> Result<Vec<f32>> {

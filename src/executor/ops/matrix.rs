@@ -7,7 +7,10 @@ use dfdx::{
     tensor_ops::Device,
 };
 
-use crate::buffer::{Buffer, copy};
+use crate::{
+    buffer::{Buffer, copy},
+    find,
+};
 
 /// Where a device keeps the values of a matrix.
 ///
@@ -26,6 +29,12 @@ pub trait Hold: Device<f32> {
 
     /// The values, row-major, on the host.
     fn host<T>(matrix: &Matrix<Self, T>) -> Vec<f32>;
+
+    /// The first value that is NaN or infinite, if there is one, and where it is, row-major.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn first_not_finite(matrix: &Matrix<Self>) -> Result<Option<(usize, f32)>, Self::Err>;
 
     /// Takes the gradient of a matrix, row-major, out of the gradients; zeros if it has none.
     ///
@@ -103,6 +112,11 @@ impl Hold for Cpu {
 
     fn host<T>(matrix: &Matrix<Self, T>) -> Vec<f32> {
         copy(&matrix.values)
+    }
+
+    fn first_not_finite(matrix: &Matrix<Self>) -> Result<Option<(usize, f32)>, CpuError> {
+        let values: &[f32] = &matrix.values;
+        Ok(find::first(values, |value| !value.is_finite()).map(|at| (at, values[at])))
     }
 
     fn take_gradient(

@@ -1,19 +1,22 @@
 //! Files of records, a row of a data set each: JSON Lines or Parquet; and compressed text. Read as a
-//! stream: a shard of hundreds of megabytes is never held as a whole.
+//! stream: a shard of hundreds of megabytes is never held as a whole, nor is what a small file
+//! expands to.
+
+mod parquet;
 
 use std::{
     fmt,
     fs::File,
-    io::{self, BufRead, BufReader},
+    io::{self, BufRead, BufReader, Read},
     path::{Path, PathBuf},
 };
 
-use parquet::{
-    errors::ParquetError,
-    file::serialized_reader::SerializedFileReader,
-    record::{Field, reader::RowIter},
-};
+use ::parquet::errors::ParquetError;
+use bytesize::ByteSize;
 use serde_json::{Map, Value};
+
+use self::parquet::Rows;
+use crate::limits::{EXPANSION, LINE, TEXT, VALUES};
 
 /// Where a record stands, for messages: `FILE, line 3` or `FILE, row 3`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +49,29 @@ pub enum Error {
     Io { path: PathBuf, source: io::Error },
     #[error("{place}: the {kind} stream is broken or cut off ({source}); download it again")]
     Compressed { place: Place, kind: &'static str, source: io::Error },
+    #[error(
+        "{place}: the {kind} stream wants more memory than the 128 MiB that it gets; \
+         compress it again with a smaller window, without --long"
+    )]
+    Window { place: Place, kind: &'static str },
+    #[error(
+        "{place}: the file expands to more than {EXPANSION} times its size, which no text does; \
+         decompress it and look"
+    )]
+    Bomb { place: Place },
+    #[error(
+        "{place}: longer than {}, the most that a line of text or a record may have",
+        ByteSize(LINE as u64)
+    )]
+    LongLine { place: Place },
+    #[error("{place}: more than {VALUES} values, the most that a record may have")]
+    ManyValues { place: Place },
+    #[error(
+        "{}: more than {} of text, the most that is read as a whole; take fewer `documents` or \
+         `questions`, or a shorter text",
+        path.display(), ByteSize(TEXT as u64)
+    )]
+    LongText { path: PathBuf },
     #[error("{place}: not UTF-8 text")]
     NotText { place: Place },
     #[error("{place}: expected a JSON object: {problem}")]
@@ -132,8 +158,7 @@ pub fn records(path: &Path) -> Result<Records, Error> {
     let reader = if is_parquet(path) {
         let wrong = |source| Error::Parquet { path: path.to_owned(), source };
         let file = File::open(path).map_err(|e| io_error(path, e))?;
-        let reader = SerializedFileReader::new(file).map_err(wrong)?;
-        Reader::Parquet(Box::new(reader.into_iter()))
+        Reader::Parquet(Box::new(Rows::open(file).map_err(wrong)?))
     } else {
         Reader::Lines(open(path)?)
     };
@@ -149,7 +174,7 @@ pub struct Records {
 
 enum Reader {
     Lines(Lines),
-    Parquet(Box<RowIter<'static>>),
+    Parquet(Box<Rows>),
     End,
 }
 
@@ -167,6 +192,9 @@ impl Iterator for Records {
                     continue;
                 }
                 let place = lines.place();
+                if line.len() > VALUES && values(&line) > VALUES {
+                    return Some(Err(Error::ManyValues { place }));
+                }
                 return Some(match serde_json::from_str(&line) {
                     Ok(fields) => Ok(Record { place, fields }),
                     Err(e) => Err(Error::NotAnObject { place, problem: e.to_string() }),
@@ -179,7 +207,7 @@ impl Iterator for Records {
                 let place = Place { path: self.path.clone(), unit: "row", number: self.number };
                 let path = self.path.clone();
                 Some(match row {
-                    Ok(row) => Ok(Record { place, fields: object(row.get_column_iter()) }),
+                    Ok(fields) => Ok(Record { place, fields }),
                     Err(source) => {
                         self.reader = Reader::End;
                         Err(Error::Parquet { path, source })
@@ -196,7 +224,13 @@ pub struct Lines {
     kind: Option<&'static str>,
     reader: Box<dyn BufRead>,
     number: usize,
+    /// Bytes so far, and how many there may be.
+    read: u64,
+    most: u64,
 }
+
+/// The largest window of a Zstandard stream, as a power of two: 128 MiB.
+const WINDOW: u32 = 27;
 
 /// The lines of a file; gzip and Zstandard are told by their first bytes.
 ///
@@ -204,22 +238,56 @@ pub struct Lines {
 /// If it cannot be opened.
 pub fn open(path: &Path) -> Result<Lines, Error> {
     let io = |e| io_error(path, e);
-    let mut file = BufReader::with_capacity(1 << 16, File::open(path).map_err(io)?);
+    let file = File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let mut file = BufReader::with_capacity(1 << 16, file);
     let start = file.fill_buf().map_err(io)?;
     let (kind, reader): (_, Box<dyn BufRead>) = if start.starts_with(&[0x1f, 0x8b]) {
         (Some("gzip"), Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(file))))
     } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        let decoder = zstd::Decoder::with_buffer(file).map_err(io)?;
+        let mut decoder = zstd::Decoder::with_buffer(file).map_err(io)?;
+        decoder.window_log_max(WINDOW).map_err(io)?;
         (Some("Zstandard"), Box::new(BufReader::new(decoder)))
     } else {
         (None, Box::new(file))
     };
-    Ok(Lines { path: path.to_owned(), kind, reader, number: 0 })
+    let most = match kind {
+        Some(_) => (length.saturating_mul(EXPANSION)).max(TEXT as u64),
+        None => u64::MAX,
+    };
+    Ok(Lines { path: path.to_owned(), kind, reader, number: 0, read: 0, most })
+}
+
+/// How many values a text in JSON has at most: as many as there are commas, and a first one in each
+/// list and object.
+fn values(json: &str) -> usize {
+    let (mut values, mut quoted, mut escaped) = (1, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b',' | b'[' | b'{' if !quoted => values += 1,
+            _ => {}
+        }
+    }
+    values
 }
 
 impl Lines {
     fn place(&self) -> Place {
         Place { path: self.path.clone(), unit: "line", number: self.number }
+    }
+
+    fn broken(&self, source: io::Error) -> Error {
+        let place = self.place();
+        match self.kind {
+            None => io_error(&self.path, source),
+            Some(kind) if source.to_string().contains("too much memory") => {
+                Error::Window { place, kind }
+            }
+            Some(kind) => Error::Compressed { place, kind, source },
+        }
     }
 }
 
@@ -230,52 +298,26 @@ impl Iterator for Lines {
     fn next(&mut self) -> Option<Self::Item> {
         let mut line = Vec::new();
         self.number += 1;
-        match self.reader.read_until(b'\n', &mut line) {
-            Ok(0) => None,
+        let found = self.reader.by_ref().take(LINE as u64 + 1).read_until(b'\n', &mut line);
+        self.read += line.len() as u64;
+        let error = match found {
+            Ok(0) => return None,
+            Ok(length) if length > LINE => Error::LongLine { place: self.place() },
+            Ok(_) if self.read > self.most => Error::Bomb { place: self.place() },
             Ok(_) => {
-                Some(String::from_utf8(line).map_err(|_| Error::NotText { place: self.place() }))
+                let text = String::from_utf8(line);
+                return Some(text.map_err(|_| Error::NotText { place: self.place() }));
             }
-            Err(source) => {
-                // A broken stream would fail again and again.
-                self.reader = Box::new(io::empty());
-                Some(Err(match self.kind {
-                    Some(kind) => Error::Compressed { place: self.place(), kind, source },
-                    None => io_error(&self.path, source),
-                }))
-            }
-        }
+            Err(source) => self.broken(source),
+        };
+        // A broken stream would fail again and again.
+        self.reader = Box::new(io::empty());
+        Some(Err(error))
     }
 }
 
 fn io_error(path: &Path, source: io::Error) -> Error {
     Error::Io { path: path.to_owned(), source }
-}
-
-fn object<'a>(columns: impl Iterator<Item = (&'a String, &'a Field)>) -> Map<String, Value> {
-    columns.map(|(name, field)| (name.clone(), value(field))).collect()
-}
-
-fn value(field: &Field) -> Value {
-    match field {
-        Field::Bool(value) => (*value).into(),
-        Field::Byte(value) => (*value).into(),
-        Field::Short(value) => (*value).into(),
-        Field::Int(value) => (*value).into(),
-        Field::Long(value) => (*value).into(),
-        Field::UByte(value) => (*value).into(),
-        Field::UShort(value) => (*value).into(),
-        Field::UInt(value) => (*value).into(),
-        Field::ULong(value) => (*value).into(),
-        Field::Float(value) => (*value).into(),
-        Field::Double(value) => (*value).into(),
-        Field::Str(text) => text.as_str().into(),
-        // Some writers leave out that their bytes are text.
-        Field::Bytes(bytes) => String::from_utf8_lossy(bytes.data()).into(),
-        Field::Group(row) => object(row.get_column_iter()).into(),
-        Field::ListInternal(list) => list.elements().iter().map(value).collect(),
-        // Dates, decimals and maps are in no field that Barber reads.
-        _ => Value::Null,
-    }
 }
 
 #[cfg(test)]

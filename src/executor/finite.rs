@@ -1,0 +1,84 @@
+//! Activations are finite, or it is said which are not: a number that is none spreads over all that
+//! comes after it.
+
+use std::ops::Range;
+
+use super::{
+    Batch, Error, PartWeights,
+    ops::{Matrix, Ops},
+};
+use crate::family::Part;
+
+/// An input of linear layers that is not finite.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Broken {
+    part: Part,
+    /// The first of the linear layers.
+    linear: usize,
+    place: Place,
+}
+
+/// A value of a matrix.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    row: usize,
+    column: usize,
+    value: f32,
+}
+
+impl Broken {
+    /// What is not finite of the input of some linear layers of a part.
+    pub(super) fn find<D: Ops>(
+        part: Part,
+        layers: &Range<usize>,
+        x: &Matrix<D>,
+    ) -> Result<Option<Self>, D::Err> {
+        Ok(find(x)?.map(|place| Self { part, linear: layers.start, place }))
+    }
+}
+
+fn find<D: Ops>(x: &Matrix<D>) -> Result<Option<Place>, D::Err> {
+    let width = x.shape().1;
+    let place = |(at, value)| Place { row: at / width, column: at % width, value };
+    Ok(D::first_not_finite(x)?.map(place))
+}
+
+impl<D: Ops> Batch<D> {
+    /// That no input of the parts' linear layers was found to be broken.
+    pub(super) fn check_inputs(
+        &self,
+        parts: &[PartWeights<D>],
+        broken: Option<Broken>,
+    ) -> Result<(), Error> {
+        let Some(Broken { part, linear, place }) = broken else { return Ok(()) };
+        let part = parts.iter().find(|weights| weights.part == part);
+        let name = part.and_then(|part| part.names.get(linear));
+        Err(self.error("input", name, place))
+    }
+
+    /// That the hidden states that a part leaves are finite.
+    pub(super) fn check_states(
+        &self,
+        part: &PartWeights<D>,
+        states: &Matrix<D>,
+    ) -> Result<(), Error> {
+        match find(states).map_err(Error::device)? {
+            None => Ok(()),
+            Some(place) => Err(self.error("output", part.names.last(), place)),
+        }
+    }
+
+    fn error(&self, what: &'static str, tensor: Option<&String>, place: Place) -> Error {
+        let Place { row, column, value } = place;
+        let sample = self.samples.iter().position(|sample| sample.contains(&row)).unwrap_or(0);
+        let start = self.samples.get(sample).map_or(0, |sample| sample.start);
+        Error::Activation {
+            what,
+            tensor: tensor.cloned().unwrap_or_default(),
+            sample: self.first + sample,
+            token: row - start,
+            channel: column,
+            value,
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Calls into libraries that panic on damaged files, as the readers of Parquet and of tokenizers do:
+//! a panic becomes what is wrong with the file.
+
+use std::{
+    any::Any,
+    cell::Cell,
+    panic::{self, AssertUnwindSafe},
+    sync::Once,
+};
+
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `call`, which must leave behind nothing that it has half changed; or says how it panicked.
+pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    static QUIET: Once = Once::new();
+    // What becomes an error is not printed as well.
+    QUIET.call_once(|| {
+        let hook = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !GUARDED.get() {
+                hook(info);
+            }
+        }));
+    });
+    let before = GUARDED.replace(true);
+    let result = panic::catch_unwind(AssertUnwindSafe(call));
+    GUARDED.set(before);
+    result.map_err(|panic| message(&*panic))
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("damaged: {}", text.unwrap_or("its reader fails"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_are_errors() {
+        assert_eq!(guarded(|| 3), Ok(3));
+        assert_eq!(guarded(|| panic!("no {}", "page")), Err::<(), _>("damaged: no page".into()));
+        assert_eq!(guarded(|| panic!("none")), Err::<(), _>("damaged: none".into()));
+        assert!(!GUARDED.get());
+    }
+}

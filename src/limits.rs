@@ -1,0 +1,89 @@
+//! How large may be what comes from outside. Files of models and data sets are downloaded: whatever
+//! they say of themselves, what is read of them at once is bounded here, many times above what is
+//! found in practice.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
+
+use bytesize::ByteSize;
+
+/// The most that is read of a file that is read as a whole.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit {
+    /// What the file is, with its article.
+    what: &'static str,
+    bytes: u64,
+}
+
+const MIB: u64 = 1 << 20;
+
+/// `config.json`.
+pub(crate) const CONFIG: Limit = Limit { what: "a config.json", bytes: 4 * MIB };
+/// The index of shards, of some 70,000 tensors.
+pub(crate) const INDEX: Limit = Limit { what: "an index of shards", bytes: 8 * MIB };
+/// `tokenizer.json`; those of a quarter of a million tokens have 35 MiB.
+pub(crate) const TOKENIZER: Limit = Limit { what: "a tokenizer.json", bytes: 64 * MIB };
+/// A file of token ids, of some three million.
+pub(crate) const TOKEN_IDS: Limit = Limit { what: "a file of token ids", bytes: 16 * MIB };
+/// A recipe or a study.
+pub(crate) const RECIPE: Limit = Limit { what: "a recipe", bytes: MIB / 4 };
+
+/// Tokens of all calibration samples together; the paper's have 2¹⁸.
+pub(crate) const TOKENS: usize = 1 << 28;
+/// Bytes of a glob over tensor names. It may hold globs, which are followed as deep as they go.
+pub(crate) const GLOB: usize = 256;
+/// Bytes of all globs of a recipe together, which become one automaton.
+pub(crate) const GLOBS: usize = 16 << 10;
+/// Problems of a recipe that are shown.
+pub(crate) const PROBLEMS: usize = 50;
+/// Bytes of the headers of all shards of a checkpoint together.
+pub(crate) const HEADERS: u64 = 8 * MIB;
+/// Bytes of a line of text.
+pub(crate) const LINE: usize = 16 << 20;
+/// Values of a record, those in lists and objects included.
+pub(crate) const VALUES: usize = 1 << 18;
+/// Bytes of a text that is tokenised as a whole.
+pub(crate) const TEXT: usize = 64 << 20;
+/// How many times a compressed file may expand, once it is beyond [`TEXT`]. Text shrinks to a third
+/// or a tenth.
+pub(crate) const EXPANSION: u64 = 250;
+
+/// The whole of a file, if it is within its limit.
+pub(crate) fn read(path: &Path, limit: Limit) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let too_large = || {
+        let (most, what) = (ByteSize(limit.bytes), limit.what);
+        let problem = format!("larger than {most}, the most that is read of {what}");
+        Err(io::Error::new(io::ErrorKind::FileTooLarge, problem))
+    };
+    if file.metadata()?.len() > limit.bytes {
+        return too_large();
+    }
+    // A pipe has no length, and a file may grow.
+    let mut bytes = Vec::new();
+    file.by_ref().take(limit.bytes + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit.bytes { too_large() } else { Ok(bytes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_read_up_to_their_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let limit = Limit { what: "a file", bytes: 3 };
+        std::fs::write(&path, "abc").unwrap();
+        assert_eq!(read(&path, limit).unwrap(), b"abc");
+        std::fs::write(&path, "abcd").unwrap();
+        let error = read(&path, limit).unwrap_err().to_string();
+        assert_eq!(error, "larger than 3 B, the most that is read of a file");
+        // Without a length that is known.
+        #[cfg(target_os = "linux")]
+        assert!(read(Path::new("/dev/zero"), limit).is_err());
+    }
+}

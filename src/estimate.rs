@@ -40,6 +40,8 @@ pub struct Run {
 pub struct Estimate {
     /// Floating-point operations of the matrix products in calibration and rebuild.
     pub pruning: f64,
+    /// Those of them that a pass for the initial masks alone takes.
+    pub initial: f64,
     /// And in evaluation.
     pub evaluation: f64,
     /// Bytes of memory that it cannot do without, at the peak, beside the checkpoint's pages that
@@ -69,12 +71,13 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
     let head = (decoder.vocab_size * decoder.embedding.width) as f64;
     let all: f64 = decoder.linears().map(|linear| linear.dims.len() as f64).sum();
 
-    let (mut pruning, mut peak) = (0.0, 0.0_f64);
+    let (mut pruning, mut initial, mut peak) = (0.0, 0.0, 0.0_f64);
     let stream = tokens * width * run.stream_size as f64;
     let mut waiting = if run.start.inputs() { stream } else { 0.0 };
     // Tokens that go through a layer together.
     let together = tokens.min(run.sequence_length.max(BATCH) as f64);
     for (layer, groups) in decoder.layers.iter().zip(&plan.layers) {
+        let before = pruning;
         let parts = Part::ALL.map(|part| layer.linears(part));
         let whole: f64 = parts.iter().map(|linears| weights(linears)).sum();
         let activations = parts.iter().map(|linears| numbers(linears, width)).fold(0.0, f64::max);
@@ -105,6 +108,9 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
                 held = squares + held.max(5.0 * square + 3.0 * widest);
             }
             peak = peak.max(held * SIZE + BUFFERS.min(together * activations * SIZE));
+        }
+        if run.refined != Some(true) {
+            initial += pruning - before;
         }
         if run.refined.is_none() {
             continue;
@@ -159,7 +165,7 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
         let states = run.evaluated_at_once.min(evaluated) as f64 * width * SIZE;
         peak = peak.max(2.0 * states + 2.0 * head * SIZE + LOGITS);
     }
-    Estimate { pruning, evaluation, memory: BASE + all / 8.0 + peak, waiting }
+    Estimate { pruning, initial, evaluation, memory: BASE + all / 8.0 + peak, waiting }
 }
 
 /// The widths of the inputs that a layer's matrices have, by part, and whether of its last one.
@@ -255,6 +261,9 @@ mod tests {
         assert_eq!(found.evaluation, 2.0 * 14.0 * (256.0 + 40.0));
         // Two dense passes and two sparse ones; Gram matrices of inputs of 4, 4, 4 and 8, and how
         // they differ; three products with them for each matrix.
+        assert_eq!(estimate(&decoder, &plan, &both).initial, 0.0);
+        let first = Run { refined: Some(false), ..wanda };
+        assert_eq!(estimate(&decoder, &plan, &first).initial, found.pruning);
         let swaps = Run { refined: Some(true), swaps: true, dense: true, ..wanda };
         let squares = 3.0 * (3.0 * 16.0 + 64.0);
         let products = 3.0 * 2.0 * (4.0 * 4.0 * 16.0 + 8.0 * 16.0 + 4.0 * 64.0);

@@ -97,6 +97,12 @@ impl Text {
         self.name.clone().unwrap_or_else(|| self.path.display().to_string())
     }
 
+    /// The same without directories.
+    pub fn short(&self) -> String {
+        let file = || self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.name.clone().unwrap_or_else(file)
+    }
+
     /// The whole text: the documents, one after the other.
     ///
     /// # Errors

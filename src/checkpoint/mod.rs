@@ -10,6 +10,7 @@ mod output;
 mod partial;
 mod pruned;
 mod reader;
+mod zeros;
 
 pub use self::{
     compare::Difference,
@@ -20,5 +21,6 @@ pub use self::{
     output::{Existing, Output, Written, left_behind},
     pruned::{Masks, Pruned, Saved},
     reader::{Reader, TensorView, parse_header, parse_index},
+    zeros::Zeros,
 };
 pub(crate) use self::{links::check_inside, reader::unravel};

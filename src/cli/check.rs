@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use dfdx::tensor::Cpu;
+use serde_json::{Value, json};
 
 use super::{Error, progress::Terminal, show};
 use crate::{
@@ -12,40 +13,56 @@ use crate::{
     model::Model,
     plan::Plan,
     recipe::{Setting, load},
-    run::{self, Watch, expected, plan, texts},
+    run::{self, Steps, Watch, expected, plan, texts},
 };
 
 /// Resolves a recipe without running it: each value and where it comes from, the groups and tensors
 /// that it matches, and about how much memory and work it will take. A model on the hub is fetched.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  barber check recipes/quickstart.toml
+  barber check recipe.toml --set preset=best")]
 pub(super) struct Arguments {
     /// The recipe, a TOML file.
     recipe: PathBuf,
     /// Overrides a value of the recipe, such as sparsity.ratio=0.6. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
+    /// Print JSON, with each matrix.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let loaded = load(&arguments.recipe, &arguments.sets)?;
     let recipe = &loaded.recipe;
     let settings = loaded.settings().map_err(|e| run::Error::Report(e.to_string()))?;
-    let length = |of: &Setting| of.key.len() + of.value.len();
-    let width = settings.iter().map(length).max().unwrap_or(0).min(60);
-    for setting in &settings {
-        let space = " ".repeat(width.saturating_sub(length(setting)));
-        println!("{} = {}{space}   # {}", setting.key, setting.value, setting.source);
+    if !arguments.json {
+        values(&settings);
     }
-
-    let new = |file: &str, bytes| Terminal { quiet: false }.bar(file, bytes);
+    let watch = Terminal { quiet: arguments.json };
+    let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
     let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
     let reader = Reader::open(&located.dir)?;
     let model = Model::new(&reader, Cpu::default())?;
     let plan = plan(&loaded, &model)?;
-    println!("\nmodel     {} ({} layers)", show(&recipe.model.path), plan.layers.len());
-    matrices(&model, &plan);
     let texts = texts(recipe, &model)?;
     let found = estimate(&model.decoder, &plan, &expected(&loaded, &model, &texts)?);
+    if arguments.json {
+        let report = json!({
+            "recipe": settings,
+            "layers": plan.layers.len(),
+            "matrices": members(&model, &plan),
+            "memory": found.memory,
+            "waiting": found.waiting,
+            "operations": { "pruning": found.pruning, "evaluation": found.evaluation },
+        });
+        println!("{report}");
+        return Ok(());
+    }
+    println!("\nmodel     {} ({} layers)", show(&recipe.model.path), plan.layers.len());
+    matrices(&model, &plan);
     println!(
         "memory    about {} at the peak, beside the checkpoint's own pages: {} for the layers, and \
          {} of hidden states, which beyond executor.memory wait in a scratch file",
@@ -61,8 +78,40 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
+/// Prints the values of a recipe with their sources.
+fn values(settings: &[Setting]) {
+    let length = |of: &Setting| of.key.len() + of.value.len();
+    let width = settings.iter().map(length).max().unwrap_or(0).min(60);
+    for setting in settings {
+        let space = " ".repeat(width.saturating_sub(length(setting)));
+        println!("{} = {}{space}   # {}", setting.key, setting.value, setting.source);
+    }
+}
+
+/// The matrices that are pruned, and how.
+fn members(model: &Model<'_, Cpu>, plan: &Plan) -> Vec<Value> {
+    let groups = plan.layers.iter().zip(&model.decoder.layers).enumerate();
+    let groups = groups
+        .flat_map(|(index, (groups, layer))| groups.iter().map(move |group| (index, layer, group)));
+    groups
+        .flat_map(|(index, layer, group)| {
+            group.members.iter().map(move |member| {
+                let linear = member.of(layer);
+                json!({
+                    "tensor": linear.weight,
+                    "layer": index,
+                    "group": group.name,
+                    "shape": [linear.dims.rows, linear.dims.columns],
+                    "pattern": member.rule.pattern,
+                    "ratio": member.rule.ratio,
+                })
+            })
+        })
+        .collect()
+}
+
 /// A large number with its unit.
-fn scaled(number: f64, unit: &str) -> String {
+pub(super) fn scaled(number: f64, unit: &str) -> String {
     match number {
         n if n < 1e9 => format!("{:.0} M{unit}", n / 1e6),
         n if n < 1e12 => format!("{:.1} G{unit}", n / 1e9),

@@ -11,6 +11,9 @@ use crate::{
 /// Puts runs side by side: what came of them, and what differs in their recipes. Reads the reports
 /// that `barber prune` wrote.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  barber compare out/50 out/60 --html comparison.html")]
 pub(super) struct Arguments {
     /// Directories that `barber prune` wrote, or their reports, barber-report.json.
     #[arg(required = true, value_name = "RUN")]

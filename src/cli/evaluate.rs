@@ -10,7 +10,7 @@ use crate::{
     executor::{Device, ops::Ops},
     hub::locate,
     model::Model,
-    run::{Asked, Watch, measure, on_device, tokens},
+    run::{Asked, Steps, ToCome, Watch, measure, on_device, tokens},
 };
 
 /// Measures a checkpoint: its perplexity on texts, and the accuracy of its answers to questions. A
@@ -18,6 +18,10 @@ use crate::{
 /// excepted. A question's answer is the choice whose text is likeliest (acc), or likeliest for its
 /// length (acc_norm), as lm-eval counts it.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  barber eval out/quickstart --text recipes/quickstart/evaluation.txt
+  barber eval HuggingFaceTB/SmolLM2-135M --task arc_easy=arc_easy.jsonl --questions 100")]
 pub(super) struct Arguments {
     /// The checkpoint: a directory in the Hugging Face layout, or `owner/name` on the hub.
     dir: PathBuf,
@@ -67,7 +71,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
 fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error> {
     let Arguments { dir, sequence_length, segments: limit, json, .. } = arguments;
     let watch = Terminal { quiet: *json };
-    let new = |file: &str, bytes| watch.bar(file, bytes);
+    let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
     let located = locate(dir, arguments.revision.as_deref(), &new)?;
     let reader = Reader::open(&located.dir)?;
     let model = Model::new(&reader, device)?;
@@ -75,14 +79,19 @@ fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error>
     let mut texts = Vec::new();
     for path in &arguments.texts {
         let text = Text { field: Some(arguments.field.clone()), ..Text::from(path.as_path()) };
-        texts.push((path, segments(&text, *sequence_length, *limit, &tokens)?));
+        let segments = segments(&text, *sequence_length, *limit, &tokens)?;
+        texts.push((path, text, segments));
     }
     let tasks = arguments.tasks.iter();
     let tasks = tasks.map(|(task, path)| Asked::read(task, path, arguments.questions));
     let tasks = tasks.collect::<Result<Vec<_>, _>>()?;
+    let decoder = &model.decoder;
+    let of_texts = texts.iter().map(|(_, text, segments)| ToCome::text(text, segments, decoder));
+    let of_tasks = tasks.iter().map(|asked| asked.to_come(decoder));
+    watch.expect(&of_texts.chain(of_tasks).collect::<Vec<_>>());
     let mut reports = Vec::new();
-    for (path, segments) in texts {
-        let found = measure(&model, &Pruned::default(), &segments, "perplexity", &watch)?;
+    for (path, text, segments) in texts {
+        let found = measure(&model, &Pruned::default(), &segments, &text.short(), &watch)?;
         reports.push(Report { text: path.display().to_string(), found });
         if !json {
             println!(

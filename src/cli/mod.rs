@@ -1,12 +1,23 @@
 //! The command line: arguments and printing. It knows everything, and nothing knows it.
-#![allow(clippy::print_stdout, reason = "printing is what a command line does")]
+
+/// Prints a line of a command's result.
+macro_rules! println {
+    ($($text:tt)*) => { $crate::cli::print::line(format_args!($($text)*)) };
+}
 
 mod check;
+mod columns;
 mod compare;
+mod complete;
+mod console;
 mod evaluate;
+mod gains;
+mod init;
+mod inspect;
 mod interrupt;
 mod metrics;
 mod new_metric;
+mod print;
 mod progress;
 mod prune;
 mod study;
@@ -24,20 +35,37 @@ use crate::run;
 
 /// Prunes large language models from a declarative recipe.
 #[derive(Parser)]
-#[command(name = "barber", version, about, max_term_width = 100)]
+#[command(name = "barber", version, about, max_term_width = 100, after_help = EXAMPLES)]
 struct Arguments {
+    #[command(flatten)]
+    console: console::Arguments,
     #[command(subcommand)]
     command: Command,
 }
 
+const EXAMPLES: &str = "\
+A first run, in a clone of the repository:
+  barber prune recipes/quickstart.toml
+
+A model of your own:
+  barber init models/smollm2 --calibration text.txt
+  barber check smollm2.toml
+  barber prune smollm2.toml
+  barber inspect smollm2-pruned
+";
+
 #[derive(Subcommand)]
 enum Command {
+    /// Write a recipe for a checkpoint, to go on from.
+    Init(init::Arguments),
     /// Show what a recipe means and what it will take, without running it.
     Check(check::Arguments),
     /// Prune a checkpoint as a recipe says.
     Prune(prune::Arguments),
     /// Measure a checkpoint's perplexity on texts, and its accuracy on tasks.
     Eval(evaluate::Arguments),
+    /// Show what is in a checkpoint, and how much of it is zero.
+    Inspect(inspect::Arguments),
     /// Compare methods: prune a model with each of them, in several cases and with several seeds.
     Study(study::Arguments),
     /// Put runs side by side, in tables and on a page.
@@ -47,9 +75,13 @@ enum Command {
     /// Run the recipe of a result again, and compare.
     Reproduce(verify::Again),
     /// List the metrics that a recipe's pipeline can use.
-    Metrics,
+    Metrics(metrics::Arguments),
     /// Write a crate with a metric of your own to start from.
     NewMetric(new_metric::Arguments),
+    /// Print what a shell needs to complete commands and options.
+    Completions(complete::CompletionsArguments),
+    /// Print or write the manual pages.
+    Man(complete::ManArguments),
 }
 
 /// Why a command failed; each is shown with its causes.
@@ -84,6 +116,14 @@ enum Error {
     NoReport(#[from] crate::report::Error),
     #[error("{} exists; choose another file, or replace it with --force", .0.display())]
     Exists(PathBuf),
+    #[error(
+        "BARBER_LOG: {0}; it takes a level, such as `info`, or a list such as `warn,llm_barber=debug`"
+    )]
+    Log(String),
+    #[error("the result cannot be printed: {0}")]
+    Print(&'static str),
+    #[error("the manual page cannot be made: {0}")]
+    Page(std::io::Error),
 }
 
 /// What fails a run fails a command.
@@ -102,7 +142,7 @@ impl Error {
         match self {
             Self::Job(error) if error.is_usage() => 2,
             Self::NewMetric(error) if error.is_usage() => 2,
-            Self::Duplicate(_) | Self::NoMethod { .. } | Self::Varies(_) => 2,
+            Self::Duplicate(_) | Self::NoMethod { .. } | Self::Varies(_) | Self::Log(_) => 2,
             Self::Run { error, .. } => error.status(),
             _ => 1,
         }
@@ -121,21 +161,10 @@ impl Error {
 /// Runs the command line with the process's arguments. A binary of your own calls it to run with
 /// the metrics that it links.
 pub fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("BARBER_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    // A second call in one process keeps the first one's subscriber.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .without_time()
-        .try_init();
-    // A path that is broken over two lines can be neither clicked nor searched for.
-    let _ = miette::set_hook(Box::new(|_| {
-        Box::new(miette::MietteHandlerOpts::new().wrap_lines(false).build())
-    }));
     // The exit status of a usage error is 2, clap's own.
-    let Arguments { command } = Arguments::parse();
-    let result = match command {
+    let Arguments { console, command } = Arguments::parse();
+    let result = console.apply().and_then(|()| match command {
+        Command::Init(arguments) => init::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Prune(arguments) => prune::run(&arguments),
         Command::Study(arguments) => study::run(&arguments),
@@ -143,9 +172,16 @@ pub fn main() -> ExitCode {
         Command::Compare(arguments) => compare::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Reproduce(arguments) => verify::again(&arguments),
-        Command::Metrics => metrics::run(),
+        Command::Metrics(arguments) => metrics::run(&arguments),
         Command::NewMetric(arguments) => new_metric::run(&arguments).map_err(Error::from),
-    };
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Completions(arguments) => {
+            complete::completions(&arguments);
+            Ok(())
+        }
+        Command::Man(arguments) => complete::man(&arguments),
+    });
+    let result = result.and_then(|()| print::failed().map_or(Ok(()), |why| Err(Error::Print(why))));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

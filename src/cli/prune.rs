@@ -13,6 +13,11 @@ use crate::{
 /// Prunes a checkpoint as a recipe says. Values are layered: defaults, the recipe's file,
 /// `BARBER_SECTION__KEY` environment variables, --set.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  barber prune recipes/quickstart.toml
+  barber prune recipe.toml --set sparsity.ratio=0.6 --set output.path=out/60
+  BARBER_SPARSITY__RATIO=0.6 barber prune recipe.toml --json > report.json")]
 pub(super) struct Arguments {
     /// The recipe, a TOML file.
     recipe: PathBuf,

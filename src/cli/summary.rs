@@ -1,10 +1,10 @@
 //! What a run did, for a reader.
 
-use std::{fmt, path::Path};
+use std::fmt;
 
 use bytesize::ByteSize;
 
-use super::evaluate::Shown;
+use super::gains::gains;
 use crate::{
     checkpoint::Format,
     executor::Loss,
@@ -36,17 +36,6 @@ impl fmt::Display for Summary<'_> {
             let changed = report.changed_weights;
             writeln!(f, "changed   {changed} of {kept} kept weights: they are not the dense ones")?;
         }
-        let Sizes { format, dense, output, pruned_matrices, compressed_matrices } = &report.sizes;
-        if *format != Format::Dense {
-            let [output, dense] =
-                [output, dense].map(|size| ByteSize(size.weight_bytes).display().si());
-            writeln!(
-                f,
-                "weights   {output}, dense {dense} ({}: {compressed_matrices} of \
-                 {pruned_matrices} matrices)",
-                format.name()
-            )?;
-        }
         let stages = report.groups.first().map_or(0, |group| group.stages.len());
         for i in 0..stages {
             let of: Vec<_> = report.groups.iter().filter_map(|group| group.stages.get(i)).collect();
@@ -71,29 +60,31 @@ impl fmt::Display for Summary<'_> {
             }
             writeln!(f)?;
         }
-        for text in &report.perplexity {
-            writeln!(
-                f,
-                "\nperplexity on {} (lower is better)",
-                super::show(Path::new(&text.text))
-            )?;
-            for (name, found) in text.found.named() {
-                let factor = found.perplexity / text.found.dense.perplexity;
-                writeln!(f, "  {name:22} {:10.4}   {factor:6.2} × dense", found.perplexity)?;
-            }
-        }
-        for task in &report.tasks {
-            writeln!(f, "\naccuracy on {} (higher is better)", task.task)?;
-            for (name, found) in task.found.named() {
-                writeln!(f, "  {name:22} {}", Shown(found))?;
-            }
+        if let Some(gains) = gains(report) {
+            writeln!(f, "\n{gains}")?;
         }
         let seconds: Vec<String> = report
             .seconds
             .iter()
             .map(|(phase, seconds)| format!("{phase} {seconds:.1} s"))
             .collect();
-        writeln!(f, "\ntime      {}", seconds.join(", "))?;
+        let Sizes { format, dense, output, pruned_matrices, compressed_matrices } = &report.sizes;
+        let [output, dense] = [output, dense].map(|size| bytes(size.weight_bytes));
+        write!(f, "\nsize      {output} of weights; the dense model has {dense}")?;
+        if *format != Format::Dense {
+            let format = format.name();
+            write!(f, " ({format}: {compressed_matrices} of {pruned_matrices} matrices)")?;
+        }
+        writeln!(f)?;
+        let total = report.total_seconds();
+        writeln!(f, "time      {total:.1} s: {}", seconds.join(", "))?;
+        if let Some(peak) = report.peak_memory() {
+            writeln!(f, "memory    {} at most, beside the checkpoint's pages", bytes(peak))?;
+        }
         write!(f, "written   {}", super::show(&report.output))
     }
+}
+
+fn bytes(count: u64) -> String {
+    ByteSize(count).display().si().to_string()
 }

@@ -76,7 +76,8 @@ pub(super) struct Request {
     pub(super) continuation: usize,
 }
 
-/// The accuracy of the model, as pruning left it. Calls `layer_done` with the share that is done.
+/// The accuracy of the model, as pruning left it. Calls `done_so_far` with the share of
+/// the work that is done.
 ///
 /// # Errors
 /// If the questions cannot be tokenised or the model cannot be run.
@@ -85,7 +86,7 @@ pub fn accuracy<D: Ops>(
     pruned: &Pruned,
     questions: &[Question],
     tokens: &Tokens,
-    layer_done: impl FnMut(f64),
+    done_so_far: impl FnMut(f64),
 ) -> Result<Accuracy, Error> {
     let longest = model.longest();
     let first = model.first_token();
@@ -102,7 +103,7 @@ pub fn accuracy<D: Ops>(
         }
         requests.push(found);
     }
-    let found = log_likelihoods(model, pruned, &requests, layer_done)?;
+    let found = log_likelihoods(model, pruned, &requests, done_so_far)?;
     let broken = found.iter().position(|found| found.iter().any(|score| !score.is_finite()));
     if let Some(question) = broken {
         return Err(Error::NotFinite { number: question + 1 });

@@ -9,6 +9,13 @@ use crate::{
 /// Logits, in numbers, that are held at a time: 32 MiB.
 const LOGITS: usize = 1 << 23;
 
+/// The share that the head has in the matrix products of an evaluation.
+pub(super) fn share(decoder: &Decoder) -> f64 {
+    let head = (decoder.vocab_size * decoder.embedding.width) as f64;
+    let layers: usize = decoder.linears().map(|linear| linear.dims.len()).sum();
+    head / (head + layers as f64)
+}
+
 /// The last norm and the output head.
 pub(super) struct Head<'a, D: Ops> {
     model: &'a Model<'a, D>,

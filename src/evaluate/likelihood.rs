@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use super::{
     accuracy::Request,
-    head::Head,
+    head::{Head, share},
     perplexity::{STATES, hidden},
 };
 use crate::{
@@ -59,7 +59,7 @@ pub(super) fn log_likelihoods<D: Ops>(
     model: &Model<'_, D>,
     pruned: &Pruned,
     questions: &[Vec<Request>],
-    mut layer_done: impl FnMut(f64),
+    mut done_so_far: impl FnMut(f64),
 ) -> Result<Vec<Vec<f64>>, Error> {
     let mut sums = vec![0.0; questions.iter().map(Vec::len).sum()];
     // Questions of one length fill their matrices evenly, and the widest come first.
@@ -81,6 +81,7 @@ pub(super) fn log_likelihoods<D: Ops>(
         }
     }
     let all: usize = forests.iter().map(|forest| forest.ids.len()).sum();
+    let head_share = share(&model.decoder);
     let mut done = 0;
     for batch in batches(&forests, (STATES / model.decoder.hidden_size).max(1)) {
         let batch = &forests[batch];
@@ -89,9 +90,9 @@ pub(super) fn log_likelihoods<D: Ops>(
             (&ids[..], Positions::of_trees(&model.decoder, ids.len(), trees))
         });
         let stream = model.embed_at(samples, 0)?;
-        let states = hidden(model, pruned, stream, |layers| {
-            layer_done((done as f64 + tokens as f64 * layers) / all as f64);
-        })?;
+        let mut so_far =
+            |of_batch: f64| done_so_far((done as f64 + tokens as f64 * of_batch) / all as f64);
+        let states = hidden(model, pruned, stream, |layers| so_far((1.0 - head_share) * layers))?;
         let head = Head::new(model)?;
         model.executor.each_sample(&states, |i, states| {
             let forest = &batch[i];
@@ -106,7 +107,9 @@ pub(super) fn log_likelihoods<D: Ops>(
                     }
                 }
                 Ok(())
-            })
+            })?;
+            so_far(1.0 - head_share + head_share * (i + 1) as f64 / batch.len() as f64);
+            Ok::<_, Error>(())
         })?;
         done += tokens;
     }

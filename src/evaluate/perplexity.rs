@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::head::Head;
+use super::head::{Head, share};
 
 use crate::{
     checkpoint::Pruned,
@@ -32,7 +32,8 @@ pub struct Perplexity {
 pub const STATES: usize = 1 << 26;
 
 /// The perplexity of the model, as pruning left it, on segments of at least two tokens. Calls
-/// `layer_done` with the share that is done after each decoder layer.
+/// `done_so_far` with the share of the work that is done, after each decoder layer and the logits of
+/// each segment.
 ///
 /// # Errors
 /// If the model cannot be run.
@@ -40,16 +41,18 @@ pub fn perplexity<D: Ops>(
     model: &Model<'_, D>,
     pruned: &Pruned,
     segments: &[Vec<u32>],
-    mut layer_done: impl FnMut(f64),
+    mut done_so_far: impl FnMut(f64),
 ) -> Result<Perplexity, Error> {
     let longest = segments.iter().map(Vec::len).max().unwrap_or(1);
     let batch = (STATES / (longest * model.decoder.hidden_size)).max(1);
+    let head_share = share(&model.decoder);
     let (mut sum, mut predictions, mut done) = (0.0, 0, 0);
     for batch in segments.chunks(batch) {
-        let share = batch.len() as f64 / segments.len() as f64;
-        let start = done as f64 / segments.len() as f64;
+        let all = segments.len() as f64;
+        let mut so_far =
+            |of_batch: f64| done_so_far((done as f64 + of_batch * batch.len() as f64) / all);
         let stream = model.embed(batch, 0)?;
-        let states = hidden(model, pruned, stream, |layers| layer_done(start + share * layers))?;
+        let states = hidden(model, pruned, stream, |layers| so_far((1.0 - head_share) * layers))?;
         let head = Head::new(model)?;
         model.executor.each_sample(&states, |i, states| {
             let targets = &batch[i][1..];
@@ -60,7 +63,9 @@ pub fn perplexity<D: Ops>(
                 let loss = D::cross_entropy(logits, targets)?;
                 sum += f64::from(loss.as_vec()[0]);
                 Ok(())
-            })
+            })?;
+            so_far(1.0 - head_share + head_share * (i + 1) as f64 / batch.len() as f64);
+            Ok::<_, Error>(())
         })?;
         done += batch.len();
     }

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Watch};
+use super::{Error, Steps, ToCome, Watch, to_come::measuring};
 use crate::{
     calibration::{Text, Tokens, segments},
     checkpoint::Pruned,
     evaluate::{Accuracy, Perplexity, Question, Task, accuracy, perplexity},
     executor::ops::Ops,
+    family::Decoder,
     model::Model,
     recipe::{Evaluate, Recipe},
 };
@@ -58,12 +59,12 @@ impl Tests {
         watch: &dyn Watch,
     ) -> Result<Found, Error> {
         let mut found = Found::default();
-        for (_, segments) in &self.texts {
-            let name = format!("perplexity, {name}");
+        for (text, segments) in &self.texts {
+            let name = measuring(name, &text.short());
             found.perplexity.push(measure(model, pruned, segments, &name, watch)?);
         }
         for asked in &self.tasks {
-            let name = format!("{}, {name}", asked.task.name);
+            let name = measuring(name, asked.task.name);
             found.accuracy.push(asked.answer(model, pruned, &self.tokens, &name, watch)?);
         }
         Ok(found)
@@ -102,6 +103,11 @@ impl Asked {
         Ok(Self { task, file: file.to_owned(), questions })
     }
 
+    /// What it is to answer them.
+    pub(crate) fn to_come(&self, decoder: &Decoder) -> ToCome {
+        ToCome::task(self.task.name, &self.questions, decoder)
+    }
+
     /// What a model, as pruning left it, answers; behind a progress bar.
     pub(crate) fn answer<D: Ops>(
         &self,
@@ -111,14 +117,20 @@ impl Asked {
         name: &str,
         watch: &dyn Watch,
     ) -> Result<Accuracy, Error> {
-        let layers = model.decoder.layers.len() as f64;
-        let bar = watch.bar(name, layers as u64);
-        let found = accuracy(model, pruned, &self.questions, tokens, |share| {
-            bar.set_position((share * layers) as u64);
+        let bar = watch.bar(name, Steps::Parts(PARTS));
+        let found = accuracy(model, pruned, &self.questions, tokens, |done| {
+            bar.set_position(parts(done));
         });
         bar.finish_and_clear();
         Ok(found?)
     }
+}
+
+/// How finely the progress of a measurement is shown.
+const PARTS: u64 = 1000;
+
+fn parts(share: f64) -> u64 {
+    (share * PARTS as f64) as u64
 }
 
 /// The tokenizer of a model.
@@ -134,11 +146,8 @@ pub(crate) fn measure<D: Ops>(
     name: &str,
     watch: &dyn Watch,
 ) -> Result<Perplexity, Error> {
-    let bar = watch.bar(name, model.decoder.layers.len() as u64);
-    let layers = model.decoder.layers.len() as f64;
-    let found = perplexity(model, pruned, segments, |share| {
-        bar.set_position((share * layers) as u64);
-    });
+    let bar = watch.bar(name, Steps::Parts(PARTS));
+    let found = perplexity(model, pruned, segments, |done| bar.set_position(parts(done)));
     bar.finish_and_clear();
     Ok(found?)
 }

@@ -10,6 +10,7 @@ mod progress;
 mod reproduce;
 #[cfg(test)]
 mod tests;
+mod to_come;
 mod verify;
 mod watch;
 
@@ -33,8 +34,9 @@ pub(crate) use self::{
 pub use self::{
     error::Error,
     reproduce::{Difference, Reproduced, reproduce},
+    to_come::ToCome,
     verify::{Dense, Finding, Verified, verify},
-    watch::Watch,
+    watch::{Steps, Watch},
 };
 use crate::{
     calibration::{Samples, Text, samples},
@@ -103,7 +105,7 @@ fn prune_on<D: Ops>(
     settings: &Settings<'_>,
 ) -> Result<Report, Error> {
     let (recipe, watch) = (&loaded.recipe, settings.watch);
-    let new = |file: &str, bytes| watch.bar(file, bytes);
+    let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
     let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
     let reader = Reader::open(&located.dir)?;
     let mut model = Model::new(&reader, device)?;
@@ -163,7 +165,8 @@ fn finished<D: Ops>(
     let Progress { pass: Pass { pruned, .. }, mut notes, .. } = progress;
     let written = notes.phases.run("writing", || {
         let tensors = model.reader.names().filter_map(|name| model.reader.tensor(name).ok());
-        let bar = watch.bar("writing", tensors.map(|tensor| tensor.length() as u64).sum());
+        let bytes = tensors.map(|tensor| tensor.length() as u64).sum();
+        let bar = watch.bar("writing", Steps::Bytes(bytes));
         let crate::recipe::Output { format, dtype, .. } = resolved.output;
         let written = output.write(model.reader, format, dtype, &pruned, |bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
@@ -299,6 +302,7 @@ impl<'a, D: Ops> Run<'a, D> {
         let expected = estimate(&model.decoder, &plan, &expected(loaded, model, &tests.texts)?);
         let left = left(recipe, available, expected.memory)?;
         model.executor.storage = Storage::new(recipe.executor.stream_dtype, left, scratch);
+        watch.expect(&to_come::to_come(recipe, &model.decoder, tests, &expected));
         let least_operations = expected.pruning;
         let initial_pipeline = loaded.initial_pipeline()?;
         Ok(Self {
@@ -352,7 +356,7 @@ impl<D: Ops> Run<'_, D> {
     /// Allocates the zeros to the layers, unless that is done.
     fn allocate(&mut self, allocation: Allocation, notes: &mut Notes) -> Result<(), Error> {
         if notes.allocation.is_empty() {
-            let bar = self.watch.bar("allocation", self.plan.layers.len() as u64);
+            let bar = self.watch.bar("allocation", Steps::Layers(self.plan.layers.len()));
             let mut plan = self.plan.clone();
             let budget = (allocation, self.loaded.recipe.sparsity.ratio);
             let (start, samples) = (self.start(), self.samples());
@@ -382,7 +386,7 @@ impl<D: Ops> Run<'_, D> {
 
     /// Makes the initial masks; the run `ends` with them, or not.
     fn initial(&self, progress: &mut Progress<D>, ends: bool) -> Result<(), Error> {
-        let bar = self.watch.bar("initial masks", self.plan.layers.len() as u64);
+        let bar = self.watch.bar("initial masks", Steps::Layers(self.plan.layers.len()));
         bar.inc(progress.pass.layer as u64);
         let (model, plan, settings) = (self.model, &self.plan, self.start());
         progress.go((model, plan), &bar, ends, |from, observer| {
@@ -435,9 +439,8 @@ impl<D: Ops> Run<'_, D> {
             statistics: recipe.streams.statistics,
             start: single_pass(recipe).then(|| self.start()),
         };
-        let all = self.plan.layers.iter().map(|groups| groups.len() as u64).sum();
-        let bar = self.watch.bar("refinement", all);
-        bar.inc(progress.notes.groups.len() as u64);
+        let bar = self.watch.bar("refinement", Steps::Layers(self.plan.layers.len()));
+        bar.inc(progress.pass.layer as u64);
         let (model, plan) = (self.model, &self.plan);
         progress.go((model, plan), &bar, true, |from, observer| {
             refine(model, plan, &refinement, self.samples(), from, observer)

@@ -14,7 +14,9 @@ use crate::{
     },
     model::Model,
     plan::Plan,
-    prune::{self, Event, GroupReport, Keeper, Kept, Observer, Pass, Phase, Place, Sampled},
+    prune::{
+        self, Event, GroupReport, Keeper, Kept, MatrixReport, Observer, Pass, Phase, Place, Sampled,
+    },
 };
 
 /// What a run has found out so far.
@@ -148,8 +150,8 @@ struct Passing<'a, D: Ops> {
 
 impl<D: Ops> Observer<D> for Passing<'_, D> {
     fn event(&mut self, event: Event<'_>) {
-        match (self.phase, event) {
-            (_, Event::Group(report)) => {
+        match event {
+            Event::Group(report) => {
                 for stage in &report.stages {
                     tracing::info!(
                         layer = report.layer,
@@ -162,12 +164,14 @@ impl<D: Ops> Observer<D> for Passing<'_, D> {
                         accepted = stage.accepted,
                         "refined"
                     );
+                    for MatrixReport { tensor, came_back, kept, .. } in &stage.matrices {
+                        tracing::debug!(stage = stage.stage, came_back, kept, "{tensor}");
+                    }
                 }
                 self.notes.groups.push(report.clone());
-                self.bar.inc(1);
             }
-            (Phase::InitialMasks, Event::Layer(_)) => self.bar.inc(1),
-            _ => {}
+            Event::Layer(_) => self.bar.inc(1),
+            Event::Measured(..) => {}
         }
     }
 

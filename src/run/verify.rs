@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Error, RECIPE, Watch};
+use super::{Error, RECIPE, Steps, Watch};
 use crate::{
     checkpoint::{Reader, digest, unravel},
     hub::locate,
@@ -117,7 +117,8 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
     let model = match dense {
         Some(dense) => {
             let revision = recipe.revision.filter(|_| *dense == recipe.path && !dense.is_dir());
-            locate(dense, revision.as_deref(), &|file, bytes| watch.bar(file, bytes))?.dir
+            locate(dense, revision.as_deref(), &|file, bytes| watch.bar(file, Steps::Bytes(bytes)))?
+                .dir
         }
         None => recipe.path,
     };

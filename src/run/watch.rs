@@ -2,6 +2,7 @@
 
 use indicatif::ProgressBar;
 
+use super::ToCome;
 use crate::{family::Decoder, plan::Plan, recipe::Recipe};
 
 /// Who watches a run. What a watcher does not say, nobody hears.
@@ -12,9 +13,33 @@ pub trait Watch {
     /// The run goes on from where one was cut off, if one was.
     fn resumes(&self, _from: Option<&str>) {}
 
-    /// A phase of so many steps begins; they are counted on the bar that is returned.
-    fn bar(&self, _phase: &str, _steps: u64) -> ProgressBar {
+    /// What the run will do, phase by phase. Some of it may be done already, or not be needed.
+    fn expect(&self, _phases: &[ToCome]) {}
+
+    /// A phase begins; its steps are counted on the bar that is returned.
+    fn bar(&self, _phase: &str, _steps: Steps) -> ProgressBar {
         ProgressBar::hidden()
+    }
+}
+
+/// What the steps of a phase are, and how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steps {
+    /// Decoder layers.
+    Layers(usize),
+    /// Bytes of a file or of several.
+    Bytes(u64),
+    /// Equal parts of its work.
+    Parts(u64),
+}
+
+impl Steps {
+    /// How many there are.
+    pub const fn count(self) -> u64 {
+        match self {
+            Self::Layers(layers) => layers as u64,
+            Self::Bytes(count) | Self::Parts(count) => count,
+        }
     }
 }
 

@@ -17,13 +17,17 @@ use crate::{
     model::Model,
     plan::Plan,
     recipe::{Loaded, Recipe, Study, Variant, load, load_study},
-    run::{self, EVALUATION, Found, Notes, Progress, Run, Tests, Watch, on_device, plan},
+    run::{self, EVALUATION, Found, Notes, Progress, Run, Steps, Tests, Watch, on_device, plan},
 };
 
 /// Compares methods: prunes one model with each method in each case, several times with other
 /// calibration samples, and prints tables of what the models are worth and how long it took. The
 /// pruned models are not kept.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  barber study recipes/study-smollm2.toml --output runs.jsonl
+  barber study study.toml --only Wanda --set evaluate.segments=8")]
 pub(super) struct Arguments {
     /// The study, a TOML file.
     study: PathBuf,
@@ -148,7 +152,7 @@ fn run_on<D: Ops>(
     log: &mut Log,
     watch: Terminal,
 ) -> Result<(), Error> {
-    let new = |file: &str, bytes| watch.bar(file, bytes);
+    let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
     let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
     let reader = Reader::open(&located.dir)?;
     let mut model = Model::new(&reader, device)?;

@@ -1,0 +1,62 @@
+//! How much the program says beside its results, and in which colours.
+
+use clap::{ArgAction, ColorChoice};
+use tracing_subscriber::EnvFilter;
+
+use super::{Error, progress};
+
+/// The options that every command has.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Terminal")]
+#[group(skip)]
+pub(super) struct Arguments {
+    /// Say nothing but the result and errors: no progress, no warnings.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Say more: what became of each group of layers; -vv, of each matrix.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// Whether messages and progress have colours; `auto` asks the terminal and NO_COLOR.
+    #[arg(long, global = true, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    color: ColorChoice,
+}
+
+impl Arguments {
+    /// Makes errors, log lines and progress bars what the options say. These go before BARBER_LOG,
+    /// as `--set` goes before the environment.
+    pub(super) fn apply(&self) -> Result<(), Error> {
+        match self.color {
+            ColorChoice::Auto => {}
+            ColorChoice::Always => console::set_colors_enabled_stderr(true),
+            ColorChoice::Never => console::set_colors_enabled_stderr(false),
+        }
+        let colours = console::colors_enabled_stderr();
+        // A path that is broken over two lines can be neither clicked nor searched for.
+        let _ = miette::set_hook(Box::new(move |_| {
+            Box::new(miette::MietteHandlerOpts::new().color(colours).wrap_lines(false).build())
+        }));
+        if self.quiet {
+            progress::silence();
+        }
+        // A second call in one process keeps the first one's subscriber.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(self.filter()?)
+            .with_writer(|| progress::Lines)
+            .with_ansi(colours)
+            .without_time()
+            .with_target(false)
+            .try_init();
+        Ok(())
+    }
+
+    fn filter(&self) -> Result<EnvFilter, Error> {
+        let variable = std::env::var("BARBER_LOG").ok().filter(|text| !text.is_empty());
+        match (self.quiet, self.verbose, variable) {
+            (true, ..) => Ok(EnvFilter::new("error")),
+            (_, 0, Some(text)) => EnvFilter::try_new(&text).map_err(|e| Error::Log(e.to_string())),
+            (_, 0, None) => Ok(EnvFilter::new("warn")),
+            (_, 1, _) => Ok(EnvFilter::new("info")),
+            (..) => Ok(EnvFilter::new("debug")),
+        }
+    }
+}

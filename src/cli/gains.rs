@@ -1,0 +1,110 @@
+//! What a run gained: a table of what the model is worth, dense, with its initial masks and refined.
+
+use std::path::Path;
+
+use super::columns::{
+    Column::{Figures, Words},
+    columns,
+};
+use crate::{
+    evaluate::Accuracy,
+    report::{Report, Stages},
+};
+
+/// A line of the table.
+struct Line {
+    name: String,
+    /// Dense, with the initial masks, refined.
+    figures: [Option<String>; 3],
+    /// What the refinement changed.
+    change: String,
+}
+
+/// A line for each text, each task and the output error; `None` if nothing was measured.
+pub(super) fn gains(report: &Report) -> Option<String> {
+    let mut lines = Vec::new();
+    for text in &report.perplexity {
+        let found = each(&text.found, |found| found.perplexity);
+        let file = Path::new(&text.text).file_name().map(|name| name.to_string_lossy());
+        let [dense, initial, refined] = found;
+        lines.push(Line {
+            name: format!("perplexity, {}", file.as_deref().unwrap_or(&text.text)),
+            figures: found.map(|found| Some(format!("{:.4}", found?))),
+            change: relative(initial, refined),
+        });
+        let times = |found: Option<f64>| Some(format!("× {:.2}", found? / dense?));
+        lines.push(Line {
+            name: "  against the dense model's".into(),
+            figures: [None, times(initial), times(refined)],
+            change: String::new(),
+        });
+    }
+    for task in &report.tasks {
+        let of: [(&str, fn(&Accuracy) -> [f64; 2]); 2] = [
+            ("acc", |found| [found.acc, found.acc_stderr]),
+            ("acc_norm", |found| [found.acc_norm, found.acc_norm_stderr]),
+        ];
+        for (name, of) in of {
+            let found = each(&task.found, of).map(|found| Some(found?.map(|share| 100.0 * share)));
+            let change = match found {
+                [_, Some([initial, _]), Some([refined, _])] => {
+                    let points = refined - initial;
+                    format!("{:.1} points {}", points.abs(), direction(points))
+                }
+                _ => String::new(),
+            };
+            lines.push(Line {
+                name: format!("{}, {name}", task.task),
+                figures: found
+                    .map(|found| found.map(|[acc, error]| format!("{acc:.1} ± {error:.1}%"))),
+                change,
+            });
+        }
+    }
+    if let Some([before, after]) = report.error() {
+        lines.push(Line {
+            name: "output error of the groups".into(),
+            figures: [None, Some("100.0%".into()), Some(format!("{:.1}%", 100.0 * after / before))],
+            change: relative(Some(before), Some(after)),
+        });
+    }
+    let shown: Vec<usize> =
+        (0..3).filter(|&i| lines.iter().any(|line| line.figures[i].is_some())).collect();
+    if shown.is_empty() {
+        return None;
+    }
+    let headings = ["dense", "initial mask", "refined"];
+    let mut heads = vec![Words("")];
+    heads.extend(shown.iter().map(|&i| Figures(headings[i])));
+    let gained = lines.iter().any(|line| !line.change.is_empty());
+    heads.extend(gained.then_some(Words("by refinement")));
+    let mut table = columns(&heads);
+    for Line { name, mut figures, change } in lines {
+        let figures = shown.iter().map(|&i| figures[i].take().unwrap_or_default());
+        let mut row = vec![name];
+        row.extend(figures);
+        row.extend(gained.then_some(change));
+        table.add_row(row);
+    }
+    Some(table.trim_fmt())
+}
+
+/// A figure of each stage that there is.
+fn each<T, U>(found: &Stages<T>, of: impl Fn(&T) -> U) -> [Option<U>; 3] {
+    [Some(&found.dense), found.initial.as_ref(), found.refined.as_ref()]
+        .map(|found| found.map(|found| of(found)))
+}
+
+fn direction(change: f64) -> &'static str {
+    if change < 0.0 { "lower" } else { "higher" }
+}
+
+fn relative(from: Option<f64>, to: Option<f64>) -> String {
+    match (from, to) {
+        (Some(from), Some(to)) => {
+            let percent = 100.0 * (to / from - 1.0);
+            format!("{:.1}% {}", percent.abs(), direction(percent))
+        }
+        _ => String::new(),
+    }
+}

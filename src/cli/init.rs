@@ -1,0 +1,202 @@
+//! `barber init`: a recipe for a checkpoint, for its reader to go on from.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use dfdx::tensor::Cpu;
+use pathdiff::diff_paths;
+use serde_json::Value;
+
+use super::{Error, check::scaled, progress::Terminal, show, write};
+use crate::{
+    checkpoint::Reader,
+    estimate::{Estimate, estimate},
+    family::{Decoder, Part},
+    hub::{Located, locate},
+    model::Model,
+    recipe::load_text,
+    run::{Steps, Watch, expected, plan, texts},
+};
+
+/// Writes a recipe for a checkpoint: with what its family calls its layers, a sequence length that the
+/// model has positions for, and about how much memory and work it will take. What it says can be
+/// changed; what could be said besides is there as comments.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  barber init models/smollm2 --calibration valid.txt --text test.txt
+  barber init HuggingFaceTB/SmolLM2-135M --output recipes/smollm2.toml")]
+pub(super) struct Arguments {
+    /// The checkpoint: a directory in the Hugging Face layout, or `owner/name` on the hub.
+    model: PathBuf,
+    /// The branch, tag or commit of a model on the hub; main if left out.
+    #[arg(long, value_name = "NAME")]
+    revision: Option<String>,
+    /// The text to gather statistics on. Left out, the recipe says calibration.txt, and it is for you
+    /// to put one there.
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// A text to measure the perplexity on. May be repeated.
+    #[arg(long = "text", value_name = "FILE")]
+    texts: Vec<PathBuf>,
+    /// The recipe; left out, the name of the model with .toml, in the current directory.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Replace the recipe if it exists.
+    #[arg(long)]
+    force: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
+    let watch = Terminal { quiet: false };
+    let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
+    let located = locate(&arguments.model, arguments.revision.as_deref(), &new)?;
+    let reader = Reader::open(&located.dir)?;
+    let model = Model::new(&reader, Cpu::default())?;
+    let name = name(&arguments.model);
+    let target = arguments.output.clone().unwrap_or_else(|| format!("{name}.toml").into());
+    let draft = Draft { arguments, name: &name, located: &located, model: &model, target: &target };
+
+    // What it takes is part of what it says, and to know that it must be understood as it is.
+    let text = draft.text(None);
+    let loaded = load_text(&target, &text, [], &[])?;
+    let planned = plan(&loaded, &model)?;
+    let tested = texts(&loaded.recipe, &model)?;
+    let takes = expected(&loaded, &model, &tested)?;
+    let text = draft.text(Some(estimate(&model.decoder, &planned, &takes)));
+
+    write::new(&target, text.as_bytes(), arguments.force)?;
+    println!("written   {}", show(&target));
+    if arguments.calibration.is_none() {
+        println!("missing   a text for calibration.source, which is yours to choose");
+    }
+    println!("next      barber check {0}\n          barber prune {0}", show(&target));
+    Ok(())
+}
+
+/// The last part of a model's path or name.
+fn name(model: &Path) -> String {
+    let whole = || fs::canonicalize(model).ok();
+    let name = model.file_name().map(Into::into).or_else(|| whole()?.file_name().map(Into::into));
+    let name: std::ffi::OsString = name.unwrap_or_else(|| "model".into());
+    name.to_string_lossy().to_lowercase()
+}
+
+/// A recipe before it is written.
+struct Draft<'a> {
+    arguments: &'a Arguments,
+    name: &'a str,
+    located: &'a Located,
+    model: &'a Model<'a, Cpu>,
+    /// Where it will be.
+    target: &'a Path,
+}
+
+impl Draft<'_> {
+    /// The recipe, with what it takes if that is known.
+    fn text(&self, found: Option<Estimate>) -> String {
+        let Self { arguments, name, model, .. } = self;
+        let decoder = &model.decoder;
+        let config = |key: &str| model.reader.config().get(key);
+        let weights: usize =
+            decoder.tensors().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        let dtype = model.reader.tensor(&decoder.embedding.weight);
+        let longest = model.longest();
+        // A directory is found from the recipe's own; a name on the hub is what it is.
+        let (path, revision) = match &self.located.commit {
+            Some(commit) => (quoted(&arguments.model), format!("revision = \"{commit}\"")),
+            None => (self.path(&arguments.model), String::new()),
+        };
+        let calibration = arguments.calibration.as_deref().unwrap_or(Path::new("calibration.txt"));
+        let texts: Vec<String> = arguments.texts.iter().map(|text| self.path(text)).collect();
+        let cost = found.map_or_else(String::new, |found| {
+            format!(
+                "As it stands, that takes about {} of memory beside the checkpoint's own pages, and {} of\n\
+                 # matrix products to prune, and {} to measure.",
+                scaled(found.memory + found.waiting, "B"),
+                scaled(found.pruning, "FLOP"),
+                scaled(found.evaluation, "FLOP")
+            )
+        });
+        let last = decoder.linears().last().map_or("", |linear| linear.name);
+        let text = format!(
+            include_str!("init.toml"),
+            name = name,
+            weights = weights,
+            cost = cost,
+            path = path,
+            revision = revision,
+            longest = longest,
+            last = last,
+            family = config("model_type").and_then(Value::as_str).unwrap_or_default(),
+            layers = decoder.layers.len(),
+            dtype = dtype.map(|tensor| format!("{:?}", tensor.dtype)).unwrap_or_default(),
+            file = self.target.display(),
+            calibration = self.path(calibration),
+            length = longest.min(LENGTH),
+            linears = linears(decoder),
+            output = quoted(Path::new(&format!("{name}-pruned"))),
+            texts = format!("[{}]", texts.join(", ")),
+        );
+        aligned(&text)
+    }
+
+    /// A path of the command line as the recipe names it, quoted.
+    fn path(&self, path: &Path) -> String {
+        let dir = self.target.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let from_there = || {
+            let dir = fs::canonicalize(dir?).ok()?;
+            diff_paths(std::path::absolute(path).ok()?, dir)
+        };
+        quoted(&match path.is_relative() {
+            true => from_there().unwrap_or_else(|| path.to_owned()),
+            false => path.to_owned(),
+        })
+    }
+}
+
+/// The longest sample that a recipe begins with, in tokens.
+const LENGTH: usize = 2048;
+/// Where the comments behind values stand.
+const COMMENTS: usize = 29;
+
+fn quoted(path: &Path) -> String {
+    toml::Value::String(path.display().to_string()).to_string()
+}
+
+/// The linear layers of the first decoder layer, a line for each part.
+fn linears(decoder: &Decoder) -> String {
+    let layer = decoder.layers.first();
+    let lines = layer.into_iter().flat_map(|layer| {
+        Part::ALL.map(|part| {
+            let linears = layer.linears(part).iter();
+            let linears: Vec<String> = linears
+                .map(|linear| {
+                    format!("{} {}×{}", linear.name, linear.dims.rows, linear.dims.columns)
+                })
+                .collect();
+            format!("#   {}: {}", part.name(), linears.join(", "))
+        })
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The text with the comments behind its values one under the other, and without empty lines in a
+/// row.
+fn aligned(text: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for line in text.lines() {
+        let line = match line.split_once("  #") {
+            Some((value, comment)) if !value.trim().is_empty() => {
+                format!("{:COMMENTS$}#{comment}", format!("{} ", value.trim_end()))
+            }
+            _ => line.trim_end().to_owned(),
+        };
+        if !line.is_empty() || lines.last().is_some_and(|last| !last.is_empty()) {
+            lines.push(line);
+        }
+    }
+    lines.join("\n") + "\n"
+}

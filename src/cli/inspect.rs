@@ -1,0 +1,268 @@
+//! `barber inspect`: what is in a checkpoint, and how much of it is zero.
+
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{
+    Error,
+    columns::{
+        Column::{Figures, Words},
+        columns,
+    },
+    progress::Terminal,
+    show,
+};
+use crate::{
+    checkpoint::{Reader, Zeros},
+    hub::locate,
+    run::{Steps, Watch},
+};
+
+/// Shows what is in a checkpoint: for each decoder layer, and for each tensor with --tensors, how many
+/// weights it has and how many of them are zero, the pattern that the zeros make, the format and the
+/// size. Any safetensors checkpoint with a config.json will do, of whatever family. It is read a
+/// tensor at a time, however large it is.
+///
+/// The pattern is N:M where no M consecutive inputs of a row keep more than N weights and most keep as
+/// many, `dense` where less than 1% are zero, else `unstructured`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  barber inspect out/quickstart
+  barber inspect out/quickstart --tensors
+  barber inspect HuggingFaceTB/SmolLM2-135M --json | jq .total.sparsity")]
+pub(super) struct Arguments {
+    /// The checkpoint: a directory in the Hugging Face layout, or `owner/name` on the hub.
+    dir: PathBuf,
+    /// The branch, tag or commit of a model on the hub; main if left out.
+    #[arg(long, value_name = "NAME")]
+    revision: Option<String>,
+    /// Show each tensor too.
+    #[arg(long)]
+    tensors: bool,
+    /// Print JSON, each tensor included, and no progress.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
+    let watch = Terminal { quiet: arguments.json };
+    let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
+    let located = locate(&arguments.dir, arguments.revision.as_deref(), &new)?;
+    let reader = Reader::open(&located.dir)?;
+    let tensors = tensors(&reader, watch)?;
+    let places = places(&tensors);
+    let (layers, total) = (Sum::of(tensors.iter().filter(in_layers)), Sum::of(&tensors));
+    let files = reader.weight_files().count();
+    let family = reader.config().get("model_type").and_then(Value::as_str);
+    if arguments.json {
+        let report = json!({
+            "checkpoint": arguments.dir,
+            "model_type": family,
+            "files": files,
+            "places": places,
+            "layers": layers,
+            "total": total,
+            "tensors": tensors,
+        });
+        println!("{report}");
+        return Ok(());
+    }
+    println!(
+        "{}: {}{} tensors, {} in {files} {}\n",
+        show(&arguments.dir),
+        family.map_or_else(String::new, |family| format!("{family}, ")),
+        tensors.len(),
+        ByteSize(total.bytes as u64).display().si(),
+        if files == 1 { "file" } else { "files" },
+    );
+    if arguments.tensors {
+        println!("{}\n", each(&tensors));
+    }
+    println!("{}", summary(&places, &layers, &total));
+    Ok(())
+}
+
+/// What is known of a tensor.
+#[derive(Serialize)]
+struct Tensor {
+    name: String,
+    /// The decoder layer that it is of.
+    layer: Option<usize>,
+    shape: Vec<usize>,
+    dtype: String,
+    bytes: usize,
+    /// Its elements.
+    weights: usize,
+    /// How many of them are zero; `None` where its format does not tell.
+    zeros: Option<usize>,
+    /// Of a matrix: the pattern of its zeros.
+    pattern: Option<String>,
+    file: String,
+}
+
+/// Looks at every tensor, in the order of the layers.
+fn tensors(reader: &Reader, watch: Terminal) -> Result<Vec<Tensor>, Error> {
+    let all: usize =
+        reader.names().filter_map(|name| reader.tensor(name).ok()).map(|view| view.length()).sum();
+    let bar = watch.bar("reading", Steps::Bytes(all as u64));
+    let mut tensors = Vec::new();
+    for name in reader.names() {
+        let view = reader.tensor(name)?;
+        let zeros = Zeros::of(view.dtype, view.shape, &view.bytes()?);
+        let pattern = zeros.filter(|_| view.shape.len() > 1).map(|zeros| {
+            zeros.pattern.map_or_else(|| "dense".into(), |pattern| pattern.to_string())
+        });
+        tensors.push(Tensor {
+            name: name.into(),
+            layer: name.split('.').find_map(|part| part.parse().ok()),
+            shape: view.shape.to_vec(),
+            dtype: format!("{:?}", view.dtype),
+            bytes: view.length(),
+            weights: view.shape.iter().product(),
+            zeros: zeros.map(|zeros| zeros.count),
+            pattern,
+            file: view.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        });
+        bar.inc(view.length() as u64);
+    }
+    bar.finish_and_clear();
+    // By their names alone, layer 10 would come before layer 2.
+    tensors.sort_by_key(|tensor| tensor.layer);
+    Ok(tensors)
+}
+
+fn in_layers(tensor: &&Tensor) -> bool {
+    tensor.layer.is_some()
+}
+
+/// A decoder layer, or a tensor outside of them.
+#[derive(Serialize)]
+struct Place {
+    name: String,
+    #[serde(flatten)]
+    sum: Sum,
+}
+
+fn places(tensors: &[Tensor]) -> Vec<Place> {
+    let together = |a: &Tensor, b: &Tensor| a.layer.is_some() && a.layer == b.layer;
+    let place = |tensors: &[Tensor]| {
+        let first = tensors.first()?;
+        let name = match first.layer {
+            Some(layer) => format!("layer {layer}"),
+            None => short(&first.name).to_owned(),
+        };
+        Some(Place { name, sum: Sum::of(tensors) })
+    };
+    tensors.chunk_by(together).filter_map(place).collect()
+}
+
+/// A tensor's name without what most have at its end.
+fn short(name: &str) -> &str {
+    name.strip_suffix(".weight").unwrap_or(name)
+}
+
+/// What several tensors have together.
+#[derive(Serialize)]
+struct Sum {
+    /// The elements of the matrices: nobody prunes norms and biases.
+    weights: usize,
+    /// How many of them are zero; `None` where a format does not tell.
+    zeros: Option<usize>,
+    /// Their share.
+    sparsity: Option<f64>,
+    /// The pattern of the matrices' zeros, `mixed` where they have several.
+    pattern: Option<String>,
+    /// The formats of the matrices.
+    dtypes: Vec<String>,
+    /// The size of all tensors.
+    bytes: usize,
+}
+
+impl Sum {
+    fn of<'a>(tensors: impl IntoIterator<Item = &'a Tensor> + Clone) -> Self {
+        let matrices = || tensors.clone().into_iter().filter(|tensor| tensor.shape.len() > 1);
+        let weights = matrices().map(|tensor| tensor.weights).sum();
+        let zeros: Option<usize> = matrices().map(|tensor| tensor.zeros).sum();
+        let different = |of: fn(&Tensor) -> Option<&String>| {
+            let mut found: Vec<String> = matrices().filter_map(of).cloned().collect();
+            found.sort_unstable();
+            found.dedup();
+            found
+        };
+        let pattern = match &different(|tensor| tensor.pattern.as_ref())[..] {
+            [] => None,
+            [one] => Some(one.clone()),
+            _ => Some("mixed".into()),
+        };
+        Self {
+            weights,
+            zeros,
+            sparsity: zeros.filter(|_| weights > 0).map(|zeros| zeros as f64 / weights as f64),
+            pattern,
+            dtypes: different(|tensor| Some(&tensor.dtype)),
+            bytes: tensors.clone().into_iter().map(|tensor| tensor.bytes).sum(),
+        }
+    }
+
+    fn row(&self, name: &str) -> [String; 6] {
+        [
+            name.to_owned(),
+            if self.weights > 0 { self.weights.to_string() } else { String::new() },
+            self.sparsity.map_or_else(String::new, percent),
+            self.pattern.clone().unwrap_or_default(),
+            self.dtypes.join(", "),
+            ByteSize(self.bytes as u64).display().si().to_string(),
+        ]
+    }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.2}%", 100.0 * share)
+}
+
+/// A table of the places.
+fn summary(places: &[Place], layers: &Sum, total: &Sum) -> String {
+    let mut table = columns(&[
+        Words(""),
+        Figures("weights"),
+        Figures("zeros"),
+        Words("pattern"),
+        Words("format"),
+        Figures("size"),
+    ]);
+    for place in places {
+        table.add_row(place.sum.row(&place.name));
+    }
+    if layers.weights > 0 {
+        table.add_row(layers.row("all layers"));
+    }
+    table.add_row(total.row("all tensors"));
+    table.trim_fmt()
+}
+
+/// A table of the tensors.
+fn each(tensors: &[Tensor]) -> String {
+    let mut table = columns(&[
+        Words("tensor"),
+        Figures("shape"),
+        Figures("zeros"),
+        Words("pattern"),
+        Words("format"),
+    ]);
+    for tensor in tensors {
+        let shape: Vec<String> = tensor.shape.iter().map(ToString::to_string).collect();
+        let zeros = tensor.zeros.map(|zeros| zeros as f64 / tensor.weights.max(1) as f64);
+        table.add_row([
+            short(&tensor.name).to_owned(),
+            shape.join("×"),
+            zeros.map_or_else(String::new, percent),
+            tensor.pattern.clone().unwrap_or_default(),
+            tensor.dtype.clone(),
+        ]);
+    }
+    table.trim_fmt()
+}

@@ -1,0 +1,251 @@
+//! How long a run has still to go.
+//!
+//! Phases of one kind take times in proportion to their work, and the dense model's evaluation, which
+//! comes first, tells what those of the pruned one will take. A kind that has not been seen yet is
+//! taken to be as fast as all that has, until its own first step tells better.
+
+use std::time::{Duration, Instant};
+
+use crate::run::ToCome;
+
+/// What a run has done, and what it has still to do.
+#[derive(Debug, Default)]
+pub(super) struct Clock {
+    /// Those that have not begun.
+    ahead: Vec<ToCome>,
+    current: Option<Current>,
+    /// Work and seconds of what is over, by kinds.
+    done: Vec<(String, f64, f64)>,
+}
+
+/// The phase that is under way.
+#[derive(Debug)]
+struct Current {
+    phase: ToCome,
+    began: Instant,
+    /// How much of it was done before: a run may go on with it.
+    from: f64,
+    /// How much of it was done at the last step, and when that was.
+    share: f64,
+    at: Instant,
+}
+
+/// Seconds in which nothing is done: what is done then was done before.
+const SETTLING: f64 = 0.05;
+/// How much of a phase other phases' speed stands for, beside what it has done itself.
+const PRIOR: f64 = 0.05;
+
+impl Clock {
+    /// What is to come. What is under way goes on.
+    pub(super) fn expect(&mut self, phases: &[ToCome]) {
+        self.ahead = phases.to_vec();
+    }
+
+    /// A phase begins. Those expected before it will not come.
+    pub(super) fn begin(&mut self, name: &str, now: Instant) {
+        self.end(now);
+        let phase = match self.ahead.iter().position(|phase| phase.name == name) {
+            Some(i) => self.ahead.drain(..=i).next_back(),
+            None => None,
+        };
+        let unknown = || ToCome { name: name.into(), kind: name.into(), work: 0.0 };
+        let phase = phase.unwrap_or_else(unknown);
+        self.current = Some(Current { phase, began: now, from: 0.0, share: 0.0, at: now });
+    }
+
+    /// So much of the current phase is done. What has been said before is nothing new.
+    pub(super) fn step(&mut self, share: f64, now: Instant) {
+        if let Some(current) = self.current.as_mut().filter(|current| current.share != share) {
+            if seconds(current.began, now) < SETTLING {
+                current.from = share;
+            }
+            (current.share, current.at) = (share, now);
+        }
+    }
+
+    /// The current phase is over.
+    fn end(&mut self, now: Instant) {
+        if let Some(Current { phase, began, from, .. }) = self.current.take()
+            && phase.work > 0.0
+        {
+            self.done.push((phase.kind, (1.0 - from) * phase.work, seconds(began, now)));
+        }
+    }
+
+    /// How long all phases will still take, if anything can be said about it yet.
+    pub(super) fn left(&self, now: Instant) -> Option<Duration> {
+        let mut left = 0.0;
+        let mut measured = self.done.clone();
+        if let Some(Current { phase, began, from, share, at }) = &self.current {
+            let (done, spent) = (share - from, seconds(*began, *at));
+            let whole = match self.pace(&measured, &phase.kind).filter(|_| phase.work > 0.0) {
+                // Some steps of its own, and the rest as what was before.
+                Some(pace) => (spent + PRIOR * pace * phase.work) / (done + PRIOR),
+                None if done > 0.0 => spent / done,
+                None => return None,
+            };
+            left += ((1.0 - share) * whole - seconds(*at, now)).max(0.0);
+            measured.push((phase.kind.clone(), phase.work, whole));
+        }
+        for phase in &self.ahead {
+            left += self.pace(&measured, &phase.kind)? * phase.work;
+        }
+        Some(Duration::from_secs_f64(left))
+    }
+
+    /// Seconds for a unit of work of a kind, or of any where it has not been seen.
+    fn pace(&self, measured: &[(String, f64, f64)], kind: &str) -> Option<f64> {
+        let pace = |own: &dyn Fn(&str) -> bool| {
+            let own = measured.iter().filter(|(kind, ..)| own(kind));
+            let (work, seconds) = own
+                .fold((0.0, 0.0), |(work, all), (_, more, seconds)| (work + more, all + seconds));
+            (work > 0.0).then_some(seconds / work)
+        };
+        pace(&|of| of == kind).or_else(|| pace(&|_| true))
+    }
+}
+
+fn seconds(from: Instant, to: Instant) -> f64 {
+    to.saturating_duration_since(from).as_secs_f64()
+}
+
+/// A duration as precisely as an estimate is.
+pub(super) fn about(left: Duration) -> String {
+    let seconds = left.as_secs_f64();
+    match seconds {
+        s if s < 10.0 => "a few seconds".into(),
+        s if s < 57.5 => format!("{:.0} s", (s / 5.0).round() * 5.0),
+        s if s < 3570.0 => format!("{:.0} min", s / 60.0),
+        s => {
+            // To ten minutes.
+            let tens = (s / 600.0).round() as u64;
+            let (hours, minutes) = (tens / 6, tens % 6 * 10);
+            if minutes == 0 { format!("{hours} h") } else { format!("{hours} h {minutes} min") }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn phase(name: &str, kind: &str, work: f64) -> ToCome {
+        ToCome { name: name.into(), kind: kind.into(), work }
+    }
+
+    /// A run whose kinds have these seconds for a unit of work, watched in steps of a tenth: the
+    /// estimates and the truth, with the phase that they are made in.
+    fn watched(phases: &[ToCome], pace: impl Fn(&str) -> f64) -> Vec<(String, Option<f64>, f64)> {
+        let mut clock = Clock::default();
+        let start = Instant::now();
+        let all: f64 = phases.iter().map(|phase| phase.work * pace(&phase.kind)).sum();
+        let (mut passed, mut found) = (0.0, Vec::new());
+        clock.expect(phases);
+        for phase in phases {
+            let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
+            clock.begin(&phase.name, at(passed));
+            let took = phase.work * pace(&phase.kind);
+            for step in 0..10 {
+                clock.step(f64::from(step) / 10.0, at(passed + took * f64::from(step) / 10.0));
+                // Somewhere before the next step.
+                for more in [0.0, 0.09] {
+                    let now = passed + took * (f64::from(step) / 10.0 + more);
+                    let left = clock.left(at(now)).map(|left| left.as_secs_f64());
+                    found.push((phase.name.clone(), left, all - now));
+                }
+            }
+            passed += took;
+        }
+        clock.end(start + Duration::from_secs_f64(passed));
+        assert_eq!(clock.left(start + Duration::from_secs_f64(passed)), Some(Duration::ZERO));
+        found
+    }
+
+    fn run() -> Vec<ToCome> {
+        vec![
+            phase("dense, a", "a", 10.0),
+            phase("initial masks", "initial masks", 40.0),
+            phase("initial masks, a", "a", 10.0),
+            phase("refinement", "refinement", 80.0),
+            phase("refined, a", "a", 10.0),
+        ]
+    }
+
+    #[test]
+    fn where_all_work_is_equally_fast_the_estimate_is_exact() {
+        let found = watched(&run(), |_| 0.7);
+        let (first, rest) = found.split_at(2);
+        assert!(first.iter().all(|(_, left, _)| left.is_none()), "{first:?}");
+        for (name, left, truth) in rest {
+            assert!((left.unwrap() - truth).abs() < 1e-6, "{name}: {left:?} {truth}");
+        }
+    }
+
+    #[test]
+    fn a_slower_kind_is_known_from_its_first_step_on() {
+        // The refinement has other work than matrix products.
+        let found = watched(&run(), |kind| if kind == "refinement" { 2.0 } else { 1.0 });
+        for (name, left, truth) in &found[2..] {
+            // Before it, it is thought to be as fast as the rest.
+            assert!((left.unwrap() / truth - 1.0).abs() < 0.5, "{name}: {left:?} {truth}");
+        }
+        let later = found.iter().filter(|(name, ..)| name == "refined, a");
+        later.for_each(|(_, left, truth)| assert!((left.unwrap() - truth).abs() < 1e-6));
+        let refinement: Vec<_> = found.iter().filter(|(name, ..)| name == "refinement").collect();
+        for (from, off) in [(2, 0.2), (6, 0.1)] {
+            for (_, left, truth) in &refinement[from..] {
+                assert!((left.unwrap() / truth - 1.0).abs() < off, "{left:?} {truth}");
+            }
+        }
+    }
+
+    #[test]
+    fn phases_that_do_not_come_are_not_waited_for() {
+        let mut clock = Clock::default();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        clock.begin("download", start);
+        assert_eq!(clock.left(at(1)), None);
+        clock.step(0.5, at(2));
+        assert_eq!(clock.left(at(2)), Some(Duration::from_secs(2)));
+        clock.expect(&run());
+        clock.begin("initial masks", at(4));
+        clock.step(0.5, at(24));
+        assert_eq!(clock.left(at(24)), Some(Duration::from_secs(120)));
+        clock.begin("refined, a", at(44));
+        assert_eq!(clock.left(at(44)), Some(Duration::from_secs(10)));
+        // And one that takes longer than it should has no time left, rather than less.
+        assert_eq!(clock.left(at(99)), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn what_was_done_before_took_no_time() {
+        let mut clock = Clock::default();
+        let start = Instant::now();
+        clock.expect(&[phase("refinement", "refinement", 8.0)]);
+        clock.begin("refinement", start);
+        clock.step(0.5, start);
+        assert_eq!(clock.left(start), None);
+        clock.step(0.75, start + Duration::from_secs(10));
+        let left = clock.left(start + Duration::from_secs(11));
+        assert_eq!(left, Some(Duration::from_secs(9)));
+    }
+
+    #[test]
+    fn durations_are_as_precise_as_estimates() {
+        let shown =
+            [3, 12, 57, 58, 100, 3569, 3599, 4000, 7300].map(|s| about(Duration::from_secs(s)));
+        let expected = [
+            "a few seconds",
+            "10 s",
+            "55 s",
+            "1 min",
+            "2 min",
+            "59 min",
+            "1 h",
+            "1 h 10 min",
+            "2 h",
+        ];
+        assert_eq!(shown, expected);
+    }
+}

@@ -1,0 +1,129 @@
+//! Progress: how far a run is and how long it will still take, on a terminal only.
+
+mod clock;
+
+use std::{
+    io::{self, Write, stderr},
+    sync::{
+        LazyLock, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytesize::ByteSize;
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+
+use self::clock::{Clock, about};
+use super::prune::introduce;
+use crate::{
+    family::Decoder,
+    plan::Plan,
+    recipe::Recipe,
+    run::{Steps, ToCome, Watch},
+};
+
+/// What is drawn on standard error; nothing, where that is no terminal.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+/// What the process has done, and has still to do.
+static CLOCK: LazyLock<Mutex<Clock>> = LazyLock::new(Mutex::default);
+/// Whether nothing is to be said but results and errors.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From now on nothing is said but results and errors.
+pub(super) fn silence() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+/// Standard error for log lines, which stand above the bars.
+pub(super) struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        BARS.suspend(|| stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        stderr().flush()
+    }
+}
+
+fn clock() -> MutexGuard<'static, Clock> {
+    CLOCK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Shows how a run goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terminal {
+    /// Says nothing.
+    pub(super) quiet: bool,
+}
+
+impl Terminal {
+    fn speaks(self) -> bool {
+        !self.quiet && !QUIET.load(Ordering::Relaxed)
+    }
+
+    /// A line above the bars, where bars are drawn.
+    pub(super) fn note(&self, line: &str) {
+        if self.speaks() {
+            // Where the terminal is gone, nobody reads it.
+            let _ = BARS.println(line);
+        }
+    }
+}
+
+impl Watch for Terminal {
+    fn begin(&self, recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
+        if self.speaks() {
+            introduce(recipe, decoder, plan);
+        }
+    }
+
+    fn resumes(&self, from: Option<&str>) {
+        if self.speaks() {
+            println!("resumed   {}", from.unwrap_or("nothing was saved: from the beginning"));
+        }
+    }
+
+    fn expect(&self, phases: &[ToCome]) {
+        clock().expect(phases);
+    }
+
+    /// A line on the terminal's error stream; nothing is drawn elsewhere.
+    fn bar(&self, phase: &str, steps: Steps) -> ProgressBar {
+        clock().begin(phase, Instant::now());
+        if !self.speaks() {
+            return ProgressBar::hidden();
+        }
+        let bar = BARS.add(ProgressBar::new(steps.count()));
+        let place = move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+            let now = Instant::now();
+            let mut clock = clock();
+            clock.step(f64::from(state.fraction()), now);
+            let left = clock.left(now);
+            let left = left.map_or_else(String::new, |left| format!(", {} left", about(left)));
+            // What cannot be formatted is not shown.
+            let _ = write!(text, "{}{left}", far(state.pos(), steps));
+        };
+        let style = "{spinner:.cyan} {msg:26!} {wide_bar:.cyan/dim}  {place}";
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style.progress_chars("━╸─").with_key("place", place));
+        }
+        bar.set_message(phase.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        bar
+    }
+}
+
+/// How far a phase is.
+fn far(done: u64, steps: Steps) -> String {
+    match steps {
+        Steps::Layers(layers) => format!("layer {done}/{layers}"),
+        Steps::Parts(parts) => format!("{}%", 100 * done / parts.max(1)),
+        Steps::Bytes(bytes) => {
+            let [done, all] = [done, bytes].map(|bytes| ByteSize(bytes).display().si());
+            format!("{done}/{all}")
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What a run will do, phase by phase.
+
+use super::{Tests, single_pass};
+use crate::{
+    calibration::Text, estimate::Estimate, evaluate::Question, family::Decoder, prune::By,
+    recipe::Recipe,
+};
+
+/// A phase of a run, before it begins.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ToCome {
+    /// What it is called when it begins.
+    pub name: String,
+    /// What it does: phases of one kind take time in proportion to their work.
+    pub kind: String,
+    /// Floating-point operations of its matrix products, about.
+    pub work: f64,
+}
+
+/// What a run does, phase by phase.
+pub(crate) fn to_come(
+    recipe: &Recipe,
+    decoder: &Decoder,
+    tests: &Tests,
+    expected: &Estimate,
+) -> Vec<ToCome> {
+    let mut phases = tests.phases("dense", decoder);
+    let own = |name: &str, work| ToCome { name: name.into(), kind: name.into(), work };
+    if let Some(allocation) = recipe.allocation() {
+        let tokens = recipe.calibration.samples * recipe.calibration.sequence_length;
+        // Statistics and the dense layers; for errors, the layers with three shares of zeros too.
+        let passes = if allocation.by == By::Error { 5 } else { 2 };
+        phases.push(own("allocation", 2.0 * (passes * tokens) as f64 * body(decoder)));
+    }
+    if !single_pass(recipe) {
+        phases.push(own("initial masks", expected.initial));
+        phases.extend(tests.phases("initial masks", decoder));
+    }
+    if !recipe.refine.is_empty() {
+        phases.push(own("refinement", expected.pruning - expected.initial));
+        phases.extend(tests.phases("refined", decoder));
+    }
+    phases
+}
+
+impl Tests {
+    /// The measuring of a model.
+    fn phases(&self, model: &str, decoder: &Decoder) -> Vec<ToCome> {
+        let texts = self.texts.iter().map(|(text, segments)| ToCome::text(text, segments, decoder));
+        let tasks = self.tasks.iter().map(|asked| asked.to_come(decoder));
+        let of = |phase: ToCome| ToCome { name: measuring(model, &phase.name), ..phase };
+        texts.chain(tasks).map(of).collect()
+    }
+}
+
+/// What the measuring of a model on a text or a task is called.
+pub(crate) fn measuring(model: &str, on: &str) -> String {
+    format!("{model}, {on}")
+}
+
+impl ToCome {
+    /// The measuring of a perplexity.
+    pub(crate) fn text(text: &Text, segments: &[Vec<u32>], decoder: &Decoder) -> Self {
+        let tokens: usize = segments.iter().map(Vec::len).sum();
+        let work = 2.0 * tokens as f64 * (body(decoder) + head(decoder));
+        Self { name: text.short(), kind: text.label(), work }
+    }
+
+    /// The answering of questions.
+    pub(crate) fn task(name: &str, questions: &[Question], decoder: &Decoder) -> Self {
+        let work = questions.iter().map(|question| {
+            let context = question.requests.iter().map(|(context, _)| context.len()).max();
+            let continued: usize = question.requests.iter().map(|(_, more)| more.len()).sum();
+            let read = (context.unwrap_or(0) + continued) as f64 / BYTES;
+            2.0 * (read * body(decoder) + continued as f64 / BYTES * head(decoder))
+        });
+        Self { name: name.into(), kind: name.into(), work: work.sum() }
+    }
+}
+
+/// Bytes of a token, about.
+const BYTES: f64 = 4.0;
+
+/// The weights of the decoder layers.
+fn body(decoder: &Decoder) -> f64 {
+    decoder.linears().map(|linear| linear.dims.len() as f64).sum()
+}
+
+/// The weights of the output head.
+fn head(decoder: &Decoder) -> f64 {
+    (decoder.vocab_size * decoder.embedding.width) as f64
+}

@@ -1,0 +1,341 @@
+//! The program on a terminal, in a pipe and for other programs.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod util;
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+use util::{Run, barber, command, flat, output, recipe};
+
+const BARBER: &str = env!("CARGO_BIN_EXE_barber");
+
+fn succeeds(run: &Run) -> &str {
+    assert_eq!(run.status, 0, "{}{}", run.stdout, run.stderr);
+    &run.stdout
+}
+
+fn json(run: &Run) -> Value {
+    serde_json::from_str(succeeds(run)).unwrap()
+}
+
+/// Prunes the tiny LLaMA; where it is then.
+fn pruned(dir: &Path, sets: &[&str]) -> String {
+    let recipe = recipe(dir, "");
+    let mut arguments = vec!["prune", &recipe, "--force"];
+    sets.iter().for_each(|set| arguments.extend(["--set", set]));
+    succeeds(&barber(&arguments));
+    dir.join("out").display().to_string()
+}
+
+#[test]
+fn inspect_tells_patterns_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    for (sets, pattern, sparsity) in [
+        (&["sparsity.pattern=2:4"][..], "2:4", 0.5),
+        (&["sparsity.pattern=4:8"], "4:8", 0.5),
+        (&["sparsity.pattern=1:4"], "1:4", 0.75),
+        (&["sparsity.ratio=0.6"], "unstructured", 0.6),
+        (&["sparsity.ratio=0"], "dense", 0.0),
+    ] {
+        let out = pruned(dir.path(), sets);
+        let report = json(&barber(&["inspect", &out, "--json"]));
+        assert_eq!(report["model_type"], "llama");
+        let layers = &report["layers"];
+        assert_eq!(layers["pattern"], pattern, "{report}");
+        assert!((layers["sparsity"].as_f64().unwrap() - sparsity).abs() < 1e-3, "{report}");
+        assert_eq!(report["total"]["pattern"], if pattern == "dense" { "dense" } else { "mixed" });
+        for tensor in report["tensors"].as_array().unwrap() {
+            let name = tensor["name"].as_str().unwrap();
+            let expected = match name {
+                _ if name.ends_with("_proj.weight") => pattern.into(),
+                _ if name.contains("norm") => Value::Null,
+                _ => "dense".into(),
+            };
+            assert_eq!(tensor["pattern"], expected, "{tensor}");
+        }
+        let shown = barber(&["inspect", &out]);
+        assert!(succeeds(&shown).contains("all layers"), "{}", shown.stdout);
+        assert_eq!(shown.stdout.contains(pattern), true, "{}", shown.stdout);
+        assert!(!shown.stdout.contains("q_proj"));
+        assert!(shown.stdout.lines().all(|line| line.chars().count() <= 80));
+        let tensors = barber(&["inspect", &out, "--tensors"]);
+        assert!(succeeds(&tensors).contains("model.layers.1.self_attn.q_proj "));
+        assert!(tensors.stdout.lines().all(|line| line.chars().count() <= 80));
+    }
+    let missing = barber(&["inspect", "nowhere"]);
+    assert_eq!(missing.status, 1);
+    assert!(flat(&missing.stderr).contains("no checkpoint at nowhere"), "{}", missing.stderr);
+}
+
+/// The families' small checkpoints.
+fn families() -> Vec<String> {
+    let dirs = fs::read_dir("tests/fixtures/logits").unwrap();
+    dirs.map(|dir| dir.unwrap().path().display().to_string()).collect()
+}
+
+#[test]
+fn init_writes_a_recipe_that_can_be_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    for model in families() {
+        let path = dir.path().join(format!("{}.toml", model.replace('/', "-")));
+        let target = path.display().to_string();
+        let run = barber(&["init", &model, "--output", &target]);
+        assert!(succeeds(&run).contains("calibration.source"), "{}", run.stdout);
+        let checked = barber(&["check", &target]);
+        assert!(succeeds(&checked).contains("preset = \"best\""));
+        // What it takes is what `check` says.
+        let text = fs::read_to_string(&path).unwrap();
+        let memory = checked.stdout.split("memory    ").nth(1).unwrap();
+        let memory = memory.split(" at the peak").next().unwrap();
+        assert!(flat(&text).contains(&flat(memory)), "{memory}\n{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+        // And what stands there as comments can be said, too.
+        let said =
+            text.replace("# [[", "[[").replace("# tensors", "tensors").replace("# ratio", "ratio");
+        let said =
+            said.replace("# use", "use").replace("# scope", "scope").replace("# alpha", "alpha");
+        let said = said.replace("# selection", "selection").replace("# exclude", "exclude");
+        assert!(said.matches("\n[[").count() == 2, "{said}");
+        fs::write(&path, said).unwrap();
+        let checked = barber(&["check", &target]);
+        assert!(succeeds(&checked).contains("refine.0.use = \"rebuild\""), "{}", checked.stdout);
+    }
+}
+
+#[test]
+fn init_finds_its_files_and_replaces_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = std::env::current_dir().unwrap();
+    let link = |name: &str, to: &str| {
+        std::os::unix::fs::symlink(here.join(to), dir.path().join(name)).unwrap();
+    };
+    link("Tiny-Model", "recipes/quickstart/model");
+    link("c.txt", "recipes/quickstart/calibration.txt");
+    link("e.txt", "recipes/quickstart/evaluation.txt");
+    let at = |arguments: &[&str]| {
+        output(command(Path::new(BARBER)).current_dir(dir.path()).args(arguments))
+    };
+    let model = "Tiny-Model";
+    let arguments = ["init", model, "--calibration", "c.txt", "--text", "e.txt"];
+    assert!(!succeeds(&at(&arguments)).contains("calibration.source"));
+    let again = at(&arguments);
+    assert_eq!(again.status, 1);
+    assert!(again.stderr.contains("--force"), "{}", again.stderr);
+    let written = dir.path().join("tiny-model.toml");
+    fs::write(&written, "mine").unwrap();
+    succeeds(&at(&["init", model, "--calibration", "c.txt", "--force"]));
+    assert!(fs::read_to_string(&written).unwrap().starts_with("# A recipe for tiny-model"));
+    // From another directory the paths lead back.
+    fs::create_dir(dir.path().join("recipes")).unwrap();
+    let target = "recipes/r.toml";
+    succeeds(&at(&[&arguments[..], &["--output", target]].concat()));
+    let text = fs::read_to_string(dir.path().join(target)).unwrap();
+    assert!(text.contains("\"../c.txt\"") && text.contains("[\"../e.txt\"]"), "{text}");
+    let sets = ["--set", "calibration.samples=8", "--set", "calibration.sequence_length=64"];
+    let run = at(&[&["prune", target, "--set", "evaluate.sequence_length=64"], &sets[..]].concat());
+    succeeds(&run);
+    assert!(dir.path().join("recipes/tiny-model-pruned/model.safetensors").is_file());
+}
+
+/// The names of the commands, as `--help` lists them.
+fn commands() -> Vec<String> {
+    let help = barber(&["--help"]);
+    let listed = succeeds(&help).split("Commands:\n").nth(1).unwrap();
+    let lines = listed.lines().take_while(|line| line.starts_with("  "));
+    let names: Vec<String> =
+        lines.filter_map(|line| line[2..].split(' ').next().map(Into::into)).collect();
+    names.into_iter().filter(|name: &String| !name.is_empty() && name != "help").collect()
+}
+
+#[test]
+fn every_command_has_help_and_the_same_options() {
+    let names = commands();
+    for name in ["init", "check", "prune", "eval", "inspect", "study", "metrics", "man"] {
+        assert!(names.iter().any(|known| known == name), "{name} in {names:?}");
+    }
+    for name in names {
+        let help = barber(&[&name, "--help"]);
+        for option in ["--quiet", "--verbose", "--color"] {
+            assert!(succeeds(&help).contains(option), "{name}: {}", help.stdout);
+        }
+        assert!(help.stdout.lines().all(|line| line.chars().count() <= 100), "{}", help.stdout);
+    }
+}
+
+#[test]
+fn shells_get_completions() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let run = barber(&["completions", shell]);
+        for name in commands() {
+            assert!(succeeds(&run).contains(&name), "{shell}: {name}");
+        }
+    }
+    // What bash completes, asked as it does.
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("barber");
+    fs::write(&script, barber(&["completions", "bash"]).stdout).unwrap();
+    let ask = format!(
+        "source '{}'; COMP_WORDS=(barber ins); COMP_CWORD=1; _barber barber ins barber; \
+         echo \"${{COMPREPLY[@]}}\"",
+        script.display()
+    );
+    let run = output(Command::new("bash").args(["-c", &ask]));
+    assert_eq!(succeeds(&run).trim(), "inspect", "{}", run.stderr);
+    assert_eq!(barber(&["completions", "tcsh"]).status, 2);
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let page = barber(&["man"]);
+    assert!(succeeds(&page).contains(".TH barber 1"), "{}", page.stdout);
+    let dir = tempfile::tempdir().unwrap();
+    let pages = dir.path().join("share/man1");
+    succeeds(&barber(&["man", "--output", pages.to_str().unwrap()]));
+    assert_eq!(fs::read_to_string(pages.join("barber.1")).unwrap(), page.stdout);
+    let mut names = commands();
+    for name in &names {
+        let page = fs::read_to_string(pages.join(format!("barber-{name}.1"))).unwrap();
+        assert!(page.contains(&format!(".TH barber-{name} 1")), "{page}");
+    }
+    names.push("barber".into());
+    assert_eq!(fs::read_dir(&pages).unwrap().count(), names.len());
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let run = barber(&["man", "--output", file.to_str().unwrap()]);
+    assert_eq!(run.status, 1);
+    assert!(run.stderr.contains("file"), "{}", run.stderr);
+}
+
+#[test]
+fn a_reader_who_has_seen_enough_is_no_error() {
+    let mut child = Command::new(BARBER)
+        .args(["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let done = child.wait_with_output().unwrap();
+    assert!(done.status.success() && done.stderr.is_empty(), "{done:?}");
+    // But what could not be written is one.
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let done = Command::new(BARBER).arg("metrics").stdout(full).output().unwrap();
+    assert_eq!(done.status.code(), Some(1));
+    assert!(String::from_utf8(done.stderr).unwrap().contains("cannot be printed"));
+}
+
+#[test]
+fn quiet_and_verbose_mean_the_same_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str], log: Option<&str>| {
+        let mut command = command(Path::new(BARBER));
+        command.args(["prune", &recipe(dir.path(), ""), "--force"]).args(arguments);
+        if let Some(log) = log {
+            command.env("BARBER_LOG", log);
+        }
+        output(&mut command)
+    };
+    let usual = run(&[], None);
+    assert!(succeeds(&usual).starts_with("model "), "{}", usual.stdout);
+    // No progress where there is no terminal.
+    assert_eq!(usual.stderr, "");
+    let quiet = run(&["-q"], None);
+    assert!(succeeds(&quiet).starts_with("pruned "), "{}", quiet.stdout);
+    assert_eq!(quiet.stderr, "");
+    let verbose = run(&["-v"], None);
+    assert!(succeeds(&verbose).starts_with("model "));
+    assert_eq!(verbose.stderr.matches(" INFO refined ").count(), 4, "{}", verbose.stderr);
+    assert!(!verbose.stderr.contains("q_proj"), "{}", verbose.stderr);
+    let more = run(&["-vv"], None);
+    assert_eq!(more.stderr.matches("q_proj").count(), 2, "{}", more.stderr);
+    // The options go before the variable.
+    assert_eq!(run(&[], Some("info")).stderr, verbose.stderr);
+    assert_eq!(run(&["-q"], Some("info")).stderr, "");
+    assert_eq!(run(&["-v"], Some("error")).stderr, verbose.stderr);
+    let wrong = run(&[], Some("llm_barber=loud"));
+    assert_eq!(wrong.status, 2);
+    assert!(wrong.stderr.contains("BARBER_LOG"), "{}", wrong.stderr);
+    assert_eq!(run(&["-q", "-v"], None).status, 2);
+    // JSON is all that there is on standard output, however much is said.
+    let run = run(&["--json", "-v"], None);
+    assert_eq!(json(&run)["groups"].as_array().unwrap().len(), 4, "{}", run.stdout);
+}
+
+#[test]
+fn what_is_found_can_be_had_as_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), "");
+    let checked = json(&barber(&["check", &recipe, "--json"]));
+    let settings = checked["recipe"].as_array().unwrap();
+    let init = settings.iter().find(|setting| setting["key"] == "mask.init").unwrap();
+    assert_eq!((&init["value"], checked["layers"].as_u64()), (&"\"magnitude\"".into(), Some(2)));
+    assert_eq!(checked["matrices"].as_array().unwrap().len(), 14);
+    assert!(checked["memory"].as_f64().unwrap() > 0.0);
+    let metrics = json(&barber(&["metrics", "--json"]));
+    let names: Vec<&str> =
+        metrics.as_array().unwrap().iter().map(|metric| metric["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"weight-gradient"), "{names:?}");
+}
+
+#[test]
+fn colours_are_for_terminals_and_can_be_had_elsewhere() {
+    let run = |arguments: &[&str], no_color: bool| {
+        let mut command = command(Path::new(BARBER));
+        command.args(["inspect", "nowhere"]).args(arguments).env_remove("NO_COLOR");
+        if no_color {
+            command.env("NO_COLOR", "1");
+        }
+        let done = command.output().unwrap();
+        assert_eq!(done.status.code(), Some(1));
+        String::from_utf8(done.stderr).unwrap()
+    };
+    assert!(!run(&[], false).contains('\x1b'));
+    assert!(run(&["--color", "always"], false).contains('\x1b'));
+    assert!(run(&["--color", "always"], true).contains('\x1b'));
+    assert!(!run(&["--color=never"], false).contains('\x1b'));
+}
+
+/// What a terminal of 80 columns gets of a command, standard error as well, by util-linux's `script`.
+#[cfg(target_os = "linux")]
+fn on_terminal(arguments: &str, colours: bool) -> String {
+    let mut script = command(Path::new("script"));
+    let run = format!("stty cols 80 rows 24; '{BARBER}' {arguments}");
+    script.args(["--quiet", "--return", "--command", &run, "/dev/null"]);
+    script.env("TERM", "xterm").env_remove("NO_COLOR");
+    if !colours {
+        script.env("NO_COLOR", "1");
+    }
+    let done = script.stdin(Stdio::null()).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    String::from_utf8(done.stdout).unwrap()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_terminal_shows_progress() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let prune =
+        format!("prune recipes/quickstart.toml --force --set output.path={}", out.display());
+    let shown = on_terminal(&prune, false);
+    for phase in ["dense, evaluation.txt", "refinement"] {
+        assert!(shown.contains(phase), "{phase}: {shown}");
+    }
+    assert!(shown.contains("layer 1/3") && shown.contains(" left"), "{shown}");
+    // Nothing of it stays: what is drawn last is the summary, and no line is wider than the terminal.
+    let last = shown.rsplit("\x1b[2K").next().unwrap();
+    assert!(last.contains("written   "), "{shown}");
+    let lines = shown.split(['\r', '\n']);
+    let widest = lines.map(|line| console::measure_text_width(line)).max().unwrap();
+    assert!(widest <= 80, "{widest}: {shown}");
+    assert!(!shown.contains("\x1b[36m"), "{shown}");
+    assert!(on_terminal(&prune, true).contains("\x1b[36m"));
+    let quiet = on_terminal(&format!("{prune} --quiet"), true);
+    assert!(!quiet.contains("refinement  ") && !quiet.contains('\x1b'), "{quiet}");
+    assert!(quiet.starts_with("pruned "), "{quiet}");
+}

@@ -600,7 +600,7 @@ fn what_is_wrong_with_a_recipe_is_said() {
     let dir = tempfile::tempdir().unwrap();
     for (set, expected) in [
         ("sparsity.ratoi=0.5", "did you mean `ratio`"),
-        ("sparsity.ratio=\"half\"", "`sparsity.ratio` is string"),
+        ("sparsity.ratio=\"half\"", "`sparsity.ratio` is the string"),
         ("sparsity.ratio=1.0", "below 1"),
         ("sparsity.ratio=nan", "sparsity.ratio"),
         ("sparsity.pattern=5:4", "0 < N < M"),

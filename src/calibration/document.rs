@@ -16,6 +16,7 @@ use crate::{
 
 /// A text to measure on: a path or, for a data set, a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(deny_unknown_fields, extend("type" = ["string", "object"]))]
 pub struct Text {
     /// The file: plain text; or JSON Lines (`.jsonl`, `.json`) or Parquet (`.parquet`), whose
     /// records are documents. Text and JSON Lines may be compressed with gzip or Zstandard.

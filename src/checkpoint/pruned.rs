@@ -92,6 +92,21 @@ impl Pruned {
         Ok(())
     }
 
+    /// The same once more, with a scratch file of its own in `scratch`.
+    ///
+    /// # Errors
+    /// If a scratch file cannot be read or written.
+    pub fn copy(&self, scratch: &Path) -> Result<Self, Error> {
+        let io = |e| Error::io(scratch, e);
+        let changed = self.changed.as_ref().map(|changed| -> Result<Changed, Error> {
+            let (mut from, mut file) = (&changed.file, tempfile::tempfile_in(scratch).map_err(io)?);
+            from.seek(SeekFrom::Start(0)).map_err(io)?;
+            std::io::copy(&mut from, &mut file).map_err(io)?;
+            Ok(Changed { file, end: changed.end, matrices: changed.matrices.clone() })
+        });
+        Ok(Self { masks: self.masks.clone(), changed: changed.transpose()? })
+    }
+
     /// Goes back to the dense weights of a matrix; returns whether it had others.
     pub fn restore(&mut self, name: &str) -> bool {
         let changed = self.changed.as_mut();

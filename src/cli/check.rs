@@ -12,7 +12,7 @@ use crate::{
     hub::locate,
     model::Model,
     plan::Plan,
-    recipe::{Setting, load},
+    recipe::{Loaded, Setting, load_runs},
     run::{self, Steps, Watch, expected, plan, texts},
 };
 
@@ -35,23 +35,35 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
-    let loaded = load(&arguments.recipe, &arguments.sets)?;
+    let runs = load_runs(&arguments.recipe, &arguments.sets)?;
+    let Some(loaded) = runs.first() else { return Ok(()) };
     let recipe = &loaded.recipe;
     let settings = loaded.settings().map_err(|e| run::Error::Report(e.to_string()))?;
     if !arguments.json {
-        values(&settings);
+        values(loaded, &settings);
+        if !loaded.point.settings.is_empty() {
+            let runs = runs.len();
+            println!(
+                "\nsweep     {runs} runs; the values above and what follows are the first one's"
+            );
+        }
+        for run in runs.iter().filter(|run| !run.point.settings.is_empty()) {
+            println!("  {}", run.point.name);
+        }
     }
     let watch = Terminal { quiet: arguments.json };
     let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
     let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
     let reader = Reader::open(&located.dir)?;
     let model = Model::new(&reader, Cpu::default())?;
-    let plan = plan(&loaded, &model)?;
+    let plan = plan(loaded, &model)?;
     let texts = texts(recipe, &model)?;
-    let found = estimate(&model.decoder, &plan, &expected(&loaded, &model, &texts)?);
+    let found = estimate(&model.decoder, &plan, &expected(loaded, &model, &texts)?);
     if arguments.json {
+        let runs = runs.iter().map(|run| run.point.name.as_str());
         let report = json!({
             "recipe": settings,
+            "runs": runs.filter(|name| !name.is_empty()).collect::<Vec<_>>(),
             "layers": plan.layers.len(),
             "matrices": members(&model, &plan),
             "memory": found.memory,
@@ -79,12 +91,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
 }
 
 /// Prints the values of a recipe with their sources.
-fn values(settings: &[Setting]) {
+fn values(loaded: &Loaded, settings: &[Setting]) {
     let length = |of: &Setting| of.key.len() + of.value.len();
     let width = settings.iter().map(length).max().unwrap_or(0).min(60);
     for setting in settings {
         let space = " ".repeat(width.saturating_sub(length(setting)));
-        println!("{} = {}{space}   # {}", setting.key, setting.value, setting.source);
+        let swept = loaded.point.settings.iter().any(|(key, _)| setting.key == *key);
+        let swept = if swept { ", swept" } else { "" };
+        println!("{} = {}{space}   # {}{swept}", setting.key, setting.value, setting.source);
     }
 }
 

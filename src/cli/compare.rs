@@ -56,7 +56,7 @@ fn name(path: &Path) -> String {
 }
 
 /// What came of the runs, and what differs in their recipes.
-fn tables(comparison: &Comparison) -> Vec<Table> {
+pub(super) fn tables(comparison: &Comparison) -> Vec<Table> {
     let mut head = vec![String::new()];
     for figure in &comparison.figures {
         head.push(match figure.kind {

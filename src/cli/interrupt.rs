@@ -3,15 +3,16 @@
 //! The state of a run is whole at any instant, so the layer that is being worked on is dropped: it
 //! may take longer than whoever asked will wait.
 
-use std::path::Path;
+use std::path::PathBuf;
 
-/// From now on, a signal that ends the run says what it leaves beside its output to go on from. The
+/// From now on, a signal that ends the run says what it leaves beside its output, one of these, to go
+/// on from. The
 /// exit status is 128 and the signal's number, as shells have it.
 ///
 /// # Errors
 /// If the system does not hand the signals over.
 #[cfg(unix)]
-pub(super) fn announce(output: &Path) -> std::io::Result<()> {
+pub(super) fn announce(outputs: Vec<PathBuf>) -> std::io::Result<()> {
     use signal_hook::{
         consts::{SIGINT, SIGTERM},
         iterator::Signals,
@@ -20,11 +21,10 @@ pub(super) fn announce(output: &Path) -> std::io::Result<()> {
     use crate::checkpoint::left_behind;
 
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let output = output.to_owned();
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             let name = if signal == SIGINT { "SIGINT" } else { "SIGTERM" };
-            match left_behind(&output) {
+            match outputs.iter().find_map(|output| left_behind(output)) {
                 Some((dir, label)) => eprintln!(
                     "\n{name}: stopped; {} holds the run as of its last save ({label}): run again \
                      with --resume to go on from there",
@@ -40,6 +40,6 @@ pub(super) fn announce(output: &Path) -> std::io::Result<()> {
 
 /// Elsewhere a signal ends the run without words.
 #[cfg(not(unix))]
-pub(super) fn announce(_: &Path) -> std::io::Result<()> {
+pub(super) fn announce(_: Vec<PathBuf>) -> std::io::Result<()> {
     Ok(())
 }

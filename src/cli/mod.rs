@@ -20,8 +20,10 @@ mod new_metric;
 mod print;
 mod progress;
 mod prune;
+mod schema;
 mod study;
 mod summary;
+mod sweep;
 mod table;
 mod verify;
 mod write;
@@ -76,6 +78,8 @@ enum Command {
     Reproduce(verify::Again),
     /// List the metrics that a recipe's pipeline can use.
     Metrics(metrics::Arguments),
+    /// Print the JSON Schema of recipes, for editors that complete and explain their keys.
+    Schema,
     /// Write a crate with a metric of your own to start from.
     NewMetric(new_metric::Arguments),
     /// Print what a shell needs to complete commands and options.
@@ -114,6 +118,12 @@ enum Error {
     Run { run: String, error: Box<Error> },
     #[error(transparent)]
     NoReport(#[from] crate::report::Error),
+    #[error(
+        "{} is there, and not what the recipe's run would make of its inputs now; choose another \
+         output.path, or replace it with --force",
+        .0.display()
+    )]
+    OtherRun(PathBuf),
     #[error("{} exists; choose another file, or replace it with --force", .0.display())]
     Exists(PathBuf),
     #[error(
@@ -173,6 +183,7 @@ pub fn main() -> ExitCode {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Reproduce(arguments) => verify::again(&arguments),
         Command::Metrics(arguments) => metrics::run(&arguments),
+        Command::Schema => schema::run(),
         Command::NewMetric(arguments) => new_metric::run(&arguments).map_err(Error::from),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Completions(arguments) => {

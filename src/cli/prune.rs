@@ -2,16 +2,19 @@
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use super::{Error, interrupt::announce, progress::Terminal, show, summary::Summary};
+use super::{Error, interrupt::announce, progress::Terminal, show, summary::Summary, sweep};
 use crate::{
     family::Decoder,
     plan::Plan,
-    recipe::{Recipe, describe, load},
-    run::{self, Settings, prune},
+    recipe::{Loaded, Recipe, describe, load_runs},
+    report::Report,
+    run::{self, Settings, Shared, prune_among},
 };
 
 /// Prunes a checkpoint as a recipe says. Values are layered: defaults, the recipe's file,
-/// `BARBER_SECTION__KEY` environment variables, --set.
+/// `BARBER_SECTION__KEY` environment variables, --set. A recipe with a [sweep] is run for every
+/// combination of its values, each into a directory of its own; runs that are done are not run again,
+/// and a page compares them all.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -24,9 +27,10 @@ pub(super) struct Arguments {
     /// Overrides a value of the recipe, such as sparsity.ratio=0.6. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Replace the output directory if it exists, and start anew where a run to it was cut off.
+    /// Replace the output directory if it exists, and start anew where a run to it was cut off. Of a
+    /// sweep, the directories of runs with other settings are replaced.
     #[arg(long)]
-    force: bool,
+    pub(super) force: bool,
     /// Go on from where a run to the same output was cut off; where none was, begin.
     #[arg(long)]
     resume: bool,
@@ -36,7 +40,7 @@ pub(super) struct Arguments {
     save_every: Every,
     /// Print the report as JSON, and no progress.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// How often a run is saved, if it is.
@@ -57,22 +61,37 @@ impl FromStr for Every {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
-    let loaded = load(&arguments.recipe, &arguments.sets)?;
-    if let Some(output) = &loaded.recipe.output.path {
-        announce(output).map_err(|source| Error::File { path: output.clone(), source })?;
+    let runs = load_runs(&arguments.recipe, &arguments.sets)?;
+    let outputs: Vec<_> = runs.iter().filter_map(|run| run.recipe.output.path.clone()).collect();
+    let path = arguments.recipe.clone();
+    announce(outputs).map_err(|source| Error::File { path, source })?;
+    match runs.as_slice() {
+        [only] if only.point.settings.is_empty() => {
+            let report = one(only, arguments, &mut Shared::default())?;
+            if arguments.json {
+                let json = serde_json::to_string(&report);
+                println!("{}", json.map_err(|e| run::Error::Report(e.to_string()))?);
+            }
+            Ok(())
+        }
+        runs => sweep::run(runs, arguments),
     }
+}
+
+/// Prunes as one run says, with what it shares with others, and prints what came of it.
+pub(super) fn one(
+    loaded: &Loaded,
+    arguments: &Arguments,
+    shared: &mut Shared,
+) -> Result<Report, Error> {
     let &Arguments { force, resume, save_every: Every(save_every), json, .. } = arguments;
     let watch = Terminal { quiet: json };
-    let report = prune(&loaded, &Settings { force, resume, save_every, watch: &watch })?;
-    if arguments.json {
-        println!(
-            "{}",
-            serde_json::to_string(&report).map_err(|e| run::Error::Report(e.to_string()))?
-        );
-    } else {
+    let settings = Settings { force, resume, save_every, watch: &watch };
+    let report = prune_among(loaded, &settings, shared)?;
+    if !json {
         println!("{}", Summary(&report));
     }
-    Ok(())
+    Ok(report)
 }
 
 /// Says what will happen.

@@ -1,7 +1,8 @@
 //! Which device runs a model, and how much memory it may take.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// A device, as a recipe names it.
@@ -38,6 +39,19 @@ impl FromStr for Device {
                 "`{text}` is no device: expected `cpu`, or `cuda:0` for the first NVIDIA GPU"
             )),
         }
+    }
+}
+
+impl JsonSchema for Device {
+    fn schema_name() -> Cow<'static, str> {
+        "Device".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "anyOf": [{ "enum": ["cpu", "cuda:0"] }, { "pattern": "^cuda:[0-9]+$" }]
+        })
     }
 }
 

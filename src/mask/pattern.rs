@@ -1,7 +1,8 @@
 //! Where zeros may be: anywhere, or so many in each tile.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Mask};
@@ -54,6 +55,22 @@ pub enum ParsePatternError {
         /// M.
         m: usize,
     },
+}
+
+impl JsonSchema for Pattern {
+    fn schema_name() -> Cow<'static, str> {
+        "Pattern".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "anyOf": [
+                { "enum": ["unstructured", "2:4", "4:8"] },
+                { "pattern": "^0*[1-9][0-9]*:0*[1-9][0-9]*$" }
+            ]
+        })
+    }
 }
 
 impl FromStr for Pattern {

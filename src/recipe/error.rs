@@ -1,9 +1,11 @@
 //! What is wrong with a recipe: every problem names its key, where its value comes from, and what
 //! to do about it.
 
-use std::fmt;
+use std::{fmt, ops::Range, sync::Arc};
 
-use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
+use miette::{
+    Diagnostic, LabeledSpan, MietteError, MietteSpanContents, SourceCode, SourceSpan, SpanContents,
+};
 
 use crate::limits::PROBLEMS;
 
@@ -12,7 +14,6 @@ use crate::limits::PROBLEMS;
 pub struct RecipeError {
     /// What the user calls the recipe: its file.
     name: String,
-    text: Option<NamedSource<String>>,
     problems: Vec<Problem>,
     /// How many more there are.
     more: usize,
@@ -20,29 +21,36 @@ pub struct RecipeError {
 
 impl RecipeError {
     /// `problems` must not be empty.
-    pub(super) fn new(name: &str, text: Option<&str>, mut problems: Vec<Problem>) -> Self {
+    pub(super) fn new(name: &str, mut problems: Vec<Problem>) -> Self {
         debug_assert!(!problems.is_empty());
         let more = problems.len().saturating_sub(PROBLEMS);
         problems.truncate(PROBLEMS);
-        let text = text.map(|text| NamedSource::new(name, text.to_owned()).with_language("TOML"));
-        Self { name: name.into(), text, problems, more }
+        Self { name: name.into(), problems, more }
     }
 
     /// The problems, in the order they were found, as far as they are shown.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
+
+    /// The problem, if there is just one.
+    fn only(&self) -> Option<&Problem> {
+        match self.problems.as_slice() {
+            [problem] => Some(problem),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for RecipeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.problems.as_slice() {
-            [problem] => problem.fmt(f),
-            problems if self.more == 0 => {
-                write!(f, "{} has {} problems", self.name, problems.len())
+        match self.only() {
+            Some(problem) => problem.fmt(f),
+            None if self.more == 0 => {
+                write!(f, "{} has {} problems", self.name, self.problems.len())
             }
-            problems => {
-                let all = problems.len() + self.more;
+            None => {
+                let all = self.problems.len() + self.more;
                 write!(f, "{} has {all} problems, of which these are the first", self.name)
             }
         }
@@ -53,21 +61,15 @@ impl std::error::Error for RecipeError {}
 
 impl Diagnostic for RecipeError {
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
-        match self.problems.as_slice() {
-            [problem] => problem.help(),
-            _ => None,
-        }
+        self.only()?.help()
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        self.text.as_ref().map(|text| text as &dyn SourceCode)
+        self.only()?.source_code()
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        match self.problems.as_slice() {
-            [problem] => problem.labels(),
-            _ => None,
-        }
+        self.only()?.labels()
     }
 
     fn related<'a>(&'a self) -> Option<Box<dyn Iterator<Item = &'a dyn Diagnostic> + 'a>> {
@@ -79,7 +81,7 @@ impl Diagnostic for RecipeError {
 }
 
 /// One thing that is wrong with a recipe.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Problem {
     /// The segments of the key's path.
     pub(super) path: Vec<String>,
@@ -90,13 +92,33 @@ pub struct Problem {
     /// Where the value comes from: `recipe.toml line 12`, `environment variable BARBER_…`,
     /// `--set …`; `None` if it is nowhere.
     pub origin: Option<String>,
-    /// The bytes of the recipe's text to point at.
-    pub(super) span: Option<std::ops::Range<usize>>,
+    /// What of that to point at.
+    pub(super) excerpt: Option<Excerpt>,
+    /// The key that it is in conflict with.
+    pub(super) against: Option<Against>,
+}
+
+/// A piece of a text that a recipe is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Excerpt {
+    pub(super) name: Arc<str>,
+    pub(super) text: Arc<str>,
+    pub(super) span: Range<usize>,
+}
+
+/// A key that another one is in conflict with.
+#[derive(Clone, Debug)]
+pub(super) struct Against {
+    pub(super) path: Vec<String>,
+    /// Where it stands, if that is in the same text.
+    pub(super) span: Option<Range<usize>>,
+    /// Where it comes from, if that is anywhere else.
+    pub(super) origin: Option<String>,
 }
 
 impl Problem {
     pub(super) fn new(path: Vec<String>, fault: Fault) -> Self {
-        Self { path, fault, help: None, origin: None, span: None }
+        Self { path, fault, help: None, origin: None, excerpt: None, against: None }
     }
 
     /// A problem with the key `key`, written with dots.
@@ -114,9 +136,21 @@ impl Problem {
         self.path.join(".")
     }
 
-    /// The bytes of the recipe's text that the problem is at, if it is there.
-    pub fn span(&self) -> Option<std::ops::Range<usize>> {
-        self.span.clone()
+    /// Whether it is what another one is.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        (&self.path, &self.fault, &self.origin) == (&other.path, &other.fault, &other.origin)
+    }
+
+    /// What it points at: a piece of a file's text, of a `--set` or of an environment variable.
+    pub fn excerpt(&self) -> Option<&str> {
+        let Excerpt { text, span, .. } = self.excerpt.as_ref()?;
+        text.get(span.clone())
+    }
+
+    /// Says which key, written with dots, makes the value wrong.
+    pub(super) fn against(mut self, key: &str) -> Self {
+        self.against = Some(Against { path: segments(key), span: None, origin: None });
+        self
     }
 }
 
@@ -140,8 +174,13 @@ impl fmt::Display for Problem {
             Fault::UnknownMetric { name } => write!(f, "`{key}`: no metric is named `{name}`")?,
             Fault::DuplicateMetric(duplicate) => duplicate.fmt(f)?,
         }
-        match &self.origin {
-            Some(origin) if self.span.is_none() => write!(f, " ({origin})"),
+        if let Some(origin) = self.origin.as_ref().filter(|_| self.excerpt.is_none()) {
+            write!(f, " ({origin})")?;
+        }
+        match &self.against {
+            Some(Against { path, origin: Some(origin), .. }) => {
+                write!(f, "; `{}` is from {origin}", path.join("."))
+            }
             _ => Ok(()),
         }
     }
@@ -154,15 +193,40 @@ impl Diagnostic for Problem {
         self.help.as_ref().map(|help| Box::new(help) as Box<dyn fmt::Display>)
     }
 
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        self.excerpt.as_ref().map(|excerpt| excerpt as &dyn SourceCode)
+    }
+
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        let span = self.span.clone()?;
+        let span = self.excerpt.as_ref()?.span.clone();
         let label = match self.fault {
             Fault::UnknownKey => "unknown key",
             Fault::Missing => "missing here",
             _ => "here",
         };
         let label = LabeledSpan::at(span, label);
-        Some(Box::new(std::iter::once(label)))
+        let against = self.against.as_ref().and_then(|against| against.span.clone());
+        let against = against.map(|span| LabeledSpan::at(span, "with this"));
+        Some(Box::new(std::iter::once(label).chain(against)))
+    }
+}
+
+impl SourceCode for Excerpt {
+    fn read_span<'a>(
+        &'a self,
+        span: &SourceSpan,
+        before: usize,
+        after: usize,
+    ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
+        let found = self.text.read_span(span, before, after)?;
+        Ok(Box::new(MietteSpanContents::new_named(
+            self.name.to_string(),
+            found.data(),
+            *found.span(),
+            found.line(),
+            found.column(),
+            found.line_count(),
+        )))
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 
-use super::Recipe;
+use super::schema::plain;
 
 /// A key of the recipe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,9 +24,8 @@ pub struct Key {
 /// ```
 pub fn keys() -> &'static [Key] {
     static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
-        let schema = schemars::schema_for!(Recipe).to_value();
         let mut keys = Vec::new();
-        walk(&schema, &schema, "", &mut keys);
+        walk(plain().as_value(), "", &mut keys);
         keys
     });
     &KEYS
@@ -40,12 +39,20 @@ pub(super) fn key(path: &[String]) -> Option<&'static Key> {
     keys().iter().find(|key| key.path == path)
 }
 
+/// Whether a recipe has a key at `path`; which parameters a metric has, only the metric knows.
+pub(super) fn is_key(path: &[String]) -> bool {
+    let path_of: Vec<&str> = path.iter().map(String::as_str).collect();
+    matches!(path_of[..], ["metric", _, ..] | ["mask", "metric", _, ..])
+        || path.last().is_some_and(|last| last.parse::<usize>().is_ok())
+        || key(path).is_some()
+}
+
 /// The names of the recipe's sections.
 pub(super) fn sections() -> impl Iterator<Item = &'static str> {
     keys().iter().map(|key| key.path.as_str()).filter(|path| !path.contains('.'))
 }
 
-fn walk(root: &Value, schema: &Value, prefix: &str, keys: &mut Vec<Key>) {
+fn walk(schema: &Value, prefix: &str, keys: &mut Vec<Key>) {
     let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
     for (name, property) in properties {
         let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
@@ -53,21 +60,10 @@ fn walk(root: &Value, schema: &Value, prefix: &str, keys: &mut Vec<Key>) {
         let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
         keys.push(Key { path: path.clone(), help });
         match property.get("items") {
-            Some(items) => walk(root, target(root, items), &format!("{path}.N"), keys),
-            None => walk(root, target(root, property), &path, keys),
+            Some(items) => walk(items, &format!("{path}.N"), keys),
+            None => walk(property, &path, keys),
         }
     }
-}
-
-/// The schema that `schema` refers to: itself, or what its `$ref` (of an optional table, that of
-/// its first alternative) names.
-fn target<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
-    let alternative = schema.get("anyOf").and_then(|any| any.get(0)).unwrap_or(schema);
-    alternative
-        .get("$ref")
-        .and_then(Value::as_str)
-        .and_then(|name| root.pointer(name.trim_start_matches('#')))
-        .unwrap_or(alternative)
 }
 
 #[cfg(test)]
@@ -97,6 +93,8 @@ mod tests {
             "executor",
             "output",
             "evaluate",
+            "extends",
+            "sweep",
         ];
         assert_eq!(sections().collect::<Vec<_>>(), expected);
     }

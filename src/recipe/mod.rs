@@ -3,32 +3,39 @@
 
 pub(crate) mod describe;
 mod error;
+mod extends;
 mod keys;
 mod layers;
 mod pipeline;
 mod preset;
+#[cfg(test)]
+mod properties;
 mod refine;
 mod resolve;
 mod rules;
+mod schema;
 mod sections;
 mod settings;
 mod stage;
 mod study;
+mod sweep;
 mod text;
 
 pub use self::{
     error::{Fault, Problem, RecipeError},
     keys::{Key, keys},
     refine::{Kind, Refine, Rounds, Share, Values},
-    resolve::{Loaded, load, load_text},
+    resolve::{Loaded, load, load_runs, load_text},
     rules::Rules,
+    schema::schema,
     sections::{
-        Allocate, BlockGroup, Calibration, Evaluate, Mask, Model, Output, Override, Recipe,
-        Sparsity, Streams,
+        Allocate, BlockGroup, Calibration, Evaluate, Executor, Mask, Model, Output, Override,
+        Recipe, Sparsity, Streams,
     },
     settings::Setting,
     stage::Stage,
     study::{Study, Variant, load_study},
+    sweep::Point,
 };
 use crate::{
     calibration::{Selection, Text},

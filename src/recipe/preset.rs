@@ -14,12 +14,16 @@ const PRESETS: [(&str, &str); 3] = [
     ("fast", include_str!("presets/fast.toml")),
 ];
 
-/// The values that a preset stands for.
-pub(super) fn preset(name: &str) -> Result<Dict, Problem> {
+/// The names of the presets.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    PRESETS.iter().map(|(name, _)| *name)
+}
+
+/// The text of a preset, and the values that it stands for.
+pub(super) fn preset(name: &str) -> Result<(Text, Dict), Problem> {
     let found = PRESETS.iter().find(|(known, _)| *known == name);
-    let parsed = found.and_then(|(name, text)| Text::parse(name, text).ok());
-    let names = || PRESETS.iter().map(|(name, _)| *name);
-    parsed.map(|(_, values)| values).ok_or_else(|| {
+    let parsed = found.and_then(|(name, text)| Text::parse(&format!("preset `{name}`"), text).ok());
+    parsed.ok_or_else(|| {
         let near = nearest(name, names()).map(|near| format!("did you mean `{near}`? "));
         let help = format!("{}there is {}", near.unwrap_or_default(), alternatives(names()));
         Problem::at("preset", Fault::Choice { found: name.into() }).help(help)
@@ -33,7 +37,7 @@ mod tests {
     #[test]
     fn presets_are_parts_of_recipes() {
         for (name, _) in PRESETS {
-            assert!(preset(name).unwrap().contains_key("refine"), "{name}");
+            assert!(preset(name).unwrap().1.contains_key("refine"), "{name}");
         }
         assert!(preset("bset").is_err_and(|problem| problem.help.unwrap().contains("`best`")));
     }

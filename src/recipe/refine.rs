@@ -1,8 +1,9 @@
 //! A stage of the refinement as a recipe writes it: a `[[refine]]` table.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
-use schemars::JsonSchema;
+use figment::value::{Dict, Value};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Visitor};
 
 use super::{
@@ -15,18 +16,18 @@ use crate::prune::{Alpha, Side};
 /// A stage that refines masks, or weights, group by group.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["use"]))]
 pub struct Refine {
     /// What the stage does: `swap`, exact swaps of a kept and a pruned weight where that lowers the
     /// matrix's output error most (arXiv 2512.10922); `rebuild`, swaps by the scores that gradients
     /// of the group's output error give (LLM-Barber, arXiv 2408.10631); `reconstruct`, other values
     /// for the kept weights, which the other stages leave as they are.
     #[serde(rename = "use", deserialize_with = "word_of")]
-    #[schemars(with = "String")]
+    #[schemars(with = "Kind")]
     pub stage: Option<Kind>,
     /// Of `swap` and `rebuild`: the weights that compete, all of a `group`, all of a `layer`, those
     /// of a `row` (an output) or those of a `column` (an input). Swaps know `row` and `layer`.
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
     pub scope: Option<Scope>,
     /// Of `swap`: how many swaps a row has at most.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,23 +35,21 @@ pub struct Refine {
     /// Of `swap` and `reconstruct`: by how much the inputs' correlations count less than the
     /// calibration samples say, from 0 to 1. Few samples make much of chance.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1))]
     pub shrinkage: Option<f64>,
     /// Of `rebuild`: the share of the swaps that would raise the score that is made, from 0 to 1; or
     /// `auto`, the share that lowers the group's output error most. The paper has 0.1, and 0.01 for
     /// Wanda's mask on models of 7 billion weights; where a scope has fewer than 1/alpha such swaps,
     /// none is made, so small models' rows need the larger one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<f64>")]
     pub alpha: Option<Share>,
     /// Of `rebuild`: where gradients are taken, at the `dense` weights, as the paper does, or at the
     /// `sparse` ones.
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
     pub gradient: Option<Side>,
     /// Of `rebuild`: how often at most, each time with new gradients, or `until-converged`. More
     /// than once it stops when the error no longer falls.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<usize>")]
     pub rounds: Option<Rounds>,
     /// Of `rebuild`: whether kept weights that the initial mask's rule changed (`sparsegpt`) stay as
     /// it left them. Otherwise every kept weight is the dense one.
@@ -59,7 +58,6 @@ pub struct Refine {
     /// Of `reconstruct`: how values are found, by `least-squares` of each row, or by steps down the
     /// `gradient` of the group's output error (arXiv 2510.14444).
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
     pub method: Option<Values>,
     /// Of `reconstruct` by `gradient`: how often the calibration samples are gone through.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -67,15 +65,17 @@ pub struct Refine {
     /// Of `reconstruct` by `gradient`: how far a step goes, as a share of the root mean square of the
     /// matrix's weights.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub rate: Option<f64>,
     /// Of `reconstruct` by `least-squares`: what holds the weights where they are, as a share of the
     /// mean squared input.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub damping: Option<f64>,
 }
 
 /// What a stage does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Exact swaps.
@@ -98,7 +98,7 @@ impl Kind {
 }
 
 /// How a reconstruction finds values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Values {
     /// Least squares of each row.
@@ -133,6 +133,26 @@ impl Serialize for Rounds {
             usize::MAX => serializer.serialize_str(CONVERGED),
             rounds => rounds.serialize(serializer),
         }
+    }
+}
+
+impl JsonSchema for Share {
+    fn schema_name() -> Cow<'static, str> {
+        "Share".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [{ "type": "number", "minimum": 0, "maximum": 1 }, { "const": AUTO }] })
+    }
+}
+
+impl JsonSchema for Rounds {
+    fn schema_name() -> Cow<'static, str> {
+        "Rounds".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [{ "type": "integer", "minimum": 1 }, { "const": CONVERGED }] })
     }
 }
 
@@ -247,13 +267,29 @@ impl Refine {
     }
 }
 
+/// What each key is where a stage that knows it leaves it out.
+pub(super) fn defaults() -> Dict {
+    let of = |stage, method| Refine { stage: Some(stage), method, ..Refine::default() };
+    let stages = [
+        of(Kind::Swap, None),
+        of(Kind::Rebuild, None),
+        of(Kind::Reconstruct, Some(Values::Gradient)),
+        of(Kind::Reconstruct, None),
+    ];
+    let mut defaults = Dict::new();
+    for mut stage in stages {
+        stage.settle();
+        if let Ok(Value::Dict(_, keys)) = Value::serialize(&stage) {
+            defaults.extend(keys);
+        }
+    }
+    defaults.remove("use");
+    defaults
+}
+
 /// Fills in what the stages leave out, and says what is wrong with them, beyond their types.
 pub(super) fn settle(recipe: &mut Recipe, problems: &mut Vec<Problem>) {
     for (i, refine) in recipe.refine.iter_mut().enumerate() {
-        let mut wrong = |key: &str, why: String, help: &str| {
-            let path = format!("refine.{i}.{key}");
-            problems.push(Problem::at(&path, Fault::Value(why)).help(help));
-        };
         let Some(stage) = refine.stage else {
             let problem = Problem::at(&format!("refine.{i}.use"), Fault::Missing);
             problems.push(problem.help("a stage is `swap`, `rebuild` or `reconstruct`"));
@@ -263,9 +299,16 @@ pub(super) fn settle(recipe: &mut Recipe, problems: &mut Vec<Problem>) {
             if !of.contains(&stage) {
                 let of: Vec<String> = of.iter().map(|kind| format!("`{}`", kind.name())).collect();
                 let why = format!("is no key of the stage `{}`", stage.name());
-                wrong(key, why, &format!("it is one of {}", of.join(" and ")));
+                let path = format!("refine.{i}.{key}");
+                let problem = Problem::at(&path, Fault::Value(why));
+                let problem = problem.help(format!("it is one of {}", of.join(" and ")));
+                problems.push(problem.against(&format!("refine.{i}.use")));
             }
         }
+        let mut wrong = |key: &str, why: String, help: &str| {
+            let path = format!("refine.{i}.{key}");
+            problems.push(Problem::at(&path, Fault::Value(why)).help(help));
+        };
         if let Some(Share(Alpha::Share(alpha))) = refine.alpha
             && !(0.0..=1.0).contains(&alpha)
         {

@@ -1,36 +1,47 @@
 //! From a recipe's text and what is layered over it to what it means.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
-use figment::{Figment, error::Kind, value::Value};
+use figment::{
+    error::{Actual, Kind},
+    value::Value,
+};
 
 use super::{
     Allocate, Calibration, Init, Mask, Pattern, Recipe, RecipeError, Scope, Sparsity,
-    error::{Fault, Problem, alternatives, nearest},
+    error::{Fault, Problem, alternatives, nearest, segments},
+    extends::{EXTENDS, files},
     keys::{key, keys},
-    layers::{Layer, merge},
+    layers::{Layer, Merged, below, merge},
+    pipeline::{initial_pipeline, pipeline},
     refine, rules,
-    text::Text,
+    sections::MOST,
+    sweep::{Point, SWEEP, points},
 };
 use crate::{
-    evaluate::{TASKS, Task},
     hub::is_name,
     limits::{self, GLOB, GLOBS, TOKENS},
 };
+
+/// More are no help.
+const MOST_PROBLEMS: usize = 100;
 
 /// A resolved recipe, and where each of its values comes from.
 #[derive(Debug)]
 pub struct Loaded {
     /// What the recipe means. Paths of the file are relative to the file.
     pub recipe: Recipe,
+    /// Which run of a sweep it is.
+    pub point: Point,
     pub(super) source: Source,
 }
 
 /// What a recipe was resolved from.
 #[derive(Debug)]
 pub(super) struct Source {
-    text: Text,
-    figment: Figment,
+    /// What the user calls the recipe.
+    name: String,
+    merged: Merged,
     values: Value,
 }
 
@@ -38,28 +49,52 @@ pub(super) struct Source {
 /// assignments.
 ///
 /// # Errors
-/// All that is wrong with it.
+/// All that is wrong with it, and that it is a sweep.
 pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, RecipeError> {
+    only(load_runs(path, sets)?)
+}
+
+/// Resolves the recipe in a file like [`load`]: every run of its sweep, in order, whose
+/// `output.path` is a directory of its own; or the one run that a recipe without a sweep is.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn load_runs(path: &Path, sets: &[String]) -> Result<Vec<Loaded>, RecipeError> {
     let text = read(path, "a recipe, such as recipes/quickstart.toml")?;
     // Unicode or not, a variable of another program is none of our concern.
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    load_text(path, &text, variables, sets)
+    runs(path, &text, variables, sets)
+}
+
+/// The run, if there is just one and it is of no sweep.
+fn only(mut runs: Vec<Loaded>) -> Result<Loaded, RecipeError> {
+    let count = runs.len();
+    let first = runs.swap_remove(0);
+    if first.point.settings.is_empty() {
+        return Ok(first);
+    }
+    let why = format!("makes {count} of the one run that is wanted here");
+    let problem = Problem::at(SWEEP, Fault::Value(why));
+    Err(first.source.error(vec![problem.help("`barber prune` and `barber check` take a sweep")]))
 }
 
 /// The text of a file that is `what` it should be.
 pub(super) fn read(path: &Path, what: &str) -> Result<String, RecipeError> {
-    let text = limits::read(path, limits::RECIPE).map_err(|e| e.to_string()).and_then(|bytes| {
-        String::from_utf8(bytes)
-            .map_err(|e| format!("not UTF-8 from byte {} on", e.utf8_error().valid_up_to()))
-    });
-    text.map_err(|why| {
+    read_text(path).map_err(|why| {
         let name = path.display().to_string();
         let mut problem =
             Problem::new(Vec::new(), Fault::Read(why)).help(format!("give the path of {what}"));
         problem.origin = Some(name.clone());
-        RecipeError::new(&name, None, vec![problem])
+        RecipeError::new(&name, vec![problem])
     })
+}
+
+/// The text of a file, or why it cannot be read.
+pub(super) fn read_text(path: &Path) -> Result<String, String> {
+    let bytes = limits::read(path, limits::RECIPE).map_err(|e| e.to_string())?;
+    String::from_utf8(bytes)
+        .map_err(|e| format!("not UTF-8 from byte {} on", e.utf8_error().valid_up_to()))
 }
 
 /// Resolves the text of a recipe that is or could be in the file `path`.
@@ -91,10 +126,19 @@ pub fn load_text(
     variables: impl IntoIterator<Item = (String, String)>,
     sets: &[String],
 ) -> Result<Loaded, RecipeError> {
+    only(runs(path, text, variables, sets)?)
+}
+
+/// Resolves every run of a recipe; there is at least one.
+pub(super) fn runs(
+    path: &Path,
+    text: &str,
+    variables: impl IntoIterator<Item = (String, String)>,
+    sets: &[String],
+) -> Result<Vec<Loaded>, RecipeError> {
     let name = path.display().to_string();
-    let fail = |problems| RecipeError::new(&name, Some(text), problems);
-    let (parsed, values) = Text::parse(&name, text).map_err(fail)?;
-    let mut layers = vec![Layer::defaults(), Layer::file(path, values)];
+    let fail = |problems| RecipeError::new(&name, problems);
+    let mut layers = files(path, text).map_err(fail)?;
     let mut problems = Vec::new();
     let variables =
         variables.into_iter().filter_map(|(name, value)| Layer::variable(&name, &value));
@@ -104,38 +148,69 @@ pub fn load_text(
             Err(problem) => problems.push(problem),
         }
     }
-    let named = layers.iter().rev().find_map(Layer::named_preset).map(str::to_owned);
+    let points = points(&layers).map_err(|of_sweep| fail([&problems[..], &of_sweep].concat()))?;
+    let mut runs = Vec::new();
+    for (point, own) in points {
+        match resolve(&name, [&layers[..], &own].concat(), point) {
+            Ok(run) => runs.push(run),
+            Err(found) => {
+                // Most of what is wrong with one run is wrong with all.
+                let is_new = |new: &Problem| !problems.iter().any(|known| new.is(known));
+                let new: Vec<_> = found.into_iter().filter(is_new).collect();
+                problems.extend(new);
+            }
+        }
+    }
+    if problems.is_empty() { Ok(runs) } else { Err(fail(problems)) }
+}
+
+/// Resolves the layers that a recipe's author gave, those of a point of the sweep last; or says all
+/// that is wrong with them.
+fn resolve(name: &str, given: Vec<Layer>, point: Point) -> Result<Loaded, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let named = given.iter().rev().find_map(Layer::named_preset).map(str::to_owned);
+    let mut layers = vec![Layer::defaults()];
     match named.as_deref().map(Layer::preset).transpose() {
-        // Above the defaults, below all that the user says.
-        Ok(preset) => layers.splice(1..1, preset).for_each(drop),
+        // Above the defaults, below all that the author says.
+        Ok(preset) => layers.extend(preset),
         Err(problem) => problems.push(problem),
     }
-    let (figment, values, unmerged) = merge(layers);
+    layers.extend(given);
+    let (merged, values, unmerged) = merge(layers);
     problems.extend(unmerged);
-    let source = Source { text: parsed, figment, values: values.into() };
-
-    let mut known = source.values.clone();
-    take_unknown(&mut known, &mut Vec::new(), &mut problems);
-    let recipe = match known.deserialize::<Recipe>() {
-        Ok(mut recipe) => {
-            settle_ratio(&source, &mut recipe, &mut problems);
-            refine::settle(&mut recipe, &mut problems);
-            check(&recipe, &mut problems);
-            rules::check(&recipe, &mut problems);
-            recipe
-        }
-        Err(error) => {
-            problems.extend(error.into_iter().map(typed));
-            return Err(fail(source.locate(problems)));
-        }
-    };
-    if !problems.is_empty() {
-        return Err(fail(source.locate(problems)));
+    if values.contains_key(EXTENDS) {
+        // The files' own are followed and gone.
+        let why = "only a recipe's file is built on another".to_owned();
+        problems.push(
+            Problem::at(EXTENDS, Fault::Value(why))
+                .help("write it in the file, or give its values"),
+        );
     }
-    let mut recipe = recipe;
-    let dir = path.parent().unwrap_or(Path::new(""));
+    let source = Source { name: name.into(), merged, values: values.into() };
+    let mut known = source.values.clone();
+    if let Value::Dict(_, known) = &mut known {
+        known.remove(EXTENDS);
+        known.remove(SWEEP);
+    }
+    take_unknown(&mut known, &mut Vec::new(), &mut problems);
+    let (recipe, mistyped) = read_all(&mut known, Value::deserialize::<Recipe>);
+    problems.extend(mistyped);
+    let Some(mut recipe) = recipe else { return Err(source.located(problems)) };
+    // What was left out because it is wrong is not missing.
+    let mut found = Vec::new();
+    settle_ratio(&source, &mut recipe, &mut found);
+    refine::settle(&mut recipe, &mut found);
+    check(&recipe, &mut found);
+    rules::check(&recipe, &mut found);
+    found.extend(pipeline(&recipe.metric).err().unwrap_or_default());
+    found.extend(initial_pipeline(&recipe.mask).err().unwrap_or_default());
+    found.retain(|new| !problems.iter().any(|known| new.path.starts_with(&known.path)));
+    problems.extend(found);
+    if !problems.is_empty() {
+        return Err(source.located(problems));
+    }
     for (key, path) in recipe.paths_mut() {
-        if source.is_from_file(&super::error::segments(&key)) {
+        if let Some(dir) = source.layer_of(&segments(&key)).and_then(Layer::dir) {
             let joined = dir.join(&*path);
             // A model's name on the hub has the form of a path.
             if key != "model.path" || joined.is_dir() || !is_name(path) {
@@ -143,76 +218,58 @@ pub fn load_text(
             }
         }
     }
-    let loaded = Loaded { recipe, source };
-    // The metrics' own parameters are part of the recipe too.
-    loaded.pipeline()?;
-    loaded.initial_pipeline()?;
-    Ok(loaded)
+    if let Some(path) = recipe.output.path.as_mut().filter(|_| !point.name.is_empty()) {
+        path.push(&point.name);
+    }
+    Ok(Loaded { recipe, point, source })
 }
 
 impl Loaded {
     /// Where the value of a key comes from: `my.toml line 12`, `environment variable BARBER_…`,
     /// `--set …`, or `default`.
     pub fn origin(&self, key: &str) -> String {
-        self.source.origin(&super::error::segments(key)).unwrap_or_else(|| "default".into())
+        let key = segments(key);
+        self.source.layer_of(&key).map_or_else(|| "default".into(), |layer| layer.origin(&key))
     }
 }
 
 impl Source {
     fn value(&self, path: &[String]) -> Option<&Value> {
-        path.iter().try_fold(&self.values, |value, segment| match value {
-            Value::Array(_, items) => items.get(segment.parse::<usize>().ok()?),
-            Value::Dict(_, dict) => dict.get(segment),
-            _ => None,
-        })
+        below(&self.values, path)
     }
 
-    fn is_from_file(&self, path: &[String]) -> bool {
-        self.value(path)
-            .and_then(|value| match value {
-                // A table has no tag of its own.
-                Value::Dict(_, dict) => dict.values().next(),
-                value => Some(value),
-            })
-            .and_then(|value| self.figment.get_metadata(value.tag()))
-            .is_some_and(|metadata| metadata.source.is_some())
+    /// The layer that the value at `path` is from.
+    fn layer_of(&self, path: &[String]) -> Option<&Layer> {
+        self.merged.layer_of(self.value(path)?)
     }
 
-    fn origin(&self, path: &[String]) -> Option<String> {
-        let metadata = self.figment.get_metadata(self.value(path)?.tag())?;
-        match self.text.place(path).filter(|_| metadata.source.is_some()) {
-            Some(place) => Some(self.text.origin(place.value.start)),
-            None => Some(metadata.name.to_string()),
-        }
-    }
-
-    /// Gives each problem its origin, and its place in the text if it has one there.
-    fn locate(&self, problems: Vec<Problem>) -> Vec<Problem> {
-        problems.into_iter().map(|problem| self.locate_one(problem)).collect()
-    }
-
+    /// The error of some problems, with the places where they are.
     pub(super) fn error(&self, problems: Vec<Problem>) -> RecipeError {
-        RecipeError::new(&self.text.name, Some(&self.text.text), self.locate(problems))
+        RecipeError::new(&self.name, self.located(problems))
     }
 
-    fn locate_one(&self, mut problem: Problem) -> Problem {
-        if problem.origin.is_some() {
-            return problem;
+    fn located(&self, mut problems: Vec<Problem>) -> Vec<Problem> {
+        for problem in &mut problems {
+            self.locate(problem);
         }
-        // What is missing is pointed at by the table that it is missing from.
-        let mut path = problem.path.clone();
-        while self.value(&path).is_none() && path.len() > 1 {
-            path.pop();
+        problems
+    }
+
+    fn locate(&self, problem: &mut Problem) {
+        if problem.origin.is_none() {
+            // What is missing is pointed at by the table that it is missing from.
+            let mut path = problem.path.clone();
+            while self.value(&path).is_none() && path.len() > 1 {
+                path.pop();
+            }
+            if let Some(layer) = self.layer_of(&path) {
+                layer.blame(problem, &path);
+            }
         }
-        // What is missing comes from nowhere, unless its table is in the file.
-        problem.origin = self.origin(&path).filter(|origin| origin != "default");
-        if self.is_from_file(&path) || (path.len() < problem.path.len()) {
-            problem.span = self.text.place(&path).map(|place| match problem.fault {
-                Fault::UnknownKey | Fault::Missing => place.key.clone(),
-                _ => place.value.clone(),
-            });
+        let against = problem.against.as_ref();
+        if let Some(layer) = against.and_then(|against| self.layer_of(&against.path)) {
+            layer.blame_too(problem);
         }
-        problem
     }
 }
 
@@ -268,7 +325,7 @@ fn has_children(path: &[String]) -> bool {
     children(path).next().is_some()
 }
 
-fn unknown(path: Vec<String>) -> Problem {
+pub(super) fn unknown(path: Vec<String>) -> Problem {
     let (name, table) = match path.split_last() {
         Some((name, table)) => (name.clone(), table.to_vec()),
         None => (String::new(), Vec::new()),
@@ -294,7 +351,7 @@ pub(super) fn typed(error: figment::Error) -> Problem {
             (Fault::Missing, None)
         }
         Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
-            (Fault::Type { found: found.to_string(), expected }, None)
+            (Fault::Type { found: shown(&found), expected: kind(expected) }, None)
         }
         Kind::UnknownVariant(found, known) => {
             let near = nearest(&found, known.iter().copied());
@@ -329,13 +386,77 @@ pub(super) fn typed(error: figment::Error) -> Problem {
     }
 }
 
-/// The type errors of what stands at a key.
-pub(super) fn typed_in(key: &str, error: figment::Error) -> Vec<Problem> {
-    let prefix = |mut problem: Problem| {
-        problem.path.splice(0..0, super::error::segments(key));
-        problem
-    };
-    error.into_iter().map(typed).map(prefix).collect()
+/// A value as a message shows it.
+pub(super) fn shown(value: &Actual) -> String {
+    match value {
+        Actual::Bool(value) => format!("`{value}`"),
+        Actual::Unsigned(value) => format!("the number {value}"),
+        Actual::Signed(value) => format!("the number {value}"),
+        Actual::Float(value) => format!("the number {value:?}"),
+        Actual::Str(text) => format!("the string {text:?}"),
+        Actual::Seq => "an array".into(),
+        Actual::Map => "a table".into(),
+        other => other.to_string(),
+    }
+}
+
+/// What a type is to the author of a recipe.
+fn kind(expected: String) -> String {
+    match expected.as_str() {
+        "f32" | "f64" => "a number",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number from 0 on",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "a boolean" => "`true` or `false`",
+        "a sequence" => "an array",
+        "a map" => "a table",
+        expected if expected.starts_with("struct ") => "a table",
+        "path string" => "a path",
+        _ => return expected,
+    }
+    .into()
+}
+
+/// Reads values as what they should be, again and again, each time without what was found to be
+/// wrong: that finds all of it.
+pub(super) fn read_all<T>(
+    values: &mut Value,
+    read: impl Fn(&Value) -> figment::error::Result<T>,
+) -> (Option<T>, Vec<Problem>) {
+    let mut problems = Vec::new();
+    loop {
+        match read(values) {
+            Ok(found) => return (Some(found), problems),
+            Err(error) => {
+                let path = error.path.clone();
+                let unknown = match &error.kind {
+                    Kind::UnknownField(name, _) => Some(name.clone()),
+                    _ => None,
+                };
+                problems.extend(error.into_iter().map(typed));
+                let path = match unknown {
+                    Some(name) if path.last() != Some(&name) => [path, vec![name]].concat(),
+                    _ => path,
+                };
+                if problems.len() >= MOST_PROBLEMS || !remove(values, &path) {
+                    return (None, problems);
+                }
+            }
+        }
+    }
+}
+
+/// Removes the value at `path`, or the array that it is in; returns whether there was one.
+fn remove(value: &mut Value, path: &[String]) -> bool {
+    let Some((first, rest)) = path.split_first() else { return false };
+    let Value::Dict(_, dict) = value else { return false };
+    let inner = dict.get_mut(first).is_some_and(|value| match (value, rest) {
+        (Value::Array(_, items), [index, rest @ ..]) if !rest.is_empty() => {
+            let item = index.parse().ok().and_then(|index: usize| items.get_mut(index));
+            item.is_some_and(|item| remove(item, rest))
+        }
+        (value, rest) => remove(value, rest),
+    });
+    inner || dict.remove(first).is_some()
 }
 
 /// The ratio that the pattern implies, unless the recipe gives another.
@@ -351,7 +472,8 @@ fn settle_ratio(source: &Source, recipe: &mut Recipe, problems: &mut Vec<Problem
         );
         problems.push(
             Problem::new(path.to_vec(), Fault::Value(why))
-                .help(format!("leave it out, or write {implied}")),
+                .help(format!("leave it out, or write {implied}"))
+                .against("sparsity.pattern"),
         );
     }
     recipe.sparsity.ratio = implied;
@@ -372,16 +494,22 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
     }
     let Sparsity { pattern, allocation, spread, outlier, .. } = recipe.sparsity;
     if allocation != Allocate::Uniform && pattern != Pattern::Unstructured {
-        let help = "leave it out, or prune unstructured";
-        wrong("sparsity.allocation", format!("the pattern {pattern} has one ratio"), help);
+        let why = format!("the pattern {pattern} has one ratio");
+        let problem = Problem::at("sparsity.allocation", Fault::Value(why));
+        let problem = problem.help("leave it out, or prune unstructured");
+        problems.push(problem.against("sparsity.pattern"));
     }
     let format = recipe.output.format;
     if let Some(stored) = format.pattern().filter(|stored| *stored != pattern) {
         let name = format.name();
         let help = format!("prune with sparsity.pattern = \"{stored}\", or write another format");
         let why = format!("{name} stores the pattern {stored}, and sparsity.pattern is {pattern}");
-        wrong("output.format", why, &help);
+        let problem = Problem::at("output.format", Fault::Value(why)).help(help);
+        problems.push(problem.against("sparsity.pattern"));
     }
+    let mut wrong = |key: &str, why: String, help: &str| {
+        problems.push(Problem::at(key, Fault::Value(why)).help(help));
+    };
     if !(0.0..1.0).contains(&spread) {
         wrong("sparsity.spread", format!("{spread} is no spread"), "at least 0 and below 1: 0.08");
     }
@@ -418,8 +546,8 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         ("evaluate.questions", recipe.evaluate.questions.unwrap_or(1), 1),
     ];
     for (key, size, least) in sizes {
-        if !(least..=1 << 24).contains(&size) {
-            let help = format!("it must be from {least} to {}", 1 << 24);
+        if !(least..=MOST).contains(&size) {
+            let help = format!("it must be from {least} to {MOST}");
             wrong(key, format!("{size} is out of range"), &help);
         }
     }
@@ -446,25 +574,22 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
             wrong(&key, error.to_string(), help);
         }
     }
-    for name in recipe.evaluate.tasks.keys().filter(|name| Task::named(name).is_none()) {
-        let known = || TASKS.iter().map(|task| task.name);
-        let near = nearest(name, known()).map(|near| format!("did you mean `{near}`? "));
-        let help = format!("{}known: {}", near.unwrap_or_default(), alternatives(known()));
-        wrong(&format!("evaluate.tasks.{name}"), "is no task".into(), &help);
-    }
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeMap<&str, String> = BTreeMap::new();
     for (i, block) in recipe.blocks.iter().enumerate() {
         if block.name.is_empty() || block.layers.is_empty() {
             let empty = if block.name.is_empty() { "name" } else { "layers" };
-            let help = "a block has a name and the linear layers that it groups";
-            wrong(&format!("blocks.{i}.{empty}"), "is empty".into(), help);
+            let problem =
+                Problem::at(&format!("blocks.{i}.{empty}"), Fault::Value("is empty".into()));
+            problems.push(problem.help("a block has a name and the linear layers that it groups"));
         }
         for (j, layer) in block.layers.iter().enumerate() {
-            if seen.contains(&layer.as_str()) {
-                let why = format!("`{layer}` is in two blocks");
-                wrong(&format!("blocks.{i}.layers.{j}"), why, "a layer is rebuilt with one block");
+            let at = format!("blocks.{i}.layers.{j}");
+            if let Some(other) = seen.get(layer.as_str()) {
+                let problem = Problem::at(&at, Fault::Value(format!("`{layer}` is in two blocks")));
+                let problem = problem.help("a layer is rebuilt with one block");
+                problems.push(problem.against(other));
             }
-            seen.push(layer);
+            seen.insert(layer, at);
         }
     }
     let missing = [
@@ -473,9 +598,15 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         ("output.path", recipe.output.path.is_none()),
         ("mask.metric", recipe.mask.init == Init::Metric && recipe.mask.metric.is_empty()),
     ];
-    for (path, _) in missing.into_iter().filter(|(_, missing)| *missing) {
-        let help = keys().iter().find(|key| key.path == path).map_or("", |key| &key.help);
-        problems.push(Problem::at(path, Fault::Missing).help(help));
+    let missing = missing.into_iter().map(|(at, missing)| (at.to_owned(), missing));
+    let texts = recipe.evaluate.perplexity.iter().enumerate();
+    let texts = texts.map(|(i, text)| {
+        (format!("evaluate.perplexity.{i}.path"), text.path.as_os_str().is_empty())
+    });
+    for (at, _) in missing.chain(texts).filter(|(_, missing)| *missing) {
+        let problem = Problem::at(&at, Fault::Missing);
+        let help = key(&problem.path).map_or("", |key| key.help.as_str());
+        problems.push(problem.help(help));
     }
     let rebuilds = recipe.refine.iter().any(|of| of.stage == Some(super::Kind::Rebuild));
     if rebuilds && recipe.metric.is_empty() {
@@ -618,9 +749,123 @@ mod tests {
             let problem = problems.iter().find(|p| p.key() == key);
             let problem = problem.unwrap_or_else(|| panic!("{line}: {problems:?}"));
             assert!(problem.help.as_deref().unwrap_or("").contains(help), "{line}: {problem:?}");
-            let span = problem.span().unwrap_or_else(|| panic!("{line}: no span: {problem:?}"));
-            assert!(span.start >= FINE.len(), "{line}: {span:?}");
+            let excerpt = problem.excerpt().unwrap_or_else(|| panic!("{line}: {problem:?}"));
+            assert!(line.contains(excerpt), "{line}: {excerpt}");
         }
+    }
+
+    /// The texts of a program's problems, one paragraph each.
+    fn shown(text: &str, variables: &[(&str, &str)], sets: &[&str]) -> String {
+        let variables = variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+        let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+        let error = load_text(Path::new("r.toml"), text, variables, &sets).unwrap_err();
+        let theme = miette::GraphicalTheme::unicode_nocolor();
+        let handler = miette::GraphicalReportHandler::new_themed(theme).with_wrap_lines(false);
+        let mut shown = String::new();
+        handler.render_report(&mut shown, &error).unwrap();
+        shown.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    }
+
+    #[test]
+    fn messages_show_the_line_the_key_the_source_and_what_to_do() {
+        let of_file = shown(&format!("{FINE}[sparsity]\nratoi = 0.5\n"), &[], &[]);
+        assert_eq!(
+            of_file,
+            "
+  × unknown key `sparsity.ratoi`
+   ╭─[r.toml:5:1]
+ 4 │ [sparsity]
+ 5 │ ratoi = 0.5
+   · ──┬──
+   ·   ╰── unknown key
+   ╰────
+  help: did you mean `ratio`?
+"
+            .trim_start_matches('\n')
+        );
+        let of_set = shown(FINE, &[], &["refine=[{ use = 'swap', limit = 'ten' }]"]);
+        assert_eq!(
+            of_set,
+            "
+  × `refine.0.limit` is the string \"ten\", expected a whole number from 0 on
+   ╭─[command line:1:39]
+ 1 │ --set refine=[{ use = 'swap', limit = 'ten' }]
+   ·                                       ──┬──
+   ·                                         ╰── here
+   ╰────
+  help: Of `swap`: how many swaps a row has at most.
+"
+            .trim_start_matches('\n')
+        );
+        let of_environment = shown(FINE, &[("BARBER_MASK__INIT", "wandaa")], &[]);
+        for expected in [
+            "× `mask.init` cannot be `wandaa`",
+            "╭─[environment:1:19]",
+            "1 │ BARBER_MASK__INIT=wandaa",
+            "help: did you mean `wanda`? There is `magnitude`, `wanda`, `sparsegpt`, `metric` or `none`",
+        ] {
+            assert!(of_environment.contains(expected), "{of_environment}");
+        }
+        let misspelt = shown(FINE, &[("BARBER_MSAK__INIT", "wanda")], &[]);
+        assert!(misspelt.contains("unknown key `msak`"), "{misspelt}");
+        assert!(misspelt.contains("did you mean `mask`?"), "{misspelt}");
+        assert!(misspelt.contains("──"), "{misspelt}");
+    }
+
+    #[test]
+    fn conflicts_show_both_keys() {
+        let same = shown(&format!("{FINE}[sparsity]\npattern = '2:4'\nratio = 0.6\n"), &[], &[]);
+        for expected in ["not what the pattern 2:4 prunes", "╰── here", "╰── with this"]
+        {
+            assert!(same.contains(expected), "{same}");
+        }
+        let other = shown(&format!("{FINE}sparsity.ratio = 0.6\n"), &[], &["sparsity.pattern=2:4"]);
+        let expected = "prunes; `sparsity.pattern` is from --set sparsity.pattern=2:4";
+        assert!(other.contains(expected), "{other}");
+        let refine = "refine = [{ use = 'swap', alpha = 0.1 }]\n";
+        let stage = shown(&format!("{FINE}{refine}"), &[], &[]);
+        assert!(stage.contains("with this") && stage.contains("one of `rebuild`"), "{stage}");
+        let preset = shown(&format!("{FINE}preset = 'fast'\n"), &[], &["refine.0.alpha=0.1"]);
+        assert!(preset.contains("`refine.0.use` is from preset `fast`"), "{preset}");
+    }
+
+    #[test]
+    fn all_problems_are_found_at_once() {
+        let text = format!(
+            "{FINE}sparsity = {{ ratio = 'half', spread = 2, patern = '2:4' }}\nmask.passes = 'two'\n\
+             calibration.samples = 0\nevaluate.special_tokens = 1\n\
+             refine = [{{ use = 'swap', limit = 'x', alpha = 1 }}, {{ use = 'swp' }}]\n\
+             metric = [{{ use = 'magnitude', pwer = 1, power = 'x' }}, {{ use = 'magnitud' }}]\n"
+        );
+        let error = load(&text, &["streams.blend=2", "sparsity.outlier=0"]).unwrap_err();
+        let mut keys: Vec<_> = error.problems().iter().map(Problem::key).collect();
+        keys.sort_unstable();
+        assert_eq!(
+            keys,
+            [
+                "calibration.samples",
+                "evaluate.special_tokens",
+                "mask.passes",
+                "metric.0.power",
+                "metric.0.pwer",
+                "metric.1.use",
+                "refine.0.alpha",
+                "refine.0.limit",
+                "refine.1.use",
+                "sparsity.outlier",
+                "sparsity.patern",
+                "sparsity.ratio",
+                "sparsity.spread",
+                "streams.blend",
+            ]
+        );
+        for problem in error.problems() {
+            assert!(problem.excerpt().is_some_and(|piece| !piece.is_empty()), "{problem:?}");
+            assert!(problem.help.is_some(), "{problem:?}");
+        }
+        // What has the wrong type is not missing too.
+        let error = load("model.path = 3\ncalibration.source = 'c'\noutput.path = 'o'", &[]);
+        assert_eq!(error.unwrap_err().problems().len(), 1);
     }
 
     #[test]
@@ -657,7 +902,8 @@ mod tests {
     fn assignments_are_checked_as_the_file_is() {
         let error = load(FINE, &["sparsity.ratoi=0.5"]).unwrap_err();
         assert_eq!(error.problems()[0].key(), "sparsity.ratoi");
-        assert!(error.to_string().contains("--set sparsity.ratoi=0.5"), "{error}");
+        assert_eq!(error.problems()[0].origin.as_deref(), Some("--set sparsity.ratoi=0.5"));
+        assert_eq!(error.problems()[0].excerpt(), Some("sparsity.ratoi"));
         assert!(load(FINE, &["sparsity"]).is_err());
         assert!(load(FINE, &["metric.0.power=0.5"]).unwrap().pipeline().is_ok());
     }

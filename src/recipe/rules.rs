@@ -141,7 +141,12 @@ pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
             && (ratio - implied).abs() > 1e-9
         {
             let why = format!("the pattern {pattern} prunes {implied}");
-            wrong(".ratio", &why, "leave it out, or add `pattern = \"unstructured\"`");
+            let problem = Problem::at(&format!("override.{i}.ratio"), Fault::Value(why));
+            let problem = problem.help("leave it out, or add `pattern = \"unstructured\"`");
+            problems.push(problem.against(&match of.pattern {
+                Some(_) => format!("override.{i}.pattern"),
+                None => "sparsity.pattern".into(),
+            }));
         }
     }
 }

@@ -10,16 +10,19 @@ use barber_metric::Needs;
 use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{
-    Deserialize, Deserializer, Serialize,
+    Deserialize, Deserializer, Serialize, Serializer,
     de::{IntoDeserializer, SeqAccess, Visitor, value::SeqAccessDeserializer},
 };
 
-use super::{Dtype, Format, Init, Pattern, Refine, Scope, Selection, Stage, Text};
+use super::{Dtype, Format, Init, Pattern, Refine, Scope, Selection, Stage, Text, preset, schema};
 use crate::{
     executor::Device,
     hub::is_name,
     prune::{Allocation, By, Side},
 };
+
+/// The most that a number of samples, tokens, segments or questions may be.
+pub(super) const MOST: usize = 1 << 24;
 
 /// A pruning experiment, whole: who reads it knows what will happen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -29,6 +32,7 @@ pub struct Recipe {
     /// the masks that cost the model least; `fast`, most of that in less time. `barber check` shows
     /// what it stands for.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = preset::names().collect::<Vec<_>>()))]
     pub preset: Option<String>,
     /// The model to prune.
     pub model: Model,
@@ -49,7 +53,6 @@ pub struct Recipe {
     pub streams: Streams,
     /// The stages that refine the masks, in order, group by group. Left out: the initial mask is
     /// the result.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub refine: Vec<Refine>,
     /// The pipeline that scores weights for the stage `rebuild`, a metric after the other. Left
     /// out: the one metric `weight-gradient`.
@@ -106,12 +109,15 @@ pub struct Calibration {
     /// The field of a record that holds its text.
     pub field: String,
     /// How many samples to take of it.
+    #[schemars(range(min = 1, max = MOST))]
     pub samples: usize,
     /// How many more to take, that no statistics are of: what a stage does is reported on them
     /// too, and swaps, guarded rebuilds and reconstructions that do not lower the error on them are
     /// taken back.
+    #[schemars(range(max = MOST))]
     pub held_out: usize,
     /// The length of a sample, in tokens.
+    #[schemars(range(min = 2, max = MOST))]
     pub sequence_length: usize,
     /// What the random selection starts from.
     pub seed: u64,
@@ -147,20 +153,21 @@ impl Default for Calibration {
 pub struct Sparsity {
     /// Where zeros may stand: `unstructured` is anywhere; `N:M`, such as `2:4`, keeps N of every M
     /// consecutive inputs of a row.
-    #[schemars(with = "String")]
     pub pattern: Pattern,
     /// The share of weights that is pruned, at least 0 and below 1. With a pattern N:M it follows
     /// from the pattern, 1 − N/M, and can be left out.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub ratio: f64,
     /// How the ratio is spread over the decoder layers: `uniform`, the same in all; `owl`, less in
     /// layers with more outliers (arXiv 2310.05175); `error`, more in layers whose output changes
     /// less. The share of all weights together stays exactly the ratio. Only unstructured.
     #[serde(deserialize_with = "word")]
-    #[schemars(with = "String")]
     pub allocation: Allocate,
     /// How far a layer's ratio may be from `ratio` where the allocation is not uniform.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub spread: f64,
     /// Of `owl`: how many times the mean score of its layer a weight's score is above for an outlier.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub outlier: f64,
     /// Tensors to leave as they are, as globs over their names with or without `.weight`:
     /// `lm_head`, `*.down_proj`, `model.layers.0.*`.
@@ -168,7 +175,7 @@ pub struct Sparsity {
 }
 
 /// How a ratio is spread over the decoder layers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Allocate {
     /// The same in all.
@@ -220,11 +227,11 @@ pub struct Mask {
     /// Of `metric`: the weights that compete, those of a `row` (an output), which is left out, or all
     /// of a `layer`.
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
     pub scope: Option<Scope>,
     /// How often the calibration samples go through the layers: 2, as the paper does, for all
     /// initial masks first and then the refinement of all; 1 for both in one pass, in which a
     /// layer's initial mask comes from the refined layers before it, and which takes less time.
+    #[schemars(range(min = 1, max = 2))]
     pub passes: usize,
 }
 
@@ -237,6 +244,7 @@ impl Default for Mask {
 /// A group of layers that is rebuilt as one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["name", "layers"]))]
 pub struct BlockGroup {
     /// What reports call the group.
     pub name: String,
@@ -247,16 +255,18 @@ pub struct BlockGroup {
 /// Tensors that are pruned otherwise than the rest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["tensors"]))]
 pub struct Override {
     /// Which tensors: a glob over their names with or without `.weight`, such as `*.down_proj` or
     /// `model.layers.0.*`, or a list of globs.
     #[serde(deserialize_with = "one_or_more")]
+    #[schemars(extend("type" = ["string", "array"]))]
     pub tensors: Vec<String>,
     /// Their share of pruned weights.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub ratio: Option<f64>,
     /// Their pattern.
-    #[schemars(with = "Option<String>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pattern: Option<Pattern>,
     /// Where their weights compete in the rebuild. Those of a group whose scope is `group` compete
@@ -273,12 +283,12 @@ pub struct Streams {
     /// On whose hidden states the statistics of layers' inputs are gathered, for initial masks,
     /// swaps and reconstruction: the `sparse` model's, as is usual, or the `dense` model's.
     #[serde(deserialize_with = "word")]
-    #[schemars(with = "String")]
     pub statistics: Side,
     /// The share that the dense model's own outputs have in what a group of layers is to give, from
     /// 0 to 1; the rest have the outputs of the dense group on the pruned model's hidden states,
     /// which are all that the paper knows. More than 0 takes one more forward pass and one more set
     /// of hidden states, and makes up for what the layers before have lost.
+    #[schemars(range(min = 0, max = 1))]
     pub blend: f64,
 }
 
@@ -287,13 +297,12 @@ pub struct Streams {
 #[serde(deny_unknown_fields, default)]
 pub struct Executor {
     /// `cpu`, or `cuda:0` for the first NVIDIA GPU; that needs a binary with the feature `cuda`.
-    #[schemars(with = "String")]
     pub device: Device,
     /// How much memory the run may take, such as `6 GiB`: the device's, where that is a GPU. What
     /// does not fit of the calibration samples' hidden states waits in a scratch file beside the
     /// output. Left out: most of what is free, within the limits of the control group.
-    #[schemars(with = "Option<String>")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("type" = ["string", "integer"]))]
+    #[serde(serialize_with = "exactly", skip_serializing_if = "Option::is_none")]
     pub memory: Option<ByteSize>,
     /// How hidden states wait between two layers: `f32`, or in half the memory as `f16` or `bf16`,
     /// which rounds them.
@@ -331,8 +340,10 @@ pub struct Evaluate {
     /// Texts to measure the perplexity on: paths or, for data sets, tables with a `path`.
     pub perplexity: Vec<Text>,
     /// The length of a segment of text, in tokens.
+    #[schemars(range(min = 2, max = MOST))]
     pub sequence_length: usize,
     /// How many segments of each text to measure at most. Left out: all.
+    #[schemars(range(min = 1, max = MOST))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segments: Option<usize>,
     /// Whether each text gets the special tokens that the tokenizer adds.
@@ -340,8 +351,10 @@ pub struct Evaluate {
     /// Zero-shot tasks, each with a file of its questions, JSON Lines or Parquet in the data set's
     /// usual layout: `arc_easy = "arc_easy.jsonl"`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::tasks")]
     pub tasks: BTreeMap<String, PathBuf>,
     /// How many questions of each task to ask at most. Left out: all.
+    #[schemars(range(min = 1, max = MOST))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub questions: Option<usize>,
 }
@@ -456,6 +469,14 @@ pub(super) fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     T::deserialize(String::deserialize(deserializer)?.into_deserializer())
+}
+
+/// A number of bytes in the largest unit in which it loses nothing.
+fn exactly<S: Serializer>(size: &Option<ByteSize>, serializer: S) -> Result<S::Ok, S::Error> {
+    let Some(size) = size else { return serializer.serialize_none() };
+    let short = size.to_string();
+    let exact = short.parse() == Ok(*size);
+    if exact { short } else { format!("{} B", size.as_u64()) }.serialize(serializer)
 }
 
 /// A text, or a list of texts.

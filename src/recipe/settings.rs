@@ -23,7 +23,7 @@ impl Loaded {
     /// let loaded = llm_barber::recipe::load("recipes/quickstart.toml".as_ref(), &[]).unwrap();
     /// let settings = loaded.settings().unwrap();
     /// let ratio = settings.iter().find(|setting| setting.key == "sparsity.ratio").unwrap();
-    /// assert_eq!((&*ratio.value, &*ratio.source), ("0.5", "recipes/quickstart.toml line 16"));
+    /// assert_eq!((&*ratio.value, &*ratio.source), ("0.5", "recipes/quickstart.toml line 19"));
     /// ```
     ///
     /// # Errors

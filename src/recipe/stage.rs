@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt};
 
 use figment::value::{Dict, Value};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{MapAccess, Visitor},
@@ -74,18 +74,7 @@ impl JsonSchema for Stage {
         "Stage".into()
     }
 
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": "object",
-            "description": "A stage of the metric pipeline.",
-            "properties": {
-                "use": {
-                    "type": "string",
-                    "description": "The metric's name; the table's other keys are its parameters."
-                }
-            },
-            "required": ["use"],
-            "additionalProperties": true
-        })
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        super::schema::stage(generator)
     }
 }

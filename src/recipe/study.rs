@@ -52,7 +52,7 @@ pub fn load_study(path: &Path) -> Result<Study, RecipeError> {
 
 fn parse(path: &Path, text: &str) -> Result<Study, RecipeError> {
     let name = path.display().to_string();
-    let fail = |problems| RecipeError::new(&name, Some(text), problems);
+    let fail = |problems| RecipeError::new(&name, problems);
     let (parsed, values) = Text::parse(&name, text).map_err(fail)?;
     let (study, problems) = match Value::from(values).deserialize::<Study>() {
         Ok(study) => {
@@ -75,9 +75,11 @@ fn locate(mut problem: Problem, text: &Text) -> Problem {
     let lengths = (1..=problem.path.len()).rev();
     let place = lengths.filter_map(|length| text.place(&problem.path[..length])).next();
     problem.origin = Some(place.map_or(text.name.clone(), |place| text.origin(place.key.start)));
-    problem.span = place.map(|place| match problem.fault {
-        Fault::UnknownKey | Fault::Missing => place.key.clone(),
-        _ => place.value.clone(),
+    problem.excerpt = place.map(|place| {
+        text.excerpt(match problem.fault {
+            Fault::UnknownKey | Fault::Missing => place.key.clone(),
+            _ => place.value.clone(),
+        })
     });
     problem
 }

@@ -1,24 +1,26 @@
-//! A recipe's text: its TOML, and where in the text every key stands.
+//! The texts that a recipe is made of, files and assignments: their TOML, and where in the text
+//! every key stands.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
+    sync::Arc,
 };
 
-use figment::value::{Dict, Num, Tag, Value};
+use figment::value::{Dict, Tag, Value};
 use toml::de::{DeTable, DeValue};
 
-use super::error::{Fault, Problem};
+use super::error::{Excerpt, Fault, Problem};
 
 /// Deeper than any recipe: what is nested further is not looked into.
 const DEPTH: usize = 16;
 
-/// The text of a recipe.
+/// A text with keys in it.
 #[derive(Clone, Debug)]
 pub(super) struct Text {
     /// What the user calls it.
     pub(super) name: String,
-    pub(super) text: String,
+    text: Arc<str>,
     places: BTreeMap<Vec<String>, Place>,
     /// Where lines end.
     ends: Vec<usize>,
@@ -32,11 +34,15 @@ pub(super) struct Place {
 }
 
 impl Text {
-    /// Reads the text as TOML; returns all that is wrong with its syntax.
-    pub(super) fn parse(name: &str, text: &str) -> Result<(Self, Dict), Vec<Problem>> {
+    fn new(name: &str, text: &str) -> Self {
         let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         let ends = ends.map(|(end, _)| end).collect();
-        let mut this = Self { name: name.into(), text: text.into(), places: BTreeMap::new(), ends };
+        Self { name: name.into(), text: text.into(), places: BTreeMap::new(), ends }
+    }
+
+    /// Reads a file's text as TOML; returns all that is wrong with its syntax.
+    pub(super) fn parse(name: &str, text: &str) -> Result<(Self, Dict), Vec<Problem>> {
+        let mut this = Self::new(name, text);
         let (table, errors) = DeTable::parse_recoverable(text);
         let mut problems: Vec<Problem> = Vec::new();
         let mut lines = BTreeSet::new();
@@ -48,20 +54,73 @@ impl Text {
                     continue;
                 }
                 problem.origin = Some(this.origin(span.start));
-                problem.span = Some(span.start.min(text.len())..span.end.min(text.len()));
+                problem.excerpt = Some(this.excerpt(span));
             }
             problems.push(problem);
         }
         if !problems.is_empty() {
             return Err(problems);
         }
-        let dict = this.table(table.get_ref(), &mut Vec::new());
+        let dict = this.table(table.get_ref(), 0, &mut Vec::new());
         Ok((this, dict))
+    }
+
+    /// Reads the value of an assignment to the key at `path`, which stands at `place` in `text`: TOML,
+    /// or a text without its quotes.
+    pub(super) fn assignment(
+        name: &str,
+        text: &str,
+        path: &[String],
+        place: Place,
+    ) -> Result<(Self, Value), Problem> {
+        let mut this = Self::new(name, text);
+        let value = place.value.start;
+        for length in 1..=path.len() {
+            this.places.insert(path[..length].to_vec(), place.clone());
+        }
+        let written = &text[place.value];
+        let found = match DeValue::parse(written) {
+            Ok(found) => this.value(found.get_ref(), value, &mut path.to_vec()),
+            // What opens like TOML was meant as TOML.
+            Err(error) if written.starts_with(['[', '{', '"', '\'']) => {
+                let mut problem =
+                    Problem::new(path.to_vec(), Fault::Syntax(error.message().into()))
+                        .help("a value that starts with a bracket or a quote is read as TOML");
+                let span = error.span().unwrap_or(0..written.len());
+                problem.excerpt = Some(this.excerpt(span.start + value..span.end + value));
+                return Err(problem);
+            }
+            Err(_) => written.into(),
+        };
+        Ok((this, found))
+    }
+
+    /// The text as one in which what is at `from` is the key at `path`.
+    pub(super) fn moved(&self, from: &[String], path: &[String]) -> Self {
+        let below = self.places.range(from.to_vec()..);
+        let below = below.map_while(|(key, place)| Some((key.strip_prefix(from)?, place)));
+        let places = below.map(|(rest, place)| ([path, rest].concat(), place.clone())).collect();
+        Self { name: self.name.clone(), text: self.text.clone(), places, ends: self.ends.clone() }
     }
 
     /// Where the key at `path` stands.
     pub(super) fn place(&self, path: &[String]) -> Option<&Place> {
         self.places.get(path)
+    }
+
+    /// Whether a piece is one of this text.
+    pub(super) fn holds(&self, excerpt: &Excerpt) -> bool {
+        Arc::ptr_eq(&self.text, &excerpt.text)
+    }
+
+    /// A piece of the text.
+    pub(super) fn excerpt(&self, span: Range<usize>) -> Excerpt {
+        let end = span.end.min(self.text.len());
+        Excerpt {
+            name: self.name.as_str().into(),
+            text: self.text.clone(),
+            span: span.start.min(end)..end,
+        }
     }
 
     /// What the user calls a place in the text.
@@ -73,49 +132,42 @@ impl Text {
         1 + self.ends.partition_point(|end| *end < offset)
     }
 
-    fn table(&mut self, table: &DeTable<'_>, path: &mut Vec<String>) -> Dict {
+    /// A table's values; `start` is where in the text what was parsed starts.
+    fn table(&mut self, table: &DeTable<'_>, start: usize, path: &mut Vec<String>) -> Dict {
         let mut dict = Dict::new();
         for (key, value) in table {
             path.push(key.get_ref().clone().into_owned());
-            self.places.insert(path.clone(), Place { key: key.span(), value: value.span() });
-            let value = self.value(value.get_ref(), path);
+            self.note(path, start, key.span(), value.span());
+            let value = self.value(value.get_ref(), start, path);
             path.pop();
             dict.insert(key.get_ref().clone().into_owned(), value);
         }
         dict
     }
 
-    fn value(&mut self, value: &DeValue<'_>, path: &mut Vec<String>) -> Value {
+    fn value(&mut self, value: &DeValue<'_>, start: usize, path: &mut Vec<String>) -> Value {
         match value {
             DeValue::Array(items) if path.len() < DEPTH => {
                 let mut array = Vec::with_capacity(items.len());
                 for (i, item) in items.iter().enumerate() {
                     path.push(i.to_string());
-                    self.places
-                        .insert(path.clone(), Place { key: item.span(), value: item.span() });
-                    array.push(self.value(item.get_ref(), path));
+                    self.note(path, start, item.span(), item.span());
+                    array.push(self.value(item.get_ref(), start, path));
                     path.pop();
                 }
                 Value::Array(Tag::Default, array)
             }
             DeValue::Table(table) if path.len() < DEPTH => {
-                Value::Dict(Tag::Default, self.table(table, path))
+                Value::Dict(Tag::Default, self.table(table, start, path))
             }
             other => scalar(other),
         }
     }
-}
 
-/// A value outside a recipe's text, such as that of a `--set`.
-pub(super) fn parse_value(text: &str) -> Result<Value, String> {
-    let value = DeValue::parse(text).map_err(|error| error.message().to_owned())?;
-    let mut nowhere = Text {
-        name: String::new(),
-        text: String::new(),
-        places: BTreeMap::new(),
-        ends: Vec::new(),
-    };
-    Ok(nowhere.value(value.get_ref(), &mut Vec::new()))
+    fn note(&mut self, path: &[String], start: usize, key: Range<usize>, value: Range<usize>) {
+        let within = |span: Range<usize>| span.start + start..span.end + start;
+        self.places.insert(path.to_vec(), Place { key: within(key), value: within(value) });
+    }
 }
 
 fn scalar(value: &DeValue<'_>) -> Value {
@@ -130,9 +182,9 @@ fn scalar(value: &DeValue<'_>) -> Value {
         DeValue::Integer(integer) => {
             match i64::from_str_radix(integer.as_str(), integer.radix()) {
                 Ok(value) => value.into(),
-                // Too large for any key of a recipe: the types will say so.
+                // TOML has no larger ones, nor has any key of a recipe: the types will say so.
                 Err(_) => match i128::from_str_radix(integer.as_str(), integer.radix()) {
-                    Ok(value) => Value::Num(Tag::Default, Num::I128(value)),
+                    Ok(value) => (value as f64).into(),
                     Err(_) => integer.as_str().into(),
                 },
             }

@@ -8,6 +8,7 @@ mod measure;
 mod phases;
 mod progress;
 mod reproduce;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod to_come;
@@ -18,6 +19,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    rc::Rc,
     time::Duration,
 };
 
@@ -30,6 +32,7 @@ pub(crate) use self::{
     device::on_device,
     measure::{Asked, Found, Tests, Texts, measure, texts, tokens},
     progress::{Notes, Progress},
+    shared::{Shared, of_beginning},
 };
 pub use self::{
     error::Error,
@@ -94,7 +97,16 @@ impl Default for Settings<'_> {
 /// there and may not be replaced. Nothing half-written has the output's name; what the run can go on
 /// from is beside it.
 pub fn prune(loaded: &Loaded, settings: &Settings<'_>) -> Result<Report, Error> {
-    on_device!(loaded.recipe.executor.device, prune_on(loaded, settings))
+    prune_among(loaded, settings, &mut Shared::default())
+}
+
+/// [`prune`] with what the run shares with others.
+pub(crate) fn prune_among(
+    loaded: &Loaded,
+    settings: &Settings<'_>,
+    shared: &mut Shared,
+) -> Result<Report, Error> {
+    on_device!(loaded.recipe.executor.device, prune_on(loaded, settings, shared))
 }
 
 /// Runs on a device with so many bytes of memory free.
@@ -103,6 +115,7 @@ fn prune_on<D: Ops>(
     available: u64,
     loaded: &Loaded,
     settings: &Settings<'_>,
+    shared: &mut Shared,
 ) -> Result<Report, Error> {
     let (recipe, watch) = (&loaded.recipe, settings.watch);
     let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
@@ -119,13 +132,20 @@ fn prune_on<D: Ops>(
         output.finish()?;
         return Ok(report);
     }
-    let tests = Tests::read(recipe, &model)?;
-    let run = Run::prepare(loaded, plan, &mut model, &tests, available, output.scratch(), watch)?;
-    let mut resolved = recipe.clone();
-    resolved.model.revision = located.commit;
-    let resolved = resolved.absolute().map_err(|e| Error::Report(e.to_string()))?;
+    let tests = shared.tests(recipe, || Tests::read(recipe, &model))?;
+    let ids = shared.samples(recipe, || calibrate(recipe, &model))?;
+    let place = (available, output.scratch());
+    let run = Run::prepare(loaded, plan, &mut model, &tests, ids, place, watch)?;
+    let resolved = resolved(recipe, located.commit)?;
     let keeper = keeper(&resolved, &reader, &output, settings)?;
-    finished(run, resolved, keeper, &output).map_err(|error| error.leaves(&output))
+    finished(run, resolved, keeper, &output, shared).map_err(|error| error.leaves(&output))
+}
+
+/// The recipe as it is written beside the result: it means the same from wherever it is read.
+pub(crate) fn resolved(recipe: &Recipe, commit: Option<String>) -> Result<Recipe, Error> {
+    let mut resolved = recipe.clone();
+    resolved.model.revision = commit;
+    resolved.absolute().map_err(|e| Error::Report(e.to_string()))
 }
 
 /// The keeper of a run to an output.
@@ -151,17 +171,23 @@ fn finished<D: Ops>(
     resolved: Recipe,
     keeper: Keeper,
     output: &Output,
+    shared: &mut Shared,
 ) -> Result<Report, Error> {
     let (model, tests, watch) = (run.model, run.tests, run.watch);
     watch.begin(&run.loaded.recipe, &model.decoder, &run.plan);
     let inputs = keeper.inputs().clone();
     let mut progress = Progress::resumed(keeper, model, run.samples(), output.scratch())?;
+    let recipe = &run.loaded.recipe;
+    shared.begin(recipe, &mut progress, output.scratch())?;
     if progress.notes.dense.is_none() {
         let dense = || tests.measure(model, &Pruned::default(), "dense", watch);
         progress.notes.dense = Some(progress.notes.phases.run(EVALUATION, dense)?);
+        shared.keep_dense(recipe, &progress.notes);
         progress.keep((model, &run.plan))?;
     }
-    run.prune(true, &mut progress)?;
+    run.begin(true, &mut progress)?;
+    shared.keep(recipe, &progress, output.scratch())?;
+    run.end(&mut progress)?;
     let Progress { pass: Pass { pruned, .. }, mut notes, .. } = progress;
     let written = notes.phases.run("writing", || {
         let tensors = model.reader.names().filter_map(|name| model.reader.tensor(name).ok());
@@ -237,7 +263,11 @@ pub(crate) fn plan<D: Ops>(loaded: &Loaded, model: &Model<'_, D>) -> Result<Plan
     Ok(Plan::new(&model.decoder, &blocks, |name| rules.of(name))?)
 }
 
-fn calibrate<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Vec<Vec<u32>>, Error> {
+/// The calibration samples of a recipe.
+pub(crate) fn calibrate<D: Ops>(
+    recipe: &Recipe,
+    model: &Model<'_, D>,
+) -> Result<Vec<Vec<u32>>, Error> {
     let Some(source) = recipe.calibration.source.as_deref().filter(|_| recipe.calibrates()) else {
         return Ok(Vec::new());
     };
@@ -278,7 +308,7 @@ pub(crate) struct Run<'a, D: Ops> {
     initial_pipeline: Vec<Stage>,
     tests: &'a Tests,
     /// The calibration samples.
-    ids: Vec<Vec<u32>>,
+    ids: Rc<Vec<Vec<u32>>>,
     scratch: &'a Path,
     watch: &'a dyn Watch,
     /// The operations of matrix products that the masks need.
@@ -286,19 +316,18 @@ pub(crate) struct Run<'a, D: Ops> {
 }
 
 impl<'a, D: Ops> Run<'a, D> {
-    /// Reads the calibration samples, and sees to where they wait: in what is left of so many bytes
-    /// of memory that are `available`, or in scratch files.
+    /// Sees to where the calibration samples wait: in what is left of so many bytes of memory that are
+    /// `available`, or in files in the directory `scratch`.
     pub(crate) fn prepare(
         loaded: &'a Loaded,
         plan: Plan,
         model: &'a mut Model<'_, D>,
         tests: &'a Tests,
-        available: u64,
-        scratch: &'a Path,
+        ids: Rc<Vec<Vec<u32>>>,
+        (available, scratch): (u64, &'a Path),
         watch: &'a dyn Watch,
     ) -> Result<Self, Error> {
         let recipe = &loaded.recipe;
-        let ids = calibrate(recipe, model)?;
         let expected = estimate(&model.decoder, &plan, &expected(loaded, model, &tests.texts)?);
         let left = left(recipe, available, expected.memory)?;
         model.executor.storage = Storage::new(recipe.executor.stream_dtype, left, scratch);
@@ -323,6 +352,12 @@ impl<D: Ops> Run<'_, D> {
     /// Makes the masks, as far as they are not made, and measures the last ones, and those before
     /// their refinement if `both`.
     pub(crate) fn prune(&mut self, both: bool, progress: &mut Progress<D>) -> Result<(), Error> {
+        self.begin(both, progress)?;
+        self.end(progress)
+    }
+
+    /// Does what comes before the refinement.
+    fn begin(&mut self, both: bool, progress: &mut Progress<D>) -> Result<(), Error> {
         let recipe = &self.loaded.recipe;
         let (refines, single) = (!recipe.refine.is_empty(), single_pass(recipe));
         if let Some(allocation) = recipe.allocation() {
@@ -338,7 +373,12 @@ impl<D: Ops> Run<'_, D> {
             progress.notes.initial = Some(self.measured(progress, "initial masks")?);
             progress.keep((self.model, &self.plan))?;
         }
-        if refines && progress.notes.refined.is_none() {
+        Ok(())
+    }
+
+    /// Refines the masks, if that is wanted and not done.
+    fn end(&self, progress: &mut Progress<D>) -> Result<(), Error> {
+        if !self.loaded.recipe.refine.is_empty() && progress.notes.refined.is_none() {
             self.refined(progress)?;
             progress.notes.refined = Some(self.measured(progress, "refined")?);
             progress.keep((self.model, &self.plan))?;
@@ -513,7 +553,7 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// The resolved recipe in the directory that a run wrote.
-const RECIPE: &str = "barber-recipe.toml";
+pub(crate) const RECIPE: &str = "barber-recipe.toml";
 
 /// Adds the resolved recipe and the report, and gives the output its name.
 fn finish(resolved: &Recipe, mut report: Report, output: &Output) -> Result<Report, Error> {

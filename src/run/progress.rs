@@ -91,6 +91,25 @@ impl<D: Ops> Progress<D> {
         })
     }
 
+    /// Whether nothing is done yet.
+    pub(super) fn is_new(&self) -> bool {
+        let nothing = self.notes.dense.is_none() && self.pass.layer == 0;
+        nothing && self.place.phase == Phase::InitialMasks
+    }
+
+    /// Whether all that comes before the refinement is done, and nothing of it.
+    pub(super) fn is_begun(&self) -> bool {
+        let nothing = self.notes.refined.is_none() && self.pass.layer == 0;
+        nothing && self.place.phase == Phase::Refinement && self.notes.groups.is_empty()
+    }
+
+    /// Takes what another run has begun with.
+    pub(super) fn take(&mut self, notes: Notes, pruned: Pruned) {
+        self.notes = notes;
+        self.pass = Pass::from(pruned);
+        self.enter(Phase::Refinement);
+    }
+
     /// The pass that the run is in.
     pub(super) fn phase(&self) -> Phase {
         self.place.phase

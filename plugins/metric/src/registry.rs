@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use figment::value::{Dict, Num, Value};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{Metric, Needs};
@@ -17,6 +17,7 @@ pub struct MetricPlugin {
     build: fn(Dict) -> figment::error::Result<Box<dyn Metric>>,
     needs: fn() -> Needs,
     parameters: fn() -> Vec<Parameter>,
+    schema: fn(&mut SchemaGenerator) -> Schema,
 }
 
 /// A parameter of a metric, for listings and documentation.
@@ -46,6 +47,7 @@ impl MetricPlugin {
             },
             needs: || M::default().needs(),
             parameters: parameters::<M>,
+            schema: M::json_schema,
         }
     }
 
@@ -60,6 +62,11 @@ impl MetricPlugin {
     /// What the metric needs with its default parameters.
     pub fn needs(&self) -> Needs {
         (self.needs)()
+    }
+
+    /// The JSON Schema of the metric's parameters, a table, in the style of the generator.
+    pub fn schema(&self, generator: &mut SchemaGenerator) -> Schema {
+        (self.schema)(generator)
     }
 
     /// The metric's parameters.

@@ -17,7 +17,10 @@ use crate::{
     model::Model,
     plan::Plan,
     recipe::{Loaded, Recipe, Study, Variant, load, load_study},
-    run::{self, EVALUATION, Found, Notes, Progress, Run, Steps, Tests, Watch, on_device, plan},
+    run::{
+        self, EVALUATION, Found, Notes, Progress, Run, Shared, Steps, Tests, Watch, calibrate,
+        on_device, plan,
+    },
 };
 
 /// Compares methods: prunes one model with each method in each case, several times with other
@@ -165,10 +168,14 @@ fn run_on<D: Ops>(
         Some(dense) => dense,
         None => figures(&tests.measure(&model, &Pruned::default(), "dense", &watch)?),
     };
+    let mut shared = Shared::default();
     for (i, (planned, plan)) in zip(left, plans).enumerate() {
         watch.note(&format!("run {} of {}: {}", i + 1, left.len(), planned.id));
         let (loaded, scratch) = (&planned.loaded, scratch.path());
-        let run = Run::prepare(loaded, plan, &mut model, &tests, available, scratch, &watch);
+        let place = (available, scratch);
+        let found = shared.samples(&loaded.recipe, || calibrate(&loaded.recipe, &model));
+        let run = found
+            .and_then(|ids| Run::prepare(loaded, plan, &mut model, &tests, ids, place, &watch));
         let found = run.and_then(|mut run| measured(&mut run));
         let (found, seconds) = found.map_err(|e| planned.id.failed(e))?;
         let [perplexity, accuracy] = &found;

@@ -1,0 +1,141 @@
+//! `barber prune` of a recipe with a sweep: its runs, one after the other, and what compares them.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Error, compare,
+    progress::Terminal,
+    prune::{Arguments, one},
+    show, write,
+};
+use crate::{
+    checkpoint::digest,
+    hub::locate,
+    recipe::{Loaded, Recipe, load_text},
+    report::{self, Comparison, Report, comparison_page},
+    run::{self, RECIPE, Shared, Steps, Watch, of_beginning, resolved},
+};
+
+/// The page that compares the runs, beside their directories.
+const PAGE: &str = "barber-sweep.html";
+
+pub(super) fn run(runs: &[Loaded], arguments: &Arguments) -> Result<(), Error> {
+    let watch = Terminal { quiet: arguments.json };
+    let mut digests = BTreeMap::new();
+    let mut left = Vec::new();
+    for run in in_order(runs) {
+        let target = target(run);
+        if done(run, watch, &mut digests).map_err(|e| failed(run, e))? {
+            watch.note(&format!("done      {}", run.point.name));
+        } else if target.exists() && !arguments.force {
+            return Err(failed(run, Error::OtherRun(target.to_owned())));
+        } else {
+            left.push(run);
+        }
+    }
+    let mut shared = Shared::among(left.iter().map(|run| &run.recipe));
+    for (i, run) in left.iter().enumerate() {
+        shared.go_on();
+        if !arguments.json {
+            println!("\nrun {} of {}: {}\n", i + 1, left.len(), run.point.name);
+        }
+        one(run, arguments, &mut shared).map_err(|e| failed(run, e))?;
+    }
+    compared(runs, arguments)
+}
+
+/// Writes the page of all runs, and prints the tables.
+fn compared(runs: &[Loaded], arguments: &Arguments) -> Result<(), Error> {
+    let read = |run: &Loaded| {
+        let report = report::read(target(run))?;
+        Ok(report::Run { name: run.point.name.clone(), report })
+    };
+    let reports = runs.iter().map(read).collect::<Result<Vec<_>, Error>>()?;
+    let page = comparison_page(&reports).map_err(|e| run::Error::Report(e.to_string()))?;
+    let path = target(&runs[0]).with_file_name(PAGE);
+    write::new(&path, page.as_bytes(), true)?;
+    if arguments.json {
+        let all: Vec<_> = runs.iter().zip(&reports).map(|(run, of)| described(run, of)).collect();
+        let version = env!("CARGO_PKG_VERSION");
+        println!("{}", serde_json::json!({ "barber": version, "page": path, "runs": all }));
+    } else {
+        println!("");
+        compare::tables(&Comparison::of(&reports)).iter().for_each(|table| println!("{table}"));
+        println!("compared  {}", show(&path));
+    }
+    Ok(())
+}
+
+/// A run as `--json` prints it.
+fn described(run: &Loaded, report::Run { name, report }: &report::Run) -> serde_json::Value {
+    let settings: BTreeMap<_, _> = run.point.settings.iter().cloned().collect();
+    serde_json::json!({ "name": name, "settings": settings, "report": report })
+}
+
+/// The runs, those that have the initial masks in common one after the other.
+fn in_order(runs: &[Loaded]) -> Vec<&Loaded> {
+    let mut groups: Vec<(Recipe, Vec<&Loaded>)> = Vec::new();
+    for run in runs {
+        let beginning = of_beginning(&run.recipe);
+        match groups.iter_mut().find(|(known, _)| *known == beginning) {
+            Some((_, group)) => group.push(run),
+            None => groups.push((beginning, vec![run])),
+        }
+    }
+    groups.into_iter().flat_map(|(_, group)| group).collect()
+}
+
+/// Where a run's checkpoint will be.
+fn target(run: &Loaded) -> &Path {
+    run.recipe.output.path.as_deref().unwrap_or(Path::new(""))
+}
+
+/// Says which run failed.
+fn failed(run: &Loaded, error: Error) -> Error {
+    Error::Run { run: run.point.name.clone(), error: Box::new(error) }
+}
+
+/// Whether what the run would make is there: of an equal recipe, and of files that have not changed
+/// since. `digests` are those of files that were looked at already.
+fn done(
+    run: &Loaded,
+    watch: Terminal,
+    digests: &mut BTreeMap<PathBuf, String>,
+) -> Result<bool, Error> {
+    let path = target(run).join(RECIPE);
+    let Ok(text) = fs::read_to_string(&path) else { return Ok(false) };
+    let Ok(was) = load_text(&path, &text, [], &[]) else { return Ok(false) };
+    let model = &run.recipe.model;
+    let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
+    let located = locate(&model.path, model.revision.as_deref(), &new)?;
+    let is = resolved(&run.recipe, located.commit)?;
+    if decisive(was.recipe) != decisive(is) {
+        return Ok(false);
+    }
+    let Ok(Report { inputs, .. }) = report::read(target(run)) else { return Ok(false) };
+    for (file, was) in inputs {
+        if !file.is_file() {
+            return Ok(false);
+        }
+        let is = match digests.get(&file) {
+            Some(known) => known.clone(),
+            None => digests.entry(file.clone()).or_insert(digest(&file)?).clone(),
+        };
+        if is != was {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What of a resolved recipe decides about the result: not the name of the preset that its values are
+/// from, nor how much memory it may take.
+fn decisive(mut recipe: Recipe) -> Recipe {
+    recipe.preset = None;
+    recipe.executor.memory = None;
+    recipe
+}

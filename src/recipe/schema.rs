@@ -1,0 +1,201 @@
+//! The JSON Schema of recipes, from the types' own documentation and the metrics that are linked:
+//! what editors complete and explain keys with, and where the keys' help comes from.
+
+use schemars::{
+    Schema, SchemaGenerator,
+    generate::SchemaSettings,
+    json_schema,
+    transform::{RecursiveTransform, Transform},
+};
+use serde_json::{Map, Value, json};
+
+use super::{Recipe, extends::EXTENDS, refine, sweep::SWEEP};
+use crate::evaluate::TASKS;
+
+/// What the keys of a recipe's file mean that a resolved recipe has not.
+const EXTENDS_HELP: &str = "Another recipe, relative to this one, that this one is built on: what this \
+    one leaves out is what the other says. Tables are merged key by key, arrays replaced as a whole. \
+    A preset is below both, and paths are relative to the recipe that they stand in.";
+const SWEEP_HELP: &str = "Lists of values for keys of the recipe, such as `sparsity.ratio = [0.5, 0.6]`: \
+    the recipe is run for every combination of them, each into a directory of its own in \
+    `output.path`.";
+
+/// The JSON Schema of a recipe, with the parameters of every metric that is linked into the program.
+/// It is of draft 7 and without references, which is what editors of TOML know best.
+///
+/// ```
+/// let schema = llm_barber::recipe::schema();
+/// let ratio = &schema["properties"]["sparsity"]["properties"]["ratio"];
+/// assert_eq!(ratio["default"], 0.5);
+/// assert!(ratio["description"].as_str().unwrap().ends_with("Default: `0.5`."));
+/// ```
+pub fn schema() -> Value {
+    let mut schema = plain();
+    RecursiveTransform(explain).transform(&mut schema);
+    let mut lists = swept(schema.as_value());
+    if let (Some(Value::Object(keys)), Some(Value::Object(lists))) =
+        (schema.pointer_mut("/properties"), lists.get_mut("properties"))
+    {
+        lists.remove(EXTENDS);
+        lists.remove(SWEEP);
+        keys[SWEEP]["properties"] = lists.clone().into();
+        keys[SWEEP]["additionalProperties"] = false.into();
+    }
+    let mut all = Map::new();
+    all.insert("$schema".into(), schema.remove("$schema").unwrap_or_default());
+    all.insert("title".into(), "Barber recipe".into());
+    all.extend(schema.as_object_mut().map(std::mem::take).into_iter().flatten());
+    all.into()
+}
+
+/// The schema of lists of values for the keys of a table: what a sweep says of it.
+fn swept(schema: &Value) -> Value {
+    let help = &schema["description"];
+    let of_table = |table: &Value| {
+        let keys = table["properties"].as_object().into_iter().flatten();
+        let keys: Map<String, Value> = keys.map(|(name, key)| (name.clone(), swept(key))).collect();
+        keys
+    };
+    let list = json!({ "type": "array", "minItems": 1, "items": schema });
+    match (schema.get("properties"), schema["items"].get("properties")) {
+        (Some(_), _) => json!({
+            "type": "object",
+            "description": help,
+            "properties": of_table(schema),
+            "additionalProperties": false
+        }),
+        // Of an array of tables either the whole is swept, or a key of one of them.
+        (None, Some(_)) if schema["items"]["type"] == "object" => {
+            let open = schema["items"].get("oneOf").is_some();
+            let table = json!({
+                "type": "object",
+                "properties": of_table(&schema["items"]),
+                "additionalProperties": open
+            });
+            json!({
+                "description": help,
+                "anyOf": [
+                    list,
+                    {
+                        "type": "object",
+                        "patternProperties": { "^[0-9]+$": table },
+                        "additionalProperties": false
+                    }
+                ]
+            })
+        }
+        _ => json!({ "type": "array", "minItems": 1, "items": schema, "description": help }),
+    }
+}
+
+/// The schema as the types and their documentation say it.
+pub(super) fn plain() -> Schema {
+    let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
+    let mut schema = settings.into_generator().into_root_schema_for::<Recipe>();
+    RecursiveTransform(simplify).transform(&mut schema);
+    if let Some(Value::Object(keys)) = schema.pointer_mut("/properties") {
+        keys.insert(EXTENDS.into(), json!({ "type": "string", "description": EXTENDS_HELP }));
+        keys.insert(SWEEP.into(), json!({ "type": "object", "description": SWEEP_HELP }));
+    }
+    // What these are depends on the stage, and no default of their type says it.
+    if let Some(Value::Object(keys)) = schema.pointer_mut("/properties/refine/items/properties") {
+        for (key, value) in refine::defaults() {
+            if let (Some(key), Ok(value)) = (keys.get_mut(&key), serde_json::to_value(value)) {
+                key["default"] = value;
+            }
+        }
+    }
+    schema
+}
+
+/// The files of tasks, by the tasks' names.
+pub(super) fn tasks(_: &mut SchemaGenerator) -> Schema {
+    let file = |name: &str| json!({ "type": "string", "description": format!("The file of the questions of {name}.") });
+    let tasks: Map<String, Value> =
+        TASKS.iter().map(|task| (task.name.to_owned(), file(task.name))).collect();
+    json_schema!({ "type": "object", "properties": tasks, "additionalProperties": false })
+}
+
+/// A stage of the metric pipeline: `use`, and the parameters of the metric that it names.
+pub(super) fn stage(generator: &mut SchemaGenerator) -> Schema {
+    let of_use = json!({
+        "type": "string",
+        "description": "The metric's name; the table's other keys are its parameters."
+    });
+    let mut stage = json_schema!({
+        "type": "object",
+        "description": "A stage of the metric pipeline.",
+        "properties": { "use": of_use },
+        "required": ["use"]
+    });
+    // Two metrics of one name are an error of the pipeline's: here all names are still free.
+    let plugins = barber_metric::registered().unwrap_or_default();
+    let known = plugins.values().map(|plugin| {
+        let mut schema = plugin.schema(generator);
+        let mut keys = Map::new();
+        keys.insert("use".into(), json!({ "const": plugin.name, "description": plugin.help }));
+        if let Some(Value::Object(parameters)) = schema.remove("properties") {
+            keys.extend(parameters);
+        }
+        schema.insert("properties".into(), keys.into());
+        schema.insert("description".into(), plugin.help.into());
+        schema.to_value()
+    });
+    let known: Vec<Value> = known.collect();
+    if !known.is_empty() {
+        stage.insert("oneOf".into(), known.into());
+    }
+    stage
+}
+
+/// Leaves out what TOML has not, null, and what says nothing, and makes words a plain list.
+fn simplify(schema: &mut Schema) {
+    let Some(schema) = schema.as_object_mut() else { return };
+    schema.remove("format");
+    let null = |schema: &Value| schema["type"] == "null";
+    if let Some(Value::Array(types)) = schema.get_mut("type") {
+        types.retain(|name| name != "null");
+        if let [only] = types.as_slice() {
+            schema["type"] = only.clone();
+        }
+    }
+    if let Some(Value::Array(any)) = schema.get_mut("anyOf")
+        && any.iter().any(null)
+    {
+        any.retain(|alternative| !null(alternative));
+        if let [Value::Object(only)] = any.as_slice() {
+            let only = only.clone();
+            schema.remove("anyOf");
+            for (key, value) in only {
+                schema.entry(key).or_insert(value);
+            }
+        }
+    }
+    let says_nothing = |value: &Value| value.is_null() || value.is_object() || value == "";
+    if schema.get("default").is_some_and(says_nothing) {
+        schema.remove("default");
+    }
+    // Words with their documentation, each a schema of its own.
+    let word = |schema: &Value| Some((schema.get("const")?.clone(), schema["description"].clone()));
+    let words = schema.get("oneOf").and_then(Value::as_array);
+    let words = words.and_then(|all| all.iter().map(word).collect::<Option<Vec<_>>>());
+    if let Some(words) = words {
+        let (words, help): (Vec<_>, Vec<_>) = words.into_iter().unzip();
+        schema.remove("oneOf");
+        schema.insert("type".into(), "string".into());
+        schema.insert("enum".into(), words.into());
+        schema.insert("x-taplo".into(), json!({ "docs": { "enumValues": help } }));
+    }
+}
+
+/// Puts descriptions into the form that editors show: paragraphs without line breaks, and the
+/// default, which they do not show of themselves.
+fn explain(schema: &mut Schema) {
+    let Some(schema) = schema.as_object_mut() else { return };
+    let Some(help) = schema.get("description").and_then(Value::as_str) else { return };
+    let mut help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some(default) = schema.get("default") {
+        help += &format!("\n\nDefault: `{default}`.");
+    }
+    schema.insert("description".into(), help.into());
+}

@@ -348,7 +348,7 @@ fn questions_are_asked() {
     let run = barber(&arguments);
     succeeds(&run);
     assert!(
-        run.stdout.contains("accuracy on arc_easy") && run.stdout.contains("(1 question)"),
+        run.stdout.contains("arc_easy, acc ") && run.stdout.contains("100.0 points higher"),
         "{}",
         run.stdout
     );

@@ -350,7 +350,7 @@ fn recipes() {
     let many: String = (0..20_000).map(|i| format!("k{i} = 1\n")).collect();
     is_refused(&many, &["problems, of which these are the first", "unknown key `k0`"]);
     is_refused(&"=\n".repeat(100_000), &["problems, of which these are the first"]);
-    is_refused(&format!("{} = 1", "a".repeat(200_000)), &["unknown key"]);
+    is_refused(&format!("{} = 1", "a".repeat(50_000)), &["unknown key"]);
     let exclude = |globs: &[String]| format!("sparsity.exclude = {globs:?}");
     is_refused(
         &exclude(&["{".repeat(20_000)]),
@@ -361,7 +361,7 @@ fn recipes() {
     is_refused(&exclude(&vec![nested; 80]), &["more than 16384 bytes of globs"]);
     is_refused(
         "calibration.samples = 16000000\ncalibration.sequence_length = 16000000",
-        &["`calibration.samples`: 16000000 × 16000000 tokens"],
+        &["`calibration.samples`: 16000000", "16000000 tokens"],
     );
     fs::write(&path, b"model.path = '\xff'").unwrap();
     refused(&["check", &case.shown("r.toml")], 2, &["not UTF-8 from byte 14 on"]);
@@ -402,7 +402,7 @@ fn calibration(case: &Case, name: &str, sets: &[&str], messages: &[&str]) {
 const DOCUMENTS: &str = "calibration.selection=documents";
 
 fn gzip(path: &Path, chunk: &[u8], times: usize) {
-    let mut encoder = GzEncoder::new(File::create(path).unwrap(), Compression::fast());
+    let mut encoder = GzEncoder::new(File::create(path).unwrap(), Compression::best());
     (0..times).for_each(|_| encoder.write_all(chunk).unwrap());
     encoder.finish().unwrap();
 }
@@ -430,7 +430,7 @@ fn compressed_calibration_texts() {
     calibration(&case, "a.jsonl.gz", &[DOCUMENTS], &bomb);
     zstandard(&case.path("one.jsonl.zst"), 20, &[b' '; 1 << 20], 2048);
     calibration(&case, "one.jsonl.zst", &[DOCUMENTS], &["line 1: longer than 16.0 MiB"]);
-    zstandard(&case.path("many.jsonl.zst"), 27, line.repeat(64).as_bytes(), 2048);
+    zstandard(&case.path("many.jsonl.zst"), 26, line.repeat(64).as_bytes(), 2048);
     calibration(
         &case,
         "many.jsonl.zst",

@@ -20,7 +20,8 @@ fn target() -> &'static Path {
 
 fn cargo(dir: &Path, arguments: &[&str]) {
     let mut command = Command::new(env!("CARGO"));
-    command.args(arguments).arg("--offline").current_dir(dir).env("CARGO_TARGET_DIR", target());
+    command.args(arguments).current_dir(dir);
+    command.env("CARGO_NET_OFFLINE", "true").env("CARGO_TARGET_DIR", target());
     let run = output(&mut command);
     assert_eq!(run.status, 0, "{}{}", run.stdout, run.stderr);
 }
@@ -106,7 +107,8 @@ fn in_the_workspace_it_is_a_plugin() {
                    pub fn main() -> std::process::ExitCode {\n        \
                    std::process::ExitCode::SUCCESS\n    }\n}\n";
     fs::write(workspace.join("src/lib.rs"), library).unwrap();
-    for file in ["Cargo.lock", "LICENSE", "README.md", "plugins/metric/Cargo.toml"] {
+    for file in ["Cargo.lock", "LICENSE", "README.md", "rustfmt.toml", "plugins/metric/Cargo.toml"]
+    {
         fs::copy(here.join(file), workspace.join(file)).unwrap();
     }
     for dir in ["plugins/metric/src", "plugins/metric/src/testing"] {

@@ -126,7 +126,7 @@ fn the_schema_and_the_program_agree() {
         ("sparsity.allocation = 'owl'", true),
         ("sparsity.allocation = 'owls'", false),
         ("calibration.samples = 0", false),
-        ("calibration.samples = 16777216", true),
+        ("calibration.samples = 131072", true),
         ("calibration.samples = 16777217", false),
         ("calibration.held_out = 0", true),
         ("calibration.sequence_length = 1", false),

@@ -455,7 +455,7 @@ fn runs_are_compared() {
 
     // A report without what earlier versions did not write.
     let mut old = report;
-    for key in ["model", "matrices", "memory", "size", "recipe"] {
+    for key in ["model", "matrices", "memory", "sizes", "recipe"] {
         old.as_object_mut().unwrap().remove(key).unwrap();
     }
     fs::write(path("old.json"), old.to_string()).unwrap();

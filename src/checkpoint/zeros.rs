@@ -34,13 +34,13 @@ impl Zeros {
     /// use safetensors::Dtype;
     ///
     /// // Two rows of four bytes.
-    /// let found = Zeros::of(Dtype::I8, &[2, 4], &[1, 0, 0, 2, 0, 3, 0, 4]);
+    /// let found = Zeros::of(Dtype::I8, &[2, 4], &[1, 2, 0, 0, 0, 3, 0, 4]);
     /// let pattern = Some(Pattern::NofM { n: 2, m: 4 });
     /// assert_eq!(found, Some(Zeros { count: 4, pattern }));
     /// ```
     pub fn of(dtype: Stored, shape: &[usize], bytes: &[u8]) -> Option<Self> {
         let size = dtype.bitsize() / 8;
-        if size == 0 || dtype.bitsize() % 8 != 0 {
+        if size == 0 || !dtype.bitsize().is_multiple_of(8) {
             return None;
         }
         let elements = bytes.len() / size;
@@ -70,7 +70,7 @@ impl Zeros {
         };
         let rows = bytes.par_chunks_exact(columns * size);
         let (count, most) = rows.map(row).reduce(|| (0, [0; WIDEST + 1]), both);
-        let matrix = shape.len() > 1;
+        let matrix = shape.len() > 1 && elements > 0;
         let pattern = matrix.then(|| pattern(elements, count, columns, &most)).flatten();
         Some(Self { count, pattern })
     }
@@ -88,8 +88,10 @@ fn pattern(
         return None;
     }
     let share = |n: usize, m: usize| n as f64 / m as f64;
-    let found =
-        most.iter().enumerate().filter(|&(m, &n)| m > 1 && columns % m == 0 && 0 < n && n < m);
+    let found = most
+        .iter()
+        .enumerate()
+        .filter(|&(m, &n)| m > 1 && columns.is_multiple_of(m) && 0 < n && n < m);
     let tightest = found.min_by(|(m, n), (other_m, other_n)| {
         share(**n, *m).total_cmp(&share(**other_n, *other_m)).then(m.cmp(other_m))
     });

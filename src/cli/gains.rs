@@ -11,6 +11,9 @@ use crate::{
     report::{Report, Stages},
 };
 
+/// A share of a task's questions, and its standard error.
+type Of = fn(&Accuracy) -> [f64; 2];
+
 /// A line of the table.
 struct Line {
     name: String,
@@ -40,7 +43,7 @@ pub(super) fn gains(report: &Report) -> Option<String> {
         });
     }
     for task in &report.tasks {
-        let of: [(&str, fn(&Accuracy) -> [f64; 2]); 2] = [
+        let of: [(&str, Of); 2] = [
             ("acc", |found| [found.acc, found.acc_stderr]),
             ("acc_norm", |found| [found.acc_norm, found.acc_norm_stderr]),
         ];
@@ -91,8 +94,7 @@ pub(super) fn gains(report: &Report) -> Option<String> {
 
 /// A figure of each stage that there is.
 fn each<T, U>(found: &Stages<T>, of: impl Fn(&T) -> U) -> [Option<U>; 3] {
-    [Some(&found.dense), found.initial.as_ref(), found.refined.as_ref()]
-        .map(|found| found.map(|found| of(found)))
+    [Some(&found.dense), found.initial.as_ref(), found.refined.as_ref()].map(|found| found.map(&of))
 }
 
 fn direction(change: f64) -> &'static str {

@@ -66,7 +66,7 @@ pub(super) fn points(given: &[Layer]) -> Result<Vec<(Point, Vec<Layer>)>, Vec<Pr
                 let comma = if before.is_empty() { "" } else { "," };
                 settings.push((axis.path.join("."), value.clone()));
                 let point = Point { name: format!("{before}{comma}{name}={label}"), settings };
-                longer.push((point, [&layers[..], &[layer.clone()]].concat()));
+                longer.push((point, [&layers[..], std::slice::from_ref(layer)].concat()));
             }
         }
         points = longer;

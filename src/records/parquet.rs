@@ -6,7 +6,10 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, BufReader, Read, Seek, SeekFrom},
-    sync::Mutex,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -37,9 +40,16 @@ pub(super) struct Rows(RowIter<'static>);
 
 impl Rows {
     pub(super) fn open(mut file: File) -> Result<Self> {
-        let (footer, elements) = footer(&mut file)?;
-        let pages = Pages { file, footer, most: PAGES / elements, headers: Mutex::default() };
+        let elements = elements(&mut file)?;
+        let opened = Arc::new(AtomicBool::new(false));
+        let pages = Pages {
+            file,
+            most: PAGES / elements,
+            opened: opened.clone(),
+            headers: Mutex::default(),
+        };
         let reader = caught(|| SerializedFileReader::new(pages))?;
+        opened.store(true, Ordering::Relaxed);
         Ok(Self(RowIter::from_file_into(Box::new(reader))))
     }
 }
@@ -61,8 +71,8 @@ fn caught<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
     guarded(call).unwrap_or_else(wrong)
 }
 
-/// Where the footer starts, and how many elements its schema has.
-fn footer(file: &mut File) -> Result<(u64, u64)> {
+/// How many elements the schema in the footer has.
+fn elements(file: &mut File) -> Result<u64> {
     let length = file.seek(SeekFrom::End(0))?;
     let mut tail = [0; 8];
     file.seek(SeekFrom::Start(length.saturating_sub(8)))?;
@@ -78,7 +88,7 @@ fn footer(file: &mut File) -> Result<(u64, u64)> {
     file.seek(SeekFrom::Start(start))?;
     file.read_exact(&mut bytes)?;
     match Thrift::new(&bytes).schema() {
-        Some(elements) if elements <= ELEMENTS => Ok((start, elements.max(1))),
+        Some(elements) if elements <= ELEMENTS => Ok(elements.max(1)),
         Some(elements) => wrong(format!("a schema of {elements} elements; {ELEMENTS} are most")),
         None => wrong("a footer that starts with no schema"),
     }
@@ -87,10 +97,11 @@ fn footer(file: &mut File) -> Result<(u64, u64)> {
 /// A file that hands out pages within their bounds.
 struct Pages {
     file: File,
-    footer: u64,
     /// Bytes of a page.
     most: u64,
-    /// What was said of pages that were not read yet, by where their headers start.
+    /// Whether the footer was read: from then on, all that is read is pages.
+    opened: Arc<AtomicBool>,
+    /// What was said of pages that were not read yet, by where they start behind their headers.
     headers: Mutex<BTreeMap<u64, Page>>,
 }
 
@@ -135,26 +146,20 @@ impl ChunkReader for Pages {
     type T = BufReader<File>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
-        if start < self.footer {
-            let length = self.footer - start;
-            let bytes = self.file.get_bytes(start, length.min(64) as usize)?;
-            // The reader comes here a second time for some pages, behind the header.
-            if let Some(page) = Thrift::new(&bytes).page() {
-                page.check(self.most)?;
-                if let Ok(mut headers) = self.headers.lock() {
-                    headers.insert(start, page);
-                }
+        // The reader comes here a second time for some pages, behind their headers.
+        let known = || self.headers.lock().is_ok_and(|headers| headers.contains_key(&start));
+        if self.opened.load(Ordering::Relaxed) && !known() {
+            let (page, length) = self.header(start)?;
+            page.check(self.most)?;
+            if let Ok(mut headers) = self.headers.lock() {
+                headers.insert(start + length, page);
             }
         }
         self.file.get_read(start)
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
-        let page =
-            self.headers.lock().ok().filter(|_| start < self.footer).and_then(|mut headers| {
-                let (&header, _) = headers.range(..start).next_back()?;
-                headers.remove(&header)
-            });
+        let page = self.headers.lock().ok().and_then(|mut headers| headers.remove(&start));
         if length as u64 > self.most.max(FOOTER) {
             return wrong(format!("a page of {length} bytes; {} are most", self.most));
         }
@@ -165,6 +170,21 @@ impl ChunkReader for Pages {
             }
             _ => Ok(bytes),
         }
+    }
+}
+
+impl Pages {
+    /// The header of a page, and its length. Old writers put the largest and smallest values into it.
+    fn header(&self, start: u64) -> Result<(Page, u64)> {
+        let rest = self.file.len().saturating_sub(start);
+        for window in [1 << 10, 1 << 18] {
+            let bytes = self.file.get_bytes(start, rest.min(window) as usize)?;
+            let mut thrift = Thrift::new(&bytes);
+            if let Some(page) = thrift.page() {
+                return Ok((page, (bytes.len() - thrift.bytes.len()) as u64));
+            }
+        }
+        wrong("a page without a sound header")
     }
 }
 
@@ -185,21 +205,32 @@ fn expands_beyond(bytes: &[u8], page: Page) -> bool {
     found == Some(most)
 }
 
-/// As much of Thrift's compact protocol as it takes to see sizes.
+/// Thrift's compact protocol, read as the crate reads it: what that takes for a number is the same
+/// number here, and what has another type than it should is refused.
 struct Thrift<'a> {
+    /// What is left to read.
     bytes: &'a [u8],
-    /// The number of the last field.
-    field: u64,
 }
 
 /// Types of fields.
+const TRUE: u8 = 1;
+const FALSE: u8 = 2;
+const BYTE: u8 = 3;
+const I16: u8 = 4;
 const I32: u8 = 5;
+const I64: u8 = 6;
+const DOUBLE: u8 = 7;
+const BINARY: u8 = 8;
 const LIST: u8 = 9;
+const SET: u8 = 10;
 const STRUCT: u8 = 12;
+
+/// How deep fields that are skipped are nested.
+const DEPTH: u8 = 16;
 
 impl<'a> Thrift<'a> {
     fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, field: 0 }
+        Self { bytes }
     }
 
     fn byte(&mut self) -> Option<u8> {
@@ -208,76 +239,128 @@ impl<'a> Thrift<'a> {
         Some(*first)
     }
 
-    /// However many bytes it has: the crate takes overlong ones, and so must what sees through them.
+    /// However many bytes it has: overlong ones are taken, too.
     fn varint(&mut self) -> Option<u64> {
-        let (mut value, mut shift) = (0, 0);
+        let (mut value, mut shift) = (0, 0u32);
         loop {
             let byte = self.byte()?;
             value |= u64::from(byte & 0x7f).wrapping_shl(shift);
             if byte & 0x80 == 0 {
                 return Some(value);
             }
-            shift += 7;
+            shift = shift.wrapping_add(7);
         }
     }
 
-    /// A number that is not negative.
-    fn number(&mut self) -> Option<u64> {
-        self.varint().filter(|zigzag| zigzag % 2 == 0).map(|zigzag| zigzag / 2)
+    fn i64(&mut self) -> Option<i64> {
+        let zigzag = self.varint()?;
+        Some((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64))
     }
 
-    /// The number and type of the next field.
-    fn next(&mut self) -> Option<(u64, u8)> {
+    /// Cut to 32 bits.
+    fn i32(&mut self) -> Option<i32> {
+        self.i64().map(|value| value as i32)
+    }
+
+    /// The number and type of the field after `last`; `Some(None)` at the end of a struct.
+    #[allow(clippy::option_option, reason = "broken, at its end, or a field")]
+    fn field(&mut self, last: &mut i16) -> Option<Option<(i16, u8)>> {
         let header = self.byte()?;
-        self.field = match header >> 4 {
-            0 => self.number()?,
-            delta => self.field + u64::from(delta),
+        let kind = header & 0xf;
+        if kind == 0 {
+            return Some(None);
+        }
+        *last = match header >> 4 {
+            0 => self.i64()? as i16,
+            delta => last.checked_add(i16::from(delta))?,
         };
-        Some((self.field, header & 0xf))
+        Some(Some((*last, kind)))
+    }
+
+    /// The type and number of a list's elements.
+    fn list(&mut self) -> Option<(u8, u64)> {
+        let header = self.byte()?;
+        let size = match header >> 4 {
+            15 => self.varint()?,
+            size => u64::from(size),
+        };
+        Some((header & 0xf, size))
+    }
+
+    fn skip(&mut self, kind: u8, depth: u8) -> Option<()> {
+        match kind {
+            TRUE | FALSE => {}
+            BYTE => drop(self.byte()?),
+            I16 | I32 | I64 => drop(self.varint()?),
+            DOUBLE => self.bytes = self.bytes.get(8..)?,
+            BINARY => {
+                let length = usize::try_from(self.varint()?).ok()?;
+                self.bytes = self.bytes.get(length..)?;
+            }
+            LIST | SET => {
+                let (kind, size) = self.list()?;
+                // A truth value of a list has a byte of its own.
+                let kind = if matches!(kind, TRUE | FALSE) { BYTE } else { kind };
+                for _ in 0..size {
+                    self.skip(kind, depth.checked_sub(1)?)?;
+                }
+            }
+            STRUCT => {
+                let mut last = 0;
+                while let Some((_, kind)) = self.field(&mut last)? {
+                    self.skip(kind, depth.checked_sub(1)?)?;
+                }
+            }
+            // Maps are in no header.
+            _ => return None,
+        }
+        Some(())
     }
 
     /// How many elements the schema of a footer has; it comes after the version.
     fn schema(mut self) -> Option<u64> {
-        let version = self.next()? == (1, I32);
+        let mut last = 0;
+        let version = self.field(&mut last)? == Some((1, I32));
         self.varint().filter(|_| version)?;
-        let list = self.next()? == (2, LIST);
-        match self.byte().filter(|_| list)? >> 4 {
-            15 => self.varint(),
-            size => Some(u64::from(size)),
-        }
+        let list = self.field(&mut last)? == Some((2, LIST));
+        self.list().filter(|_| list).map(|(_, size)| size)
     }
 
     /// What the header of a page says.
-    fn page(mut self) -> Option<Page> {
-        // Its type, its sizes, perhaps a checksum; then what there is to its type.
-        let mut sizes = [0; 3];
-        for (i, size) in sizes.iter_mut().enumerate() {
-            let field = self.next()? == (1 + i as u64, I32);
-            *size = self.number().filter(|_| field)?;
-        }
-        let mut page = Page { expanded: sizes[1], levels: 0, values: None };
-        let mut next = self.next();
-        if next == Some((4, I32)) {
-            self.varint();
-            next = self.next();
-        }
-        if next == Some((7, STRUCT)) {
-            self.field = 0;
-            let count = self.next()? == (1, I32);
-            page.values = Some(self.number().filter(|_| count)?);
-        }
-        if next != Some((8, STRUCT)) {
-            return Some(page);
-        }
-        // Of the second version, whose levels are not compressed: the lengths of both.
-        self.field = 0;
-        while let Some((field, I32)) = self.next() {
-            let number = self.varint()?;
-            if field == 5 || field == 6 {
-                page.levels = page.levels.saturating_add(usize::try_from(number / 2).ok()?);
+    fn page(&mut self) -> Option<Page> {
+        let (mut last, mut expanded, mut compressed) = (0, None, None);
+        let (mut levels, mut values) = (0, None);
+        while let Some(field) = self.field(&mut last)? {
+            match field {
+                (2, I32) => expanded = Some(self.i32()?),
+                (3, I32) => compressed = Some(self.i32()?),
+                // Its type, and a checksum.
+                (1 | 4, I32) => drop(self.i32()?),
+                (7, STRUCT) => values = self.numbers([1])?.into_iter().next(),
+                (8, STRUCT) => {
+                    levels = self.numbers([5, 6])?.into_iter().try_fold(0, usize::checked_add)?
+                }
+                (5 | 6, STRUCT) => self.skip(STRUCT, DEPTH)?,
+                (1..=8, _) => return None,
+                (_, kind) => self.skip(kind, DEPTH)?,
             }
         }
-        Some(page)
+        compressed?;
+        let expanded = u64::try_from(expanded?).ok()?;
+        Some(Page { expanded, levels, values: values.map(|values| values as u64) })
+    }
+
+    /// Some numbers of a struct, none of them negative; zero where they are left out.
+    fn numbers<const N: usize>(&mut self, fields: [i16; N]) -> Option<[usize; N]> {
+        let (mut last, mut numbers) = (0, [0; N]);
+        while let Some((field, kind)) = self.field(&mut last)? {
+            match fields.iter().position(|wanted| *wanted == field) {
+                Some(i) if kind == I32 => numbers[i] = usize::try_from(self.i32()?).ok()?,
+                Some(_) => return None,
+                None => self.skip(kind, DEPTH)?,
+            }
+        }
+        Some(numbers)
     }
 }
 
@@ -319,21 +402,24 @@ mod tests {
         assert_eq!(Thrift::new(&[0x15, 2, 0x19, 0xfc, 0xac, 2]).schema(), Some(300));
         assert_eq!(Thrift::new(&[0x29, 0x3c]).schema(), None);
         // A data page of 64 bytes that expands to 128; one of the second version with levels of 2
-        // and 3; one that ends early.
+        // and 3, and a field that is not known; one that ends early.
         let page = |expanded, levels| Some(Page { expanded, levels, values: None });
-        assert_eq!(
-            Thrift::new(&[0x15, 0, 0x15, 0x80, 2, 0x15, 0x80, 1, 0x2c]).page(),
-            page(128, 0)
-        );
+        let first = [0x15, 0, 0x15, 0x80, 2, 0x15, 0x80, 1, 0x2c, 0x15, 2, 0, 0];
+        assert_eq!(Thrift::new(&first).page(), page(128, 0));
         let second = [0x15, 6, 0x15, 16, 0x15, 16, 0x5c, 0x15, 2, 0x15, 2, 0x15, 2, 0x15, 0];
-        let levels = [0x15, 4, 0x15, 6, 0x11, 0];
+        let levels = [0x15, 4, 0x15, 6, 0x11, 0, 0x18, 1, b'x', 0];
         assert_eq!(Thrift::new(&[&second[..], &levels].concat()).page(), page(8, 5));
         // A dictionary.
-        let header = [0x15, 4, 0x15, 16, 0x15, 16, 0x4c, 0x15, 6];
+        let header = [0x15, 4, 0x15, 16, 0x15, 16, 0x4c, 0x15, 6, 0x15, 0, 0, 0];
         let dictionary = Page { expanded: 8, levels: 0, values: Some(3) };
         assert_eq!(Thrift::new(&header).page(), Some(dictionary));
         assert!(dictionary.check(8).is_ok() && dictionary.check(7).is_err());
         assert!(Page { values: Some(5), ..dictionary }.check(8).is_err());
+        // Its number written in three bytes, as 6 + 2³⁵; of another type.
+        let overlong =
+            [0x15, 4, 0x15, 16, 0x15, 16, 0x4c, 0x15, 0x86, 0x80, 0x80, 0x80, 0x80, 1, 0, 0];
+        assert_eq!(Thrift::new(&overlong).page(), Some(dictionary));
+        assert_eq!(Thrift::new(&[0x15, 4, 0x18, 1, b'x', 0x15, 16, 0]).page(), None);
         assert_eq!(Thrift::new(&[0x15, 0, 0x15]).page(), None);
         assert_eq!(Thrift::new(b"any other bytes").page(), None);
     }

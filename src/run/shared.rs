@@ -164,7 +164,11 @@ mod tests {
 
     fn recipe(text: &str) -> Recipe {
         let fine = "model.path = 'm'\ncalibration.source = 'c'\noutput.path = 'o'\n";
-        load_text(Path::new("r.toml"), &format!("{fine}{text}"), [], &[]).unwrap().recipe
+        // The first line is the file's; the others are assignments over it.
+        let mut lines = text.lines();
+        let file = lines.next().unwrap_or_default();
+        let sets: Vec<String> = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
+        load_text(Path::new("r.toml"), &format!("{fine}{file}\n"), [], &sets).unwrap().recipe
     }
 
     #[test]

@@ -51,9 +51,10 @@ fn whatever_step_fails_nothing_is_half_done_and_the_run_goes_on() {
     for failing in 0..steps.get() {
         let (lasting, replaces) = (failing % 2 == 0, failing % 3 == 0);
         let settings = Settings { force: replaces, ..settings };
-        if !replaces && out.exists() {
+        if out.exists() {
             fs::remove_dir_all(&out).unwrap();
-        } else if replaces {
+        }
+        if replaces {
             fs::create_dir_all(&out).unwrap();
             fs::write(out.join("config.json"), "{}").unwrap();
         }
@@ -73,6 +74,10 @@ fn whatever_step_fails_nothing_is_half_done_and_the_run_goes_on() {
             let found = contents(&out);
             let old = replaces && found.keys().eq(["config.json"]) && found["config.json"] == b"{}";
             assert!(old || found == expected, "step {failing}");
+        }
+        // What failed may have come after the output had its name.
+        if out.is_dir() && contents(&out) == expected && !partial.exists() {
+            continue;
         }
         let again = prune(&loaded, &Settings { resume: true, force: replaces, ..settings });
         again.unwrap_or_else(|error| panic!("step {failing}: {error}"));

@@ -55,6 +55,7 @@ impl Case {
     /// The case whose row i is this one's row `order[i]`.
     pub(super) fn rows(&self, order: &[usize]) -> Self {
         Self {
+            dims: Dims { rows: order.len(), ..self.dims },
             weight: rows(&self.weight, self.dims, order),
             mask: rows(&self.mask, self.dims, order),
             squared_gradient: rows(&self.squared_gradient, self.dims, order),
@@ -67,16 +68,29 @@ impl Case {
     pub(super) fn columns(&self, order: &[usize]) -> Self {
         let columns = self.dims.columns;
         let square = Dims { rows: columns, columns };
+        let narrow = Dims { rows: columns, columns: order.len() };
         let pick = |values: &[f32]| self::columns(values, self.dims, order);
         Self {
+            dims: Dims { columns: order.len(), ..self.dims },
             weight: pick(&self.weight),
             mask: self::columns(&self.mask, self.dims, order),
             squared_gradient: pick(&self.squared_gradient),
             input_square: order.iter().map(|j| self.input_square[*j]).collect(),
-            gram: rows(&self::columns(&self.gram, square, order), square, order),
+            gram: rows(&self::columns(&self.gram, square, order), narrow, order),
             scores: pick(&self.scores),
             ..self.clone()
         }
+    }
+
+    /// The cases with one row or one column less, as long as one is left.
+    pub(super) fn parts(&self) -> impl Iterator<Item = Self> {
+        let Dims { rows, columns } = self.dims;
+        let without = |count: usize, left: usize| -> Vec<usize> {
+            (0..count).filter(|i| *i != left).collect()
+        };
+        let lost = |count: usize| 0..if count > 1 { count } else { 0 };
+        let fewer_rows = lost(rows).map(move |i| self.rows(&without(rows, i)));
+        fewer_rows.chain(lost(columns).map(move |j| self.columns(&without(columns, j))))
     }
 
     /// Another order of so many rows or columns.

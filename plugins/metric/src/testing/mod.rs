@@ -181,7 +181,8 @@ type Found = Option<(String, Option<Case>)>;
 
 /// The same cases in every run, unless the environment asks for others.
 fn runner() -> TestRunner {
-    let config = Config { failure_persistence: None, ..Config::default() };
+    let config =
+        Config { failure_persistence: None, max_shrink_iters: 1 << 16, ..Config::default() };
     let rng_seed = match config.rng_seed {
         RngSeed::Random => RngSeed::Fixed(0),
         seed => seed,
@@ -196,7 +197,19 @@ fn smallest(
 ) -> Found {
     match runner().run(cases, |case| test(&case).map_err(TestCaseError::fail)) {
         Ok(()) => None,
-        Err(TestError::Fail(reason, case)) => Some((reason.message().to_owned(), Some(case))),
+        Err(TestError::Fail(reason, case)) => {
+            let mut found = (reason.message().to_owned(), case);
+            loop {
+                let mut parts = found.1.parts();
+                let smaller = parts.find_map(|part| Some((test(&part).err()?, part)));
+                drop(parts);
+                match smaller {
+                    Some(smaller) => found = smaller,
+                    None => break,
+                }
+            }
+            Some((found.0, Some(found.1)))
+        }
         Err(TestError::Abort(reason)) => Some((reason.message().to_owned(), None)),
     }
 }

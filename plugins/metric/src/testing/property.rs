@@ -1,6 +1,10 @@
 //! What is expected of every metric.
 
-use std::{fmt, thread};
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+};
 
 use super::{
     Found,
@@ -70,10 +74,18 @@ fn score_with(
     stats: &LayerStats<'_>,
 ) -> Result<Vec<f32>, String> {
     let mut scores = case.scores.clone();
-    match metric.score(stats, &mut scores) {
-        Ok(()) => Ok(scores),
-        Err(Error::Undeclared(name)) => Err(format!("it reads `{name}`, but does not declare it")),
-        Err(error) => Err(format!("it fails: {error}")),
+    let scored = catch_unwind(AssertUnwindSafe(|| metric.score(stats, &mut scores)));
+    match scored {
+        Ok(Ok(())) => Ok(scores),
+        Ok(Err(Error::Undeclared(name))) => {
+            Err(format!("it reads `{name}`, but does not declare it"))
+        }
+        Ok(Err(error)) => Err(format!("it fails: {error}")),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            Err(format!("it panics: {}", text.unwrap_or_default()))
+        }
     }
 }
 
@@ -249,9 +261,9 @@ fn scale(metric: &dyn Metric, case: &Case, scores: &[f32]) -> Result<(), String>
     Ok(())
 }
 
-/// Equal but for rounding.
+/// Equal but for rounding. That what is not a number is wrong, finiteness says.
 fn close(a: f32, b: f32) -> bool {
-    a == b || (a - b).abs() <= 1e-4 * a.abs().max(b.abs()) + 1e-30
+    a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= 1e-4 * a.abs().max(b.abs()) + 1e-30
 }
 
 fn place(case: &Case, i: usize) -> String {

@@ -62,8 +62,8 @@ impl Metric for Faulty {
                 Fault::Overflows => size * size * size * size,
                 Fault::Counts => size + call as f32,
                 Fault::Peeks => size + stats.gram.map_or(0.0, |gram| gram[0]),
-                Fault::ByRow => size + (i / columns) as f32,
-                Fault::ByColumn => size + (i % columns) as f32,
+                Fault::ByRow => size * (1 + i / columns) as f32,
+                Fault::ByColumn => size * (1 + i % columns) as f32,
                 Fault::Signed => weight.max(0.0),
                 Fault::Folded if size > 1.0 => 1.0 / size,
                 _ => size,
@@ -94,14 +94,14 @@ fn each_property_fails_where_it_lacks() {
         ("refuses", Shape, "it reads `gram`, but does not declare it"),
         ("panics", Shape, "index out of bounds"),
         ("divides", Finiteness, "is NaN"),
-        ("overflows", Finiteness, "is inf"),
+        ("overflows", Finiteness, "is NaN"),
         ("counts", Determinism, "again"),
         ("peeks", Needs, "it reads `gram`, but does not declare it"),
         ("asks", Needs, "it declares `squared_gradient`, which has no influence on its scores"),
         ("by-row", symmetry(Symmetry::Rows), "with the rows [1, 0]"),
         ("by-column", symmetry(Symmetry::Columns), "with the columns [1, 0]"),
-        ("signed", symmetry(Symmetry::Signs), "with the weights [-"),
-        ("folded", symmetry(Symmetry::Scale), "8 times the weights"),
+        ("signed", symmetry(Symmetry::Signs), "with the weights ["),
+        ("folded", symmetry(Symmetry::Scale), " times the weights"),
     ] {
         let failures = failures(fault);
         let failure = failures.iter().find(|failure| failure.property == property);

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use dfdx::tensor::Cpu;
 use serde_json::{Value, json};
 
-use super::{Error, progress::Terminal, show};
+use super::{Error, columns::labelled, progress::Terminal, show};
 use crate::{
     checkpoint::Reader,
     estimate::estimate,
@@ -75,18 +75,19 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     }
     println!("\nmodel     {} ({} layers)", show(&recipe.model.path), plan.layers.len());
     matrices(&model, &plan);
-    println!(
-        "memory    about {} at the peak, beside the checkpoint's own pages: {} for the layers, and \
+    let memory = format!(
+        "about {} at the peak, beside the checkpoint's own pages: {} for the layers, and \
          {} of hidden states, which beyond executor.memory wait in a scratch file",
         scaled(found.memory + found.waiting, "B"),
         scaled(found.memory, "B"),
         scaled(found.waiting, "B")
     );
-    println!(
-        "work      about {} of matrix products to prune, {} to measure perplexity",
+    let work = format!(
+        "about {} of matrix products to prune, {} to measure perplexity",
         scaled(found.pruning, "FLOP"),
         scaled(found.evaluation, "FLOP")
     );
+    println!("{}\n{}", labelled("memory", &memory), labelled("work", &work));
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Columns of words and figures, as commands print them on a terminal.
+//! What stands in columns: tables of words and figures, and text beside its label.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::NOTHING};
 
@@ -27,4 +27,45 @@ pub(super) fn columns(columns: &[Column]) -> Table {
         });
     }
     table
+}
+
+/// The columns of the terminal that lines are made for.
+const WIDTH: usize = 80;
+/// Where the text beside a label begins.
+const TEXT: usize = 10;
+
+/// A text beside its label, in as many lines as it needs. No word is broken: a path stays whole.
+pub(super) fn labelled(label: &str, text: &str) -> String {
+    let first = format!("{label:TEXT$}");
+    let rest = " ".repeat(TEXT);
+    let options = textwrap::Options::new(WIDTH)
+        .break_words(false)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation)
+        .initial_indent(&first)
+        .subsequent_indent(&rest);
+    textwrap::fill(text, options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_go_on_under_their_beginning() {
+        let path = "directory-".repeat(9);
+        let found = labelled("time", &format!("{} {path} end", "0.1 s, ".repeat(10)));
+        let lines: Vec<&str> = found.lines().collect();
+        assert_eq!(lines.len(), 3, "{found}");
+        assert!(lines[0].starts_with("time      0.1 s,") && lines[0].len() <= WIDTH, "{found}");
+        assert_eq!(lines[1], format!("          {path}"));
+        assert_eq!(lines[2], "          end");
+    }
+
+    #[test]
+    fn figures_end_together_and_words_begin_together() {
+        let mut table = columns(&[Column::Words(""), Column::Figures("size"), Column::Words("as")]);
+        table.add_row(["one", "5 B", "dense"]).add_row(["others", "12 kB", ""]);
+        let expected = "         size  as\none       5 B  dense\nothers  12 kB";
+        assert_eq!(table.trim_fmt(), expected);
+    }
 }

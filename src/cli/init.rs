@@ -109,15 +109,20 @@ impl Draft<'_> {
             Some(commit) => (quoted(&arguments.model), format!("revision = \"{commit}\"")),
             None => (self.path(&arguments.model), String::new()),
         };
-        let calibration = arguments.calibration.as_deref().unwrap_or(Path::new("calibration.txt"));
+        // A text that is still to be found is to be beside the recipe.
+        let calibration = arguments.calibration.as_deref().map(|text| self.path(text));
+        let calibration = calibration.unwrap_or_else(|| quoted(Path::new("calibration.txt")));
         let texts: Vec<String> = arguments.texts.iter().map(|text| self.path(text)).collect();
         let cost = found.map_or_else(String::new, |found| {
+            let memory = scaled(found.memory + found.waiting, "B");
+            let pruning = scaled(found.pruning, "FLOP");
+            let measured = match found.evaluation {
+                0.0 => String::new(),
+                work => format!(",\n# and {} to measure", scaled(work, "FLOP")),
+            };
             format!(
-                "As it stands, that takes about {} of memory beside the checkpoint's own pages, and {} of\n\
-                 # matrix products to prune, and {} to measure.",
-                scaled(found.memory + found.waiting, "B"),
-                scaled(found.pruning, "FLOP"),
-                scaled(found.evaluation, "FLOP")
+                "As it stands, pruning takes about {memory} of memory, beside the checkpoint's own pages,\n\
+                 # and {pruning} of matrix products{measured}."
             )
         });
         let last = decoder.linears().last().map_or("", |linear| linear.name);
@@ -134,7 +139,7 @@ impl Draft<'_> {
             layers = decoder.layers.len(),
             dtype = dtype.map(|tensor| format!("{:?}", tensor.dtype)).unwrap_or_default(),
             file = self.target.display(),
-            calibration = self.path(calibration),
+            calibration = calibration,
             length = longest.min(LENGTH),
             linears = linears(decoder),
             output = quoted(Path::new(&format!("{name}-pruned"))),

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use super::{Error, interrupt::announce, progress::Terminal, show, summary::Summary, sweep};
+use super::{
+    Error, columns::labelled, interrupt::announce, progress::Terminal, show, summary::Summary,
+    sweep,
+};
 use crate::{
     family::Decoder,
     plan::Plan,
@@ -111,15 +114,16 @@ pub(super) fn introduce(recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
         1 => ", with 1 override".into(),
         n => format!(", with {n} overrides"),
     };
-    println!(
-        "mask      {}, {}, {:.0}% of {} pruned{overrides}",
+    let mask = format!(
+        "{}, {}, {:.0}% of {} pruned{overrides}",
         describe::init(recipe),
         recipe.sparsity.pattern,
         100.0 * recipe.sparsity.ratio,
         plan_size(plan, decoder)
     );
+    println!("{}", labelled("mask", &mask));
     for stage in &recipe.refine {
-        println!("refine    {}", describe::stage(stage, recipe, &groups));
+        println!("{}", labelled("refine", &describe::stage(stage, recipe, &groups)));
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytesize::ByteSize;
 
-use super::gains::gains;
+use super::{columns::labelled, gains::gains};
 use crate::{
     checkpoint::Format,
     executor::Loss,
@@ -49,16 +49,17 @@ impl fmt::Display for Summary<'_> {
                 100.0 * (sum(|stage| &stage.after) / sum(|stage| &stage.before) - 1.0)
             };
             let accepted = of.iter().filter(|stage| stage.accepted).count();
-            write!(f, "{:9} {accepted} of {} groups: ", of[0].stage, of.len())?;
+            let mut said = format!("{accepted} of {} groups: ", of.len());
             if swaps > 0 {
                 let share = 100.0 * swaps as f64 / kept.max(1) as f64;
-                write!(f, "{swaps} swaps ({share:.2}% of the kept weights), ")?;
+                said += &format!("{swaps} swaps ({share:.2}% of the kept weights), ");
             }
-            write!(f, "output error {:+.1}%", change(|loss| loss.calibration))?;
+            said += &format!("output error {:+.1}%", change(|loss| loss.calibration));
             if of[0].after.held_out.is_some() {
-                write!(f, ", {:+.1}% held out", change(|loss| loss.held_out.unwrap_or_default()))?;
+                let held_out = change(|loss| loss.held_out.unwrap_or_default());
+                said += &format!(", {held_out:+.1}% held out");
             }
-            writeln!(f)?;
+            writeln!(f, "{}", labelled(&of[0].stage, &said))?;
         }
         if let Some(gains) = gains(report) {
             writeln!(f, "\n{gains}")?;
@@ -70,14 +71,14 @@ impl fmt::Display for Summary<'_> {
             .collect();
         let Sizes { format, dense, output, pruned_matrices, compressed_matrices } = &report.sizes;
         let [output, dense] = [output, dense].map(|size| bytes(size.weight_bytes));
-        write!(f, "\nsize      {output} of weights; the dense model has {dense}")?;
+        let mut size = format!("{output} of weights; the dense model has {dense}");
         if *format != Format::Dense {
             let format = format.name();
-            write!(f, " ({format}: {compressed_matrices} of {pruned_matrices} matrices)")?;
+            size += &format!(" ({format}: {compressed_matrices} of {pruned_matrices} matrices)");
         }
-        writeln!(f)?;
-        let total = report.total_seconds();
-        writeln!(f, "time      {total:.1} s: {}", seconds.join(", "))?;
+        writeln!(f, "\n{}", labelled("size", &size))?;
+        let time = format!("{:.1} s: {}", report.total_seconds(), seconds.join(", "));
+        writeln!(f, "{}", labelled("time", &time))?;
         if let Some(peak) = report.peak_memory() {
             writeln!(f, "memory    {} at most, beside the checkpoint's pages", bytes(peak))?;
         }

@@ -49,7 +49,7 @@ static BINARIES: LazyLock<PathBuf> = LazyLock::new(|| {
     // As `cargo test --workspace` builds Barber here: another optimisation is another build.
     let alike = [
         "--config=profile.dev.package.llm-barber.opt-level=1",
-        "--config=profile.dev.package.llm-barber.debug=true",
+        "--config=profile.dev.package.llm-barber.debug=\"line-tables-only\"",
     ];
     for command in [&["build", "--all-targets"][..], &["test"]] {
         cargo(&dir, &[command, &alike].concat());

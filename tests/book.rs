@@ -1,6 +1,7 @@
 //! What the book and the README say is so: recipes resolve, commands run, links lead somewhere,
 //! messages are Barber's own, and nothing that a recipe can say is left out. Their Rust is run as
 //! doctests of the library.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod util;
 

@@ -90,6 +90,23 @@ fn is_the_dense_one(sets: &[&str], format: &str) {
     assert!(modules.iter().all(|module| !stored.contains_key(&format!("{module}.weight"))));
     assert_eq!(report["sizes"]["compressed_matrices"], 21);
 
+    // `inspect` tells the sizes in the file, and what they are of.
+    let path = compressed.display().to_string();
+    let run = barber(&["inspect", &path, "--json"]);
+    succeeds(&run);
+    let found: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(found["format"], format);
+    let sizes = stored.values().map(|(_, _, bytes)| bytes.len());
+    assert_eq!(found["total"]["bytes"].as_u64().unwrap() as usize, sizes.sum::<usize>());
+    for tensor in found["tensors"].as_array().unwrap() {
+        let (bytes, dense) = (&tensor["bytes"], tensor["dense_bytes"].as_u64().unwrap());
+        let matrix = tensor["name"].as_str().unwrap().ends_with("_proj.weight");
+        assert_eq!(bytes.as_u64().unwrap() < dense, matrix, "{tensor}");
+    }
+    let run = barber(&["inspect", &path]);
+    succeeds(&run);
+    assert!(run.stdout.lines().next().unwrap().contains(&format!(", {format}, of ")));
+
     // Every tensor is aligned: some readers insist.
     let file = fs::read(compressed.join("model.safetensors")).unwrap();
     let (data, header) = llm_barber::checkpoint::parse_header(&file).unwrap();

@@ -317,6 +317,23 @@ fn on_terminal(arguments: &str, colours: bool) -> String {
 
 #[test]
 #[cfg(target_os = "linux")]
+fn no_line_is_wider_than_the_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let fits = |arguments: &str| {
+        let shown = on_terminal(arguments, false);
+        let widest = shown.lines().max_by_key(|line| console::measure_text_width(line)).unwrap();
+        assert!(console::measure_text_width(widest) <= 80, "{arguments}: {widest}");
+    };
+    fits("--help");
+    commands().iter().for_each(|name| fits(&format!("{name} --help")));
+    let set = format!("--force --set output.path={}", dir.path().join("out").display());
+    fits(&format!("prune recipes/quickstart.toml --quiet {set}"));
+    fits(&format!("check recipes/quickstart.toml {set}").replace(" --force", ""));
+    fits("metrics");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
 fn a_terminal_shows_progress() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");

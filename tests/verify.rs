@@ -105,6 +105,33 @@ fn a_result_is_what_its_report_says() {
 }
 
 #[test]
+fn what_is_found_can_be_had_as_json() {
+    let pruned = Pruned::new(&[]);
+    let out = pruned.path("out").display().to_string();
+    let json = |command: &str, status: i32| -> serde_json::Value {
+        let run = barber(&[command, &out, "--json"]);
+        assert_eq!(run.status, status, "{}", run.stderr);
+        serde_json::from_str(&run.stdout).unwrap()
+    };
+    let found = json("verify", 0);
+    let dense = pruned.path("model").display().to_string();
+    let dense = serde_json::json!({ "model": dense, "compared": true, "changed": 0 });
+    assert_eq!(found["dense"], dense);
+    assert_eq!(found["zeros"].as_u64().unwrap() * 2, found["weights"].as_u64().unwrap());
+    assert_eq!(found["wrong"], serde_json::json!([]));
+    let found = json("reproduce", 0);
+    assert!(found["files"].as_u64().unwrap() > 3 && found["made_by"].is_null(), "{found}");
+    assert_eq!(found["wrong"], serde_json::json!([]));
+
+    pruned.change("out", O, |bytes| bytes[first(bytes, false)] ^= 1);
+    let wrong = json("verify", 1)["wrong"].clone();
+    assert_eq!(wrong[0], "model.safetensors is not as it was written");
+    assert!(wrong[1].as_str().unwrap().contains(O), "{wrong}");
+    let wrong = json("reproduce", 1)["wrong"].clone();
+    assert!(wrong[0].as_str().unwrap().contains("comes out differently"), "{wrong}");
+}
+
+#[test]
 fn inputs_and_files_are_compared_with_their_digests() {
     let pruned = Pruned::new(&["sparsity.pattern=2:4", "output.dtype=bf16"]);
     pruned.is_right("verify");

@@ -45,7 +45,7 @@ enum Place {
     /// In a shard.
     Stored(usize),
     /// A matrix, in several tensors of shards.
-    Compressed { shape: [usize; 2], dtype: Dtype, values: Span, bitmask: Span },
+    Compressed { shape: [usize; 2], dtype: Dtype, values: Span, bitmask: Span, stored: usize },
 }
 
 /// A tensor's bytes: the shard, and the offsets in its data.
@@ -72,6 +72,8 @@ pub struct TensorView<'a> {
     pub shape: &'a [usize],
     /// The file that holds it.
     pub file: &'a Path,
+    /// How many bytes it takes in the checkpoint, those beside a compressed matrix's values included.
+    pub stored: usize,
     data: Data<'a>,
 }
 
@@ -91,7 +93,7 @@ impl<'a> TensorView<'a> {
         file: &'a Path,
         bytes: &'a [u8],
     ) -> Self {
-        Self { name, dtype, shape, file, data: Data::Dense(bytes) }
+        Self { name, dtype, shape, file, stored: bytes.len(), data: Data::Dense(bytes) }
     }
 
     /// Its bytes, little-endian, row-major: those of the file, or what a compressed matrix is
@@ -109,7 +111,7 @@ impl<'a> TensorView<'a> {
         }
     }
 
-    /// How many bytes these are.
+    /// How many bytes these are; of a compressed matrix more than are [`stored`](Self::stored).
     pub fn length(&self) -> usize {
         layout::length(self.dtype, self.shape)
     }
@@ -366,16 +368,14 @@ impl Reader {
 
     /// Where a compressed matrix is, and what it is.
     fn compressed(&self, module: &str, name: &str) -> Result<Place, Error> {
-        let part = |kind: Kind| {
+        let find = |kind: Kind| {
             let part = kind.tensor(module);
-            let found = match self.tensors.get(&part) {
-                Some(Place::Stored(shard)) => {
-                    self.shards[*shard].header.info(&part).map(|info| (*shard, info))
-                }
-                _ => None,
-            };
-            let missing = || format!("there is no `{part}`");
-            found.ok_or_else(|| Error::compressed(&self.dir, name, missing()))
+            let Some(Place::Stored(shard)) = self.tensors.get(&part) else { return None };
+            self.shards[*shard].header.info(&part).map(|info| (*shard, info))
+        };
+        let part = |kind: Kind| {
+            let missing = || format!("there is no `{}`", kind.tensor(module));
+            find(kind).ok_or_else(|| Error::compressed(&self.dir, name, missing()))
         };
         let (in_shard, shape) = part(Kind::Shape)?;
         let shape = layout::shape(shape.dtype, self.shards[in_shard].bytes(shape.data_offsets));
@@ -395,7 +395,9 @@ impl Reader {
         let values = Span(in_shard, values.data_offsets);
         let (in_shard, bitmask) = part(Kind::Bitmask)?;
         let bitmask = Span(in_shard, bitmask.data_offsets);
-        Ok(Place::Compressed { shape, dtype, values, bitmask })
+        let parts = Kind::ALL.into_iter().filter_map(find);
+        let stored = parts.map(|(_, info)| info.data_offsets.1 - info.data_offsets.0).sum();
+        Ok(Place::Compressed { shape, dtype, values, bitmask, stored })
     }
 
     /// The directory.
@@ -465,11 +467,12 @@ impl Reader {
                 let file = &self.shards[*shard].path;
                 TensorView::dense(name, info.dtype, &info.shape, file, bytes)
             }
-            Place::Compressed { shape, dtype, values, bitmask } => TensorView {
+            Place::Compressed { shape, dtype, values, bitmask, stored } => TensorView {
                 name,
                 dtype: dtype.stored(),
                 shape,
                 file: &self.shards[values.0].path,
+                stored: *stored,
                 data: Data::Compressed(Compressed {
                     dims: Dims { rows: shape[0], columns: shape[1] },
                     size: dtype.size(),

@@ -16,14 +16,14 @@ use super::{
     show,
 };
 use crate::{
-    checkpoint::{Reader, Zeros},
+    checkpoint::{Format, Reader, Zeros},
     hub::locate,
     run::{Steps, Watch},
 };
 
 /// Shows what is in a checkpoint: for each decoder layer, and for each tensor with --tensors, how many
 /// weights it has and how many of them are zero, the pattern that the zeros make, the format and the
-/// size. Any safetensors checkpoint with a config.json will do, of whatever family. It is read a
+/// size in the file, which is a smaller one where matrices are compressed. Any safetensors checkpoint with a config.json will do, of whatever family. It is read a
 /// tensor at a time, however large it is.
 ///
 /// The pattern is N:M where no M consecutive inputs of a row keep more than N weights and most keep as
@@ -57,12 +57,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let places = places(&tensors);
     let (layers, total) = (Sum::of(tensors.iter().filter(in_layers)), Sum::of(&tensors));
     let files = reader.weight_files().count();
+    let dense: usize = tensors.iter().map(|tensor| tensor.dense_bytes).sum();
     let family = reader.config().get("model_type").and_then(Value::as_str);
     if arguments.json {
         let report = json!({
             "checkpoint": arguments.dir,
             "model_type": family,
             "files": files,
+            "format": reader.format(),
             "places": places,
             "layers": layers,
             "total": total,
@@ -71,12 +73,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         println!("{report}");
         return Ok(());
     }
+    let compressed = match reader.format() {
+        Format::Dense => String::new(),
+        format => format!(", {}, of {}", format.name(), size(dense)),
+    };
     println!(
-        "{}: {}{} tensors, {} in {files} {}\n",
+        "{}: {}{} tensors, {} in {files} {}{compressed}\n",
         show(&arguments.dir),
         family.map_or_else(String::new, |family| format!("{family}, ")),
         tensors.len(),
-        ByteSize(total.bytes as u64).display().si(),
+        size(total.bytes),
         if files == 1 { "file" } else { "files" },
     );
     if arguments.tensors {
@@ -94,7 +100,10 @@ struct Tensor {
     layer: Option<usize>,
     shape: Vec<usize>,
     dtype: String,
+    /// In the file.
     bytes: usize,
+    /// With all its zeros: more, if it is compressed.
+    dense_bytes: usize,
     /// Its elements.
     weights: usize,
     /// How many of them are zero; `None` where its format does not tell.
@@ -121,7 +130,8 @@ fn tensors(reader: &Reader, watch: Terminal) -> Result<Vec<Tensor>, Error> {
             layer: name.split('.').find_map(|part| part.parse().ok()),
             shape: view.shape.to_vec(),
             dtype: format!("{:?}", view.dtype),
-            bytes: view.length(),
+            bytes: view.stored,
+            dense_bytes: view.length(),
             weights: view.shape.iter().product(),
             zeros: zeros.map(|zeros| zeros.count),
             pattern,
@@ -178,7 +188,7 @@ struct Sum {
     pattern: Option<String>,
     /// The formats of the matrices.
     dtypes: Vec<String>,
-    /// The size of all tensors.
+    /// The size of all tensors in the files.
     bytes: usize,
 }
 
@@ -215,9 +225,13 @@ impl Sum {
             self.sparsity.map_or_else(String::new, percent),
             self.pattern.clone().unwrap_or_default(),
             self.dtypes.join(", "),
-            ByteSize(self.bytes as u64).display().si().to_string(),
+            size(self.bytes),
         ]
     }
+}
+
+fn size(bytes: usize) -> String {
+    ByteSize(bytes as u64).display().si().to_string()
 }
 
 fn percent(share: f64) -> String {

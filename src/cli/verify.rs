@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde_json::json;
+
 use super::{Error, progress::Terminal, show};
 use crate::run::{Dense, Reproduced, Verified, reproduce, verify};
 
@@ -16,6 +18,9 @@ pub(super) struct Arguments {
     /// recipe names.
     #[arg(long)]
     dense: Option<PathBuf>,
+    /// Print JSON, and no progress.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the recipe of a result of `barber prune` again, in a directory beside it that goes
@@ -24,11 +29,40 @@ pub(super) struct Arguments {
 pub(super) struct Again {
     /// The directory that `barber prune` wrote.
     dir: PathBuf,
+    /// Print JSON, and no progress.
+    #[arg(long)]
+    json: bool,
 }
 
+/// What is said of a result in which nothing is wrong.
+const VERIFIED: &str = "what its report says";
+const REPRODUCED: &str = "what comes out again";
+
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
-    let found = verify(&arguments.dir, arguments.dense.as_deref(), &Terminal { quiet: false })?;
+    let watch = Terminal { quiet: arguments.json };
+    let found = verify(&arguments.dir, arguments.dense.as_deref(), &watch)?;
     let Verified { files, inputs, gone, matrices, weights, zeros, dense, findings } = &found;
+    if arguments.json {
+        let (model, changed) = match dense {
+            Dense::NotThere(model) => (model, None),
+            Dense::Compared { model, changed } => (model, Some(changed)),
+        };
+        println!(
+            "{}",
+            json!({
+                "result": arguments.dir,
+                "files": files,
+                "inputs": inputs,
+                "inputs_gone": gone,
+                "matrices": matrices,
+                "weights": weights,
+                "zeros": zeros,
+                "dense": { "model": model, "compared": changed.is_some(), "changed": changed },
+                "wrong": messages(findings),
+            })
+        );
+        return judge(findings, VERIFIED);
+    }
     println!("files     {files} compared with their digests");
     println!("inputs    {inputs} compared with their digests");
     for path in gone {
@@ -49,27 +83,46 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
             show(model)
         ),
     }
-    conclude(findings, "what its report says")
+    conclude(findings, VERIFIED)
 }
 
 pub(super) fn again(arguments: &Again) -> Result<(), Error> {
     let Reproduced { files, version, differences } =
-        reproduce(&arguments.dir, &Terminal { quiet: false })?;
+        reproduce(&arguments.dir, &Terminal { quiet: arguments.json })?;
+    if arguments.json {
+        println!(
+            "{}",
+            json!({
+                "result": arguments.dir,
+                "files": files,
+                "made_by": version,
+                "wrong": messages(&differences),
+            })
+        );
+        return judge(&differences, REPRODUCED);
+    }
     println!("files     {files} compared byte for byte, and the report but for its times");
     if let Some(was) = version {
         println!("version   made by barber {} on {}, {}", was.barber, was.target, was.instructions);
     }
-    conclude(&differences, "what comes out again")
+    conclude(&differences, REPRODUCED)
+}
+
+fn messages(findings: &[impl ToString]) -> Vec<String> {
+    findings.iter().map(ToString::to_string).collect()
 }
 
 /// Prints what is wrong.
-fn conclude(findings: &[impl std::fmt::Display], what: &'static str) -> Result<(), Error> {
-    findings.iter().for_each(|finding| println!("wrong     {finding}"));
+fn conclude(findings: &[impl ToString], what: &'static str) -> Result<(), Error> {
+    messages(findings).iter().for_each(|finding| println!("wrong     {finding}"));
+    judge(findings, what)?;
+    println!("the result is {what}");
+    Ok(())
+}
+
+fn judge<T>(findings: &[T], what: &'static str) -> Result<(), Error> {
     match findings.len() {
-        0 => {
-            println!("the result is {what}");
-            Ok(())
-        }
+        0 => Ok(()),
         count => Err(Error::Wrong { what, count }),
     }
 }

@@ -166,10 +166,10 @@ impl Mask {
     fn clear<T: Copy + Send + Sync>(&self, weights: &mut [T], size: usize, zero: T) {
         weights.par_chunks_mut(BITS * size).with_min_len(256).zip(&self.words).for_each(
             |(weights, word)| {
+                // Every weight is written: a branch that cannot be foreseen would cost more.
                 for (i, weight) in weights.chunks_exact_mut(size).enumerate() {
-                    if word >> i & 1 == 0 {
-                        weight.fill(zero);
-                    }
+                    let kept = word >> i & 1 == 1;
+                    weight.iter_mut().for_each(|x| *x = if kept { *x } else { zero });
                 }
             },
         );

@@ -154,18 +154,21 @@ struct Moving {
 impl Moving {
     fn of(pool: &Pool, group: &[Scored<'_>], alpha: f64) -> Self {
         let len: usize = pool.runs.iter().map(|run| run.len).sum();
-        let (mut grow, mut prune) = (Vec::with_capacity(len), Vec::with_capacity(len));
+        let (mut grow, mut prune) = (vec![0; len], vec![0; len]);
+        let (mut grows, mut prunes) = (0, 0);
         for run in &pool.runs {
             let Scored { scores, mask, .. } = &group[run.matrix];
             for i in run.indices() {
-                if mask.get(i) {
-                    prune.push(key(scores[i]));
-                } else {
-                    // Reversed: the lowest of those score highest.
-                    grow.push(!key(scores[i]));
-                }
+                let (key, kept) = (key(scores[i]), usize::from(mask.get(i)));
+                // Both are written: a branch that cannot be foreseen would cost more. Reversed, the
+                // lowest of those that may come back score highest.
+                (prune[prunes], grow[grows]) = (key, !key);
+                prunes += kept;
+                grows += 1 - kept;
             }
         }
+        prune.truncate(prunes);
+        grow.truncate(grows);
         let count = (worth(&mut grow, &mut prune) as f64 * alpha) as usize;
         let mut moving = Self::default();
         if count == 0 {

@@ -49,3 +49,14 @@ pub mod records;
 pub mod report;
 pub mod run;
 pub mod version;
+
+/// The Rust of the pages, as doctests.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../book/src/library.md")]
+    struct Library;
+    #[doc = include_str!("../book/src/metrics.md")]
+    struct Metrics;
+}

@@ -150,7 +150,7 @@ impl Mask {
     /// If `weight` does not have the mask's shape.
     pub fn apply(&self, weight: &mut [f32]) {
         assert_eq!(weight.len(), self.dims.len(), "the weights of a {} matrix", self.dims);
-        self.clear(weight, 1, 0.0);
+        self.clear(weight, 1, |x, bits| f32::from_bits(x.to_bits() & bits));
     }
 
     /// The same of weights of `size` bytes each.
@@ -159,17 +159,23 @@ impl Mask {
     /// If `bytes` does not have the mask's shape.
     pub(crate) fn apply_to_bytes(&self, bytes: &mut [u8], size: usize) {
         assert_eq!(bytes.len(), self.dims.len() * size, "the weights of a {} matrix", self.dims);
-        self.clear(bytes, size, 0);
+        self.clear(bytes, size, |x, bits| x & bits as u8);
     }
 
-    /// Makes zeros of the pruned weights, which have `size` elements each.
-    fn clear<T: Copy + Send + Sync>(&self, weights: &mut [T], size: usize, zero: T) {
+    /// Makes zeros of the pruned weights, which have `size` elements each, by what leaves an element
+    /// the bits that are set.
+    fn clear<T: Copy + Send>(
+        &self,
+        weights: &mut [T],
+        size: usize,
+        leave: impl Fn(T, u32) -> T + Sync,
+    ) {
         weights.par_chunks_mut(BITS * size).with_min_len(256).zip(&self.words).for_each(
-            |(weights, word)| {
-                // Every weight is written: a branch that cannot be foreseen would cost more.
+            |(weights, &word)| {
+                // No branch: nobody could foresee it.
                 for (i, weight) in weights.chunks_exact_mut(size).enumerate() {
-                    let kept = word >> i & 1 == 1;
-                    weight.iter_mut().for_each(|x| *x = if kept { *x } else { zero });
+                    let bits = 0u32.wrapping_sub((word >> i) as u32 & 1);
+                    weight.iter_mut().for_each(|x| *x = leave(*x, bits));
                 }
             },
         );

@@ -199,8 +199,8 @@ fn a_recipe_is_checked_without_running_it() {
         "mask.init = \"magnitude\"",
         "seed = 0",
         "# default",
-        "q_proj.weight [48, 48], unstructured, 60.0% pruned; layers 0-2",
-        "up_proj.weight [112, 48], unstructured, 30.0% pruned; layer 0",
+        "q_proj 48×48, 60.0% unstructured; layers 0-2",
+        "up_proj 112×48, 30.0% unstructured; layer 0",
         "memory    about",
         "FLOP of matrix products to prune",
     ] {
@@ -614,6 +614,9 @@ fn what_is_wrong_with_a_recipe_is_said() {
     ] {
         fails(dir.path(), &[set], 2, &[expected]);
     }
+    let swaps = "refine=[{ use = 'swap' }]";
+    let scope = "override=[{ tensors = '*', scope = 'group' }]";
+    fails(dir.path(), &[swaps, scope], 2, &["override.0.scope", "is no scope of swaps"]);
     // In the file, the line is shown.
     let path = recipe(dir.path(), "sparsity.ratoi = 0.5");
     let run = barber(&["prune", &path]);

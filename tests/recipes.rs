@@ -205,16 +205,18 @@ fn a_recipe_is_built_on_another() {
     let dir = tempfile::tempdir().unwrap();
     let top = "extends = 'base.toml'\n[[refine]]\nuse = 'swap'\nlimit = 3\n";
     let path = recipes(dir.path(), &[("base.toml", &base()), ("top.toml", top)]);
-    let check = barber(&["check", &path]);
+    let check = barber(&["check", &path, "--json"]);
     assert_eq!(check.status, 0, "{}", check.stderr);
+    let check: serde_json::Value = serde_json::from_str(&check.stdout).unwrap();
     for (key, source) in [
         ("model.path", "recipes/quickstart.toml line "),
         ("calibration.samples", "base.toml line 3"),
         ("refine.0.limit", "top.toml line 4"),
         ("mask.init", "recipes/quickstart.toml line "),
     ] {
-        let line = check.stdout.lines().find(|line| line.starts_with(key)).unwrap();
-        assert!(line.contains(source), "{line}");
+        let mut settings = check["recipe"].as_array().unwrap().iter();
+        let setting = settings.find(|setting| setting["key"] == key).unwrap();
+        assert!(setting["source"].as_str().unwrap().contains(source), "{setting}");
     }
     let run = barber(&["prune", &path]);
     assert_eq!(run.status, 0, "{}", run.stderr);

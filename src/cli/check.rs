@@ -5,7 +5,12 @@ use std::{collections::BTreeMap, path::PathBuf};
 use dfdx::tensor::Cpu;
 use serde_json::{Value, json};
 
-use super::{Error, columns::labelled, progress::Terminal, show};
+use super::{
+    Error,
+    columns::{commented, labelled},
+    progress::Terminal,
+    show,
+};
 use crate::{
     checkpoint::Reader,
     estimate::estimate,
@@ -93,14 +98,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
 
 /// Prints the values of a recipe with their sources.
 fn values(loaded: &Loaded, settings: &[Setting]) {
-    let length = |of: &Setting| of.key.len() + of.value.len();
-    let width = settings.iter().map(length).max().unwrap_or(0).min(60);
-    for setting in settings {
-        let space = " ".repeat(width.saturating_sub(length(setting)));
-        let swept = loaded.point.settings.iter().any(|(key, _)| setting.key == *key);
+    let lines = settings.iter().map(|Setting { key, value, source, .. }| {
+        let swept = loaded.point.settings.iter().any(|(swept, _)| key == swept);
         let swept = if swept { ", swept" } else { "" };
-        println!("{} = {}{space}   # {}{swept}", setting.key, setting.value, setting.source);
-    }
+        (format!("{key} = {value}"), format!("# {source}{swept}"))
+    });
+    println!("{}", commented(&lines.collect::<Vec<_>>()));
 }
 
 /// The matrices that are pruned, and how.
@@ -151,11 +154,12 @@ fn matrices(model: &Model<'_, Cpu>, plan: &Plan) {
                 let linear = member.of(layer);
                 let rule = member.rule;
                 let line = format!(
-                    "{} {}, {}, {:.1}% pruned{}",
+                    "{} {}×{}, {:.1}% {}{}",
                     in_all_layers(&linear.weight, index),
-                    linear.dims,
-                    rule.pattern,
+                    linear.dims.rows,
+                    linear.dims.columns,
                     100.0 * rule.ratio,
+                    rule.pattern,
                     rule.scope.map_or_else(String::new, |scope| format!(", scope {scope}"))
                 );
                 found.entry((place, order, line)).or_default().push(index);
@@ -168,7 +172,7 @@ fn matrices(model: &Model<'_, Cpu>, plan: &Plan) {
         }
     }
     for (place, name) in groups.iter().enumerate() {
-        println!("group     {name}");
+        println!("pruned    {name}");
         for ((_, _, line), layers) in found.iter().filter(|((of, ..), _)| *of == place) {
             println!("  {line}; {}", ranges(layers));
         }
@@ -181,8 +185,9 @@ fn matrices(model: &Model<'_, Cpu>, plan: &Plan) {
     }
 }
 
-/// A tensor's name with `*` for its layer.
+/// A module's name with `*` for its layer, by that of its weight.
 fn in_all_layers(name: &str, layer: usize) -> String {
+    let name = name.strip_suffix(".weight").unwrap_or(name);
     name.replacen(&format!(".{layer}."), ".*.", 1)
 }
 

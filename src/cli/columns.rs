@@ -36,19 +36,54 @@ const TEXT: usize = 10;
 
 /// A text beside its label, in as many lines as it needs. No word is broken: a path stays whole.
 pub(super) fn labelled(label: &str, text: &str) -> String {
-    let first = format!("{label:TEXT$}");
-    let rest = " ".repeat(TEXT);
+    wrapped(&format!("{label:TEXT$}"), &" ".repeat(TEXT), text)
+}
+
+/// A text in as many lines as it needs, with what the first and the others begin with.
+pub(super) fn wrapped(first: &str, rest: &str, text: &str) -> String {
     let options = textwrap::Options::new(WIDTH)
         .break_words(false)
         .word_splitter(textwrap::WordSplitter::NoHyphenation)
-        .initial_indent(&first)
-        .subsequent_indent(&rest);
+        .initial_indent(first)
+        .subsequent_indent(rest);
     textwrap::fill(text, options)
+}
+
+/// Texts with a comment each, the comments one under the other. Where a text is too long for its
+/// comment to stand there, the comment gets a line of its own.
+pub(super) fn commented(lines: &[(String, String)]) -> String {
+    let width = |of: fn(&(String, String)) -> &String| {
+        lines.iter().map(|line| of(line).chars().count()).max().unwrap_or(0)
+    };
+    let (text, comment) = (width(|line| &line.0), width(|line| &line.1));
+    let column = WIDTH.saturating_sub(comment).max(WIDTH / 2).min(text + 3);
+    let lines = lines.iter().map(|(text, comment)| match text.chars().count() {
+        length if length < column => format!("{text:column$}{comment}"),
+        _ => format!("{text}\n{:column$}{comment}", ""),
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn comments_stand_one_under_the_other() {
+        let line = |text: usize, comment: usize| ("t".repeat(text), "c".repeat(comment));
+        let found = commented(&[line(5, 30), line(60, 9), line(49, 3)]);
+        let expected = [
+            format!("{:50}{}", "ttttt", "c".repeat(30)),
+            "t".repeat(60),
+            format!("{:50}{}", "", "c".repeat(9)),
+            format!("{} ccc", "t".repeat(49)),
+        ];
+        assert_eq!(found.lines().collect::<Vec<_>>(), expected);
+        assert_eq!(
+            commented(&[line(14, 3), line(3, 4)]).lines().last(),
+            Some("ttt              cccc")
+        );
+    }
 
     #[test]
     fn long_texts_go_on_under_their_beginning() {

@@ -22,9 +22,9 @@ use crate::{
 };
 
 /// Shows what is in a checkpoint: for each decoder layer, and for each tensor with --tensors, how many
-/// weights it has and how many of them are zero, the pattern that the zeros make, the format and the
-/// size in the file, which is a smaller one where matrices are compressed. Any safetensors checkpoint with a config.json will do, of whatever family. It is read a
-/// tensor at a time, however large it is.
+/// weights it has and how many of them are zero, the pattern that the zeros make, the format, and the
+/// size in the file, which is smaller where matrices are compressed. Any safetensors checkpoint with a
+/// config.json will do, of whatever family. It is read a tensor at a time, however large it is.
 ///
 /// The pattern is N:M where no M consecutive inputs of a row keep more than N weights and most keep as
 /// many, `dense` where less than 1% are zero, else `unstructured`.

@@ -6,8 +6,7 @@
 use std::path::PathBuf;
 
 /// From now on, a signal that ends the run says what it leaves beside its output, one of these, to go
-/// on from. The
-/// exit status is 128 and the signal's number, as shells have it.
+/// on from. The exit status is 128 and the signal's number, as shells have it.
 ///
 /// # Errors
 /// If the system does not hand the signals over.

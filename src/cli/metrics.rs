@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::Error;
+use super::{Error, columns::wrapped};
 
 /// Lists the metrics that a recipe's pipeline can use, with their parameters and what they need.
 #[derive(clap::Args)]
@@ -11,6 +11,11 @@ pub(super) struct Arguments {
     #[arg(long)]
     json: bool,
 }
+
+const HEAD: &str = "\
+Metrics for a recipe's [[metric]], by which rebuilds swap, and its [[mask.metric]], by which initial \
+masks are chosen where mask.init is \"metric\"; each works on the scores of the one before. Initial \
+masks know no gradients.";
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let metrics = barber_metric::registered()?;
@@ -36,13 +41,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         println!("{}", Value::Array(metrics));
         return Ok(());
     }
-    println!(
-        "Metrics for a recipe's [[metric]] stages; each works on the scores of the one before."
-    );
+    println!("{}", wrapped("", "", HEAD));
     for (name, plugin) in metrics {
-        println!("\n{name}\n    {}\n    needs: {}", plugin.help, plugin.needs());
+        println!(
+            "\n{name}\n{}\n    needs: {}",
+            wrapped("    ", "    ", plugin.help),
+            plugin.needs()
+        );
         for parameter in plugin.parameters() {
-            println!("    {} = {}   # {}", parameter.name, parameter.default, parameter.help);
+            let value = format!("    {} = {}   # ", parameter.name, parameter.default);
+            let rest = format!("{:1$}# ", "", value.chars().count() - 2);
+            println!("{}", wrapped(&value, &rest, &parameter.help));
         }
     }
     Ok(())

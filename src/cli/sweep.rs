@@ -40,7 +40,7 @@ pub(super) fn run(runs: &[Loaded], arguments: &Arguments) -> Result<(), Error> {
     let mut shared = Shared::among(left.iter().map(|run| &run.recipe));
     for (i, run) in left.iter().enumerate() {
         shared.go_on();
-        if !arguments.json {
+        if watch.speaks() {
             println!("\nrun {} of {}: {}\n", i + 1, left.len(), run.point.name);
         }
         one(run, arguments, &mut shared).map_err(|e| failed(run, e))?;

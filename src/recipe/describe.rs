@@ -1,7 +1,7 @@
 //! What a recipe does, in words.
 
-use super::{Init, Kind, Recipe, Refine, Scope, Share, Stage};
-use crate::prune::Alpha;
+use super::{Init, Kind, Recipe, Refine, Rounds, Scope, Share, Stage, Values};
+use crate::prune::{Alpha, Side};
 
 /// The metrics of a pipeline.
 fn names(pipeline: &[Stage]) -> String {
@@ -25,17 +25,38 @@ pub(crate) fn stage(stage: &Refine, recipe: &Recipe, groups: &[&str]) -> String 
                 Some(Share(Alpha::Share(alpha))) => alpha.to_string(),
                 _ => "auto".into(),
             };
+            // What is not the paper's way.
+            let mut otherwise = String::new();
+            match stage.rounds {
+                None | Some(Rounds(1)) => {}
+                Some(Rounds(usize::MAX)) => otherwise += ", until it converges",
+                Some(Rounds(rounds)) => otherwise += &format!(", at most {rounds} rounds"),
+            }
+            if stage.gradient == Some(Side::Sparse) {
+                otherwise += ", at the sparse weights";
+            }
+            if stage.retain == Some(true) {
+                otherwise += ", changed weights retained";
+            }
             format!(
-                "rebuild, scope {scope}, alpha {alpha}, metric {}, blocks {}",
+                "rebuild, scope {scope}, alpha {alpha}{otherwise}, metric {}, blocks {}",
                 names(&recipe.metric),
                 groups.join(", ")
             )
         }
-        Some(Kind::Swap) => {
-            let limit = stage.limit.unwrap_or_default();
-            format!("swap, scope {scope}, at most {limit} a row, blend {}", recipe.streams.blend)
+        Some(Kind::Swap) => format!(
+            "swap, scope {scope}, at most {} a row, shrinkage {}, blend {}",
+            stage.limit.unwrap_or_default(),
+            stage.shrinkage.unwrap_or_default(),
+            recipe.streams.blend
+        ),
+        Some(Kind::Reconstruct) => {
+            let method = match stage.method {
+                Some(Values::Gradient) => "gradient",
+                _ => "least squares",
+            };
+            format!("reconstruct by {method}: kept weights change")
         }
-        Some(Kind::Reconstruct) => "reconstruct: kept weights change".into(),
         None => String::new(),
     }
 }

@@ -3,7 +3,7 @@
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
 use super::{
-    Loaded, Override, Pattern, Recipe, RecipeError, Sparsity,
+    Kind, Loaded, Override, Pattern, Recipe, RecipeError, Scope, Sparsity,
     error::{Fault, Problem},
 };
 use crate::plan::Rule;
@@ -131,6 +131,11 @@ pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         }
         if of.scope.is_some() && recipe.refine.iter().all(|refine| refine.scope.is_none()) {
             wrong(".scope", "has no effect", "a scope is where a stage's weights compete");
+        }
+        let swaps = recipe.refine.iter().any(|refine| refine.stage == Some(Kind::Swap));
+        if swaps && matches!(of.scope, Some(Scope::Group | Scope::Column)) {
+            let help = "a recipe's swaps are within a `row` or a `layer`";
+            wrong(".scope", "is no scope of swaps", help);
         }
         let pattern = of.pattern.unwrap_or(recipe.sparsity.pattern);
         let Some(ratio) = of.ratio else { continue };

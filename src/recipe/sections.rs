@@ -103,7 +103,8 @@ pub struct Model {
 pub struct Calibration {
     /// Plain text; JSON Lines (`.jsonl`, `.json`) or Parquet (`.parquet`), whose records are
     /// documents; or a JSON file `{"token_ids": [[…], …]}`. Text and JSON Lines may be compressed
-    /// with gzip or Zstandard. Needed by the masks `wanda` and `sparsegpt`, and by a rebuild.
+    /// with gzip or Zstandard. Needed by the masks `wanda` and `sparsegpt`, by metrics of
+    /// inputs, by every stage of a refinement, and by the allocations `owl` and `error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<PathBuf>,
     /// The field of a record that holds its text.
@@ -269,8 +270,8 @@ pub struct Override {
     /// Their pattern.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pattern: Option<Pattern>,
-    /// Where their weights compete in the rebuild. Those of a group whose scope is `group` compete
-    /// with one another.
+    /// Where their weights compete in rebuilds and swaps. Those of a group whose scope is `group`
+    /// compete with one another.
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
     pub scope: Option<Scope>,
 }

@@ -60,13 +60,16 @@ pub(super) struct Terminal {
 }
 
 impl Terminal {
-    fn speaks(self) -> bool {
+    /// Whether it says anything.
+    pub(super) fn speaks(self) -> bool {
         !self.quiet && !QUIET.load(Ordering::Relaxed)
     }
 
-    /// A line above the bars, where bars are drawn.
+    /// A line above the bars; where none are drawn, an entry of the log.
     pub(super) fn note(&self, line: &str) {
-        if self.speaks() {
+        if BARS.is_hidden() {
+            tracing::info!("{line}");
+        } else if self.speaks() {
             // Where the terminal is gone, nobody reads it.
             let _ = BARS.println(line);
         }

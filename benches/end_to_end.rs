@@ -9,9 +9,12 @@
 
 mod util;
 
-use std::{env, fs, process::Command};
+use std::{env, process::Command};
 
-use util::{Run, median, run};
+use util::{Run, median, peak, reported, run};
+
+/// SmolLM2-135M's decoder layers.
+const LAYERS: f64 = 30.0;
 
 fn barber(samples: usize, length: usize, passes: usize) -> Option<Command> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_barber"));
@@ -65,18 +68,22 @@ fn main() {
         for _ in 0..rounds {
             contenders.iter_mut().for_each(|(_, command, runs)| runs.push(run(command)));
         }
-        // Of the last run, which was one of Barber's.
-        let report = env::temp_dir().join("barber-benchmark/barber-report.json");
-        let report = fs::read(report).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        let report: serde_json::Value = report.unwrap_or_default();
-        let layers = report["groups"].as_array().map_or(0, Vec::len) as f64 / 2.0;
-        let per_layer = |key: &str| report[key].as_f64().unwrap_or(0.0) / layers / 1e9;
+        // Of the last run, which was Barber's in one pass.
+        let output = env::temp_dir().join("barber-benchmark");
+        let operations = reported(&output, "operations");
+        let [did, needed] = [operations, reported(&output, "least_operations")]
+            .map(|operations| operations / LAYERS / 1e9);
         println!("{samples} samples of {length} tokens, median of {rounds}");
         println!(
-            "  one pass: {:.1} GFLOP of matrix products for each layer, attention included; its \
-             linear layers need {:.1}",
-            per_layer("operations"),
-            per_layer("least_operations")
+            "  one pass: {did:.1} GFLOP of matrix products for each layer, attention included; its \
+             linear layers need {needed:.1}"
+        );
+        let peak = peak();
+        let (_, _, runs) = &contenders[contenders.len() - 1];
+        println!(
+            "  at the best rate of matrix products, {:.0} GFLOP/s, these would take {:.0}% of its time",
+            peak / 1e9,
+            100.0 * operations / peak / median(runs).seconds
         );
         let first = median(&contenders[0].2);
         for (name, _, runs) in &contenders {

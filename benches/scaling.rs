@@ -1,5 +1,6 @@
 //! How time and memory grow: with samples, sequence length, layers and width, on LLaMAs with random
 //! weights; and one decoder layer of LLaMA-7B's shape within 6 GiB, extrapolated to the whole model.
+//! Beside them, what share of the time the matrix products would take at the machine's best rate.
 //!
 //! `BARBER_SCALING=7b` runs the large layer alone, `BARBER_SCALING=small` the others alone.
 #![allow(clippy::print_stdout, reason = "a table is what a benchmark is for")]
@@ -12,7 +13,7 @@ use half::f16;
 use llm_barber::{family, random::SplitMix64};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
-use util::{Run, run};
+use util::{Run, peak, reported, run};
 
 #[derive(Clone, Copy)]
 struct Shape {
@@ -65,7 +66,8 @@ fn make(shape: Shape, dir: &Path) {
     fs::write(dir.join("tokens.json"), ids.to_string()).expect("tokens");
 }
 
-fn measure(shape: Shape, memory: &str) -> Run {
+/// How a run went, and the operations of its matrix products.
+fn measure(shape: Shape, memory: &str) -> (Run, f64) {
     let dir = env::temp_dir().join("barber-scaling");
     let out = env::temp_dir().join("barber-scaling-out");
     make(shape, &dir);
@@ -84,16 +86,25 @@ fn measure(shape: Shape, memory: &str) -> Run {
         command.args(["--set", &set]);
     }
     let found = run(&mut command);
+    let operations = reported(&out, "operations");
     let _ = fs::remove_dir_all(&dir);
     let _ = fs::remove_dir_all(&out);
-    found
+    (found, operations)
 }
 
 fn main() {
     let wanted = env::var("BARBER_SCALING").unwrap_or_default();
+    let peak = peak();
+    println!(
+        "the best rate of matrix products is {:.0} GFLOP/s; at it, the products of a run would",
+        peak / 1e9
+    );
+    println!("take the share of its time that is given as products");
     if wanted != "7b" {
         let base = Shape { hidden: 512, mlp: 1408, heads: 8, layers: 4, samples: 16, length: 512 };
-        println!("hidden  layers  samples  tokens      time  per token, layer, weight     memory");
+        println!(
+            "hidden  layers  samples  tokens      time  per token, layer, weight  products     memory"
+        );
         for shape in [
             base,
             Shape { samples: 32, ..base },
@@ -104,12 +115,14 @@ fn main() {
             Shape { layers: 16, ..base },
             Shape { hidden: 1024, mlp: 2816, heads: 16, ..base },
         ] {
-            let Run { seconds, memory } = measure(shape, "400 MB");
+            let (Run { seconds, memory }, operations) = measure(shape, "400 MB");
             let Shape { hidden, mlp, layers, samples, length, .. } = shape;
             let weights = layers * (4 * hidden * hidden + 3 * hidden * mlp);
             println!(
-                "{hidden:6}  {layers:6}  {samples:7}  {length:6}  {seconds:6.1} s  {:22.3} ps  {:6.0} MB",
+                "{hidden:6}  {layers:6}  {samples:7}  {length:6}  {seconds:6.1} s  {:22.3} ps  \
+                 {:7.0}%  {:6.0} MB",
                 seconds * 1e12 / (samples * length) as f64 / weights as f64,
+                100.0 * operations / peak / seconds,
                 memory as f64 / 1e6
             );
         }
@@ -117,9 +130,10 @@ fn main() {
     if wanted != "small" {
         let layer =
             Shape { hidden: 4096, mlp: 11008, heads: 32, layers: 1, samples: 16, length: 2048 };
-        let Run { seconds, memory } = measure(layer, "5 GiB");
+        let (Run { seconds, memory }, operations) = measure(layer, "5 GiB");
         println!(
-            "one layer of LLaMA-7B, 16 × 2048 tokens: {seconds:.0} s, {:.2} GB",
+            "one layer of LLaMA-7B, 16 × 2048 tokens: {seconds:.0} s, products {:.0}%, {:.2} GB",
+            100.0 * operations / peak / seconds,
             memory as f64 / 1e9
         );
         println!("the whole model, 32 layers: {:.1} h", 32.0 * seconds / 3600.0);

@@ -2,10 +2,15 @@
 
 use std::{
     fs,
+    hint::black_box,
+    path::Path,
     process::{Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
+
+use dfdx::tensor::Cpu;
+use llm_barber::executor::ops::{Hold, InputGradient, Linear, Weight};
 
 /// How a run went.
 #[derive(Clone, Copy, Debug)]
@@ -47,4 +52,29 @@ pub(crate) fn median(runs: &[Run]) -> Run {
     seconds.sort_by(f64::total_cmp);
     let memory = runs.iter().map(|run| run.memory).max().unwrap_or(0);
     Run { seconds: seconds[seconds.len() / 2], memory }
+}
+
+/// The machine's best rate of matrix products now, in operations each second: the best of ten products
+/// of 2048 × 4096 × 4096.
+pub(crate) fn peak() -> f64 {
+    const TOKENS: usize = 2048;
+    const WIDTH: usize = 4096;
+    let device = Cpu::default();
+    let values = |n: usize| (0..n).map(|i| (i * 7919 % 2003) as f32 / 1000.0 - 1.0).collect();
+    let weight: Vec<f32> = values(WIDTH * WIDTH);
+    let weight = Weight::new(&device, &weight, (WIDTH, WIDTH), None).expect("memory");
+    let x = device.hold(values(TOKENS * WIDTH), (TOKENS, WIDTH)).expect("memory");
+    let seconds = (0..10).map(|_| {
+        let started = Instant::now();
+        black_box(Cpu::linear(x.clone(), &weight, InputGradient::Skipped, None).expect("memory"));
+        started.elapsed().as_secs_f64()
+    });
+    2.0 * (TOKENS * WIDTH * WIDTH) as f64 / seconds.fold(f64::INFINITY, f64::min)
+}
+
+/// A number of the report that a run wrote to `output`.
+pub(crate) fn reported(output: &Path, key: &str) -> f64 {
+    let report = fs::read(output.join("barber-report.json")).unwrap_or_default();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap_or_default();
+    report[key].as_f64().unwrap_or(f64::NAN)
 }

@@ -2,10 +2,12 @@
 
 use rayon::prelude::*;
 
+use crate::simd::simd;
+
 /// The index of the first value for which `wrong` is true. Nearly always there is none, and to look
 /// at all of them is faster than to look out for the first.
 pub(crate) fn first(values: &[f32], wrong: impl Fn(f32) -> bool + Sync) -> Option<usize> {
-    let any = |values: &[f32]| values.iter().fold(false, |any, value| any | wrong(*value));
+    let any = |values: &[f32]| simd!(values.iter().fold(false, |any, value| any | wrong(*value)));
     if !values.par_chunks(1 << 14).any(any) {
         return None;
     }

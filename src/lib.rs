@@ -48,6 +48,7 @@ pub mod recipe;
 pub mod records;
 pub mod report;
 pub mod run;
+mod simd;
 pub mod version;
 
 /// The Rust of the pages, as doctests.

@@ -3,7 +3,11 @@
 use barber_metric::Dims;
 use rayon::prelude::*;
 
+use crate::simd::simd;
+
 const BITS: usize = u64::BITS as usize;
+/// Words that one task works on: enough to be worth a task.
+const WORDS: usize = 256;
 
 /// Which weights of a matrix are kept. Weights are numbered row-major.
 ///
@@ -138,7 +142,7 @@ impl Mask {
     /// One entry per weight; `true` is kept.
     pub fn to_bools(&self) -> Vec<bool> {
         let mut kept = vec![false; self.dims.len()];
-        kept.par_chunks_mut(BITS).with_min_len(256).zip(&self.words).for_each(|(kept, word)| {
+        kept.par_chunks_mut(BITS).with_min_len(WORDS).zip(&self.words).for_each(|(kept, word)| {
             kept.iter_mut().enumerate().for_each(|(i, kept)| *kept = word >> i & 1 == 1);
         });
         kept
@@ -170,15 +174,16 @@ impl Mask {
         size: usize,
         leave: impl Fn(T, u32) -> T + Sync,
     ) {
-        weights.par_chunks_mut(BITS * size).with_min_len(256).zip(&self.words).for_each(
-            |(weights, &word)| {
-                // No branch: nobody could foresee it.
+        let shares = weights.par_chunks_mut(BITS * size * WORDS).zip(self.words.par_chunks(WORDS));
+        shares.for_each(|(weights, words)| {
+            // No branch: nobody could foresee it.
+            simd!(for (weights, word) in weights.chunks_mut(BITS * size).zip(words) {
                 for (i, weight) in weights.chunks_exact_mut(size).enumerate() {
                     let bits = 0u32.wrapping_sub((word >> i) as u32 & 1);
                     weight.iter_mut().for_each(|x| *x = leave(*x, bits));
                 }
-            },
-        );
+            });
+        });
     }
 }
 

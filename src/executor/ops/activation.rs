@@ -8,9 +8,9 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
-    cpu::{self, CHUNK, exp, simd},
+    cpu::{self, CHUNK, exp},
 };
-use crate::buffer::stale;
+use crate::{buffer::stale, simd::simd};
 
 /// An activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,9 +94,13 @@ impl Activate for Cpu {
         let (x, mut tape) = x.split_tape();
         let mut y = stale(x.values.len());
         y.par_chunks_mut(CHUNK).zip(x.values.par_chunks(CHUNK)).for_each(|(y, x)| {
-            simd(|| {
+            simd!({
                 let y = &mut y[..x.len()];
-                activation.each(x, |i, value, _| y[i] = value);
+                activation.each(
+                    x,
+                    #[inline(always)]
+                    |i, value, _| y[i] = value,
+                );
             });
         });
         let y = x.device().hold(y, x.shape())?;
@@ -104,9 +108,13 @@ impl Activate for Cpu {
         tape.add_backward_op(move |gradients| {
             let mut g = Cpu::take_gradient(gradients, &output)?;
             g.par_chunks_mut(CHUNK).zip(x.values.par_chunks(CHUNK)).for_each(|(g, x)| {
-                simd(|| {
+                simd!({
                     let g = &mut g[..x.len()];
-                    activation.each(x, |i, _, slope| g[i] *= slope);
+                    activation.each(
+                        x,
+                        #[inline(always)]
+                        |i, _, slope| g[i] *= slope,
+                    );
                 });
             });
             cpu::add(gradients, &x, g)

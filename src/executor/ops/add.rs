@@ -7,9 +7,12 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
-    cpu::{self, CHUNK, simd},
+    cpu::{self, CHUNK},
 };
-use crate::buffer::{copy, stale};
+use crate::{
+    buffer::{copy, stale},
+    simd::simd,
+};
 
 /// y = a + b.
 pub trait Add: Hold {
@@ -32,7 +35,7 @@ impl Add for Cpu {
         let mut y = stale(a.values.len());
         let inputs = a.values.par_chunks(CHUNK).zip(b.values.par_chunks(CHUNK));
         y.par_chunks_mut(CHUNK).zip(inputs).for_each(|(y, (a, b))| {
-            simd(|| y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = a + b));
+            simd!(y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = a + b));
         });
         let y = a.device().hold(y, a.shape())?;
         let (output, a, b) = (y.without_values(), a.without_values(), b.without_values());

@@ -15,10 +15,13 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
-    cpu::{self, exp, simd},
+    cpu::{self, exp},
     gemm::{View, gemm},
 };
-use crate::buffer::{Buffer, recycle, stale};
+use crate::{
+    buffer::{Buffer, recycle, stale},
+    simd::simd,
+};
 
 /// The heads of an attention layer and the sequences that it sees.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -165,7 +168,7 @@ impl<'a> Head<'a> {
                 seen.start.saturating_sub(keys.start)..seen.end.saturating_sub(keys.start)
             });
             let seen = if seen[0].is_empty() { [0..0, seen[1].clone()] } else { seen };
-            simd(|| softmax(p, &seen));
+            simd!(softmax(p, &seen));
             let [root, branch] = seen;
             p[..root.start].fill(0.0);
             p[root.end..branch.start].fill(0.0);
@@ -325,7 +328,7 @@ impl Head<'_> {
             gemm(&mut gv[start..], width, 1.0, 1.0, View::new(&p, n, seen).t(), go);
             gemm(&mut gp, seen, 0.0, 1.0, go, self.v(keys.clone()).t());
             for (p, gp) in p.chunks_exact(seen).zip(gp.chunks_exact_mut(seen)).take(n) {
-                simd(|| {
+                simd!({
                     let sum = cpu::sum(p, gp, |p, g| p * g);
                     gp.iter_mut().zip(p).for_each(|(g, p)| *g = p * (*g - sum));
                 });

@@ -4,11 +4,8 @@
 use dfdx::tensor::{Cpu, CpuError};
 use rayon::prelude::*;
 
-use super::{
-    Hold, Matrix,
-    cpu::{CHUNK, simd},
-};
-use crate::buffer::stale;
+use super::{Hold, Matrix, cpu::CHUNK};
+use crate::{buffer::stale, simd::simd};
 
 /// y = (1 − t) a + t b.
 pub trait Blend: Hold {
@@ -34,7 +31,7 @@ fn combine(
     let mut y = stale(a.values.len());
     let inputs = a.values.par_chunks(CHUNK).zip(b.values.par_chunks(CHUNK));
     y.par_chunks_mut(CHUNK).zip(inputs).for_each(|(y, (a, b))| {
-        simd(|| y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = f(*a, *b)));
+        simd!(y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = f(*a, *b)));
     });
     a.device().hold(y, a.shape())
 }

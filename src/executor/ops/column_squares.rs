@@ -5,7 +5,8 @@ use std::ops::Range;
 use dfdx::tensor::{Cpu, CpuError};
 use rayon::prelude::*;
 
-use super::{Hold, Matrix, cpu::simd};
+use super::{Hold, Matrix};
+use crate::simd::simd;
 
 /// Σ x² over the rows of each column.
 pub trait ColumnSquares: Hold {
@@ -22,7 +23,7 @@ impl ColumnSquares for Cpu {
         let of = |rows: &Range<usize>| {
             let mut sums = vec![0.0; width];
             for x in x.values[rows.start * width..rows.end * width].chunks_exact(width) {
-                simd(|| sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x));
+                simd!(sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x));
             }
             sums
         };

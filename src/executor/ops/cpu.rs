@@ -1,10 +1,10 @@
-//! What the CPU's kernels share: gradients as slices, vector instructions, the exponential.
+//! What the CPU's kernels share: gradients as slices, sums in lanes, the exponential.
 
 use dfdx::tensor::{Cpu, CpuError, Gradients, Tensor};
 use rayon::prelude::*;
 
 use super::Matrix;
-use crate::buffer::recycle;
+use crate::{buffer::recycle, simd::simd};
 
 /// Elements that one task works on: enough to be worth a task.
 pub(super) const CHUNK: usize = 1 << 14;
@@ -29,17 +29,10 @@ pub(super) fn add(
         return Ok(());
     }
     sum.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).for_each(|(sum, g)| {
-        simd(|| sum.iter_mut().zip(g).for_each(|(sum, g)| *sum += g));
+        simd!(sum.iter_mut().zip(g).for_each(|(sum, g)| *sum += g));
     });
     recycle(gradient);
     Ok(())
-}
-
-/// Runs a kernel with the widest vector instructions that the processor has: what is inlined into
-/// it is compiled for each of them.
-#[inline(always)]
-pub(super) fn simd<R>(kernel: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(kernel)
 }
 
 /// Lanes in which sums run, so that the compiler keeps them in vector registers. Their number is
@@ -91,7 +84,7 @@ mod tests {
         for i in -8700..8800 {
             let x = i as f32 / 100.0;
             let expected = f64::from(x).exp();
-            let found = f64::from(simd(|| exp(x)));
+            let found = f64::from(simd!(exp(x)));
             assert!((found / expected - 1.0).abs() < 3e-7, "{x}: {found} {expected}");
         }
         assert!(exp(-1e30) < 1e-37 && exp(1e30) > 1e38 && exp(f32::NAN).is_nan());
@@ -100,6 +93,6 @@ mod tests {
     #[test]
     fn sums_have_a_rest() {
         let x: Vec<f32> = (0..37).map(|i| i as f32).collect();
-        assert_eq!(simd(|| sum(&x, &x, |a, b| a * b)), x.iter().map(|x| x * x).sum::<f32>());
+        assert_eq!(simd!(sum(&x, &x, |a, b| a * b)), x.iter().map(|x| x * x).sum::<f32>());
     }
 }

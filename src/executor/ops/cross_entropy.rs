@@ -7,8 +7,9 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
-    cpu::{self, exp, simd},
+    cpu::{self, exp},
 };
+use crate::simd::simd;
 
 /// L = Σ (log Σ exp(z) − z_target).
 pub trait CrossEntropy: Hold {
@@ -25,7 +26,7 @@ pub trait CrossEntropy: Hold {
 
 /// The largest logit of a row and the sum of exp(z − largest).
 fn partition(row: &[f32]) -> (f32, f32) {
-    simd(|| {
+    simd!({
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         (max, cpu::sum(row, row, |z, _| exp(z - max)))
     })
@@ -54,7 +55,7 @@ impl CrossEntropy for Cpu {
             let mut g = logits.to_vec();
             g.par_chunks_mut(width).zip(&targets).for_each(|(row, &target)| {
                 let (max, sum) = partition(row);
-                simd(|| row.iter_mut().for_each(|z| *z = scale * exp(*z - max) / sum));
+                simd!(row.iter_mut().for_each(|z| *z = scale * exp(*z - max) / sum));
                 row[target as usize] -= scale;
             });
             cpu::add(gradients, &logits, g)

@@ -8,9 +8,9 @@ use rayon::prelude::*;
 use super::{
     Hold, Matrix,
     activation::Activation,
-    cpu::{self, CHUNK, simd},
+    cpu::{self, CHUNK},
 };
-use crate::buffer::stale;
+use crate::{buffer::stale, simd::simd};
 
 /// y = f(gate) · up.
 pub trait Gated: Hold {
@@ -37,9 +37,13 @@ impl Gated for Cpu {
         let mut y = stale(gate.values.len());
         let inputs = gate.values.par_chunks(CHUNK).zip(up.values.par_chunks(CHUNK));
         y.par_chunks_mut(CHUNK).zip(inputs).for_each(|(y, (a, b))| {
-            simd(|| {
+            simd!({
                 let (y, b) = (&mut y[..a.len()], &b[..a.len()]);
-                activation.each(a, |i, value, _| y[i] = value * b[i]);
+                activation.each(
+                    a,
+                    #[inline(always)]
+                    |i, value, _| y[i] = value * b[i],
+                );
             });
         });
         let y = gate.device().hold(y, gate.shape())?;
@@ -51,13 +55,17 @@ impl Gated for Cpu {
             let inputs = gate.values.par_chunks(CHUNK).zip(up.values.par_chunks(CHUNK));
             let outputs = ga.par_chunks_mut(CHUNK).zip(gb.par_chunks_mut(CHUNK));
             outputs.zip(inputs).for_each(|((ga, gb), (a, b))| {
-                simd(|| {
+                simd!({
                     let n = a.len();
                     let (ga, gb, b) = (&mut ga[..n], &mut gb[..n], &b[..n]);
-                    activation.each(a, |i, value, slope| {
-                        gb[i] = ga[i] * value;
-                        ga[i] *= b[i] * slope;
-                    });
+                    activation.each(
+                        a,
+                        #[inline(always)]
+                        |i, value, slope| {
+                            gb[i] = ga[i] * value;
+                            ga[i] *= b[i] * slope;
+                        },
+                    );
                 });
             });
             cpu::add(gradients, &gate, ga)?;

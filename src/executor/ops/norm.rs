@@ -9,9 +9,9 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
-    cpu::{self, simd, sum},
+    cpu::{self, sum},
 };
-use crate::buffer::stale;
+use crate::{buffer::stale, simd::simd};
 
 /// A norm's parameters.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ impl Normalise for Cpu {
         let task = ROWS * width;
         let mut y = stale(x.values.len());
         y.par_chunks_mut(task).zip(x.values.par_chunks(task)).for_each(|(y, x)| {
-            simd(|| {
+            simd!({
                 for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                     let (mean, scale) = norm.moments(x);
                     for ((y, x), w) in y.iter_mut().zip(x).zip(norm.weight.values.iter()) {
@@ -81,7 +81,7 @@ impl Normalise for Cpu {
             let mut g = Cpu::take_gradient(gradients, &output)?;
             let mut gw = vec![0.0; width];
             for (g, x) in g.chunks_exact(width).zip(x.values.chunks_exact(width)) {
-                simd(|| {
+                simd!({
                     let (mean, scale) = norm.moments(x);
                     for ((gw, g), x) in gw.iter_mut().zip(g).zip(x) {
                         *gw += g * (x - mean) * scale;
@@ -97,7 +97,7 @@ impl Normalise for Cpu {
                 cpu::add(gradients, bias, gb)?;
             }
             g.par_chunks_mut(task).zip(x.values.par_chunks(task)).for_each(|(g, x)| {
-                simd(|| {
+                simd!({
                     for (g, x) in g.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                         let (mean, scale) = norm.moments(x);
                         g.iter_mut().zip(norm.weight.values.iter()).for_each(|(g, w)| *g *= w);

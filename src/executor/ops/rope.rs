@@ -9,10 +9,8 @@ use std::sync::Arc;
 use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
 
-use super::{
-    Hold, Matrix,
-    cpu::{self, simd},
-};
+use super::{Hold, Matrix, cpu};
+use crate::simd::simd;
 
 /// The cosines and sines of the angles of each position, [positions, head_dim / 2].
 #[derive(Clone, Debug)]
@@ -37,7 +35,7 @@ impl Rotation {
         x.par_chunks_mut(width).with_min_len(32).enumerate().for_each(|(token, row)| {
             let angles = (token % positions) * half..(token % positions + 1) * half;
             let (cos, sin) = (&self.cos[angles.clone()], &self.sin[angles]);
-            simd(|| {
+            simd!({
                 for head in row.chunks_exact_mut(head) {
                     let (first, second) = head[..2 * half].split_at_mut(half);
                     for i in 0..half {

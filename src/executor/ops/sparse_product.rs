@@ -6,8 +6,11 @@
 use dfdx::tensor::{Cpu, CpuError};
 use rayon::prelude::*;
 
-use super::{Hold, Matrix, cpu::simd};
-use crate::buffer::{recycle, stale};
+use super::{Hold, Matrix};
+use crate::{
+    buffer::{recycle, stale},
+    simd::simd,
+};
 
 /// An entry of Δ: its row, its column and its value.
 pub type Entry = (usize, usize, f32);
@@ -96,7 +99,7 @@ impl SparseProduct for Cpu {
             let mut tile = [[0.0; TOKENS]; OUTPUTS];
             for first in (0..outputs).step_by(OUTPUTS) {
                 let rows = first..outputs.min(first + OUTPUTS);
-                simd(|| {
+                simd!({
                     for (sums, row) in tile.iter_mut().zip(rows.clone()) {
                         *sums = row_product(entries.row(row), columns_of);
                     }

@@ -8,11 +8,8 @@ use std::ops::Range;
 use dfdx::tensor::{Cpu, CpuError, PutTape, Tape, Tensor, TensorFromVec};
 use rayon::prelude::*;
 
-use super::{
-    Hold, Matrix,
-    cpu::{self, simd},
-};
-use crate::buffer::stale;
+use super::{Hold, Matrix, cpu};
+use crate::{buffer::stale, simd::simd};
 
 /// L = Σ mean((y − t)²).
 pub trait SquaredError: Hold {
@@ -37,9 +34,8 @@ impl SquaredError for Cpu {
         let (y, mut tape) = output.split_tape();
         let width = y.shape().1;
         let rows = y.values.par_chunks(width).zip(target.values.par_chunks(width));
-        let rows: Vec<f64> = rows
-            .map(|(y, t)| f64::from(simd(|| cpu::sum(y, t, |y, t| (y - t) * (y - t)))))
-            .collect();
+        let rows: Vec<f64> =
+            rows.map(|(y, t)| f64::from(simd!(cpu::sum(y, t, |y, t| (y - t) * (y - t))))).collect();
         let mean = |rows: &[f64]| rows.iter().sum::<f64>() / (rows.len() * width) as f64;
         let sum: f64 = samples.iter().map(|sample| mean(&rows[sample.clone()])).sum();
         let loss = y.device().try_tensor_from_vec(vec![sum as f32], ())?;
@@ -54,7 +50,7 @@ impl SquaredError for Cpu {
                 let inputs = y.values[values.clone()].par_chunks(width);
                 let inputs = inputs.zip(target.values[values.clone()].par_chunks(width));
                 g[values].par_chunks_mut(width).zip(inputs).for_each(|(g, (y, t))| {
-                    simd(|| {
+                    simd!({
                         let inputs = y.iter().zip(t);
                         g.iter_mut().zip(inputs).for_each(|(g, (y, t))| *g = scale * (y - t));
                     });

@@ -9,10 +9,12 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix, Trace,
-    cpu::simd,
     gemm::{View, gemm},
 };
-use crate::buffer::{recycle, stale};
+use crate::{
+    buffer::{recycle, stale},
+    simd::simd,
+};
 
 /// Sums over samples.
 pub trait Sums: Hold {
@@ -91,7 +93,7 @@ impl Sums for Cpu {
                 let g = View::strided(g, sample.len(), rows, outputs);
                 let x = &input.values[sample.start * inputs..];
                 gemm(&mut tile, inputs, 0.0, 1.0, g.t(), View::new(x, sample.len(), inputs));
-                simd(|| sums.iter_mut().zip(&tile).for_each(|(sum, g)| *sum += g * g));
+                simd!(sums.iter_mut().zip(&tile).for_each(|(sum, g)| *sum += g * g));
             }
             recycle(tile);
         });

@@ -59,8 +59,8 @@ pub enum Error {
     )]
     Truncated { name: String, file: String, found: u64, expected: u64 },
     #[error(
-        "there is no directory `{name}` here, and the model of this name on the hub could not be \
-         fetched: {problem}. Check the connection (and HF_ENDPOINT), and run again: what has \
+        "there is no directory `{name}` here or beside the recipe, and the model of this name on the \
+         hub could not be fetched: {problem}. Check the connection (and HF_ENDPOINT), and run again: what has \
          arrived is kept; or give the path of a directory"
     )]
     Failed { name: String, problem: String },

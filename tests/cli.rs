@@ -611,6 +611,8 @@ fn what_is_wrong_with_a_recipe_is_said() {
         ("blocks=[{ name = 'a', layers = ['fc1'] }]", "no decoder layer has a linear layer `fc1`"),
         ("blocks=[{ name = 'a', layers = ['lm_head'] }]", "judged by a decoder layer's output"),
         ("override=[{ tensors = '*.fc1', ratio = 0.1 }]", "called like `model.layers.0"),
+        ("calibration.source=no/text.txt", "there is no file no/text.txt"),
+        ("evaluate.perplexity=['no/text.txt']", "`evaluate.perplexity.0`: there is no file"),
     ] {
         fails(dir.path(), &[set], 2, &[expected]);
     }

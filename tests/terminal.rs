@@ -81,6 +81,7 @@ fn families() -> Vec<String> {
 #[test]
 fn init_writes_a_recipe_that_can_be_checked() {
     let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("calibration.txt"), "for the user to put there").unwrap();
     for model in families() {
         let path = dir.path().join(format!("{}.toml", model.replace('/', "-")));
         let target = path.display().to_string();

@@ -62,7 +62,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let reader = Reader::open(&located.dir)?;
     let model = Model::new(&reader, Cpu::default())?;
     let plan = plan(loaded, &model)?;
-    let texts = texts(recipe, &model)?;
+    let texts = texts(recipe, &model).or_else(|error| {
+        loaded.find_texts()?;
+        Err(Error::from(error))
+    })?;
     let found = estimate(&model.decoder, &plan, &expected(loaded, &model, &texts)?);
     if arguments.json {
         let runs = runs.iter().map(|run| run.point.name.as_str());
@@ -76,7 +79,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
             "operations": { "pruning": found.pruning, "evaluation": found.evaluation },
         });
         println!("{report}");
-        return Ok(());
+        return Ok(loaded.find_texts()?);
     }
     println!("\nmodel     {} ({} layers)", show(&recipe.model.path), plan.layers.len());
     matrices(&model, &plan);
@@ -93,7 +96,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         scaled(found.evaluation, "FLOP")
     );
     println!("{}\n{}", labelled("memory", &memory), labelled("work", &work));
-    Ok(())
+    Ok(loaded.find_texts()?)
 }
 
 /// Prints the values of a recipe with their sources.
@@ -224,7 +227,7 @@ mod tests {
         assert_eq!(ranges(&[3]), "layer 3");
         assert_eq!(
             in_all_layers("model.layers.3.mlp.up_proj.weight", 3),
-            "model.layers.*.mlp.up_proj.weight"
+            "model.layers.*.mlp.up_proj"
         );
     }
 }

@@ -95,12 +95,13 @@ fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error>
         reports.push(Report { text: path.display().to_string(), found });
         if !json {
             println!(
-                "{}: perplexity {:.4} on {} ({} predictions, {} segments)",
+                "{}: perplexity {:.4} on {} ({} predictions, {} segments of up to {} tokens)",
                 show(dir),
                 found.perplexity,
                 show(path),
                 found.predictions,
-                found.segments
+                found.segments,
+                sequence_length
             );
         }
     }

@@ -50,6 +50,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
+    for path in arguments.calibration.iter().chain(&arguments.texts) {
+        fs::metadata(path).map_err(|source| Error::File { path: path.clone(), source })?;
+    }
     let watch = Terminal { quiet: false };
     let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
     let located = locate(&arguments.model, arguments.revision.as_deref(), &new)?;

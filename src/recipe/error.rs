@@ -179,11 +179,16 @@ impl fmt::Display for Problem {
         }
         match &self.against {
             Some(Against { path, origin: Some(origin), .. }) => {
-                write!(f, "; `{}` is from {origin}", path.join("."))
+                write!(f, "; `{}` is {}", path.join("."), from(origin))
             }
             _ => Ok(()),
         }
     }
+}
+
+/// Where a value is from, after "is".
+fn from(origin: &str) -> String {
+    if origin == "default" { "the default".into() } else { format!("from {origin}") }
 }
 
 impl std::error::Error for Problem {}

@@ -4,6 +4,7 @@
 pub(crate) mod describe;
 mod error;
 mod extends;
+mod files;
 mod keys;
 mod layers;
 mod pipeline;

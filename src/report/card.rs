@@ -95,7 +95,11 @@ impl Card<'_> {
         }
         let [dense, output] =
             [&sizes.dense, &sizes.output].map(|size| megabytes(size.weight_bytes));
-        writeln!(f, "- Weights: {output} MB as {}; dense, {dense} MB", self.format().name())
+        writeln!(
+            f,
+            "- Weights: {output} MB, stored as `{}`; the dense model's, {dense} MB",
+            self.format().name()
+        )
     }
 
     fn results(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -139,7 +143,7 @@ impl Card<'_> {
             let segments = of.found.dense.segments;
             writeln!(
                 f,
-                "\nPerplexities are on segments of {length} tokens ({segments} of the first text)."
+                "\nPerplexities are on segments of {length} tokens ({segments} segments of the first text)."
             )?;
         }
         Ok(())

@@ -90,7 +90,7 @@ pub enum Error {
     #[error(transparent)]
     NoReport(report::Error),
     /// A directory is not one that a run wrote.
-    #[error("{}: {problem}; give a directory that `barber prune` wrote", path.display())]
+    #[error("{}: {problem}; give a directory that a run of `barber prune` wrote", path.display())]
     NoResult {
         /// What is missing.
         path: PathBuf,

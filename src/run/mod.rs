@@ -123,6 +123,7 @@ fn prune_on<D: Ops>(
     let reader = Reader::open(&located.dir)?;
     let mut model = Model::new(&reader, device)?;
     let plan = plan(loaded, &model)?;
+    loaded.find_texts()?;
     let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
     let existing = Existing { force: settings.force, resume: settings.resume };
     let output = Output::create(target, existing, &reader, texts_of(recipe))?;
@@ -542,7 +543,13 @@ fn digests(recipe: &Recipe, reader: &Reader) -> Result<BTreeMap<PathBuf, String>
     let others = ["tokenizer.json", report::CARD].map(|name| reader.path().join(name));
     let files = files.chain(others.into_iter().filter(|file| file.is_file()));
     let files: Vec<PathBuf> = files.chain(texts_of(recipe).map(Path::to_owned)).collect();
-    files.into_par_iter().map(|file| Ok((file.clone(), digest(&file)?))).collect()
+    let digests = files.into_par_iter().map(|file| {
+        // Whoever verifies the result may be in another directory.
+        let file = std::path::absolute(&file)
+            .map_err(|source| Error::File { path: file.clone(), source })?;
+        Ok((file.clone(), digest(&file)?))
+    });
+    digests.collect()
 }
 
 /// The files in a directory.

@@ -19,8 +19,9 @@ pub(super) fn body(report: &Report) -> Markup {
         }
         @if report.operations > 0 {
             p.note {
-                "The masks took " (operations(report.operations as f64)) " of matrix products; by the "
-                "shapes of the layers, they need " (operations(report.least_operations)) "."
+                "Finding the masks took " (operations(report.operations as f64)) " of matrix products. "
+                "The layers' shapes alone ask for " (operations(report.least_operations)) ": attention "
+                "adds to that, and what is known already is not computed again."
             }
         }
     }

@@ -35,7 +35,8 @@ fn barber(samples: usize, length: usize, passes: usize) -> Option<Command> {
 }
 
 fn authors(samples: usize, length: usize) -> Option<Command> {
-    let line = env::var("BARBER_AUTHORS").ok()?;
+    // What is watched is the command, not the shell.
+    let line = format!("exec {}", env::var("BARBER_AUTHORS").ok()?);
     let line = line.replace("{samples}", &samples.to_string());
     let mut command = Command::new("sh");
     command.args(["-c", &line.replace("{length}", &length.to_string())]);

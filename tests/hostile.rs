@@ -441,6 +441,25 @@ fn compressed_calibration_texts() {
     calibration(&case, "window.txt.zst", &[], &["wants more memory than the 128 MiB"]);
 }
 
+/// Long texts, whose tokens take far more memory than they do.
+#[test]
+fn long_calibration_texts() {
+    let case = with_tokenizer();
+    let write = |name: &str, text: &str| fs::write(case.path(name), text).unwrap();
+    write("word.txt", &"x".repeat(15 << 20));
+    let endless = ["tokenizer.json: finds no end of a word in 2.0 MiB of the text"];
+    calibration(&case, "word.txt", &[], &endless);
+    let short = ["calibration.sequence_length=16000000"];
+    write("words.txt", &("word ".repeat(3 << 18) + "\n").repeat(16));
+    calibration(&case, "words.txt", &short, &["words.txt: too little text"]);
+    // Documents of almost 16 MiB each, in the largest window that there may be.
+    let words = (0u32..3 << 19).map(|i| format!("{:08x} ", i.wrapping_mul(i) ^ i << 9));
+    let document = format!("{{\"text\": \"{}\"}}\n", words.collect::<String>());
+    zstandard(&case.path("a.jsonl.zst"), 27, document.as_bytes(), 12);
+    let many = [DOCUMENTS, "calibration.samples=13"];
+    calibration(&case, "a.jsonl.zst", &many, &["a.jsonl.zst", "13"]);
+}
+
 #[test]
 fn calibration_texts() {
     let case = with_tokenizer();

@@ -2,6 +2,7 @@
 
 mod document;
 mod error;
+mod pieces;
 mod source;
 mod tokens;
 

@@ -5,9 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bytesize::ByteSize;
 use tokenizers::Tokenizer;
 
-use super::Error;
+use super::{
+    Error,
+    pieces::{self, MOST, Token},
+};
 use crate::{checkpoint::check_inside, guard::guarded, limits};
 
 /// A model's tokenizer, as its `tokenizer.json` describes it; read when it is first needed.
@@ -65,9 +69,21 @@ impl Tokens {
             }
         };
         let wrong = |problem: String| Error::Tokenizer { path: self.path.clone(), problem };
-        let encoding = guarded(|| tokenizer.encode_fast(text, self.special)).map_err(wrong)?;
-        let encoding = encoding.map_err(|e| wrong(e.to_string()))?;
-        let ids = encoding.get_ids().to_vec();
+        let ids = if text.len() <= MOST {
+            let encoding = guarded(|| tokenizer.encode_fast(text, self.special)).map_err(wrong)?;
+            encoding.map_err(|e| wrong(e.to_string()))?.get_ids().to_vec()
+        } else {
+            let tokens = |piece: &str| -> Result<Vec<Token>, Error> {
+                let encoding = guarded(|| tokenizer.encode(piece, self.special)).map_err(wrong)?;
+                let encoding = encoding.map_err(|e| wrong(e.to_string()))?;
+                let places = encoding.get_offsets().iter().map(|(start, end)| *start..*end);
+                Ok(encoding.get_ids().iter().copied().zip(places).collect())
+            };
+            pieces::ids(text, tokens)?.ok_or_else(|| {
+                let most = ByteSize(MOST as u64);
+                wrong(format!("finds no end of a word in {most} of the text; break it into lines"))
+            })?
+        };
         check_vocabulary(&self.path, &ids, self.vocabulary)?;
         Ok(ids)
     }
@@ -77,5 +93,30 @@ pub(super) fn check_vocabulary(path: &Path, ids: &[u32], vocabulary: usize) -> R
     match ids.iter().find(|&&id| id as usize >= vocabulary) {
         None => Ok(()),
         Some(&id) => Err(Error::Vocabulary { path: path.to_owned(), id, vocabulary }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_has_the_tokens_of_the_whole() {
+        let tokens = Tokens::of(Path::new("recipes/quickstart/model"), usize::MAX, true);
+        let mut random = crate::random::SplitMix64::new(1);
+        let words =
+            "it’s a pruned model , whose 1234 weights\n\n are  zero —  HTTP://x.y".split(' ');
+        let words: Vec<&str> = words.collect();
+        let mut text = String::new();
+        while text.len() < 2 * MOST {
+            text.push_str(words[random.below(words.len())]);
+            text.push_str([" ", "\n", "", "  "][random.below(4)]);
+        }
+        let whole = tokens.open().unwrap().encode_fast(text.as_str(), true).unwrap();
+        assert!(tokens.encode(&text).unwrap() == whole.get_ids());
+        let error = tokens.encode(&"x".repeat(2 * MOST)).unwrap_err().to_string();
+        assert!(
+            error.ends_with("finds no end of a word in 2.0 MiB of the text; break it into lines")
+        );
     }
 }

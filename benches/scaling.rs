@@ -13,7 +13,7 @@ use half::f16;
 use llm_barber::{family, random::SplitMix64};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
-use util::{Run, peak, reported, run};
+use util::{Run, at_layers, peak, reported, run};
 
 #[derive(Clone, Copy)]
 struct Shape {
@@ -66,7 +66,8 @@ fn make(shape: Shape, dir: &Path) {
     fs::write(dir.join("tokens.json"), ids.to_string()).expect("tokens");
 }
 
-/// How a run went, and the operations of its matrix products.
+/// How a run went, and how many operations of matrix products there were in each second at the
+/// layers.
 fn measure(shape: Shape, memory: &str) -> (Run, f64) {
     let dir = env::temp_dir().join("barber-scaling");
     let out = env::temp_dir().join("barber-scaling-out");
@@ -86,10 +87,10 @@ fn measure(shape: Shape, memory: &str) -> (Run, f64) {
         command.args(["--set", &set]);
     }
     let found = run(&mut command);
-    let operations = reported(&out, "operations");
+    let rate = reported(&out, "operations") / at_layers(&out);
     let _ = fs::remove_dir_all(&dir);
     let _ = fs::remove_dir_all(&out);
-    (found, operations)
+    (found, rate)
 }
 
 fn main() {
@@ -99,7 +100,7 @@ fn main() {
         "the best rate of matrix products is {:.0} GFLOP/s; at it, the products of a run would",
         peak / 1e9
     );
-    println!("take the share of its time that is given as products");
+    println!("take the share of its time at the layers that is given as products");
     if wanted != "7b" {
         let base = Shape { hidden: 512, mlp: 1408, heads: 8, layers: 4, samples: 16, length: 512 };
         println!(
@@ -115,14 +116,14 @@ fn main() {
             Shape { layers: 16, ..base },
             Shape { hidden: 1024, mlp: 2816, heads: 16, ..base },
         ] {
-            let (Run { seconds, memory }, operations) = measure(shape, "400 MB");
+            let (Run { seconds, memory }, rate) = measure(shape, "400 MB");
             let Shape { hidden, mlp, layers, samples, length, .. } = shape;
             let weights = layers * (4 * hidden * hidden + 3 * hidden * mlp);
             println!(
                 "{hidden:6}  {layers:6}  {samples:7}  {length:6}  {seconds:6.1} s  {:22.3} ps  \
                  {:7.0}%  {:6.0} MB",
                 seconds * 1e12 / (samples * length) as f64 / weights as f64,
-                100.0 * operations / peak / seconds,
+                100.0 * rate / peak,
                 memory as f64 / 1e6
             );
         }
@@ -130,10 +131,10 @@ fn main() {
     if wanted != "small" {
         let layer =
             Shape { hidden: 4096, mlp: 11008, heads: 32, layers: 1, samples: 16, length: 2048 };
-        let (Run { seconds, memory }, operations) = measure(layer, "5 GiB");
+        let (Run { seconds, memory }, rate) = measure(layer, "5 GiB");
         println!(
             "one layer of LLaMA-7B, 16 × 2048 tokens: {seconds:.0} s, products {:.0}%, {:.2} GB",
-            100.0 * operations / peak / seconds,
+            100.0 * rate / peak,
             memory as f64 / 1e9
         );
         println!("the whole model, 32 layers: {:.1} h", 32.0 * seconds / 3600.0);

@@ -45,7 +45,9 @@ pub(crate) fn recycle(values: Vec<f32>) {
         return;
     }
     let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-    if waiting.bytes + size(length) <= MOST {
+    let alike = waiting.buffers.get(&length).map_or(0, Vec::len);
+    // No length takes all: then all the others would be missed.
+    if waiting.bytes + size(length) <= MOST && (alike + 1) * size(length) <= MOST / 2 {
         waiting.bytes += size(length);
         waiting.buffers.entry(length).or_default().push(values);
     }

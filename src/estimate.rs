@@ -211,8 +211,8 @@ fn rebuild<'a>(group: &Group, linears: impl Fn(Part) -> &'a [Linear], needs: Nee
     let mut held = forward.max(members);
     if needs.squared_gradient {
         work += 2.0 * (inputs + members);
-        // The sums of squares.
-        held += members;
+        // The sums of squares, and the factors of the gradients of inputs.
+        held += members + inputs;
     }
     (work, held)
 }

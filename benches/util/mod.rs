@@ -72,9 +72,18 @@ pub(crate) fn peak() -> f64 {
     2.0 * (TOKENS * WIDTH * WIDTH) as f64 / seconds.fold(f64::INFINITY, f64::min)
 }
 
+fn report(output: &Path) -> serde_json::Value {
+    let report = fs::read(output.join("barber-report.json")).unwrap_or_default();
+    serde_json::from_slice(&report).unwrap_or_default()
+}
+
 /// A number of the report that a run wrote to `output`.
 pub(crate) fn reported(output: &Path, key: &str) -> f64 {
-    let report = fs::read(output.join("barber-report.json")).unwrap_or_default();
-    let report: serde_json::Value = serde_json::from_slice(&report).unwrap_or_default();
-    report[key].as_f64().unwrap_or(f64::NAN)
+    report(output)[key].as_f64().unwrap_or(f64::NAN)
+}
+
+/// The seconds that the run was at the layers, without reading texts, writing and evaluating.
+pub(crate) fn at_layers(output: &Path) -> f64 {
+    let seconds = &report(output)["seconds"];
+    ["initial masks", "refinement"].iter().filter_map(|phase| seconds[phase].as_f64()).sum()
 }

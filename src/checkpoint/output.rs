@@ -397,7 +397,8 @@ impl<'a> Entry<'a> {
             None => stored,
         };
         let Some(mask) = pruned.masks.get(name) else { return Ok((dense, 0)) };
-        let size = self.to.unwrap_or(from).size();
+        let dtype = self.to.unwrap_or(from);
+        let size = dtype.size();
         let changed = pruned.bytes(name)?.map(|(_, bytes)| bytes);
         let mut count = 0;
         if let Some(changed) = &changed {
@@ -406,7 +407,10 @@ impl<'a> Entry<'a> {
             count = differ.count();
         }
         let mut bytes = changed.unwrap_or_else(|| dense.into_owned());
-        mask.apply_to_bytes(&mut bytes, size);
+        match dtype {
+            Dtype::F32 => mask.apply_to_bytes::<4>(&mut bytes),
+            Dtype::F16 | Dtype::Bf16 => mask.apply_to_bytes::<2>(&mut bytes),
+        }
         Ok((bytes.into(), count))
     }
 }

@@ -32,6 +32,16 @@ fn bin(score: f32) -> Option<i32> {
     Some(2 * exponent + i32::from(bits & MANTISSA >= HALF))
 }
 
+/// The bin of the smallest normal number, and how many places there are up to that of infinity.
+const LOWEST: i32 = 2 * -126;
+const BINS: usize = (2 * 128 - LOWEST + 2) as usize;
+
+/// The place of a score's bin among all; the first is of those that have none.
+#[inline]
+fn place(score: f32) -> usize {
+    bin(score).map_or(0, |bin| (bin - LOWEST + 1) as usize)
+}
+
 impl Histogram {
     /// How many scores there are.
     pub fn len(&self) -> u64 {
@@ -92,11 +102,10 @@ impl Histogram {
         self.counts[place] += more;
     }
 
-    fn note(&mut self, score: f32) {
-        match bin(score) {
-            Some(bin) => self.count(bin, 1),
-            None => self.zero += 1,
-        }
+    /// Adds so many scores of each [`place`].
+    fn add_places(&mut self, counts: &[u64; BINS]) {
+        self.zero += counts[0];
+        zip(LOWEST.., &counts[1..]).for_each(|(bin, count)| self.count(bin, *count));
     }
 }
 
@@ -128,15 +137,14 @@ impl Distribution {
         const RUN: usize = 1 << 16;
         let weights = after.dims().len();
         let run = |mut found: Self, run: usize| {
+            // Without a branch on what became of a weight: nobody could foresee it.
+            let mut counts = [[0; BINS]; 4];
             for i in run * RUN..weights.min((run + 1) * RUN) {
-                let of = match (before.get(i), after.get(i)) {
-                    (true, true) => &mut found.kept,
-                    (false, true) => &mut found.came_back,
-                    (true, false) => &mut found.went,
-                    (false, false) => &mut found.pruned,
-                };
-                of.note(score(i));
+                let of = 2 * usize::from(before.get(i)) + usize::from(after.get(i));
+                counts[of][place(score(i))] += 1;
             }
+            let all = [&mut found.pruned, &mut found.came_back, &mut found.went, &mut found.kept];
+            zip(all, &counts).for_each(|(histogram, counts)| histogram.add_places(counts));
             found
         };
         let add = |mut one: Self, other: Self| {

@@ -159,7 +159,7 @@ impl Traced {
         let mut found = Vec::new();
         for (name, weight) in self.weights {
             let trace = weight.take_trace().ok_or("a weight without a gradient")?;
-            found.push((name, trace.gradient()));
+            found.push((name, trace.gradient().map_err(|e| e.to_string())?));
         }
         for (name, norm) in self.norms {
             let gradient = Cpu::take_gradient(&mut gradients, &norm.weight);

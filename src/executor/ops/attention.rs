@@ -86,9 +86,6 @@ pub trait Attention: Hold {
     ) -> Result<Matrix<Self, T>, Self::Err>;
 }
 
-/// Query rows whose probabilities are held at a time.
-const TILE: usize = 64;
-
 /// One head's view of q, k and v for one sequence.
 #[derive(Clone, Copy)]
 struct Head<'a> {
@@ -217,9 +214,15 @@ impl Heads {
         self.queries / self.keys
     }
 
+    /// Query rows whose probabilities are held at a time: more of a long sequence, whose keys and
+    /// values are read again for each tile; but a tile's rows do not all see its own keys.
+    fn tile(self) -> usize {
+        (self.sequence_length / 8).clamp(64, 256).min(self.sequence_length)
+    }
+
     fn tiles(self) -> impl Iterator<Item = Range<usize>> {
-        let length = self.sequence_length;
-        (0..length).step_by(TILE).map(move |start| start..length.min(start + TILE))
+        let (length, tile) = (self.sequence_length, self.tile());
+        (0..length).step_by(tile).map(move |start| start..length.min(start + tile))
     }
 
     /// Puts the rows of [sequence_length, width] of each head side by side; where `each` heads
@@ -297,7 +300,7 @@ impl Head<'_> {
     /// This head's output.
     fn forward(self) -> Buffer {
         let Heads { width, sequence_length: length, .. } = self.heads;
-        let mut p = stale(TILE.min(length) * length);
+        let mut p = stale(self.heads.tile() * length);
         let mut o = stale(length * width);
         for rows in self.heads.tiles() {
             let (n, keys) = (rows.len(), self.keys(rows.clone()));
@@ -315,7 +318,7 @@ impl Head<'_> {
         let Heads { width, sequence_length: length, .. } = self.heads;
         let mut gq = stale(length * width);
         let [mut gk, mut gv] = [(); 2].map(|()| vec![0.0; length * width]);
-        let tile = TILE.min(length) * length;
+        let tile = self.heads.tile() * length;
         let (mut p, mut gp) = (stale(tile), stale(tile));
         let mut slopes = stale(if self.heads.cap.is_some() { tile } else { 0 });
         for rows in self.heads.tiles() {
@@ -356,7 +359,7 @@ mod tests {
     #[test]
     fn branches_are_as_if_alone() {
         // Two trees of different shapes; each branch after its root, as a sequence of its own.
-        let rows = 2 * TILE;
+        let rows = 2 * 64;
         let whole = Heads {
             queries: 2,
             keys: 1,
@@ -433,7 +436,7 @@ mod tests {
     #[test]
     fn tiles_join_without_a_seam() {
         // With all scores equal each token's output is the mean of v so far, or of the window.
-        let length = 2 * TILE + 5;
+        let length = 2 * 64 + 5;
         let one = Heads {
             queries: 1,
             keys: 1,
@@ -445,7 +448,7 @@ mod tests {
         };
         let zeros = matrix(vec![0.0; length], (length, 1));
         let v = matrix((0..length).map(|i| i as f32).collect(), (length, 1));
-        for window in [None, Some(TILE + 3)] {
+        for window in [None, Some(64 + 3)] {
             let heads = Heads { window, ..one };
             let o =
                 Cpu::attention(zeros.clone(), zeros.clone(), v.clone(), heads, None, None).unwrap();

@@ -447,11 +447,12 @@ mod tests {
 
         pub(super) fn linear_layers<D: Device<f32>>(device: &D) {
             for bias in [None, Some(noise(4, 3))] {
-                let weight = Weight::new(&Cpu::default(), &noise(20, 1), (4, 5), bias.clone());
-                let weight = weight.unwrap();
+                let values = noise(20, 1);
+                let weight = Weight::new(&Cpu::default(), &values, (4, 5), bias.clone()).unwrap();
                 let kernel =
                     |[x]: [_; 1]| Cpu::linear(x, &weight, InputGradient::Wanted, None).unwrap();
-                let w = || constant(device, weight.matrix.to_vec(), (5, 4)).unwrap();
+                let transposed = (0..20).map(|i| values[i % 4 * 5 + i / 4]).collect::<Vec<_>>();
+                let w = || constant(device, transposed.clone(), (5, 4)).unwrap();
                 let bias = || bias.clone().map(|bias| constant(device, bias, (1, 4)).unwrap());
                 agree(device, "linear", [(3, 5)], kernel, |[x]| {
                     linear(x, w(), bias(), true, None, |_, _| Ok(()))

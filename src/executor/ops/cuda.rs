@@ -13,6 +13,7 @@ use super::{
     Gated, Heads, Hold, InputGradient, Linear, Matrix, Norm, Normalise, Rotary, Rotation, Sight,
     SparseProduct, SquaredError, Sums, Trace, Weight,
     composed::{self, Rank2},
+    panels::transpose,
 };
 use crate::find;
 
@@ -133,6 +134,15 @@ impl Gated for Cuda {
 }
 
 impl Linear for Cuda {
+    /// The transpose, [inputs, outputs].
+    type Factor = Matrix<Self>;
+
+    fn factor(&self, values: &[f32], (outputs, inputs): (usize, usize)) -> Result<Matrix<Self>> {
+        let mut transposed = vec![0.0; values.len()];
+        transpose(values, inputs, &mut transposed);
+        self.hold(transposed, (inputs, outputs))
+    }
+
     fn linear<T: Tape<f32, Self> + 'static>(
         x: Matrix<Self, T>,
         weight: &Weight<Self>,
@@ -142,7 +152,7 @@ impl Linear for Cuda {
         let traced = weight.clone();
         composed::linear(
             x.tensor,
-            weight.matrix.tensor.clone(),
+            weight.factor.tensor.clone(),
             weight.bias.as_ref().map(|bias| bias.tensor.clone()),
             input_gradient == InputGradient::Wanted,
             known.map(|known| known.tensor),

@@ -9,6 +9,7 @@ use std::{
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use super::panels::Panels;
 use crate::buffer::stale;
 
 /// A matrix in a slice: element (i, j) is `data[i * row_stride + j * column_stride]`.
@@ -118,8 +119,8 @@ fn share(rows: usize) -> usize {
 
 /// a b, row-major, with `bias` in every row where there is one; on all threads. Threads that each
 /// have rows of their own do better than several that share one product.
-pub(super) fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>) -> Vec<f32> {
-    let (columns, share) = (b.columns, share(a.rows));
+pub(super) fn product(a: View<'_>, b: &Panels, bias: Option<&[f32]>) -> Vec<f32> {
+    let (columns, share) = (b.columns(), share(a.rows));
     let mut out = stale(a.rows * columns);
     // A task for each share: a thread that is held up must not keep two of them.
     let shares = out.par_chunks_mut((share * columns).max(1)).with_max_len(1);
@@ -128,8 +129,10 @@ pub(super) fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>) -> Vec<f32
             out.chunks_exact_mut(columns).for_each(|row| row.copy_from_slice(bias));
         }
         let beta = if bias.is_some() { 1.0 } else { 0.0 };
-        let first = i * share;
-        gemm(out, columns, beta, 1.0, a.rows(first..a.rows.min(first + share)), b);
+        let a = a.rows(i * share..a.rows.min((i + 1) * share));
+        for (first, panel) in b.iter() {
+            gemm(&mut out[first..], columns, beta, 1.0, a, panel);
+        }
     });
     out
 }
@@ -137,6 +140,7 @@ pub(super) fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>) -> Vec<f32
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::executor::ops::Factor;
 
     #[test]
     fn products_of_strided_and_transposed_views() {
@@ -156,7 +160,8 @@ mod tests {
     fn tasks_join_without_a_seam() {
         for rows in [0, 1, 5, 100, 1030] {
             let a: Vec<f32> = (0..rows * 2).map(|i| i as f32).collect();
-            let found = product(View::new(&a, rows, 2), View::new(&[1.0, 2.0], 2, 1), Some(&[0.5]));
+            let factor = Factor::new(&[1.0, 2.0], (1, 2));
+            let found = product(View::new(&a, rows, 2), factor.forward(), Some(&[0.5]));
             let expected: Vec<f32> = a.chunks(2).map(|a| a[0] + 2.0 * a[1] + 0.5).collect();
             assert_eq!(found, expected);
         }

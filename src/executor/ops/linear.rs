@@ -3,21 +3,24 @@
 //! ∂L/∂x = ∂L/∂y W. The gradient of W, ∂L/∂yᵀ x, is never made as a whole: the layer notes x and
 //! ∂L/∂y, and [`Sums`](super::Sums) makes of them what is wanted.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use dfdx::tensor::{Cpu, CpuError, Tape};
 
 use super::{
-    Hold, Matrix, cpu,
+    Factor, Hold, Matrix, Sums, cpu,
     gemm::{View, product},
 };
-use crate::buffer::stale;
 
 /// The weight of a linear layer and its bias.
 #[derive(Clone, Debug)]
-pub struct Weight<D: Hold> {
-    /// The transpose of the checkpoint's, [inputs, outputs]: products with it are the faster.
-    pub(super) matrix: Matrix<D>,
+pub struct Weight<D: Linear> {
+    pub(super) factor: D::Factor,
+    /// Outputs and inputs.
+    dims: (usize, usize),
     /// [1, outputs].
     pub(super) bias: Option<Matrix<D>>,
     trace: Option<Arc<Mutex<Option<Trace<D>>>>>,
@@ -35,14 +38,17 @@ pub struct Trace<D: Hold> {
 
 impl Trace<Cpu> {
     /// The gradient of the weight, [outputs, inputs], row-major, summed over the samples.
-    pub fn gradient(&self) -> Vec<f32> {
-        let ((tokens, outputs), (_, inputs)) = (self.gradient.shape(), self.input.shape());
-        let g = View::new(&self.gradient.values, tokens, outputs);
-        product(g.t(), View::new(&self.input.values, tokens, inputs), None)
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn gradient(&self) -> Result<Vec<f32>, CpuError> {
+        let mut sum = Cpu::default().nothing(self.gradient.shape().1, self.input.shape().1)?;
+        Cpu::add_product(&mut sum, &self.gradient, &self.input)?;
+        Ok(Cpu::sums(sum))
     }
 }
 
-impl<D: Hold> Weight<D> {
+impl<D: Linear> Weight<D> {
     /// A weight of `dims`, (outputs, inputs), from its row-major values.
     ///
     /// # Errors
@@ -50,12 +56,12 @@ impl<D: Hold> Weight<D> {
     pub fn new(
         device: &D,
         values: &[f32],
-        (outputs, inputs): (usize, usize),
+        dims: (usize, usize),
         bias: Option<Vec<f32>>,
     ) -> Result<Self, D::Err> {
-        let matrix = device.hold(transposed(values, outputs, inputs), (inputs, outputs))?;
-        let bias = bias.map(|bias| device.hold(bias, (1, outputs))).transpose()?;
-        Ok(Self { matrix, bias, trace: None })
+        let factor = device.factor(values, dims)?;
+        let bias = bias.map(|bias| device.hold(bias, (1, dims.0))).transpose()?;
+        Ok(Self { factor, dims, bias, trace: None })
     }
 
     /// The same weight, which notes what its gradient consists of.
@@ -83,32 +89,13 @@ impl<D: Hold> Weight<D> {
 
     /// The number of inputs.
     pub fn inputs(&self) -> usize {
-        self.matrix.shape().0
+        self.dims.1
     }
 
     /// The number of outputs.
     pub fn outputs(&self) -> usize {
-        self.matrix.shape().1
+        self.dims.0
     }
-}
-
-/// The transpose of a row-major matrix, a tile at a time: a column read from top to bottom would
-/// miss the cache at every number.
-fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    use rayon::prelude::*;
-    const TILE: usize = 32;
-    let mut out = stale(values.len());
-    out.par_chunks_mut((TILE * rows).max(1)).enumerate().for_each(|(tile, out)| {
-        let left = tile * TILE;
-        for top in (0..rows).step_by(TILE) {
-            for (j, out) in out.chunks_exact_mut(rows).enumerate() {
-                for (i, out) in out[top..rows.min(top + TILE)].iter_mut().enumerate() {
-                    *out = values[(top + i) * columns + left + j];
-                }
-            }
-        }
-    });
-    out
 }
 
 /// Whether the gradient of a linear layer's input is wanted.
@@ -122,6 +109,15 @@ pub enum InputGradient {
 
 /// y = x Wᵀ + b.
 pub trait Linear: Hold {
+    /// A weight as the device's products take it.
+    type Factor: Clone + fmt::Debug;
+
+    /// The factor of a weight of `dims`, (outputs, inputs), from its row-major values.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn factor(&self, values: &[f32], dims: (usize, usize)) -> Result<Self::Factor, Self::Err>;
+
     /// The layer's output, [tokens, outputs], for `x` of [tokens, inputs]; it is not computed where
     /// it is `known` already.
     ///
@@ -136,6 +132,12 @@ pub trait Linear: Hold {
 }
 
 impl Linear for Cpu {
+    type Factor = Factor;
+
+    fn factor(&self, values: &[f32], dims: (usize, usize)) -> Result<Factor, CpuError> {
+        Ok(Factor::new(values, dims))
+    }
+
     fn linear<T: Tape<f32, Self> + 'static>(
         x: Matrix<Self, T>,
         weight: &Weight<Self>,
@@ -144,14 +146,14 @@ impl Linear for Cpu {
     ) -> Result<Matrix<Self, T>, CpuError> {
         let (x, mut tape) = x.split_tape();
         let (tokens, inputs) = x.shape();
-        let (_, outputs) = weight.matrix.shape();
+        let outputs = weight.outputs();
         let y = match known {
             Some(y) => y,
             None => {
                 let bias = weight.bias.as_ref().map(|bias| &bias.values[..]);
                 let view = View::new(&x.values, tokens, inputs);
-                let w = View::new(&weight.matrix.values, inputs, outputs);
-                x.device().hold(product(view, w, bias), (tokens, outputs))?
+                let y = product(view, weight.factor.forward(), bias);
+                x.device().hold(y, (tokens, outputs))?
             }
         };
         let (output, weight) = (y.without_values(), weight.clone());
@@ -159,8 +161,7 @@ impl Linear for Cpu {
             let g = x.device().hold(Cpu::take_gradient(gradients, &output)?, (tokens, outputs))?;
             if input_gradient == InputGradient::Wanted {
                 let g = View::new(&g.values, tokens, outputs);
-                let w = View::new(&weight.matrix.values, inputs, outputs);
-                cpu::add(gradients, &x, product(g, w.t(), None))?;
+                cpu::add(gradients, &x, product(g, weight.factor.backward(), None))?;
             }
             weight.note(|| Ok(Trace { input: x, gradient: g }))
         });
@@ -189,7 +190,7 @@ mod tests {
                 weighted_sum(Cpu::linear(x, weight, InputGradient::Skipped, None).unwrap())
             };
             loss(&weight).backward();
-            let gradient = weight.take_trace().unwrap().gradient();
+            let gradient = weight.take_trace().unwrap().gradient().unwrap();
             for (i, gradient) in gradient.into_iter().enumerate() {
                 let shifted = |h: f32| {
                     let mut w = values.clone();
@@ -209,17 +210,5 @@ mod tests {
         let x = matrix(noise(15, 2), (3, 5));
         let y = Cpu::linear(x, &weight, InputGradient::Wanted, Some(known.clone())).unwrap();
         assert_eq!(y.to_vec(), known.to_vec());
-    }
-
-    #[test]
-    fn transposing_twice_changes_nothing() {
-        for (rows, columns) in [(1, 1), (33, 70), (64, 32), (5, 0)] {
-            let values = noise(rows * columns, 4);
-            let once = transposed(&values, rows, columns);
-            assert!(
-                columns == 0 || once[1 % once.len()] == values[columns % values.len()] || rows == 1
-            );
-            assert_eq!(transposed(&once, columns, rows), values);
-        }
     }
 }

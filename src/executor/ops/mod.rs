@@ -22,6 +22,7 @@ mod gemm;
 mod linear;
 mod matrix;
 mod norm;
+mod panels;
 mod rope;
 mod sparse_product;
 mod squared_error;
@@ -43,6 +44,7 @@ pub use self::{
     linear::{InputGradient, Linear, Trace, Weight},
     matrix::{Hold, Matrix},
     norm::{Norm, Normalise},
+    panels::Factor,
     rope::{Rotary, Rotation},
     sparse_product::{Entry, SparseProduct},
     squared_error::SquaredError,

@@ -6,7 +6,7 @@
 use dfdx::tensor::{Cpu, CpuError};
 use rayon::prelude::*;
 
-use super::{Hold, Matrix};
+use super::{Hold, Matrix, panels::transpose};
 use crate::{
     buffer::{recycle, stale},
     simd::simd,
@@ -59,7 +59,7 @@ impl Rows {
 /// Tokens that go together, a column of `x` being their inputs side by side; and outputs that are
 /// added to `y` together.
 const TOKENS: usize = 64;
-const OUTPUTS: usize = 16;
+const OUTPUTS: usize = 64;
 
 impl SparseProduct for Cpu {
     type Entries = Rows;
@@ -89,24 +89,26 @@ impl SparseProduct for Cpu {
         let mut values = std::sync::Arc::unwrap_or_clone(y.values).into_vec();
         let blocks = values.par_chunks_mut((TOKENS * outputs).max(1)).with_max_len(1);
         blocks.zip(x.values.par_chunks((TOKENS * inputs).max(1))).for_each(|(y, x)| {
-            let mut columns = stale(inputs * TOKENS);
-            for (token, x) in x.chunks_exact(inputs).enumerate() {
-                for (column, x) in columns.chunks_exact_mut(TOKENS).zip(x) {
-                    column[token] = *x;
-                }
-            }
+            let (mut columns, mut padded) = (stale(inputs * TOKENS), Vec::new());
+            let x = if x.len() == columns.len() {
+                x
+            } else {
+                padded.extend_from_slice(x);
+                padded.resize(columns.len(), 0.0);
+                &padded
+            };
+            transpose(x, inputs, &mut columns);
             let (columns_of, _) = columns.as_chunks::<TOKENS>();
-            let mut tile = [[0.0; TOKENS]; OUTPUTS];
+            let (mut tile, mut turned) = ([[0.0; TOKENS]; OUTPUTS], [[0.0; OUTPUTS]; TOKENS]);
             for first in (0..outputs).step_by(OUTPUTS) {
                 let rows = first..outputs.min(first + OUTPUTS);
                 simd!({
                     for (sums, row) in tile.iter_mut().zip(rows.clone()) {
                         *sums = row_product(entries.row(row), columns_of);
                     }
-                    for (token, y) in y.chunks_exact_mut(outputs).enumerate() {
-                        for (y, sums) in y[rows.clone()].iter_mut().zip(&tile) {
-                            *y += sums[token];
-                        }
+                    transpose(tile.as_flattened(), TOKENS, turned.as_flattened_mut());
+                    for (y, sums) in y.chunks_exact_mut(outputs).zip(&turned) {
+                        y[rows.clone()].iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
                     }
                 });
             }

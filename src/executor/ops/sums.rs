@@ -59,9 +59,12 @@ pub trait Sums: Hold {
     ) -> Result<(), Self::Err>;
 }
 
-/// Rows of a sum that one task computes: enough that packing the other factor costs little.
+/// Rows of a sum that one task computes: enough that packing the other factor costs little, and
+/// few enough that threads end together.
 fn tile(rows: usize) -> usize {
-    (rows / 4).next_multiple_of(48).clamp(96, 384)
+    const MOST: usize = 768;
+    let tasks = 4 * rows.div_ceil(4 * MOST).max(1);
+    rows.div_ceil(tasks).next_multiple_of(48).max(96)
 }
 
 impl Sums for Cpu {

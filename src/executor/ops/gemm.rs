@@ -45,6 +45,10 @@ impl<'a> View<'a> {
         }
     }
 
+    pub(super) fn columns(self) -> usize {
+        self.columns
+    }
+
     /// Some of its rows.
     pub(super) fn rows(self, rows: Range<usize>) -> Self {
         assert!(rows.start <= rows.end && rows.end <= self.rows);
@@ -108,11 +112,14 @@ pub(super) fn gemm(
     }
 }
 
+/// Rows of a product that one task computes at most.
+pub(super) const SHARE: usize = 256;
+
 /// Rows of a product that one task computes. The shares depend on the shape alone: the result must
 /// not depend on the number of threads.
-fn share(rows: usize) -> usize {
+pub(super) fn share(rows: usize) -> usize {
     match rows {
-        1024.. => 256,
+        1024.. => SHARE,
         _ => rows.div_ceil(4).next_multiple_of(16),
     }
 }

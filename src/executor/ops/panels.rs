@@ -2,15 +2,28 @@
 //! of them contiguous. A row-major factor is read a few columns at a time, with a page's step from
 //! row to row, and copied for every share of the product; its transpose is slower still.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use rayon::prelude::*;
 
-use super::gemm::View;
+use super::gemm::{SHARE, View};
 use crate::buffer::{Buffer, stale};
 
-/// Columns of a panel: so many times what the kernels of each vector width take at a time.
-const WIDTH: usize = 192;
+/// Columns of a panel: what the widest kernels take at a time, for these then read it from start to
+/// end. They must not copy it, which they do by themselves for products of many rows.
+static WIDTH: LazyLock<usize> = LazyLock::new(|| {
+    let (width, together) = if wide() { (64, 6) } else { (48, 4) };
+    gemm::set_lhs_packing_threshold_single_thread(SHARE.div_ceil(together));
+    width
+});
+
+/// Whether there are vectors of 512 bits.
+fn wide() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512f");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
 
 /// A matrix of [rows, columns] in panels; the last one may be narrower.
 #[derive(Debug)]
@@ -18,44 +31,75 @@ pub(super) struct Panels {
     values: Buffer,
     rows: usize,
     columns: usize,
+    /// Columns of a panel.
+    width: usize,
 }
 
 impl Panels {
-    /// The transpose of a row-major matrix of `columns` rows.
-    fn of_transposed(values: &[f32], columns: usize, rows: usize) -> Self {
+    /// Of a row-major matrix, in panels of the width that a right factor has.
+    pub(super) fn of(values: &[f32], columns: usize) -> Self {
+        Self::as_wide(values, columns, *WIDTH)
+    }
+
+    /// The same, in panels of so many columns.
+    pub(super) fn as_wide(values: &[f32], columns: usize, width: usize) -> Self {
+        let rows = values.len().checked_div(columns).unwrap_or(0);
         let mut panels = stale(values.len());
-        let size = (WIDTH * rows).max(1);
+        panels.par_chunks_mut((width * rows).max(1)).enumerate().for_each(|(i, panel)| {
+            let first = i * width;
+            let from = values.chunks_exact(columns);
+            for (to, from) in panel.chunks_exact_mut(width.min(columns - first)).zip(from) {
+                to.copy_from_slice(&from[first..first + to.len()]);
+            }
+        });
+        Self { values: panels.into(), rows, columns, width }
+    }
+
+    /// Of the transpose of a row-major matrix of `columns` rows.
+    fn of_transposed(values: &[f32], columns: usize, rows: usize) -> Self {
+        let (mut panels, width) = (stale(values.len()), *WIDTH);
+        let size = (width * rows).max(1);
         let pairs = panels.par_chunks_mut(size).zip(values.par_chunks(size));
         pairs.for_each(|(panel, values)| transpose(values, rows, panel));
-        Self { values: panels.into(), rows, columns }
+        Self { values: panels.into(), rows, columns, width }
     }
 
     /// The transpose.
     fn t(&self) -> Self {
-        let (rows, columns) = (self.columns, self.rows);
+        let (rows, columns, most) = (self.columns, self.rows, self.width);
         let mut panels = stale(rows * columns);
-        panels.par_chunks_mut((WIDTH * rows).max(1)).enumerate().for_each(|(i, panel)| {
+        panels.par_chunks_mut((most * rows).max(1)).enumerate().for_each(|(i, panel)| {
             let width = panel.len() / rows;
             // Its rows are the columns of one panel after the other.
-            for (j, block) in panel.chunks_mut(WIDTH * width).enumerate() {
+            for (j, block) in panel.chunks_mut(most * width).enumerate() {
                 let columns = block.len() / width;
-                let first = WIDTH * (j * self.rows + i * columns);
+                let first = most * (j * self.rows + i * columns);
                 transpose(&self.values[first..first + block.len()], columns, block);
             }
         });
-        Self { values: panels.into(), rows, columns }
+        Self { values: panels.into(), rows, columns, width: most }
     }
 
     pub(super) fn columns(&self) -> usize {
         self.columns
     }
 
+    /// Columns of all panels but the last.
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// A panel.
+    pub(super) fn panel(&self, number: usize) -> View<'_> {
+        let first = number * self.width;
+        let columns = self.width.min(self.columns - first);
+        View::new(&self.values[first * self.rows..], self.rows, columns)
+    }
+
     /// The panels, each with its first column.
     pub(super) fn iter(&self) -> impl Iterator<Item = (usize, View<'_>)> {
-        let panels = self.values.chunks((WIDTH * self.rows).max(1)).enumerate();
-        panels.map(|(i, panel)| {
-            (i * WIDTH, View::new(panel, self.rows, panel.len() / self.rows.max(1)))
-        })
+        let panels = 0..self.columns.div_ceil(self.width);
+        panels.map(|number| (number * self.width, self.panel(number)))
     }
 }
 
@@ -119,14 +163,16 @@ mod tests {
             assert_eq!((forward.rows, forward.columns), (inputs, outputs));
             assert_eq!((backward.rows, backward.columns), (outputs, inputs));
             let at = |panels: &Panels, row: usize, column: usize| {
-                let width = WIDTH.min(panels.columns - column / WIDTH * WIDTH);
-                let first = column / WIDTH * WIDTH * panels.rows;
-                panels.values[first + row * width + column % WIDTH]
+                let (first, width) = (column / panels.width * panels.width, panels.width);
+                let width = width.min(panels.columns - first);
+                panels.values[first * panels.rows + row * width + column - first]
             };
+            let straight = Panels::of(&values, inputs);
             for (i, value) in values.iter().enumerate() {
                 let (output, input) = (i / inputs, i % inputs);
                 assert_eq!(at(forward, input, output), *value);
                 assert_eq!(at(backward, output, input), *value);
+                assert_eq!(at(&straight, output, input), *value);
             }
         }
     }

@@ -9,7 +9,8 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix, Trace,
-    gemm::{View, gemm},
+    gemm::{View, gemm, share},
+    panels::Panels,
 };
 use crate::{
     buffer::{recycle, stale},
@@ -59,12 +60,17 @@ pub trait Sums: Hold {
     ) -> Result<(), Self::Err>;
 }
 
-/// Rows of a sum that one task computes: enough that packing the other factor costs little, and
-/// few enough that threads end together.
-fn tile(rows: usize) -> usize {
-    const MOST: usize = 768;
-    let tasks = 4 * rows.div_ceil(4 * MOST).max(1);
-    rows.div_ceil(tasks).next_multiple_of(48).max(96)
+/// For each share of the columns of `a`, on a thread of its own: what it adds to its rows of the sums.
+fn each_share(
+    (sums, columns): &mut (Vec<f32>, usize),
+    a: &Matrix<Cpu>,
+    add: impl Fn(&mut [f32], View<'_>, usize) + Sync,
+) {
+    let width = a.shape().1;
+    let share = share(width).max(1);
+    let a = Panels::as_wide(&a.values, width, share);
+    let shares = sums.par_chunks_mut((share * *columns).max(1)).with_max_len(1).enumerate();
+    shares.for_each(|(i, sums)| add(sums, a.panel(i), (i + 1) * share));
 }
 
 impl Sums for Cpu {
@@ -80,52 +86,52 @@ impl Sums for Cpu {
     }
 
     fn add_squared_gradients(
-        (sums, inputs): &mut Self::Sum,
+        sums: &mut Self::Sum,
         Trace { input, gradient }: &Trace<Self>,
         samples: &[Range<usize>],
     ) -> Result<(), CpuError> {
-        let (inputs, outputs) = (*inputs, gradient.shape().1);
-        let share = tile(outputs);
-        let tiles = sums.par_chunks_mut((share * inputs).max(1)).with_max_len(1).enumerate();
-        // A tile of one sample's gradient is squared while it is in the cache.
-        tiles.for_each(|(i, sums)| {
-            let mut tile = stale(sums.len());
-            let (first, rows) = (i * share, sums.len() / inputs);
+        let (x, inputs) = (Panels::of(&input.values, input.shape().1), input.shape().1);
+        each_share(sums, gradient, |sums, g, _| {
+            let mut tile = stale(g.columns() * x.width());
+            // A tile of one sample's gradient is squared while it is in the cache.
             for sample in samples {
-                let g = &gradient.values[sample.start * outputs + first..];
-                let g = View::strided(g, sample.len(), rows, outputs);
-                let x = &input.values[sample.start * inputs..];
-                gemm(&mut tile, inputs, 0.0, 1.0, g.t(), View::new(x, sample.len(), inputs));
-                simd!(sums.iter_mut().zip(&tile).for_each(|(sum, g)| *sum += g * g));
+                for (first, x) in x.iter() {
+                    let (g, x) = (g.rows(sample.clone()).t(), x.rows(sample.clone()));
+                    gemm(&mut tile, x.columns(), 0.0, 1.0, g, x);
+                    simd!({
+                        let rows = tile.chunks_exact(x.columns());
+                        for (sums, g) in sums.chunks_exact_mut(inputs).zip(rows) {
+                            let sums = &mut sums[first..first + g.len()];
+                            sums.iter_mut().zip(g).for_each(|(sum, g)| *sum += g * g);
+                        }
+                    });
+                }
             }
             recycle(tile);
         });
         Ok(())
     }
 
-    fn add_gram((sums, width): &mut Self::Sum, x: &Matrix<Self>) -> Result<(), CpuError> {
-        let (rows, width) = (x.shape().0, *width);
-        let share = tile(width);
-        sums.par_chunks_mut((share * width).max(1)).enumerate().for_each(|(i, sums)| {
-            let (start, end) = (i * share, width.min((i + 1) * share));
-            let tile = View::strided(&x.values[start..], rows, end - start, width);
-            let left = View::strided(&x.values, rows, end, width);
-            gemm(sums, width, 1.0, 1.0, tile.t(), left);
+    fn add_gram(sums: &mut Self::Sum, x: &Matrix<Self>) -> Result<(), CpuError> {
+        let (width, panels) = (x.shape().1, Panels::of(&x.values, x.shape().1));
+        each_share(sums, x, |sums, share, end| {
+            for (first, x) in panels.iter().take_while(|(first, _)| *first < end) {
+                gemm(&mut sums[first..], width, 1.0, 1.0, share.t(), x);
+            }
         });
         Ok(())
     }
 
     fn add_product(
-        (sums, columns): &mut Self::Sum,
+        sums: &mut Self::Sum,
         a: &Matrix<Self>,
         b: &Matrix<Self>,
     ) -> Result<(), CpuError> {
-        let ((rows, width), columns) = (a.shape(), *columns);
-        let share = tile(width);
-        sums.par_chunks_mut((share * columns).max(1)).enumerate().for_each(|(i, sums)| {
-            let (start, end) = (i * share, width.min((i + 1) * share));
-            let tile = View::strided(&a.values[start..], rows, end - start, width);
-            gemm(sums, columns, 1.0, 1.0, tile.t(), View::new(&b.values, rows, columns));
+        let (columns, b) = (b.shape().1, Panels::of(&b.values, b.shape().1));
+        each_share(sums, a, |sums, a, _| {
+            for (first, b) in b.iter() {
+                gemm(&mut sums[first..], columns, 1.0, 1.0, a.t(), b);
+            }
         });
         Ok(())
     }

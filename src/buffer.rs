@@ -9,7 +9,7 @@ use std::{
 
 /// Bytes that wait at most. Larger models need larger buffers than this, but do so much more with
 /// each number that fresh ones cost little.
-pub(crate) const MOST: usize = 128 << 20;
+pub(crate) const MOST: usize = 160 << 20;
 
 /// What waits, by length.
 #[derive(Default)]
@@ -47,7 +47,7 @@ pub(crate) fn recycle(values: Vec<f32>) {
     let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
     let alike = waiting.buffers.get(&length).map_or(0, Vec::len);
     // No length takes all: then all the others would be missed.
-    if waiting.bytes + size(length) <= MOST && (alike + 1) * size(length) <= MOST / 2 {
+    if waiting.bytes + size(length) <= MOST && (alike + 1) * size(length) <= MOST / 4 * 3 {
         waiting.bytes += size(length);
         waiting.buffers.entry(length).or_default().push(values);
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use barber_metric::Needs;
 
 use crate::{
-    executor::BATCH,
+    executor::{self, BATCH},
     family::{Decoder, Layer, Linear, Part},
     plan::{Group, Plan},
 };
@@ -60,7 +60,7 @@ const LOGITS: f64 = 64e6;
 /// Buffers that wait to be used again, in bytes at most.
 const BUFFERS: f64 = crate::buffer::MOST as f64;
 /// What a sparse part's first layers gave, in bytes at most.
-const NOTED: f64 = crate::executor::NOTED as f64;
+const NOTED: f64 = executor::NOTED as f64;
 
 /// Counts a run.
 pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
@@ -153,7 +153,9 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
             peak = peak.max(held + BUFFERS.min(together * taped * SIZE));
         }
         let known = parts.iter().map(|linears| outputs(linears)).fold(0.0, f64::max);
-        let known = if single { tokens * known * SIZE } else { 0.0 };
+        let states = (tokens * width * SIZE) as usize;
+        let known = (tokens * known * SIZE).min(executor::kept(states) as f64);
+        let known = if single { known } else { 0.0 };
         let first = |linears: &&[Linear]| outputs(&linears[..linears.len() - 1]);
         let noted = parts.iter().map(first).fold(0.0, f64::max);
         let noted = NOTED.min(tokens * noted * SIZE);

@@ -14,6 +14,12 @@ use crate::family::Part;
 /// not depend on the memory that a machine has.
 pub(crate) const NOTED: usize = 256 << 20;
 
+/// Bytes of what a dense part's layers gave that wait at most, beside hidden states of so many. With
+/// all that would fit, a small model's memory would be several times what its samples need.
+pub(crate) fn kept(states: usize) -> usize {
+    (3 * states).max(128 << 20)
+}
+
 /// What the layers of a part gave for each run of samples, as far as it was noted.
 #[derive(Debug)]
 pub struct Known<D: Ops> {
@@ -119,33 +125,42 @@ impl<D: Ops> Watch<D> for Knowing<'_, D> {
 }
 
 impl<D: Ops> Executor<D> {
-    /// Notes all that a dense part's layers give, if it fits into memory.
-    pub(super) fn noting(&self, part: &PartWeights<D>, stream: &Stream<D>) -> Option<Notes<D>> {
+    /// Notes all that a dense part's layers give, for the first runs, as far as it fits into memory.
+    pub(super) fn noting(&self, part: &PartWeights<D>, stream: &Stream<D>) -> Notes<D> {
         let attention = part.linears.last().filter(|_| part.is_attention());
         let width: usize = part.linears.iter().map(|linear| linear.outputs()).sum();
         let width = width + attention.map_or(0, |linear| linear.inputs());
-        let runs = stream.runs.len();
-        let known = || Known::nothing(&self.storage, part, runs);
-        self.storage.fits(stream.tokens() * width).then(|| Notes {
-            known: known(),
-            layers: part.linears.len(),
-            of_attention: attention.is_some(),
-            runs,
-        })
+        let channels = part.linears.last().map_or(0, |linear| linear.outputs());
+        let most = kept(stream.tokens() * channels * size_of::<f32>());
+        let fits = |numbers| numbers * size_of::<f32>() <= most && self.storage.fits(numbers);
+        let layers = part.linears.len();
+        self.notes(part, stream, layers, attention.is_some(), |tokens| fits(tokens * width))
     }
 
     /// Notes what the layers that share a part's input give, for the first runs.
     pub(super) fn noting_first(&self, part: &PartWeights<D>, stream: &Stream<D>) -> Notes<D> {
         let layers = part.linears.len() - 1;
         let width: usize = part.linears[..layers].iter().map(|linear| linear.outputs()).sum();
-        let mut tokens = 0;
-        let fits = stream.runs.iter().take_while(|run| {
-            tokens += run.tokens();
-            tokens * width * size_of::<f32>() <= NOTED
-        });
-        let runs = fits.count();
+        let fits = |tokens| tokens * width * size_of::<f32>() <= NOTED;
+        self.notes(part, stream, layers, false, fits)
+    }
+
+    /// Notes what `layers` of a part give for the first runs, as many as have tokens that fit.
+    fn notes(
+        &self,
+        part: &PartWeights<D>,
+        stream: &Stream<D>,
+        layers: usize,
+        of_attention: bool,
+        fits: impl Fn(usize) -> bool,
+    ) -> Notes<D> {
         let known = Known::nothing(&self.storage, part, stream.runs.len());
-        Notes { known, layers, of_attention: false, runs }
+        let mut tokens = 0;
+        let runs = stream.runs.iter().take_while(|run| {
+            tokens += run.tokens();
+            fits(tokens)
+        });
+        Notes { known, layers, of_attention, runs: runs.count() }
     }
 }
 
@@ -159,9 +174,14 @@ pub(super) struct Notes<D: Ops> {
 }
 
 impl<D: Ops> Notes<D> {
+    /// Whether a run is noted.
+    pub(super) fn wants(&self, run: usize) -> bool {
+        run < self.runs
+    }
+
     /// What notes a run.
     pub(super) fn of_run(&self, run: usize) -> Noting<D> {
-        let wanted = run < self.runs;
+        let wanted = self.wants(run);
         Noting {
             layers: if wanted { self.layers } else { 0 },
             of_attention: wanted && self.of_attention,

@@ -179,8 +179,8 @@ impl<D: Ops> Executor<D> {
         Ok(finish(parts, sums, stream.calibration))
     }
 
-    /// The same of one part, and what its linear layers give, if that fits into memory: with it,
-    /// [`Executor::measure`] need not compute it again.
+    /// The same of one part, and what its linear layers give, as far as that fits into memory: with
+    /// it, [`Executor::measure`] need not compute it again.
     ///
     /// # Errors
     /// If the device has not enough memory, or the scratch file fails.
@@ -190,18 +190,29 @@ impl<D: Ops> Executor<D> {
         stream: &Stream<D>,
         members: &[usize],
         needs: Needs,
-    ) -> Result<(Vec<Statistics>, Option<Known<D>>), Error> {
+    ) -> Result<(Vec<Statistics>, Known<D>), Error> {
         let parts = std::slice::from_ref(part);
         let members = &[members.to_vec()];
-        let Some(mut notes) = self.noting(part, stream) else {
-            let mut statistics = self.inputs(parts, stream, members, needs)?;
-            return Ok((statistics.swap_remove(0), None));
-        };
+        let mut notes = self.noting(part, stream);
         let mut sums = sums(parts, members, needs);
         for index in 0..stream.runs.len() {
+            let (noted, held_out) = (notes.wants(index), stream.held_out(index));
+            if held_out && !noted {
+                continue;
+            }
             let batch = self.batch(stream, index)?;
-            let samples = if stream.held_out(index) { &[][..] } else { &batch.samples };
-            let inputs = Adding::new(&mut sums, samples);
+            let samples = if held_out { &[][..] } else { &batch.samples };
+            let mut inputs = Adding::new(&mut sums, samples);
+            if !noted {
+                // The last layer's output is nobody's input.
+                let input = part.normalise(batch.states.clone());
+                let skipped = InputGradient::Skipped;
+                input
+                    .and_then(|x| inner(part, &batch.positions, x, skipped, &mut inputs))
+                    .map_err(Error::device)?;
+                batch.check_inputs(parts, inputs.broken)?;
+                continue;
+            }
             let mut watch = Both { inputs, outputs: notes.of_run(index) };
             run(parts, &batch, Default::default(), &mut watch)
                 .map(|_: Matrix<D>| ())
@@ -210,7 +221,7 @@ impl<D: Ops> Executor<D> {
             notes.add(index, watch.outputs)?;
         }
         let mut statistics = finish(parts, sums, stream.calibration);
-        Ok((statistics.swap_remove(0), Some(notes.known)))
+        Ok((statistics.swap_remove(0), notes.known))
     }
 
     /// Runs parts on each sample, compares their outputs with the `targets`, and gathers what is

@@ -17,7 +17,7 @@ use std::{fmt, io, ops::Range, path::Path, sync::Arc};
 
 #[cfg(feature = "cuda")]
 pub use self::device::cuda;
-pub(crate) use self::known::NOTED;
+pub(crate) use self::known::{NOTED, kept};
 use self::ops::{Matrix, Ops, Rotation, Sight};
 pub use self::{
     device::{Device, available_memory},

@@ -410,7 +410,7 @@ impl<D: Ops> Refining<'_, D> {
         let dense = &self.dense(&[part])?[0];
         let found = executor.inputs_and_outputs(dense, &streams.sparse, members, needs);
         let (statistics, known) = found.map_err(failed(*layer, part.name()))?;
-        looked.known = known;
+        looked.known = Some(known);
         Ok((looked, statistics))
     }
 

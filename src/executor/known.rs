@@ -17,7 +17,7 @@ pub(crate) const NOTED: usize = 256 << 20;
 /// Bytes of what a dense part's layers gave that wait at most, beside hidden states of so many. With
 /// all that would fit, a small model's memory would be several times what its samples need.
 pub(crate) fn kept(states: usize) -> usize {
-    (3 * states).max(128 << 20)
+    (2 * states).max(128 << 20)
 }
 
 /// What the layers of a part gave for each run of samples, as far as it was noted.

@@ -116,7 +116,7 @@ fn main() {
             Shape { layers: 16, ..base },
             Shape { hidden: 1024, mlp: 2816, heads: 16, ..base },
         ] {
-            let (Run { seconds, memory }, rate) = measure(shape, "400 MB");
+            let (Run { seconds, memory }, rate) = measure(shape, "600 MB");
             let Shape { hidden, mlp, layers, samples, length, .. } = shape;
             let weights = layers * (4 * hidden * hidden + 3 * hidden * mlp);
             println!(

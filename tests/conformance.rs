@@ -4,12 +4,15 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "figures for whoever runs it with --nocapture")]
 
+mod util;
+
 use std::path::Path;
 
 use dfdx::tensor::Cpu;
 use llm_barber::{
     calibration::{Samples, Selection, Tokens, samples},
     checkpoint::{Masks, Pruned, Reader},
+    executor::ops::Ops,
     mask::{Init, Mask, Pattern, Scope},
     model::Model,
     plan::{Plan, Rule},
@@ -87,16 +90,26 @@ fn median(mut values: Vec<f32>) -> f32 {
 
 fn conforms(name: &str, init: Init, pattern: &str, ratio: f64, scope: Scope) {
     for family in ["llama", "opt"] {
-        family_conforms(family, name, init, pattern, ratio, scope);
+        let settings = (init, pattern, ratio, scope);
+        family_conforms(Cpu::default(), family, name, settings);
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = util::gpu() {
+            family_conforms(gpu, family, name, settings);
+        }
     }
 }
 
-fn family_conforms(family: &str, name: &str, init: Init, pattern: &str, ratio: f64, scope: Scope) {
+fn family_conforms<D: Ops>(
+    device: D,
+    family: &str,
+    name: &str,
+    (init, pattern, ratio, scope): (Init, &str, f64, Scope),
+) {
     let case = Case::open(&format!("{family}-{name}"));
     let pattern: Pattern = pattern.parse().unwrap();
     let reader = Path::new("tests/conformance").join(format!("tiny-{family}"));
     let reader = Reader::open(&reader).unwrap();
-    let model = Model::new(&reader, Cpu::default()).unwrap();
+    let model = Model::new(&reader, device).unwrap();
     let plan = |more: usize| {
         let rule = |name: &str| {
             let dims = model.decoder.linears().find(|linear| linear.weight == name).unwrap().dims;

@@ -46,6 +46,33 @@ fn loaded((dtype, _, bytes): &Tensor) -> Vec<f32> {
     }
 }
 
+/// On the GPU that `BARBER_TEST_DEVICE` names: the same bytes again, and the CPU's masks but for
+/// what rounding decides.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_gpu_gives_the_same_again() {
+    let Ok(gpu) = std::env::var("BARBER_TEST_DEVICE") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), "");
+    let results = [&gpu, &gpu, "cpu"].map(|device| {
+        let out = dir.path().join(device.replace(':', " "));
+        let out = if out.exists() { out.with_extension("again") } else { out };
+        let mut command = command(Path::new(env!("CARGO_BIN_EXE_barber")));
+        command.args(["prune", &recipe, "--set", "mask.init=wanda"]);
+        command.args(["--set", "refine=[{ use = 'swap' }, { use = 'rebuild' }]"]);
+        command.arg("--set").arg(format!("output.path={}", out.display()));
+        command.arg("--set").arg(format!("executor.device={device}"));
+        let run = output(&mut command);
+        assert_eq!(run.status, 0, "{}", run.stderr);
+        tensors(&out)
+    });
+    assert!(results[0] == results[1]);
+    let values = |i: usize| -> Vec<f32> { results[i].values().flat_map(loaded).collect() };
+    let (gpu, cpu) = (values(0), values(2));
+    let differ = gpu.iter().zip(&cpu).filter(|(a, b)| a != b).count();
+    assert!(differ * 100 < gpu.len(), "{differ} of {} weights differ", gpu.len());
+}
+
 #[test]
 fn neither_formats_nor_files_nor_threads_change_the_result() {
     let values = values();

@@ -3,17 +3,28 @@
 //! scripts that recorded them.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod util;
+
 use std::path::Path;
 
 use dfdx::tensor::Cpu;
 use llm_barber::{
     checkpoint::{Pruned, Reader},
     evaluate::logits,
+    executor::ops::Ops,
     model::Model,
 };
 use safetensors::SafeTensors;
 
 fn agrees(name: &str) {
+    agrees_on(Cpu::default(), name);
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = util::gpu() {
+        agrees_on(gpu, name);
+    }
+}
+
+fn agrees_on<D: Ops>(device: D, name: &str) {
     let dir = Path::new("tests/fixtures/logits").join(name);
     let expected = std::fs::read(dir.join("expected.safetensors")).unwrap();
     let expected = SafeTensors::deserialize(&expected).unwrap();
@@ -30,7 +41,7 @@ fn agrees(name: &str) {
         .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
         .collect();
     let reader = Reader::open(&dir).unwrap();
-    let model = Model::new(&reader, Cpu::default()).unwrap();
+    let model = Model::new(&reader, device).unwrap();
     let found = ids.chunks(length).map(|ids| logits(&model, &Pruned::default(), ids).unwrap());
     let found: Vec<f32> = found.flatten().collect();
     assert_eq!(found.len(), recorded.len());

@@ -84,13 +84,19 @@ impl fmt::Display for Device {
 /// What is missing, and what to do.
 #[cfg(feature = "cuda")]
 pub fn cuda(number: usize) -> Result<(dfdx::tensor::Cuda, u64), String> {
-    // Without a driver the binding's own first call would panic.
-    let opened = cudarc::driver::result::init().map_err(|e| format!("{e:?}")).and_then(|()| {
+    let open = || {
+        // Without a driver, or a GPU of this number, the binding's own calls would panic.
+        cudarc::driver::result::init().map_err(|e| format!("{e:?}"))?;
+        let count = cudarc::driver::result::device::get_count().map_err(|e| format!("{e:?}"))?;
+        if i32::try_from(number).map_or(true, |number| number >= count) {
+            return Err(format!("the driver knows {count} GPUs, and counts from 0"));
+        }
+        super::ops::cuda::Gpu::open(number)?;
         let device = dfdx::tensor::Cuda::try_build(number, 0).map_err(|e| e.to_string())?;
         let (free, _) = cudarc::driver::result::mem_get_info().map_err(|e| format!("{e:?}"))?;
         Ok((device, free as u64 / 10 * 9))
-    });
-    opened.map_err(|why| {
+    };
+    open().map_err(|why: String| {
         format!(
             "cuda:{number} cannot be opened: {why}. `nvidia-smi` lists the GPUs that there \
                  are; without a driver, or without a GPU, set executor.device to \"cpu\""

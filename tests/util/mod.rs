@@ -14,6 +14,19 @@ use serde_json::Value;
 /// The tiny LLaMA of the conformance tests: f32, one file, no tokenizer.
 pub(crate) const TINY: &str = "tests/conformance/tiny-llama";
 
+/// The GPU that `BARBER_TEST_DEVICE` names, such as `cuda:0`: tests that are generic over the device
+/// run on it too.
+#[cfg(feature = "cuda")]
+pub(crate) fn gpu() -> Option<dfdx::tensor::Cuda> {
+    let name = std::env::var("BARBER_TEST_DEVICE").ok()?;
+    match name.parse().unwrap() {
+        llm_barber::executor::Device::Cpu => None,
+        llm_barber::executor::Device::Cuda(number) => {
+            Some(llm_barber::executor::cuda(number).unwrap().0)
+        }
+    }
+}
+
 /// What a run of the program printed, and its exit status.
 #[derive(Debug)]
 pub(crate) struct Run {

@@ -1,5 +1,4 @@
-//! The operations as compositions of dfdx's own, for any device: what a GPU runs, where dfdx's
-//! kernels are fast, and what tests compare the CPU's kernels with.
+//! The operations as compositions of dfdx's own, which tests compare each device's kernels with.
 
 use std::{f32::consts::PI, ops::Range, sync::Arc};
 
@@ -86,42 +85,17 @@ pub(super) fn columns<D: Device<f32>, T: Tape<f32, D>>(
     x.try_slice((.., columns))?.try_reshape_like(&shape)
 }
 
-/// x Wᵀ + b, of W transposed. The gradient of the weight is not computed: `note` gets that of the
-/// output.
+/// x Wᵀ + b, of W transposed.
 pub(super) fn linear<D: Device<f32>, T: Tape<f32, D>>(
     x: Rank2<D, T>,
     weight: Rank2<D>,
     bias: Option<Rank2<D>>,
-    input_gradient: bool,
-    known: Option<Rank2<D>>,
-    note: impl FnOnce(Rank2<D>, Rank2<D>) -> Result<(), D::Err> + 'static,
 ) -> Result<Rank2<D, T>, D::Err> {
-    let (x, mut tape) = x.split_tape();
-    let y = match (known, bias) {
-        (Some(y), _) => y,
-        (None, bias) => {
-            let y = x.clone().try_matmul(weight.clone())?;
-            match bias {
-                Some(bias) => {
-                    let bias = bias.try_reshape_like(&(y.shape().1,))?;
-                    let bias = bias.try_broadcast_like::<_, Axis<0>>(y.shape())?;
-                    y.try_add(bias)?
-                }
-                None => y,
-            }
-        }
-    };
-    let output = y.clone();
-    tape.add_backward_op(move |gradients| {
-        gradients.get_or_alloc_mut(&output)?;
-        let g = gradients.get(&output);
-        if input_gradient {
-            let gx = g.clone().try_matmul(weight.try_permute::<_, Axes2<1, 0>>()?)?;
-            add_gradient(gradients, &x, gx)?;
-        }
-        note(x, g)
-    });
-    Ok(y.put_tape(tape))
+    let y = x.try_matmul(weight)?;
+    let Some(bias) = bias else { return Ok(y) };
+    let bias = bias.try_reshape_like(&(y.shape().1,))?;
+    let bias = bias.try_broadcast_like::<_, Axis<0>>(y.shape())?;
+    y.try_add(bias)
 }
 
 /// y + x Δᵀ, of Δ transposed and as a whole: few entries take a GPU no less time than many.
@@ -353,19 +327,14 @@ pub(super) fn column_squares<D: Device<f32>>(
     rows.iter().map(of).collect()
 }
 
-#[cfg(test)]
 mod tests {
-    use dfdx::{tensor::Cpu, tensor_ops::Backward};
+    use dfdx::tensor::{Cpu, Merge};
 
     use super::*;
-    use crate::executor::ops::{
-        Activate, Attention, Blend, Cap, ColumnSquares, Columns, CrossEntropy, Gated,
-        InputGradient, Linear, Matrix, Norm, Normalise, Rotary, SparseProduct, SquaredError, Sums,
-        Trace, Weight,
-        testing::{gradient, matrix, noise, traced, weighted_sum},
-    };
+    use crate::executor::ops::{InputGradient, Matrix, Norm, Ops, Trace, Weight, testing::noise};
 
     type Taped<D> = Rank2<D, OwnedTape<f32, D>>;
+    type TapedMatrix<D> = Matrix<D, OwnedTape<f32, D>>;
 
     /// Runs a test on the CPU, and on the device that `BARBER_TEST_DEVICE` names.
     macro_rules! on_devices {
@@ -384,104 +353,98 @@ mod tests {
         };
     }
 
+    /// As close as rounding leaves numbers that are as large as the largest of them.
     fn close(found: &[f32], expected: &[f32], what: &str) {
         assert_eq!(found.len(), expected.len(), "{what}");
+        let most = 1e-4 * expected.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
         for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-            let most = 1e-4 * expected.abs().max(1.0);
-            assert!((found - expected).abs() < most, "{what}, {i}: {found}, not {expected}");
+            assert!((found - expected).abs() <= most, "{what}, {i}: {found}, not {expected}");
         }
     }
 
+    fn cpu(values: Vec<f32>, shape: (usize, usize)) -> Rank2<Cpu> {
+        constant(&Cpu::default(), values, shape).unwrap()
+    }
+
     /// Both give the same values, and the same gradients of their inputs.
-    fn agree<D: Device<f32>, const N: usize>(
+    fn agree<D: Ops, const N: usize>(
         device: &D,
         what: &str,
         shapes: [(usize, usize); N],
-        kernel: impl Fn([Matrix<Cpu, OwnedTape<f32, Cpu>>; N]) -> Matrix<Cpu, OwnedTape<f32, Cpu>>,
-        composed: impl Fn([Taped<D>; N]) -> Result<Taped<D>, D::Err>,
+        kernel: impl Fn([TapedMatrix<D>; N]) -> Result<TapedMatrix<D>, D::Err>,
+        composed: impl Fn([Taped<Cpu>; N]) -> Result<Taped<Cpu>, dfdx::tensor::CpuError>,
     ) {
-        let mut seed = 10;
-        let values = shapes.map(|(rows, columns)| {
-            seed += 1;
-            noise(rows * columns, seed)
+        let values = std::array::from_fn::<_, N, _>(|i| {
+            noise(shapes[i].0 * shapes[i].1, 11 + i as u64)
         });
-        let mut i = 0;
-        let inputs = values.clone().map(|values| {
-            i += 1;
-            matrix(values, shapes[i - 1])
-        });
-        let (y, tape) = kernel(inputs.clone().map(traced)).split_tape();
-        let expected = y.to_vec();
-        let mut gradients = weighted_sum(y.put_tape(tape)).backward();
-        let expected_gradients = inputs.map(|x| gradient(&mut gradients, &x));
-
-        let mut i = 0;
-        let inputs = values.map(|values| {
-            i += 1;
-            constant(device, values, shapes[i - 1]).unwrap()
-        });
+        let inputs = std::array::from_fn(|i| cpu(values[i].clone(), shapes[i]));
         let y = composed(inputs.clone().map(|x| x.put_tape(OwnedTape::default()))).unwrap();
-        close(&y.as_vec(), &expected, what);
-        let factors = noise(expected.len(), 99);
-        let factors = constant(device, factors, *y.shape()).unwrap();
-        let sum: Tensor<(), f32, D, _> = y.try_mul(factors).unwrap().try_sum().unwrap();
-        let gradients = sum.try_backward().unwrap();
+        let (shape, expected) = (*y.shape(), y.as_vec());
+        let (target, samples) = (noise(expected.len(), 99), [0..shape.0 - 1, shape.0 - 1..shape.0]);
+        let loss = squared_error(y, cpu(target.clone(), shape), &samples).unwrap();
+        let gradients = loss.try_backward().unwrap();
+        let expected_gradients = inputs.map(|x| gradients.get(&x).as_vec());
+
+        let inputs =
+            std::array::from_fn(|i| device.hold(values[i].clone(), shapes[i]).unwrap());
+        let y = kernel(inputs.clone().map(|x| x.put_tape(OwnedTape::default()))).unwrap();
+        assert_eq!(y.shape(), shape, "{what}");
+        close(&y.to_vec(), &expected, what);
+        let target = device.hold(target, shape).unwrap();
+        let loss = D::squared_error(y, &target, &samples).unwrap();
+        let mut gradients = loss.try_backward().unwrap();
         for (x, expected) in inputs.iter().zip(expected_gradients) {
-            close(&gradients.get(x).as_vec(), &expected, &format!("gradient of {what}"));
+            let found = D::take_gradient(&mut gradients, x).unwrap();
+            close(&found, &expected, &format!("gradient of {what}"));
         }
     }
 
     mod bodies {
         use super::*;
 
-        pub(super) fn activations<D: Device<f32>>(device: &D) {
-            for activation in
-                [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu]
-            {
-                let kernel = |[x]: [_; 1]| Cpu::activate(x, activation).unwrap();
-                agree(device, &format!("{activation:?}"), [(5, 7)], kernel, |[x]| {
-                    activate(x, activation)
-                });
+        pub(super) fn activations<D: Ops>(device: &D) {
+            for f in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+                let what = format!("{f:?}");
+                agree(device, &what, [(5, 7)], |[x]| D::activate(x, f), |[x]| activate(x, f));
+                let shapes = [(3, 400), (3, 400)];
+                let kernel = |[a, b]: [_; 2]| D::gated(a, b, f);
+                agree(device, &what, shapes, kernel, |[a, b]| gated(a, b, f));
             }
         }
 
-        pub(super) fn linear_layers<D: Device<f32>>(device: &D) {
+        pub(super) fn linear_layers<D: Ops>(device: &D) {
             for bias in [None, Some(noise(4, 3))] {
                 let values = noise(20, 1);
-                let weight = Weight::new(&Cpu::default(), &values, (4, 5), bias.clone()).unwrap();
-                let kernel =
-                    |[x]: [_; 1]| Cpu::linear(x, &weight, InputGradient::Wanted, None).unwrap();
+                let weight = Weight::new(device, &values, (4, 5), bias.clone()).unwrap();
+                let kernel = |[x]: [_; 1]| D::linear(x, &weight, InputGradient::Wanted, None);
                 let transposed = (0..20).map(|i| values[i % 4 * 5 + i / 4]).collect::<Vec<_>>();
-                let w = || constant(device, transposed.clone(), (5, 4)).unwrap();
-                let bias = || bias.clone().map(|bias| constant(device, bias, (1, 4)).unwrap());
                 agree(device, "linear", [(3, 5)], kernel, |[x]| {
-                    linear(x, w(), bias(), true, None, |_, _| Ok(()))
+                    let bias = bias.clone().map(|bias| cpu(bias, (1, 4)));
+                    linear(x, cpu(transposed.clone(), (5, 4)), bias)
                 });
             }
         }
 
-        pub(super) fn norms<D: Device<f32>>(device: &D) {
+        pub(super) fn norms<D: Ops>(device: &D) {
             for (bias, centred) in [(false, false), (true, true), (false, true)] {
-                for (width, columns) in [(6, 6), (3, 6)] {
-                    let vector = |seed| noise(width, seed);
-                    let shape = (1, width);
+                for (width, columns) in [(6, 6), (3, 6), (700, 700)] {
+                    let (vector, shape) = (|seed| noise(width, seed), (1, width));
                     let norm = Norm {
-                        weight: matrix(vector(1), shape),
-                        bias: bias.then(|| matrix(vector(2), shape)),
+                        weight: device.hold(vector(1), shape).unwrap(),
+                        bias: bias.then(|| device.hold(vector(2), shape).unwrap()),
                         epsilon: 1e-5,
                         centred,
                     };
-                    let kernel = |[x]: [_; 1]| Cpu::normalise(x, &norm).unwrap();
+                    let kernel = |[x]: [_; 1]| D::normalise(x, &norm);
                     agree(device, "norm", [(4, columns)], kernel, |[x]| {
-                        let bias = bias.then(|| constant(device, vector(2), shape).unwrap());
-                        let weight = constant(device, vector(1), shape)?;
-                        normalise(x, weight, bias, 1e-5, centred)
+                        let bias = bias.then(|| cpu(vector(2), shape));
+                        normalise(x, cpu(vector(1), shape), bias, 1e-5, centred)
                     });
                 }
             }
         }
 
-        pub(super) fn rotations<D: Device<f32>>(device: &D) {
+        pub(super) fn rotations<D: Ops>(device: &D) {
             let angles = noise(6, 4);
             let rotation = Rotation {
                 cos: Arc::new(angles.iter().map(|a| 1.1 * a.cos()).collect()),
@@ -489,12 +452,12 @@ mod tests {
                 half: 2,
             };
             for head in [4, 5] {
-                let kernel = |[x]: [_; 1]| Cpu::rotary(x, &rotation, head).unwrap();
+                let kernel = |[x]: [_; 1]| D::rotary(x, &rotation, head);
                 agree(device, "rotary", [(6, 2 * head)], kernel, |[x]| rotary(x, &rotation, head));
             }
         }
 
-        pub(super) fn attentions<D: Device<f32>>(device: &D) {
+        pub(super) fn attentions<D: Ops>(device: &D) {
             let plain = Heads {
                 queries: 4,
                 keys: 2,
@@ -507,104 +470,126 @@ mod tests {
             let capped = Heads { window: Some(2), cap: Some(0.5), ..plain };
             let sight = |root, branch| Sight { root, branch };
             let branched = Arc::new(vec![sight(0..0, 0), sight(0..1, 1), sight(0..1, 2)]);
+            let check = |heads: Heads, rows: usize, sights: Option<&Arc<Vec<Sight>>>| {
+                let keys = (rows, heads.keys * heads.width);
+                let shapes = [(rows, heads.queries * heads.width), keys, keys];
+                let kernel = |[q, k, v]: [_; 3]| D::attention(q, k, v, heads, sights, None);
+                agree(device, "attention", shapes, kernel, |[q, k, v]| {
+                    attention(q, k, v, heads, sights)
+                });
+            };
             for heads in [plain, capped, Heads { queries: 2, ..plain }] {
                 for sights in [None, Some(&branched)] {
-                    let shapes = [(6, heads.queries * 3), (6, 6), (6, 6)];
-                    let kernel =
-                        |[q, k, v]: [_; 3]| Cpu::attention(q, k, v, heads, sights, None).unwrap();
-                    agree(device, "attention", shapes, kernel, |[q, k, v]| {
-                        attention(q, k, v, heads, sights)
-                    });
+                    check(heads, 6, sights);
                 }
             }
+            // More rows than a tile has, on a CPU; more keys than a block of threads, on a GPU.
+            check(Heads { sequence_length: 300, window: Some(270), ..plain }, 300, None);
         }
 
-        pub(super) fn gates_and_caps<D: Device<f32>>(device: &D) {
-            let kernel = |[a, b]: [_; 2]| Cpu::gated(a, b, Activation::Silu).unwrap();
-            agree(device, "gated", [(3, 4), (3, 4)], kernel, |[a, b]| {
-                gated(a, b, Activation::Silu)
-            });
+        pub(super) fn columns_and_caps<D: Ops>(device: &D) {
+            let kernel = |[x]: [_; 1]| D::columns(x, 2..5);
+            agree(device, "columns", [(3, 7)], kernel, |[x]| super::super::columns(x, 2..5));
+            let add = |[a, b]: [TapedMatrix<D>; 2]| {
+                let ((a, a_tape), (b, b_tape)) = (a.split_tape(), b.split_tape());
+                D::add(a.put_tape(a_tape.merge(b_tape)), b)
+            };
+            agree(device, "sum", [(3, 7), (3, 7)], add, |[a, b]| a.try_add(b));
             let x = noise(12, 1);
-            let expected = Cpu::cap(&matrix(x.clone(), (3, 4)), 0.5).unwrap().to_vec();
-            let found = cap(constant(device, x, (3, 4)).unwrap(), 0.5).unwrap().as_vec();
+            let expected = cap(cpu(x.clone(), (3, 4)), 0.5).unwrap().as_vec();
+            let found = D::cap(&device.hold(x, (3, 4)).unwrap(), 0.5).unwrap().to_vec();
             close(&found, &expected, "cap");
         }
 
-        pub(super) fn columns<D: Device<f32>>(device: &D) {
-            let kernel = |[x]: [_; 1]| Cpu::columns(x, 2..5).unwrap();
-            agree(device, "columns", [(3, 7)], kernel, |[x]| super::super::columns(x, 2..5));
+        pub(super) fn losses<D: Ops>(device: &D) {
+            let (rows, width, samples) = (5, 300, [0..2, 2..5]);
+            let [y, t] = [1, 2].map(|seed| noise(rows * width, seed));
+            let targets = [3, 0, 299, 2, 2];
+            let theirs = |values: &[f32]| cpu(values.to_vec(), (rows, width));
+            let ours = |values: &[f32]| device.hold(values.to_vec(), (rows, width)).unwrap();
+
+            let (x, other) = (ours(&y), theirs(&y));
+            let taped = x.clone().put_tape(OwnedTape::default());
+            let found = D::squared_error(taped, &ours(&t), &samples).unwrap();
+            let expected = other.retaped::<OwnedTape<f32, Cpu>>();
+            let expected = squared_error(expected, theirs(&t), &samples).unwrap();
+            close(&found.as_vec(), &expected.as_vec(), "squared error");
+            let found = D::take_gradient(&mut found.try_backward().unwrap(), &x).unwrap();
+            let expected = expected.try_backward().unwrap().get(&other).as_vec();
+            close(&found, &expected, "gradient of squared error");
+
+            let (x, other) = (ours(&y), theirs(&y));
+            let found = D::cross_entropy(x.clone().put_tape(OwnedTape::default()), &targets);
+            let found = found.unwrap();
+            let expected = cross_entropy(other.retaped::<OwnedTape<f32, Cpu>>(), &targets).unwrap();
+            close(&found.as_vec(), &expected.as_vec(), "cross-entropy");
+            let found = D::take_gradient(&mut found.try_backward().unwrap(), &x).unwrap();
+            let expected = expected.try_backward().unwrap().get(&other).as_vec();
+            close(&found, &expected, "gradient of cross-entropy");
         }
 
-        pub(super) fn losses<D: Device<f32>>(device: &D) {
-            let samples = [0..2, 2..5];
-            let (y, t, targets) = (noise(35, 1), noise(35, 2), [3, 0, 6, 2, 2]);
-            let cpu = |values: &[f32]| matrix(values.to_vec(), (5, 7));
-            let other = |values: &[f32]| constant(device, values.to_vec(), (5, 7)).unwrap();
-            let taped = || other(&y).put_tape(OwnedTape::default());
-            let error = Cpu::squared_error(cpu(&y), &cpu(&t), &samples).unwrap();
-            let found = squared_error(taped(), other(&t), &samples).unwrap();
-            close(&found.as_vec(), &error.as_vec(), "squared error");
-            let entropy = Cpu::cross_entropy(cpu(&y), &targets).unwrap();
-            let found = cross_entropy(taped(), &targets).unwrap();
-            close(&found.as_vec(), &entropy.as_vec(), "cross-entropy");
+        pub(super) fn sums<D: Ops>(device: &D) {
+            let (rows, samples) = (50, [0..20, 20..50]);
+            let [x, other, g] =
+                [(1, 33), (3, 33), (2, 4)].map(|(seed, width)| (noise(rows * width, seed), width));
+            let ours = |(values, width): &(Vec<f32>, usize)| {
+                device.hold(values.clone(), (rows, *width)).unwrap()
+            };
+            let theirs = |(values, width): &(Vec<f32>, usize)| cpu(values.clone(), (rows, *width));
+            let trace = Trace { input: ours(&x), gradient: ours(&g) };
+            let empty = |rows, columns| cpu(vec![0.0; rows * columns], (rows, columns));
 
-            let (x, expected) = (other(&y), cpu(&y));
-            let mut gradients = Cpu::squared_error(traced(expected.clone()), &cpu(&t), &samples)
-                .unwrap()
-                .backward();
-            let found = squared_error(x.retaped::<OwnedTape<f32, D>>(), other(&t), &samples);
-            let found = found.unwrap().try_backward().unwrap().get(&x).as_vec();
-            close(&found, &gradient(&mut gradients, &expected), "gradient of squared error");
-            let mut gradients =
-                Cpu::cross_entropy(traced(expected.clone()), &targets).unwrap().backward();
-            let found = cross_entropy(x.retaped::<OwnedTape<f32, D>>(), &targets);
-            let found = found.unwrap().try_backward().unwrap().get(&x).as_vec();
-            close(&found, &gradient(&mut gradients, &expected), "gradient of cross-entropy");
-        }
+            let (mut found, mut expected) = (device.nothing(4, 33).unwrap(), empty(4, 33));
+            D::add_squared_gradients(&mut found, &trace, &samples).unwrap();
+            add_squared_gradients(&mut expected, &theirs(&x), &theirs(&g), &samples).unwrap();
+            close(&D::sums(found), &expected.as_vec(), "squared gradients");
 
-        pub(super) fn sums<D: Device<f32>>(device: &D) {
-            let samples = [0..2, 2..5];
-            let (x, g) = (noise(15, 1), noise(20, 2));
-            let trace =
-                Trace { input: matrix(x.clone(), (5, 3)), gradient: matrix(g.clone(), (5, 4)) };
-            let mut expected = Cpu::default().nothing(4, 3).unwrap();
-            Cpu::add_squared_gradients(&mut expected, &trace, &samples).unwrap();
-            let mut sum = constant(device, vec![0.0; 12], (4, 3)).unwrap();
-            let other = |values: &[f32], width| constant(device, values.to_vec(), (5, width));
-            let (x, g) = (other(&x, 3).unwrap(), other(&g, 4).unwrap());
-            add_squared_gradients(&mut sum, &x, &g, &samples).unwrap();
-            close(&sum.as_vec(), &Cpu::sums(expected), "squared gradients");
+            let (mut found, mut expected) = (device.nothing(33, 33).unwrap(), empty(33, 33));
+            D::add_gram(&mut found, &trace.input).unwrap();
+            D::add_gram(&mut found, &trace.input).unwrap();
+            add_product(&mut expected, &theirs(&x), &theirs(&x)).unwrap();
+            add_product(&mut expected, &theirs(&x), &theirs(&x)).unwrap();
+            let (found, expected) = (D::sums(found), expected.as_vec());
+            // Of a Gram matrix what lies below the diagonal counts.
+            let below = |gram: &[f32]| -> Vec<f32> {
+                (0..33).flat_map(|i| gram[i * 33..=i * 34].to_vec()).collect()
+            };
+            close(&below(&found), &below(&expected), "Gram matrix");
 
-            let mut expected = Cpu::default().nothing(3, 3).unwrap();
-            Cpu::add_gram(&mut expected, &trace.input).unwrap();
-            let mut sum = constant(device, vec![0.0; 9], (3, 3)).unwrap();
-            add_product(&mut sum, &x, &x).unwrap();
-            close(&sum.as_vec(), &Cpu::sums(expected), "Gram matrix");
+            let (mut found, mut expected) = (device.nothing(4, 33).unwrap(), empty(4, 33));
+            D::add_product(&mut found, &trace.gradient, &trace.input).unwrap();
+            add_product(&mut expected, &theirs(&g), &theirs(&x)).unwrap();
+            close(&D::sums(found), &expected.as_vec(), "product");
 
-            let mut expected = Cpu::default().nothing(4, 3).unwrap();
-            Cpu::add_product(&mut expected, &trace.gradient, &trace.input).unwrap();
-            let mut sum = constant(device, vec![0.0; 12], (4, 3)).unwrap();
-            add_product(&mut sum, &g, &x).unwrap();
-            close(&sum.as_vec(), &Cpu::sums(expected), "product");
+            let entries = device.entries(vec![(1, 0, 0.5), (3, 32, -2.0)], (4, 33)).unwrap();
+            let found = D::add_sparse_product(ours(&g), &ours(&x), &entries).unwrap();
+            let mut entries = vec![0.0; 132];
+            (entries[1], entries[32 * 4 + 3]) = (0.5, -2.0);
+            let expected =
+                add_sparse_product(theirs(&g), &theirs(&x), &cpu(entries, (33, 4))).unwrap();
+            close(&found.to_vec(), &expected.as_vec(), "sparse product");
 
-            let entries = Cpu::default().entries(vec![(1, 0, 0.5), (3, 2, -2.0)], (4, 3)).unwrap();
-            let y = trace.gradient.clone();
-            let expected = Cpu::add_sparse_product(y, &trace.input, &entries).unwrap();
-            let mut entries = vec![0.0; 12];
-            (entries[1], entries[2 * 4 + 3]) = (0.5, -2.0);
-            let entries = constant(device, entries, (3, 4)).unwrap();
-            let found = add_sparse_product(g.clone(), &x, &entries).unwrap();
-            close(&found.as_vec(), &expected.to_vec(), "sparse product");
+            let found = D::blend(&trace.input, &ours(&other), 0.3).unwrap();
+            let expected = blend(&theirs(&x), &theirs(&other), 0.3).unwrap();
+            close(&found.to_vec(), &expected.as_vec(), "blend");
+            let found = D::difference(&trace.input, &ours(&other)).unwrap();
+            let expected = theirs(&other).try_sub(theirs(&x)).unwrap();
+            close(&found.to_vec(), &expected.as_vec(), "difference");
 
-            let other = matrix(noise(15, 3), (5, 3));
-            let expected = Cpu::blend(&trace.input, &other, 0.3).unwrap();
-            let found = constant(device, other.to_vec(), (5, 3)).unwrap();
-            let found = blend(&x, &found, 0.3).unwrap();
-            close(&found.as_vec(), &expected.to_vec(), "blend");
-
-            let expected = Cpu::column_squares(&trace.input, &samples).unwrap().concat();
-            let found = super::column_squares(&x, &samples).unwrap().concat();
+            let found = D::column_squares(&trace.input, &samples).unwrap().concat();
+            let expected = super::column_squares(&theirs(&x), &samples).unwrap().concat();
             close(&found, &expected, "column squares");
+        }
+
+        pub(super) fn what_is_not_finite_is_found<D: Ops>(device: &D) {
+            for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut values = noise(1000, 1);
+                let held = |values: &[f32]| device.hold(values.to_vec(), (10, 100)).unwrap();
+                assert_eq!(D::first_not_finite(&held(&values)).unwrap(), None);
+                (values[977], values[512]) = (wrong, wrong);
+                let (place, value) = D::first_not_finite(&held(&values)).unwrap().unwrap();
+                assert_eq!((place, value.to_bits()), (512, wrong.to_bits()));
+            }
         }
     }
 
@@ -613,8 +598,8 @@ mod tests {
     on_devices!(norms);
     on_devices!(rotations);
     on_devices!(attentions);
-    on_devices!(columns);
-    on_devices!(gates_and_caps);
+    on_devices!(columns_and_caps);
     on_devices!(losses);
     on_devices!(sums);
+    on_devices!(what_is_not_finite_is_found);
 }

@@ -11,12 +11,12 @@ mod blend;
 mod cap;
 mod column_squares;
 mod columns;
-#[cfg(any(test, feature = "cuda"))]
+#[cfg(test)]
 mod composed;
 mod cpu;
 mod cross_entropy;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(super) mod cuda;
 mod gated;
 mod gemm;
 mod linear;

@@ -1,0 +1,293 @@
+//! A GPU: its memory, our kernels on it, and products of matrices.
+//!
+//! All work goes through one queue, in which memory is taken and given back too.
+
+#![allow(unsafe_code, reason = "cudarc launches kernels and products by address")]
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use cudarc::{
+    cublas::{CudaBlas, Gemm, GemmConfig, StridedBatchedConfig, sys::cublasOperation_t},
+    driver::{CudaDevice, CudaFunction, CudaSlice, DeviceRepr, DeviceSlice, LaunchAsync, LaunchConfig, sys},
+    nvrtc,
+};
+use dfdx::tensor::{Cuda, CudaError, Storage};
+
+const MODULE: &str = "barber";
+pub(super) const SOURCE: &str = include_str!("kernels.cu");
+
+/// Names of functions of [`SOURCE`].
+const KERNELS: [&str; 25] = [
+    "accumulate",
+    "accumulate_square",
+    "activate",
+    "activate_backward",
+    "add",
+    "blend",
+    "cap",
+    "column_squares",
+    "columns",
+    "columns_backward",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "difference",
+    "first_not_finite",
+    "gated",
+    "gated_backward",
+    "normalise",
+    "normalise_backward",
+    "probabilities",
+    "probabilities_backward",
+    "rotate",
+    "rows_of",
+    "scatter",
+    "squared_error",
+    "squared_error_backward",
+];
+
+/// Threads of a block; the sums of a block count on their number.
+const THREADS: u32 = 256;
+
+/// A GPU.
+#[derive(Debug)]
+pub(in crate::executor) struct Gpu {
+    device: Arc<CudaDevice>,
+    blas: CudaBlas,
+}
+
+/// Numbers in a GPU's memory.
+#[derive(Debug)]
+pub struct Numbers {
+    pub(super) slice: CudaSlice<f32>,
+    pub(super) gpu: Arc<Gpu>,
+}
+
+/// The GPUs that were opened, by number.
+static OPEN: Mutex<BTreeMap<usize, Arc<Gpu>>> = Mutex::new(BTreeMap::new());
+
+impl Gpu {
+    /// Opens the GPU with a number.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub(in crate::executor) fn open(number: usize) -> Result<Arc<Self>, String> {
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gpu) = open.get(&number) {
+            return Ok(gpu.clone());
+        }
+        let device = CudaDevice::new(number).map_err(|e| e.to_string())?;
+        keep_memory(&device).map_err(|e| e.to_string())?;
+        let kernels = nvrtc::compile_ptx(SOURCE).map_err(|e| e.to_string())?;
+        device.load_ptx(kernels, MODULE, &KERNELS).map_err(|e| e.to_string())?;
+        let blas = CudaBlas::new(device.clone()).map_err(|e| e.to_string())?;
+        let gpu = Arc::new(Self { device, blas });
+        open.insert(number, gpu.clone());
+        Ok(gpu)
+    }
+
+    /// The GPU of a device of dfdx.
+    pub(super) fn of(device: &Cuda) -> Result<Arc<Self>, CudaError> {
+        let nothing = Storage::<f32>::try_alloc_len(device, 0)?;
+        let number = nothing.device().ordinal();
+        Self::open(number).map_err(|_| CudaError::Driver(missing()))
+    }
+
+    /// Numbers from the host.
+    pub(super) fn numbers(self: &Arc<Self>, values: &[f32]) -> Result<Numbers, CudaError> {
+        Ok(self.hold(self.upload(values)?))
+    }
+
+    pub(super) fn hold(self: &Arc<Self>, slice: CudaSlice<f32>) -> Numbers {
+        Numbers { slice, gpu: self.clone() }
+    }
+
+    /// Values from the host.
+    pub(super) fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>, CudaError> {
+        Ok(self.device.htod_sync_copy(values)?)
+    }
+
+    /// Values on the host.
+    pub(super) fn download<T: DeviceRepr>(&self, x: &CudaSlice<T>) -> Result<Vec<T>, CudaError> {
+        Ok(self.device.dtoh_sync_copy(x)?)
+    }
+
+    /// Memory for so many numbers; what is in it is not theirs.
+    pub(super) fn stale(&self, count: usize) -> Result<CudaSlice<f32>, CudaError> {
+        // SAFETY: every pattern of bits is a number, and whoever asks writes them all.
+        Ok(unsafe { self.device.alloc(count) }?)
+    }
+
+    pub(super) fn zeros(&self, count: usize) -> Result<CudaSlice<f32>, CudaError> {
+        Ok(self.device.alloc_zeros(count)?)
+    }
+
+    pub(super) fn copy(&self, x: &CudaSlice<f32>) -> Result<CudaSlice<f32>, CudaError> {
+        let mut copy = self.stale(x.len())?;
+        self.device.dtod_copy(x, &mut copy)?;
+        Ok(copy)
+    }
+
+    /// Runs a kernel with a thread for each of `count` elements.
+    pub(super) fn each<P>(&self, kernel: &str, count: usize, parameters: P) -> Result<(), CudaError>
+    where
+        CudaFunction: LaunchAsync<P>,
+    {
+        let blocks = count.div_ceil(THREADS as usize) as u32;
+        self.launch(kernel, (blocks, 1), (THREADS, 1), parameters)
+    }
+
+    /// Runs a kernel with a block for each of `rows`, of `others` matrices.
+    pub(super) fn rows<P>(
+        &self,
+        kernel: &str,
+        (rows, others): (usize, usize),
+        parameters: P,
+    ) -> Result<(), CudaError>
+    where
+        CudaFunction: LaunchAsync<P>,
+    {
+        self.launch(kernel, (rows as u32, others as u32), (THREADS, 1), parameters)
+    }
+
+    /// Runs a kernel in `grid` blocks of `threads`.
+    pub(super) fn launch<P>(
+        &self,
+        kernel: &str,
+        grid: (u32, u32),
+        threads: (u32, u32),
+        parameters: P,
+    ) -> Result<(), CudaError>
+    where
+        CudaFunction: LaunchAsync<P>,
+    {
+        if grid.0 == 0 || grid.1 == 0 {
+            return Ok(());
+        }
+        let function = self.device.get_func(MODULE, kernel).ok_or_else(missing)?;
+        let config = LaunchConfig {
+            grid_dim: (grid.0, grid.1, 1),
+            block_dim: (threads.0, threads.1, 1),
+            shared_mem_bytes: 0,
+        };
+        // SAFETY: the parameters are those of the kernel, whose threads stay within them.
+        unsafe { function.launch(config, parameters) }?;
+        Ok(())
+    }
+
+    /// C = `scale` A B + `keep` C, for each of `count` triples: A of [rows, depth], B of
+    /// [depth, columns], C of [rows, columns].
+    pub(super) fn product(
+        &self,
+        (rows, columns, depth): (usize, usize, usize),
+        (scale, keep): (f32, f32),
+        a: Factor<'_>,
+        b: Factor<'_>,
+        (c, at): (&mut CudaSlice<f32>, Place),
+        count: usize,
+    ) -> Result<(), CudaError> {
+        if [rows, columns, count].contains(&0) {
+            return Ok(());
+        }
+        // The library's matrices are column by column: ours are their transposes, and
+        // Cᵀ = Bᵀ Aᵀ.
+        let gemm = GemmConfig {
+            transa: b.operation(),
+            transb: a.operation(),
+            m: columns as i32,
+            n: rows as i32,
+            k: depth as i32,
+            alpha: scale,
+            lda: b.place.stride as i32,
+            ldb: a.place.stride as i32,
+            beta: keep,
+            ldc: at.stride as i32,
+        };
+        let config = StridedBatchedConfig {
+            gemm,
+            batch_size: count as i32,
+            stride_a: b.place.next as i64,
+            stride_b: a.place.next as i64,
+            stride_c: at.next as i64,
+        };
+        let (a, b) = (a.numbers.slice(a.place.start..), b.numbers.slice(b.place.start..));
+        let mut c = c.slice_mut(at.start..);
+        // SAFETY: the places are within the numbers, as the shapes of the operations say.
+        unsafe {
+            if count == 1 {
+                self.blas.gemm(gemm, &b, &a, &mut c)?;
+            } else {
+                self.blas.gemm_strided_batched(config, &b, &a, &mut c)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a matrix lies in some numbers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Its first number.
+    pub(super) start: usize,
+    /// From one row to the next.
+    pub(super) stride: usize,
+    /// From one matrix to the next.
+    pub(super) next: usize,
+}
+
+impl Place {
+    /// The one matrix of rows of `width`, from a row on.
+    pub(super) const fn rows(width: usize, first: usize) -> Self {
+        Self { start: first * width, stride: width, next: 0 }
+    }
+}
+
+/// A factor of a product, or several.
+#[derive(Clone, Copy)]
+pub(super) struct Factor<'a> {
+    numbers: &'a CudaSlice<f32>,
+    place: Place,
+    transposed: bool,
+}
+
+impl<'a> Factor<'a> {
+    pub(super) const fn new(numbers: &'a CudaSlice<f32>, place: Place) -> Self {
+        Self { numbers, place, transposed: false }
+    }
+
+    /// The transpose of what lies there.
+    pub(super) const fn transposed(self) -> Self {
+        Self { transposed: !self.transposed, ..self }
+    }
+
+    const fn operation(&self) -> cublasOperation_t {
+        match self.transposed {
+            true => cublasOperation_t::CUBLAS_OP_T,
+            false => cublasOperation_t::CUBLAS_OP_N,
+        }
+    }
+}
+
+/// What is said of kernels that are not there.
+fn missing() -> cudarc::driver::DriverError {
+    cudarc::driver::DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)
+}
+
+/// Memory that is given back stays with the process, where the next one who asks finds it: the
+/// driver would otherwise unmap it at each wait for the GPU.
+fn keep_memory(device: &CudaDevice) -> Result<(), cudarc::driver::DriverError> {
+    let pools = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
+    if device.attribute(pools)? == 0 {
+        return Ok(());
+    }
+    let mut pool = std::ptr::null_mut();
+    let mut most = u64::MAX;
+    // SAFETY: the pool is the device's own, and the threshold is a number of 64 bits.
+    unsafe {
+        sys::cuDeviceGetDefaultMemPool(&raw mut pool, *device.cu_device()).result()?;
+        let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut most).cast()).result()
+    }
+}

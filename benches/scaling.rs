@@ -3,6 +3,8 @@
 //! Beside them, what share of the time the matrix products would take at the machine's best rate.
 //!
 //! `BARBER_SCALING=7b` runs the large layer alone, `BARBER_SCALING=small` the others alone.
+//! `BARBER_SCALING=gpu` runs layers of LLaMA-7B's and 13B's shapes on the first GPU alone, with
+//! `--features cuda`.
 #![allow(clippy::print_stdout, reason = "a table is what a benchmark is for")]
 
 mod util;
@@ -68,7 +70,7 @@ fn make(shape: Shape, dir: &Path) {
 
 /// How a run went, and how many operations of matrix products there were in each second at the
 /// layers.
-fn measure(shape: Shape, memory: &str) -> (Run, f64) {
+fn measure(shape: Shape, executor: &str) -> (Run, f64) {
     let dir = env::temp_dir().join("barber-scaling");
     let out = env::temp_dir().join("barber-scaling-out");
     make(shape, &dir);
@@ -79,7 +81,7 @@ fn measure(shape: Shape, memory: &str) -> (Run, f64) {
         format!("calibration.source={}", dir.join("tokens.json").display()),
         format!("calibration.samples={}", shape.samples),
         format!("calibration.sequence_length={}", shape.length),
-        format!("executor.memory={memory}"),
+        executor.into(),
         // The model's own directory is refused.
         format!("output.path={}", out.display()),
         "evaluate.perplexity=[]".into(),
@@ -93,8 +95,28 @@ fn measure(shape: Shape, memory: &str) -> (Run, f64) {
     (found, rate)
 }
 
+/// Two layers each, at the paper's 128 samples.
+fn on_gpu() {
+    let (samples, length, layers) = (128, 2048, 2);
+    for (name, hidden, mlp, all) in [("LLaMA-7B", 4096, 11008, 32), ("LLaMA-13B", 5120, 13824, 40)]
+    {
+        let shape = Shape { hidden, mlp, heads: hidden / 128, layers, samples, length };
+        let (Run { seconds, memory }, rate) = measure(shape, "executor.device=cuda:0");
+        println!(
+            "{name}, {layers} layers, {samples} × {length} tokens: {seconds:.0} s, {:.1} TFLOP/s, \
+             {:.2} GB of the host's memory; all {all} layers: {:.0} min",
+            rate / 1e12,
+            memory as f64 / 1e9,
+            seconds / layers as f64 * f64::from(all) / 60.0
+        );
+    }
+}
+
 fn main() {
     let wanted = env::var("BARBER_SCALING").unwrap_or_default();
+    if wanted == "gpu" {
+        return on_gpu();
+    }
     let peak = peak();
     println!(
         "the best rate of matrix products is {:.0} GFLOP/s; at it, the products of a run would",
@@ -116,7 +138,7 @@ fn main() {
             Shape { layers: 16, ..base },
             Shape { hidden: 1024, mlp: 2816, heads: 16, ..base },
         ] {
-            let (Run { seconds, memory }, rate) = measure(shape, "600 MB");
+            let (Run { seconds, memory }, rate) = measure(shape, "executor.memory=600 MB");
             let Shape { hidden, mlp, layers, samples, length, .. } = shape;
             let weights = layers * (4 * hidden * hidden + 3 * hidden * mlp);
             println!(
@@ -131,7 +153,7 @@ fn main() {
     if wanted != "small" {
         let layer =
             Shape { hidden: 4096, mlp: 11008, heads: 32, layers: 1, samples: 16, length: 2048 };
-        let (Run { seconds, memory }, rate) = measure(layer, "5 GiB");
+        let (Run { seconds, memory }, rate) = measure(layer, "executor.memory=5 GiB");
         println!(
             "one layer of LLaMA-7B, 16 × 2048 tokens: {seconds:.0} s, products {:.0}%, {:.2} GB",
             100.0 * rate / peak,

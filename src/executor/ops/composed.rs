@@ -374,9 +374,8 @@ mod tests {
         kernel: impl Fn([TapedMatrix<D>; N]) -> Result<TapedMatrix<D>, D::Err>,
         composed: impl Fn([Taped<Cpu>; N]) -> Result<Taped<Cpu>, dfdx::tensor::CpuError>,
     ) {
-        let values = std::array::from_fn::<_, N, _>(|i| {
-            noise(shapes[i].0 * shapes[i].1, 11 + i as u64)
-        });
+        let values =
+            std::array::from_fn::<_, N, _>(|i| noise(shapes[i].0 * shapes[i].1, 11 + i as u64));
         let inputs = std::array::from_fn(|i| cpu(values[i].clone(), shapes[i]));
         let y = composed(inputs.clone().map(|x| x.put_tape(OwnedTape::default()))).unwrap();
         let (shape, expected) = (*y.shape(), y.as_vec());
@@ -385,8 +384,7 @@ mod tests {
         let gradients = loss.try_backward().unwrap();
         let expected_gradients = inputs.map(|x| gradients.get(&x).as_vec());
 
-        let inputs =
-            std::array::from_fn(|i| device.hold(values[i].clone(), shapes[i]).unwrap());
+        let inputs = std::array::from_fn(|i| device.hold(values[i].clone(), shapes[i]).unwrap());
         let y = kernel(inputs.clone().map(|x| x.put_tape(OwnedTape::default()))).unwrap();
         assert_eq!(y.shape(), shape, "{what}");
         close(&y.to_vec(), &expected, what);

@@ -63,9 +63,14 @@ fn fits(len: usize, rows: usize, columns: usize, row_stride: usize) -> bool {
 
 static OPERATIONS: AtomicU64 = AtomicU64::new(0);
 
-/// The floating-point operations of all matrix products that the CPU has computed so far.
+/// The floating-point operations of all matrix products that were computed so far.
 pub fn operations() -> u64 {
     OPERATIONS.load(Ordering::Relaxed)
+}
+
+/// Counts the operations of a product of [rows, depth] and [depth, columns].
+pub(super) fn count(rows: usize, columns: usize, depth: usize) {
+    OPERATIONS.fetch_add(2 * (rows * columns * depth) as u64, Ordering::Relaxed);
 }
 
 /// out = beta · out + alpha · a b, with `out` row-major, its rows `row_stride` elements apart; on
@@ -83,7 +88,7 @@ pub(super) fn gemm(
     if a.rows == 0 || b.columns == 0 {
         return;
     }
-    OPERATIONS.fetch_add(2 * (a.rows * a.columns * b.columns) as u64, Ordering::Relaxed);
+    count(a.rows, b.columns, a.columns);
     #[allow(unsafe_code, reason = "the gemm crate's interface is raw pointers")]
     // SAFETY: each view holds its last element (checked when it was made, and above for `out`),
     // and `out` is borrowed mutably, so it overlaps neither.

@@ -11,10 +11,15 @@ use std::{
 
 use cudarc::{
     cublas::{CudaBlas, Gemm, GemmConfig, StridedBatchedConfig, sys::cublasOperation_t},
-    driver::{CudaDevice, CudaFunction, CudaSlice, DeviceRepr, DeviceSlice, LaunchAsync, LaunchConfig, sys},
+    driver::{
+        CudaDevice, CudaFunction, CudaSlice, DeviceRepr, DeviceSlice, LaunchAsync, LaunchConfig,
+        sys,
+    },
     nvrtc,
 };
 use dfdx::tensor::{Cuda, CudaError, Storage};
+
+use crate::executor::ops::gemm;
 
 const MODULE: &str = "barber";
 pub(super) const SOURCE: &str = include_str!("kernels.cu");
@@ -191,9 +196,10 @@ impl Gpu {
         if [rows, columns, count].contains(&0) {
             return Ok(());
         }
+        gemm::count(count * rows, columns, depth);
         // The library's matrices are column by column: ours are their transposes, and
         // Cᵀ = Bᵀ Aᵀ.
-        let gemm = GemmConfig {
+        let shape = GemmConfig {
             transa: b.operation(),
             transb: a.operation(),
             m: columns as i32,
@@ -206,7 +212,7 @@ impl Gpu {
             ldc: at.stride as i32,
         };
         let config = StridedBatchedConfig {
-            gemm,
+            gemm: shape,
             batch_size: count as i32,
             stride_a: b.place.next as i64,
             stride_b: a.place.next as i64,
@@ -217,7 +223,7 @@ impl Gpu {
         // SAFETY: the places are within the numbers, as the shapes of the operations say.
         unsafe {
             if count == 1 {
-                self.blas.gemm(gemm, &b, &a, &mut c)?;
+                self.blas.gemm(shape, &b, &a, &mut c)?;
             } else {
                 self.blas.gemm_strided_batched(config, &b, &a, &mut c)?;
             }

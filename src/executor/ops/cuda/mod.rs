@@ -7,16 +7,15 @@ use std::{ops::Range, sync::Arc};
 
 use cudarc::driver::{CudaSlice, DeviceSlice};
 use dfdx::tensor::{
-    AsArray, Cuda, CudaError, Gradients, PutTape, Tape, Tensor, TensorFromVec,
-    ZerosTensor,
+    AsArray, Cuda, CudaError, Gradients, PutTape, Tape, Tensor, TensorFromVec, ZerosTensor,
 };
 
 pub(in crate::executor) use self::gpu::Gpu;
 use self::gpu::{Factor, Numbers, Place};
 use super::{
-    Activate, Activation, Add, Blend, Cap, ColumnSquares, Columns, CrossEntropy, Entry, Gated, Hold,
-    InputGradient, Linear, Matrix, Norm, Normalise, Rotary, Rotation, SparseProduct, SquaredError,
-    Sums, Trace, Weight,
+    Activate, Activation, Add, Blend, Cap, ColumnSquares, Columns, CrossEntropy, Entry, Gated,
+    Hold, InputGradient, Linear, Matrix, Norm, Normalise, Rotary, Rotation, SparseProduct,
+    SquaredError, Sums, Trace, Weight,
 };
 
 type Result<T> = std::result::Result<T, CudaError>;
@@ -390,11 +389,7 @@ impl SparseProduct for Cuda {
     /// [outputs, inputs], as a whole: few entries take a GPU no less time than many.
     type Entries = Numbers;
 
-    fn entries(
-        &self,
-        entries: Vec<Entry>,
-        (outputs, inputs): (usize, usize),
-    ) -> Result<Numbers> {
+    fn entries(&self, entries: Vec<Entry>, (outputs, inputs): (usize, usize)) -> Result<Numbers> {
         let gpu = Gpu::of(self)?;
         let places: Vec<u64> =
             entries.iter().map(|(row, column, _)| (row * inputs + column) as u64).collect();

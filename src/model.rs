@@ -278,7 +278,8 @@ impl<'a, D: Ops> Model<'a, D> {
             let projected = self.executor.device.hold(states, (ids.len(), embedding.width));
             let projected =
                 projected.and_then(|x| D::linear(x, project, InputGradient::Skipped, None));
-            states = projected.map_err(Error::executor(&embedding.weight))?.to_vec();
+            let projected = projected.and_then(|x| x.on_host());
+            states = projected.map_err(Error::executor(&embedding.weight))?;
         }
         if let Some(learned) = &embedding.positions {
             let rows = positions.of_rows();

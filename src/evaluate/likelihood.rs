@@ -98,7 +98,7 @@ pub(super) fn log_likelihoods<D: Ops>(
             let forest = &batch[i];
             let rows: Vec<usize> = forest.wanted.keys().copied().collect();
             head.tiles(states, &rows, |rows, logits| {
-                let logits = logits.to_vec();
+                let logits = logits.on_host()?;
                 for (row, logits) in rows.iter().zip(logits.chunks(model.decoder.vocab_size)) {
                     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                     let sum: f64 = logits.iter().map(|z| f64::from(z - largest).exp()).sum();

@@ -93,7 +93,7 @@ pub fn logits<D: Ops>(
     let head = Head::new(model)?;
     model.executor.each_sample(&states, |_, states| {
         head.tiles(states, &tokens, |_, logits| {
-            all.extend(logits.to_vec());
+            all.extend(logits.on_host()?);
             Ok(())
         })
     })?;

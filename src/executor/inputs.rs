@@ -118,11 +118,18 @@ impl<D: Ops> InputSums<D> {
     }
 
     /// Hands the means over `samples` to each layer's statistics.
-    pub(super) fn finish(self, samples: usize, statistics: &mut [Statistics]) {
+    ///
+    /// # Errors
+    /// If the device is lost.
+    pub(super) fn finish(
+        self,
+        samples: usize,
+        statistics: &mut [Statistics],
+    ) -> Result<(), D::Err> {
         for Sum { layers, width, mut square, gram, departure } in self.sums {
-            let mut gram = gram.map_or_else(Vec::new, D::sums);
+            let mut gram = gram.map_or_else(|| Ok(Vec::new()), D::sums)?;
             mirror(&mut gram, width);
-            let mut departure = departure.map_or_else(Vec::new, D::sums);
+            let mut departure = departure.map_or_else(|| Ok(Vec::new()), D::sums)?;
             for sum in [&mut square, &mut gram, &mut departure] {
                 sum.iter_mut().for_each(|sum| *sum /= samples as f32);
             }
@@ -134,6 +141,7 @@ impl<D: Ops> InputSums<D> {
                 statistics[layer].departure.clone_from(&departure);
             }
         }
+        Ok(())
     }
 }
 
@@ -171,7 +179,7 @@ mod tests {
         watch.input(Part::Attention, 1..3, &x).unwrap();
         let mut statistics = vec![Statistics::default(); 4];
         let [sums] = sums;
-        sums.finish(2, &mut statistics);
+        sums.finish(2, &mut statistics).unwrap();
         for found in &statistics[1..3] {
             assert_eq!(found.input_square.as_ref().unwrap()[..], [5.0, 12.0]);
             assert_eq!(found.gram.as_ref().unwrap()[..], [5.0, 7.0, 7.0, 12.0]);

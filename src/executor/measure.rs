@@ -176,7 +176,7 @@ impl<D: Ops> Executor<D> {
             run().map_err(Error::device)?;
             batch.check_inputs(parts, watch.broken)?;
         }
-        Ok(finish(parts, sums, stream.calibration))
+        finish(parts, sums, stream.calibration)
     }
 
     /// The same of one part, and what its linear layers give, as far as that fits into memory: with
@@ -220,7 +220,7 @@ impl<D: Ops> Executor<D> {
             batch.check_inputs(parts, watch.inputs.broken)?;
             notes.add(index, watch.outputs)?;
         }
-        let mut statistics = finish(parts, sums, stream.calibration);
+        let mut statistics = finish(parts, sums, stream.calibration)?;
         Ok((statistics.swap_remove(0), notes.known))
     }
 
@@ -320,7 +320,7 @@ impl<D: Ops> Executor<D> {
             };
             backward().map_err(|e: D::Err| Error::device(e))?;
         }
-        let mut statistics = finish(parts, inputs, stream.calibration);
+        let mut statistics = finish(parts, inputs, stream.calibration)?;
         for (statistics, squares) in statistics.iter_mut().zip(squares) {
             for (statistics, squares) in statistics.iter_mut().zip(squares) {
                 let samples = stream.calibration as f32;
@@ -328,7 +328,8 @@ impl<D: Ops> Executor<D> {
                     sums.par_iter_mut().for_each(|sum| *sum /= samples);
                     sums
                 };
-                statistics.squared_gradient = squares.map(D::sums).map(mean);
+                let squares = squares.map(D::sums).transpose().map_err(Error::device)?;
+                statistics.squared_gradient = squares.map(mean);
             }
         }
         Ok(Measured { loss: sum.mean(stream), statistics })
@@ -361,7 +362,7 @@ impl<D: Ops> Executor<D> {
                     if let Some(trace) = linear.take_trace() {
                         D::add_product(&mut sum, &trace.gradient, &trace.input)?;
                     }
-                    of_part.push(D::sums(sum));
+                    of_part.push(D::sums(sum)?);
                 }
                 gradients.push(of_part);
             }
@@ -470,8 +471,8 @@ impl<D: Ops> Executor<D> {
     ) -> Result<f64, Error> {
         let mut sum = 0.0;
         self.each_output(parts, stream, 0..stream.runs.len(), |batch, output| {
-            let (width, y) = (output.shape().1, output.to_vec());
-            let t = targets.get(batch.index, &self.device)?.to_vec();
+            let (width, y) = (output.shape().1, output.on_host().map_err(Error::device)?);
+            let t = targets.get(batch.index, &self.device)?.on_host().map_err(Error::device)?;
             for (y, t) in y.chunks(width).zip(t.chunks(width)) {
                 let square = |x: f32| f64::from(x) * f64::from(x);
                 let off: f64 = y.iter().zip(t).map(|(y, t)| square(y - t)).sum();
@@ -612,12 +613,12 @@ pub(super) fn finish<D: Ops>(
     parts: &[PartWeights<D>],
     sums: Vec<InputSums<D>>,
     samples: usize,
-) -> Vec<Vec<Statistics>> {
+) -> Result<Vec<Vec<Statistics>>, Error> {
     let parts = parts.iter().zip(sums);
     let of = |(part, sums): (&PartWeights<D>, InputSums<D>)| {
         let mut statistics = vec![Statistics::default(); part.linears.len()];
-        sums.finish(samples, &mut statistics);
-        statistics
+        sums.finish(samples, &mut statistics).map_err(Error::device)?;
+        Ok(statistics)
     };
     parts.map(of).collect()
 }

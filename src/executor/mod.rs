@@ -227,7 +227,8 @@ impl<D: Ops> Executor<D> {
     ) -> Result<(), E> {
         for index in 0..stream.runs.len() {
             let run = &stream.runs[index];
-            let states = stream.states.get(index, &self.device)?.to_vec();
+            let states = stream.states.get(index, &self.device)?;
+            let states = states.on_host().map_err(Error::device)?;
             let width = states.len() / run.samples.len();
             run.samples.clone().zip(states.chunks(width)).try_for_each(|(i, x)| see(i, x))?;
         }

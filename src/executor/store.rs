@@ -132,7 +132,7 @@ impl<D: Hold> Store<D> {
             }
             _ => None,
         };
-        let values = matrix.to_vec();
+        let values = matrix.on_host().map_err(Error::device)?;
         let most = half::f16::MAX.to_f32();
         if dtype == Dtype::F16
             && let Some(value) = values.iter().find(|value| value.abs() > most)

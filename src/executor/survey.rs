@@ -104,7 +104,7 @@ impl<D: Ops> Executor<D> {
                 added.map_err(Error::device)?;
             }
         }
-        let statistics = finish(parts, sums, stream.calibration);
+        let statistics = finish(parts, sums, stream.calibration)?;
         Ok(Surveyed { statistics, outputs, other: others })
     }
 }

@@ -14,11 +14,11 @@ use crate::{
 
 /// Where a device keeps the values of a matrix.
 ///
-/// The CPU keeps them beside the tensor, which is empty there and only the name under which the
-/// tape knows the matrix: dfdx lends no slice of a tensor, and copying each operand of each
-/// operation would cost a tenth of the time.
+/// They lie beside the tensor, which is empty and only the name under which the tape knows the
+/// matrix: dfdx lends no slice of a tensor, on the CPU copying each operand of each operation would
+/// cost a tenth of the time, and on a GPU only dfdx's own kernels could work on it.
 pub trait Hold: Device<f32> {
-    /// The values beside the tensor, if they are there.
+    /// The values beside the tensor.
     type Values: Clone + fmt::Debug;
 
     /// A matrix of row-major values.
@@ -28,7 +28,10 @@ pub trait Hold: Device<f32> {
     fn hold(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<Matrix<Self>, Self::Err>;
 
     /// The values, row-major, on the host.
-    fn host<T>(matrix: &Matrix<Self, T>) -> Vec<f32>;
+    ///
+    /// # Errors
+    /// If the device is lost.
+    fn host<T>(matrix: &Matrix<Self, T>) -> Result<Vec<f32>, Self::Err>;
 
     /// The first value that is NaN or infinite, if there is one, and where it is, row-major.
     ///
@@ -67,7 +70,10 @@ impl<D: Hold, T> Matrix<D, T> {
     }
 
     /// The values, row-major, on the host.
-    pub fn to_vec(&self) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// If the device is lost.
+    pub fn on_host(&self) -> Result<Vec<f32>, D::Err> {
         D::host(self)
     }
 
@@ -92,6 +98,13 @@ impl<D: Hold> Matrix<D> {
     }
 }
 
+impl<T> Matrix<Cpu, T> {
+    /// The values, row-major.
+    pub fn to_vec(&self) -> Vec<f32> {
+        copy(&self.values)
+    }
+}
+
 impl Matrix<Cpu> {
     /// The name under which the tape knows the matrix, alone.
     pub(super) fn without_values(&self) -> Self {
@@ -110,8 +123,8 @@ impl Hold for Cpu {
         Ok(Matrix { tensor, values: Arc::new(values.into()), shape })
     }
 
-    fn host<T>(matrix: &Matrix<Self, T>) -> Vec<f32> {
-        copy(&matrix.values)
+    fn host<T>(matrix: &Matrix<Self, T>) -> Result<Vec<f32>, CpuError> {
+        Ok(matrix.to_vec())
     }
 
     fn first_not_finite(matrix: &Matrix<Self>) -> Result<Option<(usize, f32)>, CpuError> {

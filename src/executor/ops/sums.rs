@@ -29,7 +29,10 @@ pub trait Sums: Hold {
     fn nothing(&self, rows: usize, columns: usize) -> Result<Self::Sum, Self::Err>;
 
     /// The sums, row-major, on the host.
-    fn sums(sum: Self::Sum) -> Vec<f32>;
+    ///
+    /// # Errors
+    /// If the device is lost.
+    fn sums(sum: Self::Sum) -> Result<Vec<f32>, Self::Err>;
 
     /// Adds the square of ∂L/∂W, [outputs, inputs], of each of the `samples`, which are rows of
     /// the trace: squared sample by sample (LLM-Barber, arXiv 2408.10631).
@@ -81,8 +84,8 @@ impl Sums for Cpu {
         Ok((vec![0.0; rows * columns], columns))
     }
 
-    fn sums(sum: Self::Sum) -> Vec<f32> {
-        sum.0
+    fn sums(sum: Self::Sum) -> Result<Vec<f32>, CpuError> {
+        Ok(sum.0)
     }
 
     fn add_squared_gradients(
@@ -151,7 +154,7 @@ mod tests {
         };
         let mut sum = Cpu::default().nothing(outputs, inputs).unwrap();
         Cpu::add_squared_gradients(&mut sum, &trace, &[0..2, 2..5]).unwrap();
-        let sums = Cpu::sums(sum);
+        let sums = Cpu::sums(sum).unwrap();
         for (i, j) in [(0, 0), (95, 2), (96, 0), (99, 2)] {
             let product = |t: usize| {
                 trace.gradient.values[t * outputs + i] * trace.input.values[t * inputs + j]
@@ -171,7 +174,7 @@ mod tests {
         let mut sum = Cpu::default().nothing(columns, columns).unwrap();
         Cpu::add_gram(&mut sum, &x).unwrap();
         Cpu::add_gram(&mut sum, &x).unwrap();
-        let sum = Cpu::sums(sum);
+        let sum = Cpu::sums(sum).unwrap();
         for (i, j) in [(0, 0), (7, 3), (255, 255), (256, 2), (299, 298)] {
             let expected: f32 = values.chunks(columns).map(|x| 2.0 * x[i] * x[j]).sum();
             let found = sum[i * columns + j];
@@ -186,7 +189,7 @@ mod tests {
         let mut sum = Cpu::default().nothing(200, 3).unwrap();
         Cpu::add_product(&mut sum, &a, &b).unwrap();
         Cpu::add_product(&mut sum, &a, &b).unwrap();
-        let sum = Cpu::sums(sum);
+        let sum = Cpu::sums(sum).unwrap();
         for (i, j) in [(0, 0), (95, 2), (96, 1), (199, 2)] {
             let rows = a.values.chunks(200).zip(b.values.chunks(3));
             let expected: f32 = rows.map(|(a, b)| 2.0 * a[i] * b[j]).sum();

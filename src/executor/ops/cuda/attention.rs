@@ -13,20 +13,32 @@ use super::{
 /// Scores that are held at a time.
 const SCORES: usize = 1 << 25;
 
-/// Rows of one sequence whose scores are held together, and what they see.
+/// Rows of a sequence whose scores are held together, and what they see.
 struct Tile {
     heads: Heads,
-    /// The sequence's first row.
-    first: usize,
     rows: Range<usize>,
     keys: Range<usize>,
     /// Of each row two ranges of `keys`.
     seen: CudaSlice<u32>,
 }
 
+/// How the matrices of a tile's heads lie in some numbers.
+#[derive(Clone, Copy)]
+enum Lie {
+    /// [rows, width], the heads side by side, among all tokens.
+    Queries,
+    /// [keys, width], likewise.
+    Keys,
+    /// [rows, keys], one head after the other.
+    Scores,
+}
+
+/// A factor of each head's product: its numbers, how they lie, and whether they are transposed.
+type Operand<'a> = (&'a CudaSlice<f32>, Lie, bool);
+
 impl Tile {
-    /// The tiles of a sequence whose first row is `first`.
-    fn each(gpu: &Gpu, heads: Heads, sights: Option<&[Sight]>, first: usize) -> Result<Vec<Self>> {
+    /// The tiles of each sequence.
+    fn all(gpu: &Gpu, heads: Heads, sights: Option<&[Sight]>) -> Result<Vec<Self>> {
         let length = heads.sequence_length;
         let rows = (SCORES / (heads.queries * length)).clamp(1, length);
         let of = |start: usize| {
@@ -43,7 +55,7 @@ impl Tile {
                 .flat_map(seen)
                 .flat_map(|seen| [number(seen.start), number(seen.end)])
                 .collect();
-            Ok(Self { heads, first, seen: gpu.upload(&seen)?, keys, rows })
+            Ok(Self { heads, seen: gpu.upload(&seen)?, keys, rows })
         };
         (0..length).step_by(rows).map(of).collect()
     }
@@ -53,109 +65,75 @@ impl Tile {
         self.heads.queries * self.rows.len() * self.keys.len()
     }
 
-    /// The heads of queries that are first, second, … to share a key head.
-    fn members(&self) -> Range<usize> {
-        0..self.heads.queries / self.heads.keys
+    /// Rows and columns of a head's matrix.
+    fn shape(&self, lie: Lie) -> (usize, usize) {
+        match lie {
+            Lie::Queries => (self.rows.len(), self.heads.width),
+            Lie::Keys => (self.keys.len(), self.heads.width),
+            Lie::Scores => (self.rows.len(), self.keys.len()),
+        }
     }
 
-    /// The rows of the query heads that are each key head's `member`.
-    fn q(&self, member: usize) -> Place {
+    /// Where the matrices lie of those heads that are the `member` of each key head's, in the
+    /// sequence whose first token is `first`.
+    fn place(&self, lie: Lie, first: usize, member: usize) -> Place {
         let Heads { queries, keys, width, .. } = self.heads;
-        let rows = Place::rows(queries * width, self.first + self.rows.start);
-        Place { start: rows.start + member * width, next: queries / keys * width, ..rows }
+        match lie {
+            Lie::Queries => {
+                let rows = Place::rows(queries * width, first + self.rows.start);
+                Place { start: rows.start + member * width, next: queries / keys * width, ..rows }
+            }
+            Lie::Keys => {
+                Place { next: width, ..Place::rows(keys * width, first + self.keys.start) }
+            }
+            Lie::Scores => {
+                let (head, stride) = (self.rows.len() * self.keys.len(), self.keys.len());
+                Place { start: member * head, stride, next: queries / keys * head }
+            }
+        }
     }
 
-    /// The keys, or the values, of the key heads.
-    fn k(&self) -> Place {
-        let Heads { keys, width, .. } = self.heads;
-        Place { next: width, ..Place::rows(keys * width, self.first + self.keys.start) }
-    }
-
-    /// The scores of the query heads that are each key head's `member`.
-    fn scores(&self, member: usize) -> Place {
-        let (head, stride) = (self.rows.len() * self.keys.len(), self.keys.len());
-        Place { start: member * head, stride, next: self.members().len() * head }
-    }
-
-    /// `scale` a bᵀ of each head, for `a` that lies as queries do and `b` that lies as keys do.
-    fn against(
+    /// C = `scale` A B + `keep` C for each head.
+    fn product(
         &self,
         gpu: &Gpu,
-        a: &CudaSlice<f32>,
-        b: &CudaSlice<f32>,
-        scale: f32,
-    ) -> Result<CudaSlice<f32>> {
-        let mut scores = gpu.stale(self.count())?;
-        for member in self.members() {
-            gpu.product(
-                (self.rows.len(), self.keys.len(), self.heads.width),
-                (scale, 0.0),
-                Factor::new(a, self.q(member)),
-                Factor::new(b, self.k()).transposed(),
-                (&mut scores, self.scores(member)),
-                self.heads.keys,
-            )?;
-        }
-        Ok(scores)
+        first: usize,
+        (scale, keep): (f32, f32),
+        (a, b): (Operand<'_>, Operand<'_>),
+        (c, lie): (&mut CudaSlice<f32>, Lie),
+    ) -> Result<()> {
+        let (rows, columns) = self.shape(lie);
+        let (_, a_lie, turned) = a;
+        let (a_rows, a_columns) = self.shape(a_lie);
+        let depth = if turned { a_rows } else { a_columns };
+        // Heads that share a key head take turns: some add to what is the key head's.
+        (0..self.heads.queries / self.heads.keys).try_for_each(|member| {
+            let [a, b] = [a, b].map(|(numbers, lie, turned)| {
+                let factor = Factor::new(numbers, self.place(lie, first, member));
+                if turned { factor.transposed() } else { factor }
+            });
+            let at = self.place(lie, first, member);
+            let shape = (rows, columns, depth);
+            gpu.product(shape, (scale, keep), a, b, (&mut *c, at), self.heads.keys)
+        })
     }
 
     /// The probabilities, [heads, rows, keys], and the derivatives of capped scores.
     fn probabilities(
         &self,
         gpu: &Gpu,
+        first: usize,
         q: &CudaSlice<f32>,
         k: &CudaSlice<f32>,
     ) -> Result<[CudaSlice<f32>; 2]> {
-        let mut p = self.against(gpu, q, k, self.heads.scale)?;
+        let mut p = gpu.stale(self.count())?;
+        let factors = ((q, Lie::Queries, false), (k, Lie::Keys, true));
+        self.product(gpu, first, (self.heads.scale, 0.0), factors, (&mut p, Lie::Scores))?;
         let cap = self.heads.cap.unwrap_or(0.0);
         let mut slopes = gpu.stale(if cap > 0.0 { self.count() } else { 0 })?;
         let parameters = (self.keys.len(), &self.seen, cap, &mut p, &mut slopes);
         gpu.rows("probabilities", (self.rows.len(), self.heads.queries), parameters)?;
         Ok([p, slopes])
-    }
-
-    /// y = `scale` s b of each head, for scores `s` and `b` that lies as keys do; y lies as queries
-    /// do.
-    fn weigh(
-        &self,
-        gpu: &Gpu,
-        s: &CudaSlice<f32>,
-        b: &CudaSlice<f32>,
-        scale: f32,
-        y: &mut CudaSlice<f32>,
-    ) -> Result<()> {
-        self.members().try_for_each(|member| {
-            gpu.product(
-                (self.rows.len(), self.heads.width, self.keys.len()),
-                (scale, 0.0),
-                Factor::new(s, self.scores(member)),
-                Factor::new(b, self.k()),
-                (y, self.q(member)),
-                self.heads.keys,
-            )
-        })
-    }
-
-    /// Adds `scale` sᵀ a of each head, for scores `s` and `a` that lies as queries do, to what lies
-    /// as keys do.
-    fn spread(
-        &self,
-        gpu: &Gpu,
-        s: &CudaSlice<f32>,
-        a: &CudaSlice<f32>,
-        scale: f32,
-        sum: &mut CudaSlice<f32>,
-    ) -> Result<()> {
-        self.members().try_for_each(|member| {
-            gpu.product(
-                (self.keys.len(), self.heads.width, self.rows.len()),
-                (scale, 1.0),
-                Factor::new(s, self.scores(member)).transposed(),
-                Factor::new(a, self.q(member)),
-                (sum, self.k()),
-                self.heads.keys,
-            )
-        })
     }
 }
 
@@ -172,20 +150,18 @@ impl Attention for Cuda {
         let (k, k_tape) = k.split_tape();
         let (v, v_tape) = v.split_tape();
         let mut tape = q_tape.merge(k_tape).merge(v_tape);
-        let (gpu, sights) = (q.gpu().clone(), sights.cloned());
-        let sequences = q.shape.0 / heads.sequence_length;
-        let tiles = move |gpu: &Gpu, sequence: usize| {
-            let sights = sights.as_ref().map(|sights| &sights[..]);
-            Tile::each(gpu, heads, sights, sequence * heads.sequence_length)
-        };
+        let gpu = q.gpu().clone();
+        let tiles = Tile::all(&gpu, heads, sights.map(|sights| &sights[..]))?;
+        let tokens = q.shape.0;
         let o = match known {
             Some(o) => o,
             None => {
                 let mut o = gpu.stale(q.count())?;
-                for sequence in 0..sequences {
-                    for tile in tiles(&gpu, sequence)? {
-                        let [p, _] = tile.probabilities(&gpu, q.numbers(), k.numbers())?;
-                        tile.weigh(&gpu, &p, v.numbers(), 1.0, &mut o)?;
+                for first in (0..tokens).step_by(heads.sequence_length) {
+                    for tile in &tiles {
+                        let [p, _] = tile.probabilities(&gpu, first, q.numbers(), k.numbers())?;
+                        let factors = ((&p, Lie::Scores, false), (v.numbers(), Lie::Keys, false));
+                        tile.product(&gpu, first, (1.0, 0.0), factors, (&mut o, Lie::Queries))?;
                     }
                 }
                 q.beside(o, q.shape)?
@@ -197,17 +173,23 @@ impl Attention for Cuda {
             let g = take(gradients, &gpu, &output, q.count())?;
             let mut gq = gpu.stale(q.count())?;
             let (mut gk, mut gv) = (gpu.zeros(k.count())?, gpu.zeros(v.count())?);
-            for sequence in 0..sequences {
-                for tile in tiles(&gpu, sequence)? {
-                    let [p, slopes] = tile.probabilities(&gpu, q.numbers(), k.numbers())?;
-                    tile.spread(&gpu, &p, &g, 1.0, &mut gv)?;
-                    let mut gs = tile.against(&gpu, &g, v.numbers(), 1.0)?;
+            for first in (0..tokens).step_by(heads.sequence_length) {
+                for tile in &tiles {
+                    let [p, slopes] = tile.probabilities(&gpu, first, q.numbers(), k.numbers())?;
+                    let factors = ((&p, Lie::Scores, true), (&g, Lie::Queries, false));
+                    tile.product(&gpu, first, (1.0, 1.0), factors, (&mut gv, Lie::Keys))?;
+                    let mut gs = gpu.stale(tile.count())?;
+                    let factors = ((&g, Lie::Queries, false), (v.numbers(), Lie::Keys, true));
+                    tile.product(&gpu, first, (1.0, 0.0), factors, (&mut gs, Lie::Scores))?;
                     let capped = i32::from(heads.cap.is_some());
                     let parameters = (tile.keys.len(), capped, &p, &slopes, &mut gs);
                     let blocks = (tile.rows.len(), heads.queries);
                     gpu.rows("probabilities_backward", blocks, parameters)?;
-                    tile.weigh(&gpu, &gs, k.numbers(), heads.scale, &mut gq)?;
-                    tile.spread(&gpu, &gs, q.numbers(), heads.scale, &mut gk)?;
+                    let factors = ((&gs, Lie::Scores, false), (k.numbers(), Lie::Keys, false));
+                    let scale = heads.scale;
+                    tile.product(&gpu, first, (scale, 0.0), factors, (&mut gq, Lie::Queries))?;
+                    let factors = ((&gs, Lie::Scores, true), (q.numbers(), Lie::Queries, false));
+                    tile.product(&gpu, first, (scale, 1.0), factors, (&mut gk, Lie::Keys))?;
                 }
             }
             add_gradient(gradients, &gpu, &q.tensor, gq)?;

@@ -24,34 +24,11 @@ use crate::executor::ops::gemm;
 const MODULE: &str = "barber";
 pub(super) const SOURCE: &str = include_str!("kernels.cu");
 
-/// Names of functions of [`SOURCE`].
-const KERNELS: [&str; 25] = [
-    "accumulate",
-    "accumulate_square",
-    "activate",
-    "activate_backward",
-    "add",
-    "blend",
-    "cap",
-    "column_squares",
-    "columns",
-    "columns_backward",
-    "cross_entropy",
-    "cross_entropy_backward",
-    "difference",
-    "first_not_finite",
-    "gated",
-    "gated_backward",
-    "normalise",
-    "normalise_backward",
-    "probabilities",
-    "probabilities_backward",
-    "rotate",
-    "rows_of",
-    "scatter",
-    "squared_error",
-    "squared_error_backward",
-];
+/// The names of the kernels of [`SOURCE`].
+fn kernels() -> Vec<&'static str> {
+    let starts = SOURCE.split("extern \"C\" __global__ void ").skip(1);
+    starts.filter_map(|kernel| kernel.split('(').next()).collect()
+}
 
 /// Threads of a block; the sums of a block count on their number.
 const THREADS: u32 = 256;
@@ -85,8 +62,8 @@ impl Gpu {
         }
         let device = CudaDevice::new(number).map_err(|e| e.to_string())?;
         keep_memory(&device).map_err(|e| e.to_string())?;
-        let kernels = nvrtc::compile_ptx(SOURCE).map_err(|e| e.to_string())?;
-        device.load_ptx(kernels, MODULE, &KERNELS).map_err(|e| e.to_string())?;
+        let code = nvrtc::compile_ptx(SOURCE).map_err(|e| e.to_string())?;
+        device.load_ptx(code, MODULE, &kernels()).map_err(|e| e.to_string())?;
         let blas = CudaBlas::new(device.clone()).map_err(|e| e.to_string())?;
         let gpu = Arc::new(Self { device, blas });
         open.insert(number, gpu.clone());
@@ -261,6 +238,11 @@ pub(super) struct Factor<'a> {
 impl<'a> Factor<'a> {
     pub(super) const fn new(numbers: &'a CudaSlice<f32>, place: Place) -> Self {
         Self { numbers, place, transposed: false }
+    }
+
+    /// All of some rows of `width`.
+    pub(super) const fn whole(numbers: &'a CudaSlice<f32>, width: usize) -> Self {
+        Self::new(numbers, Place::rows(width, 0))
     }
 
     /// The transpose of what lies there.

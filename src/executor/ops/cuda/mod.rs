@@ -33,7 +33,6 @@ impl Matrix<Cuda> {
         Self::of(self.device(), self.gpu(), x, shape)
     }
 
-    /// The name under which the tape knows the matrix, and its numbers.
     fn gpu(&self) -> &Arc<Gpu> {
         &self.values.gpu
     }
@@ -79,18 +78,10 @@ fn add_gradient(
     gpu.each("accumulate", count, (count, &gradient, sum))
 }
 
-/// The gradient of a loss.
+/// The gradient of a loss; dfdx reads a number or panics, where the GPU was lost since it was written.
 fn scalar(gradients: &mut Gradients<f32, Cuda>, of: &Tensor<(), f32, Cuda>) -> Result<f32> {
     gradients.get_or_alloc_mut(of)?;
     Ok(gradients.get(of).array())
-}
-
-/// What copies of a GPU's numbers give: only a GPU that is lost gives none.
-fn on_host(numbers: &Numbers) -> Vec<f32> {
-    match numbers.gpu.download(&numbers.slice) {
-        Ok(values) => values,
-        Err(why) => panic!("the GPU is lost: {why}"),
-    }
 }
 
 impl Hold for Cuda {
@@ -102,8 +93,8 @@ impl Hold for Cuda {
         Matrix::of(self, &gpu, numbers, shape)
     }
 
-    fn host<T>(matrix: &Matrix<Self, T>) -> Vec<f32> {
-        on_host(&matrix.values)
+    fn host<T>(matrix: &Matrix<Self, T>) -> Result<Vec<f32>> {
+        matrix.values.gpu.download(&matrix.values.slice)
     }
 
     fn first_not_finite(x: &Matrix<Self>) -> Result<Option<(usize, f32)>> {
@@ -111,7 +102,7 @@ impl Hold for Cuda {
         let mut place = gpu.upload(&[count as u64])?;
         gpu.each("first_not_finite", count, (count, x.numbers(), &mut place))?;
         let at = gpu.download(&place)?[0] as usize;
-        Ok((at < count).then(|| (at, x.to_vec()[at])))
+        Ok(if at < count { Some((at, x.on_host()?[at])) } else { None })
     }
 
     fn take_gradient(gradients: &mut Gradients<f32, Self>, of: &Matrix<Self>) -> Result<Vec<f32>> {
@@ -299,8 +290,8 @@ impl Linear for Cuda {
                 gpu.product(
                     (tokens, outputs, inputs),
                     (1.0, keep),
-                    Factor::new(x.numbers(), Place::rows(inputs, 0)),
-                    Factor::new(&weight.factor.slice, Place::rows(inputs, 0)).transposed(),
+                    Factor::whole(x.numbers(), inputs),
+                    Factor::whole(&weight.factor.slice, inputs).transposed(),
                     (&mut y, Place::rows(outputs, 0)),
                     1,
                 )?;
@@ -316,8 +307,8 @@ impl Linear for Cuda {
                 gpu.product(
                     (tokens, inputs, outputs),
                     (1.0, 0.0),
-                    Factor::new(g.numbers(), Place::rows(outputs, 0)),
-                    Factor::new(&weight.factor.slice, Place::rows(inputs, 0)),
+                    Factor::whole(g.numbers(), outputs),
+                    Factor::whole(&weight.factor.slice, inputs),
                     (&mut gx, Place::rows(inputs, 0)),
                     1,
                 )?;
@@ -406,16 +397,21 @@ impl SparseProduct for Cuda {
         entries: &Numbers,
     ) -> Result<Matrix<Self>> {
         let (gpu, (tokens, outputs), inputs) = (x.gpu(), y.shape, x.shape.1);
-        let mut sum = gpu.copy(y.numbers())?;
+        let shape = y.shape;
+        // An output that nobody else holds is added to where it is.
+        let mut sum = match Arc::try_unwrap(y.values) {
+            Ok(own) => own.slice,
+            Err(shared) => gpu.copy(&shared.slice)?,
+        };
         gpu.product(
             (tokens, outputs, inputs),
             (1.0, 1.0),
-            Factor::new(x.numbers(), Place::rows(inputs, 0)),
-            Factor::new(&entries.slice, Place::rows(inputs, 0)).transposed(),
+            Factor::whole(x.numbers(), inputs),
+            Factor::whole(&entries.slice, inputs).transposed(),
             (&mut sum, Place::rows(outputs, 0)),
             1,
         )?;
-        y.beside(sum, y.shape)
+        x.beside(sum, shape)
     }
 }
 
@@ -480,8 +476,8 @@ impl Sums for Cuda {
         Ok(gpu.hold(gpu.zeros(rows * columns)?))
     }
 
-    fn sums(sum: Numbers) -> Vec<f32> {
-        on_host(&sum)
+    fn sums(sum: Numbers) -> Result<Vec<f32>> {
+        sum.gpu.download(&sum.slice)
     }
 
     fn add_squared_gradients(

@@ -9,7 +9,14 @@
 
 mod util;
 
-use std::{env, fs, path::Path, process::Command};
+use std::{
+    env, fs,
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use half::f16;
 use llm_barber::{family, random::SplitMix64};
@@ -68,9 +75,9 @@ fn make(shape: Shape, dir: &Path) {
     fs::write(dir.join("tokens.json"), ids.to_string()).expect("tokens");
 }
 
-/// How a run went, and how many operations of matrix products there were in each second at the
+/// How a run with some settings went, and how many operations of matrix products there were in each second at the
 /// layers.
-fn measure(shape: Shape, executor: &str) -> (Run, f64) {
+fn measure(shape: Shape, sets: &[&str]) -> (Run, f64) {
     let dir = env::temp_dir().join("barber-scaling");
     let out = env::temp_dir().join("barber-scaling-out");
     make(shape, &dir);
@@ -81,13 +88,13 @@ fn measure(shape: Shape, executor: &str) -> (Run, f64) {
         format!("calibration.source={}", dir.join("tokens.json").display()),
         format!("calibration.samples={}", shape.samples),
         format!("calibration.sequence_length={}", shape.length),
-        executor.into(),
         // The model's own directory is refused.
         format!("output.path={}", out.display()),
         "evaluate.perplexity=[]".into(),
     ] {
         command.args(["--set", &set]);
     }
+    sets.iter().for_each(|set| _ = command.args(["--set", set]));
     let found = run(&mut command);
     let rate = reported(&out, "operations") / at_layers(&out);
     let _ = fs::remove_dir_all(&dir);
@@ -95,20 +102,46 @@ fn measure(shape: Shape, executor: &str) -> (Run, f64) {
     (found, rate)
 }
 
-/// Two layers each, at the paper's 128 samples.
+/// The most memory that the first GPU's processes have until it `ended`, in MiB.
+fn gpu_memory(ended: &AtomicBool) -> u64 {
+    let mut most = 0;
+    while !ended.load(Ordering::Relaxed) {
+        let mut command = Command::new("nvidia-smi");
+        command.args(["--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]);
+        let output = command.output().expect("nvidia-smi");
+        let now = String::from_utf8_lossy(&output.stdout).trim().parse().unwrap_or(0);
+        most = most.max(now);
+        thread::sleep(Duration::from_millis(200));
+    }
+    most
+}
+
+/// Two layers each, at the paper's 128 samples, in one pass and in two.
 fn on_gpu() {
     let (samples, length, layers) = (128, 2048, 2);
-    for (name, hidden, mlp, all) in [("LLaMA-7B", 4096, 11008, 32), ("LLaMA-13B", 5120, 13824, 40)]
-    {
-        let shape = Shape { hidden, mlp, heads: hidden / 128, layers, samples, length };
-        let (Run { seconds, memory }, rate) = measure(shape, "executor.device=cuda:0");
-        println!(
-            "{name}, {layers} layers, {samples} × {length} tokens: {seconds:.0} s, {:.1} TFLOP/s, \
-             {:.2} GB of the host's memory; all {all} layers: {:.0} min",
-            rate / 1e12,
-            memory as f64 / 1e9,
-            seconds / layers as f64 * f64::from(all) / 60.0
-        );
+    println!("{samples} × {length} tokens, {layers} layers");
+    println!("shape      passes  a layer  the whole model  TFLOP/s  GPU memory  host memory");
+    for passes in [1, 2] {
+        for (name, hidden, mlp, all) in
+            [("LLaMA-7B", 4096, 11008, 32), ("LLaMA-13B", 5120, 13824, 40)]
+        {
+            let shape = Shape { hidden, mlp, heads: hidden / 128, layers, samples, length };
+            let (ended, set) = (AtomicBool::new(false), format!("mask.passes={passes}"));
+            let (gpu, (Run { seconds, memory }, rate)) = thread::scope(|scope| {
+                let gpu = scope.spawn(|| gpu_memory(&ended));
+                let found = measure(shape, &["executor.device=cuda:0", &set]);
+                ended.store(true, Ordering::Relaxed);
+                (gpu.join().expect("a number"), found)
+            });
+            let layer = seconds / layers as f64;
+            println!(
+                "{name:9}  {passes:6}  {layer:5.1} s  {:11.0} min  {:7.1}  {:6.1} GiB  {:8.2} GB",
+                layer * f64::from(all) / 60.0,
+                rate / 1e12,
+                gpu as f64 / 1024.0,
+                memory as f64 / 1e9,
+            );
+        }
     }
 }
 
@@ -138,7 +171,7 @@ fn main() {
             Shape { layers: 16, ..base },
             Shape { hidden: 1024, mlp: 2816, heads: 16, ..base },
         ] {
-            let (Run { seconds, memory }, rate) = measure(shape, "executor.memory=600 MB");
+            let (Run { seconds, memory }, rate) = measure(shape, &["executor.memory=600 MB"]);
             let Shape { hidden, mlp, layers, samples, length, .. } = shape;
             let weights = layers * (4 * hidden * hidden + 3 * hidden * mlp);
             println!(
@@ -153,7 +186,7 @@ fn main() {
     if wanted != "small" {
         let layer =
             Shape { hidden: 4096, mlp: 11008, heads: 32, layers: 1, samples: 16, length: 2048 };
-        let (Run { seconds, memory }, rate) = measure(layer, "executor.memory=5 GiB");
+        let (Run { seconds, memory }, rate) = measure(layer, &["executor.memory=5 GiB"]);
         println!(
             "one layer of LLaMA-7B, 16 × 2048 tokens: {seconds:.0} s, products {:.0}%, {:.2} GB",
             100.0 * rate / peak,

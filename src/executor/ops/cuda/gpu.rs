@@ -174,6 +174,13 @@ impl Gpu {
             return Ok(());
         }
         gemm::count(count * rows, columns, depth);
+        let turned = |factor: &Factor<'_>, (rows, columns)| match factor.transposed {
+            true => (columns, rows),
+            false => (rows, columns),
+        };
+        assert!(a.place.fits(a.numbers.len(), turned(&a, (rows, depth)), count));
+        assert!(b.place.fits(b.numbers.len(), turned(&b, (depth, columns)), count));
+        assert!(at.fits(c.len(), (rows, columns), count));
         // The library's matrices are column by column: ours are their transposes, and
         // Cᵀ = Bᵀ Aᵀ.
         let shape = GemmConfig {
@@ -197,7 +204,7 @@ impl Gpu {
         };
         let (a, b) = (a.numbers.slice(a.place.start..), b.numbers.slice(b.place.start..));
         let mut c = c.slice_mut(at.start..);
-        // SAFETY: the places are within the numbers, as the shapes of the operations say.
+        // SAFETY: the places are within the numbers, as was checked.
         unsafe {
             if count == 1 {
                 self.blas.gemm(shape, &b, &a, &mut c)?;
@@ -224,6 +231,15 @@ impl Place {
     /// The one matrix of rows of `width`, from a row on.
     pub(super) const fn rows(width: usize, first: usize) -> Self {
         Self { start: first * width, stride: width, next: 0 }
+    }
+
+    /// Whether `count` matrices of [rows, columns] are within so many numbers.
+    const fn fits(&self, numbers: usize, (rows, columns): (usize, usize), count: usize) -> bool {
+        if rows == 0 || columns == 0 {
+            return self.start <= numbers;
+        }
+        let last = self.start + (count - 1) * self.next + (rows - 1) * self.stride;
+        columns <= self.stride && last + columns <= numbers
     }
 }
 
@@ -277,5 +293,30 @@ fn keep_memory(device: &CudaDevice) -> Result<(), cudarc::driver::DriverError> {
         sys::cuDeviceGetDefaultMemPool(&raw mut pool, *device.cu_device()).result()?;
         let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut most).cast()).result()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_within_the_numbers() {
+        // Three rows of two heads, side by side, of four numbers each; and one head after the other.
+        let beside = Place { start: 0, stride: 8, next: 4 };
+        let after = Place { start: 0, stride: 4, next: 12 };
+        for place in [beside, after] {
+            assert!(place.fits(24, (3, 4), 2) && !place.fits(23, (3, 4), 2));
+            let later = Place { start: 1, ..place };
+            assert!(!later.fits(24, (3, 4), 2) && later.fits(24, (3, 3), 2));
+        }
+        assert!(!Place::rows(3, 0).fits(100, (2, 4), 1));
+    }
+
+    #[test]
+    fn kernels_have_names() {
+        let names = kernels();
+        assert!(names.contains(&"accumulate") && names.contains(&"probabilities_backward"));
+        assert!(names.iter().all(|name| name.chars().all(|c| c == '_' || c.is_ascii_lowercase())));
     }
 }

@@ -7,7 +7,7 @@ use std::{ops::Range, sync::Arc};
 
 use cudarc::driver::{CudaSlice, DeviceSlice};
 use dfdx::tensor::{
-    AsArray, Cuda, CudaError, Gradients, PutTape, Tape, Tensor, TensorFromVec, ZerosTensor,
+    CpuError, Cuda, CudaError, Gradients, PutTape, Tape, Tensor, TensorFromVec, ZerosTensor,
 };
 
 pub(in crate::executor) use self::gpu::Gpu;
@@ -47,6 +47,11 @@ impl Matrix<Cuda> {
     }
 }
 
+/// That there are as many values as a matrix has.
+fn check(values: &[f32], shape: (usize, usize)) -> Result<()> {
+    if values.len() == shape.0 * shape.1 { Ok(()) } else { Err(CpuError::WrongNumElements.into()) }
+}
+
 /// The name under which the tape knows a matrix.
 type Name = Tensor<(usize, usize), f32, Cuda>;
 
@@ -78,16 +83,20 @@ fn add_gradient(
     gpu.each("accumulate", count, (count, &gradient, sum))
 }
 
-/// The gradient of a loss; dfdx reads a number or panics, where the GPU was lost since it was written.
-fn scalar(gradients: &mut Gradients<f32, Cuda>, of: &Tensor<(), f32, Cuda>) -> Result<f32> {
-    gradients.get_or_alloc_mut(of)?;
-    Ok(gradients.get(of).array())
+/// The gradient of a loss.
+fn scalar(
+    gradients: &mut Gradients<f32, Cuda>,
+    gpu: &Gpu,
+    of: &Tensor<(), f32, Cuda>,
+) -> Result<f32> {
+    Ok(gpu.download(&**gradients.get_or_alloc_mut(of)?)?[0])
 }
 
 impl Hold for Cuda {
     type Values = Arc<Numbers>;
 
     fn hold(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<Matrix<Self>> {
+        check(&values, shape)?;
         let gpu = Gpu::of(self)?;
         let numbers = gpu.upload(&values)?;
         Matrix::of(self, &gpu, numbers, shape)
@@ -225,7 +234,7 @@ impl CrossEntropy for Cuda {
         let loss = logits.device().try_tensor_from_vec(vec![sum as f32], ())?;
         let result = loss.clone();
         tape.add_backward_op(move |gradients| {
-            let scale = scalar(gradients, &result)?;
+            let scale = scalar(gradients, &gpu, &result)?;
             let mut g = gpu.stale(rows * width)?;
             let parameters = (width, scale, logits.numbers(), &targets, &mut g);
             gpu.rows("cross_entropy_backward", (rows, 1), parameters)?;
@@ -265,7 +274,8 @@ impl Linear for Cuda {
     /// [outputs, inputs].
     type Factor = Arc<Numbers>;
 
-    fn factor(&self, values: &[f32], _: (usize, usize)) -> Result<Arc<Numbers>> {
+    fn factor(&self, values: &[f32], dims: (usize, usize)) -> Result<Arc<Numbers>> {
+        check(values, dims)?;
         Ok(Arc::new(Gpu::of(self)?.numbers(values)?))
     }
 
@@ -434,7 +444,7 @@ impl SquaredError for Cuda {
         let loss = y.device().try_tensor_from_vec(vec![sum as f32], ())?;
         let (result, target, samples) = (loss.clone(), target.clone(), samples.to_vec());
         tape.add_backward_op(move |gradients| {
-            let scale = scalar(gradients, &result)?;
+            let scale = scalar(gradients, &gpu, &result)?;
             let mut scales = vec![0.0; rows];
             for sample in samples {
                 let scale = scale * 2.0 / (sample.len() * width) as f32;

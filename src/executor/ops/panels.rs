@@ -12,7 +12,11 @@ use crate::buffer::{Buffer, stale};
 /// Columns of a panel: what the widest kernels take at a time, for these then read it from start to
 /// end. They must not copy it, which they do by themselves for products of many rows.
 static WIDTH: LazyLock<usize> = LazyLock::new(|| {
-    let (width, together) = if wide() { (64, 6) } else { (16, 4) };
+    let (width, together) = match wide() {
+        true => (64, 6),
+        false if cfg!(target_arch = "x86_64") => (16, 4),
+        false => (48, 4),
+    };
     gemm::set_lhs_packing_threshold_single_thread(SHARE.div_ceil(together));
     width
 });

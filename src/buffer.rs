@@ -2,32 +2,74 @@
 //! pages and zeros for each result of each operation would cost a tenth of the time.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     ops::Deref,
-    sync::{LazyLock, Mutex, PoisonError},
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
-/// Bytes that wait at most. Larger models need larger buffers than this, but do so much more with
-/// each number that fresh ones cost little.
-pub(crate) const MOST: usize = 160 << 20;
+/// Bytes that wait at most. What is beyond them is freed, and may come back in other sizes.
+pub(crate) const MOST: usize = 96 << 20;
 
-/// What waits, by length.
+/// What waits, by length; the last ones came last.
 #[derive(Default)]
 struct Waiting {
-    buffers: HashMap<usize, Vec<Vec<f32>>>,
+    buffers: HashMap<usize, VecDeque<(u64, Vec<f32>)>>,
     bytes: usize,
+    /// How many came so far.
+    came: u64,
+}
+
+impl Waiting {
+    fn take(&mut self, length: usize) -> Option<Vec<f32>> {
+        let (_, buffer) = self.buffers.get_mut(&length)?.pop_back()?;
+        self.bytes -= size(length);
+        Some(buffer)
+    }
+
+    /// Adds a buffer; returns those for which there is no room any more, the ones that came first.
+    fn add(&mut self, buffer: Vec<f32>) -> Vec<Vec<f32>> {
+        self.bytes += size(buffer.len());
+        self.came += 1;
+        self.buffers.entry(buffer.len()).or_default().push_back((self.came, buffer));
+        let mut gone = Vec::new();
+        while self.bytes > MOST {
+            let first = |alike: &&mut VecDeque<(u64, Vec<f32>)>| {
+                alike.front().map_or(u64::MAX, |(came, _)| *came)
+            };
+            let oldest = self.buffers.values_mut().min_by_key(first);
+            let Some((_, buffer)) = oldest.and_then(VecDeque::pop_front) else { break };
+            self.bytes -= size(buffer.len());
+            gone.push(buffer);
+        }
+        gone
+    }
 }
 
 static WAITING: LazyLock<Mutex<Waiting>> = LazyLock::new(Mutex::default);
 
+fn waiting() -> MutexGuard<'static, Waiting> {
+    WAITING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets the process keep the memory that it frees, as far as the C library can: it is soon asked for
+/// again, and the operating system would hand it out page by page, and clear each.
+pub(crate) fn keep_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        #[allow(unsafe_code, reason = "the C library's interface")]
+        // SAFETY: the call changes two thresholds of the allocator, and has no other condition.
+        let set = unsafe {
+            // The highest one that there is; from it on, memory goes back when it is freed.
+            libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20) == 1
+                && libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX) == 1
+        };
+        tracing::debug!("freed memory is kept: {set}");
+    }
+}
+
 /// A vector of `length` numbers without a meaning: what was in it last, or zeros.
 pub(crate) fn stale(length: usize) -> Vec<f32> {
-    let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-    let found = waiting.buffers.get_mut(&length).and_then(Vec::pop);
-    if found.is_some() {
-        waiting.bytes -= size(length);
-    }
-    drop(waiting);
+    let found = waiting().take(length);
     found.unwrap_or_else(|| vec![0.0; length])
 }
 
@@ -40,16 +82,10 @@ pub(crate) fn copy(values: &[f32]) -> Vec<f32> {
 
 /// Gives a vector back.
 pub(crate) fn recycle(values: Vec<f32>) {
-    let length = values.len();
-    if length == 0 || values.capacity() != length {
-        return;
-    }
-    let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-    let alike = waiting.buffers.get(&length).map_or(0, Vec::len);
-    // No length takes all: then all the others would be missed.
-    if waiting.bytes + size(length) <= MOST && (alike + 1) * size(length) <= MOST / 4 * 3 {
-        waiting.bytes += size(length);
-        waiting.buffers.entry(length).or_default().push(values);
+    if !values.is_empty() && values.capacity() == values.len() {
+        let gone = waiting().add(values);
+        // Freed while nobody waits for the lock.
+        drop(gone);
     }
 }
 
@@ -110,5 +146,22 @@ mod tests {
         let again = stale(LENGTH);
         assert_eq!((again.as_ptr(), again.len()), (place, LENGTH));
         assert_eq!(stale(LENGTH), vec![0.0; LENGTH]);
+    }
+
+    #[test]
+    fn those_that_came_first_make_room() {
+        let mut waiting = Waiting::default();
+        let quarter = MOST / 4 / size_of::<f32>();
+        let lengths = |buffers: Vec<Vec<f32>>| buffers.iter().map(Vec::len).collect::<Vec<_>>();
+        for length in [quarter, quarter + 1, quarter - 1] {
+            assert!(waiting.add(vec![0.0; length]).is_empty());
+        }
+        assert_eq!(lengths(waiting.add(vec![0.0; quarter + 1])), [quarter]);
+        assert!(waiting.take(quarter).is_none() && waiting.take(quarter - 1).is_some());
+        assert_eq!(waiting.bytes, 2 * size(quarter + 1));
+        // One that is larger than all that may wait does not wait.
+        let gone = waiting.add(vec![0.0; 4 * quarter + 1]);
+        assert_eq!(lengths(gone), [quarter + 1, quarter + 1, 4 * quarter + 1]);
+        assert_eq!(waiting.bytes, 0);
     }
 }

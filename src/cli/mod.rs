@@ -173,6 +173,7 @@ impl Error {
 pub fn main() -> ExitCode {
     // The exit status of a usage error is 2, clap's own.
     let Arguments { console, command } = Arguments::parse();
+    crate::buffer::keep_freed();
     // The thread that waits for the others works too: nothing need be handed over to wake them.
     let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
     let result = console.apply().and_then(|()| match command {

@@ -169,13 +169,15 @@ impl Moving {
         }
         prune.truncate(prunes);
         grow.truncate(grows);
-        let count = (worth(&mut grow, &mut prune) as f64 * alpha) as usize;
+        let worth = worth(&mut grow, &mut prune);
+        let count = (worth as f64 * alpha) as usize;
         let mut moving = Self::default();
         if count == 0 {
             return moving;
         }
+        // Those that are worth it stand first.
         let (mut returning, mut going) =
-            (Lowest::of(&mut grow, count), Lowest::of(&mut prune, count));
+            (Lowest::of(&mut grow[..worth], count), Lowest::of(&mut prune[..worth], count));
         for run in &pool.runs {
             let Scored { scores, mask, .. } = &group[run.matrix];
             for i in run.indices() {
@@ -195,7 +197,7 @@ impl Moving {
 
 /// How many pairs are worth swapping, where the i-th lowest of `grow`, which are reversed keys,
 /// meets the i-th lowest of `prune`. One list falls, the other rises: these pairs are the first
-/// ones, and their end is found by halves, sorting neither list.
+/// ones, and their end is found by halves, sorting neither list. Afterwards they stand first in both.
 fn worth(grow: &mut [u32], prune: &mut [u32]) -> usize {
     let (mut low, mut high) = (0, grow.len().min(prune.len()));
     // Where the parts end that are not yet in order.
@@ -303,7 +305,13 @@ mod tests {
             rising.sort_unstable();
             let expected = sorted.iter().zip(&rising).take_while(|(g, p)| g > p).count();
             let mut grow: Vec<u32> = grow.into_iter().map(|key| !key).collect();
-            prop_assert_eq!(worth(&mut grow, &mut prune.clone()), expected);
+            let mut prune = prune;
+            prop_assert_eq!(worth(&mut grow, &mut prune), expected);
+            let mut first: Vec<u32> = grow[..expected].iter().map(|key| !key).collect();
+            first.sort_unstable_by(|a, b| b.cmp(a));
+            prop_assert_eq!(&first[..], &sorted[..expected]);
+            prune[..expected].sort_unstable();
+            prop_assert_eq!(&prune[..expected], &rising[..expected]);
         }
     }
 

@@ -57,11 +57,11 @@ pub(crate) fn keep_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         #[allow(unsafe_code, reason = "the C library's interface")]
-        // SAFETY: the call changes two thresholds of the allocator, and has no other condition.
+        // SAFETY: the calls change how the allocator deals with large memory, and need nothing.
         let set = unsafe {
-            // The highest one that there is; from it on, memory goes back when it is freed.
-            libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20) == 1
-                && libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX) == 1
+            // No memory is mapped for itself, to go back when it is freed; and the heap is not cut.
+            libc::mallopt(libc::M_MMAP_MAX, 0) == 1
+                && libc::mallopt(libc::M_TRIM_THRESHOLD, -1) == 1
         };
         tracing::debug!("freed memory is kept: {set}");
     }

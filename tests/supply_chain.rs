@@ -147,7 +147,7 @@ fn no_dependency_wants_a_newer_rust() {
 /// Miri runs none of it: Miri maps no files, and comes with nightly toolchains alone, with which dfdx
 /// does not build.
 const UNSAFE: [&str; 5] = [
-    // The C library's thresholds for freed memory.
+    // What the C library does with freed memory.
     "src/buffer.rs",
     // A memory-mapped file.
     "src/checkpoint/reader.rs",

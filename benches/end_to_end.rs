@@ -71,8 +71,8 @@ fn main() {
         }
         // Of the last run, which was Barber's in one pass.
         let output = env::temp_dir().join("barber-benchmark");
-        let operations = reported(&output, "operations");
-        let [did, needed] = [operations, reported(&output, "least_operations")]
+        let found = at_layers(&output);
+        let [did, needed] = [found.operations, reported(&output, "least_operations")]
             .map(|operations| operations / LAYERS / 1e9);
         println!("{samples} samples of {length} tokens, median of {rounds}");
         println!(
@@ -81,10 +81,12 @@ fn main() {
         );
         let peak = peak();
         println!(
-            "  at the best rate of matrix products, {:.0} GFLOP/s, these would take {:.0}% of its time \
-             at the layers",
-            peak / 1e9,
-            100.0 * operations / peak / at_layers(&output)
+            "  they were {:.0}% of its time at the layers, {:.1} s, and ran at {:.0}% of the best rate, \
+             {:.0} GFLOP/s",
+            found.share(),
+            found.seconds,
+            found.rate(peak),
+            peak / 1e9
         );
         let first = median(&contenders[0].2);
         for (name, _, runs) in &contenders {

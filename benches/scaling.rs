@@ -1,6 +1,6 @@
 //! How time and memory grow: with samples, sequence length, layers and width, on LLaMAs with random
 //! weights; and one decoder layer of LLaMA-7B's shape within 6 GiB, extrapolated to the whole model.
-//! Beside them, what share of the time the matrix products would take at the machine's best rate.
+//! Beside them, what share of the time at the layers was matrix products, and at what rate.
 //!
 //! `BARBER_SCALING=7b` runs the large layer alone, `BARBER_SCALING=small` the others alone.
 //! `BARBER_SCALING=gpu` runs layers of LLaMA-7B's and 13B's shapes on the first GPU alone, with
@@ -22,7 +22,7 @@ use half::f16;
 use llm_barber::{family, random::SplitMix64};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
-use util::{Run, at_layers, peak, reported, run};
+use util::{AtLayers, Run, at_layers, peak, run};
 
 #[derive(Clone, Copy)]
 struct Shape {
@@ -75,9 +75,8 @@ fn make(shape: Shape, dir: &Path) {
     fs::write(dir.join("tokens.json"), ids.to_string()).expect("tokens");
 }
 
-/// How a run with some settings went, and how many operations of matrix products there were in each second at the
-/// layers.
-fn measure(shape: Shape, sets: &[&str]) -> (Run, f64) {
+/// How a run with some settings went, and what it did at the layers.
+fn measure(shape: Shape, sets: &[&str]) -> (Run, AtLayers) {
     let dir = env::temp_dir().join("barber-scaling");
     let out = env::temp_dir().join("barber-scaling-out");
     make(shape, &dir);
@@ -96,10 +95,10 @@ fn measure(shape: Shape, sets: &[&str]) -> (Run, f64) {
     }
     sets.iter().for_each(|set| _ = command.args(["--set", set]));
     let found = run(&mut command);
-    let rate = reported(&out, "operations") / at_layers(&out);
+    let layers = at_layers(&out);
     let _ = fs::remove_dir_all(&dir);
     let _ = fs::remove_dir_all(&out);
-    (found, rate)
+    (found, layers)
 }
 
 /// The most memory that the first GPU's processes have until it `ended`, in MiB.
@@ -127,7 +126,7 @@ fn on_gpu() {
         {
             let shape = Shape { hidden, mlp, heads: hidden / 128, layers, samples, length };
             let (ended, set) = (AtomicBool::new(false), format!("mask.passes={passes}"));
-            let (gpu, (Run { seconds, memory }, rate)) = thread::scope(|scope| {
+            let (gpu, (Run { seconds, memory }, found)) = thread::scope(|scope| {
                 let gpu = scope.spawn(|| gpu_memory(&ended));
                 let found = measure(shape, &["executor.device=cuda:0", &set]);
                 ended.store(true, Ordering::Relaxed);
@@ -137,7 +136,7 @@ fn on_gpu() {
             println!(
                 "{name:9}  {passes:6}  {layer:5.1} s  {:11.0} min  {:7.1}  {:6.1} GiB  {:8.2} GB",
                 layer * f64::from(all) / 60.0,
-                rate / 1e12,
+                found.operations / found.seconds / 1e12,
                 gpu as f64 / 1024.0,
                 memory as f64 / 1e9,
             );
@@ -151,15 +150,14 @@ fn main() {
         return on_gpu();
     }
     let peak = peak();
+    println!("the best rate of matrix products is {:.0} GFLOP/s;", peak / 1e9);
     println!(
-        "the best rate of matrix products is {:.0} GFLOP/s; at it, the products of a run would",
-        peak / 1e9
+        "products: their share of the time at the layers, and their rate in percent of the best"
     );
-    println!("take the share of its time at the layers that is given as products");
     if wanted != "7b" {
         let base = Shape { hidden: 512, mlp: 1408, heads: 8, layers: 4, samples: 16, length: 512 };
         println!(
-            "hidden  layers  samples  tokens      time  per token, layer, weight  products     memory"
+            "hidden  layers  samples  tokens      time  per token, layer, weight    products     memory"
         );
         for shape in [
             base,
@@ -171,14 +169,15 @@ fn main() {
             Shape { layers: 16, ..base },
             Shape { hidden: 1024, mlp: 2816, heads: 16, ..base },
         ] {
-            let (Run { seconds, memory }, rate) = measure(shape, &["executor.memory=600 MB"]);
+            let (Run { seconds, memory }, found) = measure(shape, &["executor.memory=600 MB"]);
             let Shape { hidden, mlp, layers, samples, length, .. } = shape;
             let weights = layers * (4 * hidden * hidden + 3 * hidden * mlp);
             println!(
                 "{hidden:6}  {layers:6}  {samples:7}  {length:6}  {seconds:6.1} s  {:22.3} ps  \
-                 {:7.0}%  {:6.0} MB",
+                 {:3.0}% at {:2.0}%  {:6.0} MB",
                 seconds * 1e12 / (samples * length) as f64 / weights as f64,
-                100.0 * rate / peak,
+                found.share(),
+                found.rate(peak),
                 memory as f64 / 1e6
             );
         }
@@ -186,10 +185,12 @@ fn main() {
     if wanted != "small" {
         let layer =
             Shape { hidden: 4096, mlp: 11008, heads: 32, layers: 1, samples: 16, length: 2048 };
-        let (Run { seconds, memory }, rate) = measure(layer, &["executor.memory=5 GiB"]);
+        let (Run { seconds, memory }, found) = measure(layer, &["executor.memory=5 GiB"]);
         println!(
-            "one layer of LLaMA-7B, 16 × 2048 tokens: {seconds:.0} s, products {:.0}%, {:.2} GB",
-            100.0 * rate / peak,
+            "one layer of LLaMA-7B, 16 × 2048 tokens: {seconds:.0} s, products {:.0}% at {:.0}% of the best \
+             rate, {:.2} GB",
+            found.share(),
+            found.rate(peak),
             memory as f64 / 1e9
         );
         println!("the whole model, 32 layers: {:.1} h", 32.0 * seconds / 3600.0);

@@ -69,6 +69,7 @@ fn report(layers: usize, name: &str) -> Report {
             compressed_matrices: 7 * layers,
         },
         operations: 2_500_000_000_000,
+        product_seconds: 50.0,
         least_operations: 2e12,
         recipe: vec![
             Setting {

@@ -82,8 +82,37 @@ pub(crate) fn reported(output: &Path, key: &str) -> f64 {
     report(output)[key].as_f64().unwrap_or(f64::NAN)
 }
 
-/// The seconds that the run was at the layers, without reading texts, writing and evaluating.
-pub(crate) fn at_layers(output: &Path) -> f64 {
+/// What a run did at the layers, without reading texts, writing and evaluating.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AtLayers {
+    /// Seconds.
+    pub(crate) seconds: f64,
+    /// Operations of matrix products.
+    pub(crate) operations: f64,
+    /// Seconds that these took, where they ran.
+    pub(crate) product_seconds: f64,
+}
+
+/// What the run that wrote to `output` did at the layers.
+pub(crate) fn at_layers(output: &Path) -> AtLayers {
     let seconds = &report(output)["seconds"];
-    ["initial masks", "refinement"].iter().filter_map(|phase| seconds[phase].as_f64()).sum()
+    let phases = ["initial masks", "refinement"].iter();
+    AtLayers {
+        seconds: phases.filter_map(|phase| seconds[phase].as_f64()).sum(),
+        operations: reported(output, "operations"),
+        product_seconds: reported(output, "product_seconds"),
+    }
+}
+
+impl AtLayers {
+    /// The percentage of the time that was matrix products.
+    #[allow(dead_code, reason = "not every benchmark prints it for itself")]
+    pub(crate) fn share(self) -> f64 {
+        100.0 * self.product_seconds / self.seconds
+    }
+
+    /// What these did in a second, in percent of a `best` rate.
+    pub(crate) fn rate(self, best: f64) -> f64 {
+        100.0 * self.operations / self.product_seconds / best
+    }
 }

@@ -55,9 +55,11 @@ pub struct Report {
     /// What the checkpoints take on disk.
     #[serde(default)]
     pub sizes: Sizes,
-    /// Floating-point operations of the matrix products that the masks took, attention's included;
-    /// on a GPU they are not counted.
+    /// Floating-point operations of the matrix products that the masks took, attention's included.
     pub operations: u64,
+    /// Seconds that each thread spent on these products, on average; 0 on a GPU, which does not say.
+    #[serde(default)]
+    pub product_seconds: f64,
     /// Those that the masks need, by the linear layers' shapes.
     pub least_operations: f64,
     /// The recipe, value by value.

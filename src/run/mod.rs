@@ -48,7 +48,7 @@ use crate::{
     evaluate::STATES,
     executor::{
         Storage,
-        ops::{Ops, operations},
+        ops::{Ops, Products},
     },
     hub::locate,
     journal::Identity,
@@ -199,7 +199,7 @@ fn finished<D: Ops>(
         bar.finish_and_clear();
         Ok::<_, Error>(written)
     })?;
-    let Notes { dense, initial, refined, allocation, groups, phases, operations, .. } = notes;
+    let Notes { dense, initial, refined, allocation, groups, phases, products, .. } = notes;
     let dense = dense.unwrap_or_default();
     let perplexity = tests.texts.iter().enumerate().map(|(i, (text, _))| TextReport {
         text: text.label(),
@@ -246,7 +246,8 @@ fn finished<D: Ops>(
             pruned_matrices: pruned.masks.len(),
             compressed_matrices: written.compressed,
         },
-        operations,
+        operations: products.operations,
+        product_seconds: products.seconds,
         least_operations: run.least_operations,
         recipe: run.loaded.settings().map_err(|e| Error::Report(e.to_string()))?,
         inputs,
@@ -401,11 +402,11 @@ impl<D: Ops> Run<'_, D> {
             let mut plan = self.plan.clone();
             let budget = (allocation, self.loaded.recipe.sparsity.ratio);
             let (start, samples) = (self.start(), self.samples());
-            let before = operations();
+            let before = Products::so_far();
             let allocate =
                 || allocate(self.model, &mut plan, budget, &start, samples, &mut || bar.inc(1));
             let shares = notes.phases.run("allocation", allocate);
-            notes.operations += operations() - before;
+            notes.products += Products::so_far() - before;
             bar.finish_and_clear();
             notes.allocation = shares?;
             notes.counts = plan.counts(&self.model.decoder);

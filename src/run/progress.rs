@@ -10,7 +10,7 @@ use crate::{
     checkpoint::Pruned,
     executor::{
         Stream,
-        ops::{Ops, operations},
+        ops::{Ops, Products},
     },
     model::Model,
     plan::Plan,
@@ -36,8 +36,8 @@ pub(crate) struct Notes {
     pub(crate) groups: Vec<GroupReport>,
     /// What each phase took.
     pub(crate) phases: Phases,
-    /// The operations of the matrix products that the masks took.
-    pub(crate) operations: u64,
+    /// The matrix products that the masks took.
+    pub(crate) products: Products,
 }
 
 impl Notes {
@@ -46,7 +46,7 @@ impl Notes {
         let mut notes = self.clone();
         let seconds = notes.phases.seconds.entry(phase.to_string()).or_default();
         *seconds += since.instant.elapsed().as_secs_f64();
-        notes.operations += operations() - since.operations;
+        notes.products += Products::so_far() - since.products;
         notes
     }
 }
@@ -55,7 +55,13 @@ impl Notes {
 #[derive(Clone, Copy)]
 struct Since {
     instant: Instant,
-    operations: u64,
+    products: Products,
+}
+
+impl Since {
+    fn now() -> Self {
+        Self { instant: Instant::now(), products: Products::so_far() }
+    }
 }
 
 /// How far a run has come.
@@ -115,8 +121,8 @@ impl<D: Ops> Progress<D> {
         self.place.phase
     }
 
-    /// Goes through the layers, or those that are left, with `run`; the operations and the seconds
-    /// count, and its state is kept. What the last pass of the run ends with is kept in any case.
+    /// Goes through the layers, or those that are left, with `run`; its products and seconds count,
+    /// and its state is kept. What the last pass of the run ends with is kept in any case.
     pub(super) fn go(
         &mut self,
         (model, plan): (&Model<'_, D>, &Plan),
@@ -126,13 +132,13 @@ impl<D: Ops> Progress<D> {
     ) -> Result<(), Error> {
         let Self { keeper, place, pass, notes } = self;
         let from = std::mem::replace(pass, Pass::from(Pruned::default()));
-        let since = Since { instant: Instant::now(), operations: operations() };
+        let since = Since::now();
         let (of, phase) = ((model, plan), place.phase);
         let mut phases = notes.phases.clone();
         let mut passing = Passing { of, keeper, phase, ends, notes, bar, since };
         let pruned = phases.run(&phase.to_string(), || run(from, &mut passing));
         notes.phases = phases;
-        notes.operations += operations() - since.operations;
+        notes.products += Products::so_far() - since.products;
         bar.finish_and_clear();
         place.layers = plan.layers.len();
         *pass = Pass { layer: place.layers, pruned: pruned?, streams: Vec::new() };

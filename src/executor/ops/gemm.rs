@@ -2,12 +2,14 @@
 //! peak, where dfdx's own product reaches half of it.
 
 use std::{
-    ops::Range,
+    ops::{AddAssign, Range, Sub},
     sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
 };
 
 use gemm::Parallelism;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::panels::Panels;
 use crate::buffer::stale;
@@ -62,10 +64,43 @@ fn fits(len: usize, rows: usize, columns: usize, row_stride: usize) -> bool {
 }
 
 static OPERATIONS: AtomicU64 = AtomicU64::new(0);
+static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
 
-/// The floating-point operations of all matrix products that were computed so far.
-pub fn operations() -> u64 {
-    OPERATIONS.load(Ordering::Relaxed)
+/// Matrix products that were computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Products {
+    /// Their floating-point operations.
+    pub operations: u64,
+    /// Seconds that each thread spent on them, on average. A GPU does not say: 0.
+    pub seconds: f64,
+}
+
+impl Products {
+    /// All that were computed so far.
+    pub fn so_far() -> Self {
+        let [operations, nanoseconds] =
+            [&OPERATIONS, &NANOSECONDS].map(|count| count.load(Ordering::Relaxed));
+        let seconds = nanoseconds as f64 / 1e9 / rayon::current_num_threads() as f64;
+        Self { operations, seconds }
+    }
+}
+
+impl Sub for Products {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            operations: self.operations - other.operations,
+            seconds: self.seconds - other.seconds,
+        }
+    }
+}
+
+impl AddAssign for Products {
+    fn add_assign(&mut self, other: Self) {
+        self.operations += other.operations;
+        self.seconds += other.seconds;
+    }
 }
 
 /// Counts the operations of a product of [rows, depth] and [depth, columns].
@@ -89,6 +124,7 @@ pub(super) fn gemm(
         return;
     }
     count(a.rows, b.columns, a.columns);
+    let started = Instant::now();
     #[allow(unsafe_code, reason = "the gemm crate's interface is raw pointers")]
     // SAFETY: each view holds its last element (checked when it was made, and above for `out`),
     // and `out` is borrowed mutably, so it overlaps neither.
@@ -115,6 +151,8 @@ pub(super) fn gemm(
             Parallelism::None,
         );
     }
+    let nanoseconds = started.elapsed().as_nanos() as u64;
+    NANOSECONDS.fetch_add(nanoseconds, Ordering::Relaxed);
 }
 
 /// Rows of a product that one task computes at most.

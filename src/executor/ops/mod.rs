@@ -40,7 +40,7 @@ pub use self::{
     columns::Columns,
     cross_entropy::CrossEntropy,
     gated::Gated,
-    gemm::operations,
+    gemm::Products,
     linear::{InputGradient, Linear, Trace, Weight},
     matrix::{Hold, Matrix},
     norm::{Norm, Normalise},

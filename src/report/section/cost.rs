@@ -19,7 +19,12 @@ pub(super) fn body(report: &Report) -> Markup {
         }
         @if report.operations > 0 {
             p.note {
-                "Finding the masks took " (operations(report.operations as f64)) " of matrix products. "
+                "Finding the masks took " (operations(report.operations as f64)) " of matrix products"
+                @if report.product_seconds > 0.0 {
+                    ", and these " (duration(report.product_seconds)) " of the time above, at "
+                    (operations(report.operations as f64 / report.product_seconds)) "/s"
+                }
+                ". "
                 "The layers' shapes alone ask for " (operations(report.least_operations)) ": attention "
                 "adds to that, and what is known already is not computed again."
             }

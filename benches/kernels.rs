@@ -4,11 +4,16 @@
 
 use std::{hint::black_box, time::Instant};
 
+use barber_metric::Dims;
 use criterion::{Criterion, Throughput};
 use dfdx::tensor::Cpu;
-use llm_barber::executor::ops::{
-    Activation, Attention, Gated, Heads, Hold, InputGradient, Linear, Matrix, Norm, Normalise,
-    Sums, Trace, Weight,
+use llm_barber::{
+    executor::ops::{
+        Activation, Attention, Gated, Heads, Hold, InputGradient, Linear, Matrix, Norm, Normalise,
+        SparseProduct, Sums, Trace, Weight,
+    },
+    mask::{Amount, Comparison, Distribution, Initial, Pattern, Scope, Scored, rebuild},
+    random::SplitMix64,
 };
 
 const TOKENS: usize = 2048;
@@ -111,5 +116,45 @@ fn main() {
         black_box(Cpu::normalise(q.clone(), &norm).expect("memory"));
     });
     share("RMS norm, 2048 × 576 (of bandwidth)", bytes, best, bandwidth);
+    // Half of the weights are pruned, the scores no longer say which.
+    let dims = Dims { rows: 1536, columns: 576 };
+    let noise = |seed| {
+        let mut random = SplitMix64::new(seed);
+        (0..dims.len()).map(|_| (random.bits() >> 40) as f32 + 1.0).collect::<Vec<_>>()
+    };
+    let mut scores = noise(1);
+    let other = scores.clone();
+    scores.iter_mut().zip(noise(2)).for_each(|(score, noise)| *score += 0.3 * noise);
+    let half = Amount::Share(0.5);
+    let of_other = ("w", dims, &other[..]);
+    let initial = Initial::of_scores(of_other, Scope::Row, Pattern::Unstructured, half);
+    let initial = initial.expect("a mask").mask;
+    let bytes = 4.0 * dims.len() as f64;
+    let best = measure(&mut c, "mask rebuild", Throughput::Bytes(bytes as u64), || {
+        let mut mask = initial.clone();
+        let (scope, pattern) = (Scope::Row, Pattern::Unstructured);
+        let mut group = [Scored { name: "w", scores: &scores, mask: &mut mask }];
+        black_box(rebuild(&mut group, scope, pattern, 0.1, Comparison::Pools).expect("a mask"));
+    });
+    share("mask rebuild by rows, 1536 × 576 (of bandwidth)", bytes, best, bandwidth);
+    let best = measure(&mut c, "distribution", Throughput::Bytes(bytes as u64), || {
+        Distribution::default().matrix(&initial, &initial, |i| black_box(&scores)[i]);
+    });
+    share("scores' distribution, 1536 × 576 (of bandwidth)", bytes, best, bandwidth);
+    let best = measure(&mut c, "initial mask", Throughput::Bytes(bytes as u64), || {
+        let of = ("w", dims, &scores[..]);
+        black_box(Initial::of_scores(of, Scope::Row, Pattern::Unstructured, half).expect("a mask"));
+    });
+    share("initial mask by rows, 1536 × 576 (of bandwidth)", bytes, best, bandwidth);
+    let entries: Vec<_> =
+        (0..dims.len()).step_by(50).map(|i| (i / dims.columns, i % dims.columns, 0.5)).collect();
+    let entries = Cpu::default().entries(entries, (dims.rows, dims.columns)).expect("memory");
+    let (x, y) = (matrix(TOKENS, dims.columns), matrix(TOKENS, dims.rows));
+    let bytes = 4.0 * (TOKENS * (dims.columns + 2 * dims.rows)) as f64;
+    let best = measure(&mut c, "sparse product", Throughput::Bytes(bytes as u64), || {
+        let found = Cpu::add_sparse_product(y.clone(), &x, &entries);
+        black_box(found.expect("memory"));
+    });
+    share("sparse product of 2%, 2048 × 576 × 1536 (of bandwidth)", bytes, best, bandwidth);
     println!("\n{}", rows.join("\n"));
 }

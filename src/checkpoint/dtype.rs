@@ -78,14 +78,8 @@ impl Dtype {
                         *value = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
                     }
                 }
-                Self::F16 => {
-                    let halves: Vec<f16> = pairs(bytes).map(f16::from_bits).collect();
-                    halves.convert_to_f32_slice(values);
-                }
-                Self::Bf16 => {
-                    let halves: Vec<bf16> = pairs(bytes).map(bf16::from_bits).collect();
-                    halves.convert_to_f32_slice(values);
-                }
+                Self::F16 => convert(bytes, values, f16::from_bits),
+                Self::Bf16 => convert(bytes, values, bf16::from_bits),
             },
         );
         values
@@ -130,6 +124,20 @@ impl Dtype {
             },
         );
         bytes
+    }
+}
+
+/// Converts halves; a few at a time, as their bytes need not lie where halves may.
+fn convert<H: Copy>(bytes: &[u8], values: &mut [f32], half: impl Fn(u16) -> H)
+where
+    [H]: HalfFloatSliceExt,
+{
+    const TOGETHER: usize = 512;
+    let mut halves = [half(0); TOGETHER];
+    for (values, bytes) in values.chunks_mut(TOGETHER).zip(bytes.chunks(2 * TOGETHER)) {
+        let halves = &mut halves[..values.len()];
+        halves.iter_mut().zip(pairs(bytes)).for_each(|(to, bits)| *to = half(bits));
+        halves.convert_to_f32_slice(values);
     }
 }
 

@@ -1,5 +1,7 @@
 //! The mask of one weight matrix, a bit per weight.
 
+use std::ops::Range;
+
 use barber_metric::Dims;
 use rayon::prelude::*;
 
@@ -58,7 +60,18 @@ impl Mask {
     /// If there is not exactly one entry per weight.
     pub fn from_bools(dims: Dims, kept: &[bool]) -> Self {
         assert_eq!(kept.len(), dims.len(), "one entry per weight of a {dims} matrix");
-        Self::from_fn(dims, |i| kept[i])
+        // Eight weights at a time: the product moves their lowest bits into one byte.
+        let byte = |kept: &[bool; 8]| {
+            let ones = u64::from_le_bytes(kept.map(u8::from));
+            ones.wrapping_mul(0x0102_0408_1020_4080) >> (u64::BITS - 8)
+        };
+        let word = |kept: &[bool]| {
+            let (eights, rest) = kept.as_chunks();
+            let rest = rest.iter().rev().fold(0, |word, kept| word << 1 | u64::from(*kept));
+            eights.iter().rev().fold(rest, |word, kept| word << 8 | byte(kept))
+        };
+        let words = kept.par_chunks(BITS).with_min_len(WORDS).map(word).collect();
+        Self { dims, words }
     }
 
     /// The bits, a word of 64 weights after the other, little-endian.
@@ -135,6 +148,21 @@ impl Mask {
         })
     }
 
+    /// Shows each of some consecutive weights, and whether it is kept.
+    #[inline(always)]
+    pub(super) fn each(&self, weights: Range<usize>, mut see: impl FnMut(usize, bool)) {
+        let mut start = weights.start;
+        while start < weights.end {
+            let end = weights.end.min((start / BITS + 1) * BITS);
+            let mut word = self.words[start / BITS] >> (start % BITS);
+            for i in start..end {
+                see(i, word & 1 == 1);
+                word >>= 1;
+            }
+            start = end;
+        }
+    }
+
     /// How many weights are kept.
     pub fn kept(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
@@ -201,6 +229,11 @@ mod tests {
             let mut mask = Mask::from_bools(dims, &kept);
             assert_eq!(mask.to_bools(), kept);
             assert_eq!(mask.kept(), kept.iter().filter(|&&kept| kept).count());
+            for first in [0, 1, columns, 2 * columns] {
+                let mut seen = Vec::new();
+                mask.each(first..dims.len(), |i, kept| seen.push((i, kept)));
+                assert!(seen.into_iter().eq((first..).zip(kept[first..].iter().copied())));
+            }
             let before = mask.clone();
             (0..dims.len()).step_by(3).for_each(|i| mask.set(i, !kept[i]));
             assert!(mask.differences(&before).eq((0..dims.len()).step_by(3)));

@@ -144,76 +144,72 @@ fn swap_pairs(group: &mut [Scored<'_>], scope: Scope, m: usize, alpha: f64) -> V
     swaps
 }
 
-/// The weights of a pool that change places: matrices, and indices in them.
+/// A weight of a pool: its matrix, and its number there.
+type Place = (usize, usize);
+
+/// The weights of a pool that change places.
 #[derive(Default)]
 struct Moving {
-    back: Vec<(usize, usize)>,
-    gone: Vec<(usize, usize)>,
+    back: Vec<Place>,
+    gone: Vec<Place>,
 }
 
 impl Moving {
+    /// Of a pool that keeps *k* weights, let τ be the *k*-th highest of all scores. As many pruned
+    /// weights are above τ as kept ones are not, up to those that are equal to it; so a pair is worth
+    /// swapping as long as its pruned weight is above τ or its kept one below, and no longer: one
+    /// selection, and a look at the few weights that are on the wrong side.
     fn of(pool: &Pool, group: &[Scored<'_>], alpha: f64) -> Self {
-        let len: usize = pool.runs.iter().map(|run| run.len).sum();
-        let (mut grow, mut prune) = (vec![0; len], vec![0; len]);
-        let (mut grows, mut prunes) = (0, 0);
+        let mut keys = Vec::with_capacity(pool.runs.iter().map(|run| run.len).sum());
         for run in &pool.runs {
-            let Scored { scores, mask, .. } = &group[run.matrix];
-            for i in run.indices() {
-                let (key, kept) = (key(scores[i]), usize::from(mask.get(i)));
-                // Both are written: a branch that cannot be foreseen would cost more. Reversed, the
-                // lowest of those that may come back score highest.
-                (prune[prunes], grow[grows]) = (key, !key);
-                prunes += kept;
-                grows += 1 - kept;
+            let scores = group[run.matrix].scores;
+            match run.range() {
+                Some(range) => keys.extend(scores[range].iter().map(|score| key(*score))),
+                None => keys.extend(run.indices().map(|i| key(scores[i]))),
             }
         }
-        prune.truncate(prunes);
-        grow.truncate(grows);
-        let worth = worth(&mut grow, &mut prune);
+        let mut pruned = keys.len();
+        each_weight(pool, group, |_, _, kept| pruned -= usize::from(kept));
+        if pruned == 0 || pruned == keys.len() {
+            return Self::default();
+        }
+        let (_, &mut middle, _) = keys.select_nth_unstable(pruned);
+        // Few are on the wrong side, which can be foreseen; whether one is kept cannot. The keys of
+        // pruned weights are reversed: the lowest of them score highest.
+        let mut wrong = [Vec::new(), Vec::new()];
+        each_weight(pool, group, |place, key, kept| {
+            let reverse = u32::from(kept).wrapping_sub(1);
+            if key ^ reverse <= middle ^ reverse {
+                wrong[usize::from(kept)].push((key ^ reverse, place));
+            }
+        });
+        let [back, gone] = wrong;
+        let beyond = |weights: &[(u32, Place)], middle: u32| {
+            weights.iter().filter(|(key, _)| *key < middle).count()
+        };
+        let worth = beyond(&back, !middle).max(beyond(&gone, middle));
         let count = (worth as f64 * alpha) as usize;
-        let mut moving = Self::default();
-        if count == 0 {
-            return moving;
-        }
-        // Those that are worth it stand first.
-        let (mut returning, mut going) =
-            (Lowest::of(&mut grow[..worth], count), Lowest::of(&mut prune[..worth], count));
-        for run in &pool.runs {
-            let Scored { scores, mask, .. } = &group[run.matrix];
-            for i in run.indices() {
-                let key = key(scores[i]);
-                if mask.get(i) {
-                    if going.takes(key) {
-                        moving.gone.push((run.matrix, i));
-                    }
-                } else if returning.takes(!key) {
-                    moving.back.push((run.matrix, i));
-                }
-            }
-        }
-        moving
+        let lowest = |weights: Vec<(u32, Place)>| {
+            let mut keys: Vec<u32> = weights.iter().map(|(key, _)| *key).collect();
+            let mut lowest = Lowest::of(&mut keys, count);
+            let weights = weights.into_iter().filter(|(key, _)| lowest.takes(*key));
+            weights.map(|(_, place)| place).collect()
+        };
+        Self { back: lowest(back), gone: lowest(gone) }
     }
 }
 
-/// How many pairs are worth swapping, where the i-th lowest of `grow`, which are reversed keys,
-/// meets the i-th lowest of `prune`. One list falls, the other rises: these pairs are the first
-/// ones, and their end is found by halves, sorting neither list. Afterwards they stand first in both.
-fn worth(grow: &mut [u32], prune: &mut [u32]) -> usize {
-    let (mut low, mut high) = (0, grow.len().min(prune.len()));
-    // Where the parts end that are not yet in order.
-    let (mut grow_end, mut prune_end) = (grow.len(), prune.len());
-    while low < high {
-        let middle = low.midpoint(high);
-        let (_, grows, _) = grow[low..grow_end].select_nth_unstable(middle - low);
-        let (_, prunes, _) = prune[low..prune_end].select_nth_unstable(middle - low);
-        if !*grows > *prunes {
-            low = middle + 1;
-        } else {
-            high = middle;
-            (grow_end, prune_end) = (middle, middle);
+/// Shows each weight of a pool: where it is, its key, and whether it is kept.
+#[inline(always)]
+fn each_weight(pool: &Pool, group: &[Scored<'_>], mut see: impl FnMut(Place, u32, bool)) {
+    for run in &pool.runs {
+        let Scored { scores, mask, .. } = &group[run.matrix];
+        let mut see = |i: usize, kept| see((run.matrix, i), key(scores[i]), kept);
+        match run.range() {
+            Some(range) => mask.each(range, see),
+            None => run.indices().for_each(|i| see(i, mask.get(i))),
         }
     }
-    low
 }
 
 impl Scored<'_> {
@@ -297,21 +293,27 @@ mod tests {
 
     proptest! {
         #[test]
-        fn halves_find_what_sorting_does(
-            grow in vec(0..50_u32, 0..60), prune in vec(0..50_u32, 0..60),
+        fn what_moves_is_what_sorting_finds(
+            weights in vec((0..12_u8, any::<bool>()), 0..60), alpha in 0.0..=1.0,
         ) {
-            let (mut sorted, mut rising) = (grow.clone(), prune.clone());
-            sorted.sort_unstable_by(|a, b| b.cmp(a));
-            rising.sort_unstable();
-            let expected = sorted.iter().zip(&rising).take_while(|(g, p)| g > p).count();
-            let mut grow: Vec<u32> = grow.into_iter().map(|key| !key).collect();
-            let mut prune = prune;
-            prop_assert_eq!(worth(&mut grow, &mut prune), expected);
-            let mut first: Vec<u32> = grow[..expected].iter().map(|key| !key).collect();
-            first.sort_unstable_by(|a, b| b.cmp(a));
-            prop_assert_eq!(&first[..], &sorted[..expected]);
-            prune[..expected].sort_unstable();
-            prop_assert_eq!(&prune[..expected], &rising[..expected]);
+            let scores: Vec<f32> = weights.iter().map(|(score, _)| f32::from(*score)).collect();
+            let before = Mask::from_fn(Dims { rows: 1, columns: weights.len() }, |i| weights[i].1);
+            let (mut prune, mut grow): (Vec<_>, Vec<_>) =
+                (0..weights.len()).partition(|i| before.get(*i));
+            grow.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+            prune.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]));
+            let pairs: Vec<(usize, usize)> = grow.into_iter().zip(prune)
+                .take_while(|(comes, goes)| scores[*comes] > scores[*goes])
+                .collect();
+            let mut expected = before.clone();
+            for (comes, goes) in &pairs[..(pairs.len() as f64 * alpha) as usize] {
+                expected.set(*comes, true);
+                expected.set(*goes, false);
+            }
+            let mut mask = before;
+            let mut group = [Scored { name: "w", scores: &scores, mask: &mut mask }];
+            rebuild(&mut group, Scope::Row, ALL, alpha, Comparison::Pools).expect("a mask");
+            prop_assert_eq!(mask, expected);
         }
     }
 

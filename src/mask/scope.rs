@@ -1,6 +1,6 @@
 //! Where weights compete with each other.
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use barber_metric::Dims;
 use schemars::JsonSchema;
@@ -96,6 +96,11 @@ impl Run {
     /// The indices of the weights in their matrix.
     pub(super) fn indices(self) -> impl Iterator<Item = usize> {
         (0..self.len).map(move |i| self.first + i * self.step)
+    }
+
+    /// Their range, where they follow one another.
+    pub(super) fn range(self) -> Option<Range<usize>> {
+        (self.step == 1).then(|| self.first..self.first + self.len)
     }
 }
 

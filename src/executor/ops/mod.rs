@@ -27,6 +27,7 @@ mod rope;
 mod sparse_product;
 mod squared_error;
 mod sums;
+mod transpose;
 
 pub use crate::buffer::Buffer;
 

@@ -6,7 +6,10 @@ use std::sync::{Arc, LazyLock, OnceLock};
 
 use rayon::prelude::*;
 
-use super::gemm::{SHARE, View};
+use super::{
+    gemm::{SHARE, View},
+    transpose::transpose,
+};
 use crate::buffer::{Buffer, stale};
 
 /// Columns of a panel: what the widest kernels take at a time, for these then read it from start to
@@ -104,25 +107,6 @@ impl Panels {
     pub(super) fn iter(&self) -> impl Iterator<Item = (usize, View<'_>)> {
         let panels = 0..self.columns.div_ceil(self.width);
         panels.map(|number| (number * self.width, self.panel(number)))
-    }
-}
-
-/// The transpose of a row-major matrix, a tile at a time: a column read from top to bottom would
-/// miss the cache at every number.
-#[inline]
-pub(super) fn transpose(values: &[f32], columns: usize, to: &mut [f32]) {
-    const TILE: usize = 16;
-    let rows = values.len().checked_div(columns).unwrap_or(0);
-    for top in (0..rows).step_by(TILE) {
-        let bottom = rows.min(top + TILE);
-        for left in (0..columns).step_by(TILE) {
-            for j in left..columns.min(left + TILE) {
-                let to = &mut to[j * rows + top..j * rows + bottom];
-                for (i, to) in to.iter_mut().enumerate() {
-                    *to = values[(top + i) * columns + j];
-                }
-            }
-        }
     }
 }
 

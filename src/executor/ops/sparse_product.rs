@@ -6,7 +6,7 @@
 use dfdx::tensor::{Cpu, CpuError};
 use rayon::prelude::*;
 
-use super::{Hold, Matrix, panels::transpose};
+use super::{Hold, Matrix, transpose::transpose};
 use crate::{
     buffer::{recycle, stale},
     simd::simd,

@@ -83,7 +83,8 @@ fn main() {
         let work = 2.0 * (TOKENS * inputs * outputs) as f64;
         let name = format!("squared gradients, 2048 × {inputs} × {outputs}");
         let best = measure(&mut c, &name, Throughput::Elements(work as u64), || {
-            Cpu::add_squared_gradients(&mut sum, &trace, &samples).expect("memory");
+            let mut layers = [(&mut sum, trace.clone())];
+            Cpu::add_squared_gradients(&mut layers, &samples).expect("memory");
         });
         share(&name, work, best, peak);
     }

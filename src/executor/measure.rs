@@ -305,16 +305,20 @@ impl<D: Ops> Executor<D> {
                 let loss = D::squared_error(output.put_tape(tape), &target, &batch.samples)?;
                 sum.add(false, f64::from(loss.as_vec()[0]));
                 loss.try_backward()?;
-                for ((part, squares), members) in traced.iter().zip(&mut squares).zip(members) {
-                    for &i in members {
-                        let Some(trace) = part.linears[i].take_trace() else { continue };
-                        let (rows, columns) = (trace.gradient.shape().1, trace.input.shape().1);
-                        let sum = match &mut squares[i] {
+                for (part, squares) in traced.iter().zip(&mut squares) {
+                    let mut layers = Vec::new();
+                    for (linear, sum) in part.linears.iter().zip(squares) {
+                        let Some(trace) = linear.take_trace() else { continue };
+                        let sum = match sum {
                             Some(sum) => sum,
-                            empty => empty.insert(self.device.nothing(rows, columns)?),
+                            None => {
+                                let empty = self.device.nothing(linear.outputs(), linear.inputs());
+                                sum.insert(empty?)
+                            }
                         };
-                        D::add_squared_gradients(sum, &trace, &batch.samples)?;
+                        layers.push((sum, trace));
                     }
+                    D::add_squared_gradients(&mut layers, &batch.samples)?;
                 }
                 Ok(())
             };

@@ -538,7 +538,8 @@ mod tests {
             let empty = |rows, columns| cpu(vec![0.0; rows * columns], (rows, columns));
 
             let (mut found, mut expected) = (device.nothing(4, 33).unwrap(), empty(4, 33));
-            D::add_squared_gradients(&mut found, &trace, &samples).unwrap();
+            let mut layers = [(&mut found, trace.clone())];
+            D::add_squared_gradients(&mut layers, &samples).unwrap();
             add_squared_gradients(&mut expected, &theirs(&x), &theirs(&g), &samples).unwrap();
             close(&D::sums(found).unwrap(), &expected.as_vec(), "squared gradients");
 

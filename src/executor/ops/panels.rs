@@ -45,11 +45,7 @@ pub(super) struct Panels {
 impl Panels {
     /// Of a row-major matrix, in panels of the width that a right factor has.
     pub(super) fn of(values: &[f32], columns: usize) -> Self {
-        Self::as_wide(values, columns, *WIDTH)
-    }
-
-    /// The same, in panels of so many columns.
-    pub(super) fn as_wide(values: &[f32], columns: usize, width: usize) -> Self {
+        let width = *WIDTH;
         let rows = values.len().checked_div(columns).unwrap_or(0);
         let mut panels = stale(values.len());
         panels.par_chunks_mut((width * rows).max(1)).enumerate().for_each(|(i, panel)| {

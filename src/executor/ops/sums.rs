@@ -2,7 +2,7 @@
 //!
 //! Each sample's part is added in the samples' order, whatever the number of threads.
 
-use std::{fmt, ops::Range};
+use std::{fmt, ops::Range, sync::Arc};
 
 use dfdx::tensor::{Cpu, CpuError};
 use rayon::prelude::*;
@@ -13,7 +13,7 @@ use super::{
     panels::Panels,
 };
 use crate::{
-    buffer::{recycle, stale},
+    buffer::{Buffer, recycle, stale},
     simd::simd,
 };
 
@@ -34,14 +34,14 @@ pub trait Sums: Hold {
     /// If the device is lost.
     fn sums(sum: Self::Sum) -> Result<Vec<f32>, Self::Err>;
 
-    /// Adds the square of ∂L/∂W, [outputs, inputs], of each of the `samples`, which are rows of
-    /// the trace: squared sample by sample (LLM-Barber, arXiv 2408.10631).
+    /// Adds, for each of some layers, the square of ∂L/∂W, [outputs, inputs], of each of the
+    /// `samples`, which are rows of the traces: squared sample by sample (LLM-Barber, arXiv
+    /// 2408.10631). Layers of one input that follow one another need less together than alone.
     ///
     /// # Errors
     /// If the device has not enough memory.
     fn add_squared_gradients(
-        sum: &mut Self::Sum,
-        trace: &Trace<Self>,
+        layers: &mut [(&mut Self::Sum, Trace<Self>)],
         samples: &[Range<usize>],
     ) -> Result<(), Self::Err>;
 
@@ -63,17 +63,59 @@ pub trait Sums: Hold {
     ) -> Result<(), Self::Err>;
 }
 
+/// Some columns of a matrix.
+#[derive(Clone, Copy)]
+struct Strip<'a> {
+    values: &'a [f32],
+    /// Columns of the matrix.
+    width: usize,
+    first: usize,
+    columns: usize,
+}
+
+impl Strip<'_> {
+    /// Some of its rows, laid side by side: products read them again and again.
+    fn rows(self, rows: Range<usize>) -> Buffer {
+        let mut laid = stale(rows.len() * self.columns);
+        for (row, to) in rows.zip(laid.chunks_exact_mut(self.columns)) {
+            let at = row * self.width + self.first;
+            to.copy_from_slice(&self.values[at..at + self.columns]);
+        }
+        laid.into()
+    }
+}
+
 /// For each share of the columns of `a`, on a thread of its own: what it adds to its rows of the sums.
 fn each_share(
     (sums, columns): &mut (Vec<f32>, usize),
     a: &Matrix<Cpu>,
-    add: impl Fn(&mut [f32], View<'_>, usize) + Sync,
+    add: impl Fn(&mut [f32], Strip<'_>) + Sync,
 ) {
     let width = a.shape().1;
     let share = share(width).max(1);
-    let a = Panels::as_wide(&a.values, width, share);
     let shares = sums.par_chunks_mut((share * *columns).max(1)).with_max_len(1).enumerate();
-    shares.for_each(|(i, sums)| add(sums, a.panel(i), (i + 1) * share));
+    shares.for_each(|(i, sums)| {
+        let first = i * share;
+        let columns = share.min(width - first);
+        add(sums, Strip { values: &a.values, width, first, columns });
+    });
+}
+
+/// Adds the products of the rows of `a` with the panels up to a column that its share tells.
+fn add_panels(
+    sums: &mut (Vec<f32>, usize),
+    a: &Matrix<Cpu>,
+    b: &Panels,
+    end: impl Fn(Strip<'_>) -> usize + Sync,
+) {
+    let (rows, columns) = (a.shape().0, b.columns());
+    each_share(sums, a, |sums, strip| {
+        let a = strip.rows(0..rows);
+        let a = View::new(&a, rows, strip.columns).t();
+        for (first, b) in b.iter().take_while(|(first, _)| *first < end(strip)) {
+            gemm(&mut sums[first..], columns, 1.0, 1.0, a, b);
+        }
+    });
 }
 
 impl Sums for Cpu {
@@ -89,39 +131,42 @@ impl Sums for Cpu {
     }
 
     fn add_squared_gradients(
-        sums: &mut Self::Sum,
-        Trace { input, gradient }: &Trace<Self>,
+        layers: &mut [(&mut Self::Sum, Trace<Self>)],
         samples: &[Range<usize>],
     ) -> Result<(), CpuError> {
-        let (x, inputs) = (Panels::of(&input.values, input.shape().1), input.shape().1);
-        each_share(sums, gradient, |sums, g, _| {
-            let mut tile = stale(g.columns() * x.width());
-            // A tile of one sample's gradient is squared while it is in the cache.
-            for sample in samples {
-                for (first, x) in x.iter() {
-                    let (g, x) = (g.rows(sample.clone()).t(), x.rows(sample.clone()));
-                    gemm(&mut tile, x.columns(), 0.0, 1.0, g, x);
-                    simd!({
-                        let rows = tile.chunks_exact(x.columns());
-                        for (sums, g) in sums.chunks_exact_mut(inputs).zip(rows) {
-                            let sums = &mut sums[first..first + g.len()];
-                            sums.iter_mut().zip(g).for_each(|(sum, g)| *sum += g * g);
+        let same = |a: &Trace<Self>, b: &Trace<Self>| Arc::ptr_eq(&a.input.values, &b.input.values);
+        for layers in layers.chunk_by_mut(|(_, a), (_, b)| same(a, b)) {
+            let Some((_, Trace { input, .. })) = layers.first() else { continue };
+            let (x, inputs) = (Panels::of(&input.values, input.shape().1), input.shape().1);
+            for (sums, Trace { gradient, .. }) in layers {
+                each_share(sums, gradient, |sums, strip| {
+                    let outputs = strip.columns;
+                    let mut tile = stale(outputs * x.width());
+                    // A tile of one sample's gradient is squared while it is in the cache.
+                    for sample in samples {
+                        let g = strip.rows(sample.clone());
+                        let g = View::new(&g, sample.len(), outputs).t();
+                        for (first, x) in x.iter() {
+                            gemm(&mut tile, x.columns(), 0.0, 1.0, g, x.rows(sample.clone()));
+                            simd!({
+                                let rows = tile.chunks_exact(x.columns());
+                                for (sums, g) in sums.chunks_exact_mut(inputs).zip(rows) {
+                                    let sums = &mut sums[first..first + g.len()];
+                                    sums.iter_mut().zip(g).for_each(|(sum, g)| *sum += g * g);
+                                }
+                            });
                         }
-                    });
-                }
+                    }
+                    recycle(tile);
+                });
             }
-            recycle(tile);
-        });
+        }
         Ok(())
     }
 
     fn add_gram(sums: &mut Self::Sum, x: &Matrix<Self>) -> Result<(), CpuError> {
-        let (width, panels) = (x.shape().1, Panels::of(&x.values, x.shape().1));
-        each_share(sums, x, |sums, share, end| {
-            for (first, x) in panels.iter().take_while(|(first, _)| *first < end) {
-                gemm(&mut sums[first..], width, 1.0, 1.0, share.t(), x);
-            }
-        });
+        let panels = Panels::of(&x.values, x.shape().1);
+        add_panels(sums, x, &panels, |strip| strip.first + strip.columns);
         Ok(())
     }
 
@@ -130,12 +175,8 @@ impl Sums for Cpu {
         a: &Matrix<Self>,
         b: &Matrix<Self>,
     ) -> Result<(), CpuError> {
-        let (columns, b) = (b.shape().1, Panels::of(&b.values, b.shape().1));
-        each_share(sums, a, |sums, a, _| {
-            for (first, b) in b.iter() {
-                gemm(&mut sums[first..], columns, 1.0, 1.0, a.t(), b);
-            }
-        });
+        let panels = Panels::of(&b.values, b.shape().1);
+        add_panels(sums, a, &panels, |_| panels.columns());
         Ok(())
     }
 }
@@ -153,7 +194,10 @@ mod tests {
             gradient: matrix(noise(5 * outputs, 2), (5, outputs)),
         };
         let mut sum = Cpu::default().nothing(outputs, inputs).unwrap();
-        Cpu::add_squared_gradients(&mut sum, &trace, &[0..2, 2..5]).unwrap();
+        let mut other = Cpu::default().nothing(outputs, inputs).unwrap();
+        let mut layers = [(&mut sum, trace.clone()), (&mut other, trace.clone())];
+        Cpu::add_squared_gradients(&mut layers, &[0..2, 2..5]).unwrap();
+        assert_eq!(sum, other);
         let sums = Cpu::sums(sum).unwrap();
         for (i, j) in [(0, 0), (95, 2), (96, 0), (99, 2)] {
             let product = |t: usize| {

@@ -491,15 +491,16 @@ impl Sums for Cuda {
     }
 
     fn add_squared_gradients(
-        sum: &mut Numbers,
-        Trace { input, gradient }: &Trace<Self>,
+        layers: &mut [(&mut Numbers, Trace<Self>)],
         samples: &[Range<usize>],
     ) -> Result<()> {
-        let (gpu, count) = (input.gpu(), input.shape.1 * gradient.shape.1);
-        let mut product = gpu.stale(count)?;
-        for sample in samples {
-            add_transposed_product(&mut product, 0.0, gradient, input, sample)?;
-            gpu.each("accumulate_square", count, (count, &product, &mut sum.slice))?;
+        for (sum, Trace { input, gradient }) in layers {
+            let (gpu, count) = (input.gpu(), input.shape.1 * gradient.shape.1);
+            let mut product = gpu.stale(count)?;
+            for sample in samples {
+                add_transposed_product(&mut product, 0.0, gradient, input, sample)?;
+                gpu.each("accumulate_square", count, (count, &product, &mut sum.slice))?;
+            }
         }
         Ok(())
     }

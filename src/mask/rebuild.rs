@@ -189,13 +189,17 @@ impl Moving {
         };
         let worth = beyond(&back, !middle).max(beyond(&gone, middle));
         let count = (worth as f64 * alpha) as usize;
-        let lowest = |weights: Vec<(u32, Place)>| {
+        if count == 0 {
+            return Self::default();
+        }
+        // In lists of their own: those of all pools are held together.
+        let lowest = |weights: &[(u32, Place)]| {
             let mut keys: Vec<u32> = weights.iter().map(|(key, _)| *key).collect();
             let mut lowest = Lowest::of(&mut keys, count);
-            let weights = weights.into_iter().filter(|(key, _)| lowest.takes(*key));
-            weights.map(|(_, place)| place).collect()
+            let weights = weights.iter().filter(|(key, _)| lowest.takes(*key));
+            weights.map(|(_, place)| *place).collect()
         };
-        Self { back: lowest(back), gone: lowest(gone) }
+        Self { back: lowest(&back), gone: lowest(&gone) }
     }
 }
 

@@ -155,10 +155,9 @@ struct Moving {
 }
 
 impl Moving {
-    /// Of a pool that keeps *k* weights, let τ be the *k*-th highest of all scores. As many pruned
-    /// weights are above τ as kept ones are not, up to those that are equal to it; so a pair is worth
-    /// swapping as long as its pruned weight is above τ or its kept one below, and no longer: one
-    /// selection, and a look at the few weights that are on the wrong side.
+    /// Of a pool that keeps *k* weights, let τ be the *k*-th highest score. The *i*-th pair is worth
+    /// swapping if its pruned weight is above τ or its kept one below, and so is every pair up to the
+    /// larger of both numbers: as τ is the *k*-th, weights equal to it fill up the shorter list.
     fn of(pool: &Pool, group: &[Scored<'_>], alpha: f64) -> Self {
         let mut keys = Vec::with_capacity(pool.runs.iter().map(|run| run.len).sum());
         for run in &pool.runs {
@@ -174,7 +173,7 @@ impl Moving {
             return Self::default();
         }
         let (_, &mut middle, _) = keys.select_nth_unstable(pruned);
-        // Few are on the wrong side, which can be foreseen; whether one is kept cannot. The keys of
+        // Mostly few are on the wrong side, which can be foreseen; whether one is kept cannot. The keys of
         // pruned weights are reversed: the lowest of them score highest.
         let mut wrong = [Vec::new(), Vec::new()];
         each_weight(pool, group, |place, key, kept| {

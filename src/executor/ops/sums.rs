@@ -36,7 +36,7 @@ pub trait Sums: Hold {
 
     /// Adds, for each of some layers, the square of ∂L/∂W, [outputs, inputs], of each of the
     /// `samples`, which are rows of the traces: squared sample by sample (LLM-Barber, arXiv
-    /// 2408.10631). Layers of one input that follow one another need less together than alone.
+    /// 2408.10631). A device may lay out the input once for layers that share it, in a row.
     ///
     /// # Errors
     /// If the device has not enough memory.
@@ -74,7 +74,7 @@ struct Strip<'a> {
 }
 
 impl Strip<'_> {
-    /// Some of its rows, laid side by side: products read them again and again.
+    /// Some of its rows, one right after the other: products read them again and again.
     fn rows(self, rows: Range<usize>) -> Buffer {
         let mut laid = stale(rows.len() * self.columns);
         for (row, to) in rows.zip(laid.chunks_exact_mut(self.columns)) {

@@ -173,8 +173,8 @@ impl Moving {
             return Self::default();
         }
         let (_, &mut middle, _) = keys.select_nth_unstable(pruned);
-        // Mostly few are on the wrong side, which can be foreseen; whether one is kept cannot. The keys of
-        // pruned weights are reversed: the lowest of them score highest.
+        // Mostly few are on the wrong side, which can be foreseen; whether one is kept cannot. The
+        // keys of pruned weights are reversed: the lowest of them score highest.
         let mut wrong = [Vec::new(), Vec::new()];
         each_weight(pool, group, |place, key, kept| {
             let reverse = u32::from(kept).wrapping_sub(1);

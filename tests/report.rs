@@ -18,8 +18,8 @@ use llm_barber::{
     prune::{GroupReport, MatrixReport, StageReport},
     recipe::Setting,
     report::{
-        Matrix, Report, Run, Size, Sizes, Stages, TaskReport, TextReport, comparison_page, page,
-        read,
+        Matrix, OutputError, Report, Run, Size, Sizes, Stages, TaskReport, TextReport,
+        comparison_page, page, read,
     },
 };
 use scraper::{ElementRef, Html, Selector};
@@ -41,6 +41,7 @@ fn report(layers: usize, name: &str) -> Report {
         version: llm_barber::version::Version::current(),
         model: format!("models/{name}").into(),
         output: format!("out/{name}").into(),
+        model_weights: layers * 10 * 4096,
         prunable_weights: layers * 7 * 4096,
         pruned_weights: layers * 7 * 2048,
         perplexity: vec![TextReport {
@@ -126,6 +127,7 @@ fn report(layers: usize, name: &str) -> Report {
             report.matrices.extend(matrices);
         }
     }
+    report.output_error = OutputError::of(&report.groups);
     report
 }
 
@@ -279,6 +281,64 @@ fn a_run_writes_a_page_of_its_report() {
 }
 
 #[test]
+fn groups_whose_stage_was_taken_back_are_marked() {
+    let mut report = report(6, "");
+    let legend = |page: &Html| text(all(page, "#error")[0]).contains("a stage was taken back");
+    let plain = check(&page(&report).unwrap());
+    assert!(!legend(&plain));
+    // The circles of the charts: markers, and rings.
+    let circles = |page: &Html| all(page, "#error svg.chart circle").len();
+    for group in &mut report.groups {
+        if (group.layer, &*group.group) == (4, "mlp") {
+            let stage = &mut group.stages[0];
+            (stage.accepted, stage.after) = (false, stage.before);
+        }
+    }
+    report.output_error = OutputError::of(&report.groups);
+    let marked = check(&page(&report).unwrap());
+    assert!(legend(&marked));
+    // In the chart of its group, and in the one of all.
+    assert_eq!(circles(&marked), circles(&plain) + 2);
+    let shown = text(all(&marked, "main")[0]);
+    assert!(shown.contains("was taken back in layer 4's mlp"), "{shown}");
+    let tile = text(all(&marked, ".tiles")[0]);
+    assert!(tile.contains("in layer 4's mlp"), "{tile}");
+}
+
+#[test]
+fn a_large_group_does_not_decide_about_the_headline() {
+    let mut report = report(2, "");
+    for (group, [before, after]) in
+        report.groups.iter_mut().zip([[1e6, 1e5], [1.0, 1.2], [2.0, 2.2], [3.0, 3.3]])
+    {
+        let stage = &mut group.stages[0];
+        (stage.before, stage.after) = (
+            Loss { calibration: before, held_out: None },
+            Loss { calibration: after, held_out: None },
+        );
+    }
+    report.output_error = OutputError::of(&report.groups);
+    let tile = text(all(&check(&page(&report).unwrap()), ".tiles")[0]);
+    // (0.1 + 1.2 + 1.1 + 1.1) / 4, though the sum of the errors falls by 90%.
+    assert!(tile.contains("−12.5%") && tile.contains("+20.0% in layer 0's mlp"), "{tile}");
+}
+
+#[test]
+fn what_one_pass_does_not_measure_has_no_column() {
+    let mut report = report(2, "");
+    let quality = |report: &Report| text(all(&check(&page(report).unwrap()), "#quality")[0]);
+    assert!(quality(&report).contains("initial mask") && !quality(&report).contains("one pass"));
+    report.perplexity[0].found.initial = None;
+    report.tasks[0].found.initial = None;
+    let shown = quality(&report);
+    assert!(
+        !shown.contains("initial mask") || shown.matches("initial mask").count() == 1,
+        "{shown}"
+    );
+    assert!(shown.contains("one pass") && !shown.contains('–'), "{shown}");
+}
+
+#[test]
 fn stages_say_which_weights_they_swapped() {
     let dir = tempfile::tempdir().unwrap();
     let recipe = recipe(dir.path(), "");
@@ -363,6 +423,7 @@ fn pages_are_small_and_have_all_figures() {
     let shown = text(all(&parsed, "body")[0]);
     for expected in [
         "50.00%",
+        "35.00% of the whole model",
         "24.94",
         "35.90",
         "1.44",
@@ -449,18 +510,25 @@ fn runs_are_compared() {
     assert_eq!(barber(&["compare", &a, "--html", &html, "--force"]).status, 0);
     assert_ne!(fs::read_to_string(&html).unwrap(), made);
 
+    // A directory of runs stands for them; what else is in it is none.
+    let all = dir.path().display().to_string();
+    let [each, together] =
+        [&["compare", &a, &b][..], &["compare", &all]].map(|arguments| barber(arguments));
+    assert_eq!((together.status, &together.stdout), (0, &each.stdout), "{}", together.stderr);
+
     let run = barber(&["compare", &a, &b, "--json"]);
     let found: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(found["runs"], serde_json::json!(["a", "b"]));
     let error = found["figures"].as_array().unwrap().iter().find(|of| of["name"] == "output error");
     let report: Value = serde_json::from_str(&fs::read_to_string(&json_of_b).unwrap()).unwrap();
-    let sum = |when: &str| -> f64 {
-        let groups = report["groups"].as_array().unwrap();
-        groups.iter().map(|of| of["stages"][0][when]["calibration"].as_f64().unwrap()).sum()
-    };
-    let expected = sum("after") / sum("before");
+    // Each group counts alike, whatever the size of its error.
+    let groups = report["groups"].as_array().unwrap();
+    let error_of = |group: &Value, when: &str| group["stages"][0][when]["calibration"].as_f64();
+    let quotient = |group| error_of(group, "after").unwrap() / error_of(group, "before").unwrap();
+    let expected = groups.iter().map(quotient).sum::<f64>() / groups.len() as f64;
     let found = error.unwrap()["values"][1].as_f64().unwrap();
     assert!((found / expected - 1.0).abs() < 1e-12, "{found} {expected}");
+    assert_eq!(report["output_error"]["mean"].as_f64(), Some(found));
 
     // A report without what earlier versions did not write.
     let mut old = report;

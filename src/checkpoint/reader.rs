@@ -420,6 +420,12 @@ impl Reader {
         self.shards.iter().map(|shard| shard.path.as_path())
     }
 
+    /// Number of elements of all tensors, zeros included.
+    pub fn weights(&self) -> usize {
+        let tensors = self.tensors.iter().filter_map(|(name, place)| self.view(name, place));
+        tensors.map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+    }
+
     /// Bytes of all tensors, as they are stored.
     pub fn weight_bytes(&self) -> u64 {
         self.shards.iter().map(|shard| (shard.map.len() - shard.data) as u64).sum()

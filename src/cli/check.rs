@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Error,
-    columns::{commented, labelled},
+    columns::{commented, labelled, wrapped},
     progress::Terminal,
     show,
 };
@@ -48,9 +48,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         values(loaded, &settings);
         if !loaded.point.settings.is_empty() {
             let runs = runs.len();
-            println!(
-                "\nsweep     {runs} runs; the values above and what follows are the first one's"
-            );
+            let sweep =
+                format!("{runs} runs; the values above and what follows are the first one's");
+            println!("\n{}", labelled("sweep", &sweep));
         }
         for run in runs.iter().filter(|run| !run.point.settings.is_empty()) {
             println!("  {}", run.point.name);
@@ -81,7 +81,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         println!("{report}");
         return Ok(loaded.find_texts()?);
     }
-    println!("\nmodel     {} ({} layers)", show(&recipe.model.path), plan.layers.len());
+    let named = format!("{} ({} layers)", show(&recipe.model.path), plan.layers.len());
+    println!("\n{}", labelled("model", &named));
     matrices(&model, &plan);
     let memory = format!(
         "about {} at the peak, beside the checkpoint's own pages: {} for the layers, and \
@@ -177,13 +178,13 @@ fn matrices(model: &Model<'_, Cpu>, plan: &Plan) {
     for (place, name) in groups.iter().enumerate() {
         println!("pruned    {name}");
         for ((_, _, line), layers) in found.iter().filter(|((of, ..), _)| *of == place) {
-            println!("  {line}; {}", ranges(layers));
+            println!("{}", wrapped("  ", "    ", &format!("{line}; {}", ranges(layers))));
         }
     }
     if !left.is_empty() {
         println!("left as they are");
         for (name, layers) in left {
-            println!("  {name}; {}", ranges(&layers));
+            println!("{}", wrapped("  ", "    ", &format!("{name}; {}", ranges(&layers))));
         }
     }
 }

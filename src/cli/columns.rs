@@ -1,6 +1,8 @@
-//! What stands in columns: tables of words and figures, and text beside its label.
+//! What stands in columns and fits the terminal: tables of words and figures, and text beside its
+//! label.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::NOTHING};
+use textwrap::core::display_width;
 
 /// How a column stands under its heading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,14 +13,36 @@ pub(super) enum Column {
     Figures(&'static str),
 }
 
-/// An empty table with these columns.
-pub(super) fn columns(columns: &[Column]) -> Table {
+impl Column {
+    const fn heading(self) -> &'static str {
+        match self {
+            Self::Words(heading) | Self::Figures(heading) => heading,
+        }
+    }
+}
+
+/// The columns of the terminal, or as many as the variable COLUMNS says; `None` in a pipe.
+fn terminal() -> Option<usize> {
+    // Unit tests have no output of their own, and mean the same on any terminal.
+    if cfg!(test) {
+        return None;
+    }
+    let said = std::env::var("COLUMNS").ok().and_then(|columns| columns.trim().parse().ok());
+    let size = || console::Term::stdout().size_checked();
+    said.or_else(|| size().map(|(_, columns)| columns.into())).filter(|columns| *columns > 0)
+}
+
+/// The columns that lines of text are made for.
+fn width() -> usize {
+    const WIDTH: usize = 80;
+    terminal().map_or(WIDTH, |columns| columns.min(WIDTH))
+}
+
+/// A table, the first column of which names the rows.
+pub(super) fn columns(columns: &[Column], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();
-    let heading = |column: &Column| match *column {
-        Column::Words(heading) | Column::Figures(heading) => heading,
-    };
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(columns.iter().map(heading));
+    table.set_header(columns.iter().map(|column| column.heading()));
     for (i, (cells, column)) in table.column_iter_mut().zip(columns).enumerate() {
         cells.set_padding((if i == 0 { 0 } else { 2 }, 0));
         cells.set_cell_alignment(match column {
@@ -26,22 +50,48 @@ pub(super) fn columns(columns: &[Column]) -> Table {
             Column::Figures(_) => CellAlignment::Right,
         });
     }
-    table
+    table.add_rows(rows);
+    let headings: Vec<&str> = columns.iter().map(|column| column.heading()).collect();
+    fitted(table.trim_fmt(), &headings, rows)
 }
 
-/// The columns of the terminal that lines are made for.
-const WIDTH: usize = 80;
+/// A table, or its rows one after the other where it is wider than the terminal.
+pub(super) fn fitted(table: String, headings: &[impl AsRef<str>], rows: &[Vec<String>]) -> String {
+    let widest = table.lines().map(display_width).max().unwrap_or(0);
+    match terminal() {
+        Some(columns) if columns < widest => stacked(headings, rows),
+        _ => table,
+    }
+}
+
+/// The rows of a table one after the other: the first cell, and below it the others that say
+/// something, each beside its heading.
+fn stacked(headings: &[impl AsRef<str>], rows: &[Vec<String>]) -> String {
+    let headings: Vec<&str> = headings.iter().map(AsRef::as_ref).collect();
+    let widest = headings[1..].iter().map(|heading| display_width(heading)).max().unwrap_or(0);
+    let mut lines = Vec::new();
+    for row in rows {
+        lines.push(wrapped("", "  ", &row[0]));
+        for (heading, cell) in headings.iter().zip(row).skip(1).filter(|(_, cell)| !cell.is_empty())
+        {
+            let fill = " ".repeat(widest - display_width(heading));
+            lines.push(wrapped(&format!("  {heading}{fill}  "), &" ".repeat(widest + 4), cell));
+        }
+    }
+    lines.join("\n")
+}
+
 /// Where the text beside a label begins.
 const TEXT: usize = 10;
 
 /// A text beside its label, in as many lines as it needs. No word is broken: a path stays whole.
 pub(super) fn labelled(label: &str, text: &str) -> String {
-    wrapped(&format!("{label:TEXT$}"), &" ".repeat(TEXT), text)
+    wrapped(&format!("{label:0$} ", TEXT - 1), &" ".repeat(TEXT), text)
 }
 
 /// A text in as many lines as it needs, with what the first and the others begin with.
 pub(super) fn wrapped(first: &str, rest: &str, text: &str) -> String {
-    let options = textwrap::Options::new(WIDTH)
+    let options = textwrap::Options::new(width())
         .break_words(false)
         .word_splitter(textwrap::WordSplitter::NoHyphenation)
         .initial_indent(first)
@@ -52,11 +102,12 @@ pub(super) fn wrapped(first: &str, rest: &str, text: &str) -> String {
 /// Texts with a comment each, the comments one under the other. Where a text is too long for its
 /// comment to stand there, the comment gets a line of its own.
 pub(super) fn commented(lines: &[(String, String)]) -> String {
-    let width = |of: fn(&(String, String)) -> &String| {
+    let widest = |of: fn(&(String, String)) -> &String| {
         lines.iter().map(|line| of(line).chars().count()).max().unwrap_or(0)
     };
-    let (text, comment) = (width(|line| &line.0), width(|line| &line.1));
-    let column = WIDTH.saturating_sub(comment).max(WIDTH / 2).min(text + 3);
+    let (text, comment) = (widest(|line| &line.0), widest(|line| &line.1));
+    let width = self::width();
+    let column = width.saturating_sub(comment).max(width / 2).min(text + 3);
     let lines = lines.iter().map(|(text, comment)| match text.chars().count() {
         length if length < column => format!("{text:column$}{comment}"),
         _ => format!("{text}\n{:column$}{comment}", ""),
@@ -91,16 +142,20 @@ mod tests {
         let found = labelled("time", &format!("{} {path} end", "0.1 s, ".repeat(10)));
         let lines: Vec<&str> = found.lines().collect();
         assert_eq!(lines.len(), 3, "{found}");
-        assert!(lines[0].starts_with("time      0.1 s,") && lines[0].len() <= WIDTH, "{found}");
+        assert!(lines[0].starts_with("time      0.1 s,") && lines[0].len() <= 80, "{found}");
         assert_eq!(lines[1], format!("          {path}"));
         assert_eq!(lines[2], "          end");
+        assert_eq!(labelled("reconstruct", "6 of 6"), "reconstruct 6 of 6");
     }
 
     #[test]
     fn figures_end_together_and_words_begin_together() {
-        let mut table = columns(&[Column::Words(""), Column::Figures("size"), Column::Words("as")]);
-        table.add_row(["one", "5 B", "dense"]).add_row(["others", "12 kB", ""]);
+        let heads = [Column::Words(""), Column::Figures("size"), Column::Words("as")];
+        let rows = [["one", "5 B", "dense"], ["others", "12 kB", ""]];
+        let rows = rows.map(|row| row.map(str::to_owned).to_vec());
         let expected = "         size  as\none       5 B  dense\nothers  12 kB";
-        assert_eq!(table.trim_fmt(), expected);
+        assert_eq!(columns(&heads, &rows), expected);
+        let expected = "one\n  size  5 B\n  as    dense\nothers\n  size  12 kB";
+        assert_eq!(stacked(&["", "size", "as"], &rows), expected);
     }
 }

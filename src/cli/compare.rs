@@ -1,10 +1,14 @@
 //! `barber compare`: several runs side by side.
 
-use std::path::{Path, PathBuf};
+use std::{
+    cmp::Ordering,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::{Error, table::Table, write};
 use crate::{
-    report::{Comparison, Kind, Run, comparison_page, read},
+    report::{Comparison, JSON, Kind, Run, comparison_page, read},
     run,
 };
 
@@ -13,9 +17,11 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  barber compare out/50 out/60 --html comparison.html")]
+  barber compare out/50 out/60 --html comparison.html
+  barber compare out/sweep")]
 pub(super) struct Arguments {
-    /// Directories that `barber prune` wrote, or their reports, barber-report.json.
+    /// Directories that `barber prune` wrote, or directories of such, as a sweep's; or reports,
+    /// barber-report.json.
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
     /// Write a page with the same figures and charts.
@@ -30,8 +36,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
-    let read = |path: &PathBuf| Ok((name(path), read(path)?));
-    let runs = arguments.runs.iter().map(read).collect::<Result<Vec<_>, Error>>()?;
+    let mut runs = Vec::new();
+    for path in arguments.runs.iter().flat_map(|path| runs_of(path)) {
+        runs.push((name(&path), read(&path)?));
+    }
     let runs = Run::named(runs);
     if let Some(path) = &arguments.html {
         let page = comparison_page(&runs).map_err(|e| run::Error::Report(e.to_string()))?;
@@ -48,9 +56,34 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
+/// The runs in a directory of such, as a sweep makes one: by their names, in which numbers are in
+/// their order. Of a path that is no directory of runs, itself.
+fn runs_of(path: &Path) -> Vec<PathBuf> {
+    let is_run = |path: &Path| path.join(JSON).is_file();
+    if is_run(path) {
+        return vec![path.to_owned()];
+    }
+    let entries = fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+    let mut runs: Vec<_> = entries.map(|entry| entry.path()).filter(|path| is_run(path)).collect();
+    runs.sort_by(|a, b| in_order(&a.to_string_lossy(), &b.to_string_lossy()));
+    if runs.is_empty() { vec![path.to_owned()] } else { runs }
+}
+
+/// The order of the names of a sweep's runs, such as `limit=5,ratio=0.5` before `limit=10,ratio=0.45`.
+fn in_order(a: &str, b: &str) -> Ordering {
+    let parts = |name: &str| -> Vec<String> { name.split([',', '=']).map(str::to_owned).collect() };
+    let part = |(a, b): (&String, &String)| match (a.parse::<f64>(), b.parse::<f64>()) {
+        (Ok(a), Ok(b)) => a.total_cmp(&b),
+        _ => a.cmp(b),
+    };
+    let (of_a, of_b) = (parts(a), parts(b));
+    let first = of_a.iter().zip(&of_b).map(part).find(|order| order.is_ne());
+    first.unwrap_or_else(|| a.cmp(b))
+}
+
 /// The path of a run; that of its directory if a report in one is given.
 fn name(path: &Path) -> String {
-    let report = path.file_name().is_some_and(|name| name == crate::report::JSON);
+    let report = path.file_name().is_some_and(|name| name == JSON);
     let dir = path.parent().filter(|dir| report && !dir.as_os_str().is_empty());
     dir.unwrap_or(path).display().to_string()
 }
@@ -89,4 +122,19 @@ pub(super) fn tables(comparison: &Comparison) -> Vec<Table> {
         tables.push(Table::new("What differs in the recipes", rows));
     }
     tables
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_in_their_order() {
+        let mut names = ["ratio=0.5", "limit=10,x=a", "ratio=0.45", "limit=5,x=b", "limit=5,x=a"];
+        names.sort_by(|a, b| in_order(a, b));
+        assert_eq!(
+            names,
+            ["limit=5,x=a", "limit=5,x=b", "limit=10,x=a", "ratio=0.45", "ratio=0.5"]
+        );
+    }
 }

@@ -23,7 +23,7 @@ struct Line {
     change: String,
 }
 
-/// A line for each text, each task and the output error; `None` if nothing was measured.
+/// A line for each text and each task; `None` if nothing was measured.
 pub(super) fn gains(report: &Report) -> Option<String> {
     let mut lines = Vec::new();
     for text in &report.perplexity {
@@ -64,13 +64,6 @@ pub(super) fn gains(report: &Report) -> Option<String> {
             });
         }
     }
-    if let Some([before, after]) = report.error() {
-        lines.push(Line {
-            name: "output error of the groups".into(),
-            figures: [None, Some("100.0%".into()), Some(format!("{:.1}%", 100.0 * after / before))],
-            change: relative(Some(before), Some(after)),
-        });
-    }
     let shown: Vec<usize> =
         (0..3).filter(|&i| lines.iter().any(|line| line.figures[i].is_some())).collect();
     if shown.is_empty() {
@@ -81,15 +74,13 @@ pub(super) fn gains(report: &Report) -> Option<String> {
     heads.extend(shown.iter().map(|&i| Figures(headings[i])));
     let gained = lines.iter().any(|line| !line.change.is_empty());
     heads.extend(gained.then_some(Words("by refinement")));
-    let mut table = columns(&heads);
-    for Line { name, mut figures, change } in lines {
-        let figures = shown.iter().map(|&i| figures[i].take().unwrap_or_default());
+    let row = |Line { name, mut figures, change }: Line| {
         let mut row = vec![name];
-        row.extend(figures);
+        row.extend(shown.iter().map(|&i| figures[i].take().unwrap_or_default()));
         row.extend(gained.then_some(change));
-        table.add_row(row);
-    }
-    Some(table.trim_fmt())
+        row
+    };
+    Some(columns(&heads, &lines.into_iter().map(row).collect::<Vec<_>>()))
 }
 
 /// A figure of each stage that there is.

@@ -10,7 +10,7 @@ use super::{
     Error,
     columns::{
         Column::{Figures, Words},
-        columns,
+        columns, wrapped,
     },
     progress::Terminal,
     show,
@@ -77,14 +77,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         Format::Dense => String::new(),
         format => format!(", {}, of {}", format.name(), size(dense)),
     };
-    println!(
-        "{}: {}{} tensors, {} in {files} {}{compressed}\n",
+    let what = format!(
+        "{}: {}{} tensors, {} in {files} {}{compressed}",
         show(&arguments.dir),
         family.map_or_else(String::new, |family| format!("{family}, ")),
         tensors.len(),
         size(total.bytes),
         if files == 1 { "file" } else { "files" },
     );
+    println!("{}\n", wrapped("", "", &what));
     if arguments.tensors {
         println!("{}\n", each(&tensors));
     }
@@ -218,8 +219,8 @@ impl Sum {
         }
     }
 
-    fn row(&self, name: &str) -> [String; 6] {
-        [
+    fn row(&self, name: &str) -> Vec<String> {
+        vec![
             name.to_owned(),
             if self.weights > 0 { self.weights.to_string() } else { String::new() },
             self.sparsity.map_or_else(String::new, percent),
@@ -240,43 +241,36 @@ fn percent(share: f64) -> String {
 
 /// A table of the places.
 fn summary(places: &[Place], layers: &Sum, total: &Sum) -> String {
-    let mut table = columns(&[
+    let heads = [
         Words(""),
         Figures("weights"),
         Figures("zeros"),
         Words("pattern"),
         Words("format"),
         Figures("size"),
-    ]);
-    for place in places {
-        table.add_row(place.sum.row(&place.name));
-    }
+    ];
+    let mut rows: Vec<_> = places.iter().map(|place| place.sum.row(&place.name)).collect();
     if layers.weights > 0 {
-        table.add_row(layers.row("all layers"));
+        rows.push(layers.row("all layers"));
     }
-    table.add_row(total.row("all tensors"));
-    table.trim_fmt()
+    rows.push(total.row("all tensors"));
+    columns(&heads, &rows)
 }
 
 /// A table of the tensors.
 fn each(tensors: &[Tensor]) -> String {
-    let mut table = columns(&[
-        Words("tensor"),
-        Figures("shape"),
-        Figures("zeros"),
-        Words("pattern"),
-        Words("format"),
-    ]);
-    for tensor in tensors {
+    let heads =
+        [Words("tensor"), Figures("shape"), Figures("zeros"), Words("pattern"), Words("format")];
+    let row = |tensor: &Tensor| {
         let shape: Vec<String> = tensor.shape.iter().map(ToString::to_string).collect();
         let zeros = tensor.zeros.map(|zeros| zeros as f64 / tensor.weights.max(1) as f64);
-        table.add_row([
+        vec![
             short(&tensor.name).to_owned(),
             shape.join("×"),
             zeros.map_or_else(String::new, percent),
             tensor.pattern.clone().unwrap_or_default(),
             tensor.dtype.clone(),
-        ]);
-    }
-    table.trim_fmt()
+        ]
+    };
+    columns(&heads, &tensors.iter().map(row).collect::<Vec<_>>())
 }

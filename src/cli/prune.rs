@@ -108,7 +108,8 @@ pub(super) fn introduce(recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
         .flatten()
         .map(|g| &*g.name)
         .collect();
-    println!("model     {} ({layers} layers)", show(&recipe.model.path));
+    let model = format!("{} ({layers} layers)", show(&recipe.model.path));
+    println!("{}", labelled("model", &model));
     let overrides = match recipe.overrides.len() {
         0 => String::new(),
         1 => ", with 1 override".into(),

@@ -7,9 +7,8 @@ use bytesize::ByteSize;
 use super::{columns::labelled, gains::gains};
 use crate::{
     checkpoint::Format,
-    executor::Loss,
-    prune::StageReport,
-    report::{Report, Sizes},
+    prune::GroupReport,
+    report::{Kind, OutputError, Report, Sizes},
 };
 
 /// The summary of a run, as it is printed.
@@ -18,23 +17,26 @@ pub(super) struct Summary<'a>(pub(super) &'a Report);
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = self.0;
+        let Report { pruned_weights, prunable_weights, model_weights, .. } = report;
         let share = 100.0 * report.sparsity();
-        writeln!(
-            f,
-            "pruned    {} of {} weights ({share:.2}%)",
-            report.pruned_weights, report.prunable_weights
-        )?;
+        let mut pruned = format!("{pruned_weights} of {prunable_weights} weights ({share:.2}%)");
+        if let Some(share) = report.model_sparsity() {
+            let share = 100.0 * share;
+            pruned += &format!("; {share:.2}% of the whole model's {model_weights}");
+        }
+        writeln!(f, "{}", labelled("pruned", &pruned))?;
         if let (Some(least), Some(most)) = (
             report.allocation.iter().copied().min_by(f64::total_cmp),
             report.allocation.iter().copied().max_by(f64::total_cmp),
         ) {
             let [least, most] = [least, most].map(|share| 100.0 * share);
-            writeln!(f, "layers    {least:.1}% to {most:.1}% pruned")?;
+            writeln!(f, "{}", labelled("layers", &format!("{least:.1}% to {most:.1}% pruned")))?;
         }
         if report.changed_weights > 0 {
             let kept = report.prunable_weights - report.pruned_weights;
             let changed = report.changed_weights;
-            writeln!(f, "changed   {changed} of {kept} kept weights: they are not the dense ones")?;
+            let changed = format!("{changed} of {kept} kept weights: they are not the dense ones");
+            writeln!(f, "{}", labelled("changed", &changed))?;
         }
         let stages = report.groups.first().map_or(0, |group| group.stages.len());
         for i in 0..stages {
@@ -42,24 +44,23 @@ impl fmt::Display for Summary<'_> {
             let matrices = || of.iter().flat_map(|stage| &stage.matrices);
             let swaps: usize = matrices().map(|matrix| matrix.came_back).sum();
             let kept: usize = matrices().map(|matrix| matrix.kept).sum();
-            let change = |error: fn(&Loss) -> f64| {
-                let sum = |loss: fn(&StageReport) -> &Loss| -> f64 {
-                    of.iter().map(|stage| error(loss(stage))).sum()
-                };
-                100.0 * (sum(|stage| &stage.after) / sum(|stage| &stage.before) - 1.0)
-            };
             let accepted = of.iter().filter(|stage| stage.accepted).count();
-            let mut said = format!("{accepted} of {} groups: ", of.len());
+            let mut said = vec![format!("accepted in {accepted} of {} groups", of.len())];
+            let taken_back: Vec<_> = report.taken_back(i).map(GroupReport::place).collect();
+            if !taken_back.is_empty() {
+                said.push(format!("taken back in {}", some(&taken_back)));
+            }
             if swaps > 0 {
                 let share = 100.0 * swaps as f64 / kept.max(1) as f64;
-                said += &format!("{swaps} swaps ({share:.2}% of the kept weights), ");
+                said.push(format!("{swaps} swaps ({share:.2}% of the kept weights)"));
             }
-            said += &format!("output error {:+.1}%", change(|loss| loss.calibration));
-            if of[0].after.held_out.is_some() {
-                let held_out = change(|loss| loss.held_out.unwrap_or_default());
-                said += &format!(", {held_out:+.1}% held out");
-            }
-            writeln!(f, "{}", labelled(&of[0].stage, &said))?;
+            said.extend(OutputError::of_stage(&report.groups, i).as_ref().map(error));
+            writeln!(f, "{}", labelled(&of[0].stage, &said.join("; ")))?;
+        }
+        if stages > 1
+            && let Some(of) = &report.output_error
+        {
+            writeln!(f, "{}", labelled("together", &error(of)))?;
         }
         if let Some(gains) = gains(report) {
             writeln!(f, "\n{gains}")?;
@@ -80,9 +81,33 @@ impl fmt::Display for Summary<'_> {
         let time = format!("{:.1} s: {}", report.total_seconds(), seconds.join(", "));
         writeln!(f, "{}", labelled("time", &time))?;
         if let Some(peak) = report.peak_memory() {
-            writeln!(f, "memory    {} at most, beside the checkpoint's pages", bytes(peak))?;
+            let memory = format!("{} at most, beside the checkpoint's pages", bytes(peak));
+            writeln!(f, "{}", labelled("memory", &memory))?;
         }
-        write!(f, "written   {}", super::show(&report.output))
+        f.write_str(&labelled("written", &super::show(&report.output)))
+    }
+}
+
+/// What became of the groups' output errors.
+fn error(of: &OutputError) -> String {
+    let [mean, worst] = [of.mean, of.worst].map(|quotient| Kind::Factor.show(quotient));
+    let mut said = format!(
+        "output error {mean} (mean of the groups), at worst {worst} ({})",
+        of.worst_place()
+    );
+    if let Some(held_out) = of.held_out {
+        said += &format!(", {} held out", Kind::Factor.show(held_out));
+    }
+    said
+}
+
+/// The first of some names, and how many more there are.
+fn some(names: &[String]) -> String {
+    const MOST: usize = 4;
+    let shown = names[..names.len().min(MOST)].join(", ");
+    match names.len().saturating_sub(MOST) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
 }
 

@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+use textwrap::core::display_width;
+
+use super::columns::{fitted, wrapped};
+
 /// A table, with its columns aligned for a reader of plain text.
 pub(super) struct Table {
     title: String,
@@ -19,31 +23,34 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n", self.title)?;
+        let Some((head, rows)) = self.rows.split_first() else { return Ok(()) };
+        write!(f, "{}\n\n{}\n", wrapped("", "", &self.title), fitted(self.markdown(), head, rows))
+    }
+}
+
+impl Table {
+    fn markdown(&self) -> String {
         let columns = self.rows.first().map_or(0, Vec::len);
-        let length = |row: &Vec<String>, i: usize| row[i].chars().count();
+        let length = |row: &Vec<String>, i: usize| display_width(&row[i]);
         let widths: Vec<usize> = (0..columns)
             .map(|i| self.rows.iter().map(|row| length(row, i)).max().unwrap_or(0).max(2))
             .collect();
+        let mut lines = Vec::new();
         for (i, row) in self.rows.iter().enumerate() {
-            for (j, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                match j {
-                    0 => write!(f, "| {cell:width$} |")?,
-                    _ => write!(f, " {cell:>width$} |")?,
-                }
-            }
-            writeln!(f)?;
+            let cells = row.iter().zip(&widths).enumerate().map(|(j, (cell, width))| {
+                let fill = " ".repeat(width - display_width(cell));
+                if j == 0 { format!(" {cell}{fill} ") } else { format!(" {fill}{cell} ") }
+            });
+            lines.push(format!("|{}|", cells.collect::<Vec<_>>().join("|")));
             if i == 0 {
-                for (j, width) in widths.iter().enumerate() {
-                    match j {
-                        0 => write!(f, "|{}|", "-".repeat(width + 2))?,
-                        _ => write!(f, "{}:|", "-".repeat(width + 1))?,
-                    }
-                }
-                writeln!(f)?;
+                let rules = widths.iter().enumerate().map(|(j, width)| match j {
+                    0 => "-".repeat(width + 2),
+                    _ => format!("{}:", "-".repeat(width + 1)),
+                });
+                lines.push(format!("|{}|", rules.collect::<Vec<_>>().join("|")));
             }
         }
-        Ok(())
+        lines.join("\n")
     }
 }
 

@@ -159,10 +159,20 @@ pub struct GroupReport {
 }
 
 impl GroupReport {
+    /// Where the group is, as a reader is told: `layer 3's mlp`.
+    pub fn place(&self) -> String {
+        place(self.layer, &self.group)
+    }
+
     /// The error before the first stage and after the last one.
     pub fn errors(&self) -> Option<[Loss; 2]> {
         Some([self.stages.first()?.before, self.stages.last()?.after])
     }
+}
+
+/// Where a group is, as a reader is told.
+pub(crate) fn place(layer: usize, group: &str) -> String {
+    format!("layer {layer}'s {group}")
 }
 
 /// What a stage did to one group.

@@ -147,7 +147,7 @@ fn power(exponent: i32) -> String {
 }
 
 /// A number as short as it can be written.
-fn short(value: f64) -> String {
+pub(super) fn short(value: f64) -> String {
     let rounded = format!("{value:.2e}").parse().unwrap_or(value);
     match (1e-3..1e5).contains(&value.abs()) || value == 0.0 {
         true => format!("{rounded}"),

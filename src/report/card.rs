@@ -3,7 +3,7 @@
 
 use std::{fmt, path::Path};
 
-use super::{Report, front_matter::FrontMatter};
+use super::{Report, figure::change, front_matter::FrontMatter};
 use crate::{
     checkpoint::Format,
     recipe::{Recipe, describe},
@@ -67,15 +67,27 @@ impl Card<'_> {
         writeln!(
             f,
             " with zeros for {pruned_weights} of the {prunable_weights} weights of \
-             {} matrices ({share:.2}%), made by Barber {}, an implementation of \
+             {} matrices ({share:.2}%; {:.2}% of all of the model's weights, embeddings included), \
+             made by Barber {}, an implementation of \
              [LLM-Barber](https://arxiv.org/abs/2408.10631).\n",
-            sizes.pruned_matrices, self.report.version.barber
+            sizes.pruned_matrices,
+            100.0 * self.report.model_sparsity().unwrap_or_default(),
+            self.report.version.barber
         )?;
         writeln!(f, "- Pattern: {}", sparsity.pattern)?;
         writeln!(f, "- Initial mask: {}", plain(&describe::init(self.recipe)))?;
         let blocks = self.report.group_names();
         for stage in refine {
             writeln!(f, "- Refinement: {}", plain(&describe::stage(stage, self.recipe, &blocks)))?;
+        }
+        if let Some(error) = &self.report.output_error {
+            let [mean, worst] = [error.mean, error.worst].map(|of| change(1.0, of));
+            let place = plain(&error.worst_place());
+            writeln!(
+                f,
+                "- Output error: changed by the refinement by {mean}, the mean of the groups, and by \
+                 {worst} in {place}"
+            )?;
         }
         if let Some(source) = calibration.source.as_deref().filter(|_| self.recipe.calibrates()) {
             let (samples, length) = (calibration.samples, calibration.sequence_length);

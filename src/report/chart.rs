@@ -7,7 +7,7 @@ use plotters::{
     chart::{ChartBuilder, ChartContext},
     coord::{CoordTranslate, Shift, cartesian::Cartesian2d},
     drawing::{DrawingArea, DrawingAreaErrorKind, IntoDrawingArea},
-    element::{Circle, Cross, EmptyElement, PathElement, Polygon, Rectangle, Text, TriangleMarker},
+    element::{Circle, Cross, EmptyElement, PathElement, Polygon, Rectangle, TriangleMarker},
     prelude::SVGBackend,
     series::LineSeries,
     style::{Color, IntoFont, TextStyle},
@@ -15,7 +15,7 @@ use plotters::{
 
 use super::{
     axis::Axis,
-    palette::{GRID, INK, LOOKS, Look, Marker},
+    palette::{GRID, HEAT, INK, LOOKS, Look, Marker},
 };
 
 /// Why a chart could not be drawn.
@@ -85,11 +85,13 @@ pub(super) struct Lines {
     /// What it shows, for those who do not see it.
     pub(super) title: String,
     /// What is from left to right.
-    pub(super) across: &'static str,
+    pub(super) across: String,
     pub(super) x: Axis,
     pub(super) scale: Scale,
     /// The series; each has the look of its place.
     pub(super) lines: Vec<Line>,
+    /// Points that a ring marks.
+    pub(super) rings: Vec<(f64, f64)>,
     /// Width and height.
     pub(super) size: (u32, u32),
 }
@@ -111,7 +113,7 @@ impl Lines {
             return Ok(html! { p.empty { "There is nothing to draw." } });
         };
         svg(&self.title, self.size, |root| {
-            let mut chart = frame(root, self.across, self.x.clone(), y)?;
+            let mut chart = frame(root, &self.across, self.x.clone(), y)?;
             for (i, line) in self.lines.iter().enumerate() {
                 let look = look(i);
                 let runs = line.points.split(|(_, y)| !self.scale.drawable(*y));
@@ -125,84 +127,124 @@ impl Lines {
                     }
                 }
             }
+            let drawable = self.rings.iter().filter(|(_, y)| self.scale.drawable(*y));
+            for point in drawable {
+                chart.plotting_area().draw(&(EmptyElement::at(*point) + ring((0, 0))))?;
+            }
             Ok(())
         })
     }
 }
 
-/// Points of a plane, each with its number.
-pub(super) fn points(
+/// A chart of one value for each of some names, a row each.
+pub(super) fn dots(
     title: &str,
     across: &str,
-    (x, scale): (Axis, Scale),
-    points: &[(f64, f64)],
+    names: &[String],
+    values: &[Option<f64>],
 ) -> Result<Markup, Error> {
-    let Some(y) = scale.axis(points.iter().map(|(_, y)| *y)) else {
+    let known = values.iter().flatten().copied();
+    let Some(x) = Scale::Logarithmic.axis(known) else {
         return Ok(html! { p.empty { "There is nothing to draw." } });
     };
-    svg(title, LARGE, |root| {
-        let chart = frame(root, across, x, y)?;
-        let area = chart.plotting_area();
-        for (i, point) in points.iter().enumerate().filter(|(_, (_, y))| scale.drawable(*y)) {
-            mark(area, look(0), *point)?;
-            let number = Text::new((i + 1).to_string(), (14, -26), letters());
-            area.draw(&(EmptyElement::at(*point) + number))?;
-        }
-        Ok(())
-    })
-}
-
-/// A chart of squares: rows by their names, and columns by their numbers up to `end`. Of each square
-/// the row, the column and a value are given; a value of 1 fills its place, and the square's area
-/// says what the value is.
-pub(super) fn squares(
-    title: &str,
-    across: &str,
-    rows: &[String],
-    end: usize,
-    values: impl Iterator<Item = (usize, usize, f64)>,
-) -> Result<Markup, Error> {
-    /// The height of a row.
-    const ROW: u32 = 66;
-    let size = (WIDE.0, ROW * rows.len() as u32 + 120);
-    let (x, y) = (Axis::numbers(end), Axis::names(rows));
-    let last = rows.len().saturating_sub(1);
-    svg(title, size, |root| {
-        let chart = frame(root, across, x, y)?;
-        let area = chart.plotting_area();
-        let (width, _) = area.dim_in_pixel();
-        let room = (f64::from(width) / (end as f64 + 1.0)).min(f64::from(ROW)) - 4.0;
-        for (row, column, value) in values {
-            let half = (room / 2.0 * value.clamp(0.0, 1.0).sqrt()).round() as i32;
-            if half > 0 {
-                let at = (column as f64, last.saturating_sub(row) as f64);
-                let style = look(0).colour.filled();
-                let square = Rectangle::new([(-half, -half), (half, half)], style);
-                area.draw(&(EmptyElement::at(at) + square))?;
+    svg(title, (WIDE.0, rows(names.len())), |root| {
+        let chart = frame(root, across, x, Axis::names(names))?;
+        for (row, value) in values.iter().rev().enumerate() {
+            if let Some(value) = value.filter(|value| Scale::Logarithmic.drawable(*value)) {
+                mark(chart.plotting_area(), look(0), (value, row as f64))?;
             }
         }
         Ok(())
     })
 }
 
-/// What the looks mean: the names of series, each with its line and marker.
-pub(super) fn legend(names: &[impl AsRef<str>]) -> Result<Markup, Error> {
+/// The height of a row of a chart that has rows.
+const ROW: u32 = 66;
+
+/// The height of a chart of so many rows.
+const fn rows(count: usize) -> u32 {
+    ROW * count as u32 + 120
+}
+
+/// A chart of cells: rows by their names, and columns by their numbers up to `end`. Of each cell the
+/// row, the column and a value are given, which a colour of the palette's [`HEAT`] stands for: the
+/// first for what is just above 0, the last for 1. What is 0 is left blank.
+pub(super) fn heatmap(
+    title: &str,
+    across: &str,
+    names: &[String],
+    end: usize,
+    values: impl Iterator<Item = (usize, usize, f64)>,
+) -> Result<Markup, Error> {
+    let last = names.len().saturating_sub(1);
+    svg(title, (WIDE.0, rows(names.len())), |root| {
+        let chart = frame(root, across, Axis::numbers(end), Axis::names(names))?;
+        let area = chart.plotting_area();
+        let half =
+            |pixels: u32, cells: usize| (f64::from(pixels) / cells as f64 / 2.0 - 1.0) as i32;
+        let (width, height) = area.dim_in_pixel();
+        let (x, y) = (half(width, end + 1).max(1), half(height, names.len()).max(1));
+        for (row, column, value) in values.filter(|(_, _, value)| *value > 0.0) {
+            let level = (value * HEAT.len() as f64).ceil() as usize;
+            let colour = HEAT[level.clamp(1, HEAT.len()) - 1].colour;
+            let at = (column as f64, last.saturating_sub(row) as f64);
+            let cell = Rectangle::new([(-x, -y), (x, y)], colour.filled());
+            area.draw(&(EmptyElement::at(at) + cell))?;
+        }
+        Ok(())
+    })
+}
+
+/// What the colours of a heatmap mean, if the last one is for `most`.
+pub(super) fn heat_legend(most: f64, show: impl Fn(f64) -> String) -> Result<Markup, Error> {
+    /// The size of a key.
+    const KEY: (u32, u32) = (60, 44);
+    let mut keys = Vec::new();
+    for (i, look) in HEAT.iter().enumerate() {
+        let corners = [(0, 0), (KEY.0 as i32, KEY.1 as i32)];
+        let key = drawn(KEY, |root| root.draw(&Rectangle::new(corners, look.colour.filled())))?;
+        keys.push((key, show(most * (i + 1) as f64 / HEAT.len() as f64)));
+    }
+    Ok(html! {
+        ul.legend.scale {
+            @for (key, end) in keys {
+                li { svg viewBox="0 0 60 44" width="30" height="22" aria-hidden="true" { (key) } "to " (end) }
+            }
+        }
+    })
+}
+
+/// What the looks mean: the names of series, each with its line and marker, and what a ring means, if
+/// there are any.
+pub(super) fn legend(names: &[impl AsRef<str>], rings: Option<&str>) -> Result<Markup, Error> {
+    /// The size of a key.
+    const KEY: (u32, u32) = (90, 44);
+    let middle = (KEY.0 as i32 / 2, KEY.1 as i32 / 2);
     let mut keys = Vec::new();
     for (i, name) in names.iter().enumerate() {
-        keys.push((drawn((90, 30), |root| key(root, look(i)))?, name.as_ref()));
+        let look = look(i);
+        let key = drawn(KEY, |root| {
+            let ends = vec![(0, middle.1), (KEY.0 as i32, middle.1)];
+            root.draw(&PathElement::new(ends, look.colour.stroke_width(4)))?;
+            mark(root, look, middle)
+        })?;
+        keys.push((key, name.as_ref()));
+    }
+    if let Some(name) = rings {
+        keys.push((drawn(KEY, |root| root.draw(&ring(middle)))?, name));
     }
     Ok(html! {
         ul.legend {
             @for (key, name) in keys {
-                li { svg viewBox="0 0 90 30" width="45" height="15" aria-hidden="true" { (key) } (name) }
+                li { svg viewBox="0 0 90 44" width="45" height="22" aria-hidden="true" { (key) } (name) }
             }
         }
     })
 }
 
-fn key(root: &DrawingArea<Backend<'_>, Shift>, look: Look) -> Result<(), Error> {
-    root.draw(&PathElement::new(vec![(0, 15), (90, 15)], look.colour.stroke_width(4)))?;
-    mark(root, look, (45, 15))
+/// A ring about a marker.
+fn ring(at: (i32, i32)) -> Circle<(i32, i32), i32> {
+    Circle::new(at, MARK + 8, INK.colour.stroke_width(4))
 }
 
 /// Axes and a grid.

@@ -17,7 +17,7 @@ pub const HTML: &str = "barber-report.html";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file could not be read.
-    #[error("{}: {source}; give a directory that a run of `barber prune` wrote (of a sweep, its runs' directories), or its {JSON}", path.display())]
+    #[error("{}: {source}; give a directory that `barber prune` wrote, a directory of such, or a {JSON}", path.display())]
     Read {
         /// The file.
         path: PathBuf,

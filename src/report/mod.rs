@@ -13,6 +13,7 @@ mod figure;
 mod file;
 mod front_matter;
 mod names;
+mod output_error;
 mod page;
 mod palette;
 mod run;
@@ -23,6 +24,7 @@ pub use self::{
     card::{CARD, card},
     comparison::{Comparison, Difference, Figure, Kind, Run},
     file::{Error, HTML, JSON, read},
+    output_error::OutputError,
     run::{Matrix, Report, Size, Sizes, Stages, TaskReport, TextReport},
 };
 

@@ -1,13 +1,11 @@
 //! The frame of every page, and the page of a run.
 
-use std::path::Path;
-
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{
     Report, chart,
     figure::{bytes, change, count, duration, number, percent},
-    names, palette,
+    palette,
     section::{self, Section},
 };
 
@@ -53,9 +51,11 @@ pub(super) fn frame(title: &str, head: &Markup, sections: &[Section], barber: &s
 
 /// The page of a run.
 pub(super) fn page(report: &Report) -> Result<String, chart::Error> {
-    let end = |path: &Path| names::short(&[path.display().to_string()], '/').concat();
-    let (name, output) = (end(&report.model), end(&report.output));
-    let title = if name.is_empty() { "Pruning report".into() } else { format!("{name}, pruned") };
+    let output = report.output.file_name().unwrap_or_default().to_string_lossy();
+    let title = match report.model_name() {
+        name if name.is_empty() => "Pruning report".into(),
+        name => format!("{name}, {:.0}% pruned", 100.0 * report.sparsity()),
+    };
     let head = html! {
         h1 { (title) }
         p.note { (report.model.display()) " → " (output) }
@@ -70,7 +70,11 @@ pub(super) fn page(report: &Report) -> Result<String, chart::Error> {
 
 /// The figures that matter most: a name, the figure, and what more there is to say.
 fn tiles(report: &Report) -> Vec<(String, String, String)> {
-    let weights = format!("of {} weights", count(report.prunable_weights as u64));
+    let mut weights = format!("of {} weights", count(report.prunable_weights));
+    if let Some(share) = report.model_sparsity() {
+        let all = count(report.model_weights);
+        weights += &format!("; {} of the whole model's {all}", percent(share));
+    }
     let mut tiles = vec![("pruned".into(), percent(report.sparsity()), weights)];
     if let Some(text) = report.perplexity.first() {
         let (dense, last) = (text.found.dense.perplexity, text.found.last().perplexity);
@@ -84,8 +88,10 @@ fn tiles(report: &Report) -> Vec<(String, String, String)> {
         let more = format!("dense {}", percent(mean(|task| task.found.dense.acc)));
         tiles.push(("mean accuracy".into(), percent(mean(|task| task.found.last().acc)), more));
     }
-    if let Some([before, after]) = report.error() {
-        tiles.push(("output error".into(), change(before, after), "by the refinement".into()));
+    if let Some(error) = &report.output_error {
+        let worst = change(1.0, error.worst);
+        let more = format!("mean of the groups; {worst} in {}", error.worst_place());
+        tiles.push(("output error".into(), change(1.0, error.mean), more));
     }
     tiles.push(("time".into(), duration(report.total_seconds()), String::new()));
     if let Some(peak) = report.peak_memory() {

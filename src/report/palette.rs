@@ -50,6 +50,16 @@ pub(super) const INK: Look = look([0x3a, 0x3f, 0x47], [0xc4, 0xca, 0xd4], "none"
 /// What guides the eye.
 pub(super) const GRID: Look = look([0xdf, 0xe2, 0xe7], [0x36, 0x3b, 0x44], "none", Marker::Circle);
 
+/// From little to much, for the cells of a heatmap: ever darker, on a dark page ever lighter.
+pub(super) const HEAT: [Look; 6] = [
+    look([0xd3, 0xe6, 0xf5], [0x22, 0x38, 0x4e], "none", Marker::Square),
+    look([0xa6, 0xcb, 0xe8], [0x2f, 0x54, 0x76], "none", Marker::Square),
+    look([0x6f, 0xa9, 0xd6], [0x41, 0x74, 0xa0], "none", Marker::Square),
+    look([0x3b, 0x82, 0xbf], [0x5e, 0x98, 0xc8], "none", Marker::Square),
+    look([0x15, 0x5a, 0x96], [0x8b, 0xbd, 0xe6], "none", Marker::Square),
+    look([0x08, 0x30, 0x5e], [0xc9, 0xe4, 0xfb], "none", Marker::Square),
+];
+
 fn hex(RGBColor(r, g, b): RGBColor) -> String {
     format!("#{r:02X}{g:02X}{b:02X}")
 }
@@ -57,7 +67,7 @@ fn hex(RGBColor(r, g, b): RGBColor) -> String {
 /// The style sheet's part about series.
 pub(super) fn css() -> String {
     let (mut dashes, mut dark) = (String::new(), String::new());
-    for look in LOOKS.iter().chain([&INK, &GRID]) {
+    for look in LOOKS.iter().chain([&INK, &GRID]).chain(&HEAT) {
         let (colour, on_dark) = (hex(look.colour), hex(look.dark));
         if look.dash != "none" {
             let dash = look.dash;
@@ -67,7 +77,7 @@ pub(super) fn css() -> String {
             let _ = write!(dark, "svg [{attribute}=\"{colour}\"]{{{attribute}:{on_dark}}}");
         }
     }
-    format!("{dashes}\n@media (prefers-color-scheme:dark){{{dark}}}")
+    format!("{dashes}\n@media screen and (prefers-color-scheme:dark){{{dark}}}")
 }
 
 #[cfg(test)]
@@ -96,6 +106,14 @@ mod tests {
             for other in &LOOKS[..i] {
                 assert!(look.dash != other.dash, "{look:?} {other:?}");
                 assert!(look.colour != other.colour && look.dark != other.dark);
+            }
+        }
+        // Each step is seen without its hue, and what is not blank on either page.
+        for (i, look) in HEAT.iter().enumerate() {
+            assert!(contrast(look.colour, white) >= 1.2 && contrast(look.dark, black) >= 1.2);
+            for other in &HEAT[..i] {
+                assert!(contrast(look.colour, other.colour) >= 1.25, "{look:?} {other:?}");
+                assert!(contrast(look.dark, other.dark) >= 1.25, "{look:?} {other:?}");
             }
         }
         assert!(contrast(INK.colour, white) >= 7.0 && contrast(INK.dark, black) >= 7.0);

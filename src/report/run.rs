@@ -7,6 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::OutputError;
 use crate::{
     checkpoint::{Format, Masks},
     evaluate::{Accuracy, Perplexity},
@@ -28,6 +29,9 @@ pub struct Report {
     pub model: PathBuf,
     /// The checkpoint that was written.
     pub output: PathBuf,
+    /// Number of weights of the whole dense model, embeddings included.
+    #[serde(default)]
+    pub model_weights: usize,
     /// How many weights were subject to pruning.
     pub prunable_weights: usize,
     /// How many of them are pruned.
@@ -46,6 +50,9 @@ pub struct Report {
     pub matrices: Vec<Matrix>,
     /// The refined groups, in their order.
     pub groups: Vec<GroupReport>,
+    /// How much of the output errors of `groups` the refinement left.
+    #[serde(default)]
+    pub output_error: Option<OutputError>,
     /// Seconds that each phase took.
     pub seconds: BTreeMap<String, f64>,
     /// The most memory that the process had of its own in each phase, in bytes: without the pages
@@ -76,6 +83,24 @@ impl Report {
     /// The share of the prunable weights that is pruned.
     pub fn sparsity(&self) -> f64 {
         self.pruned_weights as f64 / self.prunable_weights.max(1) as f64
+    }
+
+    /// What the model is called: its name on the hub, also where its path is in the hub's cache, or
+    /// that of its directory.
+    pub fn model_name(&self) -> String {
+        let parts: Vec<_> = self.model.iter().map(|part| part.to_string_lossy()).collect();
+        let cached = parts.iter().find_map(|part| part.strip_prefix("models--"));
+        match (cached, &parts[..]) {
+            (Some(name), _) => name.replace("--", "/"),
+            (None, [owner, name]) if self.model.is_relative() => format!("{owner}/{name}"),
+            (None, parts) => parts.last().map(ToString::to_string).unwrap_or_default(),
+        }
+    }
+
+    /// The share of all of the model's weights that is pruned, embeddings included; `None` where the
+    /// report does not say how many these are.
+    pub fn model_sparsity(&self) -> Option<f64> {
+        (self.model_weights > 0).then(|| self.pruned_weights as f64 / self.model_weights as f64)
     }
 
     /// The seconds of all phases.
@@ -116,14 +141,23 @@ impl Report {
         self.matrices.iter().filter(move |of| of.layer == layer && of.group == group)
     }
 
-    /// The groups' output errors on the calibration samples, summed over the groups, before the
-    /// first stage and after the last one.
-    pub fn error(&self) -> Option<[f64; 2]> {
-        let add = |[before, after]: [f64; 2], [first, last]: [crate::executor::Loss; 2]| {
-            [before + first.calibration, after + last.calibration]
-        };
-        let errors = self.groups.iter().filter_map(GroupReport::errors);
-        (!self.groups.is_empty()).then(|| errors.fold([0.0; 2], add))
+    /// Whether what was measured was refined, and nothing was measured of the initial masks.
+    pub fn refined_in_one_pass(&self) -> bool {
+        let perplexity = self
+            .perplexity
+            .iter()
+            .map(|of| (of.found.initial.is_some(), of.found.refined.is_some()));
+        let tasks =
+            self.tasks.iter().map(|of| (of.found.initial.is_some(), of.found.refined.is_some()));
+        let mut found = perplexity.chain(tasks).peekable();
+        found.peek().is_some() && found.all(|(initial, refined)| refined && !initial)
+    }
+
+    /// The groups in which a stage, by its number, was taken back.
+    pub fn taken_back(&self, stage: usize) -> impl Iterator<Item = &GroupReport> {
+        let taken_back =
+            move |group: &&GroupReport| group.stages.get(stage).is_some_and(|of| !of.accepted);
+        self.groups.iter().filter(taken_back)
     }
 }
 

@@ -60,7 +60,7 @@ use crate::{
         Side, Stage, Start, Swap, allocate, refine, start,
     },
     recipe::{Calibration, Kind, Loaded, Recipe, Rounds, Share, Values},
-    report::{self, Matrix, Report, Size, Sizes, Stages, TaskReport, TextReport},
+    report::{self, Matrix, OutputError, Report, Size, Sizes, Stages, TaskReport, TextReport},
     version::Version,
 };
 
@@ -223,6 +223,7 @@ fn finished<D: Ops>(
         version: Version::current(),
         model: run.loaded.recipe.model.path.clone(),
         output: output.target().to_owned(),
+        model_weights: model.reader.weights(),
         prunable_weights: prunable,
         pruned_weights: prunable - kept,
         changed_weights: written.changed,
@@ -230,6 +231,7 @@ fn finished<D: Ops>(
         perplexity: perplexity.collect(),
         tasks: accuracy.collect(),
         matrices: Matrix::all(&run.plan, &model.decoder, &pruned.masks, &groups),
+        output_error: OutputError::of(&groups),
         groups,
         seconds: phases.seconds,
         memory: phases.memory,

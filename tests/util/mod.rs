@@ -40,7 +40,8 @@ pub(crate) fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let shown = name.to_string_lossy().to_uppercase();
-        if shown.starts_with("BARBER_") || shown.starts_with("HF_") || shown.ends_with("_PROXY") {
+        let ours = shown == "COLUMNS" || shown.starts_with("BARBER_");
+        if ours || shown.starts_with("HF_") || shown.ends_with("_PROXY") {
             command.env_remove(name);
         }
     }

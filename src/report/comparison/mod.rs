@@ -1,6 +1,7 @@
 //! Several runs side by side: as data, and as a page.
 
 mod page;
+mod swept;
 
 use serde::Serialize;
 
@@ -64,7 +65,7 @@ pub enum Kind {
     Perplexity,
     /// A share of right answers: the higher the better.
     Accuracy,
-    /// A factor by which an error changed; runs may have different errors to begin with.
+    /// A factor by which the refinement changed errors; runs may have different ones to begin with.
     Factor,
     /// Seconds.
     Seconds,
@@ -120,19 +121,26 @@ impl Comparison {
             let any = values.iter().any(Option::is_some);
             any.then(|| Figure { name: name.into(), kind, dense: None, values })
         };
-        let pruned = figure("pruned", Kind::Sparsity, &|report| Some(report.sparsity()));
+        let pruned = [
+            figure("pruned", Kind::Sparsity, &|report| Some(report.sparsity())),
+            figure("pruned of the whole model", Kind::Sparsity, &Report::model_sparsity),
+        ];
         let written = |report: &Report| {
             Some(report.sizes.output.weight_bytes as f64).filter(|size| *size > 0.0)
         };
         let taken = [
-            figure("output error", Kind::Factor, &|report| report.error().map(|[b, a]| a / b)),
+            figure("output error", Kind::Factor, &|report| {
+                Some(report.output_error.as_ref()?.mean)
+            }),
+            figure("worst output error", Kind::Factor, &|report| {
+                Some(report.output_error.as_ref()?.worst)
+            }),
             figure("time", Kind::Seconds, &|report| Some(report.total_seconds())),
             figure("peak memory", Kind::Bytes, &|report| Some(report.peak_memory()? as f64)),
             figure("weights on disk", Kind::Bytes, &written),
         ];
         let measured = Self::texts(runs).into_iter().chain(Self::tasks(runs));
-        let figures =
-            pruned.into_iter().chain(measured).chain(taken.into_iter().flatten()).collect();
+        let figures = pruned.into_iter().chain(measured.map(Some)).chain(taken).flatten().collect();
         let names = runs.iter().map(|run| run.name.clone()).collect();
         Self { runs: names, figures, settings: Self::settings(runs) }
     }
@@ -202,8 +210,8 @@ impl Figure {
     }
 }
 
-/// Strings, each once, in the order in which they come first.
-fn distinct(all: impl Iterator<Item = String>) -> Vec<String> {
+/// Values, each once, in the order in which they come first.
+fn distinct<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
     let mut found = Vec::new();
     for one in all {
         if !found.contains(&one) {

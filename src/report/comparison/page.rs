@@ -2,11 +2,11 @@
 
 use maud::{Markup, html};
 
-use super::{Comparison, Kind, Run};
+use super::{Comparison, Figure, Kind, Run, distinct, swept::Swept};
 use crate::report::{
     Report,
-    axis::Axis,
-    chart::{self, LARGE, Line, Lines, Scale, legend, points},
+    axis::{Axis, short},
+    chart::{self, LARGE, Line, Lines, Scale, dots, legend},
     page::frame,
     palette::LOOKS,
     section::Section,
@@ -16,15 +16,20 @@ use crate::report::{
 /// The page.
 pub(crate) fn page(runs: &[Run]) -> Result<String, chart::Error> {
     let comparison = Comparison::of(runs);
+    let models = distinct(runs.iter().map(|run| run.report.model_name()));
+    let models = match &models[..] {
+        [one] => one.clone(),
+        models => format!("{} models", models.len()),
+    };
     let title = match runs.len() {
-        1 => "One run".to_owned(),
-        count => format!("{count} runs, compared"),
+        1 => format!("{models}: one run"),
+        count => format!("{models}: {count} runs, compared"),
     };
     let head = html! { h1 { (title) } };
     let sections = [
         Section { id: "runs", title: "Runs", body: figures(&comparison) },
         Section { id: "recipe", title: "What differs in the recipes", body: settings(&comparison) },
-        Section { id: "trade", title: "Perplexity and sparsity", body: trade(&comparison)? },
+        Section { id: "perplexity", title: "Perplexity", body: perplexity(&comparison)? },
         Section { id: "error", title: "Output error", body: errors(runs)? },
         Section { id: "sparsity", title: "Sparsity by layer", body: sparsity(runs)? },
     ];
@@ -37,18 +42,18 @@ fn numbered(run: usize, name: &str) -> Markup {
 }
 
 fn figures(comparison: &Comparison) -> Markup {
-    let name = |figure: &super::Figure| match figure.kind {
+    let name = |figure: &Figure| match figure.kind {
         Kind::Perplexity => format!("perplexity, {}", figure.name),
         Kind::Accuracy => format!("accuracy, {}", figure.name),
         _ => figure.name.clone(),
     };
     let head: Vec<String> =
         std::iter::once("run".into()).chain(comparison.figures.iter().map(name)).collect();
-    let most = |figure: &super::Figure| {
+    let most = |figure: &Figure| {
         let values = figure.values.iter().chain([&figure.dense]).flatten().copied();
         values.filter(|value| value.is_finite()).fold(0.0, f64::max)
     };
-    let cell = |figure: &super::Figure, value: Option<f64>, best: bool| match value {
+    let cell = |figure: &Figure, value: Option<f64>, best: bool| match value {
         None => text("–"),
         Some(value) => {
             let shown = figure.kind.show(value);
@@ -70,8 +75,10 @@ fn figures(comparison: &Comparison) -> Markup {
     html! {
         (table("What came of each run", &head, rows))
         p.note {
-            "Perplexity: the lower the better; accuracy: the higher the better. The output error is "
-            "what the refinement made of it."
+            "Perplexity: the lower the better; accuracy: the higher the better. Pruned: the share of "
+            "the weights that the recipe may prune, and of all of the model's, embeddings included. "
+            "Output error: by how much the refinement changed it from that of the initial mask, as "
+            "the mean over the groups, each of which counts alike, and in the worst of them."
         }
     }
 }
@@ -93,35 +100,87 @@ fn settings(comparison: &Comparison) -> Markup {
     table("Keys whose values are not the same in all runs", &head, rows)
 }
 
-/// Perplexity against sparsity, for each text.
-fn trade(comparison: &Comparison) -> Result<Markup, chart::Error> {
-    let Some(pruned) = comparison.figures.iter().find(|figure| figure.kind == Kind::Sparsity)
-    else {
-        return Ok(html! {});
-    };
-    let of_texts = comparison.figures.iter().filter(|figure| figure.kind == Kind::Perplexity);
-    let mut charts = Vec::new();
-    for figure in of_texts {
-        let places = pruned.values.iter().zip(&figure.values);
-        let places: Vec<_> =
-            places.map(|(x, y)| (x.unwrap_or_default(), y.unwrap_or(f64::NAN))).collect();
-        let least = places.iter().map(|(x, _)| *x).fold(1.0, f64::min);
-        let most = places.iter().map(|(x, _)| *x).fold(0.0, f64::max);
-        let label = |share: f64| format!("{}%", (1e3 * share).round() / 10.0);
-        let x = Axis::linear((least - 0.05).max(0.0), (most + 0.05).min(1.0), label);
-        let title =
-            format!("Perplexity on {} by the share of weights that are pruned", figure.name);
-        let scale = Scale::Logarithmic;
-        charts.push((figure.name.as_str(), points(&title, "pruned", (x, scale), &places)?));
-    }
-    if charts.is_empty() {
+/// Perplexities by what was swept, for each text; run by run where nothing was.
+fn perplexity(comparison: &Comparison) -> Result<Markup, chart::Error> {
+    let figures = comparison.figures.iter().filter(|of| of.kind == Kind::Perplexity);
+    let figures: Vec<_> = figures.collect();
+    if figures.is_empty() {
         return Ok(html! { p.empty { "No perplexity was measured." } });
     }
+    match Swept::of(comparison).filter(|swept| swept.series.len() < LOOKS.len()) {
+        Some(swept) => by_value(&figures, &swept),
+        None => by_run(&figures, comparison),
+    }
+}
+
+fn by_value(figures: &[&Figure], swept: &Swept) -> Result<Markup, chart::Error> {
+    let low = swept.values.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = swept.values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let room = 0.04 * (high - low);
+    let x = match low > 0.0 && high >= 20.0 * low {
+        true => Axis::logarithmic(low / 1.1, high * 1.1),
+        false => {
+            let percent = |share: f64| format!("{}%", (1e3 * share).round() / 10.0);
+            let label = |value| if swept.share { percent(value) } else { short(value) };
+            Axis::linear(low - room, high + room, label)
+        }
+    };
+    let mut names: Vec<String> = swept.series.iter().map(|(name, _)| name.clone()).collect();
+    if figures.iter().any(|figure| figure.dense.is_some()) {
+        names.push("dense".into());
+    }
+    let mut charts = Vec::new();
+    for figure in figures {
+        let line = |(name, runs): &(String, Vec<usize>)| {
+            let point = |run: &usize| Some((swept.values[*run], figure.values[*run]?));
+            Line { name: name.clone(), points: runs.iter().filter_map(point).collect() }
+        };
+        let mut lines: Vec<_> = swept.series.iter().map(line).collect();
+        lines.extend(
+            figure.dense.map(|dense| Line {
+                name: "dense".into(),
+                points: vec![(low, dense), (high, dense)],
+            }),
+        );
+        let title = format!("Perplexity on {} by {}", figure.name, swept.name);
+        let (across, x, scale) = (swept.name.clone(), x.clone(), Scale::Logarithmic);
+        let chart = Lines { title, across, x, scale, lines, rings: Vec::new(), size: LARGE };
+        charts.push((&figure.name, chart.draw()?));
+    }
     Ok(html! {
-        p { "Each point is a run, by its number in the table above." }
+        p { "The lower the better, by " code { (swept.name) } "." }
+        (legend(&names, None)?)
         div.columns {
             @for (name, picture) in charts {
                 figure { figcaption { "perplexity on " (name) " (logarithmic)" } (picture) }
+            }
+        }
+    })
+}
+
+fn by_run(figures: &[&Figure], comparison: &Comparison) -> Result<Markup, chart::Error> {
+    let mut names: Vec<String> = comparison.runs.clone();
+    let dense = figures.iter().any(|figure| figure.dense.is_some());
+    if dense {
+        names.insert(0, "dense".into());
+    }
+    let mut charts = Vec::new();
+    for figure in figures {
+        let mut values = figure.values.clone();
+        if dense {
+            values.insert(0, figure.dense);
+        }
+        let title = format!("Perplexity on {} by run", figure.name);
+        charts.push((&figure.name, dots(&title, "perplexity", &names, &values)?));
+    }
+    Ok(html! {
+        p { "The lower the better." }
+        @for (name, picture) in charts {
+            figure.wide {
+                figcaption { "perplexity on " (name) " (logarithmic)" }
+                div.scroll role="region" aria-label={ "perplexity on " (name) ", as a chart" } tabindex="0" {
+                    (picture)
+                }
             }
         }
     })
@@ -154,7 +213,7 @@ fn by_group(
     points: impl Fn(&Report, &str) -> Vec<(f64, f64)>,
 ) -> Result<Markup, chart::Error> {
     let shown = &runs[..runs.len().min(LOOKS.len())];
-    let groups = super::distinct(shown.iter().flat_map(|run| {
+    let groups = distinct(shown.iter().flat_map(|run| {
         run.report.group_names().into_iter().map(str::to_owned).collect::<Vec<_>>()
     }));
     let last = shown.iter().map(|run| run.report.last_layer()).max().unwrap_or(0);
@@ -166,7 +225,15 @@ fn by_group(
             continue;
         }
         let (title, x) = (format!("{group}: {what}, by layer and run"), Axis::numbers(last));
-        let chart = Lines { title, across: "layer", x, scale, lines, size: LARGE };
+        let chart = Lines {
+            title,
+            across: "layer".into(),
+            x,
+            scale,
+            lines,
+            rings: Vec::new(),
+            size: LARGE,
+        };
         charts.push((group, chart.draw()?));
     }
     if charts.is_empty() {
@@ -178,7 +245,7 @@ fn by_group(
         @if shown.len() < runs.len() {
             p.note { "The first " (shown.len()) " runs." }
         }
-        (legend(&names)?)
+        (legend(&names, None)?)
         div.columns {
             @for (group, picture) in charts {
                 figure { figcaption { (group) ", " (what) " by layer" } (picture) }

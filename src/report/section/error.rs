@@ -4,9 +4,9 @@ use maud::{Markup, html};
 
 use crate::{
     executor::Loss,
-    prune::{GroupReport, StageReport},
+    prune::GroupReport,
     report::{
-        Report,
+        OutputError, Report,
         axis::Axis,
         chart::{self, LARGE, Line, Lines, Scale, WIDE, legend},
         figure::{change, count, number, percent},
@@ -25,16 +25,22 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
     let chart = |group: &str| {
         let title = format!("{group}: mean squared error of the output by layer, logarithmic");
         let (x, lines) = (Axis::numbers(report.last_layer()), lines(report, group));
-        Lines { title, across: "layer", x, scale: Scale::Logarithmic, lines, size: LARGE }.draw()
+        let rings =
+            rings(report, |of, [_, after]| (of.group == group).then_some(after.calibration));
+        let scale = Scale::Logarithmic;
+        Lines { title, across: "layer".into(), x, scale, lines, rings, size: LARGE }.draw()
     };
     Ok(html! {
         p {
-            "The mean squared error of each group's output on the calibration samples, before the "
-            "first stage and after the last one."
+            "By how much each group's output differs from its target, the dense weights' output on "
+            "the calibration samples: the mean squared error before the first stage, with the initial "
+            "mask, and after the last one."
         }
+        @if let Some(error) = &report.output_error { (relative(error)) }
+        (taken_back(report))
         (stages(report))
         (left(report)?)
-        (legend(&names)?)
+        (legend(&names, ring(report))?)
         div.columns {
             @for group in &groups {
                 figure { figcaption { (group) ", error by layer (logarithmic)" } (chart(group)?) }
@@ -44,25 +50,78 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
     })
 }
 
+/// The mean and the worst of the groups' relative errors, in words.
+fn relative(error: &OutputError) -> Markup {
+    html! {
+        p {
+            "Of a group's error with the initial mask, the refinement left " b { (percent(error.mean)) }
+            " (mean of all groups, each of which counts alike), and " b { (percent(error.worst)) }
+            " in the worst one, " (error.worst_place())
+            @if let Some(held_out) = error.held_out {
+                "; on the held-out samples " b { (percent(held_out)) } " (mean)"
+            }
+            "."
+        }
+    }
+}
+
+/// The groups in which a stage was taken back, in words.
+fn taken_back(report: &Report) -> Markup {
+    let stages: Vec<_> = (0..most_stages(report))
+        .map(|stage| (stage, report.taken_back(stage).map(GroupReport::place).collect::<Vec<_>>()))
+        .filter(|(_, places)| !places.is_empty())
+        .collect();
+    html! {
+        @for (stage, places) in stages {
+            p {
+                "Stage " (stage + 1) ", " (report.groups[0].stages[stage].stage) ", was taken back in "
+                (places.join(", ")) ": it did not lower the error there, and these groups are what they "
+                "were before it."
+            }
+        }
+    }
+}
+
+/// What a ring marks, if it marks anything.
+fn ring(report: &Report) -> Option<&'static str> {
+    (0..most_stages(report))
+        .any(|stage| report.taken_back(stage).next().is_some())
+        .then_some("a stage was taken back")
+}
+
+/// Where the groups of which a stage was taken back are in a chart of `error`.
+fn rings(
+    report: &Report,
+    error: impl Fn(&GroupReport, [Loss; 2]) -> Option<f64>,
+) -> Vec<(f64, f64)> {
+    let taken_back =
+        report.groups.iter().filter(|of| of.stages.iter().any(|stage| !stage.accepted));
+    taken_back.filter_map(|of| Some((of.layer as f64, error(of, of.errors()?)?))).collect()
+}
+
+fn most_stages(report: &Report) -> usize {
+    report.groups.iter().map(|group| group.stages.len()).max().unwrap_or(0)
+}
+
 /// What the refinement left of each group's error.
 fn left(report: &Report) -> Result<Markup, chart::Error> {
     let groups = report.group_names();
+    let quotient = |[before, after]: [Loss; 2]| after.calibration / before.calibration;
     let line = |group: &&str| {
         let of = report.groups.iter().filter(|of| of.group == *group);
-        let points = of.filter_map(|of| {
-            let [before, after] = of.errors()?;
-            Some((of.layer as f64, after.calibration / before.calibration))
-        });
+        let points = of.filter_map(|of| Some((of.layer as f64, quotient(of.errors()?))));
         Line { name: (*group).to_owned(), points: points.collect() }
     };
     let lines = groups.iter().map(line).collect();
     let title = "Error after the refinement, as a share of that before, by layer and group".into();
     let (x, scale) = (Axis::numbers(report.last_layer()), Scale::Share);
-    let picture = Lines { title, across: "layer", x, scale, lines, size: WIDE }.draw()?;
+    let rings = rings(report, |_, errors| Some(quotient(errors)));
+    let picture =
+        Lines { title, across: "layer".into(), x, scale, lines, rings, size: WIDE }.draw()?;
     Ok(html! {
-        (legend(&groups)?)
         figure.wide {
             figcaption { "Error after the refinement, as a share of that before, by layer" }
+            (legend(&groups, ring(report))?)
             div.scroll role="region" aria-label="Share of the error that is left, as a chart" tabindex="0" {
                 (picture)
             }
@@ -100,33 +159,36 @@ fn held_out(report: &Report) -> bool {
 
 /// What each stage did, over all groups.
 fn stages(report: &Report) -> Markup {
-    let most = report.groups.iter().map(|group| group.stages.len()).max().unwrap_or(0);
-    let rows = (0..most).map(|i| {
+    let rows = (0..most_stages(report)).map(|i| {
         let of: Vec<_> = report.groups.iter().filter_map(|group| group.stages.get(i)).collect();
         let accepted = of.iter().filter(|stage| stage.accepted).count();
         let matrices = || of.iter().flat_map(|stage| &stage.matrices);
         let swaps: usize = matrices().map(|matrix| matrix.came_back).sum();
         let kept: usize = matrices().map(|matrix| matrix.kept).sum();
-        let sum = |loss: &dyn Fn(&StageReport) -> Option<f64>| -> Option<f64> {
-            of.iter().map(|stage| loss(stage)).sum()
-        };
-        let fell = |loss: fn(&Loss) -> Option<f64>| {
-            let before = sum(&|stage| loss(&stage.before));
-            before.zip(sum(&|stage| loss(&stage.after))).map_or("–".into(), |(b, a)| change(b, a))
-        };
+        let error = OutputError::of_stage(&report.groups, i);
+        let fell = |quotient: Option<f64>| quotient.map_or("–".into(), |of| change(1.0, of));
         [
             format!("{}. {}", i + 1, of[0].stage),
             format!("{accepted} of {}", of.len()),
             count(swaps as u64),
             percent(swaps as f64 / kept.max(1) as f64),
-            fell(|loss| Some(loss.calibration)),
-            fell(|loss| loss.held_out),
+            fell(error.as_ref().map(|error| error.mean)),
+            fell(error.as_ref().map(|error| error.worst)),
+            fell(error.and_then(|error| error.held_out)),
         ]
         .map(text)
         .into()
     });
-    let head = ["stage", "groups accepted", "swaps", "of the kept", "error", "held out"];
-    let head = if held_out(report) { &head[..] } else { &head[..5] };
+    let head = [
+        "stage",
+        "groups accepted",
+        "swaps",
+        "of the kept",
+        "error, mean",
+        "error, worst group",
+        "held out, mean",
+    ];
+    let head = if held_out(report) { &head[..] } else { &head[..6] };
     let rows = rows.map(|row: Vec<Markup>| row.into_iter().take(head.len()).collect());
     table("The stages, over all groups", head, rows)
 }

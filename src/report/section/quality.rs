@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use crate::{
     evaluate::Accuracy,
     report::{
-        Report,
+        Report, TaskReport,
         figure::{count, number, percent, times},
         names,
         table::{bar, table, text},
@@ -31,6 +31,12 @@ pub(super) fn body(report: &Report) -> Markup {
             }
         }
         @if !report.tasks.is_empty() { (tasks(report)) }
+        @if report.refined_in_one_pass() {
+            p.note {
+                "The masks were made and refined in one pass, layer by layer, so that no model had the "
+                "initial masks alone. To measure one, set mask.passes = 2."
+            }
+        }
     }
 }
 
@@ -58,8 +64,14 @@ fn perplexity(of: &crate::report::TextReport, name: &str) -> Markup {
 }
 
 fn tasks(report: &Report) -> Markup {
-    let head = ["task", "dense", "initial mask", "refined", "questions"];
-    let cell = |found: Option<&Accuracy>| match found {
+    let stages = [("dense", 0), ("initial mask", 1), ("refined", 2)];
+    let stage =
+        |of: &TaskReport, i: usize| [Some(of.found.dense), of.found.initial, of.found.refined][i];
+    let measured = |i: usize| report.tasks.iter().any(|of| stage(of, i).is_some());
+    let stages: Vec<_> = stages.into_iter().filter(|(_, i)| measured(*i)).collect();
+    let names = stages.iter().map(|(name, _)| *name);
+    let head: Vec<&str> = ["task"].into_iter().chain(names).chain(["questions"]).collect();
+    let cell = |found: Option<Accuracy>| match found {
         None => text("–"),
         Some(found) => html! {
             (accuracy(found.acc, found.acc_stderr)) br;
@@ -67,13 +79,9 @@ fn tasks(report: &Report) -> Markup {
         },
     };
     let rows = report.tasks.iter().map(|of| {
-        vec![
-            text(&of.task),
-            cell(Some(&of.found.dense)),
-            cell(of.found.initial.as_ref()),
-            cell(of.found.refined.as_ref()),
-            text(count(of.found.dense.questions as u64)),
-        ]
+        let cells = stages.iter().map(|(_, i)| cell(stage(of, *i)));
+        let questions = text(count(of.found.dense.questions as u64));
+        [text(&of.task)].into_iter().chain(cells).chain([questions]).collect()
     });
     html! {
         (table("Accuracy (higher is better), ± its standard error", &head, rows))

@@ -69,7 +69,7 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
             "looked at; swaps have no scores, and are shown by |w|·‖x‖, what a weight alone adds to "
             "the output."
         }
-        (legend(&names)?)
+        (legend(&names, None)?)
         @for part in parts { (part) }
     })
 }
@@ -123,7 +123,16 @@ impl Stage<'_> {
         };
         let title = format!("{name}: median score of weights by layer, by what became of them");
         let (x, lines) = (Axis::numbers(report.last_layer()), FATES.map(line).into());
-        Lines { title, across: "layer", x, scale: Scale::Logarithmic, lines, size: LARGE }.draw()
+        Lines {
+            title,
+            across: "layer".into(),
+            x,
+            scale: Scale::Logarithmic,
+            lines,
+            rings: Vec::new(),
+            size: LARGE,
+        }
+        .draw()
     }
 
     /// The distributions of a group's scores.
@@ -151,7 +160,16 @@ impl Stage<'_> {
         };
         let title = format!("Layer {layer}, {group}: distribution of scores");
         let (x, lines) = (Axis::logarithmic(low.min(high), high), FATES.map(line).into());
-        Lines { title, across: "score", x, scale: Scale::Share, lines, size: SMALL }.draw()
+        Lines {
+            title,
+            across: "score".into(),
+            x,
+            scale: Scale::Share,
+            lines,
+            rings: Vec::new(),
+            size: SMALL,
+        }
+        .draw()
     }
 
     fn table(&self) -> Markup {

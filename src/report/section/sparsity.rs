@@ -17,7 +17,16 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
     let chart = |group: &str| {
         let title = format!("{group}: share of weights that are pruned, by layer");
         let (x, lines) = (Axis::numbers(report.last_layer()), lines(report, group));
-        Lines { title, across: "layer", x, scale: Scale::Percent, lines, size: LARGE }.draw()
+        Lines {
+            title,
+            across: "layer".into(),
+            x,
+            scale: Scale::Percent,
+            lines,
+            rings: Vec::new(),
+            size: LARGE,
+        }
+        .draw()
     };
     Ok(html! {
         p {
@@ -28,7 +37,7 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
                 " of the kept ones are not the dense model's."
             }
         }
-        (legend(&NAMES)?)
+        (legend(&NAMES, None)?)
         div.columns {
             @for group in report.group_names() {
                 figure { figcaption { (group) ", share that is pruned by layer" } (chart(group)?) }

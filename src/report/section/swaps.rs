@@ -6,7 +6,7 @@ use maud::{Markup, html};
 
 use crate::report::{
     Report,
-    chart::{self, squares},
+    chart::{self, heat_legend, heatmap},
     figure::{count, percent},
     names,
     table::{details, table, text},
@@ -62,14 +62,15 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
         .found
         .keys()
         .filter_map(|&(kind, layer)| Some((kind, layer, swaps.share(kind, layer)? / most)));
-    let picture = squares(title, "layer", &swaps.kinds, report.last_layer(), values)?;
+    let picture = heatmap(title, "layer", &swaps.kinds, report.last_layer(), values)?;
     Ok(html! {
         p {
-            "How many weights of each matrix came back, of those that it keeps, all stages together. "
-            "The area of a square says how many: the largest one is " b { (percent(most)) } "."
+            "How many weights of each matrix came back, of those that it keeps, all stages together: at "
+            "most " b { (percent(most)) } ". For each one that came back another one went."
         }
         figure.wide {
-            figcaption { "Swaps by matrix and layer" }
+            figcaption { "Weights that came back, of those that a matrix keeps" }
+            (heat_legend(most, percent)?)
             div.scroll role="region" aria-label="Swaps by matrix and layer, as a chart" tabindex="0" {
                 (picture)
             }

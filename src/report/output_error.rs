@@ -1,0 +1,128 @@
+//! How much of the groups' output errors stages leave, each group counting alike.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    executor::Loss,
+    number::or_nan,
+    prune::{GroupReport, StageReport, place},
+};
+
+/// How much of their output errors some groups are left with: each group's error after a stage is
+/// divided by its error before. Raw errors differ between layers by orders of magnitude, and in
+/// their sum the largest one would decide.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutputError {
+    /// Mean of the quotients over the groups.
+    #[serde(deserialize_with = "or_nan")]
+    pub mean: f64,
+    /// Largest quotient.
+    #[serde(deserialize_with = "or_nan")]
+    pub worst: f64,
+    /// Decoder layer of the group that has the largest quotient.
+    pub layer: usize,
+    /// Name of this group.
+    pub group: String,
+    /// Mean of the quotients on the held-out samples, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<f64>,
+}
+
+impl OutputError {
+    /// What all stages together leave, relative to the initial mask.
+    pub fn of(groups: &[GroupReport]) -> Option<Self> {
+        Self::between(groups.iter().filter_map(|group| Some((group, group.errors()?))))
+    }
+
+    /// What one stage leaves, relative to what was there before it.
+    pub fn of_stage(groups: &[GroupReport], stage: usize) -> Option<Self> {
+        let of = |group: &GroupReport| {
+            let StageReport { before, after, .. } = group.stages.get(stage)?;
+            Some([*before, *after])
+        };
+        Self::between(groups.iter().filter_map(|group| Some((group, of(group)?))))
+    }
+
+    /// Where the largest quotient is: `layer 3's mlp`.
+    pub fn worst_place(&self) -> String {
+        place(self.layer, &self.group)
+    }
+
+    /// `None` where no group had an error.
+    fn between<'a>(groups: impl Iterator<Item = (&'a GroupReport, [Loss; 2])>) -> Option<Self> {
+        let (mut quotients, mut held_out) = (Vec::new(), Vec::new());
+        for (group, [before, after]) in groups {
+            let quotient = |before: f64, after: f64| {
+                (before != after || before != 0.0).then(|| after / before)
+            };
+            quotients.extend(quotient(before.calibration, after.calibration).map(|of| (of, group)));
+            let both = before.held_out.zip(after.held_out);
+            held_out.extend(both.and_then(|(before, after)| quotient(before, after)));
+        }
+        let (worst, group) = quotients.iter().max_by(|(a, _), (b, _)| a.total_cmp(b))?;
+        let mean = |of: &[f64]| of.iter().sum::<f64>() / of.len() as f64;
+        Some(Self {
+            mean: mean(&quotients.iter().map(|(of, _)| *of).collect::<Vec<_>>()),
+            worst: *worst,
+            layer: group.layer,
+            group: group.group.clone(),
+            held_out: (!held_out.is_empty()).then(|| mean(&held_out)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn groups(errors: &[(f64, f64)]) -> Vec<GroupReport> {
+        let loss = |calibration| Loss { calibration, held_out: Some(2.0 * calibration) };
+        let group = |(layer, (before, after)): (usize, &(f64, f64))| GroupReport {
+            layer,
+            group: "mlp".into(),
+            stages: vec![StageReport {
+                stage: "swap".into(),
+                before: loss(*before),
+                after: loss(*after),
+                accepted: true,
+                matrices: Vec::new(),
+                scores: None,
+            }],
+        };
+        errors.iter().enumerate().map(group).collect()
+    }
+
+    #[test]
+    fn a_large_group_does_not_decide() {
+        // The sum of the errors falls by 78%, and most groups get worse.
+        let groups = groups(&[(1000.0, 200.0), (1.0, 1.5), (10.0, 11.0), (0.0, 0.0)]);
+        let found = OutputError::of(&groups).unwrap();
+        assert!((found.mean - (0.2 + 1.5 + 1.1) / 3.0).abs() < 1e-12);
+        assert_eq!((found.worst, found.layer, &*found.group), (1.5, 1, "mlp"));
+        assert!((found.held_out.unwrap() - found.mean).abs() < 1e-12);
+        assert_eq!(OutputError::of_stage(&groups, 0), Some(found));
+        assert_eq!(OutputError::of_stage(&groups, 1), None);
+        assert_eq!(OutputError::of(&[]), None);
+        assert_eq!(OutputError::of(&self::groups(&[(0.0, 0.0)])), None);
+        assert_eq!(OutputError::of(&self::groups(&[(0.0, 1.0)])).unwrap().worst, f64::INFINITY);
+    }
+
+    proptest! {
+        #[test]
+        fn the_scale_of_a_group_does_not_matter(
+            errors in prop::collection::vec((1e-3..1e3, 1e-3..1e3), 1..9),
+            at in 0..9_usize,
+        ) {
+            let errors: Vec<(f64, f64)> = errors;
+            let mut scaled = errors.clone();
+            let at = at % errors.len();
+            scaled[at] = (1024.0 * errors[at].0, 1024.0 * errors[at].1);
+            let [found, scaled] =
+                [errors, scaled].map(|errors| OutputError::of(&groups(&errors)).unwrap());
+            prop_assert_eq!(found.mean, scaled.mean);
+            prop_assert_eq!((found.worst, found.layer), (scaled.worst, scaled.layer));
+        }
+    }
+}

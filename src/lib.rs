@@ -39,6 +39,7 @@ pub mod journal;
 mod limits;
 pub mod mask;
 pub mod model;
+mod nearest;
 mod number;
 pub mod plan;
 mod plugins;

@@ -1,6 +1,6 @@
 //! A checkpoint seen as a decoder: the weights of one part at a time, on a device.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytesize::ByteSize;
 
@@ -11,7 +11,7 @@ use crate::{
         self, Executor, PartWeights, Positions, Stream, available_memory,
         ops::{self, InputGradient, Ops, Weight},
     },
-    family::{self, Decoder, Inner, Linear, Norm, NormKind, Part},
+    family::{self, Decoder, HEAD, Inner, Linear, Norm, NormKind, Part},
     mask::Mask,
 };
 
@@ -71,6 +71,44 @@ impl Error {
     }
 }
 
+/// The decoder with the tensor names that a checkpoint has for it.
+fn named_as_in(reader: &Reader, mut decoder: Decoder) -> Decoder {
+    let has = |name: &str| reader.tensor(name).is_ok();
+    // Some checkpoints are of the decoder without its head.
+    let first = |decoder: &Decoder| has(&decoder.layers[0].attention.linears[0].weight);
+    if !first(&decoder) {
+        let bare = decoder.clone().without_prefix("model.");
+        if first(&bare) {
+            decoder = bare;
+        }
+    }
+    // As in transformers, a tied head and embedding are what the file has of them: one, or both.
+    let embedding = &mut decoder.embedding.weight;
+    if decoder.head == *embedding && has(HEAD) {
+        if !has(embedding) {
+            *embedding = HEAD.to_owned();
+            decoder.head = HEAD.to_owned();
+        } else if !same(reader, embedding, HEAD) {
+            tracing::warn!(
+                "config.json ties the output head to the embedding, but the checkpoint's `{HEAD}` \
+                 is another than its `{embedding}`; the head is used as it is stored, as \
+                 transformers does; set `tie_word_embeddings` to false to say so"
+            );
+            decoder.head = HEAD.to_owned();
+        }
+    }
+    decoder
+}
+
+/// Whether two tensors of a checkpoint have the same format, shape and bytes.
+fn same(reader: &Reader, one: &str, other: &str) -> bool {
+    let bytes = |name: &str| {
+        let view = reader.tensor(name).ok()?;
+        Some((view.dtype, view.shape, view.bytes().ok()?))
+    };
+    bytes(one) == bytes(other)
+}
+
 /// A checkpoint, its decoder and what runs it.
 #[derive(Debug)]
 pub struct Model<'a, D: Ops> {
@@ -89,14 +127,7 @@ impl<'a, D: Ops> Model<'a, D> {
     /// If its family is unknown, or a tensor is missing, has the wrong shape or format, or is larger
     /// than the memory that is free.
     pub fn new(reader: &'a Reader, executor: impl Into<Executor<D>>) -> Result<Self, Error> {
-        let mut decoder = family::decoder(reader.config())?;
-        // Some checkpoints are of the decoder without its head.
-        if reader.tensor(&decoder.embedding.weight).is_err() {
-            let bare = decoder.clone().without_prefix("model.");
-            if reader.tensor(&bare.embedding.weight).is_ok() {
-                decoder = bare;
-            }
-        }
+        let decoder = named_as_in(reader, family::decoder(reader.config())?);
         let available = available_memory();
         for (name, shape) in decoder.tensors() {
             reader.check(name, &shape)?;
@@ -108,6 +139,24 @@ impl<'a, D: Ops> Model<'a, D> {
             }
         }
         Ok(Self { reader, decoder, executor: executor.into() })
+    }
+
+    /// Checks that every tensor is finite but those in `read_later`, whose values are checked where
+    /// they are read. Of a tensor that the decoder does not have, it is a warning if it is not.
+    ///
+    /// # Errors
+    /// If a tensor of the decoder has a value that is NaN or infinite.
+    pub fn check_finite(&self, read_later: &BTreeSet<&str>) -> Result<(), Error> {
+        let own: BTreeSet<&str> = self.decoder.tensors().map(|(name, _)| name).collect();
+        for name in self.reader.names().filter(|name| !read_later.contains(name)) {
+            match self.reader.check_finite(name) {
+                Err(error) if !own.contains(name) => {
+                    tracing::warn!("{error}; the model does not use it, and it is copied as it is");
+                }
+                found => found?,
+            }
+        }
+        Ok(())
     }
 
     /// The dense values of a linear layer's weight, row-major.
@@ -160,16 +209,22 @@ impl<'a, D: Ops> Model<'a, D> {
     /// # Errors
     /// If it cannot be read, or the device has not enough memory.
     pub fn norm(&self, norm: &Norm) -> Result<ops::Norm<D>, Error> {
-        let vector = |name: &str, more: f32| {
-            let mut values = self.reader.read(name, &[norm.width])?;
-            values.iter_mut().for_each(|value| *value += more);
+        let read = |name: &String| self.reader.read(name, &[norm.width]);
+        let hold = |values| {
             let vector = self.executor.device.hold(values, (1, norm.width));
-            vector.map_err(Error::executor(name))
+            vector.map_err(Error::executor("norm"))
         };
-        let more = if norm.kind == NormKind::RmsOnePlus { 1.0 } else { 0.0 };
+        let mut weight = match &norm.weight {
+            Some(name) => read(name)?,
+            None => vec![1.0; norm.width],
+        };
+        if norm.kind == NormKind::RmsOnePlus {
+            weight.iter_mut().for_each(|weight| *weight += 1.0);
+        }
+        let bias = norm.bias.as_ref().map(read).transpose()?;
         Ok(ops::Norm {
-            weight: vector(&norm.weight, more)?,
-            bias: norm.bias.as_ref().map(|bias| vector(bias, 0.0)).transpose()?,
+            weight: hold(weight)?,
+            bias: bias.map(hold).transpose()?,
             epsilon: norm.epsilon,
             centred: norm.kind == NormKind::Layer,
         })
@@ -293,12 +348,6 @@ impl<'a, D: Ops> Model<'a, D> {
             states.iter_mut().zip(&code).for_each(|(x, code)| *x += code);
         }
         Ok(states)
-    }
-
-    /// The longest sequence that the model is made for, in tokens.
-    pub fn longest(&self) -> usize {
-        let longest = self.reader.config().get("max_position_embeddings");
-        longest.and_then(|longest| longest.as_u64()).map_or(2048, |longest| longest as usize)
     }
 
     /// The token that stands before a text that nothing else does.

@@ -179,7 +179,7 @@ fn indices_of_shards() {
     let case = checkpoint();
     let index = case.path("model/model.safetensors.index.json");
     let secret = case.shown("model.safetensors");
-    fs::copy(case.path("model/model.safetensors"), &secret).unwrap();
+    fs::rename(case.path("model/model.safetensors"), &secret).unwrap();
     for file in ["../model.safetensors", &secret, "a/../../model.safetensors", "config.json", ""] {
         fs::write(&index, json!({ "weight_map": { "a": file } }).to_string()).unwrap();
         case.is_refused(&[&format!(
@@ -537,6 +537,41 @@ fn numbers_that_are_none() {
         let message = format!("tensor `model.layers.1.mlp.up_proj.weight` has {shown} at [3, 5]");
         refused(&["prune", &recipe(&case), "--set", &set], 1, &[&message]);
     }
+    // In tensors of which nothing, or a part, is read: at the start.
+    for name in [
+        "lm_head.weight",
+        "model.embed_tokens.weight",
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.0.mlp.up_proj.weight",
+        "model.norm.weight",
+    ] {
+        let case = Case::new();
+        let set = tiny(case.dir.path(), |tensors, _| {
+            let (_, _, bytes) = tensors.get_mut(name).unwrap();
+            let last = bytes.len() - 4;
+            bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+        });
+        let recipe = recipe(&case);
+        let exclude = "sparsity.exclude=['model.layers.0.mlp.up_proj*']";
+        for command in ["check", "prune"] {
+            let arguments = [command, &recipe, "--set", &set, "--set", exclude];
+            refused(&arguments, 1, &[&format!("tensor `{name}` has NaN at [")]);
+        }
+        assert!(!case.path("out").exists());
+        let (shown, _) = measured(&["inspect", &case.shown("model")]);
+        assert_eq!(shown.status, 0);
+        let said = format!("{name}: 1 of ");
+        assert!(shown.stdout.contains(&said), "{}", shown.stdout);
+    }
+    // What the model has no use for is copied, and said.
+    let case = Case::new();
+    let set = tiny(case.dir.path(), |tensors, _| {
+        let nan = f32::NAN.to_le_bytes().to_vec();
+        tensors.insert("buffer".into(), (safetensors::Dtype::F32, vec![1], nan));
+    });
+    let (run, _) = measured(&["prune", &recipe(&case), "--set", &set]);
+    assert_eq!(run.status, 0, "{}", run.stderr);
+    assert!(flat(&run.stderr).contains("`buffer` has NaN at [0]"), "{}", run.stderr);
     // Finite weights whose activations are not: of a part, and within one.
     for (name, what) in [
         ("model.layers.0.mlp.down_proj.weight", "the output of `model.layers.0.mlp.down_proj"),

@@ -8,10 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use crate::buffer::stale;
 
-/// A floating-point format of weights.
+/// A floating-point format of weights. Barber computes in f32, whatever the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
+    /// 64 bits; of stored weights only.
+    #[serde(skip)]
+    F64,
     /// 32 bits.
     F32,
     /// 16 bits, IEEE.
@@ -25,8 +28,9 @@ const CHUNK: usize = 1 << 16;
 
 impl Dtype {
     /// The format of a tensor, if it is one that Barber computes with.
-    pub(super) fn of(dtype: safetensors::Dtype) -> Option<Self> {
+    pub(crate) fn of(dtype: safetensors::Dtype) -> Option<Self> {
         match dtype {
+            safetensors::Dtype::F64 => Some(Self::F64),
             safetensors::Dtype::F32 => Some(Self::F32),
             safetensors::Dtype::F16 => Some(Self::F16),
             safetensors::Dtype::BF16 => Some(Self::Bf16),
@@ -35,8 +39,9 @@ impl Dtype {
     }
 
     /// The format of tensors that are stored in it.
-    pub(super) const fn stored(self) -> safetensors::Dtype {
+    pub(crate) const fn stored(self) -> safetensors::Dtype {
         match self {
+            Self::F64 => safetensors::Dtype::F64,
             Self::F32 => safetensors::Dtype::F32,
             Self::F16 => safetensors::Dtype::F16,
             Self::Bf16 => safetensors::Dtype::BF16,
@@ -45,6 +50,7 @@ impl Dtype {
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
+            Self::F64 => "F64",
             Self::F32 => "F32",
             Self::F16 => "F16",
             Self::Bf16 => "BF16",
@@ -54,6 +60,7 @@ impl Dtype {
     /// What `config.json` calls it.
     pub(super) const fn torch(self) -> &'static str {
         match self {
+            Self::F64 => "float64",
             Self::F32 => "float32",
             Self::F16 => "float16",
             Self::Bf16 => "bfloat16",
@@ -63,16 +70,47 @@ impl Dtype {
     /// Bytes of an element.
     pub(crate) const fn size(self) -> usize {
         match self {
+            Self::F64 => 8,
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
         }
     }
 
-    /// Little-endian bytes to numbers; each number is represented exactly.
+    /// How many elements are NaN or infinite as an f32, and the place of the first.
+    pub(super) fn not_finite(self, bytes: &[u8]) -> (usize, Option<usize>) {
+        fn look<const SIZE: usize>(
+            bytes: &[u8],
+            wrong: impl Fn([u8; SIZE]) -> bool + Sync,
+        ) -> (usize, Option<usize>) {
+            let chunks = bytes.as_chunks::<SIZE>().0.par_chunks(CHUNK).enumerate();
+            let found = chunks.map(|(chunk, elements)| {
+                let count: usize =
+                    elements.iter().map(|element| usize::from(wrong(*element))).sum();
+                // Nearly always there is none.
+                let first = elements.iter().position(|element| count > 0 && wrong(*element));
+                (count, first.map(|at| chunk * CHUNK + at))
+            });
+            found.reduce(|| (0, None), |(a, first), (b, second)| (a + b, first.or(second)))
+        }
+        match self {
+            Self::F64 => look(bytes, |b| !(f64::from_le_bytes(b) as f32).is_finite()),
+            Self::F32 => look(bytes, |b| !f32::from_le_bytes(b).is_finite()),
+            Self::F16 => look(bytes, |b| !f16::from_le_bytes(b).is_finite()),
+            Self::Bf16 => look(bytes, |b| !bf16::from_le_bytes(b).is_finite()),
+        }
+    }
+
+    /// Little-endian bytes to numbers; those of [`Dtype::F64`] are rounded to the nearest, all
+    /// others are represented exactly.
     pub(crate) fn decode(self, bytes: &[u8]) -> Vec<f32> {
         let mut values = stale(bytes.len() / self.size());
         values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * self.size())).for_each(
             |(values, bytes)| match self {
+                Self::F64 => {
+                    for (value, b) in values.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                        *value = f64::from_le_bytes(*b) as f32;
+                    }
+                }
                 Self::F32 => {
                     for (value, b) in values.iter_mut().zip(bytes.chunks_exact(4)) {
                         *value = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
@@ -106,6 +144,11 @@ impl Dtype {
         let mut bytes = vec![0; values.len() * self.size()];
         bytes.par_chunks_mut(CHUNK * self.size()).zip(values.par_chunks(CHUNK)).for_each(
             |(bytes, values)| match self {
+                Self::F64 => {
+                    for (bytes, value) in bytes.chunks_exact_mut(8).zip(values) {
+                        bytes.copy_from_slice(&f64::from(*value).to_le_bytes());
+                    }
+                }
                 Self::F32 => {
                     for (bytes, value) in bytes.chunks_exact_mut(4).zip(values) {
                         bytes.copy_from_slice(&value.to_le_bytes());
@@ -149,6 +192,20 @@ fn pairs(bytes: &[u8]) -> impl Iterator<Item = u16> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn numbers_that_are_not_finite_are_found() {
+        for dtype in [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::Bf16] {
+            let mut values = vec![-1.5; 3 * CHUNK];
+            assert_eq!(dtype.not_finite(&dtype.encode(&values)), (0, None));
+            values[2 * CHUNK + 7] = f32::NEG_INFINITY;
+            assert_eq!(dtype.not_finite(&dtype.encode(&values)), (1, Some(2 * CHUNK + 7)));
+            values[5] = f32::NAN;
+            assert_eq!(dtype.not_finite(&dtype.encode(&values)), (2, Some(5)));
+        }
+        assert_eq!(Dtype::F64.not_finite(&1e300_f64.to_le_bytes()), (1, Some(0)));
+        assert_eq!(Dtype::F32.not_finite(&[]), (0, None));
+    }
 
     proptest! {
         #[test]

@@ -50,7 +50,7 @@ pub enum Error {
     )]
     Shape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<usize> },
     #[error(
-        "{}: tensor `{name}` is stored as {dtype}; Barber computes with F32, F16 and BF16",
+        "{}: tensor `{name}` is stored as {dtype}; Barber reads F64, F32, F16 and BF16",
         path.display()
     )]
     Dtype { path: PathBuf, name: String, dtype: String },

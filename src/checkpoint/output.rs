@@ -408,6 +408,7 @@ impl<'a> Entry<'a> {
         }
         let mut bytes = changed.unwrap_or_else(|| dense.into_owned());
         match dtype {
+            Dtype::F64 => mask.apply_to_bytes::<8>(&mut bytes),
             Dtype::F32 => mask.apply_to_bytes::<4>(&mut bytes),
             Dtype::F16 | Dtype::Bf16 => mask.apply_to_bytes::<2>(&mut bytes),
         }

@@ -111,6 +111,15 @@ impl<'a> TensorView<'a> {
         }
     }
 
+    /// How many of its values are NaN or infinite; none, of a format that Barber does not read.
+    ///
+    /// # Errors
+    /// If it is compressed and damaged.
+    pub fn not_finite(&self) -> Result<usize, Error> {
+        let Some(dtype) = Dtype::of(self.dtype) else { return Ok(0) };
+        Ok(dtype.not_finite(&self.bytes()?).0)
+    }
+
     /// How many bytes these are; of a compressed matrix more than are [`stored`](Self::stored).
     pub fn length(&self) -> usize {
         layout::length(self.dtype, self.shape)
@@ -290,18 +299,19 @@ impl Reader {
             serde_json::from_slice(&bytes)
                 .map_err(|e| Error::Json { path: config, problem: e.to_string() })
         })?;
-        let index = dir.join(INDEX);
+        // As in transformers, an index beside a whole file is none of it.
+        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
         let mut reader = Self {
             dir: dir.to_owned(),
             config,
             shards: Vec::new(),
             tensors: BTreeMap::new(),
-            indexed: index.is_file(),
+            indexed: !single.is_file() && index.is_file(),
         };
         if reader.indexed {
             reader.open_index(index)?;
-        } else if dir.join(SINGLE).is_file() {
-            reader.add(dir.join(SINGLE))?;
+        } else if single.is_file() {
+            reader.add(single)?;
         } else {
             return Err(no_weights(dir)?);
         }
@@ -529,6 +539,24 @@ impl Reader {
     /// If it is missing, or has another shape or an unsupported format.
     pub fn check(&self, name: &str, shape: &[usize]) -> Result<(), Error> {
         self.floats(name, shape).map(drop)
+    }
+
+    /// Checks that a tensor's values are finite, if they are in a format that Barber reads.
+    ///
+    /// # Errors
+    /// If it is missing or damaged, or a value is NaN or infinite.
+    pub fn check_finite(&self, name: &str) -> Result<(), Error> {
+        let view = self.tensor(name)?;
+        let Some(dtype) = Dtype::of(view.dtype) else { return Ok(()) };
+        let bytes = view.bytes()?;
+        match dtype.not_finite(&bytes) {
+            (_, None) => Ok(()),
+            (_, Some(at)) => {
+                let value = dtype.decode(&bytes[at * dtype.size()..][..dtype.size()])[0];
+                let (path, name) = (view.file.to_owned(), name.to_owned());
+                Err(Error::NotFinite { path, name, value, index: unravel(at, view.shape) })
+            }
+        }
     }
 
     /// A tensor's values, row-major.

@@ -106,7 +106,7 @@ impl Draft<'_> {
         let weights: usize =
             decoder.tensors().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         let dtype = model.reader.tensor(&decoder.embedding.weight);
-        let longest = model.longest();
+        let longest = decoder.positions().tokens;
         // A directory is found from the recipe's own; a name on the hub is what it is.
         let (path, revision) = match &self.located.commit {
             Some(commit) => (quoted(&arguments.model), format!("revision = \"{commit}\"")),

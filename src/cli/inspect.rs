@@ -90,6 +90,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         println!("{}\n", each(&tensors));
     }
     println!("{}", summary(&places, &layers, &total));
+    for tensor in tensors.iter().filter(|tensor| tensor.not_finite > 0) {
+        let Tensor { name, not_finite, weights, .. } = tensor;
+        println!("\n{}: {not_finite} of {weights} values are NaN or infinite", name.escape_debug());
+    }
     Ok(())
 }
 
@@ -109,6 +113,8 @@ struct Tensor {
     weights: usize,
     /// How many of them are zero; `None` where its format does not tell.
     zeros: Option<usize>,
+    /// How many of them are NaN or infinite.
+    not_finite: usize,
     /// Of a matrix: the pattern of its zeros.
     pattern: Option<String>,
     file: String,
@@ -135,6 +141,7 @@ fn tensors(reader: &Reader, watch: Terminal) -> Result<Vec<Tensor>, Error> {
             dense_bytes: view.length(),
             weights: view.shape.iter().product(),
             zeros: zeros.map(|zeros| zeros.count),
+            not_finite: view.not_finite()?,
             pattern,
             file: view.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         });

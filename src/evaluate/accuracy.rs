@@ -88,7 +88,7 @@ pub fn accuracy<D: Ops>(
     tokens: &Tokens,
     done_so_far: impl FnMut(f64),
 ) -> Result<Accuracy, Error> {
-    let longest = model.longest();
+    let longest = model.decoder.max_positions();
     let first = model.first_token();
     let mut requests = Vec::with_capacity(questions.len());
     for (question, number) in questions.iter().zip(1..) {

@@ -6,9 +6,9 @@ use dfdx::tensor::Tape;
 
 use super::{
     Positions,
-    ops::{Activation, Heads, InputGradient, Matrix, Norm, Ops, Weight},
+    ops::{Heads, InputGradient, Matrix, Norm, Ops, Weight},
 };
-use crate::family::{Attention, Part};
+use crate::family::{Activation, Attention, Part};
 
 /// The weights of one part of a decoder layer.
 #[derive(Clone, Debug)]

@@ -201,9 +201,12 @@ mod tests {
     use dfdx::tensor::Cpu;
 
     use super::*;
-    use crate::executor::{
-        Inner, Positions,
-        ops::{Activation, SparseProduct, Weight, testing::noise},
+    use crate::{
+        executor::{
+            Inner, Positions,
+            ops::{SparseProduct, Weight, testing::noise},
+        },
+        family::Activation,
     };
 
     #[test]

@@ -271,7 +271,7 @@ impl Positions {
     pub fn new(decoder: &Decoder, length: usize) -> Self {
         let rotation = decoder.rope.as_ref().map(|rope| {
             let (cos, sin) = rope.tables(length);
-            Rotation { cos: Arc::new(cos), sin: Arc::new(sin), half: rope.head_dim / 2 }
+            Rotation { cos: Arc::new(cos), sin: Arc::new(sin), half: rope.planes() }
         });
         Self { length, sights: None, rotation }
     }
@@ -291,7 +291,7 @@ impl Positions {
         }
         let positions = || sights.iter().enumerate().map(|(row, sight)| sight.position(row));
         let rotation = decoder.rope.as_ref().map(|rope| {
-            let half = rope.head_dim / 2;
+            let half = rope.planes();
             let (cos, sin) = rope.tables(positions().max().map_or(0, |last| last + 1));
             let rows = |table: &[f32]| {
                 let rows = positions().flat_map(|at| &table[at * half..(at + 1) * half]);

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::nearest::nearest;
+
 /// Decoder layers beyond which a `config.json` is taken to be wrong.
 const MOST_LAYERS: usize = 10_000;
 /// Widths beyond which a `config.json` is taken to be wrong; the product of two fits in 64 bits.
@@ -33,13 +35,19 @@ pub enum Error {
         found: String,
     },
     /// A key holds a name that is not one of those known.
-    #[error("config.json: unknown `{key}` {found:?}, known: {}", known.join(", "))]
+    #[error(
+        "config.json: unknown `{key}` {found:?}{}, known: {}",
+        near.map_or_else(String::new, |near| format!(", the nearest known one is {near:?}")),
+        known.join(", ")
+    )]
     Unknown {
         /// The key, dotted from the top.
         key: String,
         /// The name.
         found: String,
-        /// The names there are.
+        /// The known name that is most like it, if any is alike.
+        near: Option<&'static str>,
+        /// The known names.
         known: Vec<&'static str>,
     },
     /// A key's value cannot be used, in itself or beside another's.
@@ -151,16 +159,18 @@ impl<'a> Object<'a> {
         let Some(found) = self.string(key)? else { return Ok(None) };
         match known.iter().find(|(name, _)| *name == found) {
             Some((_, value)) => Ok(Some(*value)),
-            None => Err(Error::Unknown {
-                key: self.path(key),
-                found: found.to_owned(),
-                known: known.iter().map(|(name, _)| *name).collect(),
-            }),
+            None => Err(self.unknown(key, found, known.iter().map(|(name, _)| *name).collect())),
         }
     }
 
-    /// The sliding window that is in a layer's list of types, or else in the layers for which
-    /// `default` is true.
+    /// That a name is none of those known.
+    pub(super) fn unknown(&self, key: &str, found: &str, known: Vec<&'static str>) -> Error {
+        let near = nearest(found, known.iter().copied());
+        Error::Unknown { key: self.path(key), found: start(found), near, known }
+    }
+
+    /// The sliding window of each layer: `window` in the layers that the list of types calls
+    /// sliding, or in those for which `default` is true if there is no list.
     pub(super) fn windows(
         &self,
         window: Option<usize>,
@@ -171,11 +181,21 @@ impl<'a> Object<'a> {
         })?;
         let known = ["full_attention", "sliding_attention"];
         if let Some(found) = types.iter().flatten().find(|found| !known.contains(found)) {
-            return Err(Error::Unknown {
-                key: self.path("layer_types"),
-                found: (*found).to_owned(),
-                known: known.to_vec(),
-            });
+            return Err(self.unknown("layer_types", found, known.to_vec()));
+        }
+        if let Some(types) = &types {
+            if let Some(layers) = self.layers("num_hidden_layers")?
+                && layers != types.len()
+            {
+                let found = format!("a list of {}", types.len());
+                let problem = format!("`num_hidden_layers` is {layers}");
+                return Err(self.invalid("layer_types", found, problem));
+            }
+            if types.contains(&known[1]) && window.is_none() {
+                let found = format!("a list with {:?}", known[1]);
+                let problem = "no `sliding_window` is set, or it is not used";
+                return Err(self.invalid("layer_types", found, problem));
+            }
         }
         Ok(move |layer| {
             let slides = match &types {
@@ -199,6 +219,15 @@ impl<'a> Object<'a> {
     /// A width or a count: at least 1, and small enough to multiply two of them.
     pub(super) fn size(&self, key: &str) -> Result<Option<usize>, Error> {
         self.size_up_to(key, MOST)
+    }
+
+    /// A size that may be null, which is none; `default` where the key is left out.
+    pub(super) fn size_or(
+        &self,
+        key: &str,
+        default: Option<usize>,
+    ) -> Result<Option<usize>, Error> {
+        Ok(self.size(key)?.or(default.filter(|_| !self.has(key))))
     }
 
     /// A number of decoder layers.
@@ -233,14 +262,17 @@ impl<'a> Object<'a> {
     }
 }
 
+/// As much of a text as an error shows.
+fn start(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
 /// A value as an error shows it, whatever its size.
 fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
         Value::Bool(_) | Value::Number(_) => value.to_string(),
-        Value::String(text) => {
-            format!("the string {:?}", text.chars().take(40).collect::<String>())
-        }
+        Value::String(text) => format!("the string {:?}", start(text)),
         Value::Array(_) => "a list".to_owned(),
         Value::Object(_) => "an object".to_owned(),
     }

@@ -2,23 +2,16 @@
 //! GeGLU, a sliding window in every other layer.
 
 use super::{
-    Decoder, Family,
+    Activation, Decoder, Family,
     config::{Error, Object},
     rms::Style,
 };
-use crate::executor::ops::Activation;
 
 pub(super) const FAMILY: Family = Family {
     model_type: "gemma2",
     doc: "Gemma 2: norms around each part, soft caps, GeGLU, every other layer with a window",
     decoder,
 };
-
-const ACTIVATIONS: &[(&str, Activation)] = &[
-    ("gelu_pytorch_tanh", Activation::GeluTanh),
-    ("gelu_new", Activation::GeluTanh),
-    ("gelu", Activation::Gelu),
-];
 
 /// The defaults are those of transformers' `Gemma2Config`.
 fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
@@ -32,15 +25,22 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         head_dim: Some(256),
         tied: true,
         sandwich: true,
-        activation: ("hidden_activation", ACTIVATIONS),
+        activation: ("hidden_activation", Activation::GeluTanh),
         query_scale: Some(config.above("query_pre_attn_scalar", 0.0)?.unwrap_or(256.0)),
         score_cap: cap("attn_logit_softcapping", 50.0)?,
         logit_cap: cap("final_logit_softcapping", 30.0)?,
         scaled_embedding: true,
-        ..Style::llama()
+        ..Style::llama().with_positions(8192)
     };
     let biased = config.boolean("attention_bias")?.unwrap_or(false);
     let style = Style { qkv_bias: biased, output_bias: biased, ..style };
-    let window = config.size("sliding_window")?.or(Some(4096));
+    if config.boolean("use_bidirectional_attention")?.unwrap_or(false) {
+        let problem = "tokens that see later ones are not supported";
+        return Err(config.invalid("use_bidirectional_attention", true, problem));
+    }
+    let window = config.size_or("sliding_window", Some(4096))?;
+    if window.is_none() {
+        return Err(config.missing("sliding_window"));
+    }
     style.decoder(config, config.windows(window, |layer| layer.is_multiple_of(2))?)
 }

@@ -115,7 +115,7 @@ mod tests {
             (json!({"model_type": null}), "missing key `model_type`"),
             (
                 json!({"model_type": "gpt2"}),
-                "unknown `model_type` \"gpt2\", known: gemma2, llama, mistral, opt, phi3, qwen2, qwen3",
+                "unknown `model_type` \"gpt2\", the nearest known one is \"opt\", known: gemma2, llama, mistral, opt, phi3, qwen2, qwen3",
             ),
             (json!({"hidden_size": null}), "missing key `hidden_size`"),
             (
@@ -141,7 +141,18 @@ mod tests {
             ),
             (json!({"vocab_size": 0}), "`vocab_size` is 0, but it must be from 1 to 2147483647"),
             (json!({"vocab_size": -1}), "`vocab_size` is -1, but it must be from 1 to 2147483647"),
-            (json!({"hidden_act": "gelu"}), "unknown `hidden_act` \"gelu\", known: silu, swish"),
+            (
+                json!({"model_type": "lama"}),
+                "unknown `model_type` \"lama\", the nearest known one is \"llama\", known: gemma2, llama, mistral, opt, phi3, qwen2, qwen3",
+            ),
+            (
+                json!({"hidden_act": "mish"}),
+                "unknown `hidden_act` \"mish\", the nearest known one is \"swish\", known: gelu, gelu_accurate, gelu_fast, gelu_new, gelu_python, gelu_python_tanh, gelu_pytorch_tanh, quick_gelu, relu, relu2, silu, swish",
+            ),
+            (
+                json!({"per_layer_config": {"0": {}}}),
+                "`per_layer_config` is an object, but layers that differ in more than their windows are not supported",
+            ),
             (json!({"attention_bias": 1}), "`attention_bias` must be true or false, found 1"),
             (
                 json!({"rms_norm_eps": -1.0}),

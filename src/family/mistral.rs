@@ -14,11 +14,7 @@ pub(super) const FAMILY: Family = Family {
 
 /// The defaults are those of transformers' `MistralConfig`.
 fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
-    // Left out, the window is the first version's; null is none.
-    let window = match config.size("sliding_window")? {
-        None if !config.has("sliding_window") => Some(4096),
-        window => window,
-    };
-    let style = Style { kv_heads: Some(8), ..Style::llama() };
+    let window = config.size_or("sliding_window", Some(4096))?;
+    let style = Style { kv_heads: Some(8), ..Style::llama().with_positions(32 * 4096) };
     style.decoder(config, config.windows(window, |_| true)?)
 }

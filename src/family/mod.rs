@@ -1,6 +1,7 @@
 //! What a model family is, as data: tensor names, shapes, position code. One file per family; one
 //! forward for all of them in [`crate::executor`].
 
+mod activation;
 mod config;
 mod gemma2;
 mod llama;
@@ -17,10 +18,9 @@ use std::iter::once;
 use barber_metric::Dims;
 use serde_json::Value;
 
-pub use self::config::Error;
 use self::config::Object;
 use self::rope::Rope;
-use crate::executor::ops::Activation;
+pub use self::{activation::Activation, config::Error};
 
 /// A model family that Barber knows.
 pub struct Family {
@@ -30,6 +30,9 @@ pub struct Family {
     pub doc: &'static str,
     decoder: fn(&Object<'_>) -> Result<Decoder, Error>,
 }
+
+/// Tensor name of an output head of its own.
+pub const HEAD: &str = "lm_head.weight";
 
 /// Every family, by `model_type`.
 pub static FAMILIES: &[Family] = &[
@@ -63,11 +66,14 @@ pub fn decoder(config: &Value) -> Result<Decoder, Error> {
     let config = Object::top(config)?;
     let model_type = config.string("model_type")?.ok_or_else(|| config.missing("model_type"))?;
     let family = FAMILIES.iter().find(|family| family.model_type == model_type);
-    let family = family.ok_or_else(|| Error::Unknown {
-        key: config.path("model_type"),
-        found: model_type.to_owned(),
-        known: FAMILIES.iter().map(|family| family.model_type).collect(),
+    let family = family.ok_or_else(|| {
+        let known = FAMILIES.iter().map(|family| family.model_type).collect();
+        config.unknown("model_type", model_type, known)
     })?;
+    if config.object("per_layer_config")?.is_some_and(|layers| !layers.is_empty()) {
+        let problem = "layers that differ in more than their windows are not supported";
+        return Err(config.invalid("per_layer_config", "an object", problem));
+    }
     (family.decoder)(&config)
 }
 
@@ -88,7 +94,8 @@ pub struct Decoder {
     pub final_norm: Option<Norm>,
     /// From the last hidden states to the width of the embedding, where that is another.
     pub project_out: Option<Linear>,
-    /// Tensor name of the output head, [vocab_size, embedding width]; the embedding's where tied.
+    /// Tensor name of the output head, [vocab_size, embedding width]: the embedding's where they
+    /// are tied.
     pub head: String,
     /// Logits z become c · tanh(z / c), where there is such a c.
     pub logit_cap: Option<f32>,
@@ -178,8 +185,8 @@ pub struct Attention {
 /// A norm of the channels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Norm {
-    /// Tensor name of its weight, `[width]`.
-    pub weight: String,
+    /// Tensor name of its weight, `[width]`, where it has one; else it is 1.
+    pub weight: Option<String>,
     /// Tensor name of its bias, `[width]`, where it has one.
     pub bias: Option<String>,
     /// How many channels are normalised together.
@@ -245,7 +252,35 @@ pub struct Block {
     pub layers: Vec<&'static str>,
 }
 
+/// The longest sequence that a model has positions for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PositionLimit {
+    /// Its number of tokens.
+    pub tokens: usize,
+    /// Whether the positions end there, as a learned table does. If not, a longer sequence can be
+    /// run, but the model was not made for it.
+    pub hard: bool,
+}
+
 impl Decoder {
+    /// The longest sequence that the model has positions for. A sliding window limits what a token
+    /// sees, and not the sequence.
+    pub fn positions(&self) -> PositionLimit {
+        match (&self.embedding.positions, &self.rope) {
+            (Some(learned), _) => PositionLimit { tokens: learned.count, hard: true },
+            (None, Some(rope)) => PositionLimit { tokens: rope.longest(), hard: false },
+            (None, None) => PositionLimit { tokens: usize::MAX, hard: false },
+        }
+    }
+
+    /// The value of `max_position_embeddings`, or the family's default.
+    pub fn max_positions(&self) -> usize {
+        match &self.rope {
+            Some(rope) => rope.max_positions,
+            None => self.positions().tokens,
+        }
+    }
+
     /// The family's own grouping, for a recipe that gives none: a block for each [`Part`].
     pub fn default_blocks(&self) -> Vec<Block> {
         let Some(layer) = self.layers.first() else { return Vec::new() };
@@ -288,7 +323,7 @@ impl Decoder {
             }
         };
         let norm = |norm: &mut Norm| {
-            strip(&mut norm.weight);
+            norm.weight.as_mut().map(strip);
             norm.bias.as_mut().map(strip);
         };
         let linear = |linear: &mut Linear| {
@@ -315,7 +350,7 @@ impl Decoder {
 
 impl Norm {
     fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
-        once(&self.weight).chain(&self.bias).map(|name| (name.as_str(), vec![self.width]))
+        self.weight.iter().chain(&self.bias).map(|name| (name.as_str(), vec![self.width]))
     }
 }
 
@@ -424,6 +459,50 @@ mod tests {
         config["layer_types"][1] = "linear_attention".into();
         let error = windows(&config).unwrap_err().to_string();
         assert!(error.contains("linear_attention") && error.contains("known: full"), "{error}");
+        config["layer_types"] = json!(["sliding_attention"]);
+        let error = windows(&config).unwrap_err().to_string();
+        assert!(error.contains("`layer_types` is a list of 1"), "{error}");
+        config["layer_types"] = json!(["sliding_attention", "full_attention"]);
+        config["sliding_window"] = Value::Null;
+        let error = windows(&config).unwrap_err().to_string();
+        assert!(error.contains("`layer_types`") && error.contains("`sliding_window`"), "{error}");
+        config["layer_types"] = Value::Null;
+        config["max_window_layers"] = 0.into();
+        assert_eq!(windows(&config).unwrap(), [None, None]);
+    }
+
+    #[test]
+    fn positions_end_softly_or_hard() {
+        let limit = |family: &str, key: &str, value: Value| {
+            let mut config = json!({
+                "model_type": family, "vocab_size": 16, "hidden_size": 8, "intermediate_size": 8,
+                "ffn_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+                "num_key_value_heads": 2, "head_dim": 4,
+            });
+            config[key] = value;
+            let found = decoder(&config).unwrap();
+            assert_eq!(found.max_positions() == found.positions().tokens, key != "rope_scaling");
+            found.positions()
+        };
+        let soft = |tokens| PositionLimit { tokens, hard: false };
+        for (family, tokens) in [
+            ("gemma2", 8192),
+            ("llama", 2048),
+            ("mistral", 131_072),
+            ("phi3", 4096),
+            ("qwen2", 32_768),
+            ("qwen3", 32_768),
+        ] {
+            assert_eq!(limit(family, "max_position_embeddings", Value::Null), soft(tokens));
+            assert_eq!(limit(family, "max_position_embeddings", json!(100)), soft(100));
+            assert_eq!(limit(family, "sliding_window", json!(3)), soft(tokens), "{family}");
+        }
+        let yarn = json!({
+            "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768,
+        });
+        assert_eq!(limit("qwen2", "rope_scaling", yarn), soft(131_072));
+        let opt = limit("opt", "max_position_embeddings", json!(100));
+        assert_eq!(opt, PositionLimit { tokens: 100, hard: true });
     }
 
     #[test]

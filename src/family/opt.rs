@@ -1,21 +1,17 @@
 //! The OPT family (arXiv 2205.01068): layer norms, learned positions, a plain MLP, biases.
 
 use super::{
-    Attention, Decoder, Embedding, Family, Inner, Layer, LearnedPositions, Linear, Norm, NormKind,
-    Sublayer,
+    Activation, Attention, Decoder, Embedding, Family, HEAD, Inner, Layer, LearnedPositions,
+    Linear, Norm, NormKind, Sublayer, activation,
     config::{Error, Object},
     rms::linear,
 };
-use crate::executor::ops::Activation;
 
 pub(super) const FAMILY: Family = Family {
     model_type: "opt",
     doc: "OPT and Galactica: LayerNorm, learned positions, a plain MLP, biases",
     decoder,
 };
-
-const ACTIVATIONS: &[(&str, Activation)] =
-    &[("relu", Activation::Relu), ("gelu", Activation::Gelu), ("gelu_new", Activation::GeluTanh)];
 
 /// The first rows of the position table are not used.
 const OFFSET: usize = 2;
@@ -34,17 +30,14 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         let problem = format!("it must be a multiple of `num_attention_heads`, {heads}");
         return Err(config.invalid("hidden_size", hidden_size, problem));
     }
-    if !yes("layer_norm_elementwise_affine")? {
-        let problem = "norms without weights are not supported";
-        return Err(config.invalid("layer_norm_elementwise_affine", false, problem));
-    }
-    let activation = config.choice("activation_function", ACTIVATIONS)?;
+    let affine = yes("layer_norm_elementwise_affine")?;
+    let activation = config.choice("activation_function", activation::NAMES)?;
     let activation = activation.unwrap_or(Activation::Relu);
     let (biased, before) = (yes("enable_bias")?, yes("do_layer_norm_before")?);
     let head_dim = hidden_size / heads;
     let norm = |name: String| Norm {
-        weight: format!("{name}.weight"),
-        bias: Some(format!("{name}.bias")),
+        weight: affine.then(|| format!("{name}.weight")),
+        bias: affine.then(|| format!("{name}.bias")),
         width: hidden_size,
         epsilon: 1e-5,
         kind: NormKind::Layer,
@@ -100,7 +93,7 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         layers: (0..count).map(layer).collect(),
         final_norm: final_norm.then(|| norm("model.decoder.final_layer_norm".into())),
         project_out: project("project_out", width, hidden_size),
-        head: if tied { weight.clone() } else { "lm_head.weight".to_owned() },
+        head: if tied { weight.clone() } else { HEAD.to_owned() },
         logit_cap: None,
         embedding: Embedding {
             weight,

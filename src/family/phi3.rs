@@ -4,6 +4,7 @@ use super::{
     Decoder, Family,
     config::{Error, Object},
     rms::Style,
+    rope,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -15,6 +16,12 @@ pub(super) const FAMILY: Family = Family {
 /// The defaults are those of transformers' `Phi3Config`.
 fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
     let window = config.size("sliding_window")?;
-    let style = Style { epsilon: 1e-5, fused: true, ..Style::llama() };
-    style.decoder(config, config.windows(window, |_| true)?)
+    let rope = rope::Style {
+        max_positions: 4096,
+        original_max_positions: Some(4096),
+        partial: true,
+        renamed: &[("su", "longrope"), ("yarn", "longrope")],
+    };
+    let style = Style { epsilon: 1e-5, fused: true, rope, ..Style::llama() };
+    style.decoder(config, |_| window)
 }

@@ -14,14 +14,15 @@ pub(super) const FAMILY: Family = Family {
 
 /// The defaults are those of transformers' `Qwen2Config`.
 fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
-    let style = Style { kv_heads: Some(32), qkv_bias: true, ..Style::llama() };
+    let style =
+        Style { kv_heads: Some(32), qkv_bias: true, ..Style::llama().with_positions(32_768) };
     style.decoder(config, windows(config)?)
 }
 
-/// The window of each layer, which the first layers have not.
+/// The window of each layer; the first layers have none.
 pub(super) fn windows(config: &Object<'_>) -> Result<impl Fn(usize) -> Option<usize>, Error> {
     let sliding = config.boolean("use_sliding_window")?.unwrap_or(false);
-    let window = config.size("sliding_window")?.or(Some(4096)).filter(|_| sliding);
+    let window = config.size_or("sliding_window", Some(4096))?.filter(|_| sliding);
     let first = config.number("max_window_layers")?.unwrap_or(28.0);
     config.windows(window, move |layer| layer as f64 >= first)
 }

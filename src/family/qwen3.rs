@@ -22,7 +22,7 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         qkv_bias: biased,
         output_bias: biased,
         head_norms: true,
-        ..Style::llama()
+        ..Style::llama().with_positions(32_768)
     };
     style.decoder(config, windows(config)?)
 }

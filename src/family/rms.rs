@@ -4,11 +4,11 @@
 use barber_metric::Dims;
 
 use super::{
-    Attention, Decoder, Embedding, Inner, Layer, Linear, Norm, NormKind, Sublayer,
+    Activation, Attention, Decoder, Embedding, HEAD, Inner, Layer, Linear, Norm, NormKind,
+    Sublayer, activation,
     config::{self, Error, Object},
     rope,
 };
-use crate::executor::ops::Activation;
 
 /// Heads wider than this are taken for a mistake.
 const WIDEST_HEAD: usize = 1 << 16;
@@ -35,8 +35,8 @@ pub(super) struct Style {
     pub(super) head_norms: bool,
     /// Whether each part has a norm after it as well as before, all scaled by 1 + weight.
     pub(super) sandwich: bool,
-    /// The key of the activation, and its names.
-    pub(super) activation: (&'static str, &'static [(&'static str, Activation)]),
+    /// The key of the activation, and its default.
+    pub(super) activation: (&'static str, Activation),
     /// What scores are divided by the square root of; the width of a head if there is none.
     pub(super) query_scale: Option<f64>,
     /// The cap of the scores.
@@ -45,13 +45,17 @@ pub(super) struct Style {
     pub(super) logit_cap: Option<f32>,
     /// Whether the embedding is multiplied by √hidden_size.
     pub(super) scaled_embedding: bool,
+    /// What is made of the keys of the position code.
+    pub(super) rope: rope::Style,
 }
 
-/// Two names of x · σ(x).
-pub(super) const SILU: (&str, &[(&str, Activation)]) =
-    ("hidden_act", &[("silu", Activation::Silu), ("swish", Activation::Silu)]);
-
 impl Style {
+    /// With positions for so many tokens by default.
+    pub(super) const fn with_positions(mut self, max_positions: usize) -> Self {
+        self.rope.max_positions = max_positions;
+        self
+    }
+
     /// LLaMA's.
     pub(super) const fn llama() -> Self {
         Self {
@@ -65,11 +69,17 @@ impl Style {
             fused: false,
             head_norms: false,
             sandwich: false,
-            activation: SILU,
+            activation: ("hidden_act", Activation::Silu),
             query_scale: None,
             score_cap: None,
             logit_cap: None,
             scaled_embedding: false,
+            rope: rope::Style {
+                max_positions: 2048,
+                original_max_positions: None,
+                partial: false,
+                renamed: &[],
+            },
         }
     }
 
@@ -87,15 +97,15 @@ impl Style {
         let count = config.layers(count)?.ok_or_else(|| config.missing(count))?;
         let (heads, kv_heads, head_dim) = self.heads(config, hidden_size)?;
         let epsilon = config.share("rms_norm_eps")?.unwrap_or(self.epsilon);
-        let (key, known) = self.activation;
-        let activation = config.choice(key, known)?.unwrap_or(known[0].1);
-        let rope = rope::read(config, head_dim)?;
+        let (key, default) = self.activation;
+        let activation = config.choice(key, activation::NAMES)?.unwrap_or(default);
+        let rope = rope::read(config, &self.rope, head_dim)?;
         let scale = match self.query_scale {
             Some(scale) => (scale as f32).sqrt().recip(),
             None => (head_dim as f32).sqrt().recip(),
         };
         let norm = |name: String, width| Norm {
-            weight: format!("{name}.weight"),
+            weight: Some(format!("{name}.weight")),
             bias: None,
             width,
             epsilon: epsilon as f32,
@@ -152,7 +162,7 @@ impl Style {
             layers: (0..count).map(layer).collect(),
             final_norm: Some(norm("model.norm".into(), hidden_size)),
             project_out: None,
-            head: if tied { weight.clone() } else { "lm_head.weight".to_owned() },
+            head: if tied { weight.clone() } else { HEAD.to_owned() },
             logit_cap: self.logit_cap,
             embedding: Embedding {
                 weight,
@@ -172,13 +182,12 @@ impl Style {
     ) -> Result<(usize, usize, usize), Error> {
         let heads = "num_attention_heads";
         let heads = config.size(heads)?.ok_or_else(|| config.missing(heads))?;
-        let kv_heads = config.size("num_key_value_heads")?;
-        let kv_heads = kv_heads.or(self.kv_heads).unwrap_or(heads);
+        let kv_heads = config.size_or("num_key_value_heads", self.kv_heads)?.unwrap_or(heads);
         if !heads.is_multiple_of(kv_heads) {
             let problem = format!("it must divide `num_attention_heads`, {heads}");
             return Err(config.invalid("num_key_value_heads", kv_heads, problem));
         }
-        let (head_dim, source) = match config.size("head_dim")?.or(self.head_dim) {
+        let (head_dim, source) = match config.size_or("head_dim", self.head_dim)? {
             Some(head_dim) => (head_dim, "head_dim"),
             None if hidden_size.is_multiple_of(heads) => (hidden_size / heads, "hidden_size"),
             None => {

@@ -25,7 +25,8 @@ use super::config::{Error, MOST, Object};
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    /// How many channels of a head are rotated, its first ones; even.
+    /// The width of the frequencies' exponents: how many channels of a head are rotated, its first
+    /// ones; where that is odd, the next one is rotated too.
     pub head_dim: usize,
     /// The base θ of the frequencies.
     pub theta: f64,
@@ -77,6 +78,14 @@ pub enum Scaling {
         /// Rotations over that context above which a frequency is kept.
         high_frequency_factor: f64,
     },
+    /// All frequencies divided by `factor`, those of the last planes zero; the exponents' width is
+    /// that of the whole head.
+    Proportional {
+        /// The divisor.
+        factor: f64,
+        /// Number of planes that are rotated, the first ones.
+        rotated: usize,
+    },
     /// LongRoPE (arXiv 2402.13753): a divisor for each frequency.
     LongRope {
         /// The context of the first training.
@@ -91,7 +100,30 @@ pub enum Scaling {
 }
 
 impl Rope {
-    /// The inverse frequencies, `head_dim / 2` of them, and the attention factor that multiplies
+    /// Number of planes of a head that are rotated, each of two channels.
+    pub const fn planes(&self) -> usize {
+        self.head_dim.div_ceil(2)
+    }
+
+    /// The longest sequence, in tokens, that the model is made for: `max_position_embeddings`,
+    /// stretched where the scaling stretches it. LongRoPE and LLaMA 3 count that in.
+    pub fn longest(&self) -> usize {
+        let stretched = match &self.scaling {
+            Scaling::Linear { factor } | Scaling::Dynamic { factor } => {
+                self.max_positions as f64 * factor
+            }
+            Scaling::Yarn { factor, original_max_positions, .. } => {
+                *original_max_positions as f64 * factor
+            }
+            Scaling::Default
+            | Scaling::Proportional { .. }
+            | Scaling::Llama3 { .. }
+            | Scaling::LongRope { .. } => 0.0,
+        };
+        self.max_positions.max(stretched as usize)
+    }
+
+    /// The inverse frequencies, one for each plane, and the attention factor that multiplies
     /// cosine and sine, for a sequence of the given length.
     pub fn frequencies(&self, sequence_length: usize) -> (Vec<f32>, f32) {
         match &self.scaling {
@@ -147,6 +179,12 @@ impl Rope {
                 }
                 (inverse, 1.0)
             }
+            Scaling::Proportional { factor, rotated } => {
+                let mut inverse = self.inverse(self.theta as f32);
+                inverse.iter_mut().for_each(|f| *f /= *factor as f32);
+                inverse[*rotated..].fill(0.0);
+                (inverse, 1.0)
+            }
             Scaling::LongRope { original_max_positions, short, long, attention_factor } => {
                 let divisors = if sequence_length > *original_max_positions { long } else { short };
                 let powers = self.powers(self.theta as f32).zip(divisors);
@@ -156,7 +194,7 @@ impl Rope {
         }
     }
 
-    /// The cosines and sines of every position's angles, each [sequence_length, head_dim / 2] and
+    /// The cosines and sines of every position's angles, each [sequence_length, planes] and
     /// row-major, times the attention factor.
     pub fn tables(&self, sequence_length: usize) -> (Vec<f32>, Vec<f32>) {
         let (inverse, attention_factor) = self.frequencies(sequence_length);
@@ -221,14 +259,31 @@ static TYPES: &[Type] = &[
     Type { name: "linear", read: |section| Ok(Scaling::Linear { factor: section.factor()? }) },
     Type { name: "llama3", read: llama3 },
     Type { name: "longrope", read: longrope },
+    Type { name: "proportional", read: proportional },
     Type { name: "yarn", read: yarn },
 ];
+
+/// What a family makes of the keys that describe its position code.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Style {
+    /// The default of `max_position_embeddings`.
+    pub(super) max_positions: usize,
+    /// The default of `original_max_position_embeddings` beside `max_position_embeddings`, which
+    /// hides the one in `rope_scaling`; `None` if that one counts, or else
+    /// `max_position_embeddings`.
+    pub(super) original_max_positions: Option<usize>,
+    /// Whether the last channels of a head may be left as they are (`partial_rotary_factor`).
+    pub(super) partial: bool,
+    /// Older names of types.
+    pub(super) renamed: &'static [(&'static str, &'static str)],
+}
 
 /// The keys of a `config.json` that describe the position code.
 struct Section<'a> {
     /// `rope_scaling`, or transformers 5's `rope_parameters`, which has θ within.
     keys: Object<'a>,
-    head_dim: usize,
+    /// How many of a head's channels are rotated.
+    rotated: usize,
     max_positions: usize,
     original_max_positions: usize,
 }
@@ -259,7 +314,7 @@ impl Section<'_> {
 
     fn divisors(&self, key: &str) -> Result<Vec<f64>, Error> {
         let divisors = self.keys.numbers(key)?.ok_or_else(|| self.keys.missing(key))?;
-        let planes = self.head_dim / 2;
+        let planes = self.rotated.div_ceil(2);
         if divisors.len() != planes {
             let found = format!("a list of {}", divisors.len());
             return Err(self.keys.invalid(key, found, format!("a head needs {planes}")));
@@ -277,10 +332,15 @@ impl Section<'_> {
 
 fn dynamic(section: &Section<'_>) -> Result<Scaling, Error> {
     let factor = section.factor()?;
-    if section.head_dim == 2 {
+    if section.rotated == 2 {
         return Err(section.keys.invalid("rope_type", "dynamic", "`head_dim` is only 2"));
     }
     Ok(Scaling::Dynamic { factor })
+}
+
+fn proportional(section: &Section<'_>) -> Result<Scaling, Error> {
+    let factor = section.keys.above("factor", 0.0)?.unwrap_or(1.0);
+    Ok(Scaling::Proportional { factor, rotated: section.rotated / 2 })
 }
 
 fn llama3(section: &Section<'_>) -> Result<Scaling, Error> {
@@ -345,7 +405,7 @@ fn yarn(section: &Section<'_>) -> Result<Scaling, Error> {
 
 /// The position code that a `config.json` describes: `rope_theta` and `rope_scaling`, or
 /// transformers 5's `rope_parameters`.
-pub(super) fn read(config: &Object<'_>, head_dim: usize) -> Result<Rope, Error> {
+pub(super) fn read(config: &Object<'_>, style: &Style, head_dim: usize) -> Result<Rope, Error> {
     let nothing = serde_json::Map::new();
     let keys = match config.object("rope_scaling")?.filter(|keys| !keys.is_empty()) {
         Some(keys) => keys,
@@ -355,40 +415,52 @@ pub(super) fn read(config: &Object<'_>, head_dim: usize) -> Result<Rope, Error> 
         let problem = "a position code for each type of layer is not supported";
         return Err(keys.invalid(key, "an object", problem));
     }
-    let max_positions = config.size("max_position_embeddings")?.unwrap_or(2048);
-    let original = match config.size("original_max_position_embeddings")? {
+    let max_positions = config.size("max_position_embeddings")?.unwrap_or(style.max_positions);
+    let original = "original_max_position_embeddings";
+    let original = match config.size(original)?.or(style.original_max_positions) {
         Some(outside) => Some(outside),
-        None => keys.size("original_max_position_embeddings")?,
+        None => keys.size(original)?,
     };
-    let theta = match keys.above("rope_theta", 1.0)? {
+    let theta = match keys.above("rope_theta", 0.0)? {
         Some(inside) => Some(inside),
-        None => config.above("rope_theta", 1.0)?,
+        None => config.above("rope_theta", 0.0)?,
     };
-    let mut rotated = head_dim;
-    for place in [config, &keys] {
-        if let Some(share) = place.number("partial_rotary_factor")? {
-            rotated = (head_dim as f64 * share) as usize;
-            if !(0.0..=1.0).contains(&share) || rotated == 0 || !rotated.is_multiple_of(2) {
-                let problem = format!("of {head_dim} channels it must rotate whole pairs");
-                return Err(place.invalid("partial_rotary_factor", share, problem));
-            }
-        }
-    }
-    let head_dim = rotated;
-    let (key, name) = match keys.string("rope_type")? {
+    let (key, found) = match keys.string("rope_type")? {
         Some(name) => ("rope_type", name),
         None => ("type", keys.string("type")?.unwrap_or("default")),
     };
+    let renamed = style.renamed.iter().find(|(older, _)| *older == found);
+    let name = renamed.map_or(found, |(_, name)| *name);
     let Some(kind) = TYPES.iter().find(|kind| kind.name == name) else {
-        return Err(Error::Unknown {
-            key: keys.path(key),
-            found: name.to_owned(),
-            known: TYPES.iter().map(|kind| kind.name).collect(),
-        });
+        return Err(keys.unknown(key, found, TYPES.iter().map(|kind| kind.name).collect()));
     };
+    let partial = "partial_rotary_factor";
+    let (place, share) = match keys.number(partial)? {
+        Some(inside) => (keys, inside),
+        None => (*config, config.number(partial)?.unwrap_or(1.0)),
+    };
+    // Where the family has no such key, only scalings read it.
+    let counts = style.partial || name != "default";
+    let rotated = if counts { (head_dim as f64 * share) as usize } else { head_dim };
+    let wrong = |problem: &str| {
+        let problem = format!("it rotates {rotated} of a head's {head_dim} channels; {problem}");
+        Err(place.invalid(partial, share, problem))
+    };
+    if rotated == 0 || rotated > head_dim {
+        return wrong("it must be at least one, and at most all");
+    }
     let original_max_positions = original.unwrap_or(max_positions);
-    let scaling = (kind.read)(&Section { keys, head_dim, max_positions, original_max_positions })?;
-    let rope = Rope { head_dim, theta: theta.unwrap_or(10_000.0), max_positions, scaling };
+    let section = Section { keys, rotated, max_positions, original_max_positions };
+    let scaling = (kind.read)(&section)?;
+    let width = match scaling {
+        Scaling::Proportional { .. } => head_dim,
+        _ => rotated,
+    };
+    if !style.partial && width.next_multiple_of(2) != head_dim {
+        return wrong("this family rotates all");
+    }
+    let theta = theta.unwrap_or(10_000.0);
+    let rope = Rope { head_dim: width, theta, max_positions, scaling };
     // Numbers that are each fine can still leave f32 together, or at a late position.
     let finite = |length| {
         let (inverse, attention_factor) = rope.frequencies(length);
@@ -396,7 +468,7 @@ pub(super) fn read(config: &Object<'_>, head_dim: usize) -> Result<Rope, Error> 
         furthest.chain([attention_factor]).all(f32::is_finite)
     };
     if !finite(1) || !finite(usize::MAX) {
-        return Err(keys.invalid(key, name, "with these numbers its frequencies are not finite"));
+        return Err(keys.invalid(key, found, "with these numbers its frequencies are not finite"));
     }
     Ok(rope)
 }
@@ -412,8 +484,11 @@ mod tests {
 
     use super::*;
 
+    const STYLE: Style =
+        Style { max_positions: 2048, original_max_positions: None, partial: false, renamed: &[] };
+
     fn config(keys: Value) -> Result<Rope, Error> {
-        read(&Object::top(&keys).unwrap(), 16)
+        read(&Object::top(&keys).unwrap(), &STYLE, 16)
     }
 
     fn error(scaling: Value) -> String {
@@ -442,7 +517,7 @@ mod tests {
             let fixture: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
             let object = &fixture["config"];
             let head_dim = object["head_dim"].as_u64().unwrap_or(64) as usize;
-            let rope = read(&Object::top(object).unwrap(), head_dim).unwrap();
+            let rope = read(&Object::top(object).unwrap(), &STYLE, head_dim).unwrap();
             for expected in fixture["expected"].as_array().unwrap() {
                 let length = expected["sequence_length"].as_u64().unwrap() as usize;
                 let what = format!("{name} at {length}");
@@ -469,11 +544,11 @@ mod tests {
         for (scaling, message) in [
             (
                 json!({"rope_type": "cubic"}),
-                "unknown `rope_scaling.rope_type` \"cubic\", known: default, dynamic, linear, llama3, longrope, yarn",
+                "unknown `rope_scaling.rope_type` \"cubic\", known: default, dynamic, linear, llama3, longrope, proportional, yarn",
             ),
             (
                 json!({"type": "su"}),
-                "unknown `rope_scaling.type` \"su\", known: default, dynamic, linear, llama3, longrope, yarn",
+                "unknown `rope_scaling.type` \"su\", known: default, dynamic, linear, llama3, longrope, proportional, yarn",
             ),
             (json!({"type": "linear"}), "missing key `rope_scaling.factor`"),
             (json!({"type": "yarn"}), "missing key `rope_scaling.factor`"),
@@ -519,8 +594,8 @@ mod tests {
                 "`rope_scaling.rope_type` is linear, but with these numbers its frequencies are not finite",
             ),
             (
-                json!({"rope_type": "default", "partial_rotary_factor": 1.5}),
-                "`rope_scaling.partial_rotary_factor` is 1.5, but of 16 channels it must rotate whole pairs",
+                json!({"rope_type": "linear", "factor": 2, "partial_rotary_factor": 0.5}),
+                "`rope_scaling.partial_rotary_factor` is 0.5, but it rotates 8 of a head's 16 channels; this family rotates all",
             ),
             (
                 json!({"full_attention": {"rope_type": "default"}}),
@@ -529,8 +604,49 @@ mod tests {
         ] {
             assert_eq!(error(scaling), format!("config.json: {message}"));
         }
-        let outside = config(json!({"rope_theta": 1})).unwrap_err().to_string();
-        assert_eq!(outside, "config.json: `rope_theta` is 1, but it must be above 1");
+        let outside = config(json!({"rope_theta": 0})).unwrap_err().to_string();
+        assert_eq!(outside, "config.json: `rope_theta` is 0, but it must be above 0");
+    }
+
+    #[test]
+    fn only_some_families_rotate_a_part_of_a_head() {
+        let rotated = |share: f64, partial| {
+            let keys = json!({ "partial_rotary_factor": share });
+            let rope = read(&Object::top(&keys).unwrap(), &Style { partial, ..STYLE }, 16);
+            rope.map(|rope| rope.planes())
+        };
+        assert_eq!(rotated(0.5, false), Ok(8));
+        assert_eq!(rotated(1.5, false), Ok(8));
+        assert_eq!(rotated(0.5, true), Ok(4));
+        assert_eq!(rotated(0.45, true), Ok(4));
+        for share in [-1.0, 0.0, 1.5] {
+            let error = rotated(share, true).unwrap_err().to_string();
+            assert!(error.contains("at least one, and at most all"), "{error}");
+        }
+    }
+
+    #[test]
+    fn scalings_stretch_what_the_model_is_made_for() {
+        let longest = |scaling: Value| {
+            config(json!({"max_position_embeddings": 64, "rope_scaling": scaling}))
+                .unwrap()
+                .longest()
+        };
+        let lists =
+            json!({"type": "longrope", "short_factor": vec![1.0; 8], "long_factor": vec![4.0; 8]});
+        for (scaling, tokens) in [
+            (json!({}), 64),
+            (json!({"type": "linear", "factor": 2}), 128),
+            (json!({"type": "linear", "factor": 0.5}), 64),
+            (json!({"type": "dynamic", "factor": 2.5}), 160),
+            (json!({"type": "yarn", "factor": 4}), 256),
+            (json!({"type": "yarn", "factor": 4, "original_max_position_embeddings": 16}), 64),
+            (json!({"type": "linear", "factor": 1e30}), usize::MAX),
+            (lists, 64),
+        ] {
+            let what = scaling.to_string();
+            assert_eq!(longest(scaling), tokens, "{what}");
+        }
     }
 
     #[test]
@@ -594,6 +710,7 @@ mod tests {
         "mscale",
         "mscale_all_dim",
         "attention_factor",
+        "partial_rotary_factor",
         "truncate",
         "short_factor",
         "long_factor",

@@ -66,7 +66,7 @@ struct Matrix {
     rows: usize,
     columns: usize,
     /// The format of its weights, where they are not the dense ones.
-    changed: Option<Dtype>,
+    changed: Option<safetensors::Dtype>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -223,7 +223,7 @@ fn write_matrices(
     let named = || names.iter().filter_map(|name| Some((*name, pruned.masks.get(*name)?)));
     for (name, mask) in named() {
         let Dims { rows, columns } = mask.dims();
-        let changed = pruned.format(name);
+        let changed = pruned.format(name).map(Dtype::stored);
         matrices.push(Matrix { name: name.into(), rows, columns, changed });
     }
     record.add_toml(&Matrices { matrices })?;
@@ -245,7 +245,7 @@ fn read_matrices(
     for Matrix { name, rows, columns, changed } in matrices {
         let mask = Mask::from_bytes(Dims { rows, columns }, &entries.next()?);
         let mask = mask.ok_or_else(|| entries.damaged(format!("no mask of `{name}`")))?;
-        match changed {
+        match changed.and_then(Dtype::of) {
             Some(dtype) => {
                 let bytes = entries.next()?;
                 if bytes.len() != mask.dims().len() * dtype.size() {

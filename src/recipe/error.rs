@@ -276,22 +276,6 @@ pub(super) fn segments(key: &str) -> Vec<String> {
     key.split('.').map(str::to_owned).collect()
 }
 
-/// Bytes of a name that is compared with others: no known one is half as long.
-const NAME: usize = 64;
-
-/// The name that is most like `name`, if any is alike.
-pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    if name.len() > NAME {
-        return None;
-    }
-    known
-        .into_iter()
-        .map(|candidate| (strsim::normalized_damerau_levenshtein(name, candidate), candidate))
-        .filter(|(likeness, _)| *likeness >= 0.5)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, candidate)| candidate)
-}
-
 /// Names as a sentence lists them: "`a`, `b` or `c`".
 pub(super) fn alternatives<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let names: Vec<_> = names.into_iter().map(|name| format!("`{name}`")).collect();

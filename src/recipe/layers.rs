@@ -12,11 +12,12 @@ use figment::{
 
 use super::{
     Recipe,
-    error::{Fault, Problem, nearest, segments},
+    error::{Fault, Problem, segments},
     keys::sections,
     preset::preset,
     text::{Place, Text},
 };
+use crate::nearest::nearest;
 
 /// The arrays of tables. figment replaces arrays as a whole; as tables by index they merge, so
 /// that a `--set` can reach into one.

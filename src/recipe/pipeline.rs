@@ -4,10 +4,10 @@ use figment::value::{Dict, Value};
 
 use super::{
     Init, Loaded, Mask, RecipeError, Stage,
-    error::{Fault, Problem, alternatives, nearest, segments},
+    error::{Fault, Problem, alternatives, segments},
     resolve::read_all,
 };
-use crate::prune;
+use crate::{nearest::nearest, prune};
 
 impl Loaded {
     /// Builds the stages of the metric pipeline that scores weights for rebuilds.

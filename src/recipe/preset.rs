@@ -3,9 +3,10 @@
 use figment::value::Dict;
 
 use super::{
-    error::{Fault, Problem, alternatives, nearest},
+    error::{Fault, Problem, alternatives},
     text::Text,
 };
+use crate::nearest::nearest;
 
 /// The presets: their names, and what they stand for.
 const PRESETS: [(&str, &str); 3] = [

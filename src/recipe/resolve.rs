@@ -9,7 +9,7 @@ use figment::{
 
 use super::{
     Allocate, Calibration, Init, Mask, Pattern, Recipe, RecipeError, Scope, Sparsity,
-    error::{Fault, Problem, alternatives, nearest, segments},
+    error::{Fault, Problem, alternatives, segments},
     extends::{EXTENDS, files},
     keys::{key, keys},
     layers::{Layer, Merged, below, merge},
@@ -21,6 +21,7 @@ use super::{
 use crate::{
     hub::is_name,
     limits::{self, GLOB, GLOBS, TOKENS},
+    nearest::nearest,
 };
 
 /// More are no help.

@@ -260,11 +260,15 @@ fn finished<D: Ops>(
     finish(&resolved, report, output)
 }
 
+/// The plan of a recipe for a model, whose other tensors are checked to be finite.
 pub(crate) fn plan<D: Ops>(loaded: &Loaded, model: &Model<'_, D>) -> Result<Plan, Error> {
     let blocks = loaded.recipe.blocks.iter();
     let blocks: Vec<_> = blocks.map(|block| (block.name.clone(), block.layers.clone())).collect();
     let rules = loaded.rules(model.decoder.linears().map(|linear| linear.weight.as_str()))?;
-    Ok(Plan::new(&model.decoder, &blocks, |name| rules.of(name))?)
+    let plan = Plan::new(&model.decoder, &blocks, |name| rules.of(name))?;
+    let pruned = (0..plan.layers.len()).flat_map(|layer| plan.matrices(&model.decoder, layer));
+    model.check_finite(&pruned.map(|(_, linear)| linear.weight.as_str()).collect())?;
+    Ok(plan)
 }
 
 /// The calibration samples of a recipe.

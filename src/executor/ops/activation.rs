@@ -1,7 +1,6 @@
 //! Activations, alone: y = f(x).
 //!
-//! ∂y/∂x = f′(x). SiLU: x σ(x). GELU (arXiv 1606.08415): x Φ(x), Φ being the normal distribution
-//! function, or its approximation by tanh. ReLU: max(x, 0).
+//! ∂y/∂x = f′(x).
 
 use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
@@ -10,20 +9,7 @@ use super::{
     Hold, Matrix,
     cpu::{self, CHUNK, exp},
 };
-use crate::{buffer::stale, simd::simd};
-
-/// An activation function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// x σ(x).
-    Silu,
-    /// x Φ(x).
-    Gelu,
-    /// x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2.
-    GeluTanh,
-    /// max(x, 0).
-    Relu,
-}
+use crate::{buffer::stale, family::Activation, simd::simd};
 
 impl Activation {
     /// f(x) and f′(x).
@@ -33,6 +19,11 @@ impl Activation {
             Self::Silu => {
                 let s = 1.0 / (1.0 + exp(-x));
                 (x * s, s * (1.0 + x * (1.0 - s)))
+            }
+            Self::QuickGelu => {
+                const STEEP: f32 = 1.702;
+                let s = 1.0 / (1.0 + exp(-STEEP * x));
+                (x * s, s * (1.0 + STEEP * x * (1.0 - s)))
             }
             Self::Gelu => {
                 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
@@ -49,7 +40,8 @@ impl Activation {
                 (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope)
             }
             Self::Relu if x > 0.0 => (x, 1.0),
-            Self::Relu => (0.0, 0.0),
+            Self::SquaredRelu if x > 0.0 => (x * x, 2.0 * x),
+            Self::Relu | Self::SquaredRelu => (0.0, 0.0),
         }
     }
 
@@ -70,6 +62,8 @@ impl Activation {
             Self::Gelu => run!(Self::Gelu),
             Self::GeluTanh => run!(Self::GeluTanh),
             Self::Relu => run!(Self::Relu),
+            Self::QuickGelu => run!(Self::QuickGelu),
+            Self::SquaredRelu => run!(Self::SquaredRelu),
         }
     }
 }
@@ -124,27 +118,58 @@ impl Activate for Cpu {
 }
 
 #[cfg(test)]
-pub(super) const ALL: [Activation; 4] =
-    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
-
-#[cfg(test)]
 mod tests {
     use super::*;
     use crate::executor::ops::testing::check_gradient;
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        for activation in ALL {
+        for activation in Activation::ALL {
             check_gradient((3, 4), |x| Cpu::activate(x, activation));
         }
     }
 
     #[test]
-    fn values_are_known() {
-        for (activation, expected) in
-            ALL.into_iter().zip([0.731_058_6, 0.841_344_7, 0.841_192, 1.0])
-        {
-            assert!((activation.at(1.0).0 - expected).abs() < 1e-6, "{activation:?}");
+    fn values_and_slopes_are_those_of_transformers() {
+        // Each at −3, −0.5, 0.75 and 4: the value, and what torch's autograd gives for the slope.
+        const AT: [f32; 4] = [-3.0, -0.5, 0.75, 4.0];
+        let expected: [[(f32, f32); 4]; 6] = [
+            [
+                (-0.142_277_6, -0.088_104_1),
+                (-0.188_770_3, 0.260_038_8),
+                (0.509_384, 0.842_599_9),
+                (3.928_055_2, 1.052_664_6),
+            ],
+            [
+                (-0.004_049_7, -0.011_945_7),
+                (-0.154_268_8, 0.132_504_9),
+                (0.580_029_5, 0.999_225_7),
+                (3.999_873_3, 1.000_503_7),
+            ],
+            [
+                (-0.003_637_4, -0.011_584_2),
+                (-0.154_286, 0.132_630_1),
+                (0.579_960_6, 0.998_938_3),
+                (3.999_929_7, 1.000_335_1),
+            ],
+            [(0.0, 0.0), (0.0, 0.0), (0.75, 1.0), (4.0, 1.0)],
+            [
+                (-0.018_071_3, -0.024_548_3),
+                (-0.149_611_6, 0.120_778_1),
+                (0.586_390_1, 0.999_571_5),
+                (3.995_585_3, 1.006_401_9),
+            ],
+            [(0.0, 0.0), (0.0, 0.0), (0.562_5, 1.5), (16.0, 8.0)],
+        ];
+        for (activation, expected) in Activation::ALL.into_iter().zip(expected) {
+            for (x, (value, slope)) in AT.into_iter().zip(expected) {
+                let found = activation.at(x);
+                let close = |a: f32, b: f32| (a - b).abs() < 2e-6 * (1.0 + b.abs());
+                assert!(
+                    close(found.0, value) && close(found.1, slope),
+                    "{activation:?} at {x}: {found:?}"
+                );
+            }
         }
     }
 }

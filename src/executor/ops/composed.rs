@@ -11,7 +11,8 @@ use dfdx::{
     },
 };
 
-use super::{Activation, Heads, Rotation, Sight};
+use super::{Heads, Rotation, Sight};
+use crate::family::Activation;
 
 /// A matrix of a device, [rows, columns].
 pub(super) type Rank2<D, T = dfdx::tensor::NoneTape> = Tensor<(usize, usize), f32, D, T>;
@@ -37,6 +38,8 @@ pub(super) fn activate<D: Device<f32>, T: Tape<f32, D>>(
         Activation::Gelu => gelu(x),
         Activation::GeluTanh => x.try_fast_gelu(),
         Activation::Relu => x.try_relu(),
+        Activation::QuickGelu => x.retaped::<T>().try_mul(1.702)?.try_sigmoid()?.try_mul(x),
+        Activation::SquaredRelu => x.try_relu()?.try_square(),
     }
 }
 
@@ -401,7 +404,7 @@ mod tests {
         use super::*;
 
         pub(super) fn activations<D: Ops>(device: &D) {
-            for f in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+            for f in Activation::ALL {
                 let what = format!("{f:?}");
                 agree(device, &what, [(5, 7)], |[x]| D::activate(x, f), |[x]| activate(x, f));
                 let shapes = [(3, 400), (3, 400)];

@@ -7,10 +7,9 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix,
-    activation::Activation,
     cpu::{self, CHUNK},
 };
-use crate::{buffer::stale, simd::simd};
+use crate::{buffer::stale, family::Activation, simd::simd};
 
 /// y = f(gate) · up.
 pub trait Gated: Hold {
@@ -78,16 +77,13 @@ impl Gated for Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::ops::{
-        activation::ALL,
-        testing::{check_gradient, matrix, noise},
-    };
+    use crate::executor::ops::testing::{check_gradient, matrix, noise};
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
         let other = matrix(noise(12, 5), (3, 4));
         let other = || other.clone().put_tape(Default::default());
-        for activation in ALL {
+        for activation in Activation::ALL {
             check_gradient((3, 4), |x| Cpu::gated(x, other(), activation));
             check_gradient((3, 4), |x| Cpu::gated(other(), x, activation));
         }

@@ -32,7 +32,7 @@ mod transpose;
 pub use crate::buffer::Buffer;
 
 pub use self::{
-    activation::{Activate, Activation},
+    activation::Activate,
     add::Add,
     attention::{Attention, Heads, Sight},
     blend::Blend,

@@ -93,9 +93,17 @@ __device__ void activation(int kind, float x, float *value, float *slope) {
         *value = 0.5f * x * (1.0f + t);
         *slope = 0.5f * (1.0f + t)
             + 0.5f * x * (1.0f - t * t) * 0.7978846f * (1.0f + 3.0f * 0.044715f * x * x);
-    } else {
+    } else if (kind == 3) {
         *value = x > 0.0f ? x : 0.0f;
         *slope = x > 0.0f ? 1.0f : 0.0f;
+    } else if (kind == 4) {
+        float s = 1.0f / (1.0f + expf(-1.702f * x));
+        *value = x * s;
+        *slope = s * (1.0f + 1.702f * x * (1.0f - s));
+    } else {
+        float above = x > 0.0f ? x : 0.0f;
+        *value = above * above;
+        *slope = 2.0f * above;
     }
 }
 

@@ -13,10 +13,11 @@ use dfdx::tensor::{
 pub(in crate::executor) use self::gpu::Gpu;
 use self::gpu::{Factor, Numbers, Place};
 use super::{
-    Activate, Activation, Add, Blend, Cap, ColumnSquares, Columns, CrossEntropy, Entry, Gated,
-    Hold, InputGradient, Linear, Matrix, Norm, Normalise, Rotary, Rotation, SparseProduct,
-    SquaredError, Sums, Trace, Weight,
+    Activate, Add, Blend, Cap, ColumnSquares, Columns, CrossEntropy, Entry, Gated, Hold,
+    InputGradient, Linear, Matrix, Norm, Normalise, Rotary, Rotation, SparseProduct, SquaredError,
+    Sums, Trace, Weight,
 };
+use crate::family::Activation;
 
 type Result<T> = std::result::Result<T, CudaError>;
 

@@ -96,6 +96,30 @@ fn a_whole_file_comes_before_an_index() {
     assert!(!dir.path().join("out/model.safetensors.index.json").exists());
 }
 
+#[test]
+fn a_tensor_of_two_shards_is_named_with_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), "");
+    let set = tiny(dir.path(), |_, _| ());
+    let model = dir.path().join("model");
+    let whole = model.join("model.safetensors");
+    let [one, two] = ["model-00001-of-00002", "model-00002-of-00002"];
+    fs::copy(&whole, model.join(one).with_extension("safetensors")).unwrap();
+    let head = BTreeMap::from([(HEAD.to_owned(), tensors(Path::new(TINY))[HEAD].clone())]);
+    util::write(&model.join(two).with_extension("safetensors"), &head);
+    fs::remove_file(whole).unwrap();
+    let map = serde_json::json!({ "weight_map": {
+        EMBEDDING: format!("{one}.safetensors"), HEAD: format!("{two}.safetensors"),
+    } });
+    fs::write(model.join("model.safetensors.index.json"), map.to_string()).unwrap();
+    let run = barber(&["check", &recipe, "--set", &set]);
+    let said = flat(&run.stderr);
+    assert_eq!(run.status, 1, "{said}");
+    for part in [one, two, "tensor `lm_head.weight` is also in"] {
+        assert!(said.contains(part), "{said}");
+    }
+}
+
 /// The same numbers in 64 bits.
 fn widen((dtype, _, bytes): &mut Tensor) {
     let wide = |b: &[u8]| f64::from(f32::from_le_bytes(b.try_into().unwrap())).to_le_bytes();

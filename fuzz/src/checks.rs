@@ -119,7 +119,7 @@ pub(crate) fn config(data: &[u8]) {
     }
     if let Some(rope) = &decoder.rope {
         let (cos, sin) = rope.tables(3);
-        assert_eq!(cos.len(), 3 * (rope.head_dim / 2));
+        assert_eq!(cos.len(), 3 * rope.planes());
         assert!(cos.iter().chain(&sin).all(|x| x.is_finite()));
     }
 }

@@ -136,7 +136,8 @@ fn perplexity(perplexity: f64) -> Perplexity {
 }
 
 fn accuracy(acc: f64) -> Accuracy {
-    Accuracy { acc, acc_stderr: 0.01, acc_norm: acc + 0.02, acc_norm_stderr: 0.01, questions: 2376 }
+    let (acc_norm, acc_norm_stderr) = (Some(acc + 0.02), Some(0.01));
+    Accuracy { acc, acc_stderr: 0.01, acc_norm, acc_norm_stderr, questions: 2376 }
 }
 
 fn all<'a>(html: &'a Html, selector: &str) -> Vec<ElementRef<'a>> {

@@ -16,7 +16,7 @@ use crate::{
 /// Measures a checkpoint: its perplexity on texts, and the accuracy of its answers to questions. A
 /// text's tokens are cut into consecutive segments, each predicted on its own, its first token
 /// excepted. A question's answer is the choice whose text is likeliest (acc), or likeliest for its
-/// length (acc_norm), as lm-eval counts it.
+/// length (acc_norm, of tasks that lm-eval gives one), as lm-eval counts it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -133,15 +133,12 @@ pub(super) struct Shown<'a>(pub(super) &'a Accuracy);
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Accuracy { acc, acc_stderr, acc_norm, acc_norm_stderr, questions } = self.0;
-        write!(
-            f,
-            "acc {:.2}% ± {:.2}, acc_norm {:.2}% ± {:.2} ({questions} {})",
-            100.0 * acc,
-            100.0 * acc_stderr,
-            100.0 * acc_norm,
-            100.0 * acc_norm_stderr,
-            if *questions == 1 { "question" } else { "questions" }
-        )
+        write!(f, "acc {:.2}% ± {:.2}", 100.0 * acc, 100.0 * acc_stderr)?;
+        if let Some((acc, error)) = acc_norm.zip(*acc_norm_stderr) {
+            write!(f, ", acc_norm {:.2}% ± {:.2}", 100.0 * acc, 100.0 * error)?;
+        }
+        let plural = if *questions == 1 { "" } else { "s" };
+        write!(f, " ({questions} question{plural})")
     }
 }
 

@@ -11,8 +11,8 @@ use crate::{
     report::{Report, Stages},
 };
 
-/// A share of a task's questions, and its standard error.
-type Of = fn(&Accuracy) -> [f64; 2];
+/// A share of a task's questions, and its standard error; `None` if the task has no such share.
+type Of = fn(&Accuracy) -> Option<[f64; 2]>;
 
 /// A line of the table.
 struct Line {
@@ -44,11 +44,14 @@ pub(super) fn gains(report: &Report) -> Option<String> {
     }
     for task in &report.tasks {
         let of: [(&str, Of); 2] = [
-            ("acc", |found| [found.acc, found.acc_stderr]),
-            ("acc_norm", |found| [found.acc_norm, found.acc_norm_stderr]),
+            ("acc", |found| Some([found.acc, found.acc_stderr])),
+            ("acc_norm", |found| Some([found.acc_norm?, found.acc_norm_stderr?])),
         ];
         for (name, of) in of {
-            let found = each(&task.found, of).map(|found| Some(found?.map(|share| 100.0 * share)));
+            let found = each(&task.found, of).map(|found| Some(found??.map(|share| 100.0 * share)));
+            if found[0].is_none() {
+                continue;
+            }
             let change = match found {
                 [_, Some([initial, _]), Some([refined, _])] => {
                     let points = refined - initial;

@@ -8,7 +8,7 @@ use crate::{
     checkpoint::Pruned,
     executor::ops::Ops,
     model::{self, Model},
-    number::or_nan,
+    number::{or_nan, some_or_nan},
 };
 
 /// How many questions a model answers rightly.
@@ -21,12 +21,12 @@ pub struct Accuracy {
     #[serde(deserialize_with = "or_nan")]
     pub acc_stderr: f64,
     /// The share of questions whose likeliest choice is right, each choice's log-likelihood being
-    /// divided by its length in characters.
-    #[serde(deserialize_with = "or_nan")]
-    pub acc_norm: f64,
+    /// divided by its length in characters. Some tasks have none, as in lm-eval.
+    #[serde(default, deserialize_with = "some_or_nan", skip_serializing_if = "Option::is_none")]
+    pub acc_norm: Option<f64>,
     /// Its standard error.
-    #[serde(deserialize_with = "or_nan")]
-    pub acc_norm_stderr: f64,
+    #[serde(default, deserialize_with = "some_or_nan", skip_serializing_if = "Option::is_none")]
+    pub acc_norm_stderr: Option<f64>,
     /// How many questions there are.
     pub questions: usize,
 }
@@ -108,17 +108,23 @@ pub fn accuracy<D: Ops>(
     if let Some(question) = broken {
         return Err(Error::NotFinite { number: question + 1 });
     }
-    let right = |choice: fn(f64, usize) -> f64| -> Vec<bool> {
-        let each = questions.iter().zip(&found);
-        each.map(|(question, found)| {
-            let scores = found.iter().zip(&question.lengths);
-            first_highest(scores.map(|(score, length)| choice(*score, *length))) == question.gold
-        })
-        .collect()
-    };
-    let (acc, acc_stderr) = mean(&right(|score, _| score));
-    let (acc_norm, acc_norm_stderr) = mean(&right(|score, length| score / length as f64));
-    Ok(Accuracy { acc, acc_stderr, acc_norm, acc_norm_stderr, questions: questions.len() })
+    let plain = questions.iter().zip(&found);
+    let plain =
+        plain.map(|(question, found)| first_highest(found.iter().copied()) == question.gold);
+    let (acc, acc_stderr) = mean(&plain.collect::<Vec<_>>());
+    let normed = questions.iter().zip(&found).map(|(question, found)| {
+        let scores = found.iter().zip(question.lengths.as_ref()?);
+        let scores = scores.map(|(score, length)| score / *length as f64);
+        Some(first_highest(scores) == question.gold)
+    });
+    let normed = normed.collect::<Option<Vec<_>>>().map(|right| mean(&right));
+    Ok(Accuracy {
+        acc,
+        acc_stderr,
+        acc_norm: normed.map(|(share, _)| share),
+        acc_norm_stderr: normed.map(|(_, error)| error),
+        questions: questions.len(),
+    })
 }
 
 /// The tokens of a request: spaces at the context's end belong to the continuation, and the

@@ -74,8 +74,11 @@ fn tasks(report: &Report) -> Markup {
     let cell = |found: Option<Accuracy>| match found {
         None => text("–"),
         Some(found) => html! {
-            (accuracy(found.acc, found.acc_stderr)) br;
-            span.note { "norm " (accuracy(found.acc_norm, found.acc_norm_stderr)) }
+            (accuracy(found.acc, found.acc_stderr))
+            @if let Some((acc, error)) = found.acc_norm.zip(found.acc_norm_stderr) {
+                br;
+                span.note { "norm " (accuracy(acc, error)) }
+            }
         },
     };
     let rows = report.tasks.iter().map(|of| {
@@ -83,9 +86,12 @@ fn tasks(report: &Report) -> Markup {
         let questions = text(count(of.found.dense.questions as u64));
         [text(&of.task)].into_iter().chain(cells).chain([questions]).collect()
     });
+    let normed = report.tasks.iter().any(|of| of.found.dense.acc_norm.is_some());
     html! {
         (table("Accuracy (higher is better), ± its standard error", &head, rows))
-        p.note { "norm: each answer's likelihood is divided by the answer's length." }
+        @if normed {
+            p.note { "norm: each answer's likelihood is divided by the answer's length." }
+        }
     }
 }
 

@@ -326,6 +326,26 @@ fn tokenizers() {
         fs::write(&path, tokenizer.to_string()).unwrap();
         case.is_refused(&["tokenizer.json", message]);
     }
+    // A letter becomes two, over and over, in a few kilobytes; and longer texts at once.
+    let double = json!({ "type": "Replace", "pattern": { "String": "e" }, "content": "ee" });
+    let long =
+        json!({ "type": "Replace", "pattern": { "Regex": "" }, "content": "e".repeat(4000) });
+    let bytes = json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
+        "use_regex": false });
+    fs::write(case.path("text.txt"), "eeee the tree sees\n".repeat(20_000)).unwrap();
+    for (key, value) in [
+        ("normalizer", json!({ "type": "Sequence", "normalizers": vec![double; 30] })),
+        ("normalizer", long),
+        ("pre_tokenizer", json!({ "type": "Sequence", "pretokenizers": vec![bytes; 30] })),
+    ] {
+        fs::write(&path, changed(key, value).to_string()).unwrap();
+        case.is_refused(&["tokenizer.json: its ", " make more than 8 times as much of a text"]);
+    }
+    // A table that says that it has 4 GiB.
+    let table = json!({ "type": "Precompiled", "precompiled_charsmap": "/P///w==" });
+    fs::write(&path, changed("normalizer", table).to_string()).unwrap();
+    case.is_refused(&["tokenizer.json", "a precompiled_charsmap that is shorter than it says"]);
+    fs::write(case.path("text.txt"), "a few words of text").unwrap();
     // As deep as a file may be, in little time.
     fs::write(&path, changed("normalizer", nested(40)).to_string()).unwrap();
     let (run, memory) =

@@ -1,5 +1,6 @@
 //! Text to batches of tokens: the calibration samples and the segments of an evaluation.
 
+mod bounded;
 mod document;
 mod error;
 mod pieces;

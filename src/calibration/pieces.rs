@@ -57,7 +57,7 @@ pub(super) fn ids<E>(
 }
 
 /// The last place up to this byte that is not within a character.
-fn boundary(text: &str, byte: usize) -> usize {
+pub(super) fn boundary(text: &str, byte: usize) -> usize {
     let byte = byte.min(text.len());
     (0..=byte).rev().find(|&byte| text.is_char_boundary(byte)).unwrap_or(0)
 }

@@ -6,18 +6,22 @@ use std::{
 };
 
 use bytesize::ByteSize;
-use tokenizers::Tokenizer;
+use tokenizers::Encoding;
 
 use super::{
     Error,
-    pieces::{self, MOST, Token},
+    bounded::{self, Bounded},
+    pieces::{self, MOST, Token, boundary},
 };
 use crate::{checkpoint::check_inside, guard::guarded, limits};
+
+/// Bytes of a text's beginning that is tried before the whole.
+const BEGINNING: usize = 1 << 14;
 
 /// A model's tokenizer, as its `tokenizer.json` describes it; read when it is first needed.
 pub struct Tokens {
     path: PathBuf,
-    tokenizer: OnceCell<Tokenizer>,
+    tokenizer: OnceCell<Bounded>,
     vocabulary: usize,
     special: bool,
 }
@@ -31,7 +35,7 @@ impl Tokens {
         Self { path, tokenizer: OnceCell::new(), vocabulary, special }
     }
 
-    fn open(&self) -> Result<Tokenizer, Error> {
+    fn open(&self) -> Result<Bounded, Error> {
         let wrong = |problem: String| Error::Tokenizer { path: self.path.clone(), problem };
         if !self.path.is_file() {
             return Err(wrong(
@@ -42,12 +46,7 @@ impl Tokens {
         check_inside(dir, &self.path).map_err(|e| wrong(e.to_string()))?;
         let bytes = limits::read(&self.path, limits::TOKENIZER)
             .map_err(|e| Error::Io { path: self.path.clone(), source: e })?;
-        let read = guarded(|| Tokenizer::from_bytes(&bytes)).map_err(wrong)?;
-        let mut tokenizer = read.map_err(|e| wrong(e.to_string()))?;
-        // What a training setup left in the file would cut the text short.
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|e| wrong(e.to_string()))?;
-        Ok(tokenizer)
+        guarded(|| bounded::read(&bytes)).map_err(wrong)?.map_err(wrong)
     }
 
     /// The number of tokens that the model knows.
@@ -69,13 +68,24 @@ impl Tokens {
             }
         };
         let wrong = |problem: String| Error::Tokenizer { path: self.path.clone(), problem };
+        let encode = |text: &str, offsets: bool| -> Result<Encoding, Error> {
+            let encode = || match offsets {
+                true => tokenizer.encode(text, self.special),
+                false => tokenizer.encode_fast(text, self.special),
+            };
+            let encoding = guarded(encode).map_err(wrong)?.map_err(|e| wrong(e.to_string()))?;
+            bounded::check(tokenizer).map_err(wrong)?;
+            Ok(encoding)
+        };
+        // A tokenizer that makes too much of a text makes too much of its beginning, in less memory.
+        if text.len() > BEGINNING {
+            encode(&text[..boundary(text, BEGINNING)], false)?;
+        }
         let ids = if text.len() <= MOST {
-            let encoding = guarded(|| tokenizer.encode_fast(text, self.special)).map_err(wrong)?;
-            encoding.map_err(|e| wrong(e.to_string()))?.get_ids().to_vec()
+            encode(text, false)?.get_ids().to_vec()
         } else {
             let tokens = |piece: &str| -> Result<Vec<Token>, Error> {
-                let encoding = guarded(|| tokenizer.encode(piece, self.special)).map_err(wrong)?;
-                let encoding = encoding.map_err(|e| wrong(e.to_string()))?;
+                let encoding = encode(piece, true)?;
                 let places = encoding.get_offsets().iter().map(|(start, end)| *start..*end);
                 Ok(encoding.get_ids().iter().copied().zip(places).collect())
             };

@@ -27,6 +27,7 @@ mod buffer;
 pub mod calibration;
 pub mod checkpoint;
 pub mod cli;
+mod encoding;
 pub mod estimate;
 pub mod evaluate;
 pub mod executor;

@@ -3,12 +3,13 @@
 //! found in practice.
 
 use std::{
-    fs::File,
     io::{self, Read},
     path::Path,
 };
 
 use bytesize::ByteSize;
+
+use crate::{encoding, files};
 
 /// The most that is read of a file that is read as a whole.
 #[derive(Clone, Copy, Debug)]
@@ -51,9 +52,9 @@ pub(crate) const TEXT: usize = 64 << 20;
 /// or a tenth.
 pub(crate) const EXPANSION: u64 = 250;
 
-/// The whole of a file, if it is within its limit.
+/// The whole of a text, if it is within its limit, without a byte order mark.
 pub(crate) fn read(path: &Path, limit: Limit) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
+    let mut file = files::open(path)?;
     let too_large = || {
         let (most, what) = (ByteSize(limit.bytes), limit.what);
         let problem = format!("larger than {most}, the most that is read of {what}");
@@ -62,10 +63,14 @@ pub(crate) fn read(path: &Path, limit: Limit) -> io::Result<Vec<u8>> {
     if file.metadata()?.len() > limit.bytes {
         return too_large();
     }
-    // A pipe has no length, and a file may grow.
+    // A file may grow.
     let mut bytes = Vec::new();
     file.by_ref().take(limit.bytes + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit.bytes { too_large() } else { Ok(bytes) }
+    if bytes.len() as u64 > limit.bytes {
+        return too_large();
+    }
+    encoding::unmark(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -82,7 +87,9 @@ mod tests {
         std::fs::write(&path, "abcd").unwrap();
         let error = read(&path, limit).unwrap_err().to_string();
         assert_eq!(error, "larger than 3 B, the most that is read of a file");
-        // Without a length that is known.
+        std::fs::write(&path, "\u{feff}").unwrap();
+        assert_eq!(read(&path, limit).unwrap(), b"");
+        // Without an end.
         #[cfg(target_os = "linux")]
         assert!(read(Path::new("/dev/zero"), limit).is_err());
     }

@@ -710,3 +710,57 @@ fn what_is_wrong_with_a_text_is_said() {
     fs::write(dir.join("model/tokenizer.json"), big.to_string()).unwrap();
     fails(dir, &[&set, &plain], 1, &["tokenizer.json", "token 999", "256 tokens"]);
 }
+
+#[test]
+fn a_text_is_read_whatever_its_file_is_called() {
+    let dir = tempfile::tempdir().unwrap();
+    let texts = ["Anna had a brother", "Ben went to the river", "the bread was warm"];
+    let lines: String = texts.map(|text| format!("{{\"a.b\": \"{text}\", \"n\": 1}}\n")).concat();
+    let list = format!("[\n{}]\n", lines.trim_end().replace('\n', ",\n"));
+    let marked = format!("\u{feff}{lines}");
+    let measured = |name: &str, bytes: &[u8], more: &[&str]| {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        let path = path.display().to_string();
+        let run = barber(&[&["eval", "recipes/quickstart/model", "--text", &path], more].concat());
+        (run.status, run.stdout.replace(&path, "").replace(' ', ""), flat(&run.stderr))
+    };
+    let result = |name: &str, bytes: &[u8], more: &[&str]| {
+        let (status, stdout, _) = measured(name, bytes, more);
+        (status, stdout)
+    };
+    let plain = result("a.txt", texts.join("\n\n").as_bytes(), &[]);
+    assert_eq!(plain.0, 0);
+    let zstandard = zstd::encode_all(lines.as_bytes(), 3).unwrap();
+    for (name, bytes) in [
+        ("a.jsonl", lines.as_bytes()),
+        ("a.ndjson", lines.as_bytes()),
+        ("a.jsonlines", lines.as_bytes()),
+        ("A.JSONL", lines.as_bytes()),
+        ("b.json", list.as_bytes()),
+        ("c.jsonl", marked.as_bytes()),
+        ("d.JSONL.ZSTD", &zstandard),
+    ] {
+        assert_eq!(result(name, bytes, &["--field", "a.b"]), plain, "{name}");
+    }
+    let marked = format!("\u{feff}{}", texts.join("\n\n"));
+    assert_eq!(result("e.txt", marked.as_bytes(), &[]), plain);
+    // What looks like records is read as its name says, and a word is said of it.
+    let (status, _, said) = measured("f.txt", lines.as_bytes(), &[]);
+    assert!(status == 0 && said.contains("each line is a JSON object"), "{said}");
+    let (status, _, said) = measured("g.CSV", b"text,n\nAnna had a brother,1\n", &[]);
+    assert!(status == 0 && said.contains("a table that is read as one plain text"), "{said}");
+    let wide: Vec<u8> = lines.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for name in ["h.jsonl", "h.json", "h.txt"] {
+        let (status, _, said) = measured(name, &wide, &[]);
+        assert!(status == 1 && said.contains("text in UTF-16"), "{said}");
+    }
+    let (status, _, said) = measured("i.jsonl", lines.as_bytes(), &["--field", "a.c"]);
+    let known = "line 1: no field `a.c`; there is `a.b`, `n`";
+    assert!(status == 1 && said.contains(known), "{said}");
+    let xz = [&b"\xfd7zXZ\0"[..], &[0; 40]].concat();
+    let (status, _, said) = measured("j.jsonl.xz", &xz, &[]);
+    assert!(status == 1 && said.contains("a file that xz compressed"), "{said}");
+    let (status, _, said) = measured("k.parquet.zst", &zstandard, &[]);
+    assert!(status == 1 && said.contains("compressed as a whole; decompress it"), "{said}");
+}

@@ -545,6 +545,65 @@ fn parquet_that_expands() {
     calibration(&case, "large.parquet", &[], &["a footer of 2147483648 bytes; at most 4194304"]);
 }
 
+/// Writes a Parquet file of one column of texts and one of lists, its pages compressed.
+fn parquet(path: &Path, text: &str, rows: usize, list: usize) {
+    use parquet::{
+        basic::{Compression, ZstdLevel},
+        column::writer::ColumnWriter,
+        file::{properties::WriterProperties, writer::SerializedFileWriter},
+        schema::parser::parse_message_type,
+    };
+    let schema = "message m { required binary text (utf8); repeated int32 list; }";
+    let schema = std::sync::Arc::new(parse_message_type(schema).unwrap());
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_dictionary_enabled(false)
+        .set_data_page_size_limit(usize::MAX)
+        .set_data_page_row_count_limit(1)
+        .set_write_batch_size(usize::MAX)
+        .build();
+    let file = File::create(path).unwrap();
+    let mut writer = SerializedFileWriter::new(file, schema, properties.into()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    while let Some(mut column) = group.next_column().unwrap() {
+        match column.untyped() {
+            ColumnWriter::ByteArrayColumnWriter(column) => {
+                for _ in 0..rows {
+                    column.write_batch(&[text.into()], None, None).unwrap();
+                }
+            }
+            ColumnWriter::Int32ColumnWriter(column) => {
+                // One list of so many, and empty ones.
+                let mut repetitions = vec![1; list];
+                repetitions[0] = 0;
+                column
+                    .write_batch(&vec![7; list], Some(&vec![1; list]), Some(&repetitions))
+                    .unwrap();
+                let none = vec![0; rows - 1];
+                column.write_batch(&[], Some(&none), Some(&none)).unwrap();
+            }
+            _ => unreachable!(),
+        }
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
+}
+
+#[test]
+fn parquet_in_few_bytes() {
+    let case = with_tokenizer();
+    // Pages that expand to megabytes each, of which one is held at a time; and columns that are not
+    // wanted are not looked at.
+    parquet(&case.path("pages.parquet"), &"e ".repeat(4 << 20), 40, 5 << 20);
+    assert!(fs::metadata(case.path("pages.parquet")).unwrap().len() < 1 << 20);
+    calibration(&case, "pages.parquet", &[], &["more than 64.0 MiB of text"]);
+    // One list of millions of values.
+    let task = format!("piqa={}", case.shown("pages.parquet"));
+    let model = case.shown("model");
+    refused(&["eval", &model, "--task", &task], 1, &["more than 4194304 values in lists"]);
+}
+
 #[test]
 fn numbers_that_are_none() {
     let recipe = |case: &Case| util::recipe(case.dir.path(), "");

@@ -1,29 +1,34 @@
 //! Texts as users have them: plain, or the documents of a data set; compressed or not.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use schemars::JsonSchema;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+    de::{IgnoredAny, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
 use super::Error;
 use crate::{
     limits::TEXT,
-    records::{self, is_records, records},
+    records::{self, Form, extension, records},
 };
 
 /// A text to measure on: a path or, for a data set, a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[schemars(deny_unknown_fields, extend("type" = ["string", "object"]))]
 pub struct Text {
-    /// The file: plain text; or JSON Lines (`.jsonl`, `.json`) or Parquet (`.parquet`), whose
-    /// records are documents. Text and JSON Lines may be compressed with gzip or Zstandard.
+    /// The file: plain text; or JSON Lines or a JSON list of objects (`.jsonl`, `.ndjson`,
+    /// `.jsonlines`, `.json`) or Parquet (`.parquet`), whose records are documents. Text and JSON
+    /// may be compressed with gzip or Zstandard.
     pub path: PathBuf,
     /// What reports call it. Left out: its path.
     pub name: Option<String>,
-    /// The field of a record that holds its text. Left out: `text`.
+    /// The field of a record that holds its text; where no field has that whole name, `a.b` is the
+    /// field `b` of the object `a`. Left out: `text`.
     pub field: Option<String>,
     /// What stands between two documents. Left out: an empty line, `"\n\n"`.
     pub join: Option<String>,
@@ -126,23 +131,43 @@ pub(super) fn documents(
     text: &Text,
 ) -> Result<Box<dyn Iterator<Item = Result<String, Error>>>, Error> {
     let most = text.documents.unwrap_or(usize::MAX);
-    if !is_records(&text.path) {
+    if Form::of(&text.path) == Form::Text {
         let path = text.path.clone();
-        let whole = move || {
-            let mut whole = String::new();
-            for line in records::open(&path)? {
-                append(&mut whole, &line?, &path)?;
-            }
-            Ok(whole)
-        };
-        return Ok(Box::new(std::iter::once_with(whole).take(most)));
+        return Ok(Box::new(std::iter::once_with(move || plain(&path)).take(most)));
     }
     let field = text.field.clone().unwrap_or_else(|| "text".into());
-    let documents = records(&text.path)?.map(move |record| {
+    let documents = records(&text.path, Some(&field))?.map(move |record| {
         let record = record?;
         Ok(record.text(&field)?.to_owned())
     });
     Ok(Box::new(documents.take(most)))
+}
+
+/// A text that is no file of records. If it looks like one, a warning says so.
+fn plain(path: &Path) -> Result<String, Error> {
+    let mut whole = String::new();
+    let mut objects = None;
+    for line in records::open(path)? {
+        let line = line?;
+        if objects != Some(false) && !line.trim().is_empty() {
+            objects = Some(serde_json::from_str::<BTreeMap<String, IgnoredAny>>(&line).is_ok());
+        }
+        append(&mut whole, &line, path)?;
+    }
+    if objects == Some(true) {
+        tracing::warn!(
+            "{}: each line is a JSON object, but the file is read as one plain text; name it \
+             .jsonl to read the text of its records",
+            path.display()
+        );
+    } else if ["csv", "tsv"].contains(&extension(path).as_str()) {
+        tracing::warn!(
+            "{}: a table that is read as one plain text; save it as JSON Lines or Parquet to read \
+             one of its columns",
+            path.display()
+        );
+    }
+    Ok(whole)
 }
 
 /// Adds to a text that is read as a whole, which has its limit.

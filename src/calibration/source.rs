@@ -10,7 +10,11 @@ use super::{
     document::{Text, documents},
     tokens::check_vocabulary,
 };
-use crate::{limits, random::SplitMix64, records};
+use crate::{
+    limits,
+    random::SplitMix64,
+    records::{self, Form, records},
+};
 
 /// Which segments of the text are the calibration samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -130,16 +134,28 @@ fn token_ids(
     count: usize,
     vocabulary: usize,
 ) -> Result<Option<Vec<Vec<u32>>>, Error> {
-    // `.json` is a common name for JSON Lines too.
-    let named = source.extension().is_some_and(|extension| extension == "json");
-    if !named || records::records(source)?.next().is_some_and(|first| is_document(&first)) {
+    // `.json` is a common name for JSON Lines and lists of records too.
+    let named = source.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+    if !named || Form::of(source) != Form::Json {
         return Ok(None);
     }
+    let record = match records(source, None)?.next() {
+        Some(Ok(record)) if !record.fields.contains_key("token_ids") => return Ok(None),
+        Some(Err(error @ records::Error::Io { .. })) => return Err(error.into()),
+        Some(Err(error)) => Some(error),
+        _ => None,
+    };
     let wrong = |problem: String| Error::TokenIds { path: source.to_owned(), problem };
     let bytes = limits::read(source, limits::TOKEN_IDS)
         .map_err(|e| Error::Io { path: source.to_owned(), source: e })?;
-    let TokenIds { token_ids: mut rows } = serde_json::from_slice(&bytes)
-        .map_err(|e| wrong(format!("expected {{\"token_ids\": [[…], …]}} or JSON Lines: {e}")))?;
+    let TokenIds { token_ids: mut rows } = serde_json::from_slice(&bytes).map_err(|e| {
+        wrong(match &record {
+            None => format!("expected {{\"token_ids\": [[…], …]}}: {e}"),
+            Some(error) => format!(
+                "expected JSON Lines, a list of objects, or {{\"token_ids\": [[…], …]}}: {error}"
+            ),
+        })
+    })?;
     if rows.len() < count {
         return Err(Error::TooShort {
             path: source.to_owned(),
@@ -155,10 +171,6 @@ fn token_ids(
         check_vocabulary(source, row, vocabulary)?;
     }
     Ok(Some(rows))
-}
-
-fn is_document(first: &Result<records::Record, records::Error>) -> bool {
-    first.as_ref().is_ok_and(|record| !record.fields.contains_key("token_ids"))
 }
 
 /// The segments of a text for an evaluation: consecutive, from the start, at most `limit`. The

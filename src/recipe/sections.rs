@@ -101,13 +101,14 @@ pub struct Model {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Calibration {
-    /// Plain text; JSON Lines (`.jsonl`, `.json`) or Parquet (`.parquet`), whose records are
-    /// documents; or a JSON file `{"token_ids": [[…], …]}`. Text and JSON Lines may be compressed
-    /// with gzip or Zstandard. Needed by the masks `wanda` and `sparsegpt`, by metrics of
+    /// Plain text; JSON Lines, a JSON list of objects (`.jsonl`, `.ndjson`, `.jsonlines`, `.json`) or
+    /// Parquet (`.parquet`), whose records are documents; or a JSON file `{"token_ids": [[…], …]}`.
+    /// Text and JSON may be compressed with gzip or Zstandard. Needed by the masks `wanda` and `sparsegpt`, by metrics of
     /// inputs, by every stage of a refinement, and by the allocations `owl` and `error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<PathBuf>,
-    /// The field of a record that holds its text.
+    /// The field of a record that holds its text; where no field has that whole name, `a.b` is the
+    /// field `b` of the object `a`.
     pub field: String,
     /// How many samples to take of it.
     #[schemars(range(min = 1, max = MOST))]

@@ -1,13 +1,15 @@
-//! Files of records, a row of a data set each: JSON Lines or Parquet; and compressed text. Read as a
-//! stream: a shard of hundreds of megabytes is never held as a whole, nor is what a small file
-//! expands to.
+//! Files of records, a row of a data set each: JSON Lines, a JSON list or Parquet; and compressed
+//! text. Read as a stream: a shard of hundreds of megabytes is never held as a whole, nor is what a
+//! small file expands to.
 
+mod form;
+mod list;
 mod parquet;
+mod stream;
 
 use std::{
     fmt,
-    fs::File,
-    io::{self, BufRead, BufReader, Read},
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -15,8 +17,17 @@ use ::parquet::errors::ParquetError;
 use bytesize::ByteSize;
 use serde_json::{Map, Value};
 
-use self::parquet::Rows;
-use crate::limits::{EXPANSION, LINE, TEXT, VALUES};
+pub use self::form::Form;
+pub(crate) use self::form::extension;
+use self::{
+    list::Elements,
+    parquet::{Rows, Table},
+    stream::{GZIP, Stream, ZSTANDARD},
+};
+use crate::{
+    files,
+    limits::{EXPANSION, LINE, TEXT, VALUES},
+};
 
 /// Where a record stands, for messages: `FILE, line 3` or `FILE, row 3`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +87,8 @@ pub enum Error {
     NotText { place: Place },
     #[error("{place}: expected a JSON object: {problem}")]
     NotAnObject { place: Place, problem: String },
+    #[error("{}: {what}", path.display())]
+    Other { path: PathBuf, what: &'static str },
     #[error("{}: not a sound Parquet file: {source}", path.display())]
     Parquet { path: PathBuf, source: ParquetError },
     #[error("{place}: no field `{field}`; there is {known}")]
@@ -85,23 +98,17 @@ pub enum Error {
 }
 
 impl Record {
-    /// The field of this name; `a.b` is the field `b` of the object `a`.
+    /// The field of this name. Where no field has the whole name, `a.b` is the field `b` of the
+    /// object `a`.
     ///
     /// # Errors
     /// If there is none.
     pub fn field(&self, name: &str) -> Result<&Value, Error> {
-        let mut fields = &self.fields;
-        let mut segments = name.split('.').peekable();
-        while let Some(segment) = segments.next() {
-            match (fields.get(segment), segments.peek()) {
-                (Some(value), None) => return Ok(value),
-                (Some(Value::Object(inner)), Some(_)) => fields = inner,
-                _ => break,
-            }
-        }
-        let known: Vec<String> = fields.keys().map(|key| format!("`{key}`")).collect();
-        let known = if known.is_empty() { "none".into() } else { known.join(", ") };
-        Err(Error::NoField { place: self.place.clone(), field: name.into(), known })
+        find(&self.fields, name).ok_or_else(|| {
+            let mut known = Vec::new();
+            names(&self.fields, "", &mut known);
+            no_field(self.place.clone(), name, &known)
+        })
     }
 
     /// The text of a field.
@@ -134,35 +141,77 @@ impl Record {
     }
 }
 
-/// Whether a file is one of records, by its name, without `.gz` or `.zst`.
-pub fn is_records(path: &Path) -> bool {
-    is_parquet(path) || has_extension(path, "jsonl") || has_extension(path, "json")
+/// The field of this name in an object.
+fn find<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    let inside = |(dot, _)| match fields.get(&name[..dot]) {
+        Some(Value::Object(inner)) => find(inner, &name[dot + 1..]),
+        _ => None,
+    };
+    fields.get(name).or_else(|| name.match_indices('.').find_map(inside))
 }
 
-/// Whether a file's name ends so, but for `.gz` or `.zst`.
-pub fn has_extension(path: &Path, extension: &str) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let name = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
-    name.rsplit_once('.').is_some_and(|(_, found)| found == extension)
+/// The names of an object's fields, those of the objects in it included, as [`find`] takes them.
+fn names(fields: &Map<String, Value>, before: &str, known: &mut Vec<String>) {
+    for (name, value) in fields {
+        match value {
+            Value::Object(inner) if !inner.is_empty() => {
+                names(inner, &format!("{before}{name}."), known);
+            }
+            _ => known.push(format!("{before}{name}")),
+        }
+    }
 }
 
-fn is_parquet(path: &Path) -> bool {
-    has_extension(path, "parquet")
+/// How many fields are named where one is missing.
+const NAMED: usize = 20;
+
+fn no_field(place: Place, field: &str, known: &[String]) -> Error {
+    let mut named: Vec<_> = known.iter().take(NAMED).map(|name| format!("`{name}`")).collect();
+    match known.len() {
+        0 => named.push("none".into()),
+        NAMED.. if known.len() > NAMED => named.push(format!("{} more", known.len() - NAMED)),
+        _ => {}
+    }
+    Error::NoField { place, field: field.into(), known: named.join(", ") }
 }
 
-/// The records of a Parquet file or, under any other name, of JSON Lines, compressed or not.
+/// The records of a file of JSON or Parquet. If only a `field` of them is wanted, a Parquet file's
+/// other columns are not read.
 ///
 /// # Errors
-/// If it cannot be opened.
-pub fn records(path: &Path) -> Result<Records, Error> {
-    let reader = if is_parquet(path) {
-        let wrong = |source| Error::Parquet { path: path.to_owned(), source };
-        let file = File::open(path).map_err(|e| io_error(path, e))?;
-        Reader::Parquet(Box::new(Rows::open(file).map_err(wrong)?))
+/// If it cannot be opened, or is a Parquet file without that field.
+pub fn records(path: &Path, field: Option<&str>) -> Result<Records, Error> {
+    let reader = if Form::of(path) == Form::Parquet {
+        Reader::Parquet(Box::new(rows(path, field)?))
     } else {
-        Reader::Lines(open(path)?)
+        let mut stream = Stream::open(path)?;
+        if stream.begins_list()? {
+            Reader::List(Elements::new(stream))
+        } else {
+            Reader::Lines(Lines(stream))
+        }
     };
     Ok(Records { path: path.to_owned(), reader, number: 0 })
+}
+
+/// The rows of a Parquet file.
+fn rows(path: &Path, field: Option<&str>) -> Result<Rows, Error> {
+    let mut file = files::open(path).map_err(|e| io_error(path, e))?;
+    let mut start = Vec::new();
+    file.by_ref().take(4).read_to_end(&mut start).map_err(|e| io_error(path, e))?;
+    if start.starts_with(GZIP) || start.starts_with(ZSTANDARD) {
+        let what = "a Parquet file that is compressed as a whole; decompress it";
+        return Err(Error::Other { path: path.to_owned(), what });
+    }
+    let wrong = |source| Error::Parquet { path: path.to_owned(), source };
+    let table = Table::open(file).map_err(wrong)?;
+    if let Some(field) = field
+        && !table.has(field)
+    {
+        let place = Place { path: path.to_owned(), unit: "row", number: 1 };
+        return Err(no_field(place, field, &table.fields()));
+    }
+    table.rows(field).map_err(wrong)
 }
 
 /// The records of a file, in order.
@@ -174,6 +223,7 @@ pub struct Records {
 
 enum Reader {
     Lines(Lines),
+    List(Elements),
     Parquet(Box<Rows>),
     End,
 }
@@ -184,22 +234,16 @@ impl Iterator for Records {
     fn next(&mut self) -> Option<Self::Item> {
         match &mut self.reader {
             Reader::Lines(lines) => loop {
-                let line = match lines.next()? {
-                    Ok(line) => line,
+                match lines.next()? {
+                    Ok(line) if line.trim().is_empty() => {}
+                    Ok(line) => return Some(record(lines.0.place(), &line)),
                     Err(error) => return Some(Err(error)),
-                };
-                if line.trim().is_empty() {
-                    continue;
                 }
-                let place = lines.place();
-                if line.len() > VALUES && values(&line) > VALUES {
-                    return Some(Err(Error::ManyValues { place }));
-                }
-                return Some(match serde_json::from_str(&line) {
-                    Ok(fields) => Ok(Record { place, fields }),
-                    Err(e) => Err(Error::NotAnObject { place, problem: e.to_string() }),
-                });
             },
+            Reader::List(elements) => {
+                let element = elements.next()?;
+                Some(element.and_then(|(place, element)| record(place, &element)))
+            }
             Reader::End => None,
             Reader::Parquet(rows) => {
                 let row = rows.next()?;
@@ -218,44 +262,26 @@ impl Iterator for Records {
     }
 }
 
-/// The lines of a text, compressed or not.
-pub struct Lines {
-    path: PathBuf,
-    kind: Option<&'static str>,
-    reader: Box<dyn BufRead>,
-    number: usize,
-    /// Bytes so far, and how many there may be.
-    read: u64,
-    most: u64,
+/// The record that an object in JSON is.
+fn record(place: Place, json: &str) -> Result<Record, Error> {
+    if json.len() > VALUES && values(json) > VALUES {
+        return Err(Error::ManyValues { place });
+    }
+    match serde_json::from_str(json) {
+        Ok(fields) => Ok(Record { place, fields }),
+        Err(e) => Err(Error::NotAnObject { place, problem: e.to_string() }),
+    }
 }
 
-/// The largest window of a Zstandard stream, as a power of two: 128 MiB.
-const WINDOW: u32 = 27;
+/// The lines of a text, compressed or not.
+pub struct Lines(Stream);
 
 /// The lines of a file; gzip and Zstandard are told by their first bytes.
 ///
 /// # Errors
 /// If it cannot be opened.
 pub fn open(path: &Path) -> Result<Lines, Error> {
-    let io = |e| io_error(path, e);
-    let file = File::open(path).map_err(io)?;
-    let length = file.metadata().map_err(io)?.len();
-    let mut file = BufReader::with_capacity(1 << 16, file);
-    let start = file.fill_buf().map_err(io)?;
-    let (kind, reader): (_, Box<dyn BufRead>) = if start.starts_with(&[0x1f, 0x8b]) {
-        (Some("gzip"), Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(file))))
-    } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        let mut decoder = zstd::Decoder::with_buffer(file).map_err(io)?;
-        decoder.window_log_max(WINDOW).map_err(io)?;
-        (Some("Zstandard"), Box::new(BufReader::new(decoder)))
-    } else {
-        (None, Box::new(file))
-    };
-    let most = match kind {
-        Some(_) => (length.saturating_mul(EXPANSION)).max(TEXT as u64),
-        None => u64::MAX,
-    };
-    Ok(Lines { path: path.to_owned(), kind, reader, number: 0, read: 0, most })
+    Stream::open(path).map(Lines)
 }
 
 /// How many values a text in JSON has at most: as many as there are commas, and a first one in each
@@ -274,45 +300,12 @@ fn values(json: &str) -> usize {
     values
 }
 
-impl Lines {
-    fn place(&self) -> Place {
-        Place { path: self.path.clone(), unit: "line", number: self.number }
-    }
-
-    fn broken(&self, source: io::Error) -> Error {
-        let place = self.place();
-        match self.kind {
-            None => io_error(&self.path, source),
-            Some(kind) if source.to_string().contains("too much memory") => {
-                Error::Window { place, kind }
-            }
-            Some(kind) => Error::Compressed { place, kind, source },
-        }
-    }
-}
-
 impl Iterator for Lines {
     type Item = Result<String, Error>;
 
     /// The next line, with its end.
     fn next(&mut self) -> Option<Self::Item> {
-        let mut line = Vec::new();
-        self.number += 1;
-        let found = self.reader.by_ref().take(LINE as u64 + 1).read_until(b'\n', &mut line);
-        self.read += line.len() as u64;
-        let error = match found {
-            Ok(0) => return None,
-            Ok(length) if length > LINE => Error::LongLine { place: self.place() },
-            Ok(_) if self.read > self.most => Error::Bomb { place: self.place() },
-            Ok(_) => {
-                let text = String::from_utf8(line);
-                return Some(text.map_err(|_| Error::NotText { place: self.place() }));
-            }
-            Err(source) => self.broken(source),
-        };
-        // A broken stream would fail again and again.
-        self.reader = Box::new(io::empty());
-        Some(Err(error))
+        self.0.line()
     }
 }
 
@@ -329,7 +322,7 @@ mod tests {
     const LINES: &[u8] = b"{\"text\": \"one\", \"n\": {\"a\": [\"x\"]}}\n\n{\"text\": 2}\n";
 
     fn all(path: &Path) -> Vec<Result<Record, String>> {
-        records(path).unwrap().map(|record| record.map_err(|e| e.to_string())).collect()
+        records(path, None).unwrap().map(|record| record.map_err(|e| e.to_string())).collect()
     }
 
     fn compressed(dir: &Path) -> [PathBuf; 3] {
@@ -346,7 +339,7 @@ mod tests {
     fn lines_are_records_compressed_or_not() {
         let dir = tempfile::tempdir().unwrap();
         for path in compressed(dir.path()) {
-            assert!(is_records(&path));
+            assert_eq!(Form::of(&path), Form::Json);
             let found: Vec<Record> = all(&path).into_iter().map(Result::unwrap).collect();
             assert_eq!(found.len(), 2);
             assert_eq!(found[0].text("text").unwrap(), "one");
@@ -356,9 +349,8 @@ mod tests {
             let error = found[1].text("text").unwrap_err().to_string();
             assert_eq!(error, format!("{place}: `text` must be a string, found 2"));
             let error = found[0].text("txt").unwrap_err().to_string();
-            assert!(error.ends_with("line 1: no field `txt`; there is `text`, `n`"), "{error}");
+            assert!(error.ends_with("line 1: no field `txt`; there is `text`, `n.a`"), "{error}");
         }
-        assert!(!is_records(Path::new("a.txt.gz")));
     }
 
     #[test]
@@ -377,7 +369,9 @@ mod tests {
         assert!(all(&path)[1].as_ref().unwrap_err().contains("line 2: not UTF-8"));
         let path = dir.path().join("b.parquet");
         fs::write(&path, b"PAR1 and no more").unwrap();
-        assert!(records(&path).err().unwrap().to_string().contains("not a sound Parquet file"));
+        assert!(
+            records(&path, None).err().unwrap().to_string().contains("not a sound Parquet file")
+        );
     }
 
     #[test]

@@ -1,25 +1,26 @@
-//! Parquet files. The `parquet` crate allocates what a page says that it expands to, follows a schema
-//! as deep as it goes and panics on some damage: all of that is bounded here, before the crate sees
-//! the bytes.
+//! Parquet files. The `parquet` crate allocates what a page says that it expands to, holds a record's
+//! lists as long as they are, follows a schema as deep as it goes and panics on some damage: all of
+//! that is bounded here, before the crate sees the bytes.
 
 use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, BufReader, Read, Seek, SeekFrom},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    ops::Range,
+    sync::{Arc, Mutex, OnceLock, atomic},
 };
 
 use bytes::Bytes;
 use parquet::{
+    basic::{ConvertedType, Repetition},
+    data_type::ByteArray,
     errors::{ParquetError, Result},
     file::{
-        reader::{ChunkReader, Length},
+        reader::{ChunkReader, FileReader, Length},
         serialized_reader::SerializedFileReader,
     },
     record::{Field, reader::RowIter},
+    schema::types::{SchemaDescriptor, Type, TypePtr},
 };
 use serde_json::{Map, Value};
 
@@ -29,29 +30,85 @@ use crate::guard::guarded;
 const FOOTER: u64 = 4 << 20;
 /// Elements of a schema: columns, and the groups that they are in.
 const ELEMENTS: u64 = 256;
-/// Bytes of the pages, one of each column, that are held at a time.
+/// Bytes of the pages that are held at a time, one of each column that is read; and of the
+/// dictionaries.
 const PAGES: u64 = 128 << 20;
-/// Bytes of a dictionary, whose values take sixteen times as much; or a sixteenth of a page's, if
-/// that is more. Writers go on without one where it would be larger.
-const DICTIONARY: u64 = 1 << 20;
+/// Values of all columns of lists that are read: a record's list is as long as its pages say.
+const LISTED: u64 = 1 << 22;
+/// Bytes of a dictionary's value in memory, besides its text.
+const VALUE: u64 = size_of::<ByteArray>() as u64;
+
+/// A file whose footer was read.
+pub(super) struct Table {
+    reader: SerializedFileReader<Pages>,
+    bounds: Arc<OnceLock<Bounds>>,
+}
 
 /// The rows of a file, in order.
 pub(super) struct Rows(RowIter<'static>);
 
-impl Rows {
+impl Table {
     pub(super) fn open(mut file: File) -> Result<Self> {
-        let elements = elements(&mut file)?;
-        let opened = Arc::new(AtomicBool::new(false));
-        let pages = Pages {
-            file,
-            most: PAGES / elements,
-            opened: opened.clone(),
-            headers: Mutex::default(),
-        };
+        check_footer(&mut file)?;
+        let bounds = Arc::new(OnceLock::new());
+        let pages = Pages { file, bounds: bounds.clone(), headers: Mutex::default() };
         let reader = caught(|| SerializedFileReader::new(pages))?;
-        opened.store(true, Ordering::Relaxed);
-        Ok(Self(RowIter::from_file_into(Box::new(reader))))
+        Ok(Self { reader, bounds })
     }
+
+    fn schema(&self) -> &SchemaDescriptor {
+        self.reader.metadata().file_metadata().schema_descr()
+    }
+
+    /// The names of the fields, see [`super::Record::field`].
+    pub(super) fn fields(&self) -> Vec<String> {
+        fn add(group: &Type, before: &str, fields: &mut Vec<String>) {
+            for field in group.get_fields() {
+                let name = format!("{before}{}", field.name());
+                let info = field.get_basic_info();
+                // Lists and maps are groups too.
+                let repeated = info.has_repetition() && info.repetition() == Repetition::REPEATED;
+                let plain = info.converted_type() == ConvertedType::NONE
+                    && info.logical_type_ref().is_none()
+                    && !repeated;
+                match field.is_group() && plain {
+                    true => add(field, &format!("{name}."), fields),
+                    false => fields.push(name),
+                }
+            }
+        }
+        let mut fields = Vec::new();
+        add(self.schema().root_schema(), "", &mut fields);
+        fields
+    }
+
+    /// Whether there is a column that holds a field, see [`super::Record::field`].
+    pub(super) fn has(&self, field: &str) -> bool {
+        self.schema().root_schema().get_fields().iter().any(|column| holds(column, field))
+    }
+
+    /// The rows, of which only the column of a field is read, if one is given.
+    pub(super) fn rows(self, field: Option<&str>) -> Result<Rows> {
+        caught(move || {
+            let root = self.schema().root_schema();
+            let columns = root.get_fields().iter();
+            let columns = columns.filter(|column| field.is_none_or(|field| holds(column, field)));
+            let columns = columns.cloned().collect();
+            let root = Type::group_type_builder(root.name()).with_fields(columns).build()?;
+            let bounds = Bounds::of(&self.reader, &SchemaDescriptor::new(Arc::new(root.clone())));
+            self.bounds.get_or_init(|| bounds);
+            let rows = RowIter::from_file_into(Box::new(self.reader)).project(Some(root))?;
+            // Each value that is read ahead would hold its page.
+            Ok(Rows(rows.with_batch_size(1)))
+        })
+    }
+}
+
+/// Whether a column at the top of a schema holds a field: the one of this name or, if it is a group,
+/// `a.b` if it is `a`.
+fn holds(column: &TypePtr, field: &str) -> bool {
+    let rest = field.strip_prefix(column.name());
+    rest.is_some_and(|rest| rest.is_empty() || (rest.starts_with('.') && column.is_group()))
 }
 
 impl Iterator for Rows {
@@ -71,8 +128,8 @@ fn caught<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
     guarded(call).unwrap_or_else(wrong)
 }
 
-/// How many elements the schema in the footer has.
-fn elements(file: &mut File) -> Result<u64> {
+/// That the footer is there, and that it and its schema are within their bounds.
+fn check_footer(file: &mut File) -> Result<()> {
     let length = file.seek(SeekFrom::End(0))?;
     let mut tail = [0; 8];
     file.seek(SeekFrom::Start(length.saturating_sub(8)))?;
@@ -88,19 +145,67 @@ fn elements(file: &mut File) -> Result<u64> {
     file.seek(SeekFrom::Start(start))?;
     file.read_exact(&mut bytes)?;
     match Thrift::new(&bytes).schema() {
-        Some(elements) if elements <= ELEMENTS => Ok(elements.max(1)),
+        Some(..=ELEMENTS) => Ok(()),
         Some(elements) => wrong(format!("a schema of {elements} elements; {ELEMENTS} are most")),
         None => wrong("a footer that starts with no schema"),
+    }
+}
+
+/// What the pages of a file may take.
+struct Bounds {
+    /// Bytes of a page, and of a dictionary in memory.
+    page: u64,
+    /// Where the columns of lists are in the file.
+    lists: Vec<Range<u64>>,
+    /// Values of such columns so far.
+    listed: atomic::AtomicU64,
+}
+
+impl Bounds {
+    /// Those of the columns of a file that are read.
+    fn of(reader: &SerializedFileReader<Pages>, read: &SchemaDescriptor) -> Self {
+        let lists = read.columns().iter().filter(|column| column.max_rep_level() > 0);
+        let lists: Vec<_> = lists.map(|column| column.path()).collect();
+        let groups = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
+        let lists = groups.filter(|column| lists.contains(&column.column_path())).map(|column| {
+            let (start, length) = column.byte_range();
+            start..start.saturating_add(length)
+        });
+        Self {
+            page: PAGES / (read.num_columns() as u64).max(1),
+            lists: lists.collect(),
+            listed: atomic::AtomicU64::new(0),
+        }
+    }
+
+    /// That a page at this place is within them.
+    fn check(&self, start: u64, page: Page) -> Result<()> {
+        let most = self.page;
+        if page.expanded > most {
+            return wrong(format!("a page of {} bytes; {most} are most", page.expanded));
+        }
+        if page.dictionary {
+            let held = page.expanded.saturating_add(page.values.saturating_mul(VALUE));
+            if held > most {
+                return wrong(format!(
+                    "a dictionary that takes {held} bytes in memory; {most} are most"
+                ));
+            }
+        } else if self.lists.iter().any(|list| list.contains(&start)) {
+            let before = self.listed.fetch_add(page.values, atomic::Ordering::Relaxed);
+            if before.saturating_add(page.values) > LISTED {
+                return wrong(format!("more than {LISTED} values in lists"));
+            }
+        }
+        Ok(())
     }
 }
 
 /// A file that hands out pages within their bounds.
 struct Pages {
     file: File,
-    /// Bytes of a page.
-    most: u64,
-    /// Whether the footer was read: from then on, all that is read is pages.
-    opened: Arc<AtomicBool>,
+    /// Their bounds, once the footer was read: from then on, all that is read is pages.
+    bounds: Arc<OnceLock<Bounds>>,
     /// What was said of pages that were not read yet, by where they start behind their headers.
     headers: Mutex<BTreeMap<u64, Page>>,
 }
@@ -112,28 +217,10 @@ struct Page {
     expanded: u64,
     /// Bytes at its start that are not compressed.
     levels: usize,
-    /// The number of its values, if it is a dictionary.
-    values: Option<u64>,
-}
-
-impl Page {
-    /// That it is within its bounds, `most` bytes.
-    fn check(self, most: u64) -> Result<()> {
-        let Self { expanded, values, .. } = self;
-        if expanded > most {
-            return wrong(format!("a page of {expanded} bytes; {most} are most"));
-        }
-        let Some(values) = values else { return Ok(()) };
-        let most = DICTIONARY.max(most / 16);
-        if expanded > most {
-            return wrong(format!("a dictionary of {expanded} bytes; {most} are most"));
-        }
-        // A value has at least two bytes.
-        if values > expanded / 2 {
-            return wrong(format!("a dictionary of {values} values in {expanded} bytes"));
-        }
-        Ok(())
-    }
+    /// The number of its values.
+    values: u64,
+    /// Whether it is a dictionary.
+    dictionary: bool,
 }
 
 impl Length for Pages {
@@ -148,9 +235,11 @@ impl ChunkReader for Pages {
     fn get_read(&self, start: u64) -> Result<Self::T> {
         // The reader comes here a second time for some pages, behind their headers.
         let known = || self.headers.lock().is_ok_and(|headers| headers.contains_key(&start));
-        if self.opened.load(Ordering::Relaxed) && !known() {
+        if let Some(bounds) = self.bounds.get()
+            && !known()
+        {
             let (page, length) = self.header(start)?;
-            page.check(self.most)?;
+            bounds.check(start, page)?;
             if let Ok(mut headers) = self.headers.lock() {
                 headers.insert(start + length, page);
             }
@@ -160,8 +249,9 @@ impl ChunkReader for Pages {
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
         let page = self.headers.lock().ok().and_then(|mut headers| headers.remove(&start));
-        if length as u64 > self.most.max(FOOTER) {
-            return wrong(format!("a page of {length} bytes; {} are most", self.most));
+        let most = self.bounds.get().map_or(FOOTER, |bounds| bounds.page.max(FOOTER));
+        if length as u64 > most {
+            return wrong(format!("a page of {length} bytes; {most} are most"));
         }
         let bytes = self.file.get_bytes(start, length)?;
         match page {
@@ -329,25 +419,27 @@ impl<'a> Thrift<'a> {
     /// What the header of a page says.
     fn page(&mut self) -> Option<Page> {
         let (mut last, mut expanded, mut compressed) = (0, None, None);
-        let (mut levels, mut values) = (0, None);
+        let (mut levels, mut values, mut dictionary) = (0, 0, false);
         while let Some(field) = self.field(&mut last)? {
             match field {
                 (2, I32) => expanded = Some(self.i32()?),
                 (3, I32) => compressed = Some(self.i32()?),
                 // Its type, and a checksum.
                 (1 | 4, I32) => drop(self.i32()?),
-                (7, STRUCT) => values = self.numbers([1])?.into_iter().next(),
+                (5, STRUCT) => [values] = self.numbers([1])?,
+                (7, STRUCT) => ([values], dictionary) = (self.numbers([1])?, true),
                 (8, STRUCT) => {
-                    levels = self.numbers([5, 6])?.into_iter().try_fold(0, usize::checked_add)?
+                    let [all, definitions, repetitions] = self.numbers([1, 5, 6])?;
+                    (values, levels) = (all, definitions.checked_add(repetitions)?);
                 }
-                (5 | 6, STRUCT) => self.skip(STRUCT, DEPTH)?,
+                (6, STRUCT) => self.skip(STRUCT, DEPTH)?,
                 (1..=8, _) => return None,
                 (_, kind) => self.skip(kind, DEPTH)?,
             }
         }
         compressed?;
         let expanded = u64::try_from(expanded?).ok()?;
-        Some(Page { expanded, levels, values: values.map(|values| values as u64) })
+        Some(Page { expanded, levels, values: values as u64, dictionary })
     }
 
     /// Some numbers of a struct, none of them negative; zero where they are left out.
@@ -403,18 +495,17 @@ mod tests {
         assert_eq!(Thrift::new(&[0x29, 0x3c]).schema(), None);
         // A data page of 64 bytes that expands to 128; one of the second version with levels of 2
         // and 3, and a field that is not known; one that ends early.
-        let page = |expanded, levels| Some(Page { expanded, levels, values: None });
-        let first = [0x15, 0, 0x15, 0x80, 2, 0x15, 0x80, 1, 0x2c, 0x15, 2, 0, 0];
-        assert_eq!(Thrift::new(&first).page(), page(128, 0));
+        let page =
+            |expanded, levels, values| Some(Page { expanded, levels, values, dictionary: false });
+        let first = [0x15, 0, 0x15, 0x80, 2, 0x15, 0x80, 1, 0x2c, 0x15, 14, 0, 0];
+        assert_eq!(Thrift::new(&first).page(), page(128, 0, 7));
         let second = [0x15, 6, 0x15, 16, 0x15, 16, 0x5c, 0x15, 2, 0x15, 2, 0x15, 2, 0x15, 0];
         let levels = [0x15, 4, 0x15, 6, 0x11, 0, 0x18, 1, b'x', 0];
-        assert_eq!(Thrift::new(&[&second[..], &levels].concat()).page(), page(8, 5));
+        assert_eq!(Thrift::new(&[&second[..], &levels].concat()).page(), page(8, 5, 1));
         // A dictionary.
         let header = [0x15, 4, 0x15, 16, 0x15, 16, 0x4c, 0x15, 6, 0x15, 0, 0, 0];
-        let dictionary = Page { expanded: 8, levels: 0, values: Some(3) };
+        let dictionary = Page { expanded: 8, levels: 0, values: 3, dictionary: true };
         assert_eq!(Thrift::new(&header).page(), Some(dictionary));
-        assert!(dictionary.check(8).is_ok() && dictionary.check(7).is_err());
-        assert!(Page { values: Some(5), ..dictionary }.check(8).is_err());
         // Its number written in three bytes, as 6 + 2³⁵; of another type.
         let overlong =
             [0x15, 4, 0x15, 16, 0x15, 16, 0x4c, 0x15, 0x86, 0x80, 0x80, 0x80, 0x80, 1, 0, 0];
@@ -422,5 +513,91 @@ mod tests {
         assert_eq!(Thrift::new(&[0x15, 4, 0x18, 1, b'x', 0x15, 16, 0]).page(), None);
         assert_eq!(Thrift::new(&[0x15, 0, 0x15]).page(), None);
         assert_eq!(Thrift::new(b"any other bytes").page(), None);
+    }
+
+    #[test]
+    fn what_takes_memory_is_bounded() {
+        let lists = vec![100..200];
+        let bounds = Bounds { page: 1000, lists, listed: atomic::AtomicU64::new(0) };
+        let check = |start, page| bounds.check(start, page).map_err(|e| e.to_string());
+        let page = Page { expanded: 1000, levels: 0, values: LISTED, dictionary: false };
+        assert_eq!(check(0, page), Ok(()));
+        assert!(check(0, Page { expanded: 1001, ..page }).unwrap_err().contains("a page of 1001"));
+        // What counts of a dictionary is what it takes in memory, however long its values are.
+        let dictionary = Page { expanded: 1000 - VALUE, values: 1, dictionary: true, ..page };
+        assert_eq!(check(0, dictionary), Ok(()));
+        let error = check(0, Page { values: 2, ..dictionary }).unwrap_err();
+        assert!(error.contains("a dictionary that takes 1032 bytes"), "{error}");
+        assert!(check(0, Page { values: u64::MAX, ..dictionary }).is_err());
+        // All lists together.
+        assert_eq!(check(100, page), Ok(()));
+        assert!(check(199, Page { values: 1, ..page }).unwrap_err().contains("values in lists"));
+        assert_eq!(check(200, page), Ok(()));
+    }
+
+    /// Writes strings, ids beside them and a column of lists, with dictionaries as large as they
+    /// become.
+    fn write(path: &std::path::Path, documents: &[String]) {
+        use parquet::{
+            column::writer::ColumnWriter,
+            file::{properties::WriterProperties, writer::SerializedFileWriter},
+            schema::parser::parse_message_type,
+        };
+        let schema = "message m {
+            required binary text (utf8); required binary id (utf8);
+            optional group meta { required binary a.b (utf8); }
+            repeated int32 numbers; }";
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let properties = WriterProperties::builder()
+            .set_compression(parquet::basic::Compression::SNAPPY)
+            .set_dictionary_page_size_limit(usize::MAX)
+            .build();
+        let file = File::create(path).unwrap();
+        let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let texts: Vec<ByteArray> = documents.iter().map(|text| text.as_str().into()).collect();
+        while let Some(mut column) = group.next_column().unwrap() {
+            match column.untyped() {
+                ColumnWriter::ByteArrayColumnWriter(column) => {
+                    let levels = vec![1; texts.len()];
+                    column.write_batch(&texts, Some(&levels), None).unwrap();
+                }
+                ColumnWriter::Int32ColumnWriter(column) => {
+                    let levels = vec![0; texts.len()];
+                    column.write_batch(&[], Some(&levels), Some(&levels)).unwrap();
+                }
+                _ => unreachable!(),
+            }
+            column.close().unwrap();
+        }
+        group.close().unwrap();
+        writer.close().unwrap();
+    }
+
+    #[test]
+    fn large_dictionaries_of_long_texts_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.parquet");
+        // Two and a half times what a dictionary of two-byte values could be.
+        let document = |i: usize| format!("{i} {}", "a page of the web ".repeat(1000));
+        let documents: Vec<String> = (0..150).map(document).collect();
+        write(&path, &documents);
+        let open = || Table::open(File::open(&path).unwrap()).unwrap();
+        assert_eq!(open().fields(), ["text", "id", "meta.a.b", "numbers"]);
+        for field in [None, Some("text"), Some("meta.a.b")] {
+            let rows: Vec<_> = open().rows(field).unwrap().map(Result::unwrap).collect();
+            assert_eq!(rows.len(), documents.len());
+            for (row, document) in rows.iter().zip(&documents) {
+                let text = match field {
+                    Some("meta.a.b") => &row["meta"]["a.b"],
+                    _ => &row["text"],
+                };
+                assert_eq!(text, document);
+                // What is not wanted is not read.
+                assert_eq!(row.len(), if field.is_some() { 1 } else { 4 });
+            }
+        }
+        assert!(open().has("meta.a.b") && open().has("id"));
+        assert!(!open().has("text.b") && !open().has("tex") && !open().has(""));
     }
 }

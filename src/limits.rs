@@ -31,6 +31,12 @@ pub(crate) const TOKENIZER: Limit = Limit { what: "a tokenizer.json", bytes: 64 
 pub(crate) const TOKEN_IDS: Limit = Limit { what: "a file of token ids", bytes: 16 * MIB };
 /// A recipe or a study.
 pub(crate) const RECIPE: Limit = Limit { what: "a recipe", bytes: MIB / 4 };
+/// The recipe of a result, in which paths are longer and every default is filled in.
+pub(crate) const RESULT: Limit = Limit { what: "the recipe of a result", bytes: MIB };
+/// The report of a run; a thousand matrices that three stages refined take some two.
+pub(crate) const REPORT: Limit = Limit { what: "a report", bytes: 32 * MIB };
+/// The page of a report.
+pub(crate) const PAGE: Limit = Limit { what: "the page of a report", bytes: 64 * MIB };
 
 /// Tokens of all calibration samples together; the paper's have 2¹⁸.
 pub(crate) const TOKENS: usize = 1 << 28;

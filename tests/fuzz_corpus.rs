@@ -7,7 +7,8 @@ mod checks;
 use std::{fs, path::Path};
 
 /// Every fuzz target.
-const TARGETS: [&str; 7] = ["config", "rebuild", "recipe", "records", "shard", "swap", "task"];
+const TARGETS: [&str; 9] =
+    ["config", "rebuild", "recipe", "records", "report", "shard", "swap", "task", "tokenizer"];
 
 fn replay(target: &str, check: fn(&[u8])) {
     assert!(TARGETS.contains(&target));
@@ -59,6 +60,11 @@ fn records() {
 }
 
 #[test]
+fn report() {
+    replay("report", checks::report);
+}
+
+#[test]
 fn shard() {
     replay("shard", checks::shard);
 }
@@ -71,4 +77,9 @@ fn swap() {
 #[test]
 fn task() {
     replay("task", checks::task);
+}
+
+#[test]
+fn tokenizer() {
+    replay("tokenizer", checks::tokenizer);
 }

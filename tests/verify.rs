@@ -186,6 +186,184 @@ fn changed_weights_are_said_to_be_changed() {
     pruned.is_wrong("verify", &[file, "`model.norm.weight`: 1 kept weights are not"]);
 }
 
+/// A result whose report is changed, and its page with it, as who wants to deceive would do.
+fn tampered(pruned: &Pruned, change: impl FnOnce(&mut serde_json::Value)) {
+    let path = pruned.path("out/barber-report.json");
+    let mut report = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut report);
+    fs::write(&path, report.to_string()).unwrap();
+    if let Ok(report) = llm_barber::report::read(&path) {
+        let page = llm_barber::report::page(&report).unwrap();
+        fs::write(pruned.path("out/barber-report.html"), page).unwrap();
+    }
+}
+
+#[test]
+fn what_is_added_is_found() {
+    let pruned = Pruned::new(&[]);
+    for name in ["modeling_x.py", "adapter_config.json", ".hidden", "model-2.safetensors"] {
+        let path = pruned.path("out").join(name);
+        fs::write(&path, "{}").unwrap();
+        pruned.is_wrong("verify", &[&format!("{name} was not written by the run")]);
+        fs::remove_file(path).unwrap();
+    }
+    fs::create_dir(pruned.path("out/checkpoint-1")).unwrap();
+    pruned.is_wrong("verify", &["checkpoint-1 was not written by the run"]);
+    for i in 0..25 {
+        fs::write(pruned.path(&format!("out/{i}.py")), "").unwrap();
+    }
+    let (status, said) = pruned.says("verify", &[]);
+    assert_eq!(status, 1, "{said}");
+    assert!(said.contains("6 more files were not written by the run"), "{said}");
+}
+
+#[test]
+fn a_page_is_what_the_report_gives() {
+    let pruned = Pruned::new(&[]);
+    let said = pruned.is_right("verify");
+    assert!(said.contains("page      compared with what the report gives"), "{said}");
+    let page = pruned.path("out/barber-report.html");
+    let before = fs::read_to_string(&page).unwrap();
+    fs::write(&page, before.replace("<body>", "<body><script>")).unwrap();
+    pruned.is_wrong("verify", &["barber-report.html is not as it was written"]);
+    fs::remove_file(&page).unwrap();
+    pruned.is_wrong("verify", &["barber-report.html is not there"]);
+    // Of another version nobody knows what it would have made.
+    fs::write(&page, &before).unwrap();
+    let report = pruned.path("out/barber-report.json");
+    let text = fs::read_to_string(&report).unwrap();
+    let barber = format!("\"barber\": \"{}\"", env!("CARGO_PKG_VERSION"));
+    fs::write(&report, text.replace(&barber, "\"barber\": \"0.0.0\"")).unwrap();
+    let said = pruned.is_right("verify");
+    assert!(said.contains("page      not compared"), "{said}");
+}
+
+#[test]
+fn a_reports_own_figures_are_compared() {
+    let pruned = Pruned::new(&["output.format=sparse-bitmask"]);
+    pruned.is_right("verify");
+    let path = pruned.path("out/barber-report.json");
+    let before = fs::read_to_string(&path).unwrap();
+    for figure in [
+        "/model_weights",
+        "/prunable_weights",
+        "/pruned_weights",
+        "/sizes/pruned_matrices",
+        "/sizes/compressed_matrices",
+        "/sizes/output/weight_bytes",
+        "/sizes/output/directory_bytes",
+        "/sizes/dense/weight_bytes",
+    ] {
+        fs::write(&path, &before).unwrap();
+        tampered(&pruned, |report| *report.pointer_mut(figure).unwrap() = 7.into());
+        let name = figure[1..].replace('/', ".");
+        pruned.is_wrong("verify", &[&format!("the report's {name} is 7, and should be ")]);
+    }
+    fs::write(&path, &before).unwrap();
+    tampered(&pruned, |report| report["changed_weights"] = 3.into());
+    pruned.is_wrong(
+        "verify",
+        &["0 kept weights are not the dense model's, and the report knows of 3"],
+    );
+    pruned.is_wrong("reproduce", &["the report's counts of weights come out differently"]);
+    // A matrix that claims to keep more, and one that has another shape.
+    fs::write(&path, &before).unwrap();
+    tampered(&pruned, |report| {
+        let kept = report["matrices"][0]["kept"].as_u64().unwrap();
+        report["matrices"][0]["kept"] = (kept + 1).into();
+    });
+    pruned.is_wrong(
+        "verify",
+        &["pruned_weights", "weights were pruned, and should have been at most"],
+    );
+    fs::write(&path, &before).unwrap();
+    tampered(&pruned, |report| report["matrices"][0]["shape"].as_array_mut().unwrap().reverse());
+    let (status, said) = pruned.says("verify", &[]);
+    let square = said.contains("the result is what its report says");
+    assert!(square || (status == 1 && said.contains(" has shape [")), "{said}");
+    fs::write(&path, &before).unwrap();
+    tampered(&pruned, |report| report["matrices"][1] = report["matrices"][0].clone());
+    let (status, said) = pruned.says("verify", &[]);
+    assert!(status == 1 && said.contains("in the report's matrices more than once"), "{said}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_report_leads_nowhere_else() {
+    let pruned = Pruned::new(&[]);
+    let path = pruned.path("out/barber-report.json");
+    let before = fs::read_to_string(&path).unwrap();
+    let socket = pruned.path("socket");
+    let _listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for input in [Path::new("/dev/zero"), &socket, Path::new("/dev")] {
+        fs::write(&path, &before).unwrap();
+        let input = input.display().to_string();
+        tampered(&pruned, |report| report["inputs"][&input] = "00".into());
+        for command in ["verify", "reproduce"] {
+            let (status, said) = pruned.says(command, &[]);
+            assert_eq!(status, 1, "{said}");
+            assert!(said.contains(&input) && said.contains("not a regular file"), "{said}");
+        }
+    }
+    for output in ["../text.json", "/dev/zero", "a/b"] {
+        fs::write(&path, &before).unwrap();
+        tampered(&pruned, |report| report["outputs"][output] = "00".into());
+        for command in ["verify", "reproduce", "compare"] {
+            let (status, said) = pruned.says(command, &[]);
+            assert_eq!(status, 1, "{said}");
+            assert!(util::flat(&said).contains("is no name of a file beside it"), "{said}");
+        }
+    }
+    // Files without end, or of gigabytes.
+    for name in ["barber-report.json", "barber-recipe.toml"] {
+        fs::write(&path, &before).unwrap();
+        let file = pruned.path("out").join(name);
+        fs::remove_file(&file).unwrap();
+        fs::File::create(&file).unwrap().set_len(3 << 30).unwrap();
+        let (status, said) = pruned.says("reproduce", &[]);
+        assert_eq!(status, 1, "{said}");
+        assert!(util::flat(&said).contains("the most that is read of"), "{said}");
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
+        let (status, said) = pruned.says("reproduce", &[]);
+        assert_eq!(status, 1, "{said}");
+        assert!(util::flat(&said).contains("not a regular file"), "{said}");
+        fs::remove_file(&file).unwrap();
+    }
+}
+
+#[test]
+fn a_result_that_is_pruned_again_is_right() {
+    let pruned = Pruned::new(&["mask.init=wanda"]);
+    fs::rename(pruned.path("out"), pruned.path("first")).unwrap();
+    let run = barber(&[
+        "prune",
+        &pruned.path("recipe.toml").display().to_string(),
+        "--set",
+        &format!("model.path={}", pruned.path("first").display()),
+        "--set",
+        "sparsity.ratio=0.6",
+    ]);
+    assert_eq!(run.status, 0, "{}", run.stderr);
+    pruned.is_right("verify");
+    pruned.is_right("reproduce");
+}
+
+#[test]
+fn verify_needs_no_metric() {
+    let pruned = Pruned::new(&[]);
+    // As if a binary with a metric of its own had made it.
+    let path = pruned.path("out/barber-recipe.toml");
+    let recipe = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("{recipe}\n[[metric]]\nuse = \"of-my-own\"\n")).unwrap();
+    let digest = llm_barber::checkpoint::digest(&path).unwrap();
+    tampered(&pruned, |report| report["outputs"]["barber-recipe.toml"] = digest.into());
+    pruned.is_right("verify");
+    let (status, said) = pruned.says("reproduce", &[]);
+    assert_eq!(status, 2, "{said}");
+    assert!(util::flat(&said).contains("of-my-own"), "{said}");
+}
+
 #[test]
 fn a_result_comes_out_again() {
     let pruned = Pruned::new(&["refine=[{ use = 'swap' }]", "mask.init=wanda"]);

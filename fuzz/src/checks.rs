@@ -1,10 +1,7 @@
 //! What must hold for any bytes: the bodies of the fuzz targets, which `tests/fuzz_corpus.rs`
 //! replays on the stable toolchain.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::LazyLock,
-};
+use std::path::{Path, PathBuf};
 
 use barber_metric::{Dims, LayerStats};
 use llm_barber::{
@@ -17,6 +14,8 @@ use llm_barber::{
         swap as swap_masks,
     },
     recipe::load_text,
+    report::{self, Run, comparison_page, page},
+    run::verify,
 };
 
 /// A recipe's text is resolved or refused; a resolved recipe, written down, is the same recipe.
@@ -124,10 +123,12 @@ pub(crate) fn config(data: &[u8]) {
     }
 }
 
-/// A file that is read from the disk, in a directory of this process alone.
+/// A file that is read from the disk, in a directory of this thread alone.
 fn file(name: &str, contents: &[u8]) -> PathBuf {
-    static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
-    let path = DIR.path().join(name);
+    thread_local! {
+        static DIR: tempfile::TempDir = tempfile::tempdir().unwrap();
+    }
+    let path = DIR.with(|dir| dir.path().join(name));
     std::fs::write(&path, contents).unwrap();
     path
 }
@@ -163,6 +164,39 @@ pub(crate) fn task(data: &[u8]) {
             }
         }
         Err(error) => assert!(error.to_string().contains("t."), "{error}"),
+    }
+}
+
+/// A report is refused, or pages can be made of it, and the result beside it be verified.
+pub(crate) fn report(data: &[u8]) {
+    // A checkpoint of one weight.
+    let header = br#"{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+    let shard = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 4]].concat();
+    file("model.safetensors", &shard);
+    file("config.json", b"{}");
+    file("barber-recipe.toml", b"model.path = 'nowhere'");
+    let path = file(report::JSON, data);
+    let dir = path.parent().unwrap();
+    let verified = verify(dir, None, &());
+    let Ok(read) = report::read(&path) else { return assert!(verified.is_err()) };
+    let html = page(&read).unwrap();
+    assert!(html.len() <= (1 << 16) + 1000 * data.len(), "{} of {}", html.len(), data.len());
+    let other = ("other".to_owned(), read.clone());
+    let runs = Run::named(vec![("run".to_owned(), read), other]);
+    assert_eq!(report::Comparison::of(&runs).runs.len(), 2);
+    comparison_page(&runs).unwrap();
+    if let Ok(verified) = verified {
+        assert!(!verified.findings.is_empty());
+    }
+}
+
+/// A tokenizer is refused, or makes few tokens of a text.
+pub(crate) fn tokenizer(data: &[u8]) {
+    const TEXT: &str = "eeee the tree sees  é — \u{fdfa}\n<s>The 1234 trees";
+    let path = file("tokenizer.json", data);
+    let tokens = Tokens::of(path.parent().unwrap(), usize::MAX, true);
+    if let Ok(ids) = tokens.encode(TEXT) {
+        assert!(ids.len() <= 8 * TEXT.len() + 64 + 64 * 256, "{}", ids.len());
     }
 }
 

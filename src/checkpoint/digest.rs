@@ -1,19 +1,26 @@
 //! Digests of files and texts, which say what a result was made from.
 
-use std::{fs::File, io, path::Path};
+use std::{
+    io::{self, Read},
+    path::Path,
+};
 
 use sha2::{Digest, Sha256};
 
 use super::Error;
+use crate::files;
 
 /// The SHA-256 of a file, in hexadecimal.
 ///
 /// # Errors
-/// If the file cannot be read.
+/// If it is not a regular file, or cannot be read.
 pub fn digest(path: &Path) -> Result<String, Error> {
+    let io = |e| Error::io(path, e);
     let mut hasher = Sha256::new();
-    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
-    io::copy(&mut file, &mut hasher).map_err(|e| Error::io(path, e))?;
+    let file = files::open(path).map_err(io)?;
+    // Not what is written to it meanwhile: that could go on for ever.
+    let length = file.metadata().map_err(io)?.len();
+    io::copy(&mut file.take(length), &mut hasher).map_err(io)?;
     Ok(hexadecimal(&hasher.finalize()))
 }
 

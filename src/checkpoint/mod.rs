@@ -23,4 +23,7 @@ pub use self::{
     reader::{Reader, TensorView, parse_header, parse_index},
     zeros::Zeros,
 };
-pub(crate) use self::{links::check_inside, reader::unravel};
+pub(crate) use self::{
+    links::check_inside,
+    reader::{sizes, unravel},
+};

@@ -45,7 +45,7 @@ pub struct Written {
     pub changed: usize,
     /// Bytes of all tensors.
     pub weight_bytes: u64,
-    /// Bytes of all files: the shards, their index, and those that came along.
+    /// Bytes of all files: the shards, their index, and those that came along, but for the card.
     pub directory_bytes: u64,
     /// Matrices that are compressed.
     pub compressed: usize,

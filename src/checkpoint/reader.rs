@@ -26,6 +26,8 @@ use super::{
 use crate::{
     find,
     limits::{self, HEADERS, Limit},
+    report,
+    run::RECIPE,
 };
 
 /// A checkpoint directory, validated and mapped.
@@ -278,6 +280,8 @@ const OTHER_WEIGHTS: &[&str] =
     &["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "ot"];
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
+/// What tells of the run that made a checkpoint; the next run tells of itself.
+const ABOUT_RUN: [&str; 3] = [RECIPE, report::JSON, report::HTML];
 
 impl Reader {
     /// Opens a checkpoint directory.
@@ -441,13 +445,20 @@ impl Reader {
         self.shards.iter().map(|shard| (shard.map.len() - shard.data) as u64).sum()
     }
 
-    /// Bytes of all files: those that hold weights, and those that come along to a pruned checkpoint.
+    /// Bytes of all files: those that hold weights, and those that come along to a pruned checkpoint;
+    /// without its card, in whose place comes another one.
     ///
     /// # Errors
     /// If a file's size cannot be told.
     pub fn directory_bytes(&self) -> Result<u64, Error> {
         let index = self.indexed.then(|| self.dir.join(INDEX));
         sizes(self.weight_files().map(Path::to_owned).chain(self.companions()?).chain(index))
+    }
+
+    /// How many matrices are compressed.
+    pub fn compressed_matrices(&self) -> usize {
+        let compressed = |place: &&Place| matches!(place, Place::Compressed { .. });
+        self.tensors.values().filter(compressed).count()
     }
 
     pub(super) fn shards(&self) -> &[Shard] {
@@ -593,7 +604,8 @@ impl Reader {
     }
 
     /// The files that come along to a pruned checkpoint: tokenizer, configuration, licence and the
-    /// like; everything at the top of the directory but weights and hidden files.
+    /// like; everything at the top of the directory but weights, hidden files, and what tells of the
+    /// run that made it.
     ///
     /// # Errors
     /// If the directory cannot be listed, or a link leads out of it.
@@ -604,7 +616,8 @@ impl Reader {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let weights = extension(&path).is_some_and(|e| OTHER_WEIGHTS.contains(&e))
                 || name.ends_with(".index.json");
-            if path.is_file() && !name.starts_with('.') && !weights {
+            let own = ABOUT_RUN.contains(&name);
+            if path.is_file() && !name.starts_with('.') && !weights && !own {
                 check_inside(&self.dir, &path)?;
                 files.push(path);
             }
@@ -614,10 +627,14 @@ impl Reader {
     }
 }
 
-/// Bytes of some files.
-pub(super) fn sizes(files: impl Iterator<Item = PathBuf>) -> Result<u64, Error> {
+/// Bytes of some files, but for what Barber adds about a run: the card, and what tells of the run.
+pub(crate) fn sizes(files: impl Iterator<Item = PathBuf>) -> Result<u64, Error> {
     let mut all = 0;
-    for file in files {
+    let added = |file: &PathBuf| {
+        let name = file.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name == report::CARD || ABOUT_RUN.contains(&name))
+    };
+    for file in files.filter(|file| !added(file)) {
         all += fs::metadata(&file).map_err(|e| Error::io(&file, e))?.len();
     }
     Ok(all)

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -15,9 +14,9 @@ use super::{
 use crate::{
     checkpoint::digest,
     hub::locate,
-    recipe::{Loaded, Recipe, load_text},
+    recipe::{Loaded, Recipe},
     report::{self, Comparison, Report, comparison_page},
-    run::{self, RECIPE, Shared, Steps, Watch, of_beginning, resolved},
+    run::{self, Shared, Steps, Watch, of_beginning, resolved},
 };
 
 /// The page that compares the runs, beside their directories.
@@ -106,9 +105,7 @@ fn done(
     watch: Terminal,
     digests: &mut BTreeMap<PathBuf, String>,
 ) -> Result<bool, Error> {
-    let path = target(run).join(RECIPE);
-    let Ok(text) = fs::read_to_string(&path) else { return Ok(false) };
-    let Ok(was) = load_text(&path, &text, [], &[]) else { return Ok(false) };
+    let Ok(was) = run::recipe(target(run)) else { return Ok(false) };
     let model = &run.recipe.model;
     let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
     let located = locate(&model.path, model.revision.as_deref(), &new)?;

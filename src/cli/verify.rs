@@ -8,8 +8,10 @@ use super::{Error, progress::Terminal, show};
 use crate::run::{Dense, Reproduced, Verified, reproduce, verify};
 
 /// Checks a result of `barber prune` against its report: its files and the run's inputs by their
-/// digests, the zeros and the pattern of each matrix, and that every kept weight has the bits of the
-/// dense model. The exit status is 1 if something is wrong.
+/// digests, that no files were added, the page, the report's counts and sizes, the zeros and the
+/// pattern of each matrix, and that every kept weight has the bits of the dense model. What a run
+/// measured is not checked: `barber reproduce` measures it again. The exit status is 1 if something is
+/// wrong.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// The directory that `barber prune` wrote.
@@ -41,7 +43,7 @@ const REPRODUCED: &str = "what comes out again";
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let watch = Terminal { quiet: arguments.json };
     let found = verify(&arguments.dir, arguments.dense.as_deref(), &watch)?;
-    let Verified { files, inputs, gone, matrices, weights, zeros, dense, findings } = &found;
+    let Verified { files, page, inputs, gone, matrices, weights, zeros, dense, findings } = &found;
     if arguments.json {
         let (model, changed) = match dense {
             Dense::NotThere(model) => (model, None),
@@ -52,6 +54,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
             json!({
                 "result": arguments.dir,
                 "files": files,
+                "page": { "compared": page },
                 "inputs": inputs,
                 "inputs_gone": gone,
                 "matrices": matrices,
@@ -63,7 +66,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         );
         return judge(findings, VERIFIED);
     }
-    println!("files     {files} compared with their digests");
+    println!("files     {files} compared with their digests, and no others expected");
+    match page {
+        true => println!("page      compared with what the report gives"),
+        false => println!("page      not compared: it is not there, or another version made it"),
+    }
     println!("inputs    {inputs} compared with their digests");
     for path in gone {
         println!("          not there, and not compared: {}", show(path));
@@ -83,6 +90,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
             show(model)
         ),
     }
+    println!(
+        "report    counts and sizes compared; not what was measured (perplexity, accuracy, errors, \
+         time, memory), which `barber reproduce` measures again"
+    );
     conclude(findings, VERIFIED)
 }
 

@@ -6,6 +6,7 @@
 //! readers, and says nothing by colour alone.
 
 mod axis;
+mod bounds;
 mod card;
 mod chart;
 mod comparison;

@@ -75,7 +75,7 @@ pub struct Report {
     /// SHA-256 of what the run read.
     pub inputs: BTreeMap<PathBuf, String>,
     /// SHA-256 of each file that it wrote, but for its reports.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::file::of_files")]
     pub outputs: BTreeMap<String, String>,
 }
 
@@ -287,6 +287,6 @@ pub struct Sizes {
 pub struct Size {
     /// Its tensors.
     pub weight_bytes: u64,
-    /// Its files, but for what Barber adds about a run.
+    /// Its files, but for its card and what Barber adds about a run.
     pub directory_bytes: u64,
 }

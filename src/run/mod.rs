@@ -28,6 +28,7 @@ use bytesize::ByteSize;
 use rayon::prelude::*;
 use toml::Table;
 
+pub(crate) use self::verify::recipe;
 pub(crate) use self::{
     device::on_device,
     measure::{Asked, Found, Tests, Texts, measure, texts, tokens},
@@ -583,7 +584,9 @@ fn finish(resolved: &Recipe, mut report: Report, output: &Output) -> Result<Repo
     report.outputs = outputs?;
     let json = serde_json::to_string_pretty(&report).map_err(|e| failed(&e))?;
     output.add_file(report::JSON, format!("{json}\n").as_bytes())?;
-    let page = report::page(&report).map_err(|e| failed(&e))?;
+    // Of what the JSON says, so that whoever reads it can make the same page.
+    let read = serde_json::from_str(&json).map_err(|e| failed(&e))?;
+    let page = report::page(&read).map_err(|e| failed(&e))?;
     output.add_file(report::HTML, page.as_bytes())?;
     output.finish()?;
     Ok(report)

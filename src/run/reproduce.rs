@@ -109,7 +109,18 @@ fn differing(one: &Report, other: &Report) -> Vec<&'static str> {
     let perplexities = |report: &Report| {
         report.perplexity.iter().map(|text| text.found.clone()).collect::<Vec<_>>()
     };
+    let counts = |report: &Report| {
+        [
+            report.model_weights,
+            report.prunable_weights,
+            report.pruned_weights,
+            report.changed_weights,
+        ]
+    };
     let same = [
+        ("counts of weights", counts(one) == counts(&other)),
+        ("sizes", one.sizes == other.sizes),
+        ("allocation", one.allocation == other.allocation),
         ("matrices", one.matrices == other.matrices),
         ("groups", one.groups == other.groups),
         ("perplexities", perplexities(one) == perplexities(&other)),

@@ -1,18 +1,22 @@
 //! Whether a result is what its report says, and nothing but the dense model with zeros in it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
 
-use super::{Error, RECIPE, Steps, Watch};
+use serde::Deserialize;
+
+use super::{Error, RECIPE, Steps, Watch, files};
 use crate::{
-    checkpoint::{Reader, digest, unravel},
+    checkpoint::{Reader, digest, sizes, unravel},
     hub::locate,
+    limits,
     mask::Pattern,
     recipe::{Loaded, load_text},
     report::{self, Matrix, Report},
+    version::Version,
 };
 
 /// What is wrong with a result.
@@ -23,6 +27,16 @@ pub enum Finding {
     Missing { file: String },
     #[error("{file} is not as it was written")]
     FileChanged { file: String },
+    #[error("{file} was not written by the run")]
+    Added { file: String },
+    #[error("{count} more files were not written by the run")]
+    MoreAdded { count: usize },
+    #[error("the report's {figure} is {reported}, and should be {found}")]
+    Figure { figure: &'static str, reported: u64, found: u64 },
+    #[error("tensor `{tensor}` is in the report's matrices more than once")]
+    Twice { tensor: String },
+    #[error("tensor `{tensor}` has shape {found:?}, and the report says {reported:?}")]
+    Shape { tensor: String, found: Vec<usize>, reported: [usize; 2] },
     #[error("{}, which the run read, has changed since", path.display())]
     InputChanged { path: PathBuf },
     #[error("there is no tensor `{tensor}`")]
@@ -66,6 +80,9 @@ pub enum Dense {
 pub struct Verified {
     /// How many files were compared with their digests.
     pub files: usize,
+    /// Whether the page was compared with what the report gives. Another version of the program may
+    /// have made another page of the same report.
+    pub page: bool,
     /// How many inputs of the run were.
     pub inputs: usize,
     /// Inputs that are not there any more.
@@ -82,9 +99,10 @@ pub struct Verified {
     pub findings: Vec<Finding>,
 }
 
-/// Checks the result of a run in `dir` against its report: its files, what the run read, the zeros of
-/// each matrix, and bit for bit the weights of the dense model, which is `dense` or else what the
-/// recipe names, if that is a directory.
+/// Checks the result of a run in `dir` against its report: its files, and that there are no others,
+/// its page, the report's counts and sizes, what the run read, the zeros of each matrix, and bit for
+/// bit the weights of the dense model, which is `dense` or else what the recipe names, if that is a
+/// directory.
 ///
 /// # Errors
 /// If the directory is no result of a run, or something cannot be read. What is wrong with the
@@ -92,15 +110,8 @@ pub struct Verified {
 pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Verified, Error> {
     let written = report::read(dir).map_err(Error::NoReport)?;
     let mut findings = Vec::new();
-    for (file, expected) in &written.outputs {
-        match digest_if_there(&dir.join(file))? {
-            None => findings.push(Finding::Missing { file: file.clone() }),
-            Some(found) if found != *expected => {
-                findings.push(Finding::FileChanged { file: file.clone() });
-            }
-            Some(_) => {}
-        }
-    }
+    let intact = outputs(dir, &written, &mut findings)?;
+    let page = page(dir, &written, &mut findings)?;
     let mut gone = Vec::new();
     for (path, expected) in &written.inputs {
         match digest_if_there(path)? {
@@ -113,23 +124,34 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
     }
     let sparse = Reader::open(dir)?;
     let zeros = zeros(&sparse, &written, &mut findings)?;
-    let recipe = recipe(dir)?.recipe.model;
+    counts(&written, &mut findings);
+    if intact {
+        sizes_on_disk(&sparse, &written, &mut findings)?;
+    }
+    let named = Named::of(dir)?;
     let model = match dense {
         Some(dense) => {
-            let revision = recipe.revision.filter(|_| *dense == recipe.path && !dense.is_dir());
+            let revision = named.revision.filter(|_| *dense == named.path && !dense.is_dir());
             locate(dense, revision.as_deref(), &|file, bytes| watch.bar(file, Steps::Bytes(bytes)))?
                 .dir
         }
-        None => recipe.path,
+        None => named.path,
     };
     let dense = if dense.is_some() || model.is_dir() {
-        let changed = compare(&sparse, &Reader::open(&model)?, &written, &mut findings)?;
+        let given = dense.is_some();
+        let dense = Reader::open(&model)?;
+        if !given {
+            let (reported, found) = (written.sizes.dense.weight_bytes, dense.weight_bytes());
+            compared(&[("sizes.dense.weight_bytes", reported, found)], &mut findings);
+        }
+        let changed = compare(&sparse, &dense, &written, zeros, &mut findings)?;
         Dense::Compared { model, changed }
     } else {
         Dense::NotThere(model)
     };
     Ok(Verified {
         files: written.outputs.len(),
+        page,
         inputs: written.inputs.len() - gone.len(),
         gone,
         matrices: written.matrices.len(),
@@ -140,18 +162,150 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
     })
 }
 
-/// The recipe of a result, whatever the environment says.
-pub(super) fn recipe(dir: &Path) -> Result<Loaded, Error> {
+/// How many added files are named.
+const NAMED: usize = 20;
+
+/// Compares the files of a result with their digests, and looks for others; returns whether all are
+/// there and as they were written.
+fn outputs(dir: &Path, written: &Report, findings: &mut Vec<Finding>) -> Result<bool, Error> {
+    for (file, expected) in &written.outputs {
+        match digest_if_there(&dir.join(file))? {
+            None => findings.push(Finding::Missing { file: file.clone() }),
+            Some(found) if found != *expected => {
+                findings.push(Finding::FileChanged { file: file.clone() });
+            }
+            Some(_) => {}
+        }
+    }
+    let intact = findings.is_empty();
+    let known = |name: &str| {
+        written.outputs.contains_key(name) || [report::JSON, report::HTML].contains(&name)
+    };
+    let names = files(dir)?
+        .into_iter()
+        .map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+    let mut added: Vec<String> = names.filter(|name| !known(name)).collect();
+    added.sort();
+    let count = added.len().saturating_sub(NAMED);
+    findings.extend(added.into_iter().take(NAMED).map(|file| Finding::Added { file }));
+    if count > 0 {
+        findings.push(Finding::MoreAdded { count });
+    }
+    Ok(intact)
+}
+
+/// Makes the page again, if this program made it, and compares it; returns whether it did.
+fn page(dir: &Path, written: &Report, findings: &mut Vec<Finding>) -> Result<bool, Error> {
+    let file = report::HTML.to_owned();
+    let path = dir.join(&file);
+    if !path.exists() {
+        findings.push(Finding::Missing { file });
+        return Ok(false);
+    }
+    let now = Version::current();
+    if (&written.version.barber, &written.version.commit) != (&now.barber, &now.commit) {
+        return Ok(false);
+    }
+    let page = report::page(written).map_err(|e| Error::Report(e.to_string()))?;
+    let found = limits::read(&path, limits::PAGE)
+        .map_err(|source| Error::File { path: path.clone(), source })?;
+    if found != page.as_bytes() {
+        findings.push(Finding::FileChanged { file });
+    }
+    Ok(true)
+}
+
+/// Compares the report's counts with those of its matrices.
+fn counts(written: &Report, findings: &mut Vec<Finding>) {
+    let sum = |of: fn(&Matrix) -> usize| {
+        let counts = written.matrices.iter().map(of);
+        counts.fold(0, |sum: usize, count| sum.saturating_add(count)) as u64
+    };
+    compared(
+        &[
+            ("prunable_weights", written.prunable_weights as u64, sum(Matrix::weights)),
+            ("pruned_weights", written.pruned_weights as u64, sum(pruned)),
+        ],
+        findings,
+    );
+}
+
+/// Compares the report's sizes with those of the files, which are as they were written.
+fn sizes_on_disk(
+    sparse: &Reader,
+    written: &Report,
+    findings: &mut Vec<Finding>,
+) -> Result<(), Error> {
+    let reported = written.sizes;
+    let files = written.outputs.keys().map(|file| sparse.path().join(file));
+    let (pruned, compressed) = (written.matrices.len(), sparse.compressed_matrices());
+    compared(
+        &[
+            ("model_weights", written.model_weights as u64, sparse.weights() as u64),
+            ("sizes.output.weight_bytes", reported.output.weight_bytes, sparse.weight_bytes()),
+            ("sizes.output.directory_bytes", reported.output.directory_bytes, sizes(files)?),
+            ("sizes.pruned_matrices", reported.pruned_matrices as u64, pruned as u64),
+            ("sizes.compressed_matrices", reported.compressed_matrices as u64, compressed as u64),
+        ],
+        findings,
+    );
+    Ok(())
+}
+
+/// Compares figures of a report with what was found.
+fn compared(figures: &[(&'static str, u64, u64)], findings: &mut Vec<Finding>) {
+    let wrong = figures.iter().filter(|(_, reported, found)| reported != found);
+    findings.extend(wrong.map(|&(figure, reported, found)| Finding::Figure {
+        figure,
+        reported,
+        found,
+    }));
+}
+
+/// The dense model of a result, as its recipe names it. No more of the recipe is needed, which may
+/// name metrics that this program does not have.
+#[derive(Deserialize)]
+struct Named {
+    path: PathBuf,
+    #[serde(default)]
+    revision: Option<String>,
+}
+
+impl Named {
+    fn of(dir: &Path) -> Result<Self, Error> {
+        #[derive(Deserialize)]
+        struct Recipe {
+            model: Named,
+        }
+        let (path, text) = recipe_text(dir)?;
+        match toml::from_str(&text) {
+            Ok(Recipe { model }) => Ok(model),
+            Err(e) => Err(Error::NoResult { path, problem: e.message().to_owned() }),
+        }
+    }
+}
+
+/// The text of the recipe of a result.
+fn recipe_text(dir: &Path) -> Result<(PathBuf, String), Error> {
     let path = dir.join(RECIPE);
-    let text = fs::read_to_string(&path);
-    let text = text.map_err(|e| Error::NoResult { path: path.clone(), problem: e.to_string() })?;
+    let text = limits::read(&path, limits::RESULT).map_err(|e| e.to_string());
+    let text = text.and_then(|text| String::from_utf8(text).map_err(|e| e.to_string()));
+    match text {
+        Ok(text) => Ok((path, text)),
+        Err(problem) => Err(Error::NoResult { path, problem }),
+    }
+}
+
+/// The recipe of a result, whatever the environment says.
+pub(crate) fn recipe(dir: &Path) -> Result<Loaded, Error> {
+    let (path, text) = recipe_text(dir)?;
     Ok(load_text(&path, &text, [], &[])?)
 }
 
 /// The digest of a file, if there is one.
 pub(super) fn digest_if_there(path: &Path) -> Result<Option<String>, Error> {
-    match fs::metadata(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+    match fs::metadata(path).map_err(|e| e.kind()) {
+        Err(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         _ => Ok(Some(digest(path)?)),
     }
 }
@@ -163,13 +317,21 @@ fn pruned(matrix: &Matrix) -> usize {
 
 /// Checks the zeros of each matrix; returns how many there are.
 fn zeros(sparse: &Reader, written: &Report, findings: &mut Vec<Finding>) -> Result<usize, Error> {
-    let mut all = 0;
+    let (mut all, mut seen) = (0, BTreeSet::new());
     for matrix in &written.matrices {
         let tensor = matrix.tensor.clone();
+        if !seen.insert(&matrix.tensor) {
+            findings.push(Finding::Twice { tensor });
+            continue;
+        }
         let Ok(view) = sparse.tensor(&tensor) else {
             findings.push(Finding::NoTensor { tensor });
             continue;
         };
+        if view.shape != matrix.shape {
+            let (found, reported) = (view.shape.to_vec(), matrix.shape);
+            findings.push(Finding::Shape { tensor: tensor.clone(), found, reported });
+        }
         let found = view.zeros()?;
         all += found;
         let expected = pruned(matrix);
@@ -189,11 +351,13 @@ fn zeros(sparse: &Reader, written: &Report, findings: &mut Vec<Finding>) -> Resu
     Ok(all)
 }
 
-/// Compares each tensor with the dense one; returns how many kept weights are changed.
+/// Compares each tensor with the dense one; returns how many kept weights are changed. `zeros` are
+/// those of the pruned matrices.
 fn compare(
     sparse: &Reader,
     dense: &Reader,
     written: &Report,
+    zeros: usize,
     findings: &mut Vec<Finding>,
 ) -> Result<usize, Error> {
     let matrices = written.matrices.iter().map(|matrix| (matrix.tensor.as_str(), matrix));
@@ -227,7 +391,9 @@ fn compare(
             }
         }
     }
-    if changed > written.changed_weights {
+    // Some of the changed weights may be zero.
+    let kept = zeros.saturating_sub(written.pruned_weights);
+    if !(changed..=changed.saturating_add(kept)).contains(&written.changed_weights) {
         let expected = written.changed_weights;
         findings.push(Finding::Changed { found: changed, expected });
     }

@@ -10,6 +10,7 @@ mod swaps;
 
 use maud::Markup;
 
+pub(super) use self::swaps::kind;
 use super::{Report, chart};
 
 /// A section of a page.

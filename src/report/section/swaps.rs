@@ -45,7 +45,7 @@ impl Swaps {
 }
 
 /// A tensor's name with `*` for its layer, and without what all weights end in.
-fn kind(tensor: &str, layer: usize) -> String {
+pub(in crate::report) fn kind(tensor: &str, layer: usize) -> String {
     let name = tensor.replacen(&format!(".{layer}."), ".*.", 1);
     name.strip_suffix(".weight").unwrap_or(&name).to_owned()
 }

@@ -1,0 +1,7 @@
+#![no_main]
+
+#[path = "../src/checks.rs"]
+#[allow(dead_code, reason = "one target, one check")]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::tokenizer(data));

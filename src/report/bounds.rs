@@ -1,0 +1,79 @@
+//! What a report from outside may hold: numbers that can be added up, and no more things than a page
+//! can show.
+
+use std::collections::BTreeSet;
+
+use super::{Report, section};
+use crate::mask::Histogram;
+
+/// Decoder layers. Large models have some 130.
+const LAYERS: usize = 1024;
+/// Matrices, and groups.
+const MATRICES: usize = 1 << 14;
+/// Names of groups, and kinds of matrices.
+const NAMES: usize = 128;
+/// Stages of a group; texts, tasks and phases.
+const FEW: usize = 256;
+/// Bytes of a name.
+const NAME: usize = 1024;
+/// Weights of a matrix, and scores in a bin.
+const WEIGHTS: usize = 1 << 40;
+
+/// Checks a report.
+///
+/// # Errors
+/// What it has too much of.
+pub(super) fn check(report: &Report) -> Result<(), String> {
+    let most = |what: &str, found: usize, most: usize| match found <= most {
+        true => Ok(()),
+        false => Err(format!("{found} {what}; a report has {most} at most")),
+    };
+    most("matrices", report.matrices.len(), MATRICES)?;
+    most("groups", report.groups.len(), MATRICES)?;
+    most("texts", report.perplexity.len(), FEW)?;
+    most("tasks", report.tasks.len(), FEW)?;
+    most("phases", report.seconds.len().max(report.memory.len()), FEW)?;
+    most("weights", report.prunable_weights.max(report.pruned_weights), WEIGHTS << 14)?;
+    let mut names = BTreeSet::new();
+    let mut kinds = BTreeSet::new();
+    for matrix in &report.matrices {
+        most("as the number of a layer", matrix.layer, LAYERS - 1)?;
+        most("bytes of a name", matrix.tensor.len().max(matrix.group.len()), NAME)?;
+        most("weights of a matrix", matrix.weights(), WEIGHTS)?;
+        most("kept weights of a matrix", matrix.kept.max(matrix.initial), matrix.weights())?;
+        names.insert(&matrix.group);
+    }
+    let mut matrices = 0;
+    for group in &report.groups {
+        most("as the number of a layer", group.layer, LAYERS - 1)?;
+        most("bytes of a name", group.group.len(), NAME)?;
+        most("stages of a group", group.stages.len(), FEW)?;
+        names.insert(&group.group);
+        for stage in &group.stages {
+            matrices += stage.matrices.len();
+            for matrix in &stage.matrices {
+                most("bytes of a name", matrix.tensor.len(), NAME)?;
+                most("weights of a matrix", matrix.weights, WEIGHTS)?;
+                let kept = matrix.kept.max(matrix.kept_before).max(matrix.came_back);
+                most("kept weights of a matrix", kept, matrix.weights)?;
+                kinds.insert(section::kind(&matrix.tensor, group.layer));
+            }
+            let scores = stage.scores.iter();
+            let scores = scores.flat_map(|of| [&of.kept, &of.came_back, &of.went, &of.pruned]);
+            scores.map(histogram).collect::<Result<(), _>>()?;
+        }
+    }
+    most("matrices of stages", matrices, MATRICES * 16)?;
+    most("names of groups", names.len(), NAMES)?;
+    most("kinds of matrices", kinds.len(), NAMES)
+}
+
+/// That a histogram is one of scores in f32.
+fn histogram(scores: &Histogram) -> Result<(), String> {
+    let bins = (-512..=512).contains(&scores.first) && scores.counts.len() <= 1024;
+    let counts = scores.counts.iter().chain([&scores.zero]).all(|count| *count <= WEIGHTS as u64);
+    match bins && counts {
+        true => Ok(()),
+        false => Err("a distribution of scores that no numbers in f32 have".into()),
+    }
+}

@@ -350,6 +350,13 @@ impl<'a, D: Ops> Model<'a, D> {
         Ok(states)
     }
 
+    /// The tokens that end a text.
+    pub fn last_tokens(&self) -> Vec<u32> {
+        let Some(value) = self.reader.config().get("eos_token_id") else { return Vec::new() };
+        let ids = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect()
+    }
+
     /// The token that stands before a text that nothing else does.
     pub fn first_token(&self) -> Option<u32> {
         let token = |key: &str| {

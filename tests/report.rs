@@ -18,8 +18,8 @@ use llm_barber::{
     prune::{GroupReport, MatrixReport, StageReport},
     recipe::Setting,
     report::{
-        Matrix, OutputError, Report, Run, Size, Sizes, Stages, TaskReport, TextReport,
-        comparison_page, page, read,
+        GenerationReport, Matrix, OutputError, Report, Run, Size, Sizes, Stages, TaskReport,
+        TextReport, comparison_page, page, read,
     },
 };
 use scraper::{ElementRef, Html, Selector};
@@ -337,6 +337,172 @@ fn what_one_pass_does_not_measure_has_no_column() {
         "{shown}"
     );
     assert!(shown.contains("one pass") && !shown.contains('–'), "{shown}");
+}
+
+/// Asserts that no two labels of a chart are in each other's place, and that all are in the picture.
+fn labels_are_apart(chart: ElementRef<'_>) {
+    let number = |of: &ElementRef<'_>, name: &str| of.attr(name).unwrap().parse::<f64>().unwrap();
+    let view = chart.attr("viewbox").or(chart.attr("viewBox")).unwrap();
+    let width: f64 = view.split(' ').nth(2).unwrap().parse().unwrap();
+    let labels: Vec<_> = chart
+        .select(&Selector::parse("text").unwrap())
+        .map(|label| {
+            let (x, y, size) =
+                (number(&label, "x"), number(&label, "y"), number(&label, "font-size"));
+            // Letters are about half as wide as they are high.
+            let wide = 0.5 * size * text(label).trim().chars().count() as f64;
+            let left = match label.attr("text-anchor") {
+                Some("end") => x - wide,
+                Some("middle") => x - wide / 2.0,
+                _ => x,
+            };
+            (text(label), left, left + wide, y, size)
+        })
+        .collect();
+    for (i, (one, left, right, y, size)) in labels.iter().enumerate() {
+        assert!(*left >= 0.0 && *right <= width, "{one} is at {left}..{right} of {width}");
+        for (other, start, end, at, _) in &labels[..i] {
+            let beside = right <= start || end <= left || (y - at).abs() >= 0.8 * size;
+            assert!(beside, "{one} and {other} overlap");
+        }
+    }
+}
+
+/// The reports of a sweep of ratios and initial masks, with their paths.
+fn sweep() -> Vec<(String, Report)> {
+    let setting = |key: &str, value: &str| Setting {
+        key: key.into(),
+        value: value.into(),
+        source: "sweep".into(),
+    };
+    let mut runs = Vec::new();
+    for init in ["wanda", "magnitude"] {
+        for ratio in [0.4, 0.5, 0.55, 0.6] {
+            let mut report = report(2, "owner");
+            report.recipe.push(setting("sparsity.ratio", &ratio.to_string()));
+            report.recipe.push(setting("mask.init", &format!("{init:?}")));
+            report.perplexity[0].found.refined = Some(perplexity(30.0 * (1.0 + ratio)));
+            runs.push((format!("out/ratio={ratio},init={init}"), report));
+        }
+    }
+    runs
+}
+
+#[test]
+fn a_sweep_is_drawn_by_its_values() {
+    let html = check(&comparison_page(&Run::named(sweep())).unwrap());
+    let section = all(&html, "#perplexity")[0];
+    let shown = text(section);
+    for expected in ["sparsity.ratio", "init wanda", "init magnitude", "dense", "40%", "60%"] {
+        assert!(shown.contains(expected), "no {expected} in {shown}");
+    }
+    let charts = all(&html, "svg.chart");
+    charts.into_iter().for_each(labels_are_apart);
+    // A line for each initial mask and one for the dense model; a marker for each run.
+    assert_eq!(all(&html, "#perplexity svg.chart polyline[stroke-width=\"4\"]").len(), 3);
+    let title = text(all(&html, "head title")[0]);
+    assert_eq!(title, "models/owner: 8 runs, compared");
+}
+
+#[test]
+fn runs_that_are_no_sweep_have_a_row_each() {
+    // All are equally good: labels of points would be on each other.
+    let runs: Vec<_> =
+        (0..12).map(|i| (format!("out/{i}-a-rather-long-name"), report(2, ""))).collect();
+    let html = check(&comparison_page(&Run::named(runs)).unwrap());
+    let chart = all(&html, "#perplexity svg.chart")[0];
+    labels_are_apart(chart);
+    assert!(text(chart).contains("dense") && text(chart).contains("11-a-rather-long-name"));
+    assert_eq!(chart.select(&Selector::parse("circle").unwrap()).count(), 13);
+}
+
+#[test]
+fn swaps_of_many_layers_are_a_heatmap_with_a_scale() {
+    let html = check(&page(&report(32, "")).unwrap());
+    let chart = all(&html, "#swaps svg.chart")[0];
+    labels_are_apart(chart);
+    let cells: Vec<_> = chart.select(&Selector::parse("rect").unwrap()).collect();
+    // Of the first matrix of each part nothing came back in layer 0.
+    assert_eq!(cells.len(), 7 * 32 - 2);
+    let mut colours: Vec<_> = cells.iter().map(|cell| cell.attr("fill").unwrap()).collect();
+    colours.sort_unstable();
+    colours.dedup();
+    let keys: Vec<String> = all(&html, "#swaps .scale li").into_iter().map(text).collect();
+    assert_eq!(colours.len(), keys.len());
+    // Layer 31: 61 of 2079.
+    assert_eq!(keys.last().unwrap().trim(), "to 2.93%");
+    for cell in cells {
+        let side = |name| cell.attr(name).unwrap().parse::<f64>().unwrap();
+        assert!(side("width") > 40.0 && side("height") > 40.0);
+    }
+}
+
+#[test]
+fn what_models_say_is_side_by_side() {
+    let mut report = report(2, "owner/name");
+    assert_eq!(all(&check(&page(&report).unwrap()), "#examples").len(), 0);
+    let said = |text: &str| format!("<b>{text}</b> & so on");
+    report.generations = vec![GenerationReport {
+        prompt: said("once"),
+        found: Stages {
+            dense: said("upon"),
+            initial: Some(said("a")),
+            refined: Some(said("time")),
+        },
+    }];
+    let html = check(&page(&report).unwrap());
+    let cells: Vec<_> = all(&html, "#examples .said").into_iter().map(text).collect();
+    let expected = ["once", "upon", "a", "time"].map(said);
+    assert_eq!(cells[0], format!("{} …", expected[0]));
+    assert_eq!(cells[1..], expected[1..]);
+    let back: Report = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
+    assert_eq!(back.generations, report.generations);
+}
+
+#[test]
+fn prompts_are_continued_and_the_same_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |name: &str, prompts: &str| {
+        let out = dir.path().join(name);
+        let path = format!("output.path={}", out.display());
+        let mut arguments = vec!["prune", "recipes/quickstart.toml", "--set", &path];
+        arguments.extend(["--set", "calibration.samples=4", "--set", "evaluate.segments=4"]);
+        arguments.extend(["--set", prompts]);
+        let run = barber(&arguments);
+        (run, out)
+    };
+    let generations = |name: &str, prompts: &str| {
+        let (run, out) = run(name, prompts);
+        assert_eq!(run.status, 0, "{}", run.stderr);
+        let shown = text(
+            all(&check(&fs::read_to_string(out.join("barber-report.html")).unwrap()), "main")[0],
+        );
+        let found = read(&out).unwrap().generations;
+        found.iter().for_each(|of| assert!(shown.contains(&of.prompt)));
+        found
+    };
+    let prompts = r#"evaluate.generate=["The red letter is in the", "6 plus 1 is"]"#;
+    let found = generations("one", prompts);
+    assert_eq!(found, generations("two", prompts));
+    assert_eq!(found[1].prompt, "6 plus 1 is");
+    for of in &found {
+        let all = of.found.named().map(|(_, said)| said).collect::<Vec<_>>();
+        assert!(all.len() == 3 && all.iter().all(|said| said.trim().len() > 20), "{of:?}");
+    }
+    // The dense model is at home in its language.
+    assert!(found[1].found.dense.trim().starts_with("7 ."), "{found:?}");
+    // The beginnings of the text itself.
+    let found = generations("three", "evaluate.generate=2");
+    let [first, second] = &found[..] else { panic!("{found:?}") };
+    assert!(first.prompt.starts_with("6 plus 1 is 7") && second.prompt != first.prompt);
+    assert_eq!(generations("none", "evaluate.generate=0"), []);
+
+    // What a model without a tokenizer cannot read is said at once.
+    let recipe = recipe(dir.path(), "evaluate.generate = ['a']");
+    let run = barber(&["prune", &recipe]);
+    assert_eq!(run.status, 1);
+    assert!(flat(&run.stderr).contains("tokenizer.json"), "{}", run.stderr);
+    assert!(!dir.path().join("out").exists());
 }
 
 #[test]

@@ -54,19 +54,34 @@ impl Tokens {
         self.vocabulary
     }
 
+    fn tokenizer(&self) -> Result<&Tokenizer, Error> {
+        Ok(match self.tokenizer.get() {
+            Some(tokenizer) => tokenizer,
+            None => {
+                let opened = self.open()?;
+                self.tokenizer.get_or_init(|| opened)
+            }
+        })
+    }
+
+    /// The text of tokens, without special ones.
+    ///
+    /// # Errors
+    /// If there is no tokenizer, or it is damaged or fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
+        let tokenizer = self.tokenizer()?;
+        let wrong = |problem: String| Error::Tokenizer { path: self.path.clone(), problem };
+        let text = guarded(|| tokenizer.decode(ids, true)).map_err(wrong)?;
+        text.map_err(|e| wrong(e.to_string()))
+    }
+
     /// The tokens of a text.
     ///
     /// # Errors
     /// If there is no tokenizer, it is damaged or fails, or gives a token that the model does not
     /// know.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
-        let tokenizer = match self.tokenizer.get() {
-            Some(tokenizer) => tokenizer,
-            None => {
-                let opened = self.open()?;
-                self.tokenizer.get_or_init(|| opened)
-            }
-        };
+        let tokenizer = self.tokenizer()?;
         let wrong = |problem: String| Error::Tokenizer { path: self.path.clone(), problem };
         let encode = |text: &str, offsets: bool| -> Result<Encoding, Error> {
             let encode = || match offsets {

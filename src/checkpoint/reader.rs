@@ -434,10 +434,11 @@ impl Reader {
         self.shards.iter().map(|shard| shard.path.as_path())
     }
 
-    /// Number of elements of all tensors, zeros included.
+    /// Number of weights of all matrices, embeddings and zeros included; norms and biases are none.
     pub fn weights(&self) -> usize {
         let tensors = self.tensors.iter().filter_map(|(name, place)| self.view(name, place));
-        tensors.map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+        let matrices = tensors.filter(|tensor| tensor.shape.len() > 1);
+        matrices.map(|matrix| matrix.shape.iter().product::<usize>()).sum()
     }
 
     /// Bytes of all tensors, as they are stored.

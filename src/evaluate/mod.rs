@@ -1,6 +1,7 @@
-//! Judging a model: perplexity, and the accuracy of its answers to questions.
+//! Judging a model: perplexity, the accuracy of its answers to questions, and what it goes on to say.
 
 mod accuracy;
+mod generate;
 mod head;
 mod likelihood;
 mod perplexity;
@@ -8,6 +9,7 @@ mod task;
 
 pub use self::{
     accuracy::{Accuracy, Error, accuracy},
+    generate::{GENERATED, generate},
     perplexity::{Perplexity, STATES, logits, perplexity},
     task::{Question, TASKS, Task},
 };

@@ -9,6 +9,7 @@ mod keys;
 mod layers;
 mod pipeline;
 mod preset;
+mod prompts;
 #[cfg(test)]
 mod properties;
 mod refine;
@@ -25,6 +26,7 @@ mod text;
 pub use self::{
     error::{Fault, Problem, RecipeError},
     keys::{Key, keys},
+    prompts::Prompts,
     refine::{Kind, Refine, Rounds, Share, Values},
     resolve::{Loaded, load, load_runs, load_text},
     rules::Rules,

@@ -31,6 +31,7 @@ fn setting() -> impl Strategy<Value = (&'static str, Value)> {
         of("evaluate.perplexity", any(&["[]", "['a', { path = 'b', join = ' ' }]"]).boxed()),
         of("evaluate.tasks.piqa", any(&["'p'", "'q'"]).boxed()),
         of("evaluate.tasks.rte", any(&["'r'"]).boxed()),
+        of("evaluate.generate", any(&["0", "[]", "['a']", "['b', 'c']"]).boxed()),
         of("blocks", any(&["[]", "[{ name = 'a', layers = ['q_proj'] }]"]).boxed()),
         of("override", any(&["[]", "[{ tensors = '*.q_proj', ratio = 0.3 }]"]).boxed()),
         of("refine", refine().boxed()),

@@ -14,7 +14,7 @@ use super::{
     keys::{key, keys},
     layers::{Layer, Merged, below, merge},
     pipeline::{initial_pipeline, pipeline},
-    refine, rules,
+    prompts, refine, rules,
     sections::MOST,
     sweep::{Point, SWEEP, points},
 };
@@ -203,6 +203,7 @@ fn resolve(name: &str, given: Vec<Layer>, point: Point) -> Result<Loaded, Vec<Pr
     refine::settle(&mut recipe, &mut found);
     check(&recipe, &mut found);
     rules::check(&recipe, &mut found);
+    prompts::check(&recipe, &mut found);
     found.extend(pipeline(&recipe.metric).err().unwrap_or_default());
     found.extend(initial_pipeline(&recipe.mask).err().unwrap_or_default());
     found.retain(|new| !problems.iter().any(|known| new.path.starts_with(&known.path)));

@@ -14,7 +14,9 @@ use serde::{
     de::{IntoDeserializer, SeqAccess, Visitor, value::SeqAccessDeserializer},
 };
 
-use super::{Dtype, Format, Init, Pattern, Refine, Scope, Selection, Stage, Text, preset, schema};
+use super::{
+    Dtype, Format, Init, Pattern, Prompts, Refine, Scope, Selection, Stage, Text, preset, schema,
+};
 use crate::{
     executor::Device,
     hub::is_name,
@@ -359,6 +361,11 @@ pub struct Evaluate {
     #[schemars(range(min = 1, max = MOST))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub questions: Option<usize>,
+    /// Prompts that the dense and the pruned model continue, side by side on the page: how many
+    /// beginnings of segments of the first text, or a list of prompts. Each is continued by 40 tokens,
+    /// the most likely ones. Left out: none.
+    #[serde(skip_serializing_if = "Prompts::is_empty")]
+    pub generate: Prompts,
 }
 
 impl Default for Evaluate {
@@ -370,6 +377,7 @@ impl Default for Evaluate {
             special_tokens: true,
             tasks: BTreeMap::new(),
             questions: None,
+            generate: Prompts::default(),
         }
     }
 }

@@ -26,7 +26,7 @@ pub use self::{
     comparison::{Comparison, Difference, Figure, Kind, Run},
     file::{Error, HTML, JSON, read},
     output_error::OutputError,
-    run::{Matrix, Report, Size, Sizes, Stages, TaskReport, TextReport},
+    run::{GenerationReport, Matrix, Report, Size, Sizes, Stages, TaskReport, TextReport},
 };
 
 /// Why a page could not be made.

@@ -29,7 +29,7 @@ pub struct Report {
     pub model: PathBuf,
     /// The checkpoint that was written.
     pub output: PathBuf,
-    /// Number of weights of the whole dense model, embeddings included.
+    /// Number of weights of all of the dense model's matrices, embeddings included.
     #[serde(default)]
     pub model_weights: usize,
     /// How many weights were subject to pruning.
@@ -45,6 +45,9 @@ pub struct Report {
     pub perplexity: Vec<TextReport>,
     /// The accuracies, task by task.
     pub tasks: Vec<TaskReport>,
+    /// What the models go on to say, prompt by prompt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub generations: Vec<GenerationReport>,
     /// The matrices that were subject to pruning, layer by layer.
     #[serde(default)]
     pub matrices: Vec<Matrix>,
@@ -97,8 +100,8 @@ impl Report {
         }
     }
 
-    /// The share of all of the model's weights that is pruned, embeddings included; `None` where the
-    /// report does not say how many these are.
+    /// The share of the weights of all of the model's matrices, embeddings included, that is pruned;
+    /// `None` where the report does not say how many these are.
     pub fn model_sparsity(&self) -> Option<f64> {
         (self.model_weights > 0).then(|| self.pruned_weights as f64 / self.model_weights as f64)
     }
@@ -181,8 +184,18 @@ pub struct TaskReport {
     pub found: Stages<Accuracy>,
 }
 
+/// The continuations of one prompt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationReport {
+    /// The prompt.
+    pub prompt: String,
+    /// What each model goes on to say.
+    #[serde(flatten)]
+    pub found: Stages<String>,
+}
+
 /// What was measured of the model on its way.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stages<T> {
     /// Of the dense model.
     pub dense: T,

@@ -8,11 +8,11 @@ use super::{Error, Steps, ToCome, Watch, to_come::measuring};
 use crate::{
     calibration::{Text, Tokens, segments},
     checkpoint::Pruned,
-    evaluate::{Accuracy, Perplexity, Question, Task, accuracy, perplexity},
+    evaluate::{Accuracy, Perplexity, Question, Task, accuracy, generate, perplexity},
     executor::ops::Ops,
     family::Decoder,
     model::Model,
-    recipe::{Evaluate, Recipe},
+    recipe::{Evaluate, Prompts, Recipe},
 };
 
 pub(crate) type Texts = Vec<(Text, Vec<Vec<u32>>)>;
@@ -40,6 +40,8 @@ pub(crate) struct Tests {
     pub(crate) texts: Texts,
     /// Tasks, with their questions.
     pub(crate) tasks: Vec<Asked>,
+    /// Prompts to continue.
+    pub(crate) prompts: Vec<Prompt>,
     tokens: Tokens,
 }
 
@@ -47,7 +49,9 @@ impl Tests {
     /// Those that a recipe names.
     pub(crate) fn read<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Self, Error> {
         let tokens = tokens(model, recipe.evaluate.special_tokens);
-        Ok(Self { texts: texts(recipe, model)?, tasks: tasks(recipe)?, tokens })
+        let (texts, tasks) = (texts(recipe, model)?, tasks(recipe)?);
+        let prompts = prompts(&recipe.evaluate.generate, &texts, &tokens)?;
+        Ok(Self { texts, tasks, prompts, tokens })
     }
 
     /// What they say of a model as pruning left it, which the progress bars call `name`.
@@ -67,6 +71,16 @@ impl Tests {
             let name = measuring(name, asked.task.name);
             found.accuracy.push(asked.answer(model, pruned, &self.tokens, &name, watch)?);
         }
+        if !self.prompts.is_empty() {
+            let bar = watch.bar(&measuring(name, GENERATION), Steps::Parts(PARTS));
+            let prompts: Vec<_> = self.prompts.iter().map(|prompt| prompt.ids.clone()).collect();
+            let continued =
+                generate(model, pruned, &prompts, |done| bar.set_position(parts(done)))?;
+            bar.finish_and_clear();
+            let said = self.prompts.iter().zip(&continued);
+            let said = said.map(|(prompt, ids)| prompt.continuation(ids, &self.tokens));
+            found.generations = said.collect::<Result<_, _>>()?;
+        }
         Ok(found)
     }
 }
@@ -78,6 +92,52 @@ pub(crate) struct Found {
     pub(crate) perplexity: Vec<Perplexity>,
     /// Task by task.
     pub(crate) accuracy: Vec<Accuracy>,
+    /// What it goes on to say, prompt by prompt.
+    #[serde(default)]
+    pub(crate) generations: Vec<String>,
+}
+
+/// What the progress bars call the continuing of prompts.
+pub(super) const GENERATION: &str = "examples";
+
+/// A prompt, and its tokens.
+pub(crate) struct Prompt {
+    pub(crate) text: String,
+    pub(crate) ids: Vec<u32>,
+}
+
+impl Prompt {
+    /// The text of tokens that continue it.
+    fn continuation(&self, ids: &[u32], tokens: &Tokens) -> Result<String, Error> {
+        let (before, all) = (tokens.decode(&self.ids)?, [&self.ids[..], ids].concat());
+        // The first word's space is only told in its context.
+        match tokens.decode(&all)?.strip_prefix(&before) {
+            Some(text) => Ok(text.to_owned()),
+            None => Ok(tokens.decode(ids)?),
+        }
+    }
+}
+
+/// The prompts that a recipe asks for: the beginnings are those of segments from all over the text.
+fn prompts(of: &Prompts, texts: &Texts, tokens: &Tokens) -> Result<Vec<Prompt>, Error> {
+    /// Tokens of a beginning.
+    const BEGINNING: usize = 16;
+    match (of, texts.first()) {
+        (Prompts::Texts(texts), _) => {
+            let read = |text: &String| Ok(Prompt { text: text.clone(), ids: tokens.encode(text)? });
+            texts.iter().map(read).collect()
+        }
+        (Prompts::Beginnings(count), Some((_, segments))) => {
+            let count = (*count).min(segments.len());
+            let beginning = |i: usize| {
+                let segment = &segments[i * segments.len() / count];
+                let ids = segment[..segment.len().min(BEGINNING)].to_vec();
+                Ok(Prompt { text: tokens.decode(&ids)?, ids })
+            };
+            (0..count).map(beginning).collect()
+        }
+        (Prompts::Beginnings(_), None) => Ok(Vec::new()),
+    }
 }
 
 /// A task and its questions.

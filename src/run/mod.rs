@@ -61,7 +61,10 @@ use crate::{
         Side, Stage, Start, Swap, allocate, refine, start,
     },
     recipe::{Calibration, Kind, Loaded, Recipe, Rounds, Share, Values},
-    report::{self, Matrix, OutputError, Report, Size, Sizes, Stages, TaskReport, TextReport},
+    report::{
+        self, GenerationReport, Matrix, OutputError, Report, Size, Sizes, Stages, TaskReport,
+        TextReport,
+    },
     version::Version,
 };
 
@@ -218,6 +221,14 @@ fn finished<D: Ops>(
             refined: refined.as_ref().map(|found| found.accuracy[i]),
         },
     });
+    let generations = tests.prompts.iter().enumerate().map(|(i, prompt)| GenerationReport {
+        prompt: prompt.text.clone(),
+        found: Stages {
+            dense: dense.generations[i].clone(),
+            initial: initial.as_ref().map(|found| found.generations[i].clone()),
+            refined: refined.as_ref().map(|found| found.generations[i].clone()),
+        },
+    });
     let prunable: usize = pruned.masks.values().map(|mask| mask.dims().len()).sum();
     let kept: usize = pruned.masks.values().map(|mask| mask.kept()).sum();
     let report = Report {
@@ -231,6 +242,7 @@ fn finished<D: Ops>(
         allocation,
         perplexity: perplexity.collect(),
         tasks: accuracy.collect(),
+        generations: generations.collect(),
         matrices: Matrix::all(&run.plan, &model.decoder, &pruned.masks, &groups),
         output_error: OutputError::of(&groups),
         groups,

@@ -1,8 +1,16 @@
 //! What a run will do, phase by phase.
 
-use super::{Tests, single_pass};
+use super::{
+    Tests,
+    measure::{GENERATION, Prompt},
+    single_pass,
+};
 use crate::{
-    calibration::Text, estimate::Estimate, evaluate::Question, family::Decoder, prune::By,
+    calibration::Text,
+    estimate::Estimate,
+    evaluate::{GENERATED, Question},
+    family::Decoder,
+    prune::By,
     recipe::Recipe,
 };
 
@@ -49,7 +57,9 @@ impl Tests {
         let texts = self.texts.iter().map(|(text, segments)| ToCome::text(text, segments, decoder));
         let tasks = self.tasks.iter().map(|asked| asked.to_come(decoder));
         let of = |phase: ToCome| ToCome { name: measuring(model, &phase.name), ..phase };
-        texts.chain(tasks).map(of).collect()
+        let prompts =
+            (!self.prompts.is_empty()).then(|| ToCome::generation(&self.prompts, decoder));
+        texts.chain(tasks).chain(prompts).map(of).collect()
     }
 }
 
@@ -64,6 +74,15 @@ impl ToCome {
         let tokens: usize = segments.iter().map(Vec::len).sum();
         let work = 2.0 * tokens as f64 * (body(decoder) + head(decoder));
         Self { name: text.short(), kind: text.label(), work }
+    }
+
+    /// The continuing of prompts: for each token, all those before it are computed again.
+    fn generation(prompts: &[Prompt], decoder: &Decoder) -> Self {
+        let steps =
+            (0..GENERATED).flat_map(|step| prompts.iter().map(move |of| of.ids.len() + step));
+        let (tokens, predictions) = (steps.sum::<usize>(), GENERATED * prompts.len());
+        let work = tokens as f64 * body(decoder) + predictions as f64 * head(decoder);
+        Self { name: GENERATION.into(), kind: GENERATION.into(), work: 2.0 * work }
     }
 
     /// The answering of questions.

@@ -38,7 +38,7 @@ pub(crate) fn page(runs: &[Run]) -> Result<String, chart::Error> {
 
 /// A run's name with its number, by which charts call it.
 fn numbered(run: usize, name: &str) -> Markup {
-    html! { (run + 1) ". " (name) }
+    html! { (run + 1) ".\u{a0}" (name) }
 }
 
 fn figures(comparison: &Comparison) -> Markup {

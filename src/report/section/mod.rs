@@ -2,6 +2,7 @@
 
 mod cost;
 mod error;
+mod generations;
 mod quality;
 mod recipe;
 mod scores;
@@ -25,13 +26,18 @@ pub(super) struct Section {
 
 /// The sections of a run's page, in their order.
 pub(super) fn all(report: &Report) -> Result<Vec<Section>, chart::Error> {
-    Ok(vec![
-        Section { id: "quality", title: "What it costs the model", body: quality::body(report) },
+    let examples =
+        || Section { id: "examples", title: "Examples", body: generations::body(report) };
+    let examples = (!report.generations.is_empty()).then(examples);
+    let quality =
+        Section { id: "quality", title: "What it costs the model", body: quality::body(report) };
+    let others = [
         Section { id: "error", title: "Output error", body: error::body(report)? },
         Section { id: "sparsity", title: "Sparsity", body: sparsity::body(report)? },
         Section { id: "swaps", title: "Swaps", body: swaps::body(report)? },
         Section { id: "scores", title: "Scores", body: scores::body(report)? },
         Section { id: "cost", title: "Time, memory and size", body: cost::body(report) },
         Section { id: "recipe", title: "Recipe", body: recipe::body(report) },
-    ])
+    ];
+    Ok([quality].into_iter().chain(examples).chain(others).collect())
 }

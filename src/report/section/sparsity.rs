@@ -31,7 +31,12 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
     Ok(html! {
         p {
             (count(report.pruned_weights as u64)) " of " (count(report.prunable_weights as u64))
-            " weights are pruned, " (percent(report.sparsity())) "."
+            " weights are pruned, " (percent(report.sparsity()))
+            @if let Some(share) = report.model_sparsity() {
+                ", which is " (percent(share)) " of the " (count(report.model_weights))
+                " weights of the whole model, embeddings included"
+            }
+            "."
             @if report.changed_weights > 0 {
                 " " (count(report.changed_weights as u64))
                 " of the kept ones are not the dense model's."

@@ -1,5 +1,7 @@
 //! What computes: this program, and the instructions that it finds.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// The program that made a result. The same one makes the same bytes of the same inputs.
@@ -27,6 +29,14 @@ impl Version {
             target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
             instructions: instructions(),
         }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { barber, commit, target, instructions } = self;
+        let commit = commit.as_ref().map_or_else(String::new, |commit| format!(" ({commit})"));
+        write!(f, "barber {barber}{commit} on {target}, {instructions}")
     }
 }
 

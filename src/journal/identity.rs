@@ -2,19 +2,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::version::Version;
+use super::Error;
 
-/// All that decides about a run's result.
+/// All that decides about a run's result, but for the program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Identity {
-    /// What runs.
-    pub(crate) version: Version,
     /// The resolved recipe.
     pub(crate) recipe: Table,
     /// SHA-256 of each file that it reads.
@@ -25,16 +23,21 @@ pub(crate) struct Identity {
 const FREE: &[&str] = &["output.path", "executor.memory"];
 
 impl Identity {
-    /// What is different now, in words.
-    pub(crate) fn differences(&self, now: &Self) -> Vec<String> {
-        let mut found = Vec::new();
-        if self.version != now.version {
-            let Version { barber, commit, target, instructions } = &self.version;
-            let commit = commit.as_ref().map_or_else(String::new, |commit| format!(" ({commit})"));
-            found.push(format!(
-                "it was begun by barber {barber}{commit} on {target}, {instructions}"
-            ));
+    /// That the run whose state is in `dir` is the same as `now`.
+    ///
+    /// # Errors
+    /// [`Error::OtherRun`] with what is different now.
+    pub(crate) fn check(&self, now: &Self, dir: &Path) -> Result<(), Error> {
+        let differences = self.differences(now);
+        if differences.is_empty() {
+            return Ok(());
         }
+        Err(Error::OtherRun { dir: dir.to_owned(), differences })
+    }
+
+    /// What is different now, in words.
+    fn differences(&self, now: &Self) -> Vec<String> {
+        let mut found = Vec::new();
         let [mut before, mut after] = [BTreeMap::new(), BTreeMap::new()];
         flatten("", &Value::Table(self.recipe.clone()), &mut before);
         flatten("", &Value::Table(now.recipe.clone()), &mut after);
@@ -51,21 +54,31 @@ impl Identity {
                 ));
             }
         }
-        for path in self.inputs.keys().chain(now.inputs.keys()).collect::<BTreeSet<_>>() {
-            let file = path.display();
-            match [&self.inputs, &now.inputs].map(|of| of.get(path)) {
-                [Some(was), Some(is)] if was == is => {}
-                [Some(was), Some(is)] => found.push(format!(
-                    "{file} has changed (SHA-256 {}… then, {}… now)",
-                    short(was),
-                    short(is)
-                )),
-                [Some(_), None] => found.push(format!("{file} was read, and is not now")),
-                _ => found.push(format!("{file} was not read, and is now")),
-            }
-        }
+        found.extend(changed(&self.inputs, &now.inputs));
         found
     }
+}
+
+/// Which of a run's inputs are others now, in words.
+pub(crate) fn changed(
+    before: &BTreeMap<PathBuf, String>,
+    now: &BTreeMap<PathBuf, String>,
+) -> Vec<String> {
+    let paths = before.keys().chain(now.keys()).collect::<BTreeSet<_>>();
+    let change = |path: &PathBuf| {
+        let file = path.display();
+        match [before, now].map(|of| of.get(path)) {
+            [Some(was), Some(is)] if was == is => None,
+            [Some(was), Some(is)] => Some(format!(
+                "{file} has changed (SHA-256 {}… then, {}… now)",
+                short(was),
+                short(is)
+            )),
+            [Some(_), None] => Some(format!("{file} was read, and is not now")),
+            _ => Some(format!("{file} was not read, and is now")),
+        }
+    };
+    paths.into_iter().filter_map(change).collect()
 }
 
 /// The beginning of a digest.
@@ -97,7 +110,6 @@ mod tests {
     fn identity() -> Identity {
         let recipe = "[sparsity]\nratio = 0.5\n[output]\npath = 'a'\n[[refine]]\nuse = 'swap'\n";
         Identity {
-            version: Version::current(),
             recipe: toml::from_str(recipe).unwrap(),
             inputs: [("model/x".into(), "0123456789abcdef".into())].into(),
         }
@@ -114,14 +126,13 @@ mod tests {
     #[test]
     fn each_difference_is_named() {
         let mut now = identity();
-        now.version.instructions = "other".into();
         now.recipe =
             toml::from_str("[sparsity]\nratio = 0.6\n[[refine]]\nuse = 'swap'\nlimit = 3").unwrap();
         now.inputs =
             [("model/x".into(), "abcdef0123456789".into()), ("y".into(), "1".into())].into();
         let found = identity().differences(&now);
         assert_eq!(
-            found[1..],
+            found,
             [
                 "the recipe's `refine.0.limit` was left out, and is 3",
                 "the recipe's `sparsity.ratio` was 0.5, and is 0.6",
@@ -129,7 +140,6 @@ mod tests {
                 "y was not read, and is now",
             ]
         );
-        assert!(found[0].starts_with("it was begun by barber 0."), "{found:?}");
         // A number that is no decimal fraction in memory comes back as it was.
         let text = toml::to_string(&now).unwrap();
         assert_eq!(toml::from_str::<Identity>(&text).unwrap(), now);

@@ -3,7 +3,9 @@
 //! A journal is a directory of files that are written once. Save `n` is `n.kept`, what it adds to
 //! the saves before, and `n.state`, what takes the place of theirs; a save counts once its state has
 //! its name. Each file is complete and on the disk before it gets it, and what a save needs is named
-//! before the save is: wherever a run ends, or the power with it, the last save is whole.
+//! before the save is: wherever a run ends, or the power with it, the last save is whole. A state
+//! names the version that wrote it and the digests of the saves up to its own, so that a journal with
+//! a file missing, exchanged, or of another run is not taken for a whole one.
 
 mod identity;
 mod record;
@@ -15,11 +17,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 pub(crate) use self::{
-    identity::Identity,
+    identity::{Identity, changed},
     record::{Entries, Record},
 };
-use crate::files;
+use crate::{files, version::Version};
 
 /// Why the state of a run cannot be kept, or used.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +36,18 @@ pub enum Error {
         path.display()
     )]
     Damaged { path: PathBuf, problem: String },
+    #[error(
+        "{} is missing, which the state of the run needs; the run cannot go on without it. Put it \
+         back, or start anew with --force",
+        .0.display()
+    )]
+    Missing(PathBuf),
+    #[error(
+        "{} is the state of a run of {by}, and cannot be resumed by this one, {}. Resume it with \
+         that one, or start anew with --force",
+        dir.display(), Version::current()
+    )]
+    OtherVersion { dir: PathBuf, by: String },
     #[error(
         "{} is the state of another run, and cannot be resumed by this one: {}. Undo that, or start \
          anew with --force",
@@ -52,21 +68,44 @@ impl Error {
 #[derive(Debug)]
 pub(crate) struct Journal {
     dir: PathBuf,
-    /// The last save.
-    last: Option<u64>,
+    /// The digests of what the saves so far keep, in order.
+    kept: Vec<String>,
+}
+
+/// What a state begins with.
+#[derive(Serialize, Deserialize)]
+struct Title {
+    /// Where the run is, in words.
+    label: String,
+    /// The program that wrote it.
+    version: Version,
+    /// The digests of what the saves up to this one keep, in order.
+    kept: Vec<String>,
 }
 
 const KEPT: &str = "kept";
 const STATE: &str = "state";
 
+fn file(dir: &Path, save: u64, kind: &str) -> PathBuf {
+    dir.join(format!("{save:06}.{kind}"))
+}
+
 impl Journal {
     /// The journal in `dir`, which must be there. What is left of a save that was cut off goes.
     ///
     /// # Errors
-    /// If the directory cannot be read or tidied.
+    /// If the directory cannot be read or tidied, a file of it is missing, or another version wrote
+    /// it. Nothing is removed then.
     pub(crate) fn open(dir: &Path) -> Result<Self, Error> {
-        let last = Self::saves(dir, STATE)?.into_iter().max();
-        let journal = Self { dir: dir.to_owned(), last };
+        let kept = match Self::last(dir)? {
+            Some(last) => Self::title(dir, last)?.0.kept,
+            None => Vec::new(),
+        };
+        let there = Self::saves(dir, KEPT)?;
+        if let Some(save) = (0..kept.len() as u64).find(|save| !there.contains(save)) {
+            return Err(Error::Missing(file(dir, save, KEPT)));
+        }
+        let journal = Self { dir: dir.to_owned(), kept };
         journal.tidy()?;
         Ok(journal)
     }
@@ -74,27 +113,33 @@ impl Journal {
     /// Whether there is a save in `dir`.
     ///
     /// # Errors
-    /// If the directory cannot be read.
+    /// If the directory cannot be read, or the state of what is kept there is missing.
     pub(crate) fn has_saves(dir: &Path) -> Result<bool, Error> {
-        Ok(!Self::saves(dir, STATE)?.is_empty())
+        Ok(Self::last(dir)?.is_some())
     }
 
-    /// The numbers of the files of a kind.
+    /// The number of the last save in `dir`.
+    fn last(dir: &Path) -> Result<Option<u64>, Error> {
+        let last = Self::saves(dir, STATE)?.pop();
+        // What the next save keeps may be there without a state: it was cut off.
+        match Self::saves(dir, KEPT)?.pop() {
+            Some(kept) if kept > last.map_or(0, |last| last + 1) => {
+                Err(Error::Missing(file(dir, kept, STATE)))
+            }
+            _ => Ok(last),
+        }
+    }
+
+    /// The numbers of the files of a kind, in order.
     fn saves(dir: &Path, kind: &str) -> Result<Vec<u64>, Error> {
         let mut found = Vec::new();
         for entry in fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
-            let name = entry.map_err(|e| Error::io(dir, e))?.file_name();
-            let parts = name.to_str().and_then(|name| name.split_once('.'));
-            if let Some((number, _)) = parts.filter(|(_, found)| *found == kind) {
-                found.extend(number.parse::<u64>().ok());
-            }
+            let path = entry.map_err(|e| Error::io(dir, e))?.path();
+            let number = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+            found.extend(number.filter(|save| path == file(dir, *save, kind)));
         }
         found.sort_unstable();
         Ok(found)
-    }
-
-    fn file(&self, save: u64, kind: &str) -> PathBuf {
-        self.dir.join(format!("{save:06}.{kind}"))
     }
 
     /// Where a file is until it is complete.
@@ -104,11 +149,12 @@ impl Journal {
 
     /// Removes what is no part of the last save.
     fn tidy(&self) -> Result<(), Error> {
+        let next = self.kept.len() as u64;
         let states = Self::saves(&self.dir, STATE)?.into_iter();
-        let states = states.filter(|save| Some(*save) != self.last).map(|save| (save, STATE));
+        let states = states.filter(|save| save + 1 != next).map(|save| (save, STATE));
         let kept = Self::saves(&self.dir, KEPT)?.into_iter();
-        let kept = kept.filter(|save| Some(*save) > self.last).map(|save| (save, KEPT));
-        let files = states.chain(kept).map(|(save, kind)| self.file(save, kind));
+        let kept = kept.filter(|save| *save >= next).map(|save| (save, KEPT));
+        let files = states.chain(kept).map(|(save, kind)| file(&self.dir, save, kind));
         for path in files.chain([self.draft()]) {
             files::remove(&path).map_err(|e| Error::io(&path, e))?;
         }
@@ -120,10 +166,21 @@ impl Journal {
     /// # Errors
     /// If it cannot be read.
     pub(crate) fn label(dir: &Path) -> Result<Option<String>, Error> {
-        let last = Self::saves(dir, STATE)?.into_iter().max();
-        let Some(last) = last else { return Ok(None) };
-        let mut state = Entries::open(dir.join(format!("{last:06}.{STATE}")))?;
-        Ok(Some(String::from_utf8_lossy(&state.next()?).into_owned()))
+        let last = Self::last(dir)?;
+        last.map(|last| Ok(Self::title(dir, last)?.0.label)).transpose()
+    }
+
+    /// The title of a save's state in `dir`, and what comes after it.
+    fn title(dir: &Path, save: u64) -> Result<(Title, Entries), Error> {
+        let mut entries = Entries::open(file(dir, save, STATE))?;
+        let title: Title = entries.next_toml()?;
+        if title.version != Version::current() {
+            return Err(entries.foreign(&title.version, "its version is another one"));
+        }
+        if title.kept.len() as u64 != save + 1 {
+            return Err(entries.damaged("it is the state of another save"));
+        }
+        Ok((title, entries))
     }
 
     /// Saves: `kept` stays as long as the journal, `state` until the next save. `label` says to the
@@ -137,47 +194,46 @@ impl Journal {
         kept: impl FnOnce(&mut Record) -> Result<(), E>,
         state: impl FnOnce(&mut Record) -> Result<(), E>,
     ) -> Result<(), E> {
-        let save = self.last.map_or(0, |last| last + 1);
-        self.write(&self.file(save, KEPT), kept)?;
-        self.write(&self.file(save, STATE), |record| {
-            record.add(label.as_bytes())?;
+        let save = self.kept.len() as u64;
+        let digest = self.write(&file(&self.dir, save, KEPT), kept)?;
+        let kept = [&self.kept[..], &[digest]].concat();
+        let title = Title { label: label.into(), version: Version::current(), kept };
+        self.write(&file(&self.dir, save, STATE), |record| {
+            record.add_toml(&title)?;
             state(record)
         })?;
-        self.last = Some(save);
+        self.kept = title.kept;
         Ok(self.tidy()?)
     }
 
+    /// Writes a file; returns its digest.
     fn write<E: From<Error>>(
         &self,
         path: &Path,
         contents: impl FnOnce(&mut Record) -> Result<(), E>,
-    ) -> Result<(), E> {
+    ) -> Result<String, E> {
         let mut record = Record::create(self.draft())?;
         contents(&mut record)?;
-        record.finish()?;
+        let digest = record.finish()?;
         let named = files::rename(&self.draft(), path).and_then(|()| files::sync_dir(&self.dir));
-        Ok(named.map_err(|e| Error::io(path, e))?)
+        named.map_err(|e| Error::io(path, e))?;
+        Ok(digest)
     }
 
     /// What the saves so far keep, in order.
-    ///
-    /// # Errors
-    /// If a file cannot be opened.
-    pub(crate) fn kept(&self) -> Result<impl Iterator<Item = Result<Entries, Error>>, Error> {
-        let saves = Self::saves(&self.dir, KEPT)?.into_iter();
-        let saves = saves.filter(|save| Some(*save) <= self.last);
-        Ok(saves.map(|save| Entries::open(self.file(save, KEPT))))
+    pub(crate) fn kept(&self) -> impl Iterator<Item = Result<Entries, Error>> {
+        let open = |(save, digest): (u64, &String)| {
+            Ok(Entries::open(file(&self.dir, save, KEPT))?.expecting(digest))
+        };
+        (0..).zip(&self.kept).map(open)
     }
 
     /// The state of the last save, if there is one.
     ///
     /// # Errors
-    /// If it cannot be opened.
+    /// If it cannot be read.
     pub(crate) fn state(&self) -> Result<Option<Entries>, Error> {
-        let Some(save) = self.last else { return Ok(None) };
-        let mut entries = Entries::open(self.file(save, STATE))?;
-        // The label is for the user alone.
-        entries.next()?;
-        Ok(Some(entries))
+        let Some(last) = (self.kept.len() as u64).checked_sub(1) else { return Ok(None) };
+        Ok(Some(Self::title(&self.dir, last)?.1))
     }
 }

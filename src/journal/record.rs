@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufReader, Read, Write},
+    io::{self, BufReader, Read, Write},
     path::PathBuf,
 };
 
@@ -44,10 +44,12 @@ impl Record {
         self.add(text.as_bytes())
     }
 
-    pub(super) fn finish(mut self) -> Result<(), Error> {
+    /// Sees to it that the file is on the disk; returns its digest.
+    pub(super) fn finish(mut self) -> Result<String, Error> {
         let digest = self.hasher.finalize_reset();
         let written = self.file.write_all(&digest).and_then(|()| self.file.finish());
-        written.map_err(|e| Error::io(&self.path, e))
+        written.map_err(|e| Error::io(&self.path, e))?;
+        Ok(format!("{digest:x}"))
     }
 }
 
@@ -58,6 +60,8 @@ pub(crate) struct Entries {
     hasher: Sha256,
     /// Bytes before the digest.
     left: u64,
+    /// The digest of the file that it should be, if that is known.
+    expected: Option<String>,
 }
 
 impl Entries {
@@ -69,9 +73,15 @@ impl Entries {
             file: BufReader::with_capacity(1 << 20, file),
             hasher: Sha256::new(),
             left: 0,
+            expected: None,
         };
         entries.left = size.checked_sub(DIGEST).ok_or_else(|| entries.damaged("cut short"))?;
         Ok(entries)
+    }
+
+    /// The same, of the file that has this digest and no other.
+    pub(super) fn expecting(self, digest: &str) -> Self {
+        Self { expected: Some(digest.into()), ..self }
     }
 
     /// What is wrong with the file.
@@ -100,16 +110,47 @@ impl Entries {
     pub(crate) fn next_toml<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, Error> {
         let bytes = self.next()?;
         let text = std::str::from_utf8(&bytes).map_err(|e| self.damaged(e))?;
-        toml::from_str(text).map_err(|e| self.damaged(e))
+        toml::from_str(text).map_err(|e| self.foreign("another version of barber", e))
+    }
+
+    /// Why the file cannot be understood: another program wrote it, or it is damaged.
+    pub(super) fn foreign(&self, by: impl ToString, problem: impl ToString) -> Error {
+        match Self::open(self.path.clone()).and_then(Self::is_whole) {
+            Ok(true) => {
+                let dir = self.path.parent().unwrap_or(&self.path).to_owned();
+                Error::OtherVersion { dir, by: by.to_string() }
+            }
+            Ok(false) => self.damaged(problem),
+            Err(error) => error,
+        }
     }
 
     /// Sees to it that all that was read is what was written, and that nothing follows.
     pub(crate) fn end(mut self) -> Result<(), Error> {
-        let mut digest = [0; DIGEST as usize];
-        self.file.read_exact(&mut digest).map_err(|e| Error::io(&self.path, e))?;
-        if self.left > 0 || self.hasher.finalize_reset()[..] != digest {
+        let digest = self.hasher.finalize_reset();
+        if self.left > 0 || self.written_digest()? != digest[..] {
             return Err(self.damaged("its digest is not that of its contents"));
         }
-        Ok(())
+        match &self.expected {
+            Some(expected) if *expected != format!("{digest:x}") => {
+                Err(self.damaged("it is not what this run saved there"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether its digest is that of its contents, of which nothing has been read yet.
+    fn is_whole(mut self) -> Result<bool, Error> {
+        io::copy(&mut self.file.by_ref().take(self.left), &mut self.hasher)
+            .map_err(|e| Error::io(&self.path, e))?;
+        let digest = self.hasher.finalize_reset();
+        Ok(self.written_digest()? == digest[..])
+    }
+
+    /// The digest at the end.
+    fn written_digest(&mut self) -> Result<[u8; DIGEST as usize], Error> {
+        let mut digest = [0; DIGEST as usize];
+        self.file.read_exact(&mut digest).map_err(|e| Error::io(&self.path, e))?;
+        Ok(digest)
     }
 }

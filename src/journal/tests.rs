@@ -10,6 +10,8 @@ use std::{
     rc::Rc,
 };
 
+use proptest::{collection::vec, prelude::*};
+
 use super::*;
 use crate::{
     files::{
@@ -127,7 +129,7 @@ fn last(journal: &Journal) -> Option<u64> {
         bytes
     };
     let state = read(journal.state().unwrap()?);
-    let kept: Vec<_> = journal.kept().unwrap().map(|entries| read(entries.unwrap())).collect();
+    let kept: Vec<_> = journal.kept().map(|entries| read(entries.unwrap())).collect();
     let last = kept.len() as u64 - 1;
     assert_eq!(state, contents(last)[1]);
     kept.iter().zip(0..).for_each(|(found, n)| assert_eq!(*found, contents(n)[0]));
@@ -224,6 +226,140 @@ fn damage_is_noticed() {
     }
     let error = read(&[&sound[..], &[0]].concat()).unwrap_err().to_string();
     assert!(error.contains("000000.state: damaged") && error.contains("--force"), "{error}");
+}
+
+/// What a run that goes on from a journal reads: the states and what was kept.
+fn read_all(dir: &Path) -> Result<Vec<Vec<u8>>, Error> {
+    let journal = Journal::open(dir)?;
+    let read = |mut entries: Entries| -> Result<Vec<u8>, Error> {
+        let bytes = entries.next()?;
+        entries.end().map(|()| bytes)
+    };
+    let state = journal.state()?.map(read).transpose()?;
+    let kept = journal.kept().map(|entries| read(entries?)).collect::<Result<Vec<_>, _>>()?;
+    Ok(state.into_iter().chain(kept).collect())
+}
+
+/// Something that happens to the files of a journal, each named by its number.
+#[derive(Clone, Copy, Debug)]
+enum Mishap {
+    Remove(usize),
+    /// A copy of the first takes the name of the second.
+    Copy(usize, usize),
+    Swap(usize, usize),
+    /// The file of this name in the journal of another run takes its place.
+    Foreign(usize),
+}
+
+fn mishap() -> impl Strategy<Value = Mishap> {
+    prop_oneof![
+        any::<usize>().prop_map(Mishap::Remove),
+        any::<(usize, usize)>().prop_map(|(from, to)| Mishap::Copy(from, to)),
+        any::<(usize, usize)>().prop_map(|(one, other)| Mishap::Swap(one, other)),
+        any::<usize>().prop_map(Mishap::Foreign),
+    ]
+}
+
+/// A journal of some saves, of the run of this number.
+fn journal_of(run: u8) -> BTreeMap<String, Vec<u8>> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(dir.path()).unwrap();
+    for n in 0..SAVES {
+        let [mut kept, mut state] = contents(n);
+        kept.push(run);
+        state.push(run);
+        let saved: Result<(), Error> =
+            journal.save("label", |record| record.add(&kept), |record| record.add(&state));
+        saved.unwrap();
+    }
+    let files = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    files.map(|path| (name(&path).into_string().unwrap(), fs::read(&path).unwrap())).collect()
+}
+
+proptest! {
+    #[test]
+    fn a_journal_that_is_not_whole_is_an_error(mishaps in vec(mishap(), 1..5)) {
+        let (whole, foreign) = (journal_of(0), journal_of(1));
+        // Names that a journal has, and has not yet.
+        let names: Vec<String> = (0..=SAVES + 1)
+            .flat_map(|n| [KEPT, STATE].map(|kind| format!("{n:06}.{kind}")))
+            .collect();
+        let at = |number: usize| &names[number % names.len()];
+        let mut files = whole.clone();
+        for mishap in mishaps {
+            let put = |files: &mut BTreeMap<String, Vec<u8>>, name: &str, file: Option<Vec<u8>>| {
+                match file {
+                    Some(bytes) => drop(files.insert(name.into(), bytes)),
+                    None => drop(files.remove(name)),
+                }
+            };
+            match mishap {
+                Mishap::Remove(i) => put(&mut files, at(i), None),
+                Mishap::Copy(i, j) => {
+                    let copy = files.get(at(i)).cloned();
+                    put(&mut files, at(j), copy);
+                }
+                Mishap::Swap(i, j) => {
+                    let [one, other] = [i, j].map(|i| files.get(at(i)).cloned());
+                    put(&mut files, at(i), other);
+                    put(&mut files, at(j), one);
+                }
+                Mishap::Foreign(i) => put(&mut files, at(i), foreign.get(at(i)).cloned()),
+            }
+        }
+        let found = |files: &BTreeMap<String, Vec<u8>>| {
+            let dir = tempfile::tempdir().unwrap();
+            files.iter().for_each(|(name, bytes)| fs::write(dir.path().join(name), bytes).unwrap());
+            read_all(dir.path())
+        };
+        match found(&files) {
+            Err(error) => prop_assert!(error.to_string().contains("--force"), "{error}"),
+            // Nothing, of which a run begins; or all of one run.
+            Ok(read) if read.is_empty() => {}
+            Ok(read) => {
+                let runs = [&whole, &foreign].map(|files| found(files).unwrap());
+                prop_assert!(runs.contains(&read));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_missing_is_named_and_stays() {
+    for gone in ["000000.kept", "000002.kept", "000003.kept", "000003.state"] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = journal_of(0);
+        files.remove(gone);
+        files.iter().for_each(|(name, bytes)| fs::write(dir.path().join(name), bytes).unwrap());
+        let error = Journal::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("{gone} is missing")), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), files.len());
+        assert_eq!(Journal::has_saves(dir.path()).is_err(), gone.ends_with("state"));
+    }
+}
+
+#[test]
+fn the_journal_of_another_version_is_not_called_damaged() {
+    let other = Version { barber: "0.0.9".into(), ..Version::current() };
+    let title = Title { label: "label".into(), version: other.clone(), kept: vec!["a".into()] };
+    let by_version = |record: &mut Record| record.add_toml(&title);
+    // As it was before states had titles.
+    let untitled = |record: &mut Record| {
+        record.add(b"refinement, 1 of 2 layers")?;
+        record.add(b"streams = []\n[place]\nphase = 'refinement'\nlayers = 1\n")
+    };
+    type Write<'a> = &'a dyn Fn(&mut Record) -> Result<(), Error>;
+    let writes: [(Write<'_>, String); 2] =
+        [(&by_version, other.to_string()), (&untitled, "another version of barber".into())];
+    for (write, by) in writes {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        journal.write::<Error>(&file(dir.path(), 0, STATE), write).unwrap();
+        let error = Journal::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("is the state of a run of {by}")), "{error}");
+        assert!(error.contains("--force") && !error.contains("damaged"), "{error}");
+        assert_eq!(Journal::label(dir.path()).unwrap_err().to_string(), error);
+    }
 }
 
 #[test]

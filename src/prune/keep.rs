@@ -105,7 +105,7 @@ impl Keeper {
     /// a save takes; after each layer if it is nothing, and never if there is none.
     ///
     /// # Errors
-    /// If the state there cannot be read, or is that of another run.
+    /// If the state there cannot be read, is not whole, or is that of another run or version.
     pub(crate) fn open(
         dir: &Path,
         identity: Identity,
@@ -114,10 +114,7 @@ impl Keeper {
         let journal = Journal::open(dir)?;
         if let Some(mut state) = journal.state()? {
             let head: Head<toml::Table> = state.next_toml()?;
-            let differences = head.identity.differences(&identity);
-            if !differences.is_empty() {
-                return Err(journal::Error::OtherRun { dir: dir.to_owned(), differences });
-            }
+            head.identity.check(&identity, dir)?;
         }
         let (unsaved, last) = (BTreeSet::new(), (Instant::now(), Duration::ZERO));
         Ok(Self { journal, identity, every, unsaved, last })
@@ -142,7 +139,7 @@ impl Keeper {
             return Ok(None);
         };
         let mut pruned = Pruned::default();
-        for entries in self.journal.kept()? {
+        for entries in self.journal.kept() {
             read_matrices(entries?, &mut pruned, scratch)?;
         }
         let Head::<N> { place, streams: counts, notes, .. } = state.next_toml()?;

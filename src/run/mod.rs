@@ -52,7 +52,7 @@ use crate::{
         ops::{Ops, Products},
     },
     hub::locate,
-    journal::Identity,
+    journal::{self, Identity},
     mask::Scope,
     model::Model,
     plan::Plan,
@@ -131,18 +131,19 @@ fn prune_on<D: Ops>(
     let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
     let existing = Existing { force: settings.force, resume: settings.resume };
     let output = Output::create(target, existing, &reader, texts_of(recipe))?;
+    let resolved = resolved(recipe, located.commit)?;
+    let identity = || identity(&resolved, &reader);
     if output.is_complete() {
-        watch.resumes(Some("all is written"));
-        let report = report::read(output.complete()).map_err(Error::NoReport)?;
-        output.finish()?;
-        return Ok(report);
+        return completed(&identity()?, &output, watch);
     }
     let tests = shared.tests(recipe, || Tests::read(recipe, &model))?;
     let ids = shared.samples(recipe, || calibrate(recipe, &model))?;
     let place = (available, output.scratch());
     let run = Run::prepare(loaded, plan, &mut model, &tests, ids, place, watch)?;
-    let resolved = resolved(recipe, located.commit)?;
-    let keeper = keeper(&resolved, &reader, &output, settings)?;
+    let keeper = Keeper::open(output.scratch(), identity()?, settings.save_every)?;
+    if settings.resume {
+        watch.resumes(output.left_over()?.as_deref());
+    }
     finished(run, resolved, keeper, &output, shared).map_err(|error| error.leaves(&output))
 }
 
@@ -153,21 +154,28 @@ pub(crate) fn resolved(recipe: &Recipe, commit: Option<String>) -> Result<Recipe
     resolved.absolute().map_err(|e| Error::Report(e.to_string()))
 }
 
-/// The keeper of a run to an output.
-fn keeper(
-    resolved: &Recipe,
-    reader: &Reader,
-    output: &Output,
-    settings: &Settings<'_>,
-) -> Result<Keeper, Error> {
+/// What decides about the result of a run.
+fn identity(resolved: &Recipe, reader: &Reader) -> Result<Identity, Error> {
     let recipe = Table::try_from(resolved).map_err(|e| Error::Report(e.to_string()))?;
-    let inputs = digests(resolved, reader)?;
-    let identity = Identity { version: Version::current(), recipe, inputs };
-    let keeper = Keeper::open(output.scratch(), identity, settings.save_every)?;
-    if settings.resume {
-        settings.watch.resumes(output.left_over()?.as_deref());
+    Ok(Identity { recipe, inputs: digests(resolved, reader)? })
+}
+
+/// Gives a checkpoint that is complete its name, if it is what the run would make.
+fn completed(now: &Identity, output: &Output, watch: &dyn Watch) -> Result<Report, Error> {
+    let dir = output.complete();
+    let report = report::read(dir).map_err(Error::NoReport)?;
+    if report.version != Version::current() {
+        let (dir, by) = (output.scratch().to_owned(), report.version.to_string());
+        return Err(journal::Error::OtherVersion { dir, by }.into());
     }
-    Ok(keeper)
+    let path = dir.join(RECIPE);
+    let recipe = fs::read_to_string(&path).map_err(|source| Error::File { path, source })?;
+    let recipe = toml::from_str(&recipe).map_err(|e| Error::Report(e.to_string()))?;
+    let written = Identity { recipe, inputs: report.inputs.clone() };
+    written.check(now, output.scratch())?;
+    watch.resumes(Some("all is written"));
+    output.finish()?;
+    Ok(report)
 }
 
 /// Runs to the end, and gives the output its name.

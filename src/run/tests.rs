@@ -1,10 +1,16 @@
-//! Each step of writing fails in turn, for itself or as on a disk that stays full.
+//! Each step of writing fails in turn, for itself or as on a disk that stays full; and what a run that
+//! was cut off left is no longer what it was.
 
 use std::{cell::Cell, collections::BTreeMap, fs, path::Path, rc::Rc, time::Duration};
 
+use proptest::{collection::vec, prelude::*};
+
 use super::{Settings, prune};
 use crate::{
-    files::testing::{full, gated},
+    files::{
+        Step,
+        testing::{full, gated},
+    },
     recipe::{Loaded, load},
 };
 
@@ -17,7 +23,8 @@ fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     files.filter(|(name, _)| !name.starts_with("barber-report")).collect()
 }
 
-fn loaded(dir: &Path) -> Loaded {
+/// A recipe, with more assignments.
+fn loaded(dir: &Path, sets: &[&str]) -> Loaded {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance");
     let recipe = dir.join("recipe.toml");
     let text = format!(
@@ -28,19 +35,19 @@ fn loaded(dir: &Path) -> Loaded {
         here.join("calibration.json").display()
     );
     fs::write(&recipe, text).unwrap();
-    load(&recipe, &[]).unwrap()
+    load(&recipe, &sets.iter().map(|&set| set.into()).collect::<Vec<_>>()).unwrap()
 }
 
 #[test]
 fn whatever_step_fails_nothing_is_half_done_and_the_run_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let (loaded, out, partial) =
-        (loaded(dir.path()), dir.path().join("out"), dir.path().join("out.partial"));
+        (loaded(dir.path(), &[]), dir.path().join("out"), dir.path().join("out.partial"));
     let every = Some(Duration::ZERO);
     let settings = Settings { save_every: every, ..Settings::default() };
     let steps = Rc::new(Cell::new(0));
     let counted = steps.clone();
-    let count = move |_: crate::files::Step<'_>| {
+    let count = move |_: Step<'_>| {
         counted.set(counted.get() + 1);
         Ok(())
     };
@@ -59,7 +66,7 @@ fn whatever_step_fails_nothing_is_half_done_and_the_run_goes_on() {
             fs::write(out.join("config.json"), "{}").unwrap();
         }
         let mut step = 0;
-        let gate = move |_: crate::files::Step<'_>| {
+        let gate = move |_: Step<'_>| {
             step += 1;
             let fails = if lasting { step > failing } else { step == failing + 1 };
             if fails { Err(full()) } else { Ok(()) }
@@ -84,4 +91,101 @@ fn whatever_step_fails_nothing_is_half_done_and_the_run_goes_on() {
         assert!(contents(&out) == expected, "step {failing}");
         assert!(!partial.exists(), "step {failing}");
     }
+}
+
+/// All files of a directory.
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let files = paths.filter(|path| path.is_file());
+    files.map(|p| (p.file_name().unwrap().to_str().unwrap().into(), fs::read(p).unwrap())).collect()
+}
+
+/// Runs until the step for which `ends` is true, where the disk is full from then on.
+fn cut_off(loaded: &Loaded, ends: impl Fn(Step<'_>) -> bool + 'static) {
+    let mut over = false;
+    let gate = move |step: Step<'_>| {
+        over |= ends(step);
+        if over { Err(full()) } else { Ok(()) }
+    };
+    let settings = Settings { save_every: Some(Duration::ZERO), ..Settings::default() };
+    gated(gate, || prune(loaded, &settings)).unwrap_err();
+}
+
+/// The third save of the refinement's layers is cut off.
+fn in_the_middle(step: Step<'_>) -> bool {
+    matches!(step, Step::Rename(_, to) if to.ends_with("000004.kept"))
+}
+
+#[test]
+fn no_file_of_a_journal_can_be_gone_or_another_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, partial) = (dir.path().join("out"), dir.path().join("out.partial"));
+    let run = loaded(dir.path(), &[]);
+    prune(&run, &Settings::default()).unwrap();
+    let expected = contents(&out);
+    fs::remove_dir_all(&out).unwrap();
+    let left = |loaded: &Loaded| {
+        cut_off(loaded, in_the_middle);
+        let left = files(&partial);
+        fs::remove_dir_all(&partial).unwrap();
+        left
+    };
+    let foreign = left(&loaded(dir.path(), &["sparsity.ratio=0.6"]));
+    let left = left(&run);
+    let names: Vec<&String> =
+        left.keys().filter(|name| !["lock", "draft"].contains(&name.as_str())).collect();
+    assert_eq!(names.len(), 5, "{names:?}");
+    let settings = Settings { resume: true, ..Settings::default() };
+    let config = ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() };
+    proptest!(config, |(
+        gone in vec(any::<bool>(), 5), exchanged in vec(any::<bool>(), 5), order in Just((0..5_usize).collect::<Vec<_>>()).prop_shuffle(), shuffles in any::<bool>(),
+    )| {
+        fs::create_dir(&partial).unwrap();
+        for (i, name) in names.iter().enumerate() {
+            let from = if exchanged[i] { &foreign } else { &left };
+            let source = if shuffles { names[order[i]] } else { name };
+            if !gone[i] {
+                fs::write(partial.join(name), &from[source]).unwrap();
+            }
+        }
+        fs::write(partial.join("lock"), "").unwrap();
+        match prune(&run, &settings) {
+            Ok(_) => prop_assert!(contents(&out) == expected),
+            Err(error) => prop_assert!(error.to_string().contains("--force"), "{error}"),
+        }
+        for dir in [&out, &partial] {
+            if dir.exists() {
+                fs::remove_dir_all(dir).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_written_already_is_the_result_of_the_same_run_or_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, text) = (dir.path().join("out"), dir.path().join("text.json"));
+    fs::copy("tests/conformance/calibration.json", &text).unwrap();
+    let source = format!("calibration.source={}", text.display());
+    let run = loaded(dir.path(), &[&source]);
+    prune(&run, &Settings::default()).unwrap();
+    let expected = contents(&out);
+    fs::remove_dir_all(&out).unwrap();
+    // All is written, and has not got its name yet.
+    cut_off(&run, |step| matches!(step, Step::Rename(from, _) if from.ends_with("checkpoint")));
+    assert!(dir.path().join("out.partial/finished").is_file());
+    let settings = Settings { resume: true, ..Settings::default() };
+    let message = |loaded: &Loaded| prune(loaded, &settings).unwrap_err().to_string();
+    let other = message(&loaded(dir.path(), &[&source, "sparsity.ratio=0.6"]));
+    assert!(other.contains("the recipe's `sparsity.ratio` was 0.5, and is 0.6"), "{other}");
+    let samples = fs::read(&text).unwrap();
+    fs::write(&text, [&samples[..], b"\n"].concat()).unwrap();
+    let other = message(&run);
+    assert!(other.contains("text.json has changed") && other.contains("--force"), "{other}");
+    fs::write(&text, samples).unwrap();
+    assert!(!out.exists());
+    // What the run may take is no part of the result.
+    prune(&loaded(dir.path(), &[&source, "executor.memory=2 GiB"]), &settings).unwrap();
+    assert!(contents(&out) == expected);
+    assert!(!dir.path().join("out.partial").exists());
 }

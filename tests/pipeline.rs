@@ -13,6 +13,9 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 use util::{Tensor, barber, tensors, write};
 
+/// The first matrix of an MLP in either family.
+const MLP: &str = "*.{fc1,gate_proj}";
+
 /// A model and how it is pruned.
 #[derive(Clone, Debug)]
 struct Case {
@@ -49,7 +52,7 @@ fn case() -> impl Strategy<Value = Case> {
     let tile = prop::sample::select(vec![None, Some((2, 4)), Some((1, 4)), Some((4, 8))]);
     let scope = prop::sample::select(vec!["group", "layer", "row", "column"]);
     let stage = prop::sample::select(vec!["none", "rebuild", "auto", "swap"]);
-    let exclude = prop::sample::select(vec!["", "*.v_proj", "*.layers.0.self_attn.*", "*fc1"]);
+    let exclude = prop::sample::select(vec!["", "*.v_proj", "*.layers.0.self_attn.*", MLP]);
     let pruned = (init, tile, 0.0..0.95, scope, stage, 1..3usize, exclude);
     (model, pruned).prop_map(|(model, pruned)| {
         let (config, dtype, seed) = model;
@@ -99,11 +102,13 @@ impl Case {
             _ => String::new(),
         };
         let stage = if stage.is_empty() { stage } else { format!("[[refine]]\n{stage}\n") };
-        let (exclude, init) = (self.exclude, self.init);
+        let exclude: Vec<&str> =
+            [self.exclude].into_iter().filter(|glob| !glob.is_empty()).collect();
+        let init = self.init;
         let passes = if self.stage == "none" { 2 } else { self.passes };
         format!(
             "[model]\npath = 'model'\n[calibration]\nsource = 'ids.json'\nsamples = 3\n\
-             [sparsity]\npattern = '{pattern}'\n{ratio}exclude = ['lm_head', '{exclude}']\n\
+             [sparsity]\npattern = '{pattern}'\n{ratio}exclude = {exclude:?}\n\
              [mask]\ninit = '{init}'\npasses = {passes}\n{stage}[output]\npath = 'out'\n"
         )
     }
@@ -121,6 +126,7 @@ impl Case {
     fn excludes(&self, name: &str) -> bool {
         match self.exclude {
             "" => false,
+            MLP => name.ends_with(".fc1.weight") || name.ends_with(".gate_proj.weight"),
             "*.layers.0.self_attn.*" => name.contains(".layers.0.self_attn."),
             glob => name.trim_end_matches(".weight").ends_with(glob.trim_start_matches('*')),
         }

@@ -128,12 +128,20 @@ pub(super) struct Tile {
 }
 
 impl Pattern {
+    /// Whether rows of so many columns are whole tiles.
+    pub fn divides(self, columns: usize) -> bool {
+        match self {
+            Self::Unstructured => true,
+            Self::NofM { m, .. } => columns.checked_rem(m) == Some(0),
+        }
+    }
+
     /// The tile that divides the rows of matrix `name`, if the pattern has one. Tile `i` is the
     /// weights from `i * m` on.
     pub(super) fn tile(self, name: &str, columns: usize) -> Result<Option<Tile>, Error> {
         match self {
             Self::Unstructured => Ok(None),
-            Self::NofM { n, m } if columns.checked_rem(m) == Some(0) => Ok(Some(Tile { n, m })),
+            Self::NofM { n, m } if self.divides(columns) => Ok(Some(Tile { n, m })),
             Self::NofM { .. } => {
                 Err(Error::Indivisible { name: name.into(), columns, pattern: self })
             }

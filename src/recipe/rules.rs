@@ -1,12 +1,14 @@
 //! What a recipe says of one tensor: whether it is pruned, and how.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
 use super::{
     Kind, Loaded, Override, Pattern, Recipe, RecipeError, Scope, Sparsity,
     error::{Fault, Problem},
 };
-use crate::plan::Rule;
+use crate::{nearest::nearest, plan::Rule};
 
 /// The rules for tensors by their names.
 #[derive(Clone, Debug)]
@@ -85,35 +87,132 @@ impl Rules {
         rule.ratio = Sparsity::implied_ratio(rule.pattern).unwrap_or(rule.ratio);
         Some(rule)
     }
+
+    /// The key that gives a tensor its pattern.
+    fn pattern_key(&self, tensor: &str) -> String {
+        let says =
+            |(names, of): &(Names, Override)| of.pattern.is_some() && names.match_tensor(tensor);
+        let last = self.overrides.iter().rposition(says);
+        last.map_or_else(|| "sparsity.pattern".into(), |i| format!("override.{i}.pattern"))
+    }
 }
 
+/// What a model always has, though it may be stored with the embedding.
+const HEAD: &str = "lm_head.weight";
+
 impl Loaded {
-    /// The rules for tensors, for a model whose weight matrices are called `tensors`.
+    /// The rules for tensors, for a model with these `tensors`, of which `matrices` can be pruned.
     ///
     /// # Errors
-    /// If an override matches none of them.
+    /// If a glob matches none of them.
     pub fn rules<'a>(
         &self,
-        tensors: impl Iterator<Item = &'a str> + Clone,
+        tensors: impl Iterator<Item = &'a str>,
+        matrices: impl Iterator<Item = &'a str>,
     ) -> Result<Rules, RecipeError> {
-        let wrong = |key: String, why: String, help: String| {
-            self.source.error(vec![Problem::at(&key, Fault::Value(why)).help(help)])
-        };
         let rules = self.recipe.rules().map_err(|e| {
-            wrong("sparsity.exclude".into(), e.to_string(), "globs over tensor names".into())
+            let problem = Problem::at("sparsity.exclude", Fault::Value(e.to_string()));
+            self.source.error(vec![problem.help("globs over tensor names")])
         })?;
-        for (i, (names, _)) in rules.overrides.iter().enumerate() {
-            if !tensors.clone().any(|tensor| names.match_tensor(tensor)) {
-                let help = match tensors.clone().next() {
-                    Some(tensor) => format!("the model's are called like `{tensor}`"),
-                    None => "the model has none".into(),
+        let tensors: Vec<&str> = tensors.chain([HEAD]).collect();
+        let matrices: Vec<&str> = matrices.collect();
+        let exclude = self.recipe.sparsity.exclude.iter().enumerate();
+        let exclude = exclude.map(|(i, glob)| (format!("sparsity.exclude.{i}"), glob, &tensors));
+        let overrides = self.recipe.overrides.iter().enumerate().flat_map(|(i, of)| {
+            of.tensors.iter().map(move |glob| (format!("override.{i}.tensors"), glob))
+        });
+        let overrides = overrides.map(|(key, glob)| (key, glob, &matrices));
+        let mut problems = Vec::new();
+        for (key, glob, names) in exclude.chain(overrides) {
+            if !matches(glob, names) {
+                let what = if key.starts_with("override") {
+                    "no weight matrix of the blocks has such a name"
+                } else {
+                    "no tensor of the model has such a name"
                 };
-                let why = "no weight matrix of the blocks has such a name".into();
-                return Err(wrong(format!("override.{i}.tensors"), why, help));
+                let problem = Problem::at(&key, Fault::Value(format!("`{glob}`: {what}")));
+                problems.push(problem.help(suggestion(glob, names)));
             }
         }
-        Ok(rules)
+        if problems.is_empty() { Ok(rules) } else { Err(self.source.error(problems)) }
     }
+
+    /// That each matrix, with its number of columns, is whole tiles of its pattern.
+    ///
+    /// # Errors
+    /// With the key of each pattern that does not fit.
+    pub fn check_widths<'a>(
+        &self,
+        rules: &Rules,
+        matrices: impl Iterator<Item = (&'a str, usize, Pattern)>,
+    ) -> Result<(), RecipeError> {
+        let mut found: BTreeMap<String, (String, usize)> = BTreeMap::new();
+        for (name, columns, pattern) in matrices.filter(|(_, columns, of)| !of.divides(*columns)) {
+            let of = || {
+                let why = format!(
+                    "the {columns} columns of `{name}` are not whole tiles of the pattern {pattern}"
+                );
+                (why, 0)
+            };
+            found.entry(rules.pattern_key(name)).or_insert_with(of).1 += 1;
+        }
+        let problems = found.into_iter().map(|(key, (why, count))| {
+            let more = match count {
+                1 => String::new(),
+                2 => ", nor are those of another matrix".into(),
+                more => format!(", nor are those of {} others", more - 1),
+            };
+            Problem::at(&key, Fault::Value(format!("{why}{more}"))).help(
+                "choose a pattern N:M whose M divides them, or leave the matrices out with \
+                 sparsity.exclude",
+            )
+        });
+        let problems: Vec<Problem> = problems.collect();
+        if problems.is_empty() { Ok(()) } else { Err(self.source.error(problems)) }
+    }
+}
+
+/// Whether a glob matches one of some tensors.
+fn matches(glob: &str, tensors: &[&str]) -> bool {
+    let names = Names::new(&[glob.to_owned()]);
+    names.is_ok_and(|names| tensors.iter().any(|tensor| names.match_tensor(tensor)))
+}
+
+/// What a glob that matches none of the tensors may have been meant to be.
+fn suggestion(glob: &str, tensors: &[&str]) -> String {
+    let regex = glob.strip_prefix("re:");
+    let meant = match regex {
+        Some(regex) => {
+            let plain = regex.trim_start_matches('^').trim_end_matches('$').to_owned();
+            [("\\.", "."), (".*", "*"), ("\\d+", "*"), ("|", ","), ("(", "{"), (")", "}")]
+                .into_iter()
+                .fold(plain, |plain, (from, to)| plain.replace(from, to))
+        }
+        None => glob.to_owned(),
+    };
+    let spelt = spelt(&meant, tensors);
+    let variants = [meant, spelt].into_iter().flat_map(|glob| {
+        [glob.clone(), format!("*.{glob}"), format!("{glob}.*"), format!("*.{glob}.*")]
+    });
+    let likely = variants.into_iter().find(|glob| matches(glob, tensors));
+    match (regex, likely, tensors.first()) {
+        (Some(_), Some(likely), _) => format!("it is a glob, no regular expression: `{likely}`"),
+        (Some(_), None, _) => "it is a glob, no regular expression: `*.down_proj`".into(),
+        (None, Some(likely), _) => format!("did you mean `{likely}`?"),
+        (None, None, Some(tensor)) => format!("the model's are called like `{tensor}`"),
+        (None, None, None) => "the model has none".into(),
+    }
+}
+
+/// A glob whose plain parts between dots are the nearest that the tensors' names have.
+fn spelt(glob: &str, tensors: &[&str]) -> String {
+    let known: BTreeSet<&str> = tensors.iter().flat_map(|tensor| tensor.split('.')).collect();
+    let parts = glob.split('.').map(|part| {
+        let plain = part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        let near = if plain { nearest(part, known.iter().copied()) } else { None };
+        near.unwrap_or(part)
+    });
+    parts.collect::<Vec<_>>().join(".")
 }
 
 /// What is wrong with the overrides, beyond their types.
@@ -175,6 +274,89 @@ mod tests {
         for name in ["model.layers.5.mlp.up_proj.weight", "down_proj.weight", "lm_head.weight"] {
             assert!(rules.of(name).is_some(), "{name}");
         }
+    }
+
+    /// A model of one layer and a tied head.
+    const TENSORS: [&str; 5] = [
+        "model.embed_tokens.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.self_attn.o_proj.weight",
+        "model.layers.0.mlp.down_proj.weight",
+        "model.norm.weight",
+    ];
+
+    fn loaded(line: &str) -> Loaded {
+        let text =
+            format!("model.path = 'm'\ncalibration.source = 'c'\noutput.path = 'o'\n{line}\n");
+        super::super::load_text(std::path::Path::new("r.toml"), &text, [], &[]).unwrap()
+    }
+
+    fn of(line: &str) -> Result<Rules, RecipeError> {
+        loaded(line).rules(TENSORS.into_iter(), TENSORS[1..4].iter().copied())
+    }
+
+    #[test]
+    fn a_glob_that_matches_nothing_is_an_error_with_what_was_meant() {
+        for fine in ["lm_head", "lm_head.weight", "*.q_proj", "model.norm", "model.layers.0.*", "*"]
+        {
+            of(&format!("sparsity.exclude = ['{fine}']")).unwrap();
+        }
+        of("").unwrap();
+        for (glob, help) in [
+            ("down_proj", "did you mean `*.down_proj`?"),
+            ("layers.0.*", "did you mean `*.layers.0.*`?"),
+            ("model.layers.0", "did you mean `model.layers.0.*`?"),
+            ("layers.0", "did you mean `*.layers.0.*`?"),
+            ("*.down_porj", "did you mean `*.down_proj`?"),
+            ("model.layer.0.mlp.*", "did you mean `model.layers.0.mlp.*`?"),
+            ("re:.*down_proj", "no regular expression: `*down_proj`"),
+            ("re:^model\\.layers\\.\\d+\\.(mlp|self_attn).*$", "`model.layers.*.{mlp,self_attn}*`"),
+            ("re:.*typo.*", "no regular expression: `*.down_proj`"),
+            ("xyz", "called like `model.embed_tokens.weight`"),
+            ("model.layers.7.*", "called like"),
+        ] {
+            let line = format!("sparsity.exclude = ['lm_head', '{glob}']");
+            let error = of(&line).unwrap_err();
+            let problem = &error.problems()[0];
+            assert_eq!(problem.key(), "sparsity.exclude.1");
+            assert_eq!(problem.excerpt(), Some(&*format!("'{glob}'")));
+            assert!(problem.help.as_deref().unwrap().contains(help), "{glob}: {problem:?}");
+            assert!(problem.to_string().contains("no tensor of the model"), "{problem}");
+        }
+        // Each glob of each override counts, and one that can be pruned has to be matched.
+        let error = of("override = [{ tensors = ['*.q_proj', '*.embed_tokens'], ratio = 0.1 }, \
+                        { tensors = 'q_proj', ratio = 0.2 }]")
+        .unwrap_err();
+        let found: Vec<_> = error.problems().iter().map(|p| (p.key(), p.to_string())).collect();
+        let [(one, embedding), (other, short)] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((one.as_str(), other.as_str()), ("override.0.tensors", "override.1.tensors"));
+        assert!(
+            embedding.contains("`*.embed_tokens`: no weight matrix of the blocks"),
+            "{found:?}"
+        );
+        assert!(short.contains("`q_proj`"), "{found:?}");
+    }
+
+    #[test]
+    fn widths_that_a_pattern_does_not_divide_are_an_error_of_its_key() {
+        let loaded = loaded(
+            "sparsity.pattern = '2:4'\noverride = [{ tensors = '*.q_proj', pattern = '8:16' }, \
+             { tensors = '*.self_attn.*', pattern = '16:32' }]",
+        );
+        let rules = loaded.recipe.rules().unwrap();
+        let matrices = |columns: usize| {
+            let of = |tensor: &'static str| (tensor, columns, rules.of(tensor).unwrap().pattern);
+            TENSORS[1..4].iter().copied().map(of).collect::<Vec<_>>().into_iter()
+        };
+        loaded.check_widths(&rules, matrices(64)).unwrap();
+        let error = loaded.check_widths(&rules, matrices(50)).unwrap_err();
+        let found: Vec<_> = error.problems().iter().map(|p| (p.key(), p.to_string())).collect();
+        let [(over, two), (all, one)] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((over.as_str(), all.as_str()), ("override.1.pattern", "sparsity.pattern"));
+        let expected = "the 50 columns of `model.layers.0.self_attn.q_proj.weight` are not whole \
+                        tiles of the pattern 16:32, nor are those of another matrix";
+        assert!(two.contains(expected), "{two}");
+        assert!(one.contains("down_proj") && one.contains("2:4"), "{one}");
     }
 
     #[test]

@@ -285,10 +285,14 @@ fn finished<D: Ops>(
 pub(crate) fn plan<D: Ops>(loaded: &Loaded, model: &Model<'_, D>) -> Result<Plan, Error> {
     let blocks = loaded.recipe.blocks.iter();
     let blocks: Vec<_> = blocks.map(|block| (block.name.clone(), block.layers.clone())).collect();
-    let rules = loaded.rules(model.decoder.linears().map(|linear| linear.weight.as_str()))?;
+    let matrices = model.decoder.linears().map(|linear| linear.weight.as_str());
+    let rules = loaded.rules(model.reader.names(), matrices)?;
     let plan = Plan::new(&model.decoder, &blocks, |name| rules.of(name))?;
-    let pruned = (0..plan.layers.len()).flat_map(|layer| plan.matrices(&model.decoder, layer));
-    model.check_finite(&pruned.map(|(_, linear)| linear.weight.as_str()).collect())?;
+    let pruned = || (0..plan.layers.len()).flat_map(|layer| plan.matrices(&model.decoder, layer));
+    let widths = pruned()
+        .map(|(member, linear)| (linear.weight.as_str(), linear.dims.columns, member.rule.pattern));
+    loaded.check_widths(&rules, widths)?;
+    model.check_finite(&pruned().map(|(_, linear)| linear.weight.as_str()).collect())?;
     Ok(plan)
 }
 

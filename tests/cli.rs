@@ -605,6 +605,10 @@ fn what_is_wrong_with_a_recipe_is_said() {
         ("sparsity.ratio=nan", "sparsity.ratio"),
         ("sparsity.pattern=5:4", "0 < N < M"),
         ("sparsity.exclude=['*_proj']", "nothing is left to prune"),
+        ("sparsity.exclude=['down_proj']", "did you mean `*.down_proj`?"),
+        ("sparsity.exclude=['lm_head', 're:.*up_proj$']", "no regular expression: `*up_proj`"),
+        ("sparsity.exclude=['model.layers.9.*']", "no tensor of the model has such a name"),
+        ("override=[{ tensors = ['*.q_proj', 'v_proj'], ratio = 0.1 }]", "mean `*.v_proj`?"),
         ("refine.0.alpha=2", "refine.0.alpha"),
         ("metric=[{ use = 'weight-gradiant' }]", "did you mean `weight-gradient`"),
         ("metric=[{ use = 'magnitude', pwoer = 2 }]", "did you mean `power`"),
@@ -631,6 +635,147 @@ fn what_is_wrong_with_a_recipe_is_said() {
     assert!(flat(&run.stderr).contains("no/such.toml"), "{}", run.stderr);
     assert_eq!(barber(&["prune"]).status, 2);
     assert_eq!(barber(&["prun"]).status, 2);
+}
+
+#[test]
+fn a_pattern_has_to_divide_the_matrices_that_it_is_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let of_all = "the 64 columns of `model.layers.0.self_attn.q_proj.weight` are not whole tiles of \
+                  the pattern 5:10, nor are those of";
+    let over = "override=[{ tensors = '*.1.mlp.down_proj', pattern = '9:27' }]";
+    let of_one = "columns of `model.layers.1.mlp.down_proj.weight` are not whole tiles of the \
+                  pattern 9:27";
+    for (set, key, expected) in [
+        ("sparsity.pattern=5:10", "`sparsity.pattern`", of_all),
+        (over, "`override.0.pattern`", of_one),
+    ] {
+        fails(dir.path(), &[set], 2, &[key, expected, "sparsity.exclude"]);
+        let check = barber(&["check", &recipe(dir.path(), ""), "--set", set]);
+        assert_eq!(check.status, 2, "{}", check.stdout);
+        assert!(flat(&check.stderr).contains(expected), "{}", check.stderr);
+    }
+    // What is left out need not fit.
+    let path = recipe(dir.path(), "");
+    let left_out = "sparsity.exclude=['*.down_proj']";
+    succeeds(&barber(&["prune", &path, "--set", over, "--set", left_out]));
+}
+
+#[test]
+fn inputs_that_are_zero_are_no_error() {
+    let dir = tempfile::tempdir().unwrap();
+    // The values of the first layer's attention are zero, and so are the inputs of its output.
+    let model = tiny(dir.path(), |tensors, _| {
+        let (_, _, bytes) = tensors.get_mut("model.layers.0.self_attn.v_proj.weight").unwrap();
+        bytes.fill(0);
+    });
+    let path = recipe(dir.path(), "");
+    for sets in [
+        ["refine=[{ use = 'reconstruct' }]", "mask.init=wanda"],
+        ["refine=[{ use = 'reconstruct', damping = 0, shrinkage = 0 }]", "calibration.samples=1"],
+        ["refine=[{ use = 'reconstruct', method = 'gradient' }]", "mask.init=wanda"],
+        ["refine=[{ use = 'swap' }, { use = 'reconstruct' }]", "streams.blend=0.3"],
+        ["refine=[{ use = 'rebuild', rounds = 'until-converged' }]", "mask.init=sparsegpt"],
+        ["refine=[]", "sparsity.allocation=owl"],
+        ["refine=[]", "sparsity.allocation=error"],
+        ["refine=[]", "mask={ init = 'metric', metric = [{ use = 'ria' }] }"],
+    ] {
+        let mut arguments = vec!["prune", &path, "--force", "--set", &model];
+        sets.iter().for_each(|set| arguments.extend(["--set", set]));
+        let run = barber(&arguments);
+        assert_eq!(run.status, 0, "{sets:?}: {}", run.stderr);
+        let said = "o_proj.weight`: its inputs are zero in all calibration samples";
+        let least_squares = sets[0].contains("reconstruct") && !sets[0].contains("gradient");
+        assert_eq!(flat(&run.stderr).contains(said), least_squares, "{sets:?}: {}", run.stderr);
+    }
+}
+
+/// Zeros that the checkpoint has, beyond those that are asked for, and in no pattern.
+#[test]
+fn zeros_of_the_checkpoint_stay_zero() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny(dir.path(), |tensors, _| {
+        for (name, (_, _, bytes)) in tensors.iter_mut().filter(|(name, _)| is_pruned(name)) {
+            let of = |i: usize| (i * 7 + name.len()) % 10 < 4;
+            bytes.chunks_mut(4).enumerate().filter(|(i, _)| of(*i)).for_each(|(_, w)| w.fill(0));
+        }
+    });
+    let dense = tensors(&dir.path().join("model"));
+    let path = recipe(dir.path(), "");
+    for (set, changes) in [
+        ("mask.init=sparsegpt", "refine=[]"),
+        ("mask.init=wanda", "refine=[{ use = 'reconstruct' }]"),
+        ("mask.init=sparsegpt", "refine=[{ use = 'reconstruct', method = 'gradient' }]"),
+    ] {
+        for ratio in ["sparsity.ratio=0.2", "sparsity.pattern=3:4", "sparsity.ratio=0.6"] {
+            let mut arguments = vec!["prune", &path, "--force"];
+            let sets = [&*model, set, changes, ratio];
+            sets.iter().for_each(|set| arguments.extend(["--set", set]));
+            succeeds(&barber(&arguments));
+            let (mut filled, mut changed) = (0, 0);
+            for (name, (_, _, bytes)) in tensors(&dir.path().join("out")) {
+                for (before, after) in dense[&name].2.chunks(4).zip(bytes.chunks(4)) {
+                    let [before, after] =
+                        [before, after].map(|w| f32::from_le_bytes(w.try_into().unwrap()));
+                    filled += u32::from(before == 0.0 && after != 0.0);
+                    changed += u32::from(after != 0.0 && after != before);
+                }
+            }
+            // Where only zeros are pruned, nothing is to be made up for.
+            let enough = changed > 1000 || ratio == "sparsity.ratio=0.2";
+            assert!(filled == 0 && enough, "{sets:?}: {filled} filled, {changed} changed");
+        }
+    }
+}
+
+#[test]
+fn rounds_end_in_every_format_and_scope() {
+    let dir = tempfile::tempdir().unwrap();
+    let sweep = "[sweep]\nexecutor.stream_dtype = ['f32', 'bf16', 'f16']\n\
+                 refine.0.scope = ['group', 'layer', 'row', 'column']\n\
+                 refine.0.alpha = [0, 0.3, 'auto']\nrefine.0.rounds = ['until-converged']\n";
+    let run = barber(&["prune", &recipe(dir.path(), sweep), "--json"]);
+    succeeds(&run);
+    let found: Value = serde_json::from_str(&run.stdout).unwrap();
+    let runs = found["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 36);
+    let mut fell = 0;
+    for run in runs {
+        for group in run["report"]["groups"].as_array().unwrap() {
+            let stage = &group["stages"][0];
+            let [before, after] =
+                ["before", "after"].map(|when| stage[when]["calibration"].as_f64().unwrap());
+            let swaps: u64 = stage["matrices"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|matrix| matrix["came_back"].as_u64().unwrap())
+                .sum();
+            // A round stays where it lowers the error, and nothing else does.
+            assert_eq!(after < before, swaps > 0, "{}: {before} {after} {swaps}", run["name"]);
+            assert!(after <= before && stage["accepted"] == json!(swaps > 0), "{}", run["name"]);
+            assert!(run["settings"]["refine.0.alpha"] != "0" || swaps == 0, "{}", run["name"]);
+            fell += u32::from(swaps > 0);
+        }
+    }
+    assert!(fell > 40, "{fell}");
+}
+
+/// One round is not guarded; that nothing changed can be seen by its errors, too.
+#[test]
+fn errors_before_and_after_are_measured_alike() {
+    for dtype in ["f32", "bf16", "f16"] {
+        let format = format!("executor.stream_dtype={dtype}");
+        for stages in
+            ["refine.0.alpha=0", "refine=[{ use = 'rebuild', alpha = 0, gradient = 'sparse' }]"]
+        {
+            for blend in ["streams.blend=0", "streams.blend=0.3"] {
+                let (report, _) = pruned(&[&format, stages, blend, "calibration.held_out=1"]);
+                for [before, after] in errors(&report) {
+                    assert_eq!(before, after, "{format} {stages} {blend}");
+                }
+            }
+        }
+    }
 }
 
 const Q: &str = "model.layers.1.self_attn.q_proj.weight";

@@ -3,7 +3,7 @@
 //!
 //! With K the kept inputs of a row w and b as in [`OutputError`], the values v of the kept weights
 //! solve (G_KK + λ) v = (G w + b)_K + λ w_K: what is damped is the change, so that inputs that say
-//! nothing leave their weights as they are.
+//! nothing leave their weights as they are. Weights that are zero stay zero: K is without them.
 
 use faer::{
     Accum, MatMut, MatRef, Par, Spec,
@@ -24,7 +24,8 @@ use super::{Error, Mask, OutputError};
 const MOST_DAMPING: f64 = 100.0;
 
 /// The values of a matrix's weights that its `mask` keeps, fitted; those of pruned ones are as
-/// they are in `weight`. `damping` is λ as a share of the mean diagonal of G.
+/// they are in `weight`, and so are all where every input is zero. `damping` is λ as a share of the
+/// mean diagonal of G.
 ///
 /// # Errors
 /// If a slice does not fit the matrix, or no damping makes a row's part of G positive definite.
@@ -50,10 +51,15 @@ pub fn least_squares(
         right.iter_mut().zip(inputs).for_each(|(b, (w, g))| *b += shrinkage * w * g);
     }
 
-    let mean = diagonal.iter().map(|g| f64::from(*g)).sum::<f64>() / columns.max(1) as f64;
+    // Where every input is zero, any damping holds the weights where they are.
+    let mean = match diagonal.iter().map(|g| f64::from(*g)).sum::<f64>() / columns.max(1) as f64 {
+        0.0 => 1.0,
+        mean => mean,
+    };
     let mut values = weight.to_vec();
     let of = |work: &mut Vec<f64>, (row, (values, right)): (usize, (&mut [f32], &[f32]))| {
-        let kept: Vec<usize> = (0..columns).filter(|j| mask.get(row * columns + j)).collect();
+        let fitted = |j: &usize| mask.get(row * columns + j) && values[*j] != 0.0;
+        let kept: Vec<usize> = (0..columns).filter(fitted).collect();
         let mut damping = damping;
         loop {
             let fitted = solve(&kept, values, right, error, damping * mean, work);
@@ -113,6 +119,7 @@ fn solve(
 #[cfg(test)]
 mod tests {
     use barber_metric::Dims;
+    use proptest::{collection::vec, prelude::*};
 
     use super::*;
 
@@ -142,6 +149,60 @@ mod tests {
         let weight = [1.0, 2.0, 3.0, 4.0];
         let found = least_squares("w", &weight, &mask, error, 0.01).unwrap();
         found.iter().zip(weight).for_each(|(found, w)| assert!((found - w).abs() < 1e-5));
+    }
+
+    /// What a matrix of these inputs, token by token, is fitted to, whatever the damping.
+    fn fitted(inputs: &[&[f32]], weight: &[f32], kept: &[bool]) -> Vec<Vec<f32>> {
+        let columns = weight.len();
+        let product = |i: usize, j: usize| inputs.iter().map(|x| x[i] * x[j]).sum();
+        let gram: Vec<f32> =
+            (0..columns * columns).map(|k| product(k / columns, k % columns)).collect();
+        let mask = Mask::from_bools(Dims { rows: 1, columns }, kept);
+        let error = |shrinkage| OutputError { gram: &gram, shift: None, shrinkage };
+        let settings = [(0.0, 0.0), (0.01, 0.0), (0.0, 0.2), (0.01, 0.2), (0.0, 1.0)];
+        let of = |(damping, shrinkage)| {
+            least_squares("w", weight, &mask, error(shrinkage), damping).unwrap()
+        };
+        settings.map(of).into()
+    }
+
+    #[test]
+    fn inputs_that_say_little_are_no_error() {
+        let weight = [1.0, -2.0, 3.0, 0.5];
+        let all = [true; 4];
+        // All zero: nothing is said of any weight.
+        for found in fitted(&[&[0.0; 4][..]; 3], &weight, &[true, false, true, true]) {
+            assert_eq!(found, weight);
+        }
+        // Dead channels; constant inputs, which are one input; one token.
+        for inputs in [
+            &[&[1.0, 0.0, 2.0, 0.0][..], &[3.0, 0.0, -1.0, 0.0]][..],
+            &[&[2.0; 4], &[2.0; 4]],
+            &[&[1.0, 2.0, -1.0, 0.5]],
+        ] {
+            for found in fitted(inputs, &weight, &all) {
+                let close = found.iter().zip(&weight).all(|(found, w)| (found - w).abs() < 1e-2);
+                assert!(close, "{inputs:?}: {found:?}");
+            }
+        }
+        // A row that keeps nothing.
+        for found in fitted(&[&[1.0; 4]], &weight, &[false; 4]) {
+            assert_eq!(found, weight);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn zeros_stay(weight in vec(-2_i8..3, 6), kept in vec(any::<bool>(), 6), x in vec(-1.0..1.0_f32, 18)) {
+            let weight: Vec<f32> = weight.into_iter().map(f32::from).collect();
+            let inputs: Vec<&[f32]> = x.chunks(6).collect();
+            for found in fitted(&inputs, &weight, &kept) {
+                for (i, value) in found.into_iter().enumerate() {
+                    let given = !kept[i] || weight[i] == 0.0;
+                    prop_assert!(!given || value.to_bits() == weight[i].to_bits());
+                }
+            }
+        }
     }
 
     #[test]

@@ -30,6 +30,11 @@ pub struct OutputError<'a> {
 }
 
 impl OutputError<'_> {
+    /// Whether each of so many inputs is zero in all tokens, so that the weights do not matter.
+    pub fn has_no_inputs(&self, columns: usize) -> bool {
+        self.gram.iter().step_by(columns + 1).all(|square| *square == 0.0)
+    }
+
     /// That it fits a matrix, and that all numbers are some.
     pub(super) fn check(&self, name: &str, dims: Dims, weight: &[f32]) -> Result<(), Error> {
         let (columns, gram) = (dims.columns, "numbers of its Gram matrix");

@@ -159,7 +159,9 @@ impl<D: Ops> Grouped<'_, D> {
         self.aim()?;
         let executor = &self.model.executor;
         let loss = executor.loss(&self.sparse()?, &self.streams.sparse, self.aimed());
-        self.finite(loss.map_err(self.failed())?)
+        let loss = self.finite(loss.map_err(self.failed())?)?;
+        self.loss = Some(loss);
+        Ok(loss)
     }
 
     /// Whether the group as it is misses its targets by less than `before` on the samples that are
@@ -173,13 +175,12 @@ impl<D: Ops> Grouped<'_, D> {
         Ok(loss.map_err(self.failed())?.is_some_and(|after| after < before))
     }
 
-    /// Notes a loss.
-    pub(super) fn finite(&mut self, loss: Loss) -> Result<Loss, Error> {
+    /// A loss, if it is a finite number.
+    pub(super) fn finite(&self, loss: Loss) -> Result<Loss, Error> {
         let (layer, group) = (self.layer, self.group.name.clone());
         if !loss.calibration.is_finite() {
             return Err(Error::NotFinite { layer, group, loss: loss.calibration });
         }
-        self.loss = Some(loss);
         Ok(loss)
     }
 

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     buffer::recycle,
+    checkpoint::Dtype,
     executor::{Loss, ops::Ops},
     mask::{self, Comparison, Distribution, Mask, Scope, Scored},
     plan::{Member, Rule},
@@ -36,7 +37,8 @@ pub struct Rebuild<'a> {
     /// is to give.
     pub at: Side,
     /// How often at most, each time with gradients at the new masks. More than one are guarded: a
-    /// round that does not lower the error is taken back, and is the last.
+    /// round that does not lower the error is taken back, and is the last. The masks alone decide the
+    /// error, which falls from round to round, so that no masks come twice: any number of rounds ends.
     pub rounds: usize,
     /// Whether kept weights that the initialiser changed stay so; otherwise they are dense again.
     pub retain: bool,
@@ -70,7 +72,7 @@ impl Rebuild<'_> {
         let first = grouped.measured()?;
         let (mut last, mut all) = (first, self.measure());
         for _ in 0..self.rounds {
-            let (before, scores) = self.scores(grouped, event)?;
+            let (_, scores) = self.scores(grouped, event)?;
             let masks = grouped.masks();
             let mut best: Option<(Loss, Vec<Mask>)> = None;
             let shares = match &self.alpha {
@@ -79,20 +81,20 @@ impl Rebuild<'_> {
             };
             for &share in shares {
                 self.swap(grouped, &scores, share, Comparison::Tiles)?;
+                let tried = grouped.masks();
+                // A few more swaps than none may change nothing yet.
+                if tried == masks {
+                    continue;
+                }
                 grouped.loss = None;
                 let found = grouped.measured()?;
-                let tried = grouped.masks();
                 grouped.set(&masks);
-                if !found.improves(best.as_ref().map_or(before, |(loss, _)| *loss)) {
-                    // A few more swaps than none may change nothing yet.
-                    if tried == masks {
-                        continue;
-                    }
+                if !found.improves(best.as_ref().map_or(last, |(loss, _)| *loss)) {
                     break;
                 }
                 best = Some((found, tried));
             }
-            grouped.loss = Some(before);
+            grouped.loss = Some(last);
             let Some((loss, rebuilt)) = best else { break };
             distribute(&mut all, &scores, &masks, &rebuilt);
             grouped.set(&rebuilt);
@@ -153,7 +155,12 @@ impl Rebuild<'_> {
                 drop(dense);
                 if grouped.streams.dense.is_none() {
                     grouped.targets = Some(outputs);
-                    grouped.finite(measured.loss)?;
+                    let loss = grouped.finite(measured.loss)?;
+                    // In half precision it is the sparse outputs that were rounded here, and the
+                    // targets elsewhere: errors that are compared are measured alike.
+                    if executor.storage.dtype() == Dtype::F32 {
+                        grouped.loss.get_or_insert(loss);
+                    }
                 }
                 measured
             }
@@ -163,7 +170,8 @@ impl Rebuild<'_> {
                 let (stream, targets) = (&grouped.streams.sparse, grouped.aimed());
                 let measured = executor.measure_against(&sparse, stream, targets, &wanted, needs);
                 let measured = measured.map_err(grouped.failed())?;
-                grouped.finite(measured.loss)?;
+                let loss = grouped.finite(measured.loss)?;
+                grouped.loss.get_or_insert(loss);
                 measured
             }
         };

@@ -92,6 +92,14 @@ impl Reconstruct<'_> {
             let dense = grouped.model.values(&linear)?;
             let shift = shift(&dense, None, linear.dims, statistics, grouped.blend);
             let error = OutputError { gram: gram(statistics), shift: shift.as_deref(), shrinkage };
+            if error.has_no_inputs(linear.dims.columns) {
+                tracing::warn!(
+                    "`{}`: its inputs are zero in all calibration samples; its weights stay as they \
+                     are",
+                    linear.weight
+                );
+                return Ok(());
+            }
             let mask = grouped.mask(member);
             let values = mask::least_squares(&linear.weight, &dense, &mask, error, damping)?;
             self.change(grouped, &linear.weight, &values)
@@ -109,8 +117,11 @@ impl Reconstruct<'_> {
         let group = grouped.group;
         let mut matrices = Vec::new();
         for member in &group.members {
-            let values = grouped.values(grouped.linear(*member))?;
-            matrices.push(Adam::new(values, grouped.mask(*member), rate));
+            let linear = grouped.linear(*member);
+            let (dense, mask) = (grouped.model.values(linear)?, grouped.mask(*member));
+            // A weight that the checkpoint has as zero stays zero.
+            let free = Mask::from_fn(linear.dims, |i| mask.get(i) && dense[i] != 0.0);
+            matrices.push(Adam::new(grouped.values(linear)?, free, rate));
         }
         let (executor, stream) = (&grouped.model.executor, &grouped.streams.sparse);
         let (mut parts, wanted) = (grouped.sparse()?, grouped.wanted());
@@ -134,9 +145,10 @@ impl Reconstruct<'_> {
     }
 }
 
-/// Adam (arXiv 1412.6980) on the kept weights of one matrix.
+/// Adam (arXiv 1412.6980) on the weights of one matrix that may change.
 struct Adam {
     values: Vec<f32>,
+    /// Which these are; the others count as zero.
     mask: Mask,
     moments: Vec<[f32; 2]>,
     rate: f32,
@@ -161,7 +173,8 @@ impl Adam {
             *mean = first * *mean + (1.0 - first) * g;
             *square = second * *square + (1.0 - second) * g * g;
             if self.mask.get(i) {
-                let scale = (*square / fix_square).sqrt() + f32::MIN_POSITIVE;
+                // The square of a gradient below this is no number of its own.
+                let scale = (*square / fix_square).sqrt() + f32::MIN_POSITIVE.sqrt();
                 *w -= self.rate * (*mean / fix) / scale;
             }
         }
@@ -183,6 +196,11 @@ mod tests {
         for (found, expected) in adam.values.iter().zip([0.9, 1.0, 1.1]) {
             assert!((found - expected).abs() < 1e-6, "{:?}", adam.values);
         }
+        // A gradient whose square is nothing moves nothing far.
+        let mask = Mask::kept_everywhere(Dims { rows: 1, columns: 2 });
+        let mut tiny = Adam::new(vec![1.0, 1.0], mask, 0.1);
+        tiny.step(&[1e-30, -1e-22]);
+        assert!(tiny.values.iter().all(|w| (w - 1.0).abs() < 0.11), "{:?}", tiny.values);
         // A gradient of nothing moves nothing.
         adam.moments.fill([0.0; 2]);
         let values = adam.values.clone();

@@ -35,7 +35,7 @@ const WORK: Par = Par::Rayon(NonZeroUsize::new(16).unwrap());
 /// Prunes a matrix. Within each block of columns the weights with the lowest w²/U_jj² go, over all
 /// rows, so that after each block ⌊`ratio`·n⌋ of the n weights up to there are gone; with an N:M
 /// pattern, the lowest of each tile, as it is reached. U is the upper Cholesky factor of the damped
-/// Hessian's inverse.
+/// Hessian's inverse. Weights that are zero go before all others, and stay zero where they are kept.
 pub(super) fn prune(
     stats: &LayerStats<'_>,
     pattern: Pattern,
@@ -60,7 +60,8 @@ pub(super) fn prune(
     // A tile is never cut by a block's end.
     let block = tile.map_or(BLOCK, |Tile { m, .. }| (BLOCK / m).max(1) * m);
     for start in (0..dims.columns).step_by(block) {
-        let columns = Block { start, end: dims.columns.min(start + block), dims, factor: &factor };
+        let end = dims.columns.min(start + block);
+        let columns = Block { start, end, dims, dense: weight, factor: &factor };
         if tile.is_none() {
             let gone = share(ratio, dims.rows * columns.start);
             let count = share(ratio, dims.rows * columns.end) - gone;
@@ -73,7 +74,7 @@ pub(super) fn prune(
         return Err(Error::NotFinite { name: name.into(), row, column, value: values[i] });
     }
     for ((value, &dense), &kept) in values.iter_mut().zip(weight).zip(&kept) {
-        if !kept {
+        if !kept || dense == 0.0 {
             *value = dense;
         }
     }
@@ -81,12 +82,15 @@ pub(super) fn prune(
     Ok(Initial { mask: Mask::from_bools(dims, &kept), values: Some(values), damping })
 }
 
-/// A block of columns, `start..end`, of a matrix, and the factor U, row-major.
+/// A block of columns, `start..end`, of a matrix.
 #[derive(Clone, Copy)]
 struct Block<'a> {
     start: usize,
     end: usize,
     dims: Dims,
+    /// The weights of the matrix as the checkpoint has them, row-major.
+    dense: &'a [f32],
+    /// The factor U, row-major.
     factor: &'a [f32],
 }
 
@@ -100,19 +104,22 @@ impl Block<'_> {
         &self.factor[j * self.dims.columns..][j..self.end]
     }
 
-    fn score(&self, j: usize, weight: f32) -> f32 {
-        let ratio = weight / self.factor(j)[0];
-        ratio * ratio
+    /// The score of a weight of column `j` that was `dense` and is `value` now; below all others if
+    /// it was zero.
+    fn score(&self, j: usize, dense: f32, value: f32) -> f32 {
+        let ratio = value / self.factor(j)[0];
+        if dense == 0.0 { -1.0 } else { ratio * ratio }
     }
 
     /// Marks the block's lowest `count` weights over all rows as pruned.
     fn choose(&self, values: &[f32], count: usize, kept: &mut [bool]) {
         let dims = Dims { rows: self.dims.rows, columns: self.width() };
         let mut scores = vec![0.0; dims.len()];
-        let rows = scores.par_chunks_mut(dims.columns).zip(values.par_chunks(self.dims.columns));
-        rows.for_each(|(scores, values)| {
+        let [dense, values] = [self.dense, values].map(|of| of.par_chunks(self.dims.columns));
+        let rows = scores.par_chunks_mut(dims.columns).zip(dense.zip(values));
+        rows.for_each(|(scores, (dense, values))| {
             for (score, j) in scores.iter_mut().zip(self.start..self.end) {
-                *score = self.score(j, values[j]);
+                *score = self.score(j, dense[j], values[j]);
             }
         });
         let mask = prune_lowest(dims, &scores, dims.len(), |_| count, Ties::Last).to_bools();
@@ -126,23 +133,29 @@ impl Block<'_> {
         let Dims { rows, columns } = self.dims;
         let mut errors = vec![0.0; rows * self.width()];
         let each = values.par_chunks_mut(columns).zip(kept.par_chunks_mut(columns));
-        each.zip(errors.par_chunks_mut(self.width())).for_each(|((values, kept), errors)| {
-            for j in self.start..self.end {
-                if let Some(Tile { n, m }) =
-                    tile.filter(|tile| (j - self.start).is_multiple_of(tile.m))
-                {
-                    self.choose_in_tile(&values[j..j + m], &mut kept[j..j + m], m - n, j);
+        let each = each.zip(self.dense.par_chunks(columns));
+        each.zip(errors.par_chunks_mut(self.width())).for_each(
+            |(((values, kept), dense), errors)| {
+                for j in self.start..self.end {
+                    if let Some(Tile { n, m }) =
+                        tile.filter(|tile| (j - self.start).is_multiple_of(tile.m))
+                    {
+                        let tile = j..j + m;
+                        let weights = (&dense[tile.clone()], &values[tile.clone()]);
+                        self.choose_in_tile(weights, &mut kept[tile], m - n, j);
+                    }
+                    // A zero that is kept has to be zero again: what it became is an error, too.
+                    if kept[j] && dense[j] != 0.0 {
+                        continue;
+                    }
+                    let factor = self.factor(j);
+                    let error = values[j] / factor[0];
+                    errors[j - self.start] = error;
+                    let right = values[j..self.end].iter_mut().zip(factor);
+                    right.for_each(|(w, u)| *w -= error * u);
                 }
-                if kept[j] {
-                    continue;
-                }
-                let factor = self.factor(j);
-                let error = values[j] / factor[0];
-                errors[j - self.start] = error;
-                let right = values[j..self.end].iter_mut().zip(factor);
-                right.for_each(|(w, u)| *w -= error * u);
-            }
-        });
+            },
+        );
         let rest = columns - self.end;
         if rest == 0 {
             return;
@@ -156,11 +169,16 @@ impl Block<'_> {
     }
 
     /// Marks the lowest `count` weights of the tile that begins at column `first` as pruned.
-    fn choose_in_tile(&self, values: &[f32], kept: &mut [bool], count: usize, first: usize) {
+    fn choose_in_tile(
+        &self,
+        (dense, values): (&[f32], &[f32]),
+        kept: &mut [bool],
+        count: usize,
+        first: usize,
+    ) {
         for _ in 0..count {
-            let scores = values.iter().zip(&*kept).enumerate();
-            let open = scores.filter(|(_, (_, kept))| **kept);
-            let scores = open.map(|(i, (w, _))| (i, self.score(first + i, *w)));
+            let open = (0..values.len()).filter(|i| kept[*i]);
+            let scores = open.map(|i| (i, self.score(first + i, dense[i], values[i])));
             if let Some((lowest, _)) = scores.min_by(|(_, a), (_, b)| a.total_cmp(b)) {
                 kept[lowest] = false;
             }
@@ -329,6 +347,40 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn zeros_stay_and_go_first(
+            rows in 1..5_usize, tiles in 1..40_usize, zeros in 0.0..=1.0, ratio in 0.0..=1.0,
+            tiled in any::<bool>(), seed in any::<u64>(),
+        ) {
+            let (m, mut random) = (4, SplitMix64::new(seed));
+            let columns = m * tiles;
+            let gram = gram(columns, 2 * columns, seed);
+            let mut weight = noise(rows * columns, seed);
+            for w in &mut weight {
+                if (random.below(1000) as f64) < 1000.0 * zeros {
+                    *w = 0.0;
+                }
+            }
+            let pattern = if tiled { Pattern::NofM { n: 2, m } } else { Pattern::Unstructured };
+            let found = prune(&stats(&weight, &gram, rows), pattern, ratio).unwrap();
+            let values = found.values.unwrap();
+            for (i, w) in weight.iter().enumerate() {
+                prop_assert!(*w != 0.0 || values[i] == 0.0);
+            }
+            // Of weights that compete, no zero is kept while another is pruned.
+            let compete: Vec<Vec<usize>> = if tiled {
+                (0..weight.len()).step_by(m).map(|start| (start..start + m).collect()).collect()
+            } else {
+                let of = |start| (0..weight.len()).filter(move |i| (i % columns) / BLOCK == start);
+                (0..columns.div_ceil(BLOCK)).map(|start| of(start).collect()).collect()
+            };
+            for together in compete {
+                let kept_zero = together.iter().any(|i| weight[*i] == 0.0 && found.mask.get(*i));
+                let pruned = together.iter().any(|i| weight[*i] != 0.0 && !found.mask.get(*i));
+                prop_assert!(!(kept_zero && pruned));
+            }
+        }
+
         #[test]
         fn exactly_the_share_goes(rows in 1..6_usize, columns in 1..300_usize, ratio in 0.0..=1.0) {
             let mut gram = vec![0.0; columns * columns];

@@ -169,3 +169,73 @@ fn what_is_wrong_with_a_study_is_said() {
     assert_eq!(run.status, 1);
     assert!(flat(&run.stderr).contains("runs.jsonl, line 1, is no run"), "{}", run.stderr);
 }
+
+#[test]
+fn a_study_goes_on_with_the_same_inputs_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = std::env::current_dir().unwrap().join("recipes/quickstart");
+    fs::create_dir(dir.path().join("model")).unwrap();
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        fs::copy(here.join("model").join(name), dir.path().join("model").join(name)).unwrap();
+    }
+    for text in ["calibration.txt", "evaluation.txt"] {
+        fs::copy(here.join(text), dir.path().join(text)).unwrap();
+    }
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let [model, calibration, evaluation] = ["model", "calibration.txt", "evaluation.txt"].map(path);
+    let sets = [
+        format!("model.path={model}"),
+        format!("calibration.source={calibration}"),
+        format!("evaluate.perplexity=['{evaluation}']"),
+    ];
+    let output = path("runs.jsonl");
+    let study = study(dir.path(), "seeds = [0, 1]", "seeds = [0]");
+    let run = |more: &[&str]| {
+        let mut arguments = vec!["study", &study, "--output", &output];
+        sets.iter().for_each(|set| arguments.extend(["--set", set]));
+        barber(&[&arguments[..], more].concat())
+    };
+    succeeds(&run(&["--only", "Wanda"]));
+    let first = fs::read(&output).unwrap();
+    for name in
+        ["model/model.safetensors", "calibration.txt", "evaluation.txt", "model/config.json"]
+    {
+        let file = dir.path().join(name);
+        let bytes = fs::read(&file).unwrap();
+        let mut changed = bytes.clone();
+        match name {
+            "model/config.json" => changed.push(b'\n'),
+            _ => *changed.last_mut().unwrap() ^= 1,
+        }
+        fs::write(&file, changed).unwrap();
+        // Whether something is left to run, or nothing.
+        for more in [&[][..], &["--only", "Wanda"]] {
+            let refused = run(more);
+            let message = flat(&refused.stderr);
+            assert_eq!(refused.status, 1, "{message}");
+            for expected in ["a run, Wanda, 50%, seed 0, of other inputs", name, "has changed"] {
+                assert!(message.contains(expected), "{message}");
+            }
+        }
+        fs::write(&file, bytes).unwrap();
+    }
+    // A line that was being written goes; the run is done again, to the same bytes but for its time.
+    let line = first.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    fs::write(&output, &first[..line + 40]).unwrap();
+    let again = run(&[]);
+    succeeds(&again);
+    assert!(flat(&again.stderr).contains("line 2 was cut off"), "{}", again.stderr);
+    let read = |bytes: &[u8]| -> Vec<Value> {
+        let lines = std::str::from_utf8(bytes).unwrap().lines();
+        lines.map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let (first, all) = (read(&first), read(&fs::read(&output).unwrap()));
+    assert_eq!((first.len(), all.len()), (2, 4));
+    for run in &all {
+        // What is known of the dense model has not lost a bit.
+        let dense = |run: &Value| run["perplexity"][0]["dense"].to_string();
+        assert_eq!(dense(run), dense(&first[0]));
+    }
+    assert_eq!(all[0], first[0]);
+    assert_eq!(all[1]["perplexity"], first[1]["perplexity"]);
+}

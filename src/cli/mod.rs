@@ -105,6 +105,11 @@ enum Error {
         path.display()
     )]
     NoRecord { path: PathBuf, line: usize, problem: String },
+    #[error(
+        "{} has a run, {run}, of other inputs: {}; undo that, or choose another --output",
+        path.display(), differences.join("; ")
+    )]
+    OtherInputs { path: PathBuf, run: String, differences: Vec<String> },
     #[error("--only {name}: the study has no such method; there is {known}")]
     NoMethod { name: String, known: String },
     #[error(

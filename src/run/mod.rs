@@ -570,18 +570,23 @@ fn texts_of(recipe: &Recipe) -> impl Iterator<Item = &Path> {
 
 /// The digests of all that a run reads.
 fn digests(recipe: &Recipe, reader: &Reader) -> Result<BTreeMap<PathBuf, String>, Error> {
+    let digests = inputs(recipe, reader)?.into_par_iter().map(|file| {
+        let digest = digest(&file)?;
+        Ok((file, digest))
+    });
+    digests.collect()
+}
+
+/// All that a run reads, by paths that are right in any directory.
+pub(crate) fn inputs(recipe: &Recipe, reader: &Reader) -> Result<Vec<PathBuf>, Error> {
     let files = reader.weight_files().map(Path::to_owned);
     let files = files.chain([reader.path().join("config.json")]);
     let others = ["tokenizer.json", report::CARD].map(|name| reader.path().join(name));
     let files = files.chain(others.into_iter().filter(|file| file.is_file()));
-    let files: Vec<PathBuf> = files.chain(texts_of(recipe).map(Path::to_owned)).collect();
-    let digests = files.into_par_iter().map(|file| {
-        // Whoever verifies the result may be in another directory.
-        let file = std::path::absolute(&file)
-            .map_err(|source| Error::File { path: file.clone(), source })?;
-        Ok((file.clone(), digest(&file)?))
-    });
-    digests.collect()
+    let files = files.chain(texts_of(recipe).map(Path::to_owned));
+    files
+        .map(|file| std::path::absolute(&file).map_err(|source| Error::File { path: file, source }))
+        .collect()
 }
 
 /// The files in a directory.

@@ -1,6 +1,7 @@
 //! The finished runs of a study, in a file for a study that is started again.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     fs::File,
     io::{Read, Write},
@@ -9,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{cli::Error, number::or_nan, run};
+use crate::{cli::Error, journal::changed, number::or_nan, run};
 
 /// What tells a run from others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,11 +38,16 @@ impl fmt::Display for Id {
     }
 }
 
+/// Files, each with its SHA-256.
+pub(super) type Inputs = BTreeMap<PathBuf, String>;
+
 /// A run that is done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
     #[serde(flatten)]
     pub(super) id: Id,
+    /// SHA-256 of what it read.
+    pub(super) inputs: Inputs,
     /// Text by text.
     pub(super) perplexity: Vec<Score>,
     /// Task by task, the share of right answers.
@@ -78,23 +84,45 @@ pub(super) struct Log {
     records: Vec<Record>,
 }
 
+/// What the line of a run begins with.
+const BEGINNING: &[u8] = br#"{"method":""#;
+
 impl Log {
-    /// The runs in a file, which is made if there is none; without a file, none.
+    /// The runs in a file, which is made if there is none; without a file, none. A last line that was
+    /// cut off goes.
     pub(super) fn open(path: Option<&Path>) -> Result<Self, Error> {
         let Some(path) = path else { return Ok(Self::default()) };
         let failed = |source| Error::File { path: path.to_owned(), source };
         let options = File::options().read(true).append(true).create(true).open(path);
         let mut file = options.map_err(failed)?;
-        let mut text = String::new();
-        file.read_to_string(&mut text).map_err(failed)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(failed)?;
         let mut records = Vec::new();
-        for (line, number) in text.lines().zip(1..) {
-            let record = serde_json::from_str(line).map_err(|e| Error::NoRecord {
-                path: path.to_owned(),
-                line: number,
-                problem: e.to_string(),
-            })?;
-            records.push(record);
+        let lines = bytes.split_inclusive(|byte| *byte == b'\n');
+        let mut whole = 0;
+        for (line, number) in lines.zip(1..) {
+            let read = |line| serde_json::from_slice(line);
+            match read(line) {
+                Ok(record) => records.push(record),
+                // It was being written when the study ended.
+                Err(_) if !line.ends_with(b"\n") && is_torn(line) => {
+                    tracing::warn!(
+                        "{}: line {number} was cut off; its run is done again",
+                        path.display()
+                    );
+                    break;
+                }
+                Err(error) => {
+                    let (path, problem) = (path.to_owned(), error.to_string());
+                    return Err(Error::NoRecord { path, line: number, problem });
+                }
+            }
+            whole += line.len();
+        }
+        if whole < bytes.len() {
+            file.set_len(whole as u64).map_err(failed)?;
+        } else if bytes.last().is_some_and(|byte| *byte != b'\n') {
+            file.write_all(b"\n").map_err(failed)?;
         }
         Ok(Self { file: Some((path.to_owned(), file)), records })
     }
@@ -104,17 +132,39 @@ impl Log {
         self.records.iter().find(|record| record.id == *id)
     }
 
-    /// Adds a run that is done.
+    /// Adds a run that is done, on the disk.
     pub(super) fn add(&mut self, record: Record) -> Result<(), Error> {
         if let Some((path, file)) = &mut self.file {
             let line =
                 serde_json::to_string(&record).map_err(|e| run::Error::Report(e.to_string()))?;
-            file.write_all(format!("{line}\n").as_bytes())
+            let written = file.write_all(format!("{line}\n").as_bytes());
+            written
+                .and_then(|()| file.sync_all())
                 .map_err(|source| Error::File { path: path.clone(), source })?;
         }
         self.records.push(record);
         Ok(())
     }
+
+    /// That what is known of a run is of the inputs that there are now.
+    ///
+    /// # Errors
+    /// [`Error::OtherInputs`] with those that have changed.
+    pub(super) fn check(&self, id: &Id, inputs: &Inputs) -> Result<(), Error> {
+        let Some(((path, _), record)) = self.file.as_ref().zip(self.find(id)) else {
+            return Ok(());
+        };
+        let differences = changed(&record.inputs, inputs);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Error::OtherInputs { path: path.clone(), run: id.to_string(), differences })
+    }
+}
+
+/// Whether a line without an end is the beginning of a run's.
+fn is_torn(line: &[u8]) -> bool {
+    line.starts_with(BEGINNING) || BEGINNING.starts_with(line)
 }
 
 #[cfg(test)]
@@ -130,6 +180,7 @@ mod tests {
         let score = |pruned| Score { on: "text".into(), dense: 2.0, pruned };
         let run = |seed, pruned| Record {
             id: id(seed),
+            inputs: Inputs::from([("/model".into(), "12".into())]),
             perplexity: vec![score(pruned)],
             accuracy: Vec::new(),
             seconds: 0.5,
@@ -146,5 +197,54 @@ mod tests {
         std::fs::write(&path, "{\"method\": \"Wanda\"").unwrap();
         let error = Log::open(Some(&path)).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("runs.jsonl, line 1"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap().len(), 18);
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("runs.jsonl");
+        let id = |seed| Id { method: "a".into(), case: "β".into(), seed, settings: "ab".into() };
+        // A number whose last digit is easily lost.
+        let score = Score { on: "t".into(), dense: 1.865_302_563_137_105_7, pruned: 0.1 + 0.2 };
+        let record = |seed| Record {
+            id: id(seed),
+            inputs: Inputs::default(),
+            perplexity: vec![score.clone()],
+            accuracy: Vec::new(),
+            seconds: 1.0,
+        };
+        let mut log = Log::open(Some(&path)).unwrap();
+        log.add(record(0)).unwrap();
+        log.add(record(1)).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let first = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        for end in first..=whole.len() {
+            std::fs::write(&path, &whole[..end]).unwrap();
+            let mut log = Log::open(Some(&path)).unwrap();
+            assert_eq!(log.find(&id(0)), Some(&record(0)));
+            if log.find(&id(1)).is_none() {
+                assert!(end < whole.len() - 1, "{end}");
+                log.add(record(1)).unwrap();
+            }
+            drop(log);
+            assert_eq!(std::fs::read(&path).unwrap(), whole, "{end}");
+        }
+    }
+
+    #[test]
+    fn inputs_that_changed_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("runs.jsonl");
+        let id = Id { method: "a".into(), case: "b".into(), seed: 3, settings: "ab".into() };
+        let inputs = |digest: &str| Inputs::from([("/m/x".into(), digest.into())]);
+        let mut log = Log::open(Some(&path)).unwrap();
+        let (perplexity, accuracy) = (Vec::new(), Vec::new());
+        log.add(Record { id: id.clone(), inputs: inputs("1"), perplexity, accuracy, seconds: 1.0 })
+            .unwrap();
+        log.check(&id, &inputs("1")).unwrap();
+        let error = log.check(&id, &inputs("2")).unwrap_err().to_string();
+        assert!(error.contains("a, b, seed 3") && error.contains("/m/x has changed"), "{error}");
+        log.check(&Id { seed: 4, ..id }, &inputs("2")).unwrap();
     }
 }

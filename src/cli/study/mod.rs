@@ -5,13 +5,15 @@ mod table;
 
 use std::{iter::zip, path::PathBuf};
 
+use rayon::prelude::*;
+
 use self::{
-    log::{Id, Log, Record, Score},
+    log::{Id, Inputs, Log, Record, Score},
     table::tables,
 };
 use super::{Error, progress::Terminal};
 use crate::{
-    checkpoint::{Pruned, Reader, digest_text},
+    checkpoint::{Pruned, Reader, digest, digest_text},
     executor::ops::Ops,
     hub::locate,
     model::Model,
@@ -19,7 +21,7 @@ use crate::{
     recipe::{Loaded, Recipe, Study, Variant, load, load_study},
     run::{
         self, EVALUATION, Found, Notes, Progress, Run, Shared, Steps, Tests, Watch, calibrate,
-        on_device, plan,
+        inputs, on_device, plan,
     },
 };
 
@@ -54,13 +56,23 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     keep_only(&mut study.methods, &arguments.only)?;
     let planned = planned(&study, &arguments.sets)?;
     let mut log = Log::open(arguments.output.as_deref())?;
-    let (done, left): (Vec<_>, Vec<_>) =
-        planned.iter().partition(|planned| log.find(&planned.id).is_some());
-    if let Some(first) = left.first() {
-        let recipe = &first.loaded.recipe;
-        let dense = done.first().and_then(|done| log.find(&done.id)).map(Record::dense);
-        let watch = Terminal { quiet: arguments.json };
-        on_device!(recipe.executor.device, run_on(recipe, &left, dense, &mut log, watch))?;
+    let watch = Terminal { quiet: arguments.json };
+    if let Some(Planned { loaded, .. }) = planned.first() {
+        let model = &loaded.recipe.model;
+        let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
+        let located = locate(&model.path, model.revision.as_deref(), &new)?;
+        let reader = Reader::open(&located.dir)?;
+        let all: Vec<_> = zip(&planned, digested(&planned, &reader)?).collect();
+        for (planned, inputs) in &all {
+            log.check(&planned.id, inputs)?;
+        }
+        let (done, left): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|(planned, _)| log.find(&planned.id).is_some());
+        let dense = done.first().and_then(|(done, _)| log.find(&done.id)).map(Record::dense);
+        if !left.is_empty() {
+            let device = loaded.recipe.executor.device;
+            on_device!(device, run_on(&reader, &left, dense, &mut log, watch))?;
+        }
     }
     let records: Vec<&Record> =
         planned.iter().filter_map(|planned| log.find(&planned.id)).collect();
@@ -144,24 +156,38 @@ fn figures(found: &Found) -> Figures {
     [perplexity, found.accuracy.iter().map(|found| found.acc).collect()]
 }
 
-/// Runs what is left of a study on a device with so many bytes of memory free. `recipe` is any
-/// run's, `dense` what is known of the dense model.
+/// The inputs of each run, with their digests.
+fn digested(all: &[Planned], reader: &Reader) -> Result<Vec<Inputs>, Error> {
+    let mut known = Inputs::new();
+    let mut each = Vec::new();
+    for Planned { id, loaded } in all {
+        loaded.find_texts().map_err(|e| id.failed(e))?;
+        let files = inputs(&loaded.recipe, reader)?;
+        let new: Vec<_> = files.iter().filter(|file| !known.contains_key(*file)).collect();
+        let new = new.into_par_iter().map(|file| Ok((file.clone(), digest(file)?)));
+        known.extend(new.collect::<Result<Vec<_>, Error>>()?);
+        let own = |file: PathBuf| known.get(&file).cloned().map(|digest| (file, digest));
+        each.push(files.into_iter().filter_map(own).collect());
+    }
+    Ok(each)
+}
+
+/// Runs what is left of a study on a device with so many bytes of memory free. `dense` is what is
+/// known of the dense model.
 fn run_on<D: Ops>(
     device: D,
     available: u64,
-    recipe: &Recipe,
-    left: &[&Planned],
+    reader: &Reader,
+    left: &[(&Planned, Inputs)],
     dense: Option<Figures>,
     log: &mut Log,
     watch: Terminal,
 ) -> Result<(), Error> {
-    let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
-    let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
-    let reader = Reader::open(&located.dir)?;
-    let mut model = Model::new(&reader, device)?;
-    let plans = left.iter().map(|run| plan(&run.loaded, &model).map_err(|e| run.id.failed(e)));
+    let mut model = Model::new(reader, device)?;
+    let plans = left.iter().map(|(run, _)| plan(&run.loaded, &model).map_err(|e| run.id.failed(e)));
     let plans = plans.collect::<Result<Vec<Plan>, _>>()?;
-    let tests = Tests::read(recipe, &model)?;
+    let Some((Planned { loaded, .. }, _)) = left.first() else { return Ok(()) };
+    let tests = Tests::read(&loaded.recipe, &model)?;
     let scratch =
         tempfile::tempdir().map_err(|source| Error::File { path: std::env::temp_dir(), source })?;
     let dense = match dense {
@@ -169,7 +195,7 @@ fn run_on<D: Ops>(
         None => figures(&tests.measure(&model, &Pruned::default(), "dense", &watch)?),
     };
     let mut shared = Shared::default();
-    for (i, (planned, plan)) in zip(left, plans).enumerate() {
+    for (i, ((planned, inputs), plan)) in zip(left, plans).enumerate() {
         watch.note(&format!("run {} of {}: {}", i + 1, left.len(), planned.id));
         let (loaded, scratch) = (&planned.loaded, scratch.path());
         let place = (available, scratch);
@@ -183,6 +209,7 @@ fn run_on<D: Ops>(
         let tasks = tests.tasks.iter().map(|asked| asked.task.name.to_owned());
         log.add(Record {
             id: planned.id.clone(),
+            inputs: inputs.clone(),
             perplexity: scores(texts, &dense[0], perplexity),
             accuracy: scores(tasks, &dense[1], accuracy),
             seconds,

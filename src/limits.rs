@@ -3,6 +3,7 @@
 //! found in practice.
 
 use std::{
+    fs::File,
     io::{self, Read},
     path::Path,
 };
@@ -35,6 +36,8 @@ pub(crate) const RECIPE: Limit = Limit { what: "a recipe", bytes: MIB / 4 };
 pub(crate) const RESULT: Limit = Limit { what: "the recipe of a result", bytes: MIB };
 /// The report of a run; a thousand matrices that three stages refined take some two.
 pub(crate) const REPORT: Limit = Limit { what: "a report", bytes: 32 * MIB };
+/// The log of a study, a line a run.
+pub(crate) const LOG: Limit = Limit { what: "the log of a study", bytes: 16 * MIB };
 /// The page of a report.
 pub(crate) const PAGE: Limit = Limit { what: "the page of a report", bytes: 64 * MIB };
 
@@ -60,23 +63,27 @@ pub(crate) const EXPANSION: u64 = 250;
 
 /// The whole of a text, if it is within its limit, without a byte order mark.
 pub(crate) fn read(path: &Path, limit: Limit) -> io::Result<Vec<u8>> {
-    let mut file = files::open(path)?;
-    let too_large = || {
-        let (most, what) = (ByteSize(limit.bytes), limit.what);
-        let problem = format!("larger than {most}, the most that is read of {what}");
-        Err(io::Error::new(io::ErrorKind::FileTooLarge, problem))
-    };
-    if file.metadata()?.len() > limit.bytes {
-        return too_large();
+    let mut text = limit.read(&mut files::open(path)?)?;
+    encoding::unmark(&mut text)?;
+    Ok(text)
+}
+
+impl Limit {
+    /// The rest of a file, if it is within the limit.
+    pub(crate) fn read(self, file: &mut File) -> io::Result<Vec<u8>> {
+        let too_large = || {
+            let (most, what) = (ByteSize(self.bytes), self.what);
+            let problem = format!("larger than {most}, the most that is read of {what}");
+            Err(io::Error::new(io::ErrorKind::FileTooLarge, problem))
+        };
+        if file.metadata()?.len() > self.bytes {
+            return too_large();
+        }
+        // A file may grow.
+        let mut bytes = Vec::new();
+        file.take(self.bytes + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > self.bytes { too_large() } else { Ok(bytes) }
     }
-    // A file may grow.
-    let mut bytes = Vec::new();
-    file.by_ref().take(limit.bytes + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit.bytes {
-        return too_large();
-    }
-    encoding::unmark(&mut bytes)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

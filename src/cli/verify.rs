@@ -66,7 +66,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         );
         return judge(findings, VERIFIED);
     }
-    println!("files     {files} compared with their digests, and no others expected");
+    println!("files     {files} compared with their digests, and others looked for");
     match page {
         true => println!("page      compared with what the report gives"),
         false => println!("page      not compared: it is not there, or another version made it"),

@@ -4,13 +4,13 @@ use std::{
     collections::BTreeMap,
     fmt,
     fs::File,
-    io::{Read, Write},
+    io::Write,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::{cli::Error, journal::changed, number::or_nan, run};
+use crate::{cli::Error, files, journal::changed, limits, number::or_nan, run};
 
 /// What tells a run from others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,10 +93,13 @@ impl Log {
     pub(super) fn open(path: Option<&Path>) -> Result<Self, Error> {
         let Some(path) = path else { return Ok(Self::default()) };
         let failed = |source| Error::File { path: path.to_owned(), source };
+        // A FIFO would wait for a line, and a device may have no end.
+        if path.exists() {
+            files::open(path).map_err(failed)?;
+        }
         let options = File::options().read(true).append(true).create(true).open(path);
         let mut file = options.map_err(failed)?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(failed)?;
+        let bytes = limits::LOG.read(&mut file).map_err(failed)?;
         let mut records = Vec::new();
         let lines = bytes.split_inclusive(|byte| *byte == b'\n');
         let mut whole = 0;
@@ -198,6 +201,21 @@ mod tests {
         let error = Log::open(Some(&path)).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("runs.jsonl, line 1"), "{error}");
         assert_eq!(std::fs::read(&path).unwrap().len(), 18);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_log_is_a_file_within_its_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("runs.jsonl");
+        let problem = |path: &Path| Log::open(Some(path)).map(|_| ()).unwrap_err().to_string();
+        File::create(&path).unwrap().set_len(3 << 30).unwrap();
+        assert!(problem(&path).contains("the most that is read of the log of a study"));
+        let socket = dir.path().join("socket");
+        let _listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for path in [Path::new("/dev/zero"), &socket, dir.path()] {
+            assert!(problem(path).contains("not a regular file"), "{}", path.display());
+        }
     }
 
     #[test]

@@ -54,7 +54,7 @@ impl Tokens {
         self.vocabulary
     }
 
-    fn tokenizer(&self) -> Result<&Tokenizer, Error> {
+    fn tokenizer(&self) -> Result<&Bounded, Error> {
         Ok(match self.tokenizer.get() {
             Some(tokenizer) => tokenizer,
             None => {

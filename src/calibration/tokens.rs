@@ -39,7 +39,10 @@ impl Tokens {
         let wrong = |problem: String| Error::Tokenizer { path: self.path.clone(), problem };
         if !self.path.is_file() {
             return Err(wrong(
-                "not there; text needs the model's tokenizer beside its weights".into(),
+                "not there, and texts need the model's tokenizer: copy it from where the model is \
+                 from, or write it with transformers' `AutoTokenizer`, `from_pretrained` and \
+                 `save_pretrained`"
+                    .into(),
             ));
         }
         let dir = self.path.parent().unwrap_or(Path::new(""));

@@ -23,11 +23,13 @@ pub enum Error {
     #[error("{}: not valid JSON: {problem}", path.display())]
     Json { path: PathBuf, problem: String },
     #[error(
-        "{} holds its weights as pickle ({file}), which can run code when it is loaded; \
-         convert it to safetensors first",
+        "{} holds its weights as pickle ({file}), which can run code when it is loaded; convert it \
+         to safetensors first: transformers' `from_pretrained` reads it, `save_pretrained` writes them",
         dir.display()
     )]
     Pickle { dir: PathBuf, file: String },
+    #[error("{} is {form}, which Barber does not prune; {todo}", path.display())]
+    Foreign { path: PathBuf, form: &'static str, todo: &'static str },
     #[error("{} has no weights: neither model.safetensors nor model.safetensors.index.json", .0.display())]
     NoWeights(PathBuf),
     #[error("{}: {problem}", path.display())]

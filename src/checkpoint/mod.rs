@@ -4,6 +4,7 @@ mod compare;
 mod digest;
 mod dtype;
 mod error;
+mod foreign;
 mod layout;
 mod links;
 mod output;

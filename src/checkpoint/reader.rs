@@ -21,6 +21,7 @@ use serde_json::Value;
 
 use super::{
     Dtype, Error, check_inside,
+    foreign::no_checkpoint,
     layout::{self, Compressed, Format, Kind},
 };
 use crate::{
@@ -289,15 +290,9 @@ impl Reader {
     /// # Errors
     /// [`Error`] if anything that a checkpoint must have is missing or damaged.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        if !dir.exists() {
-            return Err(Error::Missing(dir.to_owned()));
-        }
-        if !dir.is_dir() {
-            return Err(Error::NotADirectory(dir.to_owned()));
-        }
         let config = dir.join("config.json");
         if !config.is_file() {
-            return Err(Error::NoFile { dir: dir.to_owned(), file: "config.json" });
+            return Err(no_checkpoint(dir));
         }
         let config = read(dir, &config, limits::CONFIG).and_then(|bytes| {
             serde_json::from_slice(&bytes)
@@ -317,7 +312,7 @@ impl Reader {
         } else if single.is_file() {
             reader.add(single)?;
         } else {
-            return Err(no_weights(dir)?);
+            return Err(no_checkpoint(dir));
         }
         if layout::declared(&reader.config).is_some() {
             reader.find_compressed()?;
@@ -643,17 +638,6 @@ pub(crate) fn sizes(files: impl Iterator<Item = PathBuf>) -> Result<u64, Error> 
 
 fn extension(path: &Path) -> Option<&str> {
     path.extension()?.to_str()
-}
-
-fn no_weights(dir: &Path) -> Result<Error, Error> {
-    for entry in fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
-        let path = entry.map_err(|e| Error::io(dir, e))?.path();
-        if extension(&path).is_some_and(|e| ["bin", "pt", "pth", "ckpt"].contains(&e)) {
-            let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            return Ok(Error::Pickle { dir: dir.to_owned(), file });
-        }
-    }
-    Ok(Error::NoWeights(dir.to_owned()))
 }
 
 fn finite<'a>(

@@ -87,6 +87,8 @@ fn init_writes_a_recipe_that_can_be_checked() {
         let target = path.display().to_string();
         let run = barber(&["init", &model, "--output", &target]);
         assert!(succeeds(&run).contains("calibration.source"), "{}", run.stdout);
+        // These checkpoints have no tokenizer.
+        assert!(flat(&run.stdout).contains("tokenizer.json: not there"), "{}", run.stdout);
         let checked = barber(&["check", &target]);
         assert!(succeeds(&checked).contains("preset = \"best\""));
         // What it takes is what `check` says.
@@ -142,6 +144,55 @@ fn init_finds_its_files_and_replaces_none() {
     let run = at(&[&["prune", target, "--set", "evaluate.sequence_length=64"], &sets[..]].concat());
     succeeds(&run);
     assert!(dir.path().join("recipes/tiny-model-pruned/model.safetensors").is_file());
+}
+
+#[test]
+fn a_forecast_is_given_before_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out").display().to_string();
+    let set = ["--set", &format!("output.path={out}")];
+    let recipe = "recipes/quickstart.toml";
+    let takes = "\ntakes     a few seconds on this machine\n";
+    let checked = barber(&["check", recipe]);
+    assert!(succeeds(&checked).contains(takes), "{}", checked.stdout);
+    let seconds = &json(&barber(&["check", recipe, "--json"]))["estimated_seconds"];
+    let seconds = seconds.as_f64().unwrap();
+    assert!(seconds > 0.0 && seconds.is_finite(), "{seconds}");
+    // Where the device is not, the rest is said all the same.
+    let gpu = barber(&["check", recipe, "--set", "executor.device=cuda:99"]);
+    assert!(succeeds(&gpu).contains("a time that cannot be measured here"), "{}", gpu.stdout);
+    let run = barber(&[&["prune", recipe][..], &set].concat());
+    assert!(succeeds(&run).contains(takes), "{}", run.stdout);
+    let swept = ["--set", "sweep.sparsity.ratio=[0.5, 0.6]"];
+    let checked = barber(&[&["check", recipe][..], &swept].concat());
+    assert!(flat(succeeds(&checked)).contains("for the first of the 2 runs"), "{}", checked.stdout);
+}
+
+#[test]
+fn init_says_what_is_missing_and_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = std::env::current_dir().unwrap().join("recipes/quickstart");
+    let at = |arguments: &[&str]| {
+        output(command(Path::new(BARBER)).current_dir(dir.path()).args(arguments))
+    };
+    fs::write(dir.path().join("model-Q4.gguf"), "GGUF").unwrap();
+    let run = at(&["init", "model-Q4.gguf"]);
+    assert_eq!(run.status, 1);
+    assert!(flat(&run.stderr).contains("give the model that it was made from"), "{}", run.stderr);
+    // A text with too few tokens for the recipe is said at once; it is written all the same.
+    fs::write(dir.path().join("short.txt"), "too short a text").unwrap();
+    let model = here.join("model").display().to_string();
+    let run = at(&["init", &model, "--calibration", "short.txt"]);
+    assert!(flat(succeeds(&run)).contains("short.txt: too little text"), "{}", run.stdout);
+    let text = fs::read_to_string(dir.path().join("model.toml")).unwrap();
+    for expected in ["samples = 32\n", "128 × 2048"] {
+        assert!(text.contains(expected), "{text}");
+    }
+    let tokens = |key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        line.split(['=', '#']).nth(1).unwrap().trim().parse::<usize>().unwrap()
+    };
+    assert!(tokens("sequence_length") <= 256, "{text}");
 }
 
 /// The names of the commands, as `--help` lists them.

@@ -8,21 +8,21 @@ use serde_json::{Value, json};
 use super::{
     Error,
     columns::{commented, labelled, wrapped},
-    progress::Terminal,
+    progress::{Terminal, on_this_machine},
     show,
 };
 use crate::{
     checkpoint::Reader,
-    estimate::estimate,
     hub::locate,
     model::Model,
     plan::Plan,
     recipe::{Loaded, Setting, load_runs},
-    run::{self, Steps, Watch, expected, plan, texts},
+    run::{self, Forecast, Steps, Tests, Watch, plan},
 };
 
-/// Resolves a recipe without running it: each value and where it comes from, the groups and tensors
-/// that it matches, and about how much memory and work it will take. A model on the hub is fetched.
+/// Shows what a recipe means without running it: each value and where it comes from, the groups and
+/// tensors that it matches, and about how much memory, work and time the run will take. A model on
+/// the hub is downloaded.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -62,11 +62,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let reader = Reader::open(&located.dir)?;
     let model = Model::new(&reader, Cpu::default())?;
     let plan = plan(loaded, &model)?;
-    let texts = texts(recipe, &model).or_else(|error| {
+    let tests = Tests::read(recipe, &model).or_else(|error| {
         loaded.find_texts()?;
         Err(Error::from(error))
     })?;
-    let found = estimate(&model.decoder, &plan, &expected(loaded, &model, &texts)?);
+    let forecast = Forecast::new(loaded, &model, &plan, &tests)?;
+    // A recipe may be checked on another machine than the one that will run it.
+    let time = forecast.time_here(&model.decoder);
+    let found = forecast.takes;
     if arguments.json {
         let runs = runs.iter().map(|run| run.point.name.as_str());
         let report = json!({
@@ -77,6 +80,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
             "memory": found.memory,
             "waiting": found.waiting,
             "operations": { "pruning": found.pruning, "evaluation": found.evaluation },
+            "estimated_seconds": time.ok().map(|time| time.as_secs_f64()),
         });
         println!("{report}");
         return Ok(loaded.find_texts()?);
@@ -96,7 +100,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         scaled(found.pruning, "FLOP"),
         scaled(found.evaluation, "FLOP")
     );
-    println!("{}\n{}", labelled("memory", &memory), labelled("work", &work));
+    let unknown = |problem| format!("a time that cannot be measured here: {problem}");
+    let mut time = time.map_or_else(unknown, on_this_machine);
+    if runs.len() > 1 {
+        time += &format!(", for the first of the {} runs", runs.len());
+    }
+    for (label, text) in [("memory", memory), ("work", work), ("takes", time)] {
+        println!("{}", labelled(label, &text));
+    }
     Ok(loaded.find_texts()?)
 }
 

@@ -9,20 +9,26 @@ use dfdx::tensor::Cpu;
 use pathdiff::diff_paths;
 use serde_json::Value;
 
-use super::{Error, check::scaled, progress::Terminal, show, write};
+use super::{
+    Error,
+    check::scaled,
+    columns::labelled,
+    progress::{Terminal, on_this_machine},
+    show, write,
+};
 use crate::{
     checkpoint::Reader,
-    estimate::{Estimate, estimate},
+    estimate::Estimate,
     family::{Decoder, Part},
     hub::{Located, locate},
     model::Model,
     recipe::load_text,
-    run::{Steps, Watch, expected, plan, texts},
+    run::{Forecast, Steps, Tests, Watch, calibrate, plan, tokens},
 };
 
-/// Writes a recipe for a checkpoint: with what its family calls its layers, a sequence length that the
-/// model has positions for, and about how much memory and work it will take. What it says can be
-/// changed; what could be said besides is there as comments.
+/// Writes a recipe for a checkpoint, to be changed as you like: the preset `best` on 32 × 256
+/// tokens, with the names of the model's layers, and the other keys as comments. Prints about how
+/// long the run will take on this machine.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -34,8 +40,8 @@ pub(super) struct Arguments {
     /// The branch, tag or commit of a model on the hub; main if left out.
     #[arg(long, value_name = "NAME")]
     revision: Option<String>,
-    /// The text to gather statistics on. Left out, the recipe says calibration.txt, and it is for you
-    /// to put one there.
+    /// The calibration text, on which statistics are computed. Left out, the recipe has
+    /// calibration.txt, and you put a text there.
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// A text to measure the perplexity on. May be repeated.
@@ -66,14 +72,23 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let text = draft.text(None);
     let loaded = load_text(&target, &text, [], &[])?;
     let planned = plan(&loaded, &model)?;
-    let tested = texts(&loaded.recipe, &model)?;
-    let takes = expected(&loaded, &model, &tested)?;
-    let text = draft.text(Some(estimate(&model.decoder, &planned, &takes)));
+    let tests = Tests::read(&loaded.recipe, &model)?;
+    let forecast = Forecast::new(&loaded, &model, &planned, &tests)?;
+    let text = draft.text(Some(forecast.takes));
 
     write::new(&target, text.as_bytes(), arguments.force)?;
     println!("written   {}", show(&target));
-    if arguments.calibration.is_none() {
-        println!("missing   a text for calibration.source, which is yours to choose");
+    let time = forecast.time(&model.executor.device, &model.decoder)?;
+    println!("takes     {}", on_this_machine(time));
+    let missing = match arguments.calibration {
+        Some(_) => vec![calibrate(&loaded.recipe, &model).err().map(|e| e.to_string())],
+        None => vec![
+            Some("a text: put it at calibration.txt, or name it in calibration.source".into()),
+            tokens(&model, true).encode("").err().map(|e| e.to_string()),
+        ],
+    };
+    for missing in missing.iter().flatten() {
+        println!("{}", labelled("missing", missing));
     }
     println!("next      barber check {0}\n          barber prune {0}", show(&target));
     Ok(())
@@ -121,12 +136,15 @@ impl Draft<'_> {
             let pruning = scaled(found.pruning, "FLOP");
             let measured = match found.evaluation {
                 0.0 => String::new(),
-                work => format!(",\n# and {} to measure", scaled(work, "FLOP")),
+                work => format!("; measuring, {}", scaled(work, "FLOP")),
             };
-            format!(
-                "As it stands, pruning takes about {memory} of memory, beside the checkpoint's own pages,\n\
-                 # and {pruning} of matrix products{measured}."
-            )
+            let takes = format!(
+                "As it stands, pruning takes about {memory} of memory, beside the checkpoint's own \
+                 pages, and {pruning} of matrix products{measured}. `barber check` says how long \
+                 that takes on your machine."
+            );
+            let lines = textwrap::Options::new(WIDTH).initial_indent("# ").subsequent_indent("# ");
+            textwrap::fill(&takes, lines)
         });
         let last = decoder.linears().last().map_or("", |linear| linear.name);
         let text = format!(
@@ -143,7 +161,9 @@ impl Draft<'_> {
             dtype = dtype.map(|tensor| format!("{:?}", tensor.dtype)).unwrap_or_default(),
             file = self.target.display(),
             calibration = calibration,
+            samples = SAMPLES,
             length = longest.min(LENGTH),
+            segment = longest.min(SEGMENT),
             linears = linears(decoder),
             output = quoted(Path::new(&format!("{name}-pruned"))),
             texts = format!("[{}]", texts.join(", ")),
@@ -165,8 +185,14 @@ impl Draft<'_> {
     }
 }
 
-/// The longest sample that a recipe begins with, in tokens.
-const LENGTH: usize = 2048;
+/// The calibration samples that a recipe begins with.
+const SAMPLES: usize = 32;
+/// Tokens of a sample at most.
+const LENGTH: usize = 256;
+/// Tokens of a segment of an evaluation at most.
+const SEGMENT: usize = 512;
+/// The columns of its lines at most.
+const WIDTH: usize = 100;
 /// Where the comments behind values stand.
 const COMMENTS: usize = 29;
 

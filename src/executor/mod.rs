@@ -10,6 +10,7 @@ mod inputs;
 mod known;
 mod measure;
 pub mod ops;
+mod rate;
 mod store;
 mod survey;
 
@@ -24,6 +25,7 @@ pub use self::{
     forward::{Inner, PartWeights, Watch, forward},
     known::{Changes, Known},
     measure::{Loss, Measured, Statistics},
+    rate::rate,
     store::{Storage, Store},
     survey::{Side, Surveyed},
 };

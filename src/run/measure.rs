@@ -17,7 +17,7 @@ use crate::{
 
 pub(crate) type Texts = Vec<(Text, Vec<Vec<u32>>)>;
 
-pub(crate) fn texts<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Texts, Error> {
+fn texts<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Texts, Error> {
     let Evaluate { perplexity, sequence_length, segments: limit, special_tokens, .. } =
         &recipe.evaluate;
     let tokens = tokens(model, *special_tokens);

@@ -4,6 +4,7 @@
 
 mod device;
 mod error;
+mod forecast;
 mod measure;
 mod phases;
 mod progress;
@@ -31,7 +32,8 @@ use toml::Table;
 pub(crate) use self::verify::recipe;
 pub(crate) use self::{
     device::on_device,
-    measure::{Asked, Found, Tests, Texts, measure, texts, tokens},
+    forecast::Forecast,
+    measure::{Asked, Found, Tests, Texts, measure, tokens},
     progress::{Notes, Progress},
     shared::{Shared, of_beginning},
 };
@@ -45,7 +47,7 @@ pub use self::{
 use crate::{
     calibration::{Samples, Text, samples},
     checkpoint::{Existing, Output, Pruned, Reader, digest},
-    estimate::{Run as Expected, estimate},
+    estimate::Run as Expected,
     evaluate::STATES,
     executor::{
         Storage,
@@ -187,10 +189,13 @@ fn finished<D: Ops>(
     shared: &mut Shared,
 ) -> Result<Report, Error> {
     let (model, tests, watch) = (run.model, run.tests, run.watch);
-    watch.begin(&run.loaded.recipe, &model.decoder, &run.plan);
     let inputs = keeper.inputs().clone();
     let mut progress = Progress::resumed(keeper, model, run.samples(), output.scratch())?;
     let recipe = &run.loaded.recipe;
+    watch.begin(recipe, &model.decoder, &run.plan);
+    if progress.notes.dense.is_none() {
+        watch.takes(&|| run.forecast.time(&model.executor.device, &model.decoder));
+    }
     shared.begin(recipe, &mut progress, output.scratch())?;
     if progress.notes.dense.is_none() {
         let dense = || tests.measure(model, &Pruned::default(), "dense", watch);
@@ -271,7 +276,7 @@ fn finished<D: Ops>(
         },
         operations: products.operations,
         product_seconds: products.seconds,
-        least_operations: run.least_operations,
+        least_operations: run.forecast.takes.pruning,
         recipe: run.loaded.settings().map_err(|e| Error::Report(e.to_string()))?,
         inputs,
         outputs: BTreeMap::new(),
@@ -344,8 +349,7 @@ pub(crate) struct Run<'a, D: Ops> {
     ids: Rc<Vec<Vec<u32>>>,
     scratch: &'a Path,
     watch: &'a dyn Watch,
-    /// The operations of matrix products that the masks need.
-    least_operations: f64,
+    forecast: Forecast,
 }
 
 impl<'a, D: Ops> Run<'a, D> {
@@ -361,23 +365,12 @@ impl<'a, D: Ops> Run<'a, D> {
         watch: &'a dyn Watch,
     ) -> Result<Self, Error> {
         let recipe = &loaded.recipe;
-        let expected = estimate(&model.decoder, &plan, &expected(loaded, model, &tests.texts)?);
-        let left = left(recipe, available, expected.memory)?;
+        let forecast = Forecast::new(loaded, model, &plan, tests)?;
+        let left = left(recipe, available, forecast.takes.memory)?;
         model.executor.storage = Storage::new(recipe.executor.stream_dtype, left, scratch);
-        watch.expect(&to_come::to_come(recipe, &model.decoder, tests, &expected));
-        let least_operations = expected.pruning;
+        watch.expect(&forecast.phases);
         let initial_pipeline = loaded.initial_pipeline()?;
-        Ok(Self {
-            loaded,
-            model,
-            plan,
-            initial_pipeline,
-            tests,
-            ids,
-            scratch,
-            watch,
-            least_operations,
-        })
+        Ok(Self { loaded, model, plan, initial_pipeline, tests, ids, scratch, watch, forecast })
     }
 }
 

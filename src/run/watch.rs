@@ -1,14 +1,20 @@
 //! Who watches a run.
 
+use std::time::Duration;
+
 use indicatif::ProgressBar;
 
-use super::ToCome;
+use super::{Error, ToCome};
 use crate::{family::Decoder, plan::Plan, recipe::Recipe};
 
 /// Who watches a run. What a watcher does not say, nobody hears.
 pub trait Watch {
     /// The run is ready to go: which matrices of a decoder it will prune, and how.
     fn begin(&self, _recipe: &Recipe, _decoder: &Decoder, _plan: &Plan) {}
+
+    /// A run that begins anew can say about how long it will take; to find that out takes up to a
+    /// second.
+    fn takes(&self, _time: &dyn Fn() -> Result<Duration, Error>) {}
 
     /// The run goes on from where one was cut off, if one was.
     fn resumes(&self, _from: Option<&str>) {}

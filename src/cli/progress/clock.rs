@@ -120,9 +120,23 @@ pub(super) fn about(left: Duration) -> String {
             // To ten minutes.
             let tens = (s / 600.0).round() as u64;
             let (hours, minutes) = (tens / 6, tens % 6 * 10);
-            if minutes == 0 { format!("{hours} h") } else { format!("{hours} h {minutes} min") }
+            match (hours, minutes) {
+                (48.., _) => format!("{:.0} days", s / 86_400.0),
+                (_, 0) => format!("{hours} h"),
+                _ => format!("{hours} h {minutes} min"),
+            }
         }
     }
+}
+
+/// A forecast of how long a run takes, from its matrix products.
+pub(in crate::cli) fn on_this_machine(time: Duration) -> String {
+    if time.is_zero() {
+        return "as long as copying the weights on this machine".into();
+    }
+    let time = about(time);
+    let about = if time.starts_with(|c: char| c.is_ascii_digit()) { "about " } else { "" };
+    format!("{about}{time} on this machine")
 }
 
 #[cfg(test)]
@@ -233,8 +247,8 @@ mod tests {
 
     #[test]
     fn durations_are_as_precise_as_estimates() {
-        let shown =
-            [3, 12, 57, 58, 100, 3569, 3599, 4000, 7300].map(|s| about(Duration::from_secs(s)));
+        let shown = [3, 12, 57, 58, 100, 3569, 3599, 4000, 7300, 172_000, 172_800, 1_000_000]
+            .map(|s| about(Duration::from_secs(s)));
         let expected = [
             "a few seconds",
             "10 s",
@@ -245,7 +259,17 @@ mod tests {
             "1 h",
             "1 h 10 min",
             "2 h",
+            "47 h 50 min",
+            "2 days",
+            "12 days",
         ];
         assert_eq!(shown, expected);
+        let forecast = [0, 3, 840].map(|s| on_this_machine(Duration::from_secs(s)));
+        let expected = [
+            "as long as copying the weights on this machine",
+            "a few seconds on this machine",
+            "about 14 min on this machine",
+        ];
+        assert_eq!(forecast, expected);
     }
 }

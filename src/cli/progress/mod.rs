@@ -14,13 +14,14 @@ use std::{
 use bytesize::ByteSize;
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
+pub(super) use self::clock::on_this_machine;
 use self::clock::{Clock, about};
 use super::prune::introduce;
 use crate::{
     family::Decoder,
     plan::Plan,
     recipe::Recipe,
-    run::{Steps, ToCome, Watch},
+    run::{Error, Steps, ToCome, Watch},
 };
 
 /// What is drawn on standard error; nothing, where that is no terminal.
@@ -80,6 +81,15 @@ impl Watch for Terminal {
     fn begin(&self, recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
         if self.speaks() {
             introduce(recipe, decoder, plan);
+        }
+    }
+
+    fn takes(&self, time: &dyn Fn() -> Result<Duration, Error>) {
+        // What keeps the device from being measured will stop the run, and say so.
+        if self.speaks()
+            && let Ok(time) = time()
+        {
+            println!("takes     {}", on_this_machine(time));
         }
     }
 

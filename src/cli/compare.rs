@@ -12,8 +12,8 @@ use crate::{
     run,
 };
 
-/// Puts runs side by side: what came of them, and what differs in their recipes. Reads the reports
-/// that `barber prune` wrote.
+/// Puts runs side by side: their results, and what differs in their recipes. Reads the reports that
+/// `barber prune` wrote.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -13,7 +13,7 @@ pub(super) struct Arguments {
     /// Say nothing but the result and errors: no progress, no warnings.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Say more: what became of each group of layers; -vv, of each matrix.
+    /// Say more: each group's error before and after each stage; -vv: each matrix's swaps.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
     /// Whether messages and progress have colours; `auto` asks the terminal and NO_COLOR.

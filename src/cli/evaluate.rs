@@ -13,10 +13,10 @@ use crate::{
     run::{Asked, Steps, ToCome, Watch, measure, on_device, tokens},
 };
 
-/// Measures a checkpoint: its perplexity on texts, and the accuracy of its answers to questions. A
-/// text's tokens are cut into consecutive segments, each predicted on its own, its first token
-/// excepted. A question's answer is the choice whose text is likeliest (acc), or likeliest for its
-/// length (acc_norm, of tasks that lm-eval gives one), as lm-eval counts it.
+/// Measures a checkpoint: its perplexity on texts, and its accuracy on zero-shot tasks. A text is
+/// cut into consecutive segments; in each, every token but the first is predicted. A question's
+/// answer is the choice with the highest likelihood (acc), or with the highest likelihood for its
+/// length (acc_norm, where lm-eval has it), as in lm-eval.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -58,7 +58,7 @@ A model of your own:
 
 #[derive(Subcommand)]
 enum Command {
-    /// Write a recipe for a checkpoint, to go on from.
+    /// Write a recipe for a checkpoint.
     Init(init::Arguments),
     /// Show what a recipe means and what it will take, without running it.
     Check(check::Arguments),
@@ -80,7 +80,7 @@ enum Command {
     Metrics(metrics::Arguments),
     /// Print the JSON Schema of recipes, for editors that complete and explain their keys.
     Schema,
-    /// Write a crate with a metric of your own to start from.
+    /// Write a crate for a metric of your own.
     NewMetric(new_metric::Arguments),
     /// Print what a shell needs to complete commands and options.
     Completions(complete::CompletionsArguments),

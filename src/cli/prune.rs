@@ -14,10 +14,10 @@ use crate::{
     run::{self, Settings, Shared, prune_among},
 };
 
-/// Prunes a checkpoint as a recipe says. Values are layered: defaults, the recipe's file,
-/// `BARBER_SECTION__KEY` environment variables, --set. A recipe with a [sweep] is run for every
-/// combination of its values, each into a directory of its own; runs that are done are not run again,
-/// and a page compares them all.
+/// Prunes a checkpoint as a recipe says. --set overrides the environment (`BARBER_SECTION__KEY`),
+/// which overrides the recipe's file. A recipe with a [sweep] is run for every combination of its
+/// values, each into a directory of its own; finished runs are not run again, and a page compares
+/// them all.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -30,15 +30,15 @@ pub(super) struct Arguments {
     /// Overrides a value of the recipe, such as sparsity.ratio=0.6. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Replace the output directory if it exists, and start anew where a run to it was cut off. Of a
-    /// sweep, the directories of runs with other settings are replaced.
+    /// Replace the output directory if it exists, and start anew where a run to it was stopped. Of
+    /// a sweep, the directories of runs with other settings are replaced.
     #[arg(long)]
     pub(super) force: bool,
-    /// Go on from where a run to the same output was cut off; where none was, begin.
+    /// Continue a stopped run to the same output; if there is none, begin.
     #[arg(long)]
     resume: bool,
-    /// The least time between two saves of what a run that is cut off can go on from. They are
-    /// farther apart where they would take more than 2% of the time. 0: after each layer.
+    /// The least time between two saves, from which a stopped run can continue. They are farther
+    /// apart where saving would take more than 2% of the time. 0: after each layer.
     #[arg(long, value_name = "SECONDS|never", default_value = "30")]
     save_every: Every,
     /// Print the report as JSON, and no progress.

@@ -25,8 +25,8 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// Runs the recipe of a result of `barber prune` again, in a directory beside it that goes
-/// afterwards, and compares byte for byte. The exit status is 1 if something is different.
+/// Runs the recipe of a result of `barber prune` again, in a temporary directory beside it, and
+/// compares byte for byte. The exit status is 1 if something is different.
 #[derive(clap::Args)]
 pub(super) struct Again {
     /// The directory that `barber prune` wrote.

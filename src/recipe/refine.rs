@@ -32,23 +32,24 @@ pub struct Refine {
     /// Of `swap`: how many swaps a row has at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
-    /// Of `swap` and `reconstruct`: by how much the inputs' correlations count less than the
-    /// calibration samples say, from 0 to 1. Few samples make much of chance.
+    /// Of `swap` and `reconstruct`: how far the correlations of inputs are shrunk towards zero,
+    /// from 0 to 1. With few samples, much of a measured correlation is chance.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1))]
     pub shrinkage: Option<f64>,
-    /// Of `rebuild`: the share of the swaps that would raise the score that is made, from 0 to 1; or
-    /// `auto`, the share that lowers the group's output error most. The paper has 0.1, and 0.01 for
-    /// Wanda's mask on models of 7 billion weights; where a scope has fewer than 1/alpha such swaps,
-    /// none is made, so small models' rows need the larger one.
+    /// Of `rebuild`: the fraction of the worthwhile swaps to make, those that raise the kept
+    /// weights' score, from 0 to 1; or `auto`, the fraction that lowers the group's output error
+    /// most. The paper has 0.1, and 0.01 for Wanda's mask on models of 7 billion weights. Where a
+    /// scope has fewer than 1/alpha worthwhile swaps, none is made: the rows of small models need
+    /// 0.1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alpha: Option<Share>,
     /// Of `rebuild`: where gradients are taken, at the `dense` weights, as the paper does, or at the
     /// `sparse` ones.
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
     pub gradient: Option<Side>,
-    /// Of `rebuild`: how often at most, each time with new gradients, or `until-converged`. More
-    /// than once it stops when the error no longer falls.
+    /// Of `rebuild`: how many rounds to make at most, each with new gradients, or
+    /// `until-converged`. It stops as soon as a round does not lower the error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rounds: Option<Rounds>,
     /// Of `rebuild`: whether kept weights that the initial mask's rule changed (`sparsegpt`) stay as
@@ -62,13 +63,13 @@ pub struct Refine {
     /// Of `reconstruct` by `gradient`: how often the calibration samples are gone through.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub passes: Option<usize>,
-    /// Of `reconstruct` by `gradient`: how far a step goes, as a share of the root mean square of the
+    /// Of `reconstruct` by `gradient`: the step size, as a fraction of the root mean square of the
     /// matrix's weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub rate: Option<f64>,
-    /// Of `reconstruct` by `least-squares`: what holds the weights where they are, as a share of the
-    /// mean squared input.
+    /// Of `reconstruct` by `least-squares`: how strongly the weights are held at their values, as a
+    /// fraction of the mean squared input.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub damping: Option<f64>,

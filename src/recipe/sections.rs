@@ -30,17 +30,16 @@ pub(super) const MOST: usize = 1 << 24;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {
-    /// Values for what the recipe leaves out, by one word: `paper`, LLM-Barber as published; `best`,
-    /// the masks that cost the model least; `fast`, most of that in less time. `barber check` shows
-    /// what it stands for.
+    /// A set of defaults: `paper`, LLM-Barber as published; `best`, the most accurate masks;
+    /// `fast`, nearly as accurate ones in less time. `barber check` shows its values.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = preset::names().collect::<Vec<_>>()))]
     pub preset: Option<String>,
     /// The model to prune.
     pub model: Model,
-    /// The text that statistics are gathered on.
+    /// The text that statistics are computed on.
     pub calibration: Calibration,
-    /// How many weights go, and where.
+    /// How many weights to prune, and where.
     pub sparsity: Sparsity,
     /// The mask that the refinement starts from.
     pub mask: Mask,
@@ -48,10 +47,10 @@ pub struct Recipe {
     /// self-attention and MLP.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<BlockGroup>,
-    /// Tensors that are pruned otherwise than `sparsity` and the stages say.
+    /// Other settings for some of the tensors than those of `sparsity` and the stages.
     #[serde(rename = "override", skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
-    /// Whose hidden states the layers are looked at with.
+    /// Which model's hidden states statistics and targets are computed on.
     pub streams: Streams,
     /// The stages that refine the masks, in order, group by group. Left out: the initial mask is
     /// the result.
@@ -99,7 +98,7 @@ pub struct Model {
     pub revision: Option<String>,
 }
 
-/// The text that statistics are gathered on.
+/// The text that statistics are computed on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Calibration {
@@ -112,18 +111,18 @@ pub struct Calibration {
     /// The field of a record that holds its text; where no field has that whole name, `a.b` is the
     /// field `b` of the object `a`.
     pub field: String,
-    /// How many samples to take of it.
+    /// How many samples to take from the text.
     #[schemars(range(min = 1, max = MOST))]
     pub samples: usize,
-    /// How many more to take, that no statistics are of: what a stage does is reported on them
-    /// too, and swaps, guarded rebuilds and reconstructions that do not lower the error on them are
-    /// taken back.
+    /// How many samples to hold out: no statistics are computed on them. The effect of each stage
+    /// is reported on them too, and swaps, guarded rebuilds and reconstructions that do not lower
+    /// the error on them are undone.
     #[schemars(range(max = MOST))]
     pub held_out: usize,
     /// The length of a sample, in tokens.
     #[schemars(range(min = 2, max = MOST))]
     pub sequence_length: usize,
-    /// What the random selection starts from.
+    /// The seed of the random selection.
     pub seed: u64,
     /// Which parts of the text become samples: `random` draws places of the whole text with the
     /// seed; `sequential` takes them from the beginning on, one after the other; `documents` draws
@@ -151,26 +150,26 @@ impl Default for Calibration {
     }
 }
 
-/// How many weights go, and where.
+/// How many weights to prune, and where.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sparsity {
-    /// Where zeros may stand: `unstructured` is anywhere; `N:M`, such as `2:4`, keeps N of every M
-    /// consecutive inputs of a row.
+    /// Where zeros may be: `unstructured`, anywhere; `N:M`, such as `2:4`, so that N of every M
+    /// consecutive inputs of a row are kept.
     pub pattern: Pattern,
-    /// The share of weights that is pruned, at least 0 and below 1. With a pattern N:M it follows
-    /// from the pattern, 1 − N/M, and can be left out.
+    /// The fraction of the weights to prune, at least 0 and below 1. With a pattern N:M it is 1 −
+    /// N/M, and can be left out.
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub ratio: f64,
     /// How the ratio is spread over the decoder layers: `uniform`, the same in all; `owl`, less in
     /// layers with more outliers (arXiv 2310.05175); `error`, more in layers whose output changes
-    /// less. The share of all weights together stays exactly the ratio. Only unstructured.
+    /// less. Over all layers exactly the ratio is pruned. Unstructured only.
     #[serde(deserialize_with = "word")]
     pub allocation: Allocate,
     /// How far a layer's ratio may be from `ratio` where the allocation is not uniform.
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub spread: f64,
-    /// Of `owl`: how many times the mean score of its layer a weight's score is above for an outlier.
+    /// Of `owl`: a weight is an outlier if its score is more than so many times its layer's mean.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub outlier: f64,
     /// Tensors to leave as they are, as globs over their names with or without `.weight`:
@@ -218,14 +217,14 @@ impl Sparsity {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Mask {
-    /// What is pruned at first: `wanda`, the lowest |W|·‖x‖ of each row; `magnitude`, the lowest
-    /// |W| of each matrix; `sparsegpt`, by the error that it causes, changing kept weights to make
-    /// up for it; `metric`, the lowest scores of the pipeline `mask.metric`; `none`, only the weights
-    /// that are zero already.
+    /// What the initial mask prunes: `wanda`, the lowest |W|·‖x‖ of each row; `magnitude`, the
+    /// lowest |W| of each matrix; `sparsegpt`, by the error that it causes, changing kept weights
+    /// to make up for it; `metric`, the lowest scores of the pipeline `mask.metric`; `none`, only
+    /// the weights that are zero already.
     #[serde(deserialize_with = "word")]
     pub init: Init,
-    /// Of `metric`: the pipeline that scores the weights, a metric after the other, as the one of the
-    /// rebuild does. There are no gradients yet.
+    /// Of `metric`: the metrics that score the weights, one after the other, as for a rebuild.
+    /// Metrics of gradients cannot be used here: there is no error yet.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub metric: Vec<Stage>,
     /// Of `metric`: the weights that compete, those of a `row` (an output), which is left out, or all
@@ -266,7 +265,7 @@ pub struct Override {
     #[serde(deserialize_with = "one_or_more")]
     #[schemars(extend("type" = ["string", "array"]))]
     pub tensors: Vec<String>,
-    /// Their share of pruned weights.
+    /// The fraction of their weights to prune.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub ratio: Option<f64>,
@@ -279,19 +278,19 @@ pub struct Override {
     pub scope: Option<Scope>,
 }
 
-/// Whose hidden states the layers are looked at with: the dense model's, or those of the model as it
-/// is pruned so far.
+/// Which model's hidden states statistics and targets are computed on: the dense model's, or those
+/// of the model as pruned so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Streams {
-    /// On whose hidden states the statistics of layers' inputs are gathered, for initial masks,
+    /// Which model's hidden states the statistics of inputs are computed on, for initial masks,
     /// swaps and reconstruction: the `sparse` model's, as is usual, or the `dense` model's.
     #[serde(deserialize_with = "word")]
     pub statistics: Side,
-    /// The share that the dense model's own outputs have in what a group of layers is to give, from
-    /// 0 to 1; the rest have the outputs of the dense group on the pruned model's hidden states,
-    /// which are all that the paper knows. More than 0 takes one more forward pass and one more set
-    /// of hidden states, and makes up for what the layers before have lost.
+    /// The weight, from 0 to 1, of the dense model's own output in a group's target output. The
+    /// rest is the dense group's output on the pruned model's hidden states, which is the paper's
+    /// target. Above 0 it makes up for errors of the layers before, and takes one more forward pass
+    /// and one more set of hidden states.
     #[schemars(range(min = 0, max = 1))]
     pub blend: f64,
 }

@@ -25,9 +25,8 @@ use crate::{
     },
 };
 
-/// Compares methods: prunes one model with each method in each case, several times with other
-/// calibration samples, and prints tables of what the models are worth and how long it took. The
-/// pruned models are not kept.
+/// Compares methods: prunes one model with each method in each case, with several seeds, and prints
+/// tables of perplexity, accuracy and time. The pruned models are not kept.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -46,7 +45,7 @@ pub(super) struct Arguments {
     /// with it skips the runs that are there.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Run this method, and not those that are not named. May be repeated.
+    /// Run only this method. May be repeated, for several.
     #[arg(long, value_name = "METHOD")]
     only: Vec<String>,
 }

@@ -9,9 +9,10 @@ use criterion::{Criterion, Throughput};
 use dfdx::tensor::Cpu;
 use llm_barber::{
     executor::ops::{
-        Activation, Attention, Gated, Heads, Hold, InputGradient, Linear, Matrix, Norm, Normalise,
+        Attention, Gated, Heads, Hold, InputGradient, Linear, Matrix, Norm, Normalise,
         SparseProduct, Sums, Trace, Weight,
     },
+    family::Activation,
     mask::{Amount, Comparison, Distribution, Initial, Pattern, Scope, Scored, rebuild},
     random::SplitMix64,
 };

@@ -115,7 +115,7 @@ impl Entries {
 
     /// Why the file cannot be understood: another program wrote it, or it is damaged.
     pub(super) fn foreign(&self, by: impl ToString, problem: impl ToString) -> Error {
-        match Self::open(self.path.clone()).and_then(Self::is_whole) {
+        match Self::open(self.path.clone()).and_then(Self::whole) {
             Ok(true) => {
                 let dir = self.path.parent().unwrap_or(&self.path).to_owned();
                 Error::OtherVersion { dir, by: by.to_string() }
@@ -140,7 +140,7 @@ impl Entries {
     }
 
     /// Whether its digest is that of its contents, of which nothing has been read yet.
-    fn is_whole(mut self) -> Result<bool, Error> {
+    fn whole(mut self) -> Result<bool, Error> {
         io::copy(&mut self.file.by_ref().take(self.left), &mut self.hasher)
             .map_err(|e| Error::io(&self.path, e))?;
         let digest = self.hasher.finalize_reset();

@@ -517,7 +517,7 @@ mod tests {
 
     #[test]
     fn what_takes_memory_is_bounded() {
-        let lists = vec![100..200];
+        let lists = std::iter::once(100..200).collect();
         let bounds = Bounds { page: 1000, lists, listed: atomic::AtomicU64::new(0) };
         let check = |start, page| bounds.check(start, page).map_err(|e| e.to_string());
         let page = Page { expanded: 1000, levels: 0, values: LISTED, dictionary: false };

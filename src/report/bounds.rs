@@ -61,8 +61,8 @@ pub(super) fn check(report: &Report) -> Result<(), String> {
                 kinds.insert(section::kind(&matrix.tensor, group.layer));
             }
             let scores = stage.scores.iter();
-            let scores = scores.flat_map(|of| [&of.kept, &of.came_back, &of.went, &of.pruned]);
-            scores.map(histogram).collect::<Result<(), _>>()?;
+            let mut scores = scores.flat_map(|of| [&of.kept, &of.came_back, &of.went, &of.pruned]);
+            scores.try_for_each(histogram)?;
         }
     }
     most("matrices of stages", matrices, MATRICES * 16)?;

@@ -679,8 +679,7 @@ fn runs_are_compared() {
 
     // A directory of runs stands for them; what else is in it is none.
     let all = dir.path().display().to_string();
-    let [each, together] =
-        [&["compare", &a, &b][..], &["compare", &all]].map(barber);
+    let [each, together] = [&["compare", &a, &b][..], &["compare", &all]].map(barber);
     assert_eq!((together.status, &together.stdout), (0, &each.stdout), "{}", together.stderr);
 
     let run = barber(&["compare", &a, &b, "--json"]);

@@ -107,7 +107,7 @@ fn initial(decoder: &Decoder, random: &mut SplitMix64) -> Parameters {
     for layer in &decoder.layers {
         for part in Part::ALL {
             if let Some(norm) = &layer.part(part).input_norm {
-                add(&norm.weight, vec![width], 0.0);
+                norm.weight.iter().for_each(|name| add(name, vec![width], 0.0));
             }
             for linear in layer.linears(part) {
                 let (rows, columns) = (linear.dims.rows, linear.dims.columns);
@@ -116,7 +116,7 @@ fn initial(decoder: &Decoder, random: &mut SplitMix64) -> Parameters {
         }
     }
     if let Some(norm) = &decoder.final_norm {
-        add(&norm.weight, vec![width], 0.0);
+        norm.weight.iter().for_each(|name| add(name, vec![width], 0.0));
     }
     add(&decoder.head, vec![vocabulary, width], (width as f32).sqrt().recip());
     parameters
@@ -142,11 +142,12 @@ impl Traced {
         parameters: &Parameters,
         of: &family::Norm,
     ) -> Result<Norm<Cpu>, Box<dyn Error>> {
-        let values = parameters[&of.weight].values.clone();
+        let name = of.weight.as_ref().ok_or("a norm without weights")?;
+        let values = parameters[name].values.clone();
         let shape = (1, values.len());
         let weight = device.hold(values, shape).map_err(|e| e.to_string())?;
         let norm = Norm { weight, bias: None, epsilon: of.epsilon, centred: false };
-        self.norms.push((of.weight.clone(), norm.clone()));
+        self.norms.push((name.clone(), norm.clone()));
         Ok(norm)
     }
 

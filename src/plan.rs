@@ -121,6 +121,19 @@ impl Plan {
 }
 
 impl Plan {
+    /// Number of weights of the matrices, and how many of them the ratios prune. Where weights compete
+    /// in rows, some fewer go: each row loses whole weights.
+    pub fn weights(&self, decoder: &Decoder) -> [usize; 2] {
+        let layers = 0..self.layers.len();
+        let matrices = layers.flat_map(|layer| self.matrices(decoder, layer));
+        let each = matrices.map(|(member, linear)| {
+            let (weights, rule) = (linear.dims.len(), member.rule);
+            let pruned = rule.count.unwrap_or((rule.ratio * weights as f64) as usize);
+            [weights, pruned]
+        });
+        each.fold([0, 0], |[all, pruned], [weights, gone]| [all + weights, pruned + gone])
+    }
+
     /// How many weights of each tensor are pruned, where that is counted.
     pub fn counts(&self, decoder: &Decoder) -> BTreeMap<String, usize> {
         let layers = 0..self.layers.len();

@@ -350,3 +350,133 @@ fn a_sweep_is_checked() {
     assert_eq!(run.status, 2);
     assert!(flat(&run.stderr).contains("makes 4 of the one run"), "{}", run.stderr);
 }
+
+#[test]
+fn what_is_wrong_with_a_later_run_is_said_before_the_first_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for (sweep, status, run, expected) in [
+        ("sparsity.pattern = ['2:4', '9:27']", 2, "pattern=9", "whole tiles of the pattern 9:27"),
+        ("executor.memory = ['2 GiB', '1 KiB']", 2, "memory=1", "executor.memory is too little"),
+        ("sparsity.exclude = [['lm_head'], ['typo']]", 2, "exclude=", "no tensor of the model"),
+        ("calibration.samples = [2, 9000]", 1, "samples=9000", "calibration.txt"),
+    ] {
+        let text = format!("{}[sweep]\n{sweep}\n", base());
+        let path = recipes(dir.path(), &[("top.toml", &text)]);
+        for command in ["prune", "check"] {
+            let found = barber(&[command, &path]);
+            let message = flat(&found.stderr);
+            assert_eq!(found.status, status, "{command}: {message}");
+            assert!(message.contains(expected) && message.contains(run), "{command}: {message}");
+            assert!(!dir.path().join("out").exists(), "{sweep}");
+        }
+    }
+}
+
+#[test]
+fn a_check_says_what_has_no_effect_and_what_is_pruned_of_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = recipes(dir.path(), &[("top.toml", &base())]);
+    let sets = [
+        "--set",
+        "refine=[{ use = 'swap' }]",
+        "--set",
+        "metric=[{ use = 'gradient' }]",
+        "--set",
+        "override=[{ tensors = '*.down_proj', ratio = 0.25 }]",
+    ];
+    let check = barber(&[&["check", &path][..], &sets].concat());
+    assert_eq!(check.status, 0, "{}", check.stderr);
+    let said = flat(&check.stderr);
+    assert!(
+        said.contains("`metric` (--set metric=[{ use = 'gradient' }]) has no effect"),
+        "{said}"
+    );
+    let json = barber(&[&["check", &path, "--json"][..], &sets].concat());
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(json["warnings"].as_array().unwrap().len(), 1);
+    let number = |key: &str| json[key].as_f64().unwrap();
+    let (mut weights, mut pruned) = (0.0, 0.0);
+    for matrix in json["matrices"].as_array().unwrap() {
+        let shape: f64 = (0..2).map(|i| matrix["shape"][i].as_f64().unwrap()).product();
+        weights += shape;
+        pruned += shape * matrix["ratio"].as_f64().unwrap();
+    }
+    assert_eq!((number("prunable_weights"), number("pruned_weights")), (weights, pruned));
+    let all: usize = tensors(Path::new("recipes/quickstart/model"))
+        .values()
+        .map(|t| t.1.iter().product::<usize>())
+        .sum();
+    assert_eq!(number("model_weights"), all as f64);
+    assert!(pruned < 0.5 * weights && weights < all as f64);
+    let line = format!(
+        "sparsity  {:.1}% of the {weights} weights above, {:.1}% of all {all} weights of the model",
+        100.0 * pruned / weights,
+        100.0 * pruned / all as f64
+    );
+    assert!(flat(&check.stdout).contains(&flat(&line)), "no {line:?} in {}", check.stdout);
+    // The run says the same.
+    let run = barber(&[&["prune", &path][..], &sets].concat());
+    let share =
+        format!("{:.0}% of {weights} weights pruned, with 1 override", 100.0 * pruned / weights);
+    assert!(flat(&run.stdout).contains(&share), "no {share} in {}", run.stdout);
+}
+
+/// What `check` says of operations and memory is what the run takes.
+#[test]
+fn a_run_takes_what_was_forecast() {
+    let dir = tempfile::tempdir().unwrap();
+    let swap = "refine=[{ use = 'swap' }]";
+    let path = recipes(dir.path(), &[("top.toml", &base())]);
+    for sets in [
+        &["mask.init=magnitude"][..],
+        &["mask.init=wanda"],
+        &["mask.init=wanda", "mask.passes=1"],
+        &["mask.init=wanda", "refine=[]"],
+        &["mask.init=sparsegpt", "refine=[]"],
+        &["mask.init=sparsegpt", "mask.passes=1", "refine.0.retain=true"],
+        &["mask.init=wanda", "calibration.held_out=3"],
+        &["refine.0.gradient=sparse"],
+        &["refine.0.gradient=sparse", "streams.blend=0.5"],
+        &["streams.blend=0.5"],
+        &["executor.stream_dtype=bf16"],
+        &["mask.init=wanda", swap],
+        &["mask.init=wanda", "mask.passes=1", swap, "streams.blend=0.3", "calibration.held_out=2"],
+        &["mask.init=wanda", "refine=[{ use = 'swap' }, { use = 'reconstruct' }]"],
+        &["mask.init=wanda", "refine=[{ use = 'rebuild' }, { use = 'swap' }]", "mask.passes=1"],
+        &["refine=[{ use = 'reconstruct', method = 'gradient', passes = 2 }]"],
+        &[
+            "blocks=[{ name = 'a', layers = ['q_proj', 'k_proj'] }, { name = 'b', layers = ['v_proj'] }]",
+        ],
+        &[
+            "blocks=[{ name = 'a', layers = ['o_proj', 'up_proj'] }]",
+            "mask.init=wanda",
+            "mask.passes=1",
+        ],
+    ] {
+        let out = format!("output.path={}", dir.path().join("out").display());
+        let mut arguments =
+            vec![&*path, "--json", "--set", &out, "--set", "evaluate.perplexity=[]"];
+        sets.iter().for_each(|set| arguments.extend(["--set", set]));
+        let json = |command: &[&str]| -> Value {
+            let run = barber(&[command, &arguments].concat());
+            assert_eq!(run.status, 0, "{sets:?}: {}", run.stderr);
+            serde_json::from_str(&run.stdout).unwrap()
+        };
+        let check = json(&["check"]);
+        let report = json(&["prune", "--force", "--save-every", "never"]);
+        let number = |value: &Value| value.as_f64().unwrap();
+        let forecast =
+            number(&check["operations"]["pruning"]) - number(&check["operations"]["solving"]);
+        assert_eq!(number(&report["least_operations"]), forecast);
+        let took = number(&report["operations"]);
+        assert!((forecast / took - 1.0).abs() < 0.05, "{sets:?}: {forecast:.4e} of {took:.4e}");
+        // Never more memory than was forecast; and beside what any run has, no less than half of it.
+        let memory = number(&check["memory"]) + number(&check["waiting"]);
+        if let Some(most) =
+            report["memory"].as_object().unwrap().values().map(number).reduce(f64::max)
+        {
+            assert!(most < memory, "{sets:?}: {most} of {memory}");
+            assert!(memory < 64e6 + 2.0 * most, "{sets:?}: {most} of {memory}");
+        }
+    }
+}

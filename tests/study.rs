@@ -150,6 +150,8 @@ fn what_is_wrong_with_a_study_is_said() {
         ("seeds = [0, 1]", "seeds = [0, 1", &["not TOML", "study.toml:"]),
         ("sparsity.ratio", "sparsity.ratoi", &["Wanda, 50%, seed 0", "did you mean `ratio`"]),
         ("refine=[]", "evaluate.segments=1", &["rebuilt, 50%, seed 0", "`evaluate` differs"]),
+        ("pattern=2:4", "pattern=5:10", &["Wanda, 2:4, seed 0", "whole tiles of the pattern 5:10"]),
+        ("refine=[]", "executor.memory=1 KiB", &["Wanda, 50%, seed 0", "memory is too little"]),
     ] {
         let run = barber(&["study", &study(dir.path(), from, to)]);
         let message = flat(&run.stderr);

@@ -78,6 +78,18 @@ fn families() -> Vec<String> {
     dirs.map(|dir| dir.unwrap().path().display().to_string()).collect()
 }
 
+/// A file of as many samples, and as long ones, as a recipe wants; as a setting.
+fn samples(dir: &Path, recipe: &str) -> String {
+    let number = |key: &str| {
+        let line = recipe.lines().find_map(|line| line.strip_prefix(&format!("{key} = "))).unwrap();
+        line.split_whitespace().next().unwrap().parse::<usize>().unwrap()
+    };
+    let path = dir.join("ids.json");
+    let rows = vec![vec![1; number("sequence_length")]; number("samples") + 100];
+    fs::write(&path, serde_json::json!({ "token_ids": rows }).to_string()).unwrap();
+    format!("calibration.source={}", path.display())
+}
+
 #[test]
 fn init_writes_a_recipe_that_can_be_checked() {
     let dir = tempfile::tempdir().unwrap();
@@ -89,10 +101,12 @@ fn init_writes_a_recipe_that_can_be_checked() {
         assert!(succeeds(&run).contains("calibration.source"), "{}", run.stdout);
         // These checkpoints have no tokenizer.
         assert!(flat(&run.stdout).contains("tokenizer.json: not there"), "{}", run.stdout);
-        let checked = barber(&["check", &target]);
+        let text = fs::read_to_string(&path).unwrap();
+        let source = samples(dir.path(), &text);
+        let check = ["check", &target, "--set", &source];
+        let checked = barber(&check);
         assert!(succeeds(&checked).contains("preset = \"best\""));
         // What it takes is what `check` says.
-        let text = fs::read_to_string(&path).unwrap();
         let memory = checked.stdout.split("memory    ").nth(1).unwrap();
         let memory = memory.split(" at the peak").next().unwrap();
         assert!(flat(&text).contains(&flat(memory)), "{memory}\n{text}");
@@ -106,7 +120,7 @@ fn init_writes_a_recipe_that_can_be_checked() {
         let said = said.replace("# selection", "selection").replace("# exclude", "exclude");
         assert!(said.matches("\n[[").count() == 2, "{said}");
         fs::write(&path, said).unwrap();
-        let checked = barber(&["check", &target]);
+        let checked = barber(&check);
         assert!(succeeds(&checked).contains("refine.0.use = \"rebuild\""), "{}", checked.stdout);
     }
 }

@@ -1,6 +1,9 @@
 //! `barber check`: what a recipe means, without running it.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use dfdx::tensor::Cpu;
 use serde_json::{Value, json};
@@ -14,10 +17,11 @@ use super::{
 use crate::{
     checkpoint::Reader,
     hub::locate,
+    mask::Init,
     model::Model,
     plan::Plan,
     recipe::{Loaded, Setting, load_runs},
-    run::{self, Forecast, Steps, Tests, Watch, plan},
+    run::{self, Forecast, Shared, Steps, Tests, Watch, look_ahead, plan},
 };
 
 /// Shows what a recipe means without running it: each value and where it comes from, the groups and
@@ -62,7 +66,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let reader = Reader::open(&located.dir)?;
     let model = Model::new(&reader, Cpu::default())?;
     let plan = plan(loaded, &model)?;
-    let tests = Tests::read(recipe, &model).or_else(|error| {
+    let mut shared = Shared::default();
+    let tests = shared.tests(recipe, || Tests::read(recipe, &model)).or_else(|error| {
         loaded.find_texts()?;
         Err(Error::from(error))
     })?;
@@ -70,6 +75,19 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     // A recipe may be checked on another machine than the one that will run it.
     let time = forecast.time_here(&model.decoder);
     let found = forecast.takes;
+    let advice: BTreeSet<String> = runs.iter().flat_map(Loaded::advice).collect();
+    advice.iter().for_each(|advice| tracing::warn!("{advice}"));
+    // What is wrong with a run is said after what is shown of the first one.
+    let fine = |shared: &mut Shared| {
+        runs.iter().try_for_each(|run| {
+            look_ahead(run, shared, &watch).map_err(|error| match run.point.settings.is_empty() {
+                true => error.into(),
+                false => Error::Run { run: run.point.name.clone(), error: Box::new(error.into()) },
+            })
+        })
+    };
+    let [prunable, pruned] = plan.weights(&model.decoder);
+    let all = reader.weights();
     if arguments.json {
         let runs = runs.iter().map(|run| run.point.name.as_str());
         let report = json!({
@@ -77,13 +95,21 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
             "runs": runs.filter(|name| !name.is_empty()).collect::<Vec<_>>(),
             "layers": plan.layers.len(),
             "matrices": members(&model, &plan),
+            "prunable_weights": prunable,
+            "pruned_weights": pruned,
+            "model_weights": all,
+            "warnings": advice,
             "memory": found.memory,
             "waiting": found.waiting,
-            "operations": { "pruning": found.pruning, "evaluation": found.evaluation },
+            "operations": {
+                "pruning": found.pruning,
+                "solving": found.solving,
+                "evaluation": found.evaluation,
+            },
             "estimated_seconds": time.ok().map(|time| time.as_secs_f64()),
         });
         println!("{report}");
-        return Ok(loaded.find_texts()?);
+        return fine(&mut shared);
     }
     let named = format!("{} ({} layers)", show(&recipe.model.path), plan.layers.len());
     println!("\n{}", labelled("model", &named));
@@ -100,6 +126,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         scaled(found.pruning, "FLOP"),
         scaled(found.evaluation, "FLOP")
     );
+    if recipe.mask.init != Init::None {
+        let share = |of: usize| 100.0 * pruned as f64 / of.max(1) as f64;
+        let sparsity = format!(
+            "{:.1}% of the {prunable} weights above, {:.1}% of all {all} weights of the model",
+            share(prunable),
+            share(all)
+        );
+        println!("{}", labelled("sparsity", &sparsity));
+    }
     let unknown = |problem| format!("a time that cannot be measured here: {problem}");
     let mut time = time.map_or_else(unknown, on_this_machine);
     if runs.len() > 1 {
@@ -108,7 +143,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     for (label, text) in [("memory", memory), ("work", work), ("takes", time)] {
         println!("{}", labelled(label, &text));
     }
-    Ok(loaded.find_texts()?)
+    fine(&mut shared)
 }
 
 /// Prints the values of a recipe with their sources.

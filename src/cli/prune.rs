@@ -115,24 +115,15 @@ pub(super) fn introduce(recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
         1 => ", with 1 override".into(),
         n => format!(", with {n} overrides"),
     };
+    let [weights, pruned] = plan.weights(decoder);
     let mask = format!(
-        "{}, {}, {:.0}% of {} pruned{overrides}",
+        "{}, {}, {:.0}% of {weights} weights pruned{overrides}",
         describe::init(recipe),
         recipe.sparsity.pattern,
-        100.0 * recipe.sparsity.ratio,
-        plan_size(plan, decoder)
+        100.0 * pruned as f64 / weights.max(1) as f64,
     );
     println!("{}", labelled("mask", &mask));
     for stage in &recipe.refine {
         println!("{}", labelled("refine", &describe::stage(stage, recipe, &groups)));
     }
-}
-
-fn plan_size(plan: &Plan, decoder: &Decoder) -> String {
-    let layers = 0..plan.layers.len();
-    let weights: usize = layers
-        .flat_map(|layer| plan.matrices(decoder, layer))
-        .map(|(_, linear)| linear.dims.len())
-        .sum();
-    format!("{weights} weights")
 }

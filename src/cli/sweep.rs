@@ -16,7 +16,7 @@ use crate::{
     hub::locate,
     recipe::{Loaded, Recipe},
     report::{self, Comparison, Report, comparison_page},
-    run::{self, Shared, Steps, Watch, of_beginning, resolved},
+    run::{self, Shared, Steps, Watch, look_ahead, of_beginning, resolved},
 };
 
 /// The page that compares the runs, beside their directories.
@@ -37,6 +37,10 @@ pub(super) fn run(runs: &[Loaded], arguments: &Arguments) -> Result<(), Error> {
         }
     }
     let mut shared = Shared::among(left.iter().map(|run| &run.recipe));
+    // What is wrong with a later run is said before the first one begins.
+    for run in &left {
+        look_ahead(run, &mut shared, &watch).map_err(|e| failed(run, e.into()))?;
+    }
     for (i, run) in left.iter().enumerate() {
         shared.go_on();
         if watch.speaks() {

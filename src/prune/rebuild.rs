@@ -26,6 +26,11 @@ pub enum Alpha {
     Auto,
 }
 
+impl Alpha {
+    /// How many shares [`Alpha::Auto`] tries at most.
+    pub const TRIED: usize = SHARES.len();
+}
+
 /// How masks are rebuilt.
 pub struct Rebuild<'a> {
     /// The share of the swaps worth doing that are done, α.

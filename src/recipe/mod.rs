@@ -1,6 +1,7 @@
 //! Recipes: TOML text to a resolved [`Recipe`], by way of figment's layers, with diagnostics that
 //! show the line. Knows no tensors.
 
+mod advice;
 pub(crate) mod describe;
 mod error;
 mod extends;

@@ -113,15 +113,10 @@ pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
     if prompts.len() > MOST {
         wrong(format!("has {} prompts", prompts.len()), "100 are the most; three or so say enough");
     }
-    match prompts {
-        Prompts::Beginnings(count) if *count > 0 && recipe.evaluate.perplexity.is_empty() => wrong(
-            "takes the beginnings of a text, but `evaluate.perplexity` has none".into(),
-            "add a text there, or give a list of prompts",
-        ),
-        Prompts::Texts(texts) if texts.iter().any(|text| text.trim().is_empty()) => {
-            wrong("has an empty prompt".into(), "give each prompt a few words");
-        }
-        _ => {}
+    if let Prompts::Texts(texts) = prompts
+        && texts.iter().any(|text| text.trim().is_empty())
+    {
+        wrong("has an empty prompt".into(), "give each prompt a few words");
     }
 }
 
@@ -152,7 +147,6 @@ mod tests {
     #[test]
     fn other_prompts_are_wrong() {
         for (lines, expected) in [
-            ("evaluate.generate = 2", "`evaluate.perplexity` has none"),
             ("evaluate.generate = ['a', ' ']", "an empty prompt"),
             ("evaluate.perplexity = ['t']\nevaluate.generate = 101", "101 prompts"),
             ("evaluate.generate = -1", "a number of prompts, or a list of texts"),

@@ -70,7 +70,7 @@ pub struct Report {
     /// Seconds that each thread spent on these products, on average; 0 on a GPU, which does not say.
     #[serde(default)]
     pub product_seconds: f64,
-    /// Those that the masks need, by the linear layers' shapes.
+    /// Those that were expected, by the layers' shapes.
     pub least_operations: f64,
     /// The recipe, value by value.
     #[serde(default)]

@@ -26,6 +26,7 @@ use std::{
 
 use barber_metric::Needs;
 use bytesize::ByteSize;
+use dfdx::tensor::Cpu;
 use rayon::prelude::*;
 use toml::Table;
 
@@ -47,7 +48,7 @@ pub use self::{
 use crate::{
     calibration::{Samples, Text, samples},
     checkpoint::{Existing, Output, Pruned, Reader, digest},
-    estimate::Run as Expected,
+    estimate::{Run as Expected, Stage as Expects},
     evaluate::STATES,
     executor::{
         Storage,
@@ -59,8 +60,8 @@ use crate::{
     model::Model,
     plan::Plan,
     prune::{
-        Allocation, Keeper, Method, Pass, Phase, Rebuild, Reconstruct, Refine, Refinement, Sampled,
-        Side, Stage, Start, Swap, allocate, refine, start,
+        Allocation, Alpha, Keeper, Method, Pass, Phase, Rebuild, Reconstruct, Refine, Refinement,
+        Sampled, Side, Stage, Start, Swap, allocate, refine, start,
     },
     recipe::{Calibration, Kind, Loaded, Recipe, Rounds, Share, Values},
     report::{
@@ -276,7 +277,7 @@ fn finished<D: Ops>(
         },
         operations: products.operations,
         product_seconds: products.seconds,
-        least_operations: run.forecast.takes.pruning,
+        least_operations: run.forecast.takes.pruning - run.forecast.takes.solving,
         recipe: run.loaded.settings().map_err(|e| Error::Report(e.to_string()))?,
         inputs,
         outputs: BTreeMap::new(),
@@ -320,13 +321,57 @@ pub(crate) fn calibrate<D: Ops>(
     Ok(samples(&text, wanted, &tokens(model, *special_tokens))?)
 }
 
+/// That a run's samples are there, and that it may take the memory that it needs.
+///
+/// # Errors
+/// If that is not so.
+pub(crate) fn foresee<D: Ops>(
+    loaded: &Loaded,
+    model: &Model<'_, D>,
+    plan: &Plan,
+    tests: &Tests,
+    shared: &mut Shared,
+) -> Result<(), Error> {
+    let recipe = &loaded.recipe;
+    shared.samples(recipe, || calibrate(recipe, model))?;
+    allowed(recipe, Forecast::new(loaded, model, plan, tests)?.takes.memory)?;
+    Ok(())
+}
+
+/// Sees to all that can be known of a run before it begins: that its recipe fits its model, that its
+/// texts, tasks and samples are there, and that it may take the memory that it needs.
+///
+/// # Errors
+/// If something of that is not so.
+pub(crate) fn look_ahead(
+    loaded: &Loaded,
+    shared: &mut Shared,
+    watch: &dyn Watch,
+) -> Result<(), Error> {
+    let recipe = &loaded.recipe;
+    let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
+    let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
+    let reader = Reader::open(&located.dir)?;
+    let model = Model::new(&reader, Cpu::default())?;
+    let plan = plan(loaded, &model)?;
+    loaded.find_texts()?;
+    let tests = shared.tests(recipe, || Tests::read(recipe, &model))?;
+    foresee(loaded, &model, &plan, &tests, shared)
+}
+
+/// The memory that a recipe allows, if it says so, beyond what the run needs.
+fn allowed(recipe: &Recipe, needed: f64) -> Result<Option<u64>, Error> {
+    let Some(given) = recipe.executor.memory else { return Ok(None) };
+    let needed = needed as u64;
+    match given.as_u64().checked_sub(needed) {
+        Some(left) => Ok(Some(left)),
+        None => Err(Error::Memory { needed: ByteSize(needed) }),
+    }
+}
+
 /// Bytes of memory that are left for what waits between layers.
 fn left(recipe: &Recipe, available: u64, needed: f64) -> Result<u64, Error> {
-    let given = recipe.executor.memory.map(|memory| memory.as_u64());
-    let left = given.unwrap_or(available).checked_sub(needed as u64);
-    if let (None, Some(_)) = (left, given) {
-        return Err(Error::Memory { needed: ByteSize(needed as u64) });
-    }
+    let left = allowed(recipe, needed)?.or_else(|| available.checked_sub(needed as u64));
     Ok(left.unwrap_or_else(|| {
         tracing::warn!(
             "the run needs about {} of memory, but {} are free",
@@ -538,15 +583,32 @@ pub(crate) fn expected<D: Ops>(
     let recipe = &loaded.recipe;
     let tokens = texts.iter().flat_map(|(_, segments)| segments).map(Vec::len).sum();
     let single = single_pass(recipe);
-    let works = |of: Kind| recipe.refine.iter().any(|stage| stage.stage == Some(of));
+    let needs = calibration_needs(loaded)?.unwrap_or(Needs::NOTHING);
+    let stages = recipe.refine.iter().filter_map(|stage| {
+        Some(match stage.stage? {
+            Kind::Rebuild => {
+                let (Share(alpha), Rounds(rounds)) = (stage.alpha?, stage.rounds?);
+                let guarded = match alpha {
+                    Alpha::Share(_) => (rounds > 1).then_some(1),
+                    Alpha::Auto => Some(Alpha::TRIED),
+                };
+                Expects::Rebuild { at: stage.gradient?, needs, guarded }
+            }
+            Kind::Swap => Expects::Swap,
+            Kind::Reconstruct => match stage.method? {
+                Values::LeastSquares => Expects::LeastSquares,
+                Values::Gradient => Expects::Gradient(stage.passes?),
+            },
+        })
+    });
     Ok(Expected {
-        samples: recipe.calibration.samples + recipe.calibration.held_out,
+        samples: [recipe.calibration.samples, recipe.calibration.held_out],
         sequence_length: recipe.calibration.sequence_length,
         start: recipe.initial_needs(),
-        refined: (!recipe.refine.is_empty()).then_some(single),
-        rebuild: calibration_needs(loaded)?,
-        swaps: works(Kind::Swap) || works(Kind::Reconstruct),
+        single,
+        stages: stages.collect(),
         dense: recipe.streams.blend > 0.0 || recipe.streams.statistics == Side::Dense,
+        statistics: recipe.streams.statistics,
         stream_size: recipe.executor.stream_dtype.size(),
         evaluated: (tokens, if recipe.refine.is_empty() || single { 2 } else { 3 }),
         evaluated_at_once: STATES / model.decoder.hidden_size,

@@ -56,14 +56,6 @@ pub(super) struct Record {
     pub(super) seconds: f64,
 }
 
-impl Record {
-    /// The perplexities and the accuracies of the dense model.
-    pub(super) fn dense(&self) -> [Vec<f64>; 2] {
-        [&self.perplexity, &self.accuracy]
-            .map(|scores| scores.iter().map(|score| score.dense).collect())
-    }
-}
-
 /// What was measured on a text or a task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Score {

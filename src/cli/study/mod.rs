@@ -21,7 +21,7 @@ use crate::{
     recipe::{Loaded, Recipe, Study, Variant, load, load_study},
     run::{
         self, EVALUATION, Found, Notes, Progress, Run, Shared, Steps, Tests, Watch, calibrate,
-        inputs, on_device, plan,
+        foresee, inputs, on_device, plan,
     },
 };
 
@@ -61,16 +61,19 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
         let located = locate(&model.path, model.revision.as_deref(), &new)?;
         let reader = Reader::open(&located.dir)?;
-        let all: Vec<_> = zip(&planned, digested(&planned, &reader)?).collect();
+        let inputs = match &arguments.output {
+            Some(_) => digested(&planned, &reader)?,
+            None => vec![Inputs::new(); planned.len()],
+        };
+        let all: Vec<_> = zip(&planned, inputs).collect();
         for (planned, inputs) in &all {
             log.check(&planned.id, inputs)?;
         }
-        let (done, left): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|(planned, _)| log.find(&planned.id).is_some());
-        let dense = done.first().and_then(|(done, _)| log.find(&done.id)).map(Record::dense);
+        let left = all.into_iter().filter(|(planned, _)| log.find(&planned.id).is_none());
+        let left: Vec<_> = left.collect();
         if !left.is_empty() {
             let device = loaded.recipe.executor.device;
-            on_device!(device, run_on(&reader, &left, dense, &mut log, watch))?;
+            on_device!(device, run_on(&reader, &left, &mut log, watch))?;
         }
     }
     let records: Vec<&Record> =
@@ -171,14 +174,12 @@ fn digested(all: &[Planned], reader: &Reader) -> Result<Vec<Inputs>, Error> {
     Ok(each)
 }
 
-/// Runs what is left of a study on a device with so many bytes of memory free. `dense` is what is
-/// known of the dense model.
+/// Runs what is left of a study on a device with so many bytes of memory free.
 fn run_on<D: Ops>(
     device: D,
     available: u64,
     reader: &Reader,
     left: &[(&Planned, Inputs)],
-    dense: Option<Figures>,
     log: &mut Log,
     watch: Terminal,
 ) -> Result<(), Error> {
@@ -189,11 +190,13 @@ fn run_on<D: Ops>(
     let tests = Tests::read(&loaded.recipe, &model)?;
     let scratch =
         tempfile::tempdir().map_err(|source| Error::File { path: std::env::temp_dir(), source })?;
-    let dense = match dense {
-        Some(dense) => dense,
-        None => figures(&tests.measure(&model, &Pruned::default(), "dense", &watch)?),
-    };
     let mut shared = Shared::default();
+    // What is wrong with a later run is said before the first one begins.
+    for ((Planned { id, loaded }, _), plan) in zip(left, &plans) {
+        foresee(loaded, &model, plan, &tests, &mut shared).map_err(|e| id.failed(e))?;
+    }
+    // Also where a log has it: a number that went through JSON may have lost its last bit.
+    let dense = figures(&tests.measure(&model, &Pruned::default(), "dense", &watch)?);
     for (i, ((planned, inputs), plan)) in zip(left, plans).enumerate() {
         watch.note(&format!("run {} of {}: {}", i + 1, left.len(), planned.id));
         let (loaded, scratch) = (&planned.loaded, scratch.path());

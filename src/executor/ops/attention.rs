@@ -296,6 +296,22 @@ impl Attention for Cpu {
     }
 }
 
+/// How many scores a head computes for a sequence of `length` tokens, each of which sees so many at
+/// most: whole tiles, so that some of them are of tokens that do not see each other.
+pub(crate) fn scores(length: usize, window: Option<usize>) -> usize {
+    let heads = Heads {
+        queries: 1,
+        keys: 1,
+        width: 1,
+        sequence_length: length,
+        scale: 1.0,
+        window,
+        cap: None,
+    };
+    let head = Head { sights: None, q: &[], k: &[], v: &[], heads };
+    heads.tiles().map(|rows| rows.len() * head.keys(rows).len()).sum()
+}
+
 impl Head<'_> {
     /// This head's output.
     fn forward(self) -> Buffer {

@@ -51,6 +51,7 @@ pub use self::{
     squared_error::SquaredError,
     sums::Sums,
 };
+pub(crate) use self::{attention::scores, sums::gram_numbers};
 
 /// A device that has every operation that a decoder layer needs.
 pub trait Ops:

@@ -24,6 +24,11 @@ static WIDTH: LazyLock<usize> = LazyLock::new(|| {
     width
 });
 
+/// Columns of a panel.
+pub(super) fn width() -> usize {
+    *WIDTH
+}
+
 /// Whether there are vectors of 512 bits.
 fn wide() -> bool {
     #[cfg(target_arch = "x86_64")]

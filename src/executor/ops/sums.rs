@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::{
     Hold, Matrix, Trace,
     gemm::{View, gemm, share},
-    panels::Panels,
+    panels::{self, Panels},
 };
 use crate::{
     buffer::{Buffer, recycle, stale},
@@ -61,6 +61,19 @@ pub trait Sums: Hold {
         a: &Matrix<Self>,
         b: &Matrix<Self>,
     ) -> Result<(), Self::Err>;
+}
+
+/// How many numbers of a Gram matrix of so many columns are computed: whole panels up to the diagonal,
+/// and some beyond it.
+pub(crate) fn gram_numbers(columns: usize) -> usize {
+    let (share, panel) = (share(columns).max(1), panels::width());
+    let strips = (0..columns).step_by(share);
+    strips
+        .map(|first| {
+            let end = columns.min(first + share);
+            (end - first) * end.next_multiple_of(panel).min(columns)
+        })
+        .sum()
 }
 
 /// Some columns of a matrix.

@@ -25,8 +25,7 @@ pub(super) fn body(report: &Report) -> Markup {
                     (operations(report.operations as f64 / report.product_seconds)) "/s"
                 }
                 ". "
-                "The layers' shapes alone ask for " (operations(report.least_operations)) ": attention "
-                "adds to that, and what is known already is not computed again."
+                "Expected were " (operations(report.least_operations)) "."
             }
         }
     }

@@ -1,0 +1,130 @@
+//! What a recipe says to no effect. That is no error, and mostly not what was meant.
+
+use super::{Kind, Loaded, Prompts, Scope, Stage};
+
+impl Loaded {
+    /// What has no effect, in sentences that name the key and its place.
+    pub fn advice(&self) -> Vec<String> {
+        let recipe = &self.recipe;
+        let rebuilds = recipe.refine.iter().filter(|of| of.stage == Some(Kind::Rebuild));
+        let scopes = rebuilds.map(|of| of.scope.unwrap_or(Scope::Row));
+        let scopes: Vec<Scope> =
+            scopes.chain(recipe.overrides.iter().filter_map(|of| of.scope)).collect();
+        let initial = [recipe.mask.scope.unwrap_or(Scope::Row)];
+        let mut advice = self.idle_normalising("mask.metric", &recipe.mask.metric, &initial);
+        let uses = recipe.refine.iter().any(|of| of.stage == Some(Kind::Rebuild));
+        let first = "metric.0.use";
+        if uses {
+            advice.extend(self.idle_normalising("metric", &recipe.metric, &scopes));
+        } else if !recipe.metric.is_empty() && self.origin(first) != "default" {
+            advice.push(format!(
+                "`metric` ({}) has no effect: no stage uses it; `rebuild` does, and for initial \
+                 masks there is `mask.metric`",
+                self.origin(first)
+            ));
+        }
+        if let Prompts::Beginnings(1..) = recipe.evaluate.generate
+            && recipe.evaluate.perplexity.is_empty()
+        {
+            advice.push(format!(
+                "`evaluate.generate` ({}) has no effect: it takes the beginnings of a text, and \
+                 `evaluate.perplexity` has none",
+                self.origin("evaluate.generate")
+            ));
+        }
+        advice
+    }
+
+    /// The stages `normalise` of a pipeline that change no order among the weights that compete.
+    fn idle_normalising(&self, key: &str, pipeline: &[Stage], scopes: &[Scope]) -> Vec<String> {
+        let stages = pipeline.iter().enumerate().filter(|(_, of)| of.metric == "normalise");
+        let idle = stages.filter_map(|(i, of)| {
+            let over = of.parameters.get("over").and_then(|over| over.as_str()).unwrap_or("row");
+            // Each of these scopes is a part of what the mean is taken over, or all of it.
+            let within: &[Scope] = match over {
+                "row" => &[Scope::Row],
+                "column" => &[Scope::Column],
+                _ => &[Scope::Row, Scope::Column, Scope::Layer],
+            };
+            let scope = scopes.first()?;
+            scopes.iter().all(|scope| within.contains(scope)).then(|| {
+                format!(
+                    "`{key}.{i}` ({}) has no effect: `normalise` over a {over} divides all weights \
+                     that compete in a {scope} by one number",
+                    self.origin(&format!("{key}.{i}.use"))
+                )
+            })
+        });
+        idle.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::load_text;
+
+    fn advice(text: &str) -> Vec<String> {
+        let fine = "model.path = 'm'\ncalibration.source = 'c'\noutput.path = 'o'\n";
+        load_text(Path::new("r.toml"), &format!("{fine}{text}\n"), [], &[]).unwrap().advice()
+    }
+
+    #[test]
+    fn a_metric_that_no_stage_uses_is_named() {
+        let metric = "metric = [{ use = 'gradient' }]\n";
+        for (refine, idle) in [
+            ("", true),
+            ("refine = [{ use = 'swap' }]", true),
+            ("refine = [{ use = 'swap' }, { use = 'rebuild' }]", false),
+        ] {
+            let found = advice(&format!("{metric}{refine}"));
+            assert_eq!(found.len(), usize::from(idle), "{found:?}");
+            assert!(
+                found.iter().all(|of| of.starts_with("`metric` (r.toml line 4) has no effect"))
+            );
+        }
+        // The default is nobody's mistake.
+        assert_eq!(advice("refine = [{ use = 'swap' }]"), [""; 0]);
+    }
+
+    #[test]
+    fn beginnings_of_no_text_are_named() {
+        let found = advice("evaluate.generate = 2");
+        assert!(found[0].starts_with("`evaluate.generate` (r.toml line 4) has no effect"));
+        assert_eq!(advice("evaluate = { generate = 2, perplexity = ['t'] }"), [""; 0]);
+        assert_eq!(advice("evaluate.generate = ['The']"), [""; 0]);
+    }
+
+    #[test]
+    fn normalising_what_competes_is_named() {
+        for (over, scope, idle) in [
+            ("row", "row", true),
+            ("row", "column", false),
+            ("row", "layer", false),
+            ("row", "group", false),
+            ("column", "row", false),
+            ("column", "column", true),
+            ("layer", "row", true),
+            ("layer", "column", true),
+            ("layer", "layer", true),
+            ("layer", "group", false),
+        ] {
+            let found = advice(&format!(
+                "metric = [{{ use = 'gradient' }}, {{ use = 'normalise', over = '{over}' }}]\n\
+                 refine = [{{ use = 'rebuild', scope = '{scope}' }}]"
+            ));
+            assert_eq!(found.len(), usize::from(idle), "{over} {scope}: {found:?}");
+            assert!(found.iter().all(|of| of.contains("`metric.1` (r.toml line 4)")), "{found:?}");
+        }
+        // Left out, both are rows; an override may compete elsewhere.
+        let pipeline = "metric = [{ use = 'normalise' }]\nrefine = [{ use = 'rebuild' }]\n";
+        assert_eq!(advice(pipeline).len(), 1);
+        let other = "override = [{ tensors = '*.q_proj', scope = 'layer' }]";
+        assert_eq!(advice(&format!("{pipeline}{other}")), [""; 0]);
+        let mask = "mask = { init = 'metric', metric = [{ use = 'ria' }, { use = 'normalise' }] }";
+        assert!(advice(mask)[0].contains("`mask.metric.1`"), "{:?}", advice(mask));
+        let layer = mask.replace("init", "scope = 'layer', init");
+        assert_eq!(advice(&layer), [""; 0]);
+    }
+}

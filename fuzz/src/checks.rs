@@ -197,6 +197,7 @@ pub(crate) fn tokenizer(data: &[u8]) {
     let tokens = Tokens::of(path.parent().unwrap(), usize::MAX, true);
     if let Ok(ids) = tokens.encode(TEXT) {
         assert!(ids.len() <= 8 * TEXT.len() + 64 + 64 * 256, "{}", ids.len());
+        let _ = tokens.decode(&ids);
     }
 }
 

@@ -7,9 +7,9 @@ use std::{ops::ControlFlow, sync::OnceLock};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 use tokenizers::{
-    DecoderWrapper, Encoding, Model, ModelWrapper, NormalizedString, Normalizer, NormalizerWrapper,
-    OffsetReferential, OffsetType, PostProcessor, PostProcessorWrapper, PreTokenizedString,
-    PreTokenizer, PreTokenizerWrapper, Result, TokenizerImpl,
+    Decoder, DecoderWrapper, Encoding, Model, ModelWrapper, NormalizedString, Normalizer,
+    NormalizerWrapper, OffsetReferential, OffsetType, PostProcessor, PostProcessorWrapper,
+    PreTokenizedString, PreTokenizer, PreTokenizerWrapper, Result, TokenizerImpl,
     normalizers::{Precompiled, Replace},
     processors::template::TemplateProcessing,
     utils::SysRegex,
@@ -17,7 +17,7 @@ use tokenizers::{
 
 /// A tokenizer whose parts are bounded.
 pub(super) type Bounded =
-    TokenizerImpl<ModelWrapper, Normalizers, PreTokenizers, Processor, DecoderWrapper>;
+    TokenizerImpl<ModelWrapper, Normalizers, PreTokenizers, Processor, Decoders>;
 
 /// How many times its bytes a text may become, and how many bytes more. Spaces that are written `▁`
 /// are three times as long, and bytes that are written as letters twice.
@@ -365,6 +365,58 @@ impl PostProcessor for Processor {
     }
 }
 
+/// What makes text of tokens: parts one after the other, each with what it replaces, if it does.
+#[derive(Debug)]
+pub(super) struct Decoders(Vec<(DecoderWrapper, Option<Pattern>)>);
+
+impl<'de> Deserialize<'de> for Decoders {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        fn flatten(
+            decoder: &DecoderWrapper,
+            parts: &mut Vec<(DecoderWrapper, Option<Pattern>)>,
+        ) -> Result<()> {
+            let pattern = match decoder {
+                DecoderWrapper::Sequence(sequence) => {
+                    return sequence.get_decoders().iter().try_for_each(|of| flatten(of, parts));
+                }
+                DecoderWrapper::Replace(replace) => Some(Pattern::of(replace)?),
+                _ => None,
+            };
+            parts.push((decoder.clone(), pattern));
+            Ok(())
+        }
+        let mut parts = Vec::new();
+        flatten(&DecoderWrapper::deserialize(deserializer)?, &mut parts)
+            .map_err(D::Error::custom)?;
+        if parts.len() > PARTS {
+            return Err(D::Error::custom(format!("more than {PARTS} decoders")));
+        }
+        Ok(Self(parts))
+    }
+}
+
+impl Decoder for Decoders {
+    fn decode_chain(&self, mut tokens: Vec<String>) -> Result<Vec<String>> {
+        let length = |tokens: &[String]| tokens.iter().map(String::len).sum::<usize>();
+        let most = most(length(&tokens) + tokens.len());
+        for (decoder, pattern) in &self.0 {
+            if let (DecoderWrapper::Replace(replace), Some(pattern)) = (decoder, pattern) {
+                let replaced =
+                    |token: &String| pattern.replaced(token, replace.content.len(), most);
+                if sum(tokens.iter(), most, replaced) > most {
+                    return Err(grows("decoders").into());
+                }
+            }
+            // Any other one adds a letter to a token, or writes it in twice its bytes.
+            tokens = decoder.decode_chain(tokens)?;
+            if length(&tokens) > most {
+                return Err(grows("decoders").into());
+            }
+        }
+        Ok(tokens)
+    }
+}
+
 /// That no token is called by a name much longer than the text that it stands for: each has its own
 /// copy of it.
 fn check_model(model: &ModelWrapper) -> std::result::Result<(), String> {
@@ -458,6 +510,22 @@ mod tests {
         let parts = sequence(vec![json!({ "type": "NFC" }); 65]);
         let error = count(&tokenizer(parts, Value::Null, Value::Null), "e").unwrap_err();
         assert!(error.contains("more than 64 normalizers"), "{error}");
+    }
+
+    #[test]
+    fn the_text_of_tokens_is_bounded() {
+        let decoded = |decoders: Vec<Value>| {
+            let mut file: Value =
+                serde_json::from_slice(&tokenizer(Value::Null, Value::Null, Value::Null)).unwrap();
+            file["decoder"] = json!({ "type": "Sequence", "decoders": decoders });
+            let tokenizer = read(file.to_string().as_bytes())?;
+            tokenizer.decode(&[1; 40], true).map_err(|e| e.to_string())
+        };
+        let double = replace(json!({ "String": "e" }), "ee");
+        assert_eq!(decoded(vec![double.clone(), json!({ "type": "Fuse" })]), Ok("e".repeat(80)));
+        assert!(decoded(vec![double; 40]).unwrap_err().contains("decoders make more than 8 times"));
+        let long = replace(json!({ "Regex": "e" }), &"e".repeat(3000));
+        assert!(decoded(vec![long]).unwrap_err().contains("decoders make more than 8 times"));
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl Stream {
 
     /// Where the stream is.
     pub(super) fn place(&self) -> Place {
-        Place { path: self.path.clone(), unit: "line", number: self.line }
+        Place { path: self.path.clone(), unit: "line", number: self.line.max(1) }
     }
 
     /// Whether what comes first, but for space, is the beginning of a JSON list.

@@ -366,11 +366,12 @@ fn colours_are_for_terminals_and_can_be_had_elsewhere() {
     assert!(!run(&["--color=never"], false).contains('\x1b'));
 }
 
-/// What a terminal of 80 columns gets of a command, standard error as well, by util-linux's `script`.
+/// What a terminal of so many columns gets of a command, standard error as well, by util-linux's
+/// `script`.
 #[cfg(target_os = "linux")]
-fn on_terminal(arguments: &str, colours: bool) -> String {
+fn on_terminal(columns: usize, arguments: &str, colours: bool) -> String {
     let mut script = command(Path::new("script"));
-    let run = format!("stty cols 80 rows 24; '{BARBER}' {arguments}");
+    let run = format!("stty cols {columns} rows 24; '{BARBER}' {arguments}");
     script.args(["--quiet", "--return", "--command", &run, "/dev/null"]);
     script.env("TERM", "xterm").env_remove("NO_COLOR");
     if !colours {
@@ -385,17 +386,46 @@ fn on_terminal(arguments: &str, colours: bool) -> String {
 #[cfg(target_os = "linux")]
 fn no_line_is_wider_than_the_terminal() {
     let dir = tempfile::tempdir().unwrap();
-    let fits = |arguments: &str| {
-        let shown = on_terminal(arguments, false);
+    let fits = |columns: usize, arguments: &str| {
+        let shown = on_terminal(columns, arguments, false);
         let widest = shown.lines().max_by_key(|line| console::measure_text_width(line)).unwrap();
-        assert!(console::measure_text_width(widest) <= 80, "{arguments}: {widest}");
+        assert!(console::measure_text_width(widest) <= columns, "{arguments}: {widest}");
+        shown
     };
-    fits("--help");
-    commands().iter().for_each(|name| fits(&format!("{name} --help")));
-    let set = format!("--force --set output.path={}", dir.path().join("out").display());
-    fits(&format!("prune recipes/quickstart.toml --quiet {set}"));
-    fits("check recipes/quickstart.toml");
-    fits("metrics");
+    fits(80, "--help");
+    commands().iter().for_each(|name| drop(fits(80, &format!("{name} --help"))));
+    let out = dir.path().join("out").display().to_string();
+    let mut fewer = Vec::new();
+    for columns in [80, 60] {
+        let set = format!("--force --set output.path={out} --set calibration.samples=8");
+        fits(columns, &format!("prune recipes/quickstart.toml --quiet {set}"));
+        fits(columns, "check recipes/quickstart.toml");
+        fits(columns, "metrics");
+        fits(columns, &format!("inspect {out} --tensors --quiet"));
+        fewer.push(fits(columns, &format!("inspect {out} --quiet")));
+        fits(columns, &format!("compare {out} {out}"));
+        fits(columns, &format!("verify {out} --quiet"));
+        fits(
+            columns,
+            &format!("eval {out} --text recipes/quickstart/evaluation.txt --segments 2 --quiet"),
+        );
+    }
+    // No word is broken, and nothing is left out.
+    let words = |shown: &str| {
+        let mut words: Vec<_> = shown.split_whitespace().map(str::to_owned).collect();
+        words.sort_unstable();
+        words.dedup();
+        words
+    };
+    assert_eq!(words(&fewer[0]), words(&fewer[1]));
+    // In a pipe a table is as wide as it is, unless COLUMNS says how wide it may be.
+    let compare = |columns: &str| {
+        let mut compare = command(Path::new(BARBER));
+        compare.args(["compare", &out, &out]).env("COLUMNS", columns);
+        let shown = output(&mut compare).stdout;
+        shown.lines().map(console::measure_text_width).max().unwrap()
+    };
+    assert!(compare("") > 80 && compare("200") > 80 && compare("50") <= 50);
 }
 
 #[test]
@@ -405,7 +435,7 @@ fn a_terminal_shows_progress() {
     let out = dir.path().join("out");
     let prune =
         format!("prune recipes/quickstart.toml --force --set output.path={}", out.display());
-    let shown = on_terminal(&prune, false);
+    let shown = on_terminal(80, &prune, false);
     for phase in ["dense, evaluation.txt", "refinement"] {
         assert!(shown.contains(phase), "{phase}: {shown}");
     }
@@ -417,8 +447,8 @@ fn a_terminal_shows_progress() {
     let widest = lines.map(console::measure_text_width).max().unwrap();
     assert!(widest <= 80, "{widest}: {shown}");
     assert!(!shown.contains("\x1b[36m"), "{shown}");
-    assert!(on_terminal(&prune, true).contains("\x1b[36m"));
-    let quiet = on_terminal(&format!("{prune} --quiet"), true);
+    assert!(on_terminal(80, &prune, true).contains("\x1b[36m"));
+    let quiet = on_terminal(80, &format!("{prune} --quiet"), true);
     assert!(!quiet.contains("refinement  ") && !quiet.contains('\x1b'), "{quiet}");
     assert!(quiet.starts_with("pruned "), "{quiet}");
 }

@@ -89,9 +89,23 @@ pub(super) fn labelled(label: &str, text: &str) -> String {
     wrapped(&format!("{label:0$} ", TEXT - 1), &" ".repeat(TEXT), text)
 }
 
+/// A text beside its label, in one line in a pipe, where programs read it, and on a terminal in as
+/// many as it needs.
+pub(super) fn line(label: &str, text: &str) -> String {
+    let first = if label.is_empty() { String::new() } else { format!("{label:0$} ", TEXT - 1) };
+    match terminal() {
+        Some(columns) => filled(columns, &first, &" ".repeat(TEXT), text),
+        None => format!("{first}{text}"),
+    }
+}
+
 /// A text in as many lines as it needs, with what the first and the others begin with.
 pub(super) fn wrapped(first: &str, rest: &str, text: &str) -> String {
-    let options = textwrap::Options::new(width())
+    filled(width(), first, rest, text)
+}
+
+fn filled(width: usize, first: &str, rest: &str, text: &str) -> String {
+    let options = textwrap::Options::new(width)
         .break_words(false)
         .word_splitter(textwrap::WordSplitter::NoHyphenation)
         .initial_indent(first)
@@ -107,7 +121,7 @@ pub(super) fn commented(lines: &[(String, String)]) -> String {
     };
     let (text, comment) = (widest(|line| &line.0), widest(|line| &line.1));
     let width = self::width();
-    let column = width.saturating_sub(comment).max(width / 2).min(text + 3);
+    let column = width.saturating_sub(comment).max(4).min(text + 3);
     let lines = lines.iter().map(|(text, comment)| match text.chars().count() {
         length if length < column => format!("{text:column$}{comment}"),
         _ => format!("{text}\n{:column$}{comment}", ""),

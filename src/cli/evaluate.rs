@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf};
 
-use super::{Error, progress::Terminal, show};
+use super::{Error, columns::line, progress::Terminal, show};
 use crate::{
     calibration::{Text, segments},
     checkpoint::{Pruned, Reader},
@@ -94,7 +94,7 @@ fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error>
         let found = measure(&model, &Pruned::default(), &segments, &text.short(), &watch)?;
         reports.push(Report { text: path.display().to_string(), found });
         if !json {
-            println!(
+            let found = format!(
                 "{}: perplexity {:.4} on {} ({} predictions, {} segments of up to {} tokens)",
                 show(dir),
                 found.perplexity,
@@ -103,13 +103,15 @@ fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error>
                 found.segments,
                 sequence_length
             );
+            println!("{}", line("", &found));
         }
     }
     let mut answers = Vec::new();
     for asked in tasks {
         let found = asked.answer(&model, &Pruned::default(), &tokens, asked.task.name, &watch)?;
         if !json {
-            println!("{}: {} {}", show(dir), asked.task.name, Shown(&found));
+            let found = format!("{}: {} {}", show(dir), asked.task.name, Shown(&found));
+            println!("{}", line("", &found));
         }
         answers.push(Answer { task: asked.task.name, file: asked.file, found });
     }

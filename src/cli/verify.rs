@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::{Error, progress::Terminal, show};
+use super::{Error, columns::line, progress::Terminal, show};
 use crate::run::{Dense, Reproduced, Verified, reproduce, verify};
 
 /// Checks a result of `barber prune` against its report: its files and the run's inputs by their
@@ -66,34 +66,37 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         );
         return judge(findings, VERIFIED);
     }
-    println!("files     {files} compared with their digests, and others looked for");
-    match page {
-        true => println!("page      compared with what the report gives"),
-        false => println!("page      not compared: it is not there, or another version made it"),
-    }
-    println!("inputs    {inputs} compared with their digests");
+    let files = format!("{files} compared with their digests, and others looked for");
+    println!("{}", line("files", &files));
+    let page = match page {
+        true => "compared with what the report gives",
+        false => "not compared: it is not there, or another version made it",
+    };
+    println!("{}", line("page", page));
+    println!("{}", line("inputs", &format!("{inputs} compared with their digests")));
     for path in gone {
         println!("          not there, and not compared: {}", show(path));
     }
     let share = 100.0 * *zeros as f64 / (*weights).max(1) as f64;
-    println!("zeros     {zeros} of {weights} weights ({share:.2}%) in {matrices} matrices");
-    match dense {
+    let zeros = format!("{zeros} of {weights} weights ({share:.2}%) in {matrices} matrices");
+    println!("{}", line("zeros", &zeros));
+    let dense = match dense {
         Dense::NotThere(model) => {
-            println!("dense     {} is not there; to compare, give it with --dense", show(model));
+            format!("{} is not there; to compare, give it with --dense", show(model))
         }
         Dense::Compared { model, changed: 0 } => {
-            println!("dense     every weight compared with {}, bit for bit", show(model));
+            format!("every weight compared with {}, bit for bit", show(model))
         }
-        Dense::Compared { model, changed } => println!(
-            "dense     compared with {}: the recipe changed {changed} kept weights, so that only \
-             zeros and what is not pruned can be checked",
+        Dense::Compared { model, changed } => format!(
+            "compared with {}: the recipe changed {changed} kept weights, so that only zeros and \
+             what is not pruned can be checked",
             show(model)
         ),
-    }
-    println!(
-        "report    counts and sizes compared; not what was measured (perplexity, accuracy, errors, \
-         time, memory), which `barber reproduce` measures again"
-    );
+    };
+    println!("{}", line("dense", &dense));
+    let report = "counts and sizes compared; not what was measured (perplexity, accuracy, errors, \
+                  time, memory), which `barber reproduce` measures again";
+    println!("{}", line("report", report));
     conclude(findings, VERIFIED)
 }
 
@@ -112,9 +115,11 @@ pub(super) fn again(arguments: &Again) -> Result<(), Error> {
         );
         return judge(&differences, REPRODUCED);
     }
-    println!("files     {files} compared byte for byte, and the report but for its times");
+    let files = format!("{files} compared byte for byte, and the report but for its times");
+    println!("{}", line("files", &files));
     if let Some(was) = version {
-        println!("version   made by barber {} on {}, {}", was.barber, was.target, was.instructions);
+        let made = format!("made by barber {} on {}, {}", was.barber, was.target, was.instructions);
+        println!("{}", line("version", &made));
     }
     conclude(&differences, REPRODUCED)
 }
@@ -125,7 +130,7 @@ fn messages(findings: &[impl ToString]) -> Vec<String> {
 
 /// Prints what is wrong.
 fn conclude(findings: &[impl ToString], what: &'static str) -> Result<(), Error> {
-    messages(findings).iter().for_each(|finding| println!("wrong     {finding}"));
+    messages(findings).iter().for_each(|finding| println!("{}", line("wrong", finding)));
     judge(findings, what)?;
     println!("the result is {what}");
     Ok(())

@@ -90,7 +90,10 @@ fn tiles(report: &Report) -> Vec<(String, String, String)> {
     }
     if let Some(error) = &report.output_error {
         let worst = change(1.0, error.worst);
-        let more = format!("mean of the groups; {worst} in {}", error.worst_place());
+        let more = format!(
+            "against the initial mask, mean of the groups; {worst} in {}",
+            error.worst_place()
+        );
         tiles.push(("output error".into(), change(1.0, error.mean), more));
     }
     tiles.push(("time".into(), duration(report.total_seconds()), String::new()));

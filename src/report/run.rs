@@ -91,7 +91,8 @@ impl Report {
     /// What the model is called: its name on the hub, also where its path is in the hub's cache, or
     /// that of its directory.
     pub fn model_name(&self) -> String {
-        let parts: Vec<_> = self.model.iter().map(|part| part.to_string_lossy()).collect();
+        let parts = self.model.iter().map(|part| part.to_string_lossy());
+        let parts: Vec<_> = parts.filter(|part| part != "." && part != "..").collect();
         let cached = parts.iter().find_map(|part| part.strip_prefix("models--"));
         match (cached, &parts[..]) {
             (Some(name), _) => name.replace("--", "/"),
@@ -302,4 +303,26 @@ pub struct Size {
     pub weight_bytes: u64,
     /// Its files, but for its card and what Barber adds about a run.
     pub directory_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_are_called_by_their_names() {
+        let cached = "/home/me/.cache/huggingface/hub/models--owner--name/snapshots/0123abcd";
+        for (path, expected) in [
+            ("owner/name", "owner/name"),
+            (cached, "owner/name"),
+            ("/models/llama", "llama"),
+            ("recipes/quickstart/model", "model"),
+            ("./model", "model"),
+            ("../model", "model"),
+            ("", ""),
+        ] {
+            let report = Report { model: path.into(), ..Report::default() };
+            assert_eq!(report.model_name(), expected, "{path}");
+        }
+    }
 }

@@ -32,8 +32,9 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
     };
     Ok(html! {
         p {
-            "By how much each group's output differs from its target, the dense weights' output on "
-            "the calibration samples: the mean squared error before the first stage, with the initial "
+            "A group is a part of a decoder layer, such as its MLP, whose masks are refined together. "
+            "Its error is by how much its output on the calibration samples differs from its target, "
+            "what the dense weights give: the mean square, before the first stage, with the initial "
             "mask, and after the last one."
         }
         @if let Some(error) = &report.output_error { (relative(error)) }

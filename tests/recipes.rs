@@ -355,7 +355,7 @@ fn a_sweep_is_checked() {
 fn what_is_wrong_with_a_later_run_is_said_before_the_first_one() {
     let dir = tempfile::tempdir().unwrap();
     for (sweep, status, run, expected) in [
-        ("sparsity.pattern = ['2:4', '9:27']", 2, "pattern=9", "whole tiles of the pattern 9:27"),
+        ("sparsity.pattern = ['2:4', '5:10']", 2, "pattern=5", "whole tiles of the pattern 5:10"),
         ("executor.memory = ['2 GiB', '1 KiB']", 2, "memory=1", "executor.memory is too little"),
         ("sparsity.exclude = [['lm_head'], ['typo']]", 2, "exclude=", "no tensor of the model"),
         ("calibration.samples = [2, 9000]", 1, "samples=9000", "calibration.txt"),
@@ -404,7 +404,9 @@ fn a_check_says_what_has_no_effect_and_what_is_pruned_of_all() {
     assert_eq!((number("prunable_weights"), number("pruned_weights")), (weights, pruned));
     let all: usize = tensors(Path::new("recipes/quickstart/model"))
         .values()
-        .map(|t| t.1.iter().product::<usize>())
+        // Norms are none.
+        .filter(|(_, shape, _)| shape.len() > 1)
+        .map(|(_, shape, _)| shape.iter().product::<usize>())
         .sum();
     assert_eq!(number("model_weights"), all as f64);
     assert!(pruned < 0.5 * weights && weights < all as f64);

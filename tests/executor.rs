@@ -26,7 +26,7 @@ fn masks(name: &str, init: Init, storage: Storage, passes: usize) -> (Masks, Vec
     let rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, count: None, scope: None };
     let plan = Plan::new(&model.decoder, &[], |_| Some(rule)).unwrap();
     let wanted =
-        Samples { count: 8, sequence_length: 48, seed: 0, selection: Selection::Sequential };
+        Samples { count: 8, held_out: 0, sequence_length: 48, seed: 0, selection: Selection::Sequential };
     let ids = Path::new("tests/conformance/calibration.json");
     let tokens = Tokens::of(reader.path(), 256, false);
     let samples = samples(&ids.into(), wanted, &tokens).unwrap();

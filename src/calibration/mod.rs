@@ -4,6 +4,7 @@ mod bounded;
 mod document;
 mod error;
 mod pieces;
+mod places;
 mod source;
 mod tokens;
 

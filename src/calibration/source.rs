@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Error, Tokens,
     document::{Text, documents},
+    places,
     tokens::check_vocabulary,
 };
 use crate::{
@@ -35,8 +36,10 @@ pub enum Selection {
 /// How many samples of what length are wanted, and which.
 #[derive(Clone, Copy, Debug)]
 pub struct Samples {
-    /// The number of samples.
+    /// The number of samples that statistics are of.
     pub count: usize,
+    /// The number of held-out samples after them, with tokens of their own.
+    pub held_out: usize,
     /// Tokens of each.
     pub sequence_length: usize,
     /// What decides the random places.
@@ -51,13 +54,15 @@ struct TokenIds {
     token_ids: Vec<Vec<u32>>,
 }
 
-/// The calibration samples of a source: a JSON file `{"token_ids": [[…], …]}`, whose rows are used
-/// as they are, a file of documents, or any other file as one text.
+/// The calibration samples of a source, the held-out ones last: a JSON file
+/// `{"token_ids": [[…], …]}`, whose rows are used as they are, a file of documents, or any other file
+/// as one text. No token of the source is both in a held-out sample and in another one.
 ///
 /// # Errors
 /// If the source cannot be read, is not of its form, or is too short.
 pub fn samples(source: &Text, wanted: Samples, tokens: &Tokens) -> Result<Vec<Vec<u32>>, Error> {
-    let Samples { count, sequence_length: length, seed, selection } = wanted;
+    let Samples { held_out, sequence_length: length, seed, selection, .. } = wanted;
+    let count = wanted.count + held_out;
     if let Some(rows) = token_ids(&source.path, count, tokens.vocabulary())? {
         return Ok(rows);
     }
@@ -73,16 +78,14 @@ pub fn samples(source: &Text, wanted: Samples, tokens: &Tokens) -> Result<Vec<Ve
         }
         Selection::Random => {
             let ids = tokens.encode(&source.read()?)?;
-            let places = (ids.len() + 1).saturating_sub(length);
-            if places == 0 {
-                return Err(too_short(ids.len(), format!("at least {length}")));
-            }
-            let mut random = SplitMix64::new(seed);
-            let mut segment = || {
-                let start = random.below(places);
-                ids[start..start + length].to_vec()
-            };
-            Ok((0..count).map(|_| segment()).collect())
+            let places = places::places(ids.len(), &wanted).ok_or_else(|| {
+                let least = places::least(&wanted);
+                too_short(ids.len(), match held_out {
+                    0 => format!("at least {least}"),
+                    _ => format!("at least {least}, half of them for the held-out samples,"),
+                })
+            })?;
+            Ok(places.into_iter().map(|start| ids[start..start + length].to_vec()).collect())
         }
         Selection::Documents => {
             // Every document draws a number, and the lowest win: one pass that holds no more than
@@ -209,7 +212,7 @@ mod tests {
     }
 
     const WANTED: Samples =
-        Samples { count: 2, sequence_length: 3, seed: 0, selection: Selection::Sequential };
+        Samples { count: 2, held_out: 0, sequence_length: 3, seed: 0, selection: Selection::Sequential };
 
     /// A tokenizer with a token per word `w0` … `w9`, and `w9` before each text.
     fn tokens(dir: &Path, vocabulary: usize, special: bool) -> Tokens {

@@ -311,7 +311,8 @@ pub(crate) fn calibrate<D: Ops>(
         return Ok(Vec::new());
     };
     let wanted = Samples {
-        count: recipe.calibration.samples + recipe.calibration.held_out,
+        count: recipe.calibration.samples,
+        held_out: recipe.calibration.held_out,
         sequence_length: recipe.calibration.sequence_length,
         seed: recipe.calibration.seed,
         selection: recipe.calibration.selection,

@@ -132,7 +132,8 @@ fn report(layers: usize, name: &str) -> Report {
 }
 
 fn perplexity(perplexity: f64) -> Perplexity {
-    Perplexity { perplexity, cross_entropy: perplexity.ln(), predictions: 8128, segments: 64 }
+    let (cross_entropy, predictions, segments) = (perplexity.ln(), 8128, 64);
+    Perplexity { perplexity, cross_entropy, predictions, segments, ..Perplexity::default() }
 }
 
 fn accuracy(acc: f64) -> Accuracy {

@@ -8,7 +8,7 @@ use std::{
 
 use super::{Error, table::Table, write};
 use crate::{
-    report::{Comparison, JSON, Kind, Run, comparison_page, read},
+    report::{Comparison, Figure, JSON, Kind, Run, comparison_page, read},
     run,
 };
 
@@ -98,18 +98,15 @@ pub(super) fn tables(comparison: &Comparison) -> Vec<Table> {
         });
     }
     let mut rows = vec![head];
-    let row = |name: &str, value: &dyn Fn(usize) -> Option<f64>| {
-        let values =
-            comparison.figures.iter().enumerate().map(|(i, figure)| {
-                value(i).map_or_else(String::new, |value| figure.kind.show(value))
-            });
+    let row = |name: &str, value: &dyn Fn(&Figure) -> Option<String>| {
+        let values = comparison.figures.iter().map(|figure| value(figure).unwrap_or_default());
         std::iter::once(name.to_owned()).chain(values).collect::<Vec<_>>()
     };
     if comparison.figures.iter().any(|figure| figure.dense.is_some()) {
-        rows.push(row("dense", &|figure| comparison.figures[figure].dense));
+        rows.push(row("dense", &Figure::show_dense));
     }
     for (run, name) in comparison.runs.iter().enumerate() {
-        rows.push(row(name, &|figure| comparison.figures[figure].values[run]));
+        rows.push(row(name, &|figure| figure.show(run)));
     }
     let mut tables = vec![Table::new("What came of each run", rows)];
     if !comparison.settings.is_empty() {

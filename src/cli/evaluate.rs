@@ -92,19 +92,21 @@ fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error>
     let mut reports = Vec::new();
     for (path, text, segments) in texts {
         let found = measure(&model, &Pruned::default(), &segments, &text.short(), &watch)?;
-        reports.push(Report { text: path.display().to_string(), found });
         if !json {
-            let found = format!(
-                "{}: perplexity {:.4} on {} ({} predictions, {} segments of up to {} tokens)",
+            let error = found.perplexity_stderr.map(|error| format!(" ± {error:.4}"));
+            let said = format!(
+                "{}: perplexity {:.4}{} on {} ({} predictions, {} segments of up to {} tokens)",
                 show(dir),
                 found.perplexity,
+                error.unwrap_or_default(),
                 show(path),
                 found.predictions,
                 found.segments,
-                sequence_length
+                length
             );
-            println!("{}", line("", &found));
+            println!("{}", line("", &said));
         }
+        reports.push(Report { text: path.display().to_string(), found });
     }
     let mut answers = Vec::new();
     for asked in tasks {

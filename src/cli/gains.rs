@@ -27,6 +27,7 @@ struct Line {
 pub(super) fn gains(report: &Report) -> Option<String> {
     let mut lines = Vec::new();
     for text in &report.perplexity {
+        let errors = each(&text.found, |found| found.perplexity_stderr).map(Option::flatten);
         let found = each(&text.found, |found| found.perplexity);
         let file = Path::new(&text.text).file_name().map(|name| name.to_string_lossy());
         let [dense, initial, refined] = found;
@@ -35,6 +36,17 @@ pub(super) fn gains(report: &Report) -> Option<String> {
             figures: found.map(|found| Some(format!("{:.4}", found?))),
             change: relative(initial, refined),
         });
+        if errors.iter().any(Option::is_some) {
+            let Stages { initial, refined, .. } = &text.found;
+            let change = initial.as_ref().zip(refined.as_ref());
+            let change = change.and_then(|(initial, refined)| refined.above(initial));
+            lines.push(Line {
+                name: "  standard error".into(),
+                figures: errors.map(|error| Some(format!("± {:.4}", error?))),
+                change: change
+                    .map_or_else(String::new, |[_, error]| format!("± {:.1}%", 100.0 * error)),
+            });
+        }
         let times = |found: Option<f64>| Some(format!("× {:.2}", found? / dense?));
         lines.push(Line {
             name: "  against the dense model's".into(),

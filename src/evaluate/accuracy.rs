@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{likelihood::log_likelihoods, task::Question};
+use super::{likelihood::log_likelihoods, losses::CERTAIN, task::Question};
 use crate::{
     calibration::{self, Tokens},
     checkpoint::Pruned,
@@ -29,6 +29,14 @@ pub struct Accuracy {
     pub acc_norm_stderr: Option<f64>,
     /// How many questions there are.
     pub questions: usize,
+}
+
+impl Accuracy {
+    /// Whether this accuracy and another one differ by more than chance: by more than two standard
+    /// errors of the difference.
+    pub fn differs(&self, other: &Self) -> bool {
+        (self.acc - other.acc).abs() > CERTAIN * self.acc_stderr.hypot(other.acc_stderr)
+    }
 }
 
 /// Why questions could not be answered.

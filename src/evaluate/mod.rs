@@ -4,12 +4,14 @@ mod accuracy;
 mod generate;
 mod head;
 mod likelihood;
+mod losses;
 mod perplexity;
 mod task;
 
 pub use self::{
     accuracy::{Accuracy, Error, accuracy},
     generate::{GENERATED, generate},
+    losses::Loss,
     perplexity::{Perplexity, STATES, logits, perplexity},
     task::{Question, TASKS, Task},
 };

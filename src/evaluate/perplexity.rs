@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::head::{Head, share};
-
+use super::{
+    head::{Head, share},
+    losses::{CERTAIN, Loss, MOST, difference, mean},
+};
 use crate::{
     checkpoint::Pruned,
     executor::{Stream, ops::Ops},
@@ -13,11 +15,15 @@ use crate::{
 };
 
 /// How well a model predicts a text.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Perplexity {
     /// exp of the mean cross-entropy over all predicted tokens.
     #[serde(deserialize_with = "or_nan")]
     pub perplexity: f64,
+    /// Standard error of the perplexity, by how much the segments differ; of a single one it is not
+    /// known.
+    #[serde(default)]
+    pub perplexity_stderr: Option<f64>,
     /// The mean cross-entropy, in nats per token.
     #[serde(deserialize_with = "or_nan")]
     pub cross_entropy: f64,
@@ -25,6 +31,45 @@ pub struct Perplexity {
     pub predictions: usize,
     /// How many segments they are from.
     pub segments: usize,
+    /// The losses of the segments, in their order; of consecutive ones together where there are
+    /// many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub losses: Vec<Loss>,
+}
+
+impl Perplexity {
+    /// The perplexity of a model that lost so much on the segments.
+    fn of(cross_entropy: f64, segments: usize, losses: Vec<Loss>) -> Self {
+        let perplexity = cross_entropy.exp();
+        Self {
+            perplexity,
+            // By the delta method: the derivative of exp is the perplexity.
+            perplexity_stderr: mean(&losses).map(|[_, error]| perplexity * error),
+            cross_entropy,
+            predictions: losses.iter().map(|of| of.predictions).sum(),
+            segments,
+            losses,
+        }
+    }
+
+    /// By what share this perplexity is above another's on the same segments, and the standard error
+    /// of that share. `None` if the segments are not the same ones, or there is only one.
+    pub fn above(&self, other: &Self) -> Option<[f64; 2]> {
+        let [nats, error] = difference(&self.losses, &other.losses)?;
+        Some([nats.exp_m1(), nats.exp() * error])
+    }
+
+    /// Whether this perplexity and another one differ by more than chance: by more than two standard
+    /// errors, of the difference on the same segments where both are of the same. Where neither has
+    /// an error, whether they differ at all.
+    pub fn differs(&self, other: &Self) -> bool {
+        if let Some([nats, error]) = difference(&self.losses, &other.losses) {
+            return nats.abs() > CERTAIN * error;
+        }
+        let error = |of: &Self| of.perplexity_stderr.unwrap_or(0.0);
+        let apart = (self.perplexity - other.perplexity).abs();
+        apart > CERTAIN * error(self).hypot(error(other))
+    }
 }
 
 /// Hidden states, in numbers, that are held at a time: 256 MiB. More segments run in several
@@ -47,6 +92,7 @@ pub fn perplexity<D: Ops>(
     let batch = (STATES / (longest * model.decoder.hidden_size)).max(1);
     let head_share = share(&model.decoder);
     let (mut sum, mut predictions, mut done) = (0.0, 0, 0);
+    let mut losses = vec![Loss::default(); segments.len().min(MOST)];
     for batch in segments.chunks(batch) {
         let all = segments.len() as f64;
         let mut so_far =
@@ -57,11 +103,15 @@ pub fn perplexity<D: Ops>(
         model.executor.each_sample(&states, |i, states| {
             let targets = &batch[i][1..];
             let tokens: Vec<usize> = (0..targets.len()).collect();
+            let own = (done + i) * losses.len() / segments.len();
+            let own = &mut losses[own];
+            own.predictions += targets.len();
             predictions += targets.len();
             head.tiles(states, &tokens, |rows, logits| {
                 let targets = &targets[rows[0]..rows[0] + rows.len()];
-                let loss = D::cross_entropy(logits, targets)?;
-                sum += f64::from(loss.as_vec()[0]);
+                let loss = f64::from(D::cross_entropy(logits, targets)?.as_vec()[0]);
+                sum += loss;
+                own.nats += loss;
                 Ok(())
             })?;
             so_far(1.0 - head_share + head_share * (i + 1) as f64 / batch.len() as f64);
@@ -69,13 +119,7 @@ pub fn perplexity<D: Ops>(
         })?;
         done += batch.len();
     }
-    let cross_entropy = sum / predictions as f64;
-    Ok(Perplexity {
-        perplexity: cross_entropy.exp(),
-        cross_entropy,
-        predictions,
-        segments: segments.len(),
-    })
+    Ok(Perplexity::of(sum / predictions as f64, segments.len(), losses))
 }
 
 /// The logits of one sequence, [tokens, vocabulary], row-major.

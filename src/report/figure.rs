@@ -22,6 +22,18 @@ pub(super) fn number(value: f64) -> String {
     text.replace('-', "−")
 }
 
+/// A number with its standard error, where that is known, to as many decimals.
+pub(super) fn uncertain(value: f64, error: Option<f64>) -> String {
+    let shown = number(value);
+    let Some(error) = error else { return shown };
+    let decimals = match shown.split_once('.') {
+        _ if shown.contains('×') => return format!("{shown} ± {}", number(error)),
+        Some((_, decimals)) => decimals.len(),
+        None => 0,
+    };
+    format!("{shown} ± {error:.decimals$}")
+}
+
 /// A number as a factor and a power of ten, `1.25 × 10⁻⁷`.
 fn power(value: f64) -> String {
     let text = format!("{value:.2e}");
@@ -126,6 +138,20 @@ mod tests {
         ] {
             assert_eq!(number(value), expected);
         }
+    }
+
+    #[test]
+    fn errors_have_the_decimals_of_their_values() {
+        for (value, of, expected) in [
+            (24.9412, 0.312, "24.94 ± 0.31"),
+            (24.9412, 0.0001, "24.94 ± 0.00"),
+            (477.34, 12.34, "477.3 ± 12.3"),
+            (12_345.6, 99.6, "12346 ± 100"),
+            (1.253e-7, 1e-8, "1.25 × 10⁻⁷ ± 1.00 × 10⁻⁸"),
+        ] {
+            assert_eq!(uncertain(value, Some(of)), expected);
+        }
+        assert_eq!(uncertain(24.9412, None), "24.94");
     }
 
     #[test]

@@ -4,10 +4,11 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{
     Report, chart,
-    figure::{bytes, change, count, duration, number, percent},
+    figure::{bytes, change, count, duration, percent, uncertain},
     palette,
     section::{self, Section},
 };
+use crate::evaluate::Perplexity;
 
 /// A page: one file that needs no other.
 pub(super) fn frame(title: &str, head: &Markup, sections: &[Section], barber: &str) -> String {
@@ -77,9 +78,9 @@ fn tiles(report: &Report) -> Vec<(String, String, String)> {
     }
     let mut tiles = vec![("pruned".into(), percent(report.sparsity()), weights)];
     if let Some(text) = report.perplexity.first() {
-        let (dense, last) = (text.found.dense.perplexity, text.found.last().perplexity);
-        let more = format!("dense {}", number(dense));
-        tiles.push(("perplexity".into(), number(last), more));
+        let of = |found: &Perplexity| uncertain(found.perplexity, found.perplexity_stderr);
+        let more = format!("dense {}", of(&text.found.dense));
+        tiles.push(("perplexity".into(), of(text.found.last()), more));
     }
     if !report.tasks.is_empty() {
         let mean = |of: fn(&super::TaskReport) -> f64| {

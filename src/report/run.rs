@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeStruct};
 
 use super::OutputError;
 use crate::{
@@ -195,8 +195,8 @@ pub struct GenerationReport {
     pub found: Stages<String>,
 }
 
-/// What was measured of the model on its way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What was measured of the model on its way. In JSON it has [`Stages::last`] too, as `final`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Stages<T> {
     /// Of the dense model.
     pub dense: T,
@@ -204,6 +204,17 @@ pub struct Stages<T> {
     pub initial: Option<T>,
     /// Refined.
     pub refined: Option<T>,
+}
+
+impl<T: Serialize> Serialize for Stages<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut keys = serializer.serialize_struct("Stages", 4)?;
+        keys.serialize_field("dense", &self.dense)?;
+        keys.serialize_field("initial", &self.initial)?;
+        keys.serialize_field("refined", &self.refined)?;
+        keys.serialize_field("final", self.last())?;
+        keys.end()
+    }
 }
 
 impl<T> Stages<T> {

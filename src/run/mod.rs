@@ -222,9 +222,9 @@ fn finished<D: Ops>(
     let perplexity = tests.texts.iter().enumerate().map(|(i, (text, _))| TextReport {
         text: text.label(),
         found: Stages {
-            dense: dense.perplexity[i],
-            initial: initial.as_ref().map(|found| found.perplexity[i]),
-            refined: refined.as_ref().map(|found| found.perplexity[i]),
+            dense: dense.perplexity[i].clone(),
+            initial: initial.as_ref().map(|found| found.perplexity[i].clone()),
+            refined: refined.as_ref().map(|found| found.perplexity[i].clone()),
         },
     });
     let accuracy = tests.tasks.iter().enumerate().map(|(i, asked)| TaskReport {

@@ -64,10 +64,19 @@ pub(super) struct Score {
     /// Of the dense model.
     #[serde(deserialize_with = "or_nan")]
     pub(super) dense: f64,
+    /// Its standard error, where it is known.
+    #[serde(default)]
+    pub(super) dense_stderr: Option<f64>,
     /// Of the pruned one.
     #[serde(deserialize_with = "or_nan")]
     pub(super) pruned: f64,
+    /// Its standard error, where it is known.
+    #[serde(default)]
+    pub(super) pruned_stderr: Option<f64>,
 }
+
+/// The perplexities and the accuracies of a model, with their standard errors where these are known.
+pub(super) type Figures = [Vec<(f64, Option<f64>)>; 2];
 
 /// The runs that are done.
 #[derive(Default)]
@@ -172,7 +181,13 @@ mod tests {
         let path = dir.path().join("runs.jsonl");
         let id =
             |seed| Id { method: "Wanda".into(), case: "2:4".into(), seed, settings: "ab".into() };
-        let score = |pruned| Score { on: "text".into(), dense: 2.0, pruned };
+        let score = |pruned| Score {
+            on: "text".into(),
+            dense: 2.0,
+            dense_stderr: Some(0.5),
+            pruned,
+            pruned_stderr: None,
+        };
         let run = |seed, pruned| Record {
             id: id(seed),
             inputs: Inputs::from([("/model".into(), "12".into())]),
@@ -216,7 +231,13 @@ mod tests {
         let path = dir.path().join("runs.jsonl");
         let id = |seed| Id { method: "a".into(), case: "β".into(), seed, settings: "ab".into() };
         // A number whose last digit is easily lost.
-        let score = Score { on: "t".into(), dense: 1.865_302_563_137_105_7, pruned: 0.1 + 0.2 };
+        let score = Score {
+            on: "t".into(),
+            dense: 1.865_302_563_137_105_7,
+            dense_stderr: Some(0.1 + 0.7),
+            pruned: 0.1 + 0.2,
+            pruned_stderr: None,
+        };
         let record = |seed| Record {
             id: id(seed),
             inputs: Inputs::default(),

@@ -8,7 +8,7 @@ use std::{iter::zip, path::PathBuf};
 use rayon::prelude::*;
 
 use self::{
-    log::{Id, Inputs, Log, Record, Score},
+    log::{Figures, Id, Inputs, Log, Record, Score},
     table::tables,
 };
 use super::{Error, progress::Terminal};
@@ -150,12 +150,10 @@ fn settings(recipe: &Recipe) -> Result<String, Error> {
     Ok(digest_text(&recipe.to_toml().map_err(|e| run::Error::Report(e.to_string()))?))
 }
 
-/// The perplexities and the accuracies of a model.
-type Figures = [Vec<f64>; 2];
-
 fn figures(found: &Found) -> Figures {
-    let perplexity = found.perplexity.iter().map(|found| found.perplexity).collect();
-    [perplexity, found.accuracy.iter().map(|found| found.acc).collect()]
+    let perplexity = found.perplexity.iter().map(|of| (of.perplexity, of.perplexity_stderr));
+    let accuracy = found.accuracy.iter().map(|of| (of.acc, Some(of.acc_stderr)));
+    [perplexity.collect(), accuracy.collect()]
 }
 
 /// The inputs of each run, with their digests.
@@ -230,9 +228,16 @@ fn measured<D: Ops>(run: &mut Run<'_, D>) -> Result<(Figures, f64), run::Error> 
     Ok((figures(&found), phases.seconds.values().sum()))
 }
 
-fn scores(names: impl Iterator<Item = String>, dense: &[f64], pruned: &[f64]) -> Vec<Score> {
-    let values = zip(dense, pruned);
-    zip(names, values).map(|(on, (&dense, &pruned))| Score { on, dense, pruned }).collect()
+fn scores(
+    names: impl Iterator<Item = String>,
+    dense: &[(f64, Option<f64>)],
+    pruned: &[(f64, Option<f64>)],
+) -> Vec<Score> {
+    let score = |(on, (dense, pruned)): (String, (&(f64, _), &(f64, _)))| {
+        let (&(dense, dense_stderr), &(pruned, pruned_stderr)) = (dense, pruned);
+        Score { on, dense, dense_stderr, pruned, pruned_stderr }
+    };
+    zip(names, zip(dense, pruned)).map(score).collect()
 }
 
 #[cfg(test)]

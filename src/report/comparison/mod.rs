@@ -7,10 +7,11 @@ use serde::Serialize;
 
 pub(super) use self::page::page;
 use super::{
-    Report, TaskReport, TextReport,
-    figure::{bytes, change, duration, number, percent},
+    Report, Stages,
+    figure::{bytes, change, duration, number, percent, uncertain},
     names,
 };
+use crate::evaluate::{Accuracy, Perplexity};
 
 /// A run and its name among those that it is compared with.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,8 +52,44 @@ pub struct Figure {
     pub kind: Kind,
     /// Of the dense model, if all runs have the same.
     pub dense: Option<f64>,
+    /// Standard error of the dense model's, where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dense_stderr: Option<f64>,
     /// Of each run that has it.
     pub values: Vec<Option<f64>>,
+    /// Standard errors of the runs' values, where they are known.
+    pub stderrs: Vec<Option<f64>>,
+    /// The run that is better than every other one, by more than chance where standard errors are
+    /// known.
+    pub best: Option<usize>,
+}
+
+/// What was measured of a model on a text or a task.
+trait Measured {
+    /// The figure that is compared, and its standard error.
+    fn figure(&self) -> (f64, Option<f64>);
+    /// Whether it differs from another one by more than chance.
+    fn differs(&self, other: &Self) -> bool;
+}
+
+impl Measured for Perplexity {
+    fn figure(&self) -> (f64, Option<f64>) {
+        (self.perplexity, self.perplexity_stderr)
+    }
+
+    fn differs(&self, other: &Self) -> bool {
+        self.differs(other)
+    }
+}
+
+impl Measured for Accuracy {
+    fn figure(&self) -> (f64, Option<f64>) {
+        (self.acc, Some(self.acc_stderr))
+    }
+
+    fn differs(&self, other: &Self) -> bool {
+        self.differs(other)
+    }
 }
 
 /// What a figure is measured in, and what is good.
@@ -96,20 +133,68 @@ impl Kind {
 }
 
 impl Figure {
-    /// The run with the best value, where one is better than the others.
-    pub fn best(&self) -> Option<usize> {
-        let key = |value: f64| match self.kind {
-            Kind::Perplexity => Some(value),
-            Kind::Accuracy => Some(-value),
-            _ => None,
-        };
-        let values = self.values.iter().enumerate();
-        let values = values.filter_map(|(run, value)| Some((run, key((*value)?)?)));
-        let values: Vec<_> = values.filter(|(_, value)| value.is_finite()).collect();
-        let (best, least) = values.iter().min_by(|(_, a), (_, b)| a.total_cmp(b))?;
-        let alone = values.iter().filter(|(_, value)| value == least).count() == 1;
-        (values.len() > 1 && alone).then_some(*best)
+    /// The figure of each run, which are of one kind and have no errors.
+    fn plain(name: &str, kind: Kind, values: Vec<Option<f64>>) -> Self {
+        let stderrs = vec![None; values.len()];
+        let (dense, dense_stderr) = (None, None);
+        Self { name: name.into(), kind, dense, dense_stderr, values, stderrs, best: None }
     }
+
+    /// What was measured of the runs that `find` finds it in.
+    fn of<T: Measured>(
+        runs: &[Run],
+        name: String,
+        kind: Kind,
+        find: impl Fn(&Run) -> Option<&Stages<T>>,
+    ) -> Self {
+        let found: Vec<_> = runs.iter().map(find).collect();
+        let mut dense = found.iter().flatten().map(|of| of.dense.figure());
+        let first = dense.next();
+        let same = dense.all(|(value, _)| first.is_some_and(|(first, _)| value == first));
+        let last: Vec<_> = found.iter().map(|of| of.map(Stages::last)).collect();
+        let figures = || last.iter().map(|of| of.map(Measured::figure));
+        Self {
+            name,
+            kind,
+            dense: first.filter(|_| same).map(|(value, _)| value),
+            dense_stderr: first.filter(|_| same).and_then(|(_, error)| error),
+            values: figures().map(|of| Some(of?.0)).collect(),
+            stderrs: figures().map(|of| of?.1).collect(),
+            best: best(kind, &last),
+        }
+    }
+
+    /// A run's value as it is shown.
+    pub fn show(&self, run: usize) -> Option<String> {
+        Some(self.shown(self.values[run]?, self.stderrs[run]))
+    }
+
+    /// The dense model's value as it is shown.
+    pub fn show_dense(&self) -> Option<String> {
+        Some(self.shown(self.dense?, self.dense_stderr))
+    }
+
+    fn shown(&self, value: f64, error: Option<f64>) -> String {
+        match (self.kind, error) {
+            (Kind::Accuracy, Some(error)) => format!("{} ± {:.2}", percent(value), 100.0 * error),
+            (Kind::Perplexity, error) => uncertain(value, error),
+            (kind, _) => kind.show(value),
+        }
+    }
+}
+
+/// The best of what was measured, if it is better than each of the others.
+fn best<T: Measured>(kind: Kind, all: &[Option<&T>]) -> Option<usize> {
+    // The lower the better.
+    let key = |of: &T| match kind {
+        Kind::Accuracy => -of.figure().0,
+        _ => of.figure().0,
+    };
+    let all = all.iter().enumerate().filter_map(|(run, of)| Some((run, (*of)?)));
+    let all: Vec<_> = all.filter(|(_, of)| key(of).is_finite()).collect();
+    let (best, of) = all.iter().min_by(|(_, a), (_, b)| key(a).total_cmp(&key(b)))?;
+    let mut others = all.iter().filter(|(run, _)| run != best);
+    (all.len() > 1 && others.all(|(_, other)| of.differs(other))).then_some(*best)
 }
 
 impl Comparison {
@@ -119,7 +204,7 @@ impl Comparison {
         let figure = |name: &str, kind, of: &dyn Fn(&Report) -> Option<f64>| {
             let values: Vec<_> = runs.iter().map(|run| of(&run.report)).collect();
             let any = values.iter().any(Option::is_some);
-            any.then(|| Figure { name: name.into(), kind, dense: None, values })
+            any.then(|| Figure::plain(name, kind, values))
         };
         let pruned = [
             figure("pruned", Kind::Sparsity, &|report| Some(report.sparsity())),
@@ -152,10 +237,10 @@ impl Comparison {
         let all = distinct(runs.iter().flat_map(texts));
         let short = names::short(&all, '/');
         let figure = |(text, name): (String, String)| {
-            let find = |run: &Run| run.report.perplexity.iter().find(|of| of.text == text).cloned();
-            let dense = |of: &TextReport| of.found.dense.perplexity;
-            let last = |of: &TextReport| of.found.last().perplexity;
-            Figure::of(runs, name, Kind::Perplexity, &find, dense, last)
+            Figure::of(runs, name, Kind::Perplexity, |run| {
+                let of = run.report.perplexity.iter().find(|of| of.text == text);
+                of.map(|of| &of.found)
+            })
         };
         all.into_iter().zip(short).map(figure).collect()
     }
@@ -163,10 +248,10 @@ impl Comparison {
     fn tasks(runs: &[Run]) -> Vec<Figure> {
         let all = runs.iter().flat_map(|run| run.report.tasks.iter().map(|of| of.task.clone()));
         let figure = |task: String| {
-            let find = |run: &Run| run.report.tasks.iter().find(|of| of.task == task).cloned();
-            let dense = |of: &TaskReport| of.found.dense.acc;
-            let last = |of: &TaskReport| of.found.last().acc;
-            Figure::of(runs, task.clone(), Kind::Accuracy, &find, dense, last)
+            Figure::of(runs, task.clone(), Kind::Accuracy, |run| {
+                let of = run.report.tasks.iter().find(|of| of.task == task);
+                of.map(|of| &of.found)
+            })
         };
         distinct(all).into_iter().map(figure).collect()
     }
@@ -191,25 +276,6 @@ impl Comparison {
     }
 }
 
-impl Figure {
-    /// What was measured of the runs that `find` finds it in.
-    fn of<T>(
-        runs: &[Run],
-        name: String,
-        kind: Kind,
-        find: &dyn Fn(&Run) -> Option<T>,
-        dense: fn(&T) -> f64,
-        last: fn(&T) -> f64,
-    ) -> Self {
-        let found: Vec<_> = runs.iter().map(find).collect();
-        let mut dense = found.iter().flatten().map(dense);
-        let first = dense.next();
-        let same = dense.all(|value| Some(value) == first);
-        let values = found.iter().map(|of| of.as_ref().map(last)).collect();
-        Self { name, kind, dense: first.filter(|_| same), values }
-    }
-}
-
 /// Values, each once, in the order in which they come first.
 fn distinct<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
     let mut found = Vec::new();
@@ -225,18 +291,13 @@ fn distinct<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
 mod tests {
     use super::*;
     use crate::{
-        evaluate::Perplexity,
+        evaluate::Loss,
         recipe::Setting,
-        report::{Size, Sizes, Stages},
+        report::{Size, Sizes, TextReport},
     };
 
     fn run(path: &str, dense: f64, refined: f64, alpha: &str) -> (String, Report) {
-        let found = |perplexity: f64| Perplexity {
-            perplexity,
-            cross_entropy: 0.0,
-            predictions: 1,
-            segments: 1,
-        };
+        let found = |perplexity: f64| Perplexity { perplexity, ..Perplexity::default() };
         let text = TextReport {
             text: "data/test.txt".into(),
             found: Stages { dense: found(dense), initial: None, refined: Some(found(refined)) },
@@ -268,7 +329,7 @@ mod tests {
         let names: Vec<_> = found.figures.iter().map(|figure| figure.name.as_str()).collect();
         assert_eq!(names, ["pruned", "test.txt", "time", "weights on disk"]);
         let [pruned, perplexity, ..] = &found.figures[..] else { panic!("{names:?}") };
-        assert_eq!((pruned.best(), perplexity.best()), (None, Some(1)));
+        assert_eq!((pruned.best, perplexity.best), (None, Some(1)));
         assert_eq!((pruned.dense, perplexity.dense), (None, Some(2.0)));
         assert_eq!(perplexity.values, [Some(3.0), Some(2.5)]);
         let [alpha] = &found.settings[..] else { panic!("{:?}", found.settings) };
@@ -278,11 +339,33 @@ mod tests {
         // Another dense model, and no number.
         let runs = [&runs[..], &[run("out/c", 2.1, f64::NAN, "0.2")]].concat();
         let found = Comparison::of(&Run::named(runs));
-        assert_eq!((found.figures[1].dense, found.figures[1].best()), (None, Some(1)));
+        assert_eq!((found.figures[1].dense, found.figures[1].best), (None, Some(1)));
         // Of equals none is the best.
         let runs = vec![run("a", 2.0, 3.0, "0.1"), run("b", 2.0, 3.0, "0.1")];
         let found = Comparison::of(&Run::named(runs));
-        assert_eq!((found.figures[1].best(), found.settings.len()), (None, 0));
+        assert_eq!((found.figures[1].best, found.settings.len()), (None, 0));
         assert!(Comparison::of(&[]).figures.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_best_by_chance() {
+        let with = |(path, mut report): (String, Report), nats: [f64; 4]| {
+            let losses = nats.map(|nats| Loss { nats, predictions: 10 });
+            report.perplexity[0].found.refined.as_mut().unwrap().losses = losses.into();
+            (path, report)
+        };
+        let best = |runs: Vec<(String, Report)>| Comparison::of(&Run::named(runs)).figures[1].best;
+        let of = |path: &str, nats: [f64; 4]| with(run(path, 2.0, nats[0] / 10.0, "0.1"), nats);
+        // Segments differ by far more than the two runs do, but these differ in each alike.
+        let one = of("a", [10.0, 20.0, 30.0, 40.0]);
+        assert_eq!(best(vec![one.clone(), of("b", [11.0, 21.1, 31.0, 41.1])]), Some(0));
+        assert_eq!(best(vec![one.clone(), of("b", [12.0, 21.0, 29.0, 42.0])]), None);
+        // Of three the best must be better than both.
+        let third = of("c", [12.0, 22.1, 32.0, 42.1]);
+        assert_eq!(
+            best(vec![one.clone(), of("b", [11.0, 21.1, 31.0, 41.1]), third.clone()]),
+            Some(0)
+        );
+        assert_eq!(best(vec![one, of("b", [12.0, 21.0, 29.0, 42.0]), third]), None);
     }
 }

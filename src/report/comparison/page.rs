@@ -53,29 +53,31 @@ fn figures(comparison: &Comparison) -> Markup {
         let values = figure.values.iter().chain([&figure.dense]).flatten().copied();
         values.filter(|value| value.is_finite()).fold(0.0, f64::max)
     };
-    let cell = |figure: &Figure, value: Option<f64>, best: bool| match value {
+    let cell = |figure: &Figure, value: Option<(f64, String)>, best: bool| match value {
         None => text("–"),
-        Some(value) => {
-            let shown = figure.kind.show(value);
+        Some((value, shown)) => {
             let shown = if best { format!("best: {shown}") } else { shown };
             html! { span.best[best] { (bar(&shown, value / most(figure))) } }
         }
     };
     let mut rows: Vec<Vec<Markup>> = Vec::new();
     if comparison.figures.iter().any(|figure| figure.dense.is_some()) {
-        let cells = comparison.figures.iter().map(|figure| cell(figure, figure.dense, false));
+        let cells = comparison.figures.iter();
+        let cells = cells.map(|of| cell(of, of.dense.zip(of.show_dense()), false));
         rows.push(std::iter::once(text("dense")).chain(cells).collect());
     }
     for (run, name) in comparison.runs.iter().enumerate() {
         let cells = comparison.figures.iter();
         let cells =
-            cells.map(|figure| cell(figure, figure.values[run], figure.best() == Some(run)));
+            cells.map(|of| cell(of, of.values[run].zip(of.show(run)), of.best == Some(run)));
         rows.push(std::iter::once(numbered(run, name)).chain(cells).collect());
     }
     html! {
         (table("What came of each run", &head, rows))
         p.note {
-            "Perplexity: the lower the better; accuracy: the higher the better. Pruned: the share of "
+            "Perplexity: the lower the better; accuracy: the higher the better; ± one standard error. "
+            "A run is the best if it differs from each other one by more than two standard errors of "
+            "the difference. Pruned: the share of "
             "the weights that the recipe may prune, and of all of the model's, embeddings included. "
             "Output error: by how much the refinement changed it from that of the initial mask, as "
             "the mean over the groups, each of which counts alike, and in the worst of them."

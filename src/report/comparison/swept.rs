@@ -110,12 +110,11 @@ mod tests {
         };
         Comparison {
             runs: pruned.iter().map(f64::to_string).collect(),
-            figures: vec![Figure {
-                name: "pruned".into(),
-                kind: Kind::Sparsity,
-                dense: None,
-                values: pruned.iter().copied().map(Some).collect(),
-            }],
+            figures: vec![Figure::plain(
+                "pruned",
+                Kind::Sparsity,
+                pruned.iter().copied().map(Some).collect(),
+            )],
             settings: settings.iter().map(difference).collect(),
         }
     }

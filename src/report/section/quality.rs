@@ -6,7 +6,7 @@ use crate::{
     evaluate::Accuracy,
     report::{
         Report, TaskReport,
-        figure::{count, number, percent, times},
+        figure::{count, percent, times, uncertain},
         names,
         table::{bar, table, text},
     },
@@ -47,11 +47,11 @@ fn perplexity(of: &crate::report::TextReport, name: &str) -> Markup {
     let rows = of.found.named().map(|(stage, found)| {
         vec![
             text(stage),
-            bar(&number(found.perplexity), found.perplexity / largest),
+            bar(&uncertain(found.perplexity, found.perplexity_stderr), found.perplexity / largest),
             text(times(found.perplexity / dense)),
         ]
     });
-    let caption = format!("Perplexity on {name} (lower is better)");
+    let caption = format!("Perplexity on {name} (lower is better), ± its standard error");
     html! {
         div {
             (table(&caption, &["model", "perplexity", "× dense"], rows))

@@ -118,6 +118,9 @@ pub struct Model<'a, D: Ops> {
     pub decoder: Decoder,
     /// What runs it.
     pub executor: Executor<D>,
+    /// The format that weights are rounded to where they are read, if it is another one than the
+    /// checkpoint's.
+    dtype: Option<Dtype>,
 }
 
 impl<'a, D: Ops> Model<'a, D> {
@@ -138,7 +141,42 @@ impl<'a, D: Ops> Model<'a, D> {
                 return Err(Error::Memory { name: name.into(), needed, available });
             }
         }
-        Ok(Self { reader, decoder, executor: executor.into() })
+        Ok(Self { reader, decoder, executor: executor.into(), dtype: None })
+    }
+
+    /// The same model as whoever loads it has it, once it is written in a format, if one is given: its
+    /// weights are rounded to that, and hidden states that wait are not rounded.
+    #[must_use]
+    pub fn written(&self, dtype: Option<Dtype>) -> Self {
+        let Executor { device, storage } = self.executor.clone();
+        let executor = Executor { device, storage: storage.exact() };
+        Self { reader: self.reader, decoder: self.decoder.clone(), executor, dtype }
+    }
+
+    /// A tensor's values, row-major.
+    ///
+    /// # Errors
+    /// As [`Reader::read`], and if a value does not fit the format that weights are rounded to.
+    pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, checkpoint::Error> {
+        let values = self.reader.read(name, shape)?;
+        match self.dtype {
+            Some(dtype) => dtype.rounded(name, values),
+            None => Ok(values),
+        }
+    }
+
+    /// Some rows of a matrix.
+    fn read_rows(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        rows: impl IntoIterator<Item = usize>,
+    ) -> Result<Vec<f32>, checkpoint::Error> {
+        let values = self.reader.read_rows(name, shape, rows)?;
+        match self.dtype {
+            Some(dtype) => dtype.rounded(name, values),
+            None => Ok(values),
+        }
     }
 
     /// Checks that every tensor is finite but those in `read_later`, whose values are checked where
@@ -164,7 +202,7 @@ impl<'a, D: Ops> Model<'a, D> {
     /// # Errors
     /// If a weight is not finite.
     pub fn values(&self, linear: &Linear) -> Result<Vec<f32>, Error> {
-        Ok(self.reader.read(&linear.weight, &[linear.dims.rows, linear.dims.columns])?)
+        Ok(self.read(&linear.weight, &[linear.dims.rows, linear.dims.columns])?)
     }
 
     /// The weights of one part of a layer, as pruning left them.
@@ -209,7 +247,7 @@ impl<'a, D: Ops> Model<'a, D> {
     /// # Errors
     /// If it cannot be read, or the device has not enough memory.
     pub fn norm(&self, norm: &Norm) -> Result<ops::Norm<D>, Error> {
-        let read = |name: &String| self.reader.read(name, &[norm.width]);
+        let read = |name: &String| self.read(name, &[norm.width]);
         let hold = |values| {
             let vector = self.executor.device.hold(values, (1, norm.width));
             vector.map_err(Error::executor("norm"))
@@ -252,7 +290,7 @@ impl<'a, D: Ops> Model<'a, D> {
             mask.apply(&mut values);
         }
         let bias = match &linear.bias {
-            Some(bias) => Some(self.reader.read(bias, &[linear.dims.rows])?),
+            Some(bias) => Some(self.read(bias, &[linear.dims.rows])?),
             None => None,
         };
         let dims = (linear.dims.rows, linear.dims.columns);
@@ -327,7 +365,7 @@ impl<'a, D: Ops> Model<'a, D> {
         let Decoder { embedding, vocab_size, hidden_size, .. } = &self.decoder;
         let rows = ids.iter().map(|&id| id as usize);
         let shape = [*vocab_size, embedding.width];
-        let mut states = self.reader.read_rows(&embedding.weight, shape, rows)?;
+        let mut states = self.read_rows(&embedding.weight, shape, rows)?;
         states.iter_mut().for_each(|x| *x *= embedding.scale);
         if let Some(project) = project {
             let projected = self.executor.device.hold(states, (ids.len(), embedding.width));
@@ -344,7 +382,7 @@ impl<'a, D: Ops> Model<'a, D> {
             }
             let shape = [learned.offset + learned.count, *hidden_size];
             let rows = rows.into_iter().map(|row| learned.offset + row);
-            let code = self.reader.read_rows(&learned.weight, shape, rows)?;
+            let code = self.read_rows(&learned.weight, shape, rows)?;
             states.iter_mut().zip(&code).for_each(|(x, code)| *x += code);
         }
         Ok(states)

@@ -139,6 +139,17 @@ impl Dtype {
         }
     }
 
+    /// The weights of tensor `name` as they are when they are stored in this format.
+    ///
+    /// # Errors
+    /// If one is too large for the format.
+    pub(crate) fn rounded(self, name: &str, values: Vec<f32>) -> Result<Vec<f32>, Error> {
+        match self {
+            Self::F64 | Self::F32 => Ok(values),
+            Self::F16 | Self::Bf16 => Ok(self.decode(&self.round(name, &values)?)),
+        }
+    }
+
     /// Numbers to little-endian bytes, rounded to the nearest.
     pub(crate) fn encode(self, values: &[f32]) -> Vec<u8> {
         let mut bytes = vec![0; values.len() * self.size()];

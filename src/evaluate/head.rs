@@ -28,7 +28,7 @@ impl<'a, D: Ops> Head<'a, D> {
     pub(super) fn new(model: &'a Model<'a, D>) -> Result<Self, Error> {
         let decoder = &model.decoder;
         let dims = (decoder.vocab_size, decoder.embedding.width);
-        let values = model.reader.read(&decoder.head, &[dims.0, dims.1])?;
+        let values = model.read(&decoder.head, &[dims.0, dims.1])?;
         let weight = Weight::new(&model.executor.device, &values, dims, None);
         let project = decoder.project_out.as_ref();
         Ok(Self {

@@ -35,7 +35,7 @@ pub type Changes<D> = [Option<<D as super::ops::SparseProduct>::Entries>];
 impl<D: Ops> Known<D> {
     /// Nothing yet, of a part's layers and so many runs.
     fn nothing(storage: &Storage, part: &PartWeights<D>, runs: usize) -> Self {
-        let store = || storage.exact(runs);
+        let store = || storage.exact().store(runs);
         Self { outputs: part.linears.iter().map(|_| store()).collect(), attention: store() }
     }
 

@@ -48,9 +48,9 @@ impl Storage {
         Store { slots, file: None, end: 0, held: 0, storage: self.clone() }
     }
 
-    /// The same, whose values are not rounded.
-    pub(super) fn exact<D: Hold>(&self, count: usize) -> Store<D> {
-        Self { dtype: Dtype::F32, ..self.clone() }.store(count)
+    /// The same, in which values are not rounded.
+    pub(crate) fn exact(&self) -> Self {
+        Self { dtype: Dtype::F32, ..self.clone() }
     }
 
     fn take(&self, bytes: u64) -> bool {

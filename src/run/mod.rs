@@ -199,7 +199,7 @@ fn finished<D: Ops>(
     }
     shared.begin(recipe, &mut progress, output.scratch())?;
     if progress.notes.dense.is_none() {
-        let dense = || tests.measure(model, &Pruned::default(), "dense", watch);
+        let dense = || tests.measure(&model.written(None), &Pruned::default(), "dense", watch);
         progress.notes.dense = Some(progress.notes.phases.run(EVALUATION, dense)?);
         shared.keep_dense(recipe, &progress.notes);
         progress.keep((model, &run.plan))?;
@@ -458,10 +458,11 @@ impl<D: Ops> Run<'_, D> {
         Ok(())
     }
 
-    /// What the tests say of the model as it is now.
+    /// What the tests say of the model as it would be written now.
     fn measured(&self, progress: &mut Progress<D>, name: &str) -> Result<Found, Error> {
         let Progress { pass, notes, .. } = progress;
-        let measure = || self.tests.measure(self.model, &pass.pruned, name, self.watch);
+        let written = self.model.written(self.loaded.recipe.output.dtype);
+        let measure = || self.tests.measure(&written, &pass.pruned, name, self.watch);
         notes.phases.run(EVALUATION, measure)
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use barber_metric::Needs;
 
 use crate::{
+    calibration::Extent,
     executor::{self, BATCH, Side, ops},
     family::{Decoder, Inner, Layer, Linear, Part},
     plan::{Group, Plan},
@@ -13,10 +14,8 @@ use crate::{
 /// What decides how much a run takes.
 #[derive(Clone, Debug)]
 pub struct Run {
-    /// Calibration samples that statistics are of, and those that are held out.
-    pub samples: [usize; 2],
-    /// Tokens of each.
-    pub sequence_length: usize,
+    /// Calibration samples.
+    pub calibration: Extent,
     /// What the initialiser needs.
     pub start: Needs,
     /// Whether the initial masks are made in one pass with the refinement.
@@ -95,7 +94,7 @@ const NOTED: f64 = executor::NOTED as f64;
 
 /// Counts a run.
 pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
-    let tokens = (run.samples.iter().sum::<usize>() * run.sequence_length) as f64;
+    let tokens = run.calibration.tokens as f64;
     let weights =
         |linears: &[Linear]| linears.iter().map(|linear| linear.dims.len() as f64).sum::<f64>();
     let width = decoder.hidden_size as f64;
@@ -109,7 +108,7 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
     let stream = tokens * width * run.stream_size as f64;
     let mut waiting = if run.start.inputs() { stream } else { 0.0 };
     // Tokens that go through a layer together.
-    let together = tokens.min(run.sequence_length.max(BATCH) as f64);
+    let together = tokens.min(run.calibration.longest.max(BATCH) as f64);
     for (index, (layer, groups)) in decoder.layers.iter().zip(&plan.layers).enumerate() {
         let work = Work { run, layer, groups };
         let first = work.initial(index + 1 == decoder.layers.len());
@@ -207,7 +206,7 @@ struct Work<'a> {
 impl Work<'_> {
     /// Calibration tokens, and those that are held out.
     fn tokens(self) -> [f64; 2] {
-        self.run.samples.map(|samples| (samples * self.run.sequence_length) as f64)
+        self.run.calibration.parts()
     }
 
     /// All tokens.
@@ -218,7 +217,7 @@ impl Work<'_> {
     /// Attention, where it is in a part.
     fn attention(self, part: Part, tokens: f64) -> f64 {
         let Inner::Attention(attention) = &self.layer.part(part).inner else { return 0.0 };
-        let length = self.run.sequence_length;
+        let length = self.run.calibration.longest.max(1);
         let scores = ops::scores(length, attention.window) as f64 / length as f64;
         let width = (attention.heads * attention.head_dim) as f64;
         // Of queries and keys, and of probabilities and values.
@@ -542,8 +541,7 @@ mod tests {
         let rebuild =
             Stage::Rebuild { at: Side::Dense, needs: Needs::SQUARED_GRADIENT, guarded: None };
         let run = Run {
-            samples: [2, 0],
-            sequence_length: 5,
+            calibration: Extent { samples: 2, longest: 5, tokens: 10, ..Extent::default() },
             start: Needs::NOTHING,
             single: false,
             stages: vec![rebuild],

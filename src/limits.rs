@@ -41,6 +41,8 @@ pub(crate) const LOG: Limit = Limit { what: "the log of a study", bytes: 16 * MI
 /// The page of a report.
 pub(crate) const PAGE: Limit = Limit { what: "the page of a report", bytes: 64 * MIB };
 
+/// Tokens of a sequence, where nobody says how long it is; the paper's are as long.
+pub(crate) const SEQUENCE: usize = 2048;
 /// Tokens of all calibration samples together; the paper's have 2¹⁸.
 pub(crate) const TOKENS: usize = 1 << 28;
 /// Bytes of a glob over tensor names. It may hold globs, which are followed as deep as they go.

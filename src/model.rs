@@ -11,7 +11,8 @@ use crate::{
         self, Executor, PartWeights, Positions, Stream, available_memory,
         ops::{self, InputGradient, Ops, Weight},
     },
-    family::{self, Decoder, HEAD, Inner, Linear, Norm, NormKind, Part},
+    family::{self, Decoder, HEAD, Inner, Linear, Norm, NormKind, Part, PositionLimit},
+    limits::SEQUENCE,
     mask::Mask,
 };
 
@@ -393,6 +394,31 @@ impl<'a, D: Ops> Model<'a, D> {
         let Some(value) = self.reader.config().get("eos_token_id") else { return Vec::new() };
         let ids = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
         ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect()
+    }
+
+    /// Tokens of a sequence: as many as are wanted, or else the smaller of 2048 and the number of
+    /// positions that the model has.
+    pub fn sequence(&self, wanted: Option<usize>) -> usize {
+        wanted.unwrap_or_else(|| self.decoder.positions().tokens.min(SEQUENCE))
+    }
+
+    /// Sees whether a sequence of so many tokens, one of `what`, is within the model's positions, and
+    /// warns if it is not; `key` is what makes it as long.
+    ///
+    /// # Errors
+    /// If the positions end there.
+    pub fn within(&self, what: &str, found: usize, key: &str) -> Result<(), Error> {
+        let PositionLimit { tokens: longest, hard } = self.decoder.positions();
+        if found > longest && hard {
+            return Err(Error::TooLong { found, longest });
+        }
+        if found > longest {
+            tracing::warn!(
+                "{what} of {found} tokens, but the model is made for {longest} positions: what it \
+                 says beyond them is of little worth. Set {key} to {longest} or less"
+            );
+        }
+        Ok(())
     }
 
     /// The token that stands before a text that nothing else does.

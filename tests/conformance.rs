@@ -130,8 +130,13 @@ fn family_conforms<D: Ops>(
     let unstructured = pattern == Pattern::Unstructured;
     let more = unstructured && [Init::Magnitude, Init::SparseGpt].contains(&init);
     let (exact, plan) = (plan(0), plan(more.into()));
-    let wanted =
-        Samples { count: 8, held_out: 0, sequence_length: 48, seed: 0, selection: Selection::Sequential };
+    let wanted = Samples {
+        count: 8,
+        held_out: 0,
+        sequence_length: 48,
+        seed: 0,
+        selection: Selection::Sequential,
+    };
     let ids = Path::new("tests/conformance/calibration.json");
     let tokens = Tokens::of(reader.path(), 256, false);
     let samples = samples(&ids.into(), wanted, &tokens).unwrap();
@@ -141,6 +146,7 @@ fn family_conforms<D: Ops>(
     let start_as = Start {
         init,
         metric: (&[], Scope::Row),
+        zeros: None,
         side: Side::Sparse,
         dtype: None,
         scratch: scratch.path(),

@@ -25,8 +25,13 @@ fn masks(name: &str, init: Init, storage: Storage, passes: usize) -> (Masks, Vec
     let model: Model<'_, Cpu> = Model::new(&reader, executor).unwrap();
     let rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, count: None, scope: None };
     let plan = Plan::new(&model.decoder, &[], |_| Some(rule)).unwrap();
-    let wanted =
-        Samples { count: 8, held_out: 0, sequence_length: 48, seed: 0, selection: Selection::Sequential };
+    let wanted = Samples {
+        count: 8,
+        held_out: 0,
+        sequence_length: 48,
+        seed: 0,
+        selection: Selection::Sequential,
+    };
     let ids = Path::new("tests/conformance/calibration.json");
     let tokens = Tokens::of(reader.path(), 256, false);
     let samples = samples(&ids.into(), wanted, &tokens).unwrap();
@@ -34,6 +39,7 @@ fn masks(name: &str, init: Init, storage: Storage, passes: usize) -> (Masks, Vec
     let started = Start {
         init,
         metric: (&[], Scope::Row),
+        zeros: None,
         side: Side::Sparse,
         dtype: None,
         scratch: scratch.path(),

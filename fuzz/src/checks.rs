@@ -142,8 +142,13 @@ pub(crate) fn records(data: &[u8]) {
     if let Err(error) = text.read() {
         assert!(error.to_string().contains("a."), "{error}");
     }
-    let wanted =
-        Samples { count: 2, held_out: 0, sequence_length: 3, seed: 0, selection: Selection::Sequential };
+    let wanted = Samples {
+        count: 2,
+        held_out: 0,
+        sequence_length: 3,
+        seed: 0,
+        selection: Selection::Sequential,
+    };
     let tokens = Tokens::of(Path::new("nowhere"), 10, false);
     if let Ok(rows) = samples(&text, wanted, &tokens) {
         assert!(rows.iter().all(|row| !row.is_empty() && row.iter().all(|id| *id < 10)));

@@ -3,6 +3,7 @@
 mod bounded;
 mod document;
 mod error;
+mod extent;
 mod pieces;
 mod places;
 mod source;
@@ -11,6 +12,7 @@ mod tokens;
 pub use self::{
     document::Text,
     error::Error,
-    source::{Samples, Selection, samples, segments},
+    extent::Extent,
+    source::{Samples, Selection, extent, samples, segments},
     tokens::Tokens,
 };

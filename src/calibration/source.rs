@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, Tokens,
+    Error, Extent, Tokens,
     document::{Text, documents},
     places,
     tokens::check_vocabulary,
@@ -80,10 +80,13 @@ pub fn samples(source: &Text, wanted: Samples, tokens: &Tokens) -> Result<Vec<Ve
             let ids = tokens.encode(&source.read()?)?;
             let places = places::places(ids.len(), &wanted).ok_or_else(|| {
                 let least = places::least(&wanted);
-                too_short(ids.len(), match held_out {
-                    0 => format!("at least {least}"),
-                    _ => format!("at least {least}, half of them for the held-out samples,"),
-                })
+                too_short(
+                    ids.len(),
+                    match held_out {
+                        0 => format!("at least {least}"),
+                        _ => format!("at least {least}, half of them for the held-out samples,"),
+                    },
+                )
             })?;
             Ok(places.into_iter().map(|start| ids[start..start + length].to_vec()).collect())
         }
@@ -129,6 +132,19 @@ pub fn samples(source: &Text, wanted: Samples, tokens: &Tokens) -> Result<Vec<Ve
             Ok(packed.chunks_exact(length).take(count).map(<[u32]>::to_vec).collect())
         }
     }
+}
+
+/// How many samples [`samples`] gives, and how long they are; text is not read for that.
+///
+/// # Errors
+/// If the source holds token ids and they are not of their form, or too few.
+pub fn extent(source: &Text, wanted: Samples, vocabulary: usize) -> Result<Extent, Error> {
+    let Samples { held_out, sequence_length, .. } = wanted;
+    let count = wanted.count + held_out;
+    Ok(match token_ids(&source.path, count, vocabulary)? {
+        Some(rows) => Extent::of_samples(&rows, held_out),
+        None => Extent::of((0..count).map(|_| sequence_length), held_out),
+    })
 }
 
 /// The rows of token ids, if the file holds such: an object, in a file named so.
@@ -211,8 +227,13 @@ mod tests {
         path
     }
 
-    const WANTED: Samples =
-        Samples { count: 2, held_out: 0, sequence_length: 3, seed: 0, selection: Selection::Sequential };
+    const WANTED: Samples = Samples {
+        count: 2,
+        held_out: 0,
+        sequence_length: 3,
+        seed: 0,
+        selection: Selection::Sequential,
+    };
 
     /// A tokenizer with a token per word `w0` … `w9`, and `w9` before each text.
     fn tokens(dir: &Path, vocabulary: usize, special: bool) -> Tokens {
@@ -324,6 +345,13 @@ mod tests {
         let ids = file(dir.path(), "c.json", b"{\"token_ids\": [[1, 2], [3], [4]]}");
         let found = take(&ids, Selection::Random, 2, &tokens).unwrap();
         assert_eq!(found, [vec![1, 2], vec![3]]);
+        let wanted = Samples { count: 1, held_out: 1, ..WANTED };
+        let found = extent(&Text::from(ids.as_path()), wanted, 10).unwrap();
+        let expected = Extent { samples: 1, held_out: 1, shortest: 1, longest: 2, tokens: 3 };
+        assert_eq!(found, expected);
+        let text = file(dir.path(), "c.txt", b"");
+        let found = extent(&Text::from(text.as_path()), wanted, 10).unwrap();
+        assert_eq!(found, Extent { shortest: 3, longest: 3, tokens: 6, ..expected });
         for (contents, expected) in [
             (&b"{\"token_ids\": [[1]]}"[..], "2 rows (there are 1)"),
             (b"{\"token_ids\": [[1], []]}", "row 1"),

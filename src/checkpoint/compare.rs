@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::{Dtype, Error, TensorView};
+use super::{
+    Dtype, Error, TensorView,
+    zeros::{has_sign, is_zero},
+};
 use crate::mask::Pattern;
 
 /// How a pruned tensor differs from the dense one.
@@ -60,6 +63,23 @@ impl TensorView<'_> {
     /// # Errors
     /// If a dense weight does not fit the format, or one of them is compressed and damaged.
     pub fn difference(&self, dense: &TensorView<'_>) -> Result<Option<Difference>, Error> {
+        self.compared(dense, Self::is_zero)
+    }
+
+    /// The same for a tensor that another program has pruned, whose zeros may have a sign.
+    ///
+    /// # Errors
+    /// As [`TensorView::difference`].
+    pub fn zeroed(&self, dense: &TensorView<'_>) -> Result<Option<Difference>, Error> {
+        let sign = has_sign(self.dtype);
+        self.compared(dense, |element| is_zero(element, sign))
+    }
+
+    fn compared(
+        &self,
+        dense: &TensorView<'_>,
+        is_zero: impl Fn(&[u8]) -> bool,
+    ) -> Result<Option<Difference>, Error> {
         if self.shape != dense.shape {
             return Ok(None);
         }
@@ -73,7 +93,7 @@ impl TensorView<'_> {
         let bytes = self.bytes()?;
         let pairs = bytes.chunks_exact(size).zip(expected.chunks_exact(size));
         for (i, (own, _)) in pairs.enumerate().filter(|(_, (own, dense))| own != dense) {
-            if Self::is_zero(own) {
+            if is_zero(own) {
                 found.pruned += 1;
             } else {
                 found.changed += 1;
@@ -108,6 +128,8 @@ mod tests {
         assert_eq!(sparse.zeros().unwrap(), 1);
         let found = sparse.difference(&dense).unwrap();
         assert_eq!(found, Some(Difference { pruned: 1, changed: 2, first: Some(2) }));
+        let found = sparse.zeroed(&dense).unwrap();
+        assert_eq!(found, Some(Difference { pruned: 2, changed: 1, first: Some(3) }));
         // In another format, what counts is the rounded dense weight.
         let half = Dtype::Bf16.encode(&[1.0, 0.0, 0.0, 1.0]);
         let bytes = half;

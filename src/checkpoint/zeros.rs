@@ -104,13 +104,13 @@ fn pattern(
 }
 
 /// Whether a format has a zero with a sign, in the last byte's highest bit.
-const fn has_sign(dtype: Stored) -> bool {
+pub(super) const fn has_sign(dtype: Stored) -> bool {
     use Stored::{BF16, F8_E4M3, F8_E5M2, F16, F32, F64};
     matches!(dtype, F64 | F32 | F16 | BF16 | F8_E4M3 | F8_E5M2)
 }
 
 /// Whether an element, little-endian, is zero.
-fn is_zero(element: &[u8], sign: bool) -> bool {
+pub(super) fn is_zero(element: &[u8], sign: bool) -> bool {
     match element.split_last() {
         Some((last, rest)) => {
             let last = if sign { last & 0x7f } else { *last };

@@ -15,13 +15,11 @@ use super::{
     show,
 };
 use crate::{
-    checkpoint::Reader,
-    hub::locate,
     mask::Init,
     model::Model,
     plan::Plan,
     recipe::{Loaded, Setting, load_runs},
-    run::{self, Forecast, Shared, Steps, Tests, Watch, look_ahead, plan},
+    run::{self, Checkpoints, Forecast, Shared, Tests, extent, look_ahead, plan},
 };
 
 /// Shows what a recipe means without running it: each value and where it comes from, the groups and
@@ -47,7 +45,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let runs = load_runs(&arguments.recipe, &arguments.sets)?;
     let Some(loaded) = runs.first() else { return Ok(()) };
     let recipe = &loaded.recipe;
-    let settings = loaded.settings().map_err(|e| run::Error::Report(e.to_string()))?;
+    let watch = Terminal { quiet: arguments.json };
+    let checkpoints = Checkpoints::open(recipe, &watch);
+    // What a recipe says is shown even where its model is not there.
+    let settled = match &checkpoints {
+        Ok(checkpoints) => checkpoints.settled(recipe),
+        Err(_) => recipe.clone(),
+    };
+    let settings = loaded.settings_of(&settled);
+    let settings = settings.map_err(|e| run::Error::Report(e.to_string()))?;
     if !arguments.json {
         values(loaded, &settings);
         if !loaded.point.settings.is_empty() {
@@ -60,18 +66,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
             println!("  {}", run.point.name);
         }
     }
-    let watch = Terminal { quiet: arguments.json };
-    let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
-    let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
-    let reader = Reader::open(&located.dir)?;
-    let model = Model::new(&reader, Cpu::default())?;
+    let checkpoints = checkpoints?;
+    let model = Model::new(&checkpoints.dense, Cpu::default())?;
     let plan = plan(loaded, &model)?;
     let mut shared = Shared::default();
     let tests = shared.tests(recipe, || Tests::read(recipe, &model)).or_else(|error| {
         loaded.find_texts()?;
         Err(Error::from(error))
     })?;
-    let forecast = Forecast::new(loaded, &model, &plan, &tests)?;
+    let forecast = Forecast::new(loaded, &model, &plan, &tests, extent(recipe, &model)?)?;
     // A recipe may be checked on another machine than the one that will run it.
     let time = forecast.time_here(&model.decoder);
     let found = forecast.takes;
@@ -87,7 +90,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         })
     };
     let [prunable, pruned] = plan.weights(&model.decoder);
-    let all = reader.weights();
+    let all = checkpoints.dense.weights();
     if arguments.json {
         let runs = runs.iter().map(|run| run.point.name.as_str());
         let report = json!({
@@ -111,7 +114,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         println!("{report}");
         return fine(&mut shared);
     }
-    let named = format!("{} ({} layers)", show(&recipe.model.path), plan.layers.len());
+    let named = format!("{} ({} layers)", show(recipe.model.reference().0), plan.layers.len());
     println!("\n{}", labelled("model", &named));
     matrices(&model, &plan);
     let memory = format!(

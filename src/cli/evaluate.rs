@@ -10,7 +10,7 @@ use crate::{
     executor::{Device, ops::Ops},
     hub::locate,
     model::Model,
-    run::{Asked, Steps, ToCome, Watch, measure, on_device, tokens},
+    run::{Asked, Steps, ToCome, Watch, check_text, measure, on_device, tokens},
 };
 
 /// Measures a checkpoint: its perplexity on texts, and its accuracy on zero-shot tasks. A text is
@@ -47,10 +47,10 @@ pub(super) struct Arguments {
     /// Leave out the special tokens that the tokenizer adds.
     #[arg(long)]
     no_special_tokens: bool,
-    /// Tokens of a segment.
-    #[arg(long, value_name = "N", default_value_t = 2048,
+    /// Tokens of a segment; the smaller of 2048 and the model's positions if left out.
+    #[arg(long, value_name = "N",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(2..=1 << 24))]
-    sequence_length: usize,
+    sequence_length: Option<usize>,
     /// How many segments to measure at most, from the start; all if left out.
     #[arg(long, value_name = "N",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
@@ -69,17 +69,19 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
 }
 
 fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error> {
-    let Arguments { dir, sequence_length, segments: limit, json, .. } = arguments;
+    let Arguments { dir, segments: limit, json, .. } = arguments;
     let watch = Terminal { quiet: *json };
     let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
     let located = locate(dir, arguments.revision.as_deref(), &new)?;
     let reader = Reader::open(&located.dir)?;
     let model = Model::new(&reader, device)?;
     let tokens = tokens(&model, !arguments.no_special_tokens);
+    let length = model.sequence(arguments.sequence_length);
     let mut texts = Vec::new();
     for path in &arguments.texts {
         let text = Text { field: Some(arguments.field.clone()), ..Text::from(path.as_path()) };
-        let segments = segments(&text, *sequence_length, *limit, &tokens)?;
+        let segments = segments(&text, length, *limit, &tokens)?;
+        check_text(&model, &text, &segments, "--sequence-length")?;
         texts.push((path, text, segments));
     }
     let tasks = arguments.tasks.iter();

@@ -23,7 +23,7 @@ use crate::{
     hub::{Located, locate},
     model::Model,
     recipe::load_text,
-    run::{Forecast, Steps, Tests, Watch, calibrate, plan, tokens},
+    run::{Forecast, Steps, Tests, Watch, calibrate, extent, plan, tokens},
 };
 
 /// Writes a recipe for a checkpoint, to be changed as you like: the preset `best` on 32 × 256
@@ -73,7 +73,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let loaded = load_text(&target, &text, [], &[])?;
     let planned = plan(&loaded, &model)?;
     let tests = Tests::read(&loaded.recipe, &model)?;
-    let forecast = Forecast::new(&loaded, &model, &planned, &tests)?;
+    let extent = extent(&loaded.recipe, &model)?;
+    let forecast = Forecast::new(&loaded, &model, &planned, &tests, extent)?;
     let text = draft.text(Some(forecast.takes));
 
     write::new(&target, text.as_bytes(), arguments.force)?;

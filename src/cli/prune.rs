@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     family::Decoder,
+    mask::Init,
     plan::Plan,
     recipe::{Loaded, Recipe, describe, load_runs},
     report::Report,
@@ -108,7 +109,7 @@ pub(super) fn introduce(recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
         .flatten()
         .map(|g| &*g.name)
         .collect();
-    let model = format!("{} ({layers} layers)", show(&recipe.model.path));
+    let model = format!("{} ({layers} layers)", show(recipe.model.reference().0));
     println!("{}", labelled("model", &model));
     let overrides = match recipe.overrides.len() {
         0 => String::new(),
@@ -116,12 +117,16 @@ pub(super) fn introduce(recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
         n => format!(", with {n} overrides"),
     };
     let [weights, pruned] = plan.weights(decoder);
-    let mask = format!(
-        "{}, {}, {:.0}% of {weights} weights pruned{overrides}",
-        describe::init(recipe),
-        recipe.sparsity.pattern,
-        100.0 * pruned as f64 / weights.max(1) as f64,
-    );
+    let share = match recipe.mask.init {
+        // As many as there are.
+        Init::None => format!("of {weights} weights"),
+        _ => {
+            let share = 100.0 * pruned as f64 / weights.max(1) as f64;
+            format!("{share:.0}% of {weights} weights pruned")
+        }
+    };
+    let pattern = recipe.sparsity.pattern;
+    let mask = format!("{}, {pattern}, {share}{overrides}", describe::init(recipe));
     println!("{}", labelled("mask", &mask));
     for stage in &recipe.refine {
         println!("{}", labelled("refine", &describe::stage(stage, recipe, &groups)));

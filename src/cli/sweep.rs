@@ -13,10 +13,9 @@ use super::{
 };
 use crate::{
     checkpoint::digest,
-    hub::locate,
     recipe::{Loaded, Recipe},
     report::{self, Comparison, Report, comparison_page},
-    run::{self, Shared, Steps, Watch, look_ahead, of_beginning, resolved},
+    run::{self, Checkpoints, Shared, look_ahead, of_beginning},
 };
 
 /// The page that compares the runs, beside their directories.
@@ -110,10 +109,7 @@ fn done(
     digests: &mut BTreeMap<PathBuf, String>,
 ) -> Result<bool, Error> {
     let Ok(was) = run::recipe(target(run)) else { return Ok(false) };
-    let model = &run.recipe.model;
-    let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
-    let located = locate(&model.path, model.revision.as_deref(), &new)?;
-    let is = resolved(&run.recipe, located.commit)?;
+    let is = Checkpoints::open(&run.recipe, &watch)?.resolved(&run.recipe)?;
     if decisive(was.recipe) != decisive(is) {
         return Ok(false);
     }

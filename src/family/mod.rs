@@ -78,7 +78,7 @@ pub fn decoder(config: &Value) -> Result<Decoder, Error> {
 }
 
 /// A decoder-only transformer, read from a checkpoint's `config.json`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Decoder {
     /// Width of the hidden states.
     pub hidden_size: usize,
@@ -102,7 +102,7 @@ pub struct Decoder {
 }
 
 /// How tokens become hidden states.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Embedding {
     /// Tensor name, [vocab_size, width].
     pub weight: String,
@@ -117,7 +117,7 @@ pub struct Embedding {
 }
 
 /// A learned position code: a row for each position, added to the embedding.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LearnedPositions {
     /// Tensor name, [offset + count, hidden_size].
     pub weight: String,
@@ -128,7 +128,7 @@ pub struct LearnedPositions {
 }
 
 /// One decoder layer: each part is added to the hidden states.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
     /// Self-attention.
     pub attention: Sublayer,
@@ -137,7 +137,7 @@ pub struct Layer {
 }
 
 /// A part of a decoder layer: x + output_norm(output(inner(inputs(input_norm(x))))).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sublayer {
     /// The norm before it.
     pub input_norm: Option<Norm>,
@@ -152,7 +152,7 @@ pub struct Sublayer {
 }
 
 /// What happens between the linear layers of a part.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Inner {
     /// Causal attention of the query, key and value projections, which are three linear layers or
     /// one, one above the other.
@@ -164,7 +164,7 @@ pub enum Inner {
 }
 
 /// An attention's heads, and what they see.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Attention {
     /// Query heads.
     pub heads: usize,
@@ -209,7 +209,7 @@ pub enum NormKind {
 }
 
 /// A linear layer: y = x Wᵀ + b.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Linear {
     /// What a recipe's `[[blocks]]` calls it, such as `q_proj`.
     pub name: &'static str,

@@ -23,6 +23,8 @@ pub struct Start<'a> {
     /// What scores the weights for [`Init::Metric`], and within which they compete: rows, or whole
     /// matrices.
     pub metric: (&'a [Stage], Scope),
+    /// The sparse checkpoint whose zeros [`Init::None`] takes, if it is not the model's own.
+    pub zeros: Option<&'a Reader>,
     /// On whose hidden states statistics are gathered.
     pub side: Side,
     /// The format in which changed weights are stored; as in the checkpoint if there is none.
@@ -123,7 +125,12 @@ impl Start<'_> {
         let none = Statistics::default();
         for (member, linear) in plan.matrices(&model.decoder, layer) {
             if member.part == part {
-                let weight = model.values(linear)?;
+                let weight = match self.zeros {
+                    Some(sparse) => {
+                        sparse.read(&linear.weight, &[linear.dims.rows, linear.dims.columns])?
+                    }
+                    None => model.values(linear)?,
+                };
                 let stats = statistics.get(member.linear).unwrap_or(&none);
                 let stats = stats.of(&linear.weight, linear.dims, &weight);
                 self.matrix(model.reader, &stats, member.rule, pruned)?;

@@ -12,6 +12,10 @@ fn names(pipeline: &[Stage]) -> String {
 pub(crate) fn init(recipe: &Recipe) -> String {
     match recipe.mask.init {
         Init::Metric => format!("metric {}", names(&recipe.mask.metric)),
+        Init::None => {
+            let name = recipe.model.path.file_name().unwrap_or_default();
+            format!("the zeros of {}", name.to_string_lossy())
+        }
         init => init.to_string(),
     }
 }

@@ -23,7 +23,7 @@ fn setting() -> impl Strategy<Value = (&'static str, Value)> {
         of("sparsity.ratio", share().boxed()),
         of("sparsity.spread", share().boxed()),
         of("sparsity.exclude", any(&["[]", "['lm_head', '*.q_proj']"]).boxed()),
-        of("mask.init", any(&["'wanda'", "'sparsegpt'", "'none'"]).boxed()),
+        of("mask.init", any(&["'wanda'", "'sparsegpt'", "'magnitude'"]).boxed()),
         of("mask.passes", (1..=2_i64).prop_map(Value::from).boxed()),
         of("streams.blend", share().boxed()),
         of("executor.memory", any(&["'6 GiB'", "'1.5 GB'", "12345", "0"]).boxed()),

@@ -8,19 +8,19 @@ use figment::{
 };
 
 use super::{
-    Allocate, Calibration, Init, Mask, Pattern, Recipe, RecipeError, Scope, Sparsity,
+    Allocate, Calibration, Init, Mask, Model, Pattern, Recipe, RecipeError, Scope, Sparsity,
     error::{Fault, Problem, alternatives, segments},
     extends::{EXTENDS, files},
     keys::{key, keys},
     layers::{Layer, Merged, below, merge},
     pipeline::{initial_pipeline, pipeline},
     prompts, refine, rules,
-    sections::MOST,
+    sections::{MODELS, MOST},
     sweep::{Point, SWEEP, points},
 };
 use crate::{
     hub::is_name,
-    limits::{self, GLOB, GLOBS, TOKENS},
+    limits::{self, GLOB, GLOBS, SEQUENCE, TOKENS},
     nearest::nearest,
 };
 
@@ -215,7 +215,7 @@ fn resolve(name: &str, given: Vec<Layer>, point: Point) -> Result<Loaded, Vec<Pr
         if let Some(dir) = source.layer_of(&segments(&key)).and_then(Layer::dir) {
             let joined = dir.join(&*path);
             // A model's name on the hub has the form of a path.
-            if key != "model.path" || joined.is_dir() || !is_name(path) {
+            if !MODELS.contains(&&*key) || joined.is_dir() || !is_name(path) {
                 *path = joined;
             }
         }
@@ -530,6 +530,31 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         _ if scope.is_some() => wrong("mask.scope", format!("`{init}` has its own scope"), help),
         _ => {}
     }
+    let Model { dense, dense_revision, .. } = &recipe.model;
+    match (dense, init) {
+        (None, _) if dense_revision.is_some() => {
+            let help = "the dense model of a sparse one is `model.dense`";
+            wrong("model.dense_revision", "there is no `model.dense`".into(), help);
+        }
+        (None, Init::None) if !recipe.refine.is_empty() => {
+            let why = "`none` takes the zeros of `model.path`, whose weights would be the reference, \
+                       too: no stage could bring a weight back";
+            let help = "set `model.dense` to the dense model that the sparse one was made of; or \
+                        leave out the stages: `refine = []`";
+            wrong("mask.init", why.into(), help);
+        }
+        (Some(_), init) if *init != Init::None => {
+            let help = "set `mask.init` to `none`, which takes the zeros of `model.path`, or leave \
+                        `model.dense` out";
+            let why = format!("`{init}` chooses the masks by `model.path` alone");
+            let problem = Problem::at("model.dense", Fault::Value(why)).help(help);
+            problems.push(problem.against("mask.init"));
+        }
+        _ => {}
+    }
+    let mut wrong = |key: &str, why: String, help: &str| {
+        problems.push(Problem::at(key, Fault::Value(why)).help(help));
+    };
     if let Some(scope @ (Scope::Group | Scope::Column)) = scope {
         let why = format!("initial masks are not chosen in a `{scope}`");
         wrong("mask.scope", why, "`row`, or `layer` for the whole matrix");
@@ -542,8 +567,8 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
     let sizes = [
         ("calibration.samples", recipe.calibration.samples, 1),
         ("calibration.held_out", recipe.calibration.held_out, 0),
-        ("calibration.sequence_length", recipe.calibration.sequence_length, 2),
-        ("evaluate.sequence_length", recipe.evaluate.sequence_length, 2),
+        ("calibration.sequence_length", recipe.calibration.sequence_length.unwrap_or(2), 2),
+        ("evaluate.sequence_length", recipe.evaluate.sequence_length.unwrap_or(2), 2),
         ("evaluate.segments", recipe.evaluate.segments.unwrap_or(1), 1),
         ("evaluate.questions", recipe.evaluate.questions.unwrap_or(1), 1),
     ];
@@ -553,7 +578,8 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
             wrong(key, format!("{size} is out of range"), &help);
         }
     }
-    let Calibration { samples, held_out, sequence_length, .. } = recipe.calibration;
+    let Calibration { samples, held_out, .. } = recipe.calibration;
+    let sequence_length = recipe.calibration.sequence_length.unwrap_or(SEQUENCE);
     if samples.saturating_add(held_out).saturating_mul(sequence_length) > TOKENS {
         let help = format!("all samples together have at most {TOKENS} tokens");
         wrong("calibration.samples", format!("{samples} × {sequence_length} tokens"), &help);
@@ -680,6 +706,9 @@ mod tests {
                 "sparsity.allocation",
                 "unstructured",
             ),
+            ("refine = [{ use = 'swap' }]\nmask.init = 'none'", "mask.init", "`model.dense`"),
+            ("model.dense = 'd'", "model.dense", "`none`"),
+            ("model.dense_revision = 'main'", "model.dense_revision", "`model.dense`"),
             ("sparsity.spread = 1", "sparsity.spread", "0.08"),
             ("sparsity.outlier = 0", "sparsity.outlier", "5"),
             ("streams.statistics = 'dens'", "streams.statistics", "`dense`"),

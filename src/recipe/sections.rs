@@ -90,12 +90,30 @@ impl Default for Recipe {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
-    /// The dense checkpoint: a directory in the Hugging Face layout, or `owner/name` on the hub.
-    /// Every recipe needs it.
+    /// The checkpoint: a directory in the Hugging Face layout, or `owner/name` on the hub. Every
+    /// recipe needs it.
     pub path: PathBuf,
     /// The branch, tag or commit of a model on the hub. Left out: `main`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// The dense model that a sparse one, at `path`, was made of, in the same forms as `path`: with
+    /// `mask.init = "none"` the sparse one's zeros are refined, and the dense one's weights are the
+    /// reference, and come back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dense: Option<PathBuf>,
+    /// The branch, tag or commit of `dense` on the hub. Left out: `main`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dense_revision: Option<String>,
+}
+
+impl Model {
+    /// Path or name of the dense model, and its revision.
+    pub fn reference(&self) -> (&Path, Option<&str>) {
+        match &self.dense {
+            Some(dense) => (dense, self.dense_revision.as_deref()),
+            None => (&self.path, self.revision.as_deref()),
+        }
+    }
 }
 
 /// The text that statistics are computed on.
@@ -119,9 +137,11 @@ pub struct Calibration {
     /// the error on them are undone.
     #[schemars(range(max = MOST))]
     pub held_out: usize,
-    /// The length of a sample, in tokens.
+    /// The length of a sample, in tokens. Left out: the smaller of 2048 and the number of positions
+    /// that the model has.
     #[schemars(range(min = 2, max = MOST))]
-    pub sequence_length: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence_length: Option<usize>,
     /// The seed of the random selection.
     pub seed: u64,
     /// Which parts of the text become samples: `random` draws places of the whole text with the
@@ -142,7 +162,7 @@ impl Default for Calibration {
             field: "text".into(),
             samples: 128,
             held_out: 0,
-            sequence_length: 2048,
+            sequence_length: None,
             seed: 0,
             selection: Selection::Random,
             special_tokens: true,
@@ -220,7 +240,8 @@ pub struct Mask {
     /// What the initial mask prunes: `wanda`, the lowest |W|·‖x‖ of each row; `magnitude`, the
     /// lowest |W| of each matrix; `sparsegpt`, by the error that it causes, changing kept weights
     /// to make up for it; `metric`, the lowest scores of the pipeline `mask.metric`; `none`, only
-    /// the weights that are zero already.
+    /// the weights that are zero already, which stages can refine where `model.dense` names the
+    /// dense model.
     #[serde(deserialize_with = "word")]
     pub init: Init,
     /// Of `metric`: the metrics that score the weights, one after the other, as for a rebuild.
@@ -342,9 +363,11 @@ pub struct Output {
 pub struct Evaluate {
     /// Texts to measure the perplexity on: paths or, for data sets, tables with a `path`.
     pub perplexity: Vec<Text>,
-    /// The length of a segment of text, in tokens.
+    /// The length of a segment of text, in tokens. Left out: the smaller of 2048 and the number of
+    /// positions that the model has.
     #[schemars(range(min = 2, max = MOST))]
-    pub sequence_length: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence_length: Option<usize>,
     /// How many segments of each text to measure at most. Left out: all.
     #[schemars(range(min = 1, max = MOST))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -371,7 +394,7 @@ impl Default for Evaluate {
     fn default() -> Self {
         Self {
             perplexity: Vec::new(),
-            sequence_length: 2048,
+            sequence_length: None,
             segments: None,
             special_tokens: true,
             tasks: BTreeMap::new(),
@@ -417,9 +440,9 @@ impl Recipe {
         self
     }
 
-    /// The model's name on the hub, if it is from there.
+    /// The dense model's name on the hub, if it is from there.
     pub fn hub_name(&self) -> Option<&str> {
-        let path = &self.model.path;
+        let (path, _) = self.model.reference();
         path.to_str().filter(|_| is_of_hub("model.path", path))
     }
 
@@ -457,6 +480,7 @@ impl Recipe {
     /// Every path, with its key.
     pub(super) fn paths_mut(&mut self) -> Vec<(String, &mut PathBuf)> {
         let mut paths = vec![("model.path".to_owned(), &mut self.model.path)];
+        paths.extend(self.model.dense.iter_mut().map(|p| ("model.dense".into(), p)));
         paths.extend(self.calibration.source.iter_mut().map(|p| ("calibration.source".into(), p)));
         paths.extend(self.output.path.iter_mut().map(|p| ("output.path".into(), p)));
         let texts = self.evaluate.perplexity.iter_mut().enumerate();
@@ -467,9 +491,12 @@ impl Recipe {
     }
 }
 
+/// The keys of models, which may be names on the hub.
+pub(super) const MODELS: [&str; 2] = ["model.path", "model.dense"];
+
 /// Whether the path of a key is the name of a model on the hub.
 fn is_of_hub(key: &str, path: &Path) -> bool {
-    key == "model.path" && !path.is_dir() && is_name(path)
+    MODELS.contains(&key) && !path.is_dir() && is_name(path)
 }
 
 /// A choice from a closed set by its name, and by nothing else: figment would take a variant's

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Loaded;
+use super::{Loaded, Recipe};
 
 /// A value of a recipe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,8 +29,13 @@ impl Loaded {
     /// # Errors
     /// If a value cannot be written, such as a path that is not Unicode.
     pub fn settings(&self) -> Result<Vec<Setting>, serde_json::Error> {
+        self.settings_of(&self.recipe)
+    }
+
+    /// All values of the recipe once it is `settled`, which leaves nothing to the model.
+    pub(crate) fn settings_of(&self, settled: &Recipe) -> Result<Vec<Setting>, serde_json::Error> {
         let mut settings = Vec::new();
-        flatten(&serde_json::to_value(&self.recipe)?, &mut Vec::new(), &mut |key, value| {
+        flatten(&serde_json::to_value(settled)?, &mut Vec::new(), &mut |key, value| {
             let source = self.origin(&key);
             settings.push(Setting { key, value, source });
         });

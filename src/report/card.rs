@@ -5,7 +5,9 @@ use std::{fmt, path::Path};
 
 use super::{Report, figure::change, front_matter::FrontMatter};
 use crate::{
+    calibration::Extent,
     checkpoint::Format,
+    evaluate::Perplexity,
     recipe::{Recipe, describe},
 };
 
@@ -55,9 +57,10 @@ impl Card<'_> {
         let Recipe { sparsity, calibration, refine, .. } = self.recipe;
         let Report { prunable_weights, pruned_weights, changed_weights, sizes, .. } = self.report;
         let share = 100.0 * *pruned_weights as f64 / (*prunable_weights).max(1) as f64;
-        let name = file_name(&self.recipe.model.path);
+        let (path, revision) = self.recipe.model.reference();
+        let name = file_name(path);
         writeln!(f, "# {}, {share:.0}% pruned\n", plain(&name))?;
-        match (self.recipe.hub_name(), &self.recipe.model.revision) {
+        match (self.recipe.hub_name(), revision) {
             (Some(base), revision) => {
                 write!(f, "[{base}](https://huggingface.co/{base})")?;
                 revision.iter().try_for_each(|of| write!(f, " at revision `{}`", code(of)))?;
@@ -89,14 +92,19 @@ impl Card<'_> {
                  {worst} in {place}"
             )?;
         }
-        if let Some(source) = calibration.source.as_deref().filter(|_| self.recipe.calibrates()) {
-            let (samples, length) = (calibration.samples, calibration.sequence_length);
-            let source = file_name(source);
-            writeln!(
-                f,
-                "- Calibration: {samples} samples of {length} tokens of {}",
-                plain(&source)
-            )?;
+        if let Some((source, of)) = calibration.source.as_deref().zip(self.report.calibration) {
+            let Extent { samples, held_out, shortest, longest, .. } = of;
+            let source = plain(&file_name(source));
+            let length = match shortest == longest {
+                true => longest.to_string(),
+                false => format!("{shortest} to {longest}"),
+            };
+            let noun = if samples == 1 { "sample" } else { "samples" };
+            write!(f, "- Calibration: {samples} {noun} of {length} tokens of {source}")?;
+            match held_out {
+                0 => writeln!(f)?,
+                _ => writeln!(f, ", and {held_out} held out")?,
+            }
         }
         match changed_weights {
             0 => writeln!(f, "- Kept weights: the dense model's")?,
@@ -137,8 +145,12 @@ impl Card<'_> {
         for (of, text) in perplexity.iter().zip(texts) {
             let name = text.name.clone().unwrap_or_else(|| file_name(&text.path));
             let found = &of.found;
-            let shown = [Some(&found.dense), found.initial.as_ref(), found.refined.as_ref()]
-                .map(|found| Some(format!("{:.2}", found?.perplexity)));
+            let shown =
+                [Some(&found.dense), found.initial.as_ref(), found.refined.as_ref()].map(|found| {
+                    let Perplexity { perplexity, perplexity_stderr, .. } = found?;
+                    let error = perplexity_stderr.map(|error| format!(" ± {error:.2}"));
+                    Some(format!("{perplexity:.2}{}", error.unwrap_or_default()))
+                });
             row(&format!("{}, perplexity (lower is better)", plain(&name)), shown)?;
         }
         for of in tasks {
@@ -151,8 +163,9 @@ impl Card<'_> {
             row(&format!("{}, zero-shot accuracy (higher is better)", plain(&of.task)), shown)?;
         }
         if let Some(of) = perplexity.first() {
-            let length = self.recipe.evaluate.sequence_length;
-            let segments = of.found.dense.segments;
+            let Perplexity { segments, predictions, .. } = of.found.dense;
+            // The first token of a segment is not predicted.
+            let length = predictions / segments.max(1) + 1;
             writeln!(
                 f,
                 "\nPerplexities are on segments of {length} tokens ({segments} segments of the first text)."

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize, Serializer, ser::SerializeStruct};
 
 use super::OutputError;
 use crate::{
+    calibration::Extent,
     checkpoint::{Format, Masks},
     evaluate::{Accuracy, Perplexity},
     family::Decoder,
@@ -48,6 +49,9 @@ pub struct Report {
     /// What the models go on to say, prompt by prompt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub generations: Vec<GenerationReport>,
+    /// The calibration samples, if statistics were gathered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Extent>,
     /// The matrices that were subject to pruning, layer by layer.
     #[serde(default)]
     pub matrices: Vec<Matrix>,

@@ -58,6 +58,31 @@ pub enum Error {
         /// What it needs.
         needed: bytesize::ByteSize,
     },
+    /// The two models of a recipe are not one.
+    #[error(
+        "{} is not the dense model of {}: {problem}; correct model.path or model.dense",
+        dense.display(),
+        sparse.display()
+    )]
+    Unlike {
+        /// The sparse checkpoint.
+        sparse: PathBuf,
+        /// The dense one.
+        dense: PathBuf,
+        /// What differs.
+        problem: String,
+    },
+    /// A checkpoint whose masks are to be refined prunes nothing.
+    #[error(
+        "{sparse} has no zeros beyond those of {dense} in the matrices that the recipe prunes: there \
+         is no mask to refine; name a sparse checkpoint as model.path, or choose another mask.init"
+    )]
+    NoZeros {
+        /// The sparse checkpoint.
+        sparse: String,
+        /// The dense one.
+        dense: String,
+    },
     /// A task's file has no questions.
     #[error("{}: no questions", .0.display())]
     NoQuestions(PathBuf),
@@ -107,6 +132,8 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Recipe(_) | Self::Plan(_) | Self::Memory { .. } => true,
+            Self::Model(model::Error::TooLong { .. }) => true,
+            Self::Unlike { .. } | Self::NoZeros { .. } => true,
             #[cfg(not(feature = "cuda"))]
             Self::NoCuda => true,
             Self::CutOff { error, .. } => error.is_usage(),

@@ -6,6 +6,7 @@ use dfdx::tensor::Cpu;
 
 use super::{Error, Tests, ToCome, device::on_device, expected, to_come::to_come};
 use crate::{
+    calibration::Extent,
     estimate::{Estimate, estimate},
     executor::{Device, ops::Ops, rate},
     family::Decoder,
@@ -46,10 +47,11 @@ impl Forecast {
         model: &Model<'_, D>,
         plan: &Plan,
         tests: &Tests,
+        calibration: Extent,
     ) -> Result<Self, Error> {
         let (recipe, decoder) = (&loaded.recipe, &model.decoder);
-        let takes = estimate(decoder, plan, &expected(loaded, model, &tests.texts)?);
-        let phases = to_come(recipe, decoder, tests, &takes);
+        let takes = estimate(decoder, plan, &expected(loaded, model, &tests.texts, calibration)?);
+        let phases = to_come(recipe, decoder, tests, &calibration, &takes);
         let swaps = recipe.refine.iter().filter(|stage| stage.stage == Some(Kind::Swap));
         let limit: usize = swaps.filter_map(|stage| stage.limit).sum();
         let layers = 0..plan.layers.len();

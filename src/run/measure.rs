@@ -21,11 +21,41 @@ fn texts<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Texts, Error> 
     let Evaluate { perplexity, sequence_length, segments: limit, special_tokens, .. } =
         &recipe.evaluate;
     let tokens = tokens(model, *special_tokens);
+    let length = model.sequence(*sequence_length);
     let read = |text: &Text| {
-        let limit = text.segments.or(*limit);
-        Ok((text.clone(), segments(text, *sequence_length, limit, &tokens)?))
+        let segments = segments(text, length, text.segments.or(*limit), &tokens)?;
+        check_text(model, text, &segments, "evaluate.sequence_length")?;
+        Ok((text.clone(), segments))
     };
     perplexity.iter().map(read).collect()
+}
+
+/// Predictions below which a perplexity tells little. On ordinary text the loss of a token varies by
+/// 2 to 3 nats, so that a perplexity over 1,000 of them is uncertain by nearly a tenth: as much as
+/// many methods are apart.
+const FEW: usize = 1000;
+
+/// Warns of a text's segments that a model has not the positions for, or that are too few; `key` is
+/// what makes them as long.
+pub(crate) fn check_text<D: Ops>(
+    model: &Model<'_, D>,
+    text: &Text,
+    segments: &[Vec<u32>],
+    key: &str,
+) -> Result<(), Error> {
+    let name = text.short();
+    let longest = segments.iter().map(Vec::len).max().unwrap_or(0);
+    model.within(&format!("{name}: segments"), longest, key)?;
+    let predictions: usize = segments.iter().map(|segment| segment.len().saturating_sub(1)).sum();
+    if predictions < FEW || segments.len() < 2 {
+        let (count, noun) =
+            (segments.len(), if segments.len() == 1 { "segment" } else { "segments" });
+        tracing::warn!(
+            "{name}: a perplexity over {predictions} predictions in {count} {noun} is uncertain; \
+             take at least {FEW}, in several segments"
+        );
+    }
+    Ok(())
 }
 
 fn tasks(recipe: &Recipe) -> Result<Vec<Asked>, Error> {

@@ -2,6 +2,7 @@
 //!
 //! [`prune`] is all of it; the command line calls it too.
 
+mod checkpoints;
 mod device;
 mod error;
 mod forecast;
@@ -32,9 +33,10 @@ use toml::Table;
 
 pub(crate) use self::verify::recipe;
 pub(crate) use self::{
+    checkpoints::Checkpoints,
     device::on_device,
     forecast::Forecast,
-    measure::{Asked, Found, Tests, Texts, measure, tokens},
+    measure::{Asked, Found, Tests, Texts, check_text, measure, tokens},
     progress::{Notes, Progress},
     shared::{Shared, of_beginning},
 };
@@ -46,7 +48,7 @@ pub use self::{
     watch::{Steps, Watch},
 };
 use crate::{
-    calibration::{Samples, Text, samples},
+    calibration::{self, Extent, Samples, Text, samples},
     checkpoint::{Existing, Output, Pruned, Reader, digest},
     estimate::{Run as Expected, Stage as Expects},
     evaluate::STATES,
@@ -54,7 +56,6 @@ use crate::{
         Storage,
         ops::{Ops, Products},
     },
-    hub::locate,
     journal::{self, Identity},
     mask::Scope,
     model::Model,
@@ -125,24 +126,25 @@ fn prune_on<D: Ops>(
     shared: &mut Shared,
 ) -> Result<Report, Error> {
     let (recipe, watch) = (&loaded.recipe, settings.watch);
-    let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
-    let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
-    let reader = Reader::open(&located.dir)?;
-    let mut model = Model::new(&reader, device)?;
+    let checkpoints = Checkpoints::open(recipe, watch)?;
+    let mut model = Model::new(&checkpoints.dense, device)?;
     let plan = plan(loaded, &model)?;
     loaded.find_texts()?;
     let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
     let existing = Existing { force: settings.force, resume: settings.resume };
-    let output = Output::create(target, existing, &reader, texts_of(recipe))?;
-    let resolved = resolved(recipe, located.commit)?;
-    let identity = || identity(&resolved, &reader);
+    let inputs = texts_of(recipe).chain(checkpoints.sparse_files());
+    let output = Output::create(target, existing, &checkpoints.dense, inputs)?;
+    let resolved = checkpoints.resolved(recipe)?;
+    let identity = || identity(&resolved, &checkpoints);
     if output.is_complete() {
         return completed(&identity()?, &output, watch);
     }
+    checkpoints.compare(&model, &plan, watch)?;
     let tests = shared.tests(recipe, || Tests::read(recipe, &model))?;
     let ids = shared.samples(recipe, || calibrate(recipe, &model))?;
     let place = (available, output.scratch());
     let run = Run::prepare(loaded, plan, &mut model, &tests, ids, place, watch)?;
+    let run = run.with_zeros_of(checkpoints.sparse.as_ref());
     let keeper = Keeper::open(output.scratch(), identity()?, settings.save_every)?;
     if settings.resume {
         watch.resumes(output.left_over()?.as_deref());
@@ -150,17 +152,10 @@ fn prune_on<D: Ops>(
     finished(run, resolved, keeper, &output, shared).map_err(|error| error.leaves(&output))
 }
 
-/// The recipe as it is written beside the result: it means the same from wherever it is read.
-pub(crate) fn resolved(recipe: &Recipe, commit: Option<String>) -> Result<Recipe, Error> {
-    let mut resolved = recipe.clone();
-    resolved.model.revision = commit;
-    resolved.absolute().map_err(|e| Error::Report(e.to_string()))
-}
-
 /// What decides about the result of a run.
-fn identity(resolved: &Recipe, reader: &Reader) -> Result<Identity, Error> {
+fn identity(resolved: &Recipe, checkpoints: &Checkpoints) -> Result<Identity, Error> {
     let recipe = Table::try_from(resolved).map_err(|e| Error::Report(e.to_string()))?;
-    Ok(Identity { recipe, inputs: digests(resolved, reader)? })
+    Ok(Identity { recipe, inputs: digests(resolved, checkpoints)? })
 }
 
 /// Gives a checkpoint that is complete its name, if it is what the run would make.
@@ -243,11 +238,15 @@ fn finished<D: Ops>(
             refined: refined.as_ref().map(|found| found.generations[i].clone()),
         },
     });
+    let calibration = Extent::of_samples(&run.ids, recipe.calibration.held_out);
+    let mut settled = recipe.clone();
+    settled.calibration.sequence_length = resolved.calibration.sequence_length;
+    settled.evaluate.sequence_length = resolved.evaluate.sequence_length;
     let prunable: usize = pruned.masks.values().map(|mask| mask.dims().len()).sum();
     let kept: usize = pruned.masks.values().map(|mask| mask.kept()).sum();
     let report = Report {
         version: Version::current(),
-        model: run.loaded.recipe.model.path.clone(),
+        model: recipe.model.reference().0.to_owned(),
         output: output.target().to_owned(),
         model_weights: model.reader.weights(),
         prunable_weights: prunable,
@@ -262,6 +261,7 @@ fn finished<D: Ops>(
         groups,
         seconds: phases.seconds,
         memory: phases.memory,
+        calibration: (!run.ids.is_empty()).then_some(calibration),
         sizes: Sizes {
             format: resolved.output.format,
             dense: Size {
@@ -278,7 +278,7 @@ fn finished<D: Ops>(
         operations: products.operations,
         product_seconds: products.seconds,
         least_operations: run.forecast.takes.pruning - run.forecast.takes.solving,
-        recipe: run.loaded.settings().map_err(|e| Error::Report(e.to_string()))?,
+        recipe: run.loaded.settings_of(&settled).map_err(|e| Error::Report(e.to_string()))?,
         inputs,
         outputs: BTreeMap::new(),
     };
@@ -302,24 +302,32 @@ pub(crate) fn plan<D: Ops>(loaded: &Loaded, model: &Model<'_, D>) -> Result<Plan
     Ok(plan)
 }
 
+/// The calibration text of a recipe, and the samples that are wanted of it, if any are.
+fn calibration<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Option<(Text, Samples)> {
+    let source = recipe.calibration.source.as_deref().filter(|_| recipe.calibrates())?;
+    let Calibration { samples, held_out, seed, selection, .. } = recipe.calibration;
+    let sequence_length = model.sequence(recipe.calibration.sequence_length);
+    let text = Text { field: Some(recipe.calibration.field.clone()), ..Text::from(source) };
+    Some((text, Samples { count: samples, held_out, sequence_length, seed, selection }))
+}
+
 /// The calibration samples of a recipe.
 pub(crate) fn calibrate<D: Ops>(
     recipe: &Recipe,
     model: &Model<'_, D>,
 ) -> Result<Vec<Vec<u32>>, Error> {
-    let Some(source) = recipe.calibration.source.as_deref().filter(|_| recipe.calibrates()) else {
-        return Ok(Vec::new());
-    };
-    let wanted = Samples {
-        count: recipe.calibration.samples,
-        held_out: recipe.calibration.held_out,
-        sequence_length: recipe.calibration.sequence_length,
-        seed: recipe.calibration.seed,
-        selection: recipe.calibration.selection,
-    };
-    let Calibration { field, special_tokens, .. } = &recipe.calibration;
-    let text = Text { field: Some(field.clone()), ..Text::from(source) };
-    Ok(samples(&text, wanted, &tokens(model, *special_tokens))?)
+    let Some((text, wanted)) = calibration(recipe, model) else { return Ok(Vec::new()) };
+    let tokens = tokens(model, recipe.calibration.special_tokens);
+    let samples = samples(&text, wanted, &tokens)?;
+    let longest = samples.iter().map(Vec::len).max().unwrap_or(0);
+    model.within("calibration samples", longest, "calibration.sequence_length")?;
+    Ok(samples)
+}
+
+/// How many calibration samples a recipe takes, and how long they are, before they are read.
+pub(crate) fn extent<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Extent, Error> {
+    let Some((text, wanted)) = calibration(recipe, model) else { return Ok(Extent::default()) };
+    Ok(calibration::extent(&text, wanted, model.decoder.vocab_size)?)
 }
 
 /// That a run's samples are there, and that it may take the memory that it needs.
@@ -334,8 +342,9 @@ pub(crate) fn foresee<D: Ops>(
     shared: &mut Shared,
 ) -> Result<(), Error> {
     let recipe = &loaded.recipe;
-    shared.samples(recipe, || calibrate(recipe, model))?;
-    allowed(recipe, Forecast::new(loaded, model, plan, tests)?.takes.memory)?;
+    let samples = shared.samples(recipe, || calibrate(recipe, model))?;
+    let calibration = Extent::of_samples(&samples, recipe.calibration.held_out);
+    allowed(recipe, Forecast::new(loaded, model, plan, tests, calibration)?.takes.memory)?;
     Ok(())
 }
 
@@ -350,10 +359,8 @@ pub(crate) fn look_ahead(
     watch: &dyn Watch,
 ) -> Result<(), Error> {
     let recipe = &loaded.recipe;
-    let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
-    let located = locate(&recipe.model.path, recipe.model.revision.as_deref(), &new)?;
-    let reader = Reader::open(&located.dir)?;
-    let model = Model::new(&reader, Cpu::default())?;
+    let checkpoints = Checkpoints::open(recipe, watch)?;
+    let model = Model::new(&checkpoints.dense, Cpu::default())?;
     let plan = plan(loaded, &model)?;
     loaded.find_texts()?;
     let tests = shared.tests(recipe, || Tests::read(recipe, &model))?;
@@ -390,6 +397,8 @@ pub(crate) struct Run<'a, D: Ops> {
     plan: Plan,
     /// What scores weights for initial masks.
     initial_pipeline: Vec<Stage>,
+    /// The sparse checkpoint whose zeros are the initial masks, if there is one.
+    zeros: Option<&'a Reader>,
     tests: &'a Tests,
     /// The calibration samples.
     ids: Rc<Vec<Vec<u32>>>,
@@ -411,12 +420,29 @@ impl<'a, D: Ops> Run<'a, D> {
         watch: &'a dyn Watch,
     ) -> Result<Self, Error> {
         let recipe = &loaded.recipe;
-        let forecast = Forecast::new(loaded, model, &plan, tests)?;
+        let calibration = Extent::of_samples(&ids, recipe.calibration.held_out);
+        let forecast = Forecast::new(loaded, model, &plan, tests, calibration)?;
         let left = left(recipe, available, forecast.takes.memory)?;
         model.executor.storage = Storage::new(recipe.executor.stream_dtype, left, scratch);
         watch.expect(&forecast.phases);
         let initial_pipeline = loaded.initial_pipeline()?;
-        Ok(Self { loaded, model, plan, initial_pipeline, tests, ids, scratch, watch, forecast })
+        Ok(Self {
+            loaded,
+            model,
+            plan,
+            initial_pipeline,
+            zeros: None,
+            tests,
+            ids,
+            scratch,
+            watch,
+            forecast,
+        })
+    }
+
+    /// The same from the zeros of a sparse checkpoint, if there is one.
+    pub(crate) fn with_zeros_of(self, sparse: Option<&'a Reader>) -> Self {
+        Self { zeros: sparse, ..self }
     }
 }
 
@@ -494,7 +520,8 @@ impl<D: Ops> Run<'_, D> {
         let Recipe { mask, output, .. } = &self.loaded.recipe;
         let side = self.loaded.recipe.streams.statistics;
         let metric = (&self.initial_pipeline[..], mask.scope.unwrap_or(Scope::Row));
-        Start { init: mask.init, metric, side, dtype: output.dtype, scratch: self.scratch }
+        let Self { zeros, scratch, .. } = *self;
+        Start { init: mask.init, metric, zeros, side, dtype: output.dtype, scratch }
     }
 
     /// Makes the initial masks; the run `ends` with them, or not.
@@ -581,6 +608,7 @@ pub(crate) fn expected<D: Ops>(
     loaded: &Loaded,
     model: &Model<'_, D>,
     texts: &Texts,
+    calibration: Extent,
 ) -> Result<Expected, Error> {
     let recipe = &loaded.recipe;
     let tokens = texts.iter().flat_map(|(_, segments)| segments).map(Vec::len).sum();
@@ -604,8 +632,7 @@ pub(crate) fn expected<D: Ops>(
         })
     });
     Ok(Expected {
-        samples: [recipe.calibration.samples, recipe.calibration.held_out],
-        sequence_length: recipe.calibration.sequence_length,
+        calibration,
         start: recipe.initial_needs(),
         single,
         stages: stages.collect(),
@@ -626,8 +653,8 @@ fn texts_of(recipe: &Recipe) -> impl Iterator<Item = &Path> {
 }
 
 /// The digests of all that a run reads.
-fn digests(recipe: &Recipe, reader: &Reader) -> Result<BTreeMap<PathBuf, String>, Error> {
-    let digests = inputs(recipe, reader)?.into_par_iter().map(|file| {
+fn digests(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<BTreeMap<PathBuf, String>, Error> {
+    let digests = inputs(recipe, checkpoints)?.into_par_iter().map(|file| {
         let digest = digest(&file)?;
         Ok((file, digest))
     });
@@ -635,9 +662,12 @@ fn digests(recipe: &Recipe, reader: &Reader) -> Result<BTreeMap<PathBuf, String>
 }
 
 /// All that a run reads, by paths that are right in any directory.
-pub(crate) fn inputs(recipe: &Recipe, reader: &Reader) -> Result<Vec<PathBuf>, Error> {
-    let files = reader.weight_files().map(Path::to_owned);
-    let files = files.chain([reader.path().join("config.json")]);
+pub(crate) fn inputs(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Vec<PathBuf>, Error> {
+    let Checkpoints { dense: reader, sparse, .. } = checkpoints;
+    let files = [reader].into_iter().chain(sparse).flat_map(|reader| {
+        let weights = reader.weight_files().map(Path::to_owned);
+        weights.chain([reader.path().join("config.json")])
+    });
     let others = ["tokenizer.json", report::CARD].map(|name| reader.path().join(name));
     let files = files.chain(others.into_iter().filter(|file| file.is_file()));
     let files = files.chain(texts_of(recipe).map(Path::to_owned));

@@ -6,7 +6,7 @@ use super::{
     single_pass,
 };
 use crate::{
-    calibration::Text,
+    calibration::{Extent, Text},
     estimate::Estimate,
     evaluate::{GENERATED, Question},
     family::Decoder,
@@ -30,15 +30,16 @@ pub(crate) fn to_come(
     recipe: &Recipe,
     decoder: &Decoder,
     tests: &Tests,
+    calibration: &Extent,
     expected: &Estimate,
 ) -> Vec<ToCome> {
     let mut phases = tests.phases("dense", decoder);
     let own = |name: &str, work| ToCome { name: name.into(), kind: name.into(), work };
     if let Some(allocation) = recipe.allocation() {
-        let tokens = recipe.calibration.samples * recipe.calibration.sequence_length;
+        let [tokens, _] = calibration.parts();
         // Statistics and the dense layers; for errors, the layers with three shares of zeros too.
-        let passes = if allocation.by == By::Error { 5 } else { 2 };
-        phases.push(own("allocation", 2.0 * (passes * tokens) as f64 * body(decoder)));
+        let passes = if allocation.by == By::Error { 5.0 } else { 2.0 };
+        phases.push(own("allocation", 2.0 * passes * tokens * body(decoder)));
     }
     if !single_pass(recipe) {
         phases.push(own("initial masks", expected.initial));

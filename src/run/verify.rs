@@ -14,7 +14,7 @@ use crate::{
     hub::locate,
     limits,
     mask::Pattern,
-    recipe::{Loaded, load_text},
+    recipe::{Loaded, Model, load_text},
     report::{self, Matrix, Report},
     version::Version,
 };
@@ -128,14 +128,14 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
     if intact {
         sizes_on_disk(&sparse, &written, &mut findings)?;
     }
-    let named = Named::of(dir)?;
+    let models = models(dir)?;
+    let (reference, revision) = models.reference();
     let model = match dense {
         Some(dense) => {
-            let revision = named.revision.filter(|_| *dense == named.path && !dense.is_dir());
-            locate(dense, revision.as_deref(), &|file, bytes| watch.bar(file, Steps::Bytes(bytes)))?
-                .dir
+            let revision = revision.filter(|_| *dense == *reference && !dense.is_dir());
+            locate(dense, revision, &|file, bytes| watch.bar(file, Steps::Bytes(bytes)))?.dir
         }
-        None => named.path,
+        None => reference.to_owned(),
     };
     let dense = if dense.is_some() || model.is_dir() {
         let given = dense.is_some();
@@ -262,26 +262,16 @@ fn compared(figures: &[(&'static str, u64, u64)], findings: &mut Vec<Finding>) {
     }));
 }
 
-/// The dense model of a result, as its recipe names it. No more of the recipe is needed, which may
-/// name metrics that this program does not have.
-#[derive(Deserialize)]
-struct Named {
-    path: PathBuf,
-    #[serde(default)]
-    revision: Option<String>,
-}
-
-impl Named {
-    fn of(dir: &Path) -> Result<Self, Error> {
-        #[derive(Deserialize)]
-        struct Recipe {
-            model: Named,
-        }
-        let (path, text) = recipe_text(dir)?;
-        match toml::from_str(&text) {
-            Ok(Recipe { model }) => Ok(model),
-            Err(e) => Err(Error::NoResult { path, problem: e.message().to_owned() }),
-        }
+/// The models that the recipe of a result names; the metrics of the recipe may not be linked here.
+fn models(dir: &Path) -> Result<Model, Error> {
+    #[derive(Deserialize)]
+    struct Models {
+        model: Model,
+    }
+    let (path, text) = recipe_text(dir)?;
+    match toml::from_str(&text) {
+        Ok(Models { model }) => Ok(model),
+        Err(e) => Err(Error::NoResult { path, problem: e.message().to_owned() }),
     }
 }
 

@@ -13,14 +13,13 @@ use self::{
 };
 use super::{Error, progress::Terminal};
 use crate::{
-    checkpoint::{Pruned, Reader, digest, digest_text},
+    checkpoint::{Pruned, digest, digest_text},
     executor::ops::Ops,
-    hub::locate,
     model::Model,
     plan::Plan,
     recipe::{Loaded, Recipe, Study, Variant, load, load_study},
     run::{
-        self, EVALUATION, Found, Notes, Progress, Run, Shared, Steps, Tests, Watch, calibrate,
+        self, Checkpoints, EVALUATION, Found, Notes, Progress, Run, Shared, Tests, calibrate,
         foresee, inputs, on_device, plan,
     },
 };
@@ -57,12 +56,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let mut log = Log::open(arguments.output.as_deref())?;
     let watch = Terminal { quiet: arguments.json };
     if let Some(Planned { loaded, .. }) = planned.first() {
-        let model = &loaded.recipe.model;
-        let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
-        let located = locate(&model.path, model.revision.as_deref(), &new)?;
-        let reader = Reader::open(&located.dir)?;
+        let checkpoints = Checkpoints::open(&loaded.recipe, &watch)?;
         let inputs = match &arguments.output {
-            Some(_) => digested(&planned, &reader)?,
+            Some(_) => digested(&planned, &checkpoints)?,
             None => vec![Inputs::new(); planned.len()],
         };
         let all: Vec<_> = zip(&planned, inputs).collect();
@@ -73,7 +69,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         let left: Vec<_> = left.collect();
         if !left.is_empty() {
             let device = loaded.recipe.executor.device;
-            on_device!(device, run_on(&reader, &left, &mut log, watch))?;
+            on_device!(device, run_on(&checkpoints, &left, &mut log, watch))?;
         }
     }
     let records: Vec<&Record> =
@@ -157,12 +153,12 @@ fn figures(found: &Found) -> Figures {
 }
 
 /// The inputs of each run, with their digests.
-fn digested(all: &[Planned], reader: &Reader) -> Result<Vec<Inputs>, Error> {
+fn digested(all: &[Planned], checkpoints: &Checkpoints) -> Result<Vec<Inputs>, Error> {
     let mut known = Inputs::new();
     let mut each = Vec::new();
     for Planned { id, loaded } in all {
         loaded.find_texts().map_err(|e| id.failed(e))?;
-        let files = inputs(&loaded.recipe, reader)?;
+        let files = inputs(&loaded.recipe, checkpoints)?;
         let new: Vec<_> = files.iter().filter(|file| !known.contains_key(*file)).collect();
         let new = new.into_par_iter().map(|file| Ok((file.clone(), digest(file)?)));
         known.extend(new.collect::<Result<Vec<_>, Error>>()?);
@@ -176,12 +172,12 @@ fn digested(all: &[Planned], reader: &Reader) -> Result<Vec<Inputs>, Error> {
 fn run_on<D: Ops>(
     device: D,
     available: u64,
-    reader: &Reader,
+    checkpoints: &Checkpoints,
     left: &[(&Planned, Inputs)],
     log: &mut Log,
     watch: Terminal,
 ) -> Result<(), Error> {
-    let mut model = Model::new(reader, device)?;
+    let mut model = Model::new(&checkpoints.dense, device)?;
     let plans = left.iter().map(|(run, _)| plan(&run.loaded, &model).map_err(|e| run.id.failed(e)));
     let plans = plans.collect::<Result<Vec<Plan>, _>>()?;
     let Some((Planned { loaded, .. }, _)) = left.first() else { return Ok(()) };
@@ -203,7 +199,8 @@ fn run_on<D: Ops>(
         let found = shared.samples(&loaded.recipe, || calibrate(&loaded.recipe, &model));
         let run = found
             .and_then(|ids| Run::prepare(loaded, plan, &mut model, &tests, ids, place, &watch));
-        let found = run.and_then(|mut run| measured(&mut run));
+        let zeros = checkpoints.sparse.as_ref();
+        let found = run.and_then(|run| measured(run.with_zeros_of(zeros)));
         let (found, seconds) = found.map_err(|e| planned.id.failed(e))?;
         let [perplexity, accuracy] = &found;
         let texts = tests.texts.iter().map(|(text, _)| text.label());
@@ -220,7 +217,7 @@ fn run_on<D: Ops>(
 }
 
 /// What comes of a run, and the seconds that its masks took.
-fn measured<D: Ops>(run: &mut Run<'_, D>) -> Result<(Figures, f64), run::Error> {
+fn measured<D: Ops>(mut run: Run<'_, D>) -> Result<(Figures, f64), run::Error> {
     let mut progress = Progress::new(None);
     run.prune(false, &mut progress)?;
     let Notes { initial, refined, mut phases, .. } = progress.notes;

@@ -1,0 +1,173 @@
+//! The checkpoints that a recipe names: the dense one, and where the masks of a sparse one are
+//! refined, that too.
+
+use std::{collections::BTreeSet, path::Path};
+
+use serde_json::Value;
+
+use super::{Error, Steps, Watch};
+use crate::{
+    checkpoint::Reader,
+    executor::ops::Ops,
+    family::{self, Decoder},
+    hub::locate,
+    limits::SEQUENCE,
+    model::{self, Model},
+    plan::Plan,
+    recipe::{self, Recipe},
+};
+
+/// The checkpoints of a recipe.
+pub(crate) struct Checkpoints {
+    /// The dense one: its weights are those that are kept and that come back.
+    pub(crate) dense: Reader,
+    /// The sparse one, whose zeros are the initial masks, if there is one beside the dense one.
+    pub(crate) sparse: Option<Reader>,
+    /// Number of positions that the model has.
+    positions: usize,
+    /// The commits of `model.path` and `model.dense`, as far as they are from the hub.
+    commits: [Option<String>; 2],
+}
+
+impl Checkpoints {
+    /// Opens those of a recipe; what is on the hub is fetched.
+    ///
+    /// # Errors
+    /// If one cannot be had or read, or the two are not of one model.
+    pub(crate) fn open(recipe: &Recipe, watch: &dyn Watch) -> Result<Self, Error> {
+        let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
+        let recipe::Model { path, revision, dense, dense_revision } = &recipe.model;
+        let found = locate(path, revision.as_deref(), &new)?;
+        let reader = Reader::open(&found.dir)?;
+        let Some(path) = dense else {
+            return Self::of(reader, None, [found.commit, None]);
+        };
+        let of_dense = locate(path, dense_revision.as_deref(), &new)?;
+        let dense = Reader::open(&of_dense.dir)?;
+        alike(&dense, &reader)?;
+        Self::of(dense, Some(reader), [found.commit, of_dense.commit])
+    }
+
+    fn of(
+        dense: Reader,
+        sparse: Option<Reader>,
+        commits: [Option<String>; 2],
+    ) -> Result<Self, Error> {
+        let positions = decoder(&dense)?.positions().tokens;
+        Ok(Self { dense, sparse, positions, commits })
+    }
+
+    /// The files of the sparse one that a run reads.
+    pub(crate) fn sparse_files(&self) -> impl Iterator<Item = &Path> {
+        self.sparse.iter().flat_map(Reader::weight_files)
+    }
+
+    /// The recipe with the lengths of sequences that it leaves to the model.
+    pub(crate) fn settled(&self, recipe: &Recipe) -> Recipe {
+        let length = self.positions.min(SEQUENCE);
+        let mut settled = recipe.clone();
+        settled.calibration.sequence_length.get_or_insert(length);
+        settled.evaluate.sequence_length.get_or_insert(length);
+        settled
+    }
+
+    /// The recipe as it is written beside the result: it means the same from wherever it is read.
+    pub(crate) fn resolved(&self, recipe: &Recipe) -> Result<Recipe, Error> {
+        let mut resolved = self.settled(recipe);
+        [resolved.model.revision, resolved.model.dense_revision] = self.commits.clone();
+        resolved.absolute().map_err(|e| Error::Report(e.to_string()))
+    }
+
+    /// Sees to what the sparse checkpoint has otherwise than the dense one, and warns of what will not
+    /// be in the result.
+    ///
+    /// # Errors
+    /// If it prunes none of the matrices that the plan names, or a tensor is damaged.
+    pub(crate) fn compare<D: Ops>(
+        &self,
+        model: &Model<'_, D>,
+        plan: &Plan,
+        watch: &dyn Watch,
+    ) -> Result<(), Error> {
+        let Some(sparse) = &self.sparse else { return Ok(()) };
+        let matrices: BTreeSet<&str> = (0..plan.layers.len())
+            .flat_map(|layer| plan.matrices(&model.decoder, layer))
+            .map(|(_, linear)| linear.weight.as_str())
+            .collect();
+        let bar = watch.bar("comparing", Steps::Bytes(sparse.weight_bytes()));
+        let (mut zeros, mut changed, mut left) = (0, (0, String::new()), (0, String::new()));
+        for name in sparse.names() {
+            let (own, Ok(dense)) = (sparse.tensor(name)?, self.dense.tensor(name)) else {
+                continue;
+            };
+            let found = own.zeroed(&dense)?.unwrap_or_default();
+            bar.inc(own.stored as u64);
+            if matrices.contains(name) {
+                zeros += found.pruned;
+            } else {
+                add(&mut left, found.pruned, name);
+            }
+            add(&mut changed, found.changed, name);
+        }
+        bar.finish_and_clear();
+        let [sparse, dense] = [sparse, &self.dense].map(|of| of.path().display().to_string());
+        if zeros == 0 {
+            return Err(Error::NoZeros { sparse, dense });
+        }
+        if let (count @ 1.., first) = changed {
+            tracing::warn!(
+                "{count} weights that {sparse} keeps are not the dense model's, the first in \
+                 `{first}`: the result has the dense model's"
+            );
+        }
+        if let (count @ 1.., first) = left {
+            tracing::warn!(
+                "{count} zeros of {sparse} are in tensors that the recipe does not prune, the first \
+                 in `{first}`: there the result has the dense model's weights"
+            );
+        }
+        Ok(())
+    }
+}
+
+fn decoder(reader: &Reader) -> Result<Decoder, Error> {
+    Ok(family::decoder(reader.config()).map_err(model::Error::from)?)
+}
+
+/// Adds to a count that has the name of its first tensor.
+fn add((count, first): &mut (usize, String), more: usize, name: &str) {
+    if *count == 0 && more > 0 {
+        *first = name.to_owned();
+    }
+    *count += more;
+}
+
+/// Checks that two checkpoints are of one model: their configurations mean the same, and they have
+/// the same tensors.
+fn alike(dense: &Reader, sparse: &Reader) -> Result<(), Error> {
+    let unlike = |problem: String| Error::Unlike {
+        sparse: sparse.path().to_owned(),
+        dense: dense.path().to_owned(),
+        problem,
+    };
+    if decoder(dense)? != decoder(sparse)? {
+        let differs = differing(dense.config(), sparse.config());
+        return Err(unlike(format!("config.json differs in {}", differs.join(", "))));
+    }
+    let mut names = dense.names().chain(sparse.names());
+    match names.find(|name| {
+        let shape = |of: &Reader| of.tensor(name).map(|of| of.shape.to_vec()).ok();
+        shape(dense) != shape(sparse)
+    }) {
+        None => Ok(()),
+        Some(name) => Err(unlike(format!("tensor `{name}` is in one only, or of another shape"))),
+    }
+}
+
+/// The keys whose values differ.
+fn differing(one: &Value, other: &Value) -> Vec<String> {
+    let keys = |of: &Value| of.as_object().into_iter().flat_map(|of| of.keys().cloned()).collect();
+    let keys: [BTreeSet<String>; 2] = [keys(one), keys(other)];
+    let all = keys[0].union(&keys[1]).filter(|key| one.get(key) != other.get(key));
+    all.map(|key| format!("`{key}`")).collect()
+}

@@ -303,13 +303,15 @@ fn the_card_says_what_was_done_and_no_path_of_the_machine() {
                     # tiny-model, 50% pruned\n";
     assert!(card.starts_with(metadata), "{card}");
     let perplexity = &report["perplexity"][0];
-    let [dense, pruned] =
-        ["dense", "initial"].map(|of| perplexity[of]["perplexity"].as_f64().unwrap());
+    let [dense, pruned] = ["dense", "initial"].map(|of| {
+        let figure = |key: &str| perplexity[of][key].as_f64().unwrap();
+        format!("{:.2} ± {:.2}", figure("perplexity"), figure("perplexity_stderr"))
+    });
     for expected in [
         "34560 of the 69120 weights of 21 matrices (50.00%)",
         "- Initial mask: magnitude\n",
         "- Kept weights: the dense model's\n",
-        &format!("| a\\|b.txt, perplexity (lower is better) | {dense:.2} | {pruned:.2} |\n"),
+        &format!("| a\\|b.txt, perplexity (lower is better) | {dense} | {pruned} |\n"),
         "compressor.decompress(DIR, model)",
         "path = \"tiny-model\"",
         "\"a|b.txt\"",

@@ -27,7 +27,7 @@ pub(crate) struct Forecast {
 }
 
 /// Operations of matrix products that take as long as a swap's search takes for each weight of its
-/// row: measured on SmolLM2-135M.
+/// row: on SmolLM2-135M and 32 × 256 tokens, the search takes about as long as all products.
 const SEARCH: f64 = 1000.0;
 
 /// The fraction of a run's time, but for such searches, that its matrix products take. On

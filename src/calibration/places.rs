@@ -47,7 +47,7 @@ fn stretches(
         return None;
     }
     if held_out == 0 {
-        return Some([vec![0..tokens], Vec::new()]);
+        return Some([std::iter::once(0..tokens).collect(), Vec::new()]);
     }
     let of_fewer = tokens * count.min(held_out) / (count + held_out);
     let blocks = (of_fewer / (2 * length)).clamp(1, held_out);

@@ -34,9 +34,10 @@ pub(super) fn least(wanted: &Samples) -> usize {
 }
 
 /// The stretches of the text for the samples that statistics are of, and those for the held-out
-/// ones; each is long enough for a sample. The text is cut into blocks, and the beginning or the end
-/// of each, at random, is held out: as much as there are held-out samples among all. There is a block
-/// for each held-out sample, or fewer where that would leave a stretch without a choice of places.
+/// ones; each is long enough for a sample. The text is cut into blocks, and a stretch of each, at its
+/// beginning, its end or a random place, is held out: as much as there are held-out samples among
+/// all. There is a block for each held-out sample, or fewer where that would leave a stretch without
+/// a choice of places.
 fn stretches(
     tokens: usize,
     wanted: &Samples,
@@ -56,15 +57,23 @@ fn stretches(
         let [start, end] = [block, block + 1].map(|block| block * tokens / blocks);
         let share = (end - start) * held_out / (count + held_out);
         let share = share.clamp(length, end - start - length);
-        let (own, other) = match random.below(2) {
-            0 => (start..start + share, start + share..end),
-            _ => (end - share..end, start..end - share),
+        // What is left of the block beside it is nothing, or enough for a sample.
+        let rest = end - start - share;
+        let inside = (rest + 1).saturating_sub(2 * length);
+        let offset = match random.below(if inside > 0 { 3 } else { 2 }) {
+            0 => 0,
+            1 => rest,
+            _ => length + random.below(inside),
         };
-        held.push(own);
-        match calibration.last_mut() {
-            Some(last) if last.end == other.start => last.end = other.end,
-            _ => calibration.push(other),
+        let own = start + offset..start + offset + share;
+        for other in [start..own.start, own.end..end] {
+            match calibration.last_mut() {
+                _ if other.is_empty() => {}
+                Some(last) if last.end == other.start => last.end = other.end,
+                _ => calibration.push(other),
+            }
         }
+        held.push(own);
     }
     Some([calibration, held])
 }
@@ -117,7 +126,7 @@ mod tests {
     fn any_token_may_calibrate_and_any_may_be_held_out() {
         let (tokens, length) = (700, 10);
         let mut covered = [vec![false; tokens], vec![false; tokens]];
-        for seed in 0..400 {
+        for seed in 0..4000 {
             let found = places(tokens, &wanted(16, 4, length, seed)).unwrap();
             for (i, place) in found.into_iter().enumerate() {
                 covered[usize::from(i >= 16)][place..place + length].fill(true);

@@ -1,0 +1,294 @@
+//! Fetching a file into the cache. Nothing is called by its name before all of it is there and is
+//! what the server says it is; what has arrived of a file whose contents are known by their digest
+//! is kept, to go on from.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use indicatif::ProgressBar;
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+use ureq::http::StatusCode;
+
+use super::{
+    Problem,
+    answer::{Commit, Described, Etag, FileName, content_range, hexadecimal, text},
+    cache::Repo,
+    client::Client,
+};
+
+/// How often a transfer that breaks off is taken up again in a row.
+const RETRIES: u32 = 2;
+/// With at least as many new bytes, a transfer that broke off had been alive.
+const ALIVE: u64 = 1 << 20;
+
+/// Where the files of a commit come from, and where they go to.
+pub(super) struct Download<'a> {
+    pub(super) client: &'a Client,
+    pub(super) repo: &'a Repo,
+    pub(super) model: &'a str,
+    pub(super) commit: &'a Commit,
+    /// Makes the progress bar of a file of so many bytes.
+    pub(super) bar: &'a dyn Fn(&str, u64) -> ProgressBar,
+}
+
+impl Download<'_> {
+    /// Fetches a file, unless its contents are in the cache already.
+    pub(super) fn file(&self, file: &FileName) -> Result<(), Problem> {
+        let described = self.client.describe(self.model, self.commit, file)?;
+        let etag = &described.etag;
+        let _lock = self.repo.lock(file, etag).map_err(Problem::Disk)?;
+        let blob = self.repo.blob(etag);
+        if !fs::metadata(&blob).is_ok_and(|blob| blob.len() == described.size) {
+            self.contents(file, &described, &blob)?;
+        }
+        self.repo.link(self.commit, file, etag).map_err(Problem::Disk)
+    }
+
+    fn contents(&self, file: &FileName, known: &Described, blob: &Path) -> Result<(), Problem> {
+        let bar = (self.bar)(file.as_str(), known.size);
+        let mut partial = Partial::open(blob, known).map_err(Problem::Disk)?;
+        let mut resumed = partial.length > 0;
+        loop {
+            self.rest(file, &mut partial, &bar)?;
+            if partial.is_sound() {
+                break;
+            }
+            partial.clear().map_err(Problem::Disk)?;
+            // What was there before may have been damaged; what comes now is the server's.
+            if !std::mem::take(&mut resumed) {
+                partial.remove().map_err(Problem::Disk)?;
+                return Err(Problem::Answer(
+                    "its bytes do not have the digest that the hub names them by".into(),
+                ));
+            }
+            tracing::warn!(
+                "{}: the part that was kept of it is damaged; fetching all of it again",
+                file.as_str()
+            );
+        }
+        bar.finish_and_clear();
+        partial.finish(blob).map_err(Problem::Disk)
+    }
+
+    /// Fetches what is missing.
+    fn rest(
+        &self,
+        file: &FileName,
+        partial: &mut Partial,
+        bar: &ProgressBar,
+    ) -> Result<(), Problem> {
+        let mut retries = 0;
+        while partial.length < partial.size || partial.size == 0 {
+            let before = partial.length;
+            match self.attempt(file, partial, bar) {
+                Ok(()) => break,
+                Err(problem) => {
+                    let alive = partial.length.saturating_sub(before) >= ALIVE;
+                    retries = if alive { 0 } else { retries + 1 };
+                    let again = match problem {
+                        Problem::Connection(_) => retries <= RETRIES,
+                        Problem::Stalled(_) => alive,
+                        _ => false,
+                    };
+                    if !again {
+                        return Err(problem);
+                    }
+                    tracing::info!("{}: {problem}; trying again", file.as_str());
+                    thread::sleep(Duration::from_millis(300));
+                    if !partial.can_resume() {
+                        partial.clear().map_err(Problem::Disk)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attempt(
+        &self,
+        file: &FileName,
+        partial: &mut Partial,
+        bar: &ProgressBar,
+    ) -> Result<(), Problem> {
+        let from = partial.length;
+        let (status, headers, mut body) = self.client.bytes(self.model, self.commit, file, from)?;
+        if status == StatusCode::RANGE_NOT_SATISFIABLE {
+            let empty = partial.size == 0;
+            return if empty { Ok(()) } else { Err(Problem::Status(status.as_u16())) };
+        }
+        let (start, size) = match content_range(&headers) {
+            Some(range) if status == StatusCode::PARTIAL_CONTENT => range,
+            // The server gives all of it.
+            _ => (0, partial.size),
+        };
+        if start != from {
+            if start != 0 {
+                return Err(Problem::Answer(format!(
+                    "asked for byte {from}, the hub gave {start}"
+                )));
+            }
+            partial.clear().map_err(Problem::Disk)?;
+        }
+        let length = text(&headers, "content-length").and_then(|length| length.parse().ok());
+        let other = (size != partial.size).then_some(size);
+        let other = other.or(length.map(|length: u64| start.saturating_add(length)));
+        if let Some(other) = other.filter(|other| *other != partial.size) {
+            let size = partial.size;
+            return Err(Problem::Answer(format!(
+                "the hub announces {size} bytes, and then {other}"
+            )));
+        }
+        bar.set_position(partial.length);
+        let cut = |partial: &Partial, why: &str| {
+            let (length, size) = (partial.length, partial.size);
+            Problem::Connection(format!("cut off at {length} of {size} bytes{why}"))
+        };
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let read = match body.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => read,
+                // All is there, however the connection ends.
+                Err(_) if partial.length == partial.size => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    return Err(match Problem::of_reading(&error, self.client.fetching()) {
+                        Problem::Connection(why) => cut(partial, &format!(" ({why})")),
+                        problem => problem,
+                    });
+                }
+            };
+            if read as u64 > partial.size - partial.length {
+                partial.clear().map_err(Problem::Disk)?;
+                let size = partial.size;
+                return Err(Problem::Answer(format!("the hub sends more than {size} bytes")));
+            }
+            partial.push(&buffer[..read]).map_err(Problem::Disk)?;
+            bar.inc(read as u64);
+        }
+        if partial.length < partial.size { Err(cut(partial, "")) } else { Ok(()) }
+    }
+}
+
+/// A file's contents as they arrive.
+struct Partial {
+    path: PathBuf,
+    file: File,
+    etag: Etag,
+    /// Size in bytes that the contents will have.
+    size: u64,
+    /// Bytes that are there.
+    length: u64,
+    hasher: Hasher,
+}
+
+impl Partial {
+    /// Goes on with what an earlier run left, if there is something and its digest will tell whether
+    /// it is right.
+    fn open(blob: &Path, known: &Described) -> io::Result<Self> {
+        let path = blob.with_extension("part");
+        // Whatever else has the name is not written through.
+        if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
+            fs::remove_file(&path)?;
+        }
+        let mut options = File::options();
+        let file = options.read(true).write(true).create(true).truncate(false).open(&path)?;
+        let (etag, size) = (known.etag.clone(), known.size);
+        let mut partial =
+            Self { path, file, hasher: Hasher::new(&etag, size), etag, size, length: 0 };
+        let found = partial.file.metadata()?.len();
+        if found > size || !partial.can_resume() {
+            partial.clear()?;
+            return Ok(partial);
+        }
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match partial.file.read(&mut buffer)? {
+                0 => return Ok(partial),
+                read => {
+                    partial.hasher.update(&buffer[..read]);
+                    partial.length += read as u64;
+                }
+            }
+        }
+    }
+
+    fn can_resume(&self) -> bool {
+        !matches!(self.etag, Etag::Opaque(_))
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.hasher.update(bytes);
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Drops what is there.
+    fn clear(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.seek(SeekFrom::Start(0))?;
+        self.length = 0;
+        self.hasher = Hasher::new(&self.etag, self.size);
+        Ok(())
+    }
+
+    /// Whether the bytes have the digest that they are named by, where that is one.
+    fn is_sound(&self) -> bool {
+        match (&self.etag, self.hasher.clone()) {
+            (Etag::Sha256(digest), Hasher::Sha256(hasher)) => {
+                hexadecimal(&hasher.finalize()) == *digest
+            }
+            // Git's digest of a blob; some mirrors have that of the bytes alone.
+            (Etag::Git(digest), Hasher::Sha1(hashers)) => {
+                hashers.into_iter().any(|hasher| hexadecimal(&hasher.finalize()) == *digest)
+            }
+            _ => true,
+        }
+    }
+
+    fn remove(self) -> io::Result<()> {
+        fs::remove_file(&self.path)
+    }
+
+    /// Gives the contents their name.
+    fn finish(self, blob: &Path) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::rename(&self.path, blob)
+    }
+}
+
+/// The digest of what has arrived.
+#[derive(Clone)]
+enum Hasher {
+    Sha256(Sha256),
+    Sha1([Sha1; 2]),
+    None,
+}
+
+impl Hasher {
+    fn new(etag: &Etag, size: u64) -> Self {
+        match etag {
+            Etag::Sha256(_) => Self::Sha256(Sha256::new()),
+            Etag::Git(_) => {
+                let blob = Sha1::new_with_prefix(format!("blob {size}\0"));
+                Self::Sha1([blob, Sha1::new()])
+            }
+            Etag::Opaque(_) => Self::None,
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(hasher) => hasher.update(bytes),
+            Self::Sha1(hashers) => hashers.iter_mut().for_each(|hasher| hasher.update(bytes)),
+            Self::None => {}
+        }
+    }
+}

@@ -121,6 +121,10 @@ impl Repo {
 
     /// Gives contents the name of a commit's file.
     pub(super) fn link(&self, commit: &Commit, file: &FileName, etag: &Etag) -> io::Result<()> {
+        // Who reads it meanwhile finds it in its place.
+        if self.has(commit, file) {
+            return Ok(());
+        }
         let dir = self.snapshot(commit);
         fs::create_dir_all(&dir)?;
         let path = dir.join(file.as_str());

@@ -4,6 +4,7 @@ use std::{borrow::Cow, fmt, str::FromStr};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use sysinfo::System;
 
 /// A device, as a recipe names it.
 ///
@@ -104,11 +105,21 @@ pub fn cuda(number: usize) -> Result<(dfdx::tensor::Cuda, u64), String> {
     })
 }
 
+/// The memory that is taken to be free where the system does not say: in a sandbox without /proc.
+const ASSUMED: u64 = 8 << 30;
+
 /// The memory that a run may take where the recipe does not say: most of what the machine has free,
 /// or of what the control group allows.
 pub fn available_memory() -> u64 {
-    let mut system = sysinfo::System::new();
+    let mut system = System::new();
     system.refresh_memory();
+    most_of(&system)
+}
+
+fn most_of(system: &System) -> u64 {
+    if system.total_memory() == 0 {
+        return ASSUMED;
+    }
     let free = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
     system.available_memory().min(free) / 10 * 9
 }
@@ -130,5 +141,10 @@ mod tests {
     #[test]
     fn there_is_memory() {
         assert!(available_memory() > 1 << 20);
+    }
+
+    #[test]
+    fn a_system_that_says_nothing_has_some_memory() {
+        assert_eq!(most_of(&System::new()), ASSUMED);
     }
 }

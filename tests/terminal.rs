@@ -290,9 +290,12 @@ fn a_reader_who_has_seen_enough_is_no_error() {
     assert!(done.status.success() && done.stderr.is_empty(), "{done:?}");
     // But what could not be written is one.
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
-    let done = Command::new(BARBER).arg("metrics").stdout(full).output().unwrap();
-    assert_eq!(done.status.code(), Some(1));
-    assert!(String::from_utf8(done.stderr).unwrap().contains("cannot be printed"));
+    for argument in ["metrics", "--help"] {
+        let full = full.try_clone().unwrap();
+        let done = Command::new(BARBER).arg(argument).stdout(full).output().unwrap();
+        assert_eq!(done.status.code(), Some(1));
+        assert!(String::from_utf8(done.stderr).unwrap().contains("cannot be printed"));
+    }
 }
 
 #[test]
@@ -451,4 +454,178 @@ fn a_terminal_shows_progress() {
     let quiet = on_terminal(80, &format!("{prune} --quiet"), true);
     assert!(!quiet.contains("refinement  ") && !quiet.contains('\x1b'), "{quiet}");
     assert!(quiet.starts_with("pruned "), "{quiet}");
+}
+
+/// A device that takes nothing.
+#[cfg(target_os = "linux")]
+fn full() -> fs::File {
+    fs::File::options().write(true).open("/dev/full").unwrap()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn an_error_that_cannot_be_printed_has_its_status() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), "");
+    for (arguments, status) in [
+        (&["check", "nothing.toml"][..], 2),
+        (&["inspect", "nowhere"], 1),
+        (&["nonsense"], 2),
+        (&["check", &recipe, "--set", "mask.init=x"], 2),
+        // Log lines are lost, and the run is not.
+        (&["prune", &recipe, "-vv"], 0),
+    ] {
+        let mut command = command(Path::new(BARBER));
+        let done = command.args(arguments).stderr(full()).output().unwrap();
+        assert_eq!(done.status.code(), Some(status), "{arguments:?}");
+        let _ = fs::remove_dir_all(dir.path().join("out"));
+        // Closed, as `2>&-` does.
+        let mut closed = util::command(Path::new("sh"));
+        closed.args(["-c", "exec \"$@\" 2>&-", "sh", BARBER]).args(arguments);
+        assert_eq!(closed.output().unwrap().status.code(), Some(status), "{arguments:?}");
+        let _ = fs::remove_dir_all(dir.path().join("out"));
+        // A pipe whose reader is gone.
+        let mut child = util::command(Path::new(BARBER))
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stderr.take());
+        assert_eq!(child.wait().unwrap().code(), Some(status), "{arguments:?}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_signal_is_honoured_whatever_becomes_of_its_message() {
+    for (signal, status) in [("INT", 130), ("TERM", 143)] {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let rounds = "refine=[{ use = 'rebuild', scope = 'group', rounds = 10000, alpha = 0.001 }]";
+        let mut command = command(Path::new(BARBER));
+        command.args(["prune", "recipes/quickstart.toml", "--set", rounds]);
+        command.args(["--set", &format!("output.path={}", out.display())]);
+        let mut child = command.stdout(full()).stderr(full()).spawn().unwrap();
+        let partial = dir.path().join("out.partial");
+        while !partial.is_dir() {
+            assert!(child.try_wait().unwrap().is_none());
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let id = child.id().to_string();
+        Command::new("kill").args([&format!("-{signal}"), &id]).status().unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(status));
+    }
+}
+
+/// The message of a command that is refused as a mistake of the user's.
+#[track_caller]
+fn mistaken(arguments: &[&str]) -> String {
+    let run = barber(arguments);
+    assert_eq!(run.status, 2, "{arguments:?}: {}{}", run.stdout, run.stderr);
+    flat(&run.stderr)
+}
+
+#[test]
+fn what_another_command_takes_is_pointed_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = recipe(dir.path(), "");
+    let out = pruned(dir.path(), &[]);
+    let study = "recipes/study-smollm2.toml";
+    for command in ["prune", "check"] {
+        for (given, expected) in [
+            (study, format!("run `barber study {study}`")),
+            (util::TINY, format!("`barber init {}` writes one", util::TINY)),
+            ("org/model", "`barber init org/model` writes one".into()),
+            (&out, format!("its own is {out}/barber-recipe.toml")),
+        ] {
+            let message = mistaken(&[command, given]);
+            assert!(message.contains(&expected), "no {expected:?} in {message}");
+        }
+    }
+    assert!(mistaken(&["study", &target]).contains(&format!("run `barber prune {target}`")));
+    for command in ["inspect", "init"] {
+        assert!(mistaken(&[command, &target]).contains("takes a model's directory"));
+    }
+    let nothing = mistaken(&["eval", util::TINY]);
+    assert!(nothing.contains("--text FILE") && nothing.contains("--task NAME=FILE"), "{nothing}");
+}
+
+#[test]
+fn an_option_that_is_a_key_is_pointed_to() {
+    for (option, key) in [
+        ("--ratio", "sparsity.ratio"),
+        ("--ratio=0.5", "sparsity.ratio"),
+        ("--pattern", "sparsity.pattern"),
+        ("--sequence-length", "calibration.sequence_length"),
+        ("--samples", "calibration.samples"),
+        ("--model", "model.path"),
+        ("--init", "mask.init"),
+        ("--seed", "calibration.seed"),
+    ] {
+        let message = mistaken(&["prune", "recipes/quickstart.toml", option, "0.5"]);
+        let expected = format!("--set {key}=VALUE");
+        assert!(message.contains(&expected), "no {expected:?} in {message}");
+    }
+    assert!(!mistaken(&["inspect", "m", "--ratio"]).contains("--set"));
+    assert!(!mistaken(&["prune", "r.toml", "--nonsense"]).contains("--set "));
+}
+
+#[test]
+fn paths_that_no_shell_has_expanded_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = recipe(dir.path(), "");
+    for key in ["output.path", "model.path", "calibration.source", "evaluate.tasks.piqa"] {
+        for value in ["~/x", "~"] {
+            let message = mistaken(&["check", &target, "--set", &format!("{key}={value}")]);
+            let expected = format!("`{key}`: no shell has put the home directory");
+            assert!(message.contains(&expected), "no {expected:?} in {message}");
+        }
+        if key != "model.path" {
+            let message = mistaken(&["check", &target, "--set", &format!("{key}=")]);
+            assert!(message.contains(&format!("`{key}`: is an empty path")), "{message}");
+        }
+    }
+    let text = "evaluate.perplexity=['~/x.txt']";
+    assert!(mistaken(&["check", &target, "--set", text]).contains("`evaluate.perplexity.0"));
+    for arguments in [
+        &["inspect", "~/model"][..],
+        &["init", util::TINY, "--output=~/r.toml"],
+        &["eval", util::TINY, "--task=piqa=~/piqa.jsonl"],
+    ] {
+        assert!(mistaken(arguments).contains("no shell has put the home directory"));
+    }
+    assert!(!Path::new("~").exists());
+}
+
+#[test]
+fn settings_with_one_underscore_are_warned_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = recipe(dir.path(), "");
+    let mut command = command(Path::new(BARBER));
+    command.args(["check", &target]).env("BARBER_SPARSITY_RATIO", "0.7");
+    command.env("BARBER_MASK__INIT", "magnitude");
+    let run = output(&mut command);
+    assert!(succeeds(&run).contains("sparsity.ratio = 0.5"), "{}", run.stdout);
+    let warnings: Vec<&str> = run.stderr.lines().collect();
+    assert_eq!(warnings.len(), 1, "{}", run.stderr);
+    let expected = "BARBER_SPARSITY_RATIO is not used; did you mean BARBER_SPARSITY__RATIO?";
+    assert!(warnings[0].contains(expected), "{}", run.stderr);
+}
+
+#[test]
+fn figures_at_the_ends_are_figures() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = recipe(dir.path(), "");
+    let nothing = barber(&["prune", &target, "--set", "sparsity.ratio=0"]);
+    assert!(!succeeds(&nothing).contains("NaN"), "{}", nothing.stdout);
+    assert!(nothing.stdout.contains(", 0% of "), "{}", nothing.stdout);
+    let most = ["--set", "sparsity.ratio=0.999", "--set", "refine=[{ use = 'reconstruct' }]"];
+    let most = barber(&[&["prune", &target, "--force"][..], &most].concat());
+    assert!(succeeds(&most).contains(", 99.9% of "), "{}", most.stdout);
+    assert!(!most.stdout.contains("100%") && most.stdout.contains("\nreconstruct "));
+    for file in ["README.md", "barber-report.html"] {
+        let text = fs::read_to_string(dir.path().join("out").join(file)).unwrap();
+        assert!(text.contains("99.9% pruned"), "{file}");
+    }
 }

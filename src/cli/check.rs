@@ -32,7 +32,7 @@ Examples:
   barber check recipe.toml --set preset=best")]
 pub(super) struct Arguments {
     /// The recipe, a TOML file.
-    recipe: PathBuf,
+    pub(super) recipe: PathBuf,
     /// Overrides a value of the recipe, such as sparsity.ratio=0.6. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,

@@ -4,6 +4,8 @@
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::NOTHING};
 use textwrap::core::display_width;
 
+use super::clean;
+
 /// How a column stands under its heading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Column {
@@ -40,6 +42,8 @@ fn width() -> usize {
 
 /// A table, the first column of which names the rows.
 pub(super) fn columns(columns: &[Column], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| clean::line(cell)).collect()).collect();
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(columns.iter().map(|column| column.heading()));
@@ -50,9 +54,9 @@ pub(super) fn columns(columns: &[Column], rows: &[Vec<String>]) -> String {
             Column::Figures(_) => CellAlignment::Right,
         });
     }
-    table.add_rows(rows);
+    table.add_rows(&rows);
     let headings: Vec<&str> = columns.iter().map(|column| column.heading()).collect();
-    fitted(table.trim_fmt(), &headings, rows)
+    fitted(table.trim_fmt(), &headings, &rows)
 }
 
 /// A table, or its rows one after the other where it is wider than the terminal.
@@ -86,12 +90,13 @@ const TEXT: usize = 10;
 
 /// A text beside its label, in as many lines as it needs. No word is broken: a path stays whole.
 pub(super) fn labelled(label: &str, text: &str) -> String {
-    wrapped(&format!("{label:0$} ", TEXT - 1), &" ".repeat(TEXT), text)
+    wrapped(&format!("{label:0$} ", TEXT - 1), &" ".repeat(TEXT), &clean::line(text))
 }
 
 /// A text beside its label, in one line in a pipe, where programs read it, and on a terminal in as
 /// many as it needs.
 pub(super) fn line(label: &str, text: &str) -> String {
+    let text = &clean::line(text);
     let first = if label.is_empty() { String::new() } else { format!("{label:0$} ", TEXT - 1) };
     match terminal() {
         Some(columns) => filled(columns, &first, &" ".repeat(TEXT), text),

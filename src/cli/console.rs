@@ -1,9 +1,9 @@
 //! How much the program says beside its results, and in which colours.
 
 use clap::{ArgAction, ColorChoice};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, field::MakeExt, fmt::format::debug_fn};
 
-use super::{Error, progress};
+use super::{Error, clean, progress};
 
 /// The options that every command has.
 #[derive(clap::Args)]
@@ -33,7 +33,8 @@ impl Arguments {
         let colours = console::colors_enabled_stderr();
         // A path that is broken over two lines can be neither clicked nor searched for.
         let _ = miette::set_hook(Box::new(move |_| {
-            Box::new(miette::MietteHandlerOpts::new().color(colours).wrap_lines(false).build())
+            let options = miette::MietteHandlerOpts::new().color(colours).wrap_lines(false);
+            Box::new(clean::Handler(options.build()))
         }));
         if self.quiet {
             progress::silence();
@@ -42,6 +43,16 @@ impl Arguments {
         let _ = tracing_subscriber::fmt()
             .with_env_filter(self.filter()?)
             .with_writer(|| progress::Lines)
+            .fmt_fields(
+                debug_fn(|to, field, value| {
+                    let value = clean::line(&format!("{value:?}"));
+                    match field.name() {
+                        "message" => write!(to, "{value}"),
+                        name => write!(to, "{name}={value}"),
+                    }
+                })
+                .delimited(" "),
+            )
             .with_ansi(colours)
             .without_time()
             .with_target(false)

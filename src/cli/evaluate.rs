@@ -24,13 +24,13 @@ Examples:
   barber eval HuggingFaceTB/SmolLM2-135M --task arc_easy=arc_easy.jsonl --questions 100")]
 pub(super) struct Arguments {
     /// The checkpoint: a directory in the Hugging Face layout, or `owner/name` on the hub.
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     /// The branch, tag or commit of a model on the hub; main if left out.
     #[arg(long, value_name = "NAME")]
     revision: Option<String>,
     /// A text: a text file; or JSON Lines or Parquet, whose records are documents. Text and JSON
     /// Lines may be compressed with gzip or Zstandard. May be repeated.
-    #[arg(long = "text", value_name = "FILE", required_unless_present = "tasks")]
+    #[arg(long = "text", value_name = "FILE")]
     texts: Vec<PathBuf>,
     /// A zero-shot task and the file of its questions, JSON Lines or Parquet in the data set's
     /// usual layout: arc_challenge, arc_easy, boolq, hellaswag, openbookqa, piqa, rte or
@@ -65,6 +65,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
+    if arguments.texts.is_empty() && arguments.tasks.is_empty() {
+        return Err(Error::Nothing);
+    }
     on_device!(arguments.device, run_on(arguments))
 }
 

@@ -36,7 +36,7 @@ Examples:
   barber init HuggingFaceTB/SmolLM2-135M --output recipes/smollm2.toml")]
 pub(super) struct Arguments {
     /// The checkpoint: a directory in the Hugging Face layout, or `owner/name` on the hub.
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// The branch, tag or commit of a model on the hub; main if left out.
     #[arg(long, value_name = "NAME")]
     revision: Option<String>,

@@ -36,7 +36,7 @@ Examples:
   barber inspect HuggingFaceTB/SmolLM2-135M --json | jq .total.sparsity")]
 pub(super) struct Arguments {
     /// The checkpoint: a directory in the Hugging Face layout, or `owner/name` on the hub.
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     /// The branch, tag or commit of a model on the hub; main if left out.
     #[arg(long, value_name = "NAME")]
     revision: Option<String>,

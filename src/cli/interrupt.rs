@@ -5,6 +5,11 @@
 
 use std::path::PathBuf;
 
+#[cfg(unix)]
+use super::{clean::clean, print, show};
+#[cfg(unix)]
+use crate::checkpoint::left_behind;
+
 /// From now on, a signal that ends the run says what it leaves beside its output, one of these, to go
 /// on from. The exit status is 128 and the signal's number, as shells have it.
 ///
@@ -12,29 +17,41 @@ use std::path::PathBuf;
 /// If the system does not hand the signals over.
 #[cfg(unix)]
 pub(super) fn announce(outputs: Vec<PathBuf>) -> std::io::Result<()> {
+    use std::{sync::mpsc, thread, time::Duration};
+
     use signal_hook::{
         consts::{SIGINT, SIGTERM},
         iterator::Signals,
     };
 
-    use crate::checkpoint::left_behind;
-
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            let name = if signal == SIGINT { "SIGINT" } else { "SIGTERM" };
-            match outputs.iter().find_map(|output| left_behind(output)) {
-                Some((dir, label)) => eprintln!(
-                    "\n{name}: stopped; {} holds the run as of its last save ({label}): run again \
-                     with --resume to go on from there",
-                    super::show(&dir)
-                ),
-                None => eprintln!("\n{name}: stopped before the first save; nothing is left"),
-            }
+            let (done, said) = mpsc::channel();
+            thread::spawn(move || {
+                print::message(&clean(&farewell(signal == SIGINT, &outputs)));
+                done.send(())
+            });
+            // A pipe that nobody reads does not hold up the end.
+            let _ = said.recv_timeout(Duration::from_secs(1));
             std::process::exit(128 + signal);
         }
     });
     Ok(())
+}
+
+/// What a signal leaves.
+#[cfg(unix)]
+fn farewell(interrupt: bool, outputs: &[PathBuf]) -> String {
+    let name = if interrupt { "SIGINT" } else { "SIGTERM" };
+    match outputs.iter().find_map(|output| left_behind(output)) {
+        Some((dir, label)) => format!(
+            "\n{name}: stopped; {} holds the run as of its last save ({label}): run again with \
+             --resume to go on from there\n",
+            show(&dir)
+        ),
+        None => format!("\n{name}: stopped before the first save; nothing is left\n"),
+    }
 }
 
 /// Elsewhere a signal ends the run without words.

@@ -6,12 +6,14 @@ macro_rules! println {
 }
 
 mod check;
+mod clean;
 mod columns;
 mod compare;
 mod complete;
 mod console;
 mod evaluate;
 mod gains;
+mod hint;
 mod init;
 mod inspect;
 mod interrupt;
@@ -28,7 +30,7 @@ mod table;
 mod verify;
 mod write;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{borrow::Cow, io::ErrorKind, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use miette::Report;
@@ -117,6 +119,13 @@ enum Error {
          same texts and tasks; set it in the study's recipe, in the study's own `set`, or with --set"
     )]
     Varies(&'static str),
+    #[error("{0}")]
+    Meant(String),
+    #[error(
+        "there is nothing to measure; give a text with --text FILE, or the questions of a task with \
+         --task NAME=FILE"
+    )]
+    Nothing,
     #[error("the result is not {what}: {count} wrong")]
     Wrong { what: &'static str, count: usize },
     #[error("{run}: {error}")]
@@ -158,6 +167,7 @@ impl Error {
             Self::Job(error) if error.is_usage() => 2,
             Self::NewMetric(error) if error.is_usage() => 2,
             Self::Duplicate(_) | Self::NoMethod { .. } | Self::Varies(_) | Self::Log(_) => 2,
+            Self::Meant(_) | Self::Nothing => 2,
             Self::Run { error, .. } => error.status(),
             _ => 1,
         }
@@ -176,12 +186,17 @@ impl Error {
 /// Runs the command line with the process's arguments. A binary of your own calls it to run with
 /// the metrics that it links.
 pub fn main() -> ExitCode {
-    // The exit status of a usage error is 2, clap's own.
-    let Arguments { console, command } = Arguments::parse();
+    let words: Vec<String> =
+        std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let Arguments { console, command } = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refused(&error, &words),
+    };
     crate::buffer::keep_freed();
     // The thread that waits for the others works too: nothing need be handed over to wake them.
     let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
-    let result = console.apply().and_then(|()| match command {
+    let meant = || hint::home(&words).map_or_else(|| hint::check(&command), Err);
+    let result = console.apply().and_then(|()| meant()).and_then(|()| match command {
         Command::Init(arguments) => init::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Prune(arguments) => prune::run(&arguments),
@@ -205,14 +220,33 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let status = error.status();
-            eprintln!("{:?}", error.report());
+            print::message(&format!("{:?}\n", error.report()));
             ExitCode::from(status)
         }
     }
 }
 
+/// Prints why the arguments cannot be taken, or the help that they ask for.
+fn refused(error: &clap::Error, words: &[String]) -> ExitCode {
+    let text = error.render().to_string();
+    match clean::clean(&text) {
+        // As it comes, in colours.
+        Cow::Borrowed(_) => match error.print() {
+            Err(lost) if lost.kind() != ErrorKind::BrokenPipe && !error.use_stderr() => {
+                print::message(&format!("the help cannot be printed: {lost}\n"));
+                return ExitCode::FAILURE;
+            }
+            _ => {}
+        },
+        Cow::Owned(text) => print::message(&text),
+    }
+    print::message(&hint::option(error, words).unwrap_or_default());
+    // 2 for a usage error, clap's own.
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
 /// A path as messages show it.
 fn show(path: &std::path::Path) -> String {
     let current = std::env::current_dir().unwrap_or_else(|_| PathBuf::new());
-    path.strip_prefix(&current).unwrap_or(path).display().to_string()
+    clean::line(&path.strip_prefix(&current).unwrap_or(path).display().to_string())
 }

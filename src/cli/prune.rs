@@ -9,6 +9,7 @@ use super::{
 use crate::{
     family::Decoder,
     mask::Init,
+    number::rounded,
     plan::Plan,
     recipe::{Loaded, Recipe, describe, load_runs},
     report::Report,
@@ -27,7 +28,7 @@ Examples:
   BARBER_SPARSITY__RATIO=0.6 barber prune recipe.toml --json > report.json")]
 pub(super) struct Arguments {
     /// The recipe, a TOML file.
-    recipe: PathBuf,
+    pub(super) recipe: PathBuf,
     /// Overrides a value of the recipe, such as sparsity.ratio=0.6. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
@@ -121,8 +122,8 @@ pub(super) fn introduce(recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
         // As many as there are.
         Init::None => format!("of {weights} weights"),
         _ => {
-            let share = 100.0 * pruned as f64 / weights.max(1) as f64;
-            format!("{share:.0}% of {weights} weights pruned")
+            let share = rounded(pruned as f64 / weights.max(1) as f64);
+            format!("{share} of {weights} weights pruned")
         }
     };
     let pattern = recipe.sparsity.pattern;

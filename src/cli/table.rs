@@ -4,7 +4,10 @@ use std::fmt;
 
 use textwrap::core::display_width;
 
-use super::columns::{fitted, wrapped};
+use super::{
+    clean,
+    columns::{fitted, wrapped},
+};
 
 /// A table, with its columns aligned for a reader of plain text.
 pub(super) struct Table {
@@ -15,7 +18,7 @@ pub(super) struct Table {
 impl Table {
     /// A table with a title. The first row is the head, the first cell of each names the row.
     pub(super) fn new(title: impl Into<String>, rows: Vec<Vec<String>>) -> Self {
-        let escaped = |cell: String| cell.replace('|', "\\|");
+        let escaped = |cell: String| clean::line(&cell).replace('|', "\\|");
         let escaped = |row: Vec<String>| row.into_iter().map(escaped).collect();
         Self { title: title.into(), rows: rows.into_iter().map(escaped).collect() }
     }

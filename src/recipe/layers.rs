@@ -13,7 +13,7 @@ use figment::{
 use super::{
     Recipe,
     error::{Fault, Problem, segments},
-    keys::sections,
+    keys::{keys, sections},
     preset::preset,
     text::{Place, Text},
 };
@@ -101,6 +101,26 @@ impl Layer {
         let text = format!("{name}={value}");
         let place = Place { key: PREFIX.len()..name.len(), value: name.len() + 1..text.len() };
         Some(Self::assignment(origin, "environment", &text, path, place))
+    }
+
+    /// How an environment variable is surely meant that is no setting: its segments are joined by
+    /// single underscores.
+    pub(super) fn meant(name: &str) -> Option<String> {
+        let words = name.strip_prefix(PREFIX)?.to_ascii_lowercase();
+        let words: Vec<&str> = words.split('_').filter(|word| !word.is_empty()).collect();
+        let is_number = |word: &str| word.parse::<usize>().is_ok();
+        let pattern = words.iter().map(|word| if is_number(word) { "N" } else { word });
+        let pattern = pattern.collect::<Vec<_>>().join("_");
+        let key = keys()
+            .iter()
+            .find(|key| key.path.contains('.') && key.path.replace('.', "_") == pattern)?;
+        let mut numbers = words.into_iter().filter(|word| is_number(word));
+        let segments = key.path.split('.').map(|segment| match segment {
+            "N" => numbers.next().unwrap_or_default().to_owned(),
+            segment => segment.to_ascii_uppercase(),
+        });
+        let meant = format!("{PREFIX}{}", segments.collect::<Vec<_>>().join(SEPARATOR));
+        (meant != name).then_some(meant)
     }
 
     /// The argument of a `--set`, `key=value`.
@@ -324,6 +344,22 @@ mod tests {
         assert!(Layer::variable("BARBER_SPARSITY__RATIO", "1").unwrap().is_ok());
         // The section is surely misspelt: an unknown key.
         assert!(Layer::variable("BARBER_SPARSTIY__RATIO", "1").unwrap().is_ok());
+    }
+
+    #[test]
+    fn single_underscores_are_told() {
+        for (name, meant) in [
+            ("BARBER_SPARSITY_RATIO", "BARBER_SPARSITY__RATIO"),
+            ("BARBER_CALIBRATION_SEQUENCE_LENGTH", "BARBER_CALIBRATION__SEQUENCE_LENGTH"),
+            ("BARBER_REFINE_0_ALPHA", "BARBER_REFINE__0__ALPHA"),
+            ("BARBER_REFINE__0_ALPHA", "BARBER_REFINE__0__ALPHA"),
+        ] {
+            assert_eq!(Layer::meant(name).as_deref(), Some(meant));
+        }
+        let right = ["BARBER_SPARSITY__RATIO", "BARBER_REFINE__0__ALPHA", "BARBER_PRESET"];
+        for name in right.into_iter().chain(["BARBER_LOG", "BARBER_OUTPUT_DIR", "SPARSITY_RATIO"]) {
+            assert_eq!(Layer::meant(name), None);
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub use self::{
     keys::{Key, keys},
     prompts::Prompts,
     refine::{Kind, Refine, Rounds, Share, Values},
-    resolve::{Loaded, load, load_runs, load_text},
+    resolve::{Loaded, load, load_runs, load_text, misspelt_settings},
     rules::Rules,
     schema::schema,
     sections::{

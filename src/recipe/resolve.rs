@@ -68,6 +68,13 @@ pub fn load_runs(path: &Path, sets: &[String]) -> Result<Vec<Loaded>, RecipeErro
     runs(path, &text, variables, sets)
 }
 
+/// Environment variables that are surely meant as settings and are none, each with how it is
+/// written.
+pub fn misspelt_settings() -> Vec<(String, String)> {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    names.filter_map(|name| Layer::meant(&name).map(|meant| (name, meant))).collect()
+}
+
 /// The run, if there is just one and it is of no sweep.
 fn only(mut runs: Vec<Loaded>) -> Result<Loaded, RecipeError> {
     let count = runs.len();
@@ -206,6 +213,7 @@ fn resolve(name: &str, given: Vec<Layer>, point: Point) -> Result<Loaded, Vec<Pr
     prompts::check(&recipe, &mut found);
     found.extend(pipeline(&recipe.metric).err().unwrap_or_default());
     found.extend(initial_pipeline(&recipe.mask).err().unwrap_or_default());
+    found.extend(recipe.paths_mut().into_iter().filter_map(|(key, path)| misread(&key, path)));
     found.retain(|new| !problems.iter().any(|known| new.path.starts_with(&known.path)));
     problems.extend(found);
     if !problems.is_empty() {
@@ -481,6 +489,23 @@ fn settle_ratio(source: &Source, recipe: &mut Recipe, problems: &mut Vec<Problem
     recipe.sparsity.ratio = implied;
 }
 
+/// Why a path cannot be meant as it stands.
+fn misread(at: &str, path: &Path) -> Option<Problem> {
+    let wrong = |why: &str, help: &str| Problem::at(at, Fault::Value(why.into())).help(help);
+    let empty = path.as_os_str().is_empty();
+    // It is missing then, which is said already.
+    if empty && at != "model.path" && !at.starts_with("evaluate.perplexity") {
+        let help = key(&segments(at)).map_or("give a path, or leave the key out", |key| &key.help);
+        return Some(wrong("is an empty path", help));
+    }
+    path.starts_with("~").then(|| {
+        wrong(
+            "no shell has put the home directory in the place of `~`",
+            "write the directory in full, or ./~ for a directory of that name",
+        )
+    })
+}
+
 /// What no type can say.
 fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
     let mut wrong = |key: &str, why: String, help: &str| {
@@ -600,6 +625,16 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
             break;
         } else if let Err(error) = globset::Glob::new(glob) {
             wrong(&key, error.to_string(), help);
+        }
+    }
+    let blocks = recipe.blocks.iter().map(|block| Some(&block.name)).enumerate();
+    let blocks = blocks.map(|(i, name)| (format!("blocks.{i}.name"), name));
+    let texts = recipe.evaluate.perplexity.iter().map(|text| text.name.as_ref()).enumerate();
+    let texts = texts.map(|(i, name)| (format!("evaluate.perplexity.{i}.name"), name));
+    for (key, name) in blocks.chain(texts) {
+        if let Some(name) = name.filter(|name| name.contains(char::is_control)) {
+            let why = format!("{name:?} has a line break or another control character");
+            wrong(&key, why, "a name is one line of letters, digits and signs");
         }
     }
     let mut seen: BTreeMap<&str, String> = BTreeMap::new();

@@ -8,6 +8,7 @@ use crate::{
     calibration::Extent,
     checkpoint::Format,
     evaluate::Perplexity,
+    number::rounded,
     recipe::{Recipe, describe},
 };
 
@@ -59,7 +60,7 @@ impl Card<'_> {
         let share = 100.0 * *pruned_weights as f64 / (*prunable_weights).max(1) as f64;
         let (path, revision) = self.recipe.model.reference();
         let name = file_name(path);
-        writeln!(f, "# {}, {share:.0}% pruned\n", plain(&name))?;
+        writeln!(f, "# {}, {} pruned\n", plain(&name), rounded(self.report.sparsity()))?;
         match (self.recipe.hub_name(), revision) {
             (Some(base), revision) => {
                 write!(f, "[{base}](https://huggingface.co/{base})")?;
@@ -187,9 +188,10 @@ impl Card<'_> {
         let recipe = self.recipe.clone().without_directories();
         // What TOML cannot say was an error before the run.
         let toml = recipe.to_toml().unwrap_or_default();
+        let fence = fence(&toml);
         writeln!(
             f,
-            "\n## Recipe\n\nOf files it has the names only.\n\n````toml\n{}\n````",
+            "\n## Recipe\n\nOf files it has the names only.\n\n{fence}toml\n{}\n{fence}",
             toml.trim()
         )
     }
@@ -229,7 +231,40 @@ fn plain(text: &str) -> String {
     plain
 }
 
+/// What begins and ends a block of code with this text: longer than anything like it in the text.
+fn fence(text: &str) -> String {
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    "`".repeat((longest + 1).max(4))
+}
+
 /// A text for between backticks.
 fn code(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() && *c != '`').collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// No line of a text ends the block of code that it stands in.
+        #[test]
+        fn a_fence_holds_its_text(text in "[`~a\n ]{0,60}") {
+            let fence = fence(&text);
+            prop_assert!(text.lines().all(|line| !line.trim().starts_with(&fence)));
+        }
+
+        /// Nothing in a text is markup.
+        #[test]
+        fn a_plain_text_is_one_line_without_markup(text in any::<String>()) {
+            let plain = plain(&text);
+            prop_assert!(!plain.contains(char::is_control));
+            for markup in ["<", "`", "[", "*", "|", "&"] {
+                let escaped = format!("\\{markup}");
+                prop_assert_eq!(plain.matches(markup).count(), plain.matches(&escaped).count());
+            }
+        }
+    }
 }

@@ -8,7 +8,7 @@ use super::{
     palette,
     section::{self, Section},
 };
-use crate::evaluate::Perplexity;
+use crate::{evaluate::Perplexity, number::rounded};
 
 /// A page: one file that needs no other.
 pub(super) fn frame(title: &str, head: &Markup, sections: &[Section], barber: &str) -> String {
@@ -55,7 +55,7 @@ pub(super) fn page(report: &Report) -> Result<String, chart::Error> {
     let output = report.output.file_name().unwrap_or_default().to_string_lossy();
     let title = match report.model_name() {
         name if name.is_empty() => "Pruning report".into(),
-        name => format!("{name}, {:.0}% pruned", 100.0 * report.sparsity()),
+        name => format!("{name}, {} pruned", rounded(report.sparsity())),
     };
     let head = html! {
         h1 { (title) }

@@ -16,7 +16,10 @@ use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
 pub(super) use self::clock::on_this_machine;
 use self::clock::{Clock, about};
-use super::prune::introduce;
+use super::{
+    clean::{self, clean},
+    prune::introduce,
+};
 use crate::{
     family::Decoder,
     plan::Plan,
@@ -36,16 +39,22 @@ pub(super) fn silence() {
     QUIET.store(true, Ordering::Relaxed);
 }
 
-/// Standard error for log lines, which stand above the bars.
+/// Standard error for log lines, which stand above the bars. Where it is closed or full, nobody reads
+/// them.
 pub(super) struct Lines;
 
 impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        BARS.suspend(|| stderr().write(bytes))
+        if BARS.is_hidden() {
+            let _ = stderr().write_all(bytes);
+        } else {
+            let _ = BARS.println(String::from_utf8_lossy(bytes).trim_end_matches('\n'));
+        }
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        stderr().flush()
+        Ok(())
     }
 }
 
@@ -72,7 +81,7 @@ impl Terminal {
             tracing::info!("{line}");
         } else if self.speaks() {
             // Where the terminal is gone, nobody reads it.
-            let _ = BARS.println(line);
+            let _ = BARS.println(clean(line));
         }
     }
 }
@@ -123,7 +132,7 @@ impl Watch for Terminal {
         if let Ok(style) = ProgressStyle::with_template(style) {
             bar.set_style(style.progress_chars("━╸─").with_key("place", place));
         }
-        bar.set_message(phase.to_owned());
+        bar.set_message(clean::line(phase));
         bar.enable_steady_tick(Duration::from_millis(200));
         bar
     }

@@ -33,7 +33,7 @@ Examples:
   barber study study.toml --only Wanda --set evaluate.segments=8")]
 pub(super) struct Arguments {
     /// The study, a TOML file.
-    study: PathBuf,
+    pub(super) study: PathBuf,
     /// Overrides a value of the recipe in all runs, such as evaluate.segments=8. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,

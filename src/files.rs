@@ -1,18 +1,89 @@
-//! The steps of writing to disk. All that makes checkpoints, and the state of a run beside them, goes
-//! through here, so that tests can let any step fail, or end the world between two of them.
+//! Files on disk. Reading opens regular files only: a FIFO would block, a device may have no end. All
+//! that writes checkpoints, and the state of a run beside them, goes through the steps here, so that
+//! tests can let any step fail, or end the world between two of them.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, FileType, OpenOptions},
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
 };
 
-/// Opens a regular file.
+/// Opens a regular file, or what a link to one leads to. Anything else is an error that says what it
+/// is, at once: nothing waits for the other end of a FIFO.
+///
+/// # Errors
+/// If there is no such file, it cannot be read, or it is not a regular file.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
-    if !fs::metadata(path)?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    open_kind(path, FileType::is_file)
+}
+
+/// [`open`], or a pipe that the process was started with: `/dev/stdin`, or `/dev/fd/63` as a shell's
+/// `<(command)` has it. It can be read once.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_or_pipe(path: &Path) -> io::Result<File> {
+    let own = ["/dev/stdin", "/dev/fd", "/proc/self/fd"].iter().any(|own| path.starts_with(own));
+    open_kind(path, |kind| kind.is_file() || own && is_fifo(kind))
+}
+
+fn open_kind(path: &Path, allowed: impl Fn(&FileType) -> bool) -> io::Result<File> {
+    let check = |kind: FileType| match allowed(&kind) {
+        true => Ok(()),
+        false => Err(not_regular(&kind)),
+    };
+    // Opening a device can have effects, so its kind is looked at first.
+    let kind = fs::metadata(path)?.file_type();
+    check(kind)?;
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    if kind.is_file() {
+        use std::os::unix::fs::OpenOptionsExt;
+        // Should a FIFO take the file's place just now, opening it does not block.
+        options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32);
     }
-    File::open(path)
+    let file = options.open(path)?;
+    check(file.metadata()?.file_type())?;
+    Ok(file)
+}
+
+/// That something is not a regular file, but of this kind.
+pub(crate) fn not_regular(kind: &FileType) -> io::Error {
+    let error =
+        if kind.is_dir() { io::ErrorKind::IsADirectory } else { io::ErrorKind::InvalidInput };
+    io::Error::new(error, format!("{}, not a regular file", describe(kind)))
+}
+
+/// The kind of a file in words, with its article.
+pub(crate) fn describe(kind: &FileType) -> &'static str {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        if kind.is_socket() {
+            return "a socket";
+        }
+        if kind.is_char_device() || kind.is_block_device() {
+            return "a device";
+        }
+    }
+    match () {
+        () if is_fifo(kind) => "a FIFO",
+        () if kind.is_dir() => "a directory",
+        () if kind.is_symlink() => "a link",
+        () if kind.is_file() => "a file",
+        () => "a special file",
+    }
+}
+
+#[cfg(unix)]
+fn is_fifo(kind: &FileType) -> bool {
+    std::os::unix::fs::FileTypeExt::is_fifo(kind)
+}
+
+#[cfg(not(unix))]
+fn is_fifo(_: &FileType) -> bool {
+    false
 }
 
 /// One step.
@@ -96,7 +167,7 @@ pub(crate) fn write(path: &Path, contents: &[u8]) -> io::Result<()> {
 
 /// A copy of a file's contents.
 pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    let mut contents = File::open(from)?;
+    let mut contents = open(from)?;
     let mut file = create(to)?;
     io::copy(&mut contents, &mut file)?;
     file.finish()
@@ -123,6 +194,12 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// Removes an empty directory.
+pub(crate) fn remove_dir(path: &Path) -> io::Result<()> {
+    step(Step::Remove(path))?;
+    fs::remove_dir(path)
+}
+
 /// Removes a file, or a directory with all that is in it; not what a link in it leads to. What is not
 /// there, or goes meanwhile, is no error.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
@@ -133,14 +210,58 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
 }
 
 fn remove_what_is_there(path: &Path) -> io::Result<()> {
-    let directory = fs::symlink_metadata(path)?.is_dir();
-    if directory {
+    if fs::symlink_metadata(path)?.is_dir() {
         for entry in fs::read_dir(path)? {
             remove(&entry?.path())?;
         }
+        return remove_dir(path);
     }
     step(Step::Remove(path))?;
-    if directory { fs::remove_dir(path) } else { fs::remove_file(path) }
+    fs::remove_file(path)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("file"), "text").unwrap();
+        std::os::unix::fs::symlink("file", path("link")).unwrap();
+        std::os::unix::fs::symlink("fifo", path("link to fifo")).unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mkfifoat(rustix::fs::CWD, path("fifo"), mode).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        for fine in ["file", "link"] {
+            assert_eq!(io::read_to_string(open(&path(fine)).unwrap()).unwrap(), "text");
+        }
+        for (other, what) in [
+            ("fifo", "a FIFO, not a regular file"),
+            ("link to fifo", "a FIFO, not a regular file"),
+            ("socket", "a socket, not a regular file"),
+            (".", "a directory, not a regular file"),
+            ("/dev/zero", "a device, not a regular file"),
+        ] {
+            for open in [open, open_or_pipe] {
+                assert_eq!(open(&path(other)).unwrap_err().to_string(), what, "{other}");
+            }
+        }
+        assert_eq!(open(&path("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_pipe_of_the_process_is_opened_where_it_may_be() {
+        let (read, mut write) = io::pipe().unwrap();
+        write.write_all(b"text").unwrap();
+        drop(write);
+        let path = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&read));
+        assert!(open(path.as_ref()).is_err());
+        let pipe = open_or_pipe(path.as_ref()).unwrap();
+        drop(read);
+        assert_eq!(io::read_to_string(pipe).unwrap(), "text");
+    }
 }
 
 #[cfg(test)]

@@ -65,7 +65,7 @@ pub(crate) const EXPANSION: u64 = 250;
 
 /// The whole of a text, if it is within its limit, without a byte order mark.
 pub(crate) fn read(path: &Path, limit: Limit) -> io::Result<Vec<u8>> {
-    let mut text = limit.read(&mut files::open(path)?)?;
+    let mut text = limit.read(&mut files::open_or_pipe(path)?)?;
     encoding::unmark(&mut text)?;
     Ok(text)
 }

@@ -567,9 +567,14 @@ fn an_output_is_replaced_only_by_force() {
     assert_eq!(run.status, 1);
     assert!(flat(&run.stderr).contains("not a checkpoint"), "{}", run.stderr);
     assert_eq!(fs::read(out.join("mine.txt")).unwrap(), b"mine");
+    // Nor is a directory of others that has a configuration, as checkpoints have.
     fs::write(out.join("config.json"), "{}").unwrap();
+    let run = barber(&["prune", &recipe, "--force"]);
+    assert_eq!(run.status, 1);
+    assert!(out.join("mine.txt").exists());
+    fs::remove_dir_all(&out).unwrap();
+    succeeds(&barber(&["prune", &recipe]));
     succeeds(&barber(&["prune", &recipe, "--force"]));
-    assert!(!out.join("mine.txt").exists());
     // Never the model itself.
     let model =
         format!("output.path={}", std::env::current_dir().unwrap().join(util::TINY).display());

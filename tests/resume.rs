@@ -300,19 +300,23 @@ fn a_run_that_was_cut_off_at_its_very_end_is_finished() {
     job.succeeds(&[]);
     // It had its name, and the rest had not gone yet.
     fs::create_dir(job.partial()).unwrap();
+    fs::write(job.partial().join("lock"), "123").unwrap();
     fs::write(job.partial().join("finished"), "").unwrap();
     fs::write(job.partial().join("000000.kept"), "").unwrap();
     job.succeeds(&["--resume"]);
     // It was about to replace another one.
+    let right = job.dir.path().join("right");
+    fs::rename(job.out(), &right).unwrap();
+    job.succeeds(&["--set", "sparsity.ratio=0.25"]);
+    let old = contents(&job.out());
     fs::create_dir(job.partial()).unwrap();
+    fs::write(job.partial().join("lock"), "123").unwrap();
     fs::write(job.partial().join("finished"), "").unwrap();
-    fs::rename(job.out(), job.partial().join("checkpoint")).unwrap();
-    let old = job.partial().join("replaced");
-    fs::create_dir(&old).unwrap();
-    fs::write(old.join("config.json"), "{}").unwrap();
+    fs::rename(right, job.partial().join("checkpoint")).unwrap();
+    fs::rename(job.out(), job.partial().join("replaced")).unwrap();
     let message = job.fails(&["--resume"]);
     assert!(message.contains("exists; pass --force"), "{message}");
-    assert_eq!(names(&job.out()), ["config.json"]);
+    assert!(contents(&job.out()) == old);
     let message = job.fails(&["--force", "--set", "model.path=nowhere"]);
     assert!(message.contains("nowhere"), "{message}");
     job.succeeds(&["--resume", "--force"]);

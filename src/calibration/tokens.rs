@@ -37,7 +37,7 @@ impl Tokens {
 
     fn open(&self) -> Result<Bounded, Error> {
         let wrong = |problem: String| Error::Tokenizer { path: self.path.clone(), problem };
-        if !self.path.is_file() {
+        if !self.path.exists() {
             return Err(wrong(
                 "not there, and texts need the model's tokenizer: copy it from where the model is \
                  from, or write it with transformers' `AutoTokenizer`, `from_pretrained` and \

@@ -74,11 +74,31 @@ pub enum Error {
     #[error("{} exists; pass --force to replace it, or choose another output.path", .0.display())]
     Exists(PathBuf),
     #[error(
-        "{} is not a checkpoint (it has no config.json), so --force does not replace it; \
-         choose another output.path",
+        "{} is not a checkpoint that a run wrote (it has no barber-report.json), so --force does not \
+         replace it; move it away, or choose another output.path",
         .0.display()
     )]
-    NotReplaceable(PathBuf),
+    NoReport(PathBuf),
+    #[error(
+        "{} holds {entries}, which no run wrote, so that --force does not replace it; move it out \
+         of there, or choose another output.path",
+        dir.display()
+    )]
+    Unlisted { dir: PathBuf, entries: String },
+    #[error(
+        "{}: {entries} changed since the run wrote it, so that --force does not replace it; move it \
+         out of there, or choose another output.path",
+        dir.display()
+    )]
+    Edited { dir: PathBuf, entries: String },
+    #[error(
+        "{} {problem}: it is not a directory that a run of Barber works in; move it away, or choose \
+         another output.path",
+        dir.display()
+    )]
+    NotPartial { dir: PathBuf, problem: String },
+    #[error("the output {} {problem}; choose another output.path", output.display())]
+    NoPlace { output: PathBuf, problem: String },
     #[error(
         "the output {} and the model {} are inside one another; choose another output.path",
         output.display(), model.display()

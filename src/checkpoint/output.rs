@@ -6,7 +6,7 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::{self, Write},
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -15,7 +15,9 @@ use serde_json::{Map, Value, json};
 use super::{
     Dtype, Error, Format, Pruned, Reader, TensorView,
     layout::{self, Kind},
+    owned::Owned,
     partial::Partial,
+    place,
     reader::{INDEX, Shard, sizes},
 };
 use crate::files;
@@ -65,39 +67,59 @@ struct Entry<'a> {
 }
 
 impl Output {
+    /// Checks that a run of `model` could write its result to `target`, as far as that can be known,
+    /// without writing anything. `inputs` are files that the run reads, besides those of the model.
+    /// Returns where `target` leads to.
+    ///
+    /// # Errors
+    /// If `target` is anything but a directory or free, leads nowhere, overlaps the model's directory
+    /// or holds an input or anything that no run wrote, if nothing can be written there, if what is
+    /// beside it under the name of a run's directory is not a run's, or if a file that is to be copied
+    /// cannot be read.
+    pub fn check<'a>(
+        target: &Path,
+        model: &'a Reader,
+        inputs: impl IntoIterator<Item = &'a Path>,
+    ) -> Result<PathBuf, Error> {
+        let target = apart(target, model, inputs)?;
+        possible(&target, model)?;
+        Ok(target)
+    }
+
     /// Prepares to write to `target`, and fails early if it could not be finished: to be called
     /// before a long run. No other run can write there meanwhile. `inputs` are files that the run
     /// reads, besides those of the model.
     ///
     /// # Errors
-    /// If `target`, or the state of a run that was cut off, is there and `existing` does not say
-    /// what to do about it, if `target` overlaps the model's directory or holds an input, if another
-    /// run writes there, or if nothing can be written there.
+    /// As [`check`](Self::check), if `target`, or the state of a run that was cut off, is there and
+    /// `existing` does not say what to do about it, if `target` is not as a run wrote it, or if
+    /// another run writes there.
     pub fn create<'a>(
         target: &Path,
         existing: Existing,
         model: &'a Reader,
         inputs: impl IntoIterator<Item = &'a Path>,
     ) -> Result<Self, Error> {
-        let given = std::path::absolute(target).map_err(|e| Error::io(target, e))?;
-        let parent = given.parent().unwrap_or(&given);
+        let target = apart(target, model, inputs)?;
+        // One that is resumed may have given the result its name.
+        if target.exists() && !existing.force && !existing.resume {
+            return Err(Error::Exists(target));
+        }
+        possible(&target, model)?;
+        let parent = target.parent().unwrap_or(&target);
         fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
-        let target = resolved(&given).map_err(|e| Error::io(&given, e))?;
-        let dir = fs::canonicalize(model.path()).map_err(|e| Error::io(model.path(), e))?;
-        let overlaps = |own: &Path| own.starts_with(&dir) || dir.starts_with(own);
-        if overlaps(&target) || overlaps(&Partial::beside(&target)) {
-            return Err(Error::Overlap { output: target, model: dir });
-        }
-        for input in model.weight_files().chain(inputs) {
-            // What is not there is missed where it is read.
-            if fs::canonicalize(input).is_ok_and(|input| input.starts_with(&target)) {
-                return Err(Error::Holds { output: target, input: input.to_owned() });
-            }
-        }
         let partial = Partial::open(target.clone())?;
         let output = Self { staging: partial.checkpoint(), target, partial };
         output.look(existing)?;
         Ok(output)
+    }
+
+    /// Removes what a run that has written `target` did not come to remove beside it.
+    ///
+    /// # Errors
+    /// If it cannot be removed, or another run is writing there.
+    pub fn tidy(target: &Path) -> Result<(), Error> {
+        Partial::tidy(place::resolved(target)?)
     }
 
     /// Sees to what is there already.
@@ -110,10 +132,7 @@ impl Output {
             if !existing.force {
                 return Err(Error::Exists(target.clone()));
             }
-            let empty = || fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_none());
-            if !target.join("config.json").is_file() && !empty() {
-                return Err(Error::NotReplaceable(target.clone()));
-            }
+            Owned::of(target)?.unchanged()?;
         }
         if !existing.resume {
             if !existing.force
@@ -239,18 +258,44 @@ impl Output {
     }
 }
 
-/// Where a path leads to; its last part need not be there.
-fn resolved(path: &Path) -> io::Result<PathBuf> {
-    let parent = path.parent().unwrap_or(path);
-    fs::canonicalize(path)
-        .or_else(|_| Ok(fs::canonicalize(parent)?.join(path.file_name().unwrap_or_default())))
+/// Where `target` leads to, if it is apart from all that the run reads.
+fn apart<'a>(
+    target: &Path,
+    model: &'a Reader,
+    inputs: impl IntoIterator<Item = &'a Path>,
+) -> Result<PathBuf, Error> {
+    let target = place::resolved(target)?;
+    let dir = fs::canonicalize(model.path()).map_err(|e| Error::io(model.path(), e))?;
+    let overlaps = |own: &Path| own.starts_with(&dir) || dir.starts_with(own);
+    if overlaps(&target) || overlaps(&Partial::beside(&target)) {
+        return Err(Error::Overlap { output: target, model: dir });
+    }
+    for input in model.weight_files().chain(inputs) {
+        // What is not there is missed where it is read.
+        if fs::canonicalize(input).is_ok_and(|input| input.starts_with(&target)) {
+            return Err(Error::Holds { output: target, input: input.to_owned() });
+        }
+    }
+    Ok(target)
+}
+
+/// Checks that what `target` needs is there to be taken, and that what is to be copied can be read.
+fn possible(target: &Path, model: &Reader) -> Result<(), Error> {
+    place::check(target)?;
+    Partial::check(target)?;
+    if target.exists() {
+        Owned::of(target)?;
+    }
+    for path in model.companions()? {
+        files::open(&path).map_err(|e| Error::io(&path, e))?;
+    }
+    Ok(())
 }
 
 /// What this process's run to the output `target` leaves to go on from, if the process ends now: the
 /// directory, and where the run is, in words. If it is nothing, no directory is left.
 pub fn left_behind(target: &Path) -> Option<(PathBuf, String)> {
-    let target = std::path::absolute(target).and_then(|target| resolved(&target)).ok()?;
-    Partial::left_behind(&target)
+    Partial::left_behind(&place::resolved(target).ok()?)
 }
 
 fn pretty(value: &Value) -> String {

@@ -3,8 +3,7 @@
 use std::{
     borrow::Cow,
     collections::BTreeMap,
-    fmt,
-    fs::{self, File},
+    fmt, fs,
     marker::PhantomData,
     path::{Component, Path, PathBuf},
 };
@@ -25,7 +24,7 @@ use super::{
     layout::{self, Compressed, Format, Kind},
 };
 use crate::{
-    find,
+    files, find,
     limits::{self, HEADERS, Limit},
     report,
     run::RECIPE,
@@ -211,7 +210,7 @@ fn repeated(mut names: Vec<&str>) -> Option<&str> {
 impl Shard {
     /// Opens a file whose header may have so many bytes.
     fn open(path: PathBuf, most: u64) -> Result<Self, Error> {
-        let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
+        let file = files::open(&path).map_err(|e| Error::io(&path, e))?;
         let found = file.metadata().map_err(|e| Error::io(&path, e))?.len();
         if found < 8 {
             return Err(Error::Truncated { path, promised: 8, found });
@@ -291,7 +290,7 @@ impl Reader {
     /// [`Error`] if anything that a checkpoint must have is missing or damaged.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let config = dir.join("config.json");
-        if !config.is_file() {
+        if !config.exists() {
             return Err(no_checkpoint(dir));
         }
         let config = read(dir, &config, limits::CONFIG).and_then(|bytes| {
@@ -305,11 +304,11 @@ impl Reader {
             config,
             shards: Vec::new(),
             tensors: BTreeMap::new(),
-            indexed: !single.is_file() && index.is_file(),
+            indexed: !single.exists() && index.exists(),
         };
         if reader.indexed {
             reader.open_index(index)?;
-        } else if single.is_file() {
+        } else if single.exists() {
             reader.add(single)?;
         } else {
             return Err(no_checkpoint(dir));
@@ -317,8 +316,6 @@ impl Reader {
         if layout::declared(&reader.config).is_some() {
             reader.find_compressed()?;
         }
-        // What could not be copied at the end of a run is said at its start.
-        reader.companions()?;
         Ok(reader)
     }
 
@@ -327,7 +324,7 @@ impl Reader {
         let bytes = read(&self.dir, &path, limits::INDEX)?;
         for (file, tensors) in parse_index(&bytes).map_err(wrong)? {
             let shard = self.dir.join(&file);
-            if !shard.is_file() {
+            if !shard.exists() {
                 return Err(wrong(format!("names the shard {file}, which is not there")));
             }
             let shard = self.add(shard)?;
@@ -612,8 +609,8 @@ impl Reader {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let weights = extension(&path).is_some_and(|e| OTHER_WEIGHTS.contains(&e))
                 || name.ends_with(".index.json");
-            let own = ABOUT_RUN.contains(&name);
-            if path.is_file() && !name.starts_with('.') && !weights && !own {
+            let other = weights || name.starts_with('.') || ABOUT_RUN.contains(&name);
+            if path.exists() && !path.is_dir() && !other {
                 check_inside(&self.dir, &path)?;
                 files.push(path);
             }

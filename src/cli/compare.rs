@@ -36,6 +36,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
+    if let Some(path) = &arguments.html {
+        write::check(path, arguments.force)?;
+    }
     let mut runs = Vec::new();
     for path in arguments.runs.iter().flat_map(|path| runs_of(path)) {
         runs.push((name(&path), read(&path)?));

@@ -6,7 +6,7 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::{Error, print};
+use super::{Error, print, write};
 
 /// Prints what a shell needs to complete commands, options and their values:
 ///
@@ -54,7 +54,14 @@ pub(super) fn man(arguments: &ManArguments) -> Result<(), Error> {
         Some(dir) => {
             let failed = |source| Error::File { path: dir.clone(), source };
             fs::create_dir_all(dir).map_err(failed)?;
-            clap_mangen::generate_to(command, dir).map_err(failed)?;
+            let mut command = command;
+            command.build();
+            let shown = command.get_subcommands().filter(|of| !of.is_hide_set());
+            for of in shown.chain([&command]) {
+                let (page, mut text) = (Man::new(of.clone()), Vec::new());
+                page.render(&mut text).map_err(Error::Page)?;
+                write::new(&dir.join(page.get_filename()), &text, true)?;
+            }
         }
     }
     Ok(())

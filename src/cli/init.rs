@@ -1,6 +1,7 @@
 //! `barber init`: a recipe for a checkpoint, for its reader to go on from.
 
 use std::{
+    borrow::Cow,
     fs,
     path::{Path, PathBuf},
 };
@@ -20,6 +21,7 @@ use crate::{
     checkpoint::Reader,
     estimate::Estimate,
     family::{Decoder, Part},
+    files,
     hub::{Located, locate},
     model::Model,
     recipe::load_text,
@@ -57,15 +59,16 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     for path in arguments.calibration.iter().chain(&arguments.texts) {
-        fs::metadata(path).map_err(|source| Error::File { path: path.clone(), source })?;
+        files::open(path).map_err(|source| Error::File { path: path.clone(), source })?;
     }
+    let name = name(&arguments.model);
+    let target = arguments.output.clone().unwrap_or_else(|| format!("{name}.toml").into());
+    write::check(&target, arguments.force)?;
     let watch = Terminal { quiet: false };
     let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
     let located = locate(&arguments.model, arguments.revision.as_deref(), &new)?;
     let reader = Reader::open(&located.dir)?;
     let model = Model::new(&reader, Cpu::default())?;
-    let name = name(&arguments.model);
-    let target = arguments.output.clone().unwrap_or_else(|| format!("{name}.toml").into());
     let draft = Draft { arguments, name: &name, located: &located, model: &model, target: &target };
 
     // What it takes is part of what it says, and to know that it must be understood as it is.
@@ -91,8 +94,21 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     for missing in missing.iter().flatten() {
         println!("{}", labelled("missing", missing));
     }
-    println!("next      barber check {0}\n          barber prune {0}", show(&target));
+    println!("next      barber check {0}\n          barber prune {0}", argument(&target));
     Ok(())
+}
+
+/// A path as a shell takes it on the command line.
+fn argument(path: &Path) -> String {
+    let shown = show(path);
+    // It is no option.
+    let shown = if shown.starts_with('-') { format!("./{shown}") } else { shown };
+    shlex::try_quote(&shown).map_or_else(|_| shown.clone(), Cow::into_owned)
+}
+
+/// A text that fits into a comment of one line.
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
 }
 
 /// The last part of a model's path or name.
@@ -150,7 +166,7 @@ impl Draft<'_> {
         let last = decoder.linears().last().map_or("", |linear| linear.name);
         let text = format!(
             include_str!("init.toml"),
-            name = name,
+            name = one_line(name),
             weights = weights,
             cost = cost,
             path = path,
@@ -160,29 +176,47 @@ impl Draft<'_> {
             family = config("model_type").and_then(Value::as_str).unwrap_or_default(),
             layers = decoder.layers.len(),
             dtype = dtype.map(|tensor| format!("{:?}", tensor.dtype)).unwrap_or_default(),
-            file = self.target.display(),
+            file = one_line(&argument(self.target)),
             calibration = calibration,
             samples = SAMPLES,
             length = longest.min(LENGTH),
             segment = longest.min(SEGMENT),
             linears = linears(decoder),
-            output = quoted(Path::new(&format!("{name}-pruned"))),
+            output = quoted(&self.output()),
             texts = format!("[{}]", texts.join(", ")),
         );
         aligned(&text)
     }
 
+    /// Where the result goes: beside the recipe or, where the recipe is in the model's own directory,
+    /// beside that.
+    fn output(&self) -> PathBuf {
+        let name = format!("{}-pruned", self.name);
+        let beside = || {
+            let model = fs::canonicalize(&self.located.dir).ok()?;
+            let recipe = fs::canonicalize(self.home()).ok()?;
+            let beside = recipe.starts_with(&model).then(|| model.with_file_name(&name))?;
+            diff_paths(beside, recipe)
+        };
+        beside().unwrap_or_else(|| name.clone().into())
+    }
+
+    /// The directory that the recipe will be in.
+    fn home(&self) -> &Path {
+        let dir = self.target.parent().filter(|dir| !dir.as_os_str().is_empty());
+        dir.unwrap_or(Path::new("."))
+    }
+
     /// A path of the command line as the recipe names it, quoted.
     fn path(&self, path: &Path) -> String {
-        let dir = self.target.parent().filter(|dir| !dir.as_os_str().is_empty());
         let from_there = || {
-            let dir = fs::canonicalize(dir?).ok()?;
-            diff_paths(std::path::absolute(path).ok()?, dir)
+            let home = fs::canonicalize(self.home()).ok()?;
+            let path = diff_paths(std::path::absolute(path).ok()?, home)?;
+            Some(if path.as_os_str().is_empty() { PathBuf::from(".") } else { path })
         };
-        quoted(&match path.is_relative() {
-            true => from_there().unwrap_or_else(|| path.to_owned()),
-            false => path.to_owned(),
-        })
+        let elsewhere = path.is_relative() && self.home() != Path::new(".");
+        let named = if elsewhere { from_there() } else { None };
+        quoted(&named.unwrap_or_else(|| path.to_owned()))
     }
 }
 

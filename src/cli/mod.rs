@@ -138,8 +138,15 @@ enum Error {
         .0.display()
     )]
     OtherRun(PathBuf),
+    #[error(
+        "{} is a checkpoint, and the runs of a sweep do not go into one; choose another output.path",
+        .0.display()
+    )]
+    InCheckpoint(PathBuf),
     #[error("{} exists; choose another file, or replace it with --force", .0.display())]
     Exists(PathBuf),
+    #[error("{} is {kind}, which is not replaced; choose another file", path.display())]
+    NotReplaced { path: PathBuf, kind: &'static str },
     #[error(
         "BARBER_LOG: {0}; it takes a level, such as `info`, or a list such as `warn,llm_barber=debug`"
     )]

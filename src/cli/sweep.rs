@@ -12,7 +12,7 @@ use super::{
     show, write,
 };
 use crate::{
-    checkpoint::digest,
+    checkpoint::{Output, digest},
     recipe::{Loaded, Recipe},
     report::{self, Comparison, Report, comparison_page},
     run::{self, Checkpoints, Shared, look_ahead, of_beginning},
@@ -23,11 +23,20 @@ const PAGE: &str = "barber-sweep.html";
 
 pub(super) fn run(runs: &[Loaded], arguments: &Arguments) -> Result<(), Error> {
     let watch = Terminal { quiet: arguments.json };
+    let page = target(&runs[0]).with_file_name(PAGE);
+    let dir = page.parent().unwrap_or(Path::new(""));
+    if ["config.json", report::JSON].iter().any(|file| dir.join(file).exists()) {
+        return Err(Error::InCheckpoint(dir.to_owned()));
+    }
+    if page.parent().is_some_and(Path::exists) {
+        write::check(&page, true)?;
+    }
     let mut digests = BTreeMap::new();
     let mut left = Vec::new();
     for run in in_order(runs) {
         let target = target(run);
         if done(run, watch, &mut digests).map_err(|e| failed(run, e))? {
+            Output::tidy(target)?;
             watch.note(&format!("done      {}", run.point.name));
         } else if target.exists() && !arguments.force {
             return Err(failed(run, Error::OtherRun(target.to_owned())));
@@ -47,19 +56,18 @@ pub(super) fn run(runs: &[Loaded], arguments: &Arguments) -> Result<(), Error> {
         }
         one(run, arguments, &mut shared).map_err(|e| failed(run, e))?;
     }
-    compared(runs, arguments)
+    compared(runs, &page, arguments)
 }
 
 /// Writes the page of all runs, and prints the tables.
-fn compared(runs: &[Loaded], arguments: &Arguments) -> Result<(), Error> {
+fn compared(runs: &[Loaded], path: &Path, arguments: &Arguments) -> Result<(), Error> {
     let read = |run: &Loaded| {
         let report = report::read(target(run))?;
         Ok(report::Run { name: run.point.name.clone(), report })
     };
     let reports = runs.iter().map(read).collect::<Result<Vec<_>, Error>>()?;
     let page = comparison_page(&reports).map_err(|e| run::Error::Report(e.to_string()))?;
-    let path = target(&runs[0]).with_file_name(PAGE);
-    write::new(&path, page.as_bytes(), true)?;
+    write::new(path, page.as_bytes(), true)?;
     if arguments.json {
         let all: Vec<_> = runs.iter().zip(&reports).map(|(run, of)| described(run, of)).collect();
         let version = env!("CARGO_PKG_VERSION");
@@ -67,7 +75,7 @@ fn compared(runs: &[Loaded], arguments: &Arguments) -> Result<(), Error> {
     } else {
         println!("");
         compare::tables(&Comparison::of(&reports)).iter().for_each(|table| println!("{table}"));
-        println!("compared  {}", show(&path));
+        println!("compared  {}", show(path));
     }
     Ok(())
 }

@@ -85,6 +85,8 @@ struct Title {
 
 const KEPT: &str = "kept";
 const STATE: &str = "state";
+/// A file until it is complete.
+const DRAFT: &str = "draft";
 
 fn file(dir: &Path, save: u64, kind: &str) -> PathBuf {
     dir.join(format!("{save:06}.{kind}"))
@@ -142,9 +144,16 @@ impl Journal {
         Ok(found)
     }
 
-    /// Where a file is until it is complete.
     fn draft(&self) -> PathBuf {
-        self.dir.join("draft")
+        self.dir.join(DRAFT)
+    }
+
+    /// Whether a file of this name is a journal's.
+    pub(crate) fn has(name: &str) -> bool {
+        let save = |(number, kind): (&str, &str)| {
+            [KEPT, STATE].contains(&kind) && number.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        name == DRAFT || name.split_once('.').is_some_and(save)
     }
 
     /// Removes what is no part of the last save.

@@ -34,8 +34,8 @@ pub(super) struct Layer {
     name: String,
     /// What it is written in; the defaults are in no text.
     text: Option<Text>,
-    /// Of a file: the directory that its paths are relative to.
-    dir: Option<PathBuf>,
+    /// The recipe's file, if it is one: its paths are relative to the directory that it is in.
+    file: Option<PathBuf>,
     values: Dict,
     /// The arrays that it gives as a whole, replacing those of the layers below.
     replaces: Vec<&'static str>,
@@ -52,7 +52,7 @@ impl Layer {
                 replaces.push(name);
             }
         }
-        Self { name, text, dir: None, values, replaces }
+        Self { name, text, file: None, values, replaces }
     }
 
     /// What holds when nothing else is said.
@@ -83,8 +83,8 @@ impl Layer {
 
     /// A recipe's file.
     pub(super) fn file(path: &Path, text: Text, values: Dict) -> Self {
-        let dir = path.parent().unwrap_or(Path::new("")).to_owned();
-        Self { dir: Some(dir), ..Self::new(text.name.clone(), Some(text), values) }
+        let file = Some(path.to_owned());
+        Self { file, ..Self::new(text.name.clone(), Some(text), values) }
     }
 
     /// An environment variable: `None` if it is none of a recipe's.
@@ -162,7 +162,7 @@ impl Layer {
 
     /// Of a file: the directory that its paths are relative to.
     pub(super) fn dir(&self) -> Option<&Path> {
-        self.dir.as_deref()
+        self.file.as_deref().map(|file| file.parent().unwrap_or(Path::new("")))
     }
 
     /// What it has at `path`.
@@ -185,7 +185,7 @@ impl Layer {
     }
 
     fn is_assignment(&self) -> bool {
-        self.text.is_some() && self.dir.is_none()
+        self.text.is_some() && self.file.is_none()
     }
 
     /// The layer that gives the key at `path` the value that this layer has at `from`.
@@ -193,7 +193,7 @@ impl Layer {
         let value = self.value(from)?.clone();
         let text = self.text.as_ref().map(|text| text.moved(from, path));
         let layer = Self::new(self.name.clone(), text, nest(path, value));
-        Some(Self { dir: self.dir.clone(), ..layer })
+        Some(Self { file: self.file.clone(), ..layer })
     }
 
     /// Where in its text the key at `path` stands.
@@ -204,7 +204,7 @@ impl Layer {
 
     /// What the user calls the place of the key at `path`: of a file, the line.
     pub(super) fn origin(&self, path: &[String]) -> String {
-        let text = self.text.as_ref().filter(|_| self.dir.is_some());
+        let text = self.text.as_ref().filter(|_| self.file.is_some());
         match text.and_then(|text| Some((text, text.place(path)?))) {
             Some((text, place)) => text.origin(place.value.start),
             None => self.name.clone(),
@@ -272,6 +272,11 @@ pub(super) struct Merged {
 }
 
 impl Merged {
+    /// The recipes' files among the layers.
+    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
+        self.layers.iter().filter_map(|layer| layer.file.as_deref())
+    }
+
     /// The layer that a value of the merged ones is from; of a table, the one of its first value.
     pub(super) fn layer_of(&self, value: &Value) -> Option<&Layer> {
         match self.figment.get_metadata(value.tag()) {

@@ -42,7 +42,7 @@ pub struct Loaded {
 pub(super) struct Source {
     /// What the user calls the recipe.
     name: String,
-    merged: Merged,
+    pub(super) merged: Merged,
     values: Value,
 }
 

@@ -46,7 +46,7 @@ impl Stream {
     /// The stream of a file; gzip and Zstandard are told by their first bytes.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let io = |e| io_error(path, e);
-        let file = files::open(path).map_err(io)?;
+        let file = files::open_or_pipe(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
         let mut file = BufReader::with_capacity(1 << 16, file);
         let start = file.fill_buf().map_err(io)?;

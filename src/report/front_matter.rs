@@ -5,7 +5,9 @@
 //! of a line, with words after it or as a list under it. What is written in any other way is left
 //! out, as if it were not known.
 
-use std::{fmt, fs::File, io::Read, path::Path};
+use std::{fmt, io::Read, path::Path};
+
+use crate::files;
 
 /// Keys that hold for the pruned model, too.
 const KEYS: [&str; 4] = ["license", "license_name", "license_link", "language"];
@@ -22,7 +24,7 @@ impl FrontMatter {
     /// That of a card; nothing if there is none.
     pub(super) fn of(card: &Path) -> Self {
         let mut text = Vec::new();
-        match File::open(card).map(|file| file.take(LONGEST).read_to_end(&mut text)) {
+        match files::open(card).map(|file| file.take(LONGEST).read_to_end(&mut text)) {
             Ok(Ok(_)) => Self::parse(&String::from_utf8_lossy(&text)),
             _ => Self::default(),
         }

@@ -132,7 +132,7 @@ fn prune_on<D: Ops>(
     loaded.find_texts()?;
     let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
     let existing = Existing { force: settings.force, resume: settings.resume };
-    let inputs = texts_of(recipe).chain(checkpoints.sparse_files());
+    let inputs = loaded.inputs().chain(checkpoints.sparse_files());
     let output = Output::create(target, existing, &checkpoints.dense, inputs)?;
     let resolved = checkpoints.resolved(recipe)?;
     let identity = || identity(&resolved, &checkpoints);
@@ -349,7 +349,8 @@ pub(crate) fn foresee<D: Ops>(
 }
 
 /// Sees to all that can be known of a run before it begins: that its recipe fits its model, that its
-/// texts, tasks and samples are there, and that it may take the memory that it needs.
+/// texts, tasks and samples are there, that its output could be written, and that it may take the
+/// memory that it needs.
 ///
 /// # Errors
 /// If something of that is not so.
@@ -363,6 +364,10 @@ pub(crate) fn look_ahead(
     let model = Model::new(&checkpoints.dense, Cpu::default())?;
     let plan = plan(loaded, &model)?;
     loaded.find_texts()?;
+    if let Some(output) = &recipe.output.path {
+        let inputs = loaded.inputs().chain(checkpoints.sparse_files());
+        Output::check(output, &checkpoints.dense, inputs)?;
+    }
     let tests = shared.tests(recipe, || Tests::read(recipe, &model))?;
     foresee(loaded, &model, &plan, &tests, shared)
 }
@@ -644,14 +649,6 @@ pub(crate) fn expected<D: Ops>(
     })
 }
 
-/// The texts that a run reads.
-fn texts_of(recipe: &Recipe) -> impl Iterator<Item = &Path> {
-    let calibration = recipe.calibration.source.iter().filter(|_| recipe.calibrates());
-    let perplexity = recipe.evaluate.perplexity.iter().map(|text| &text.path);
-    let files = calibration.chain(perplexity).chain(recipe.evaluate.tasks.values());
-    files.map(PathBuf::as_path)
-}
-
 /// The digests of all that a run reads.
 fn digests(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<BTreeMap<PathBuf, String>, Error> {
     let digests = inputs(recipe, checkpoints)?.into_par_iter().map(|file| {
@@ -670,7 +667,7 @@ pub(crate) fn inputs(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Vec<P
     });
     let others = ["tokenizer.json", report::CARD].map(|name| reader.path().join(name));
     let files = files.chain(others.into_iter().filter(|file| file.is_file()));
-    let files = files.chain(texts_of(recipe).map(Path::to_owned));
+    let files = files.chain(recipe.texts().map(Path::to_owned));
     files
         .map(|file| std::path::absolute(&file).map_err(|source| Error::File { path: file, source }))
         .collect()

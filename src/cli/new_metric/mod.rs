@@ -40,6 +40,8 @@ pub(super) enum Error {
     NoSource(PathBuf),
     #[error("{} is no path that a Cargo.toml can say: it is not Unicode", .0.display())]
     NotUnicode(PathBuf),
+    #[error("{} is {kind}, which is not replaced; give another --path", show(path))]
+    NotReplaced { path: PathBuf, kind: &'static str },
     #[error("{}: {source}", show(path))]
     File { path: PathBuf, source: std::io::Error },
 }
@@ -142,8 +144,25 @@ fn outside_files(name: &str, barber: &Path) -> Result<Files, Error> {
     Ok(files)
 }
 
+/// Checks that nothing but directories and regular files is where the files of a crate go.
+fn check(target: &Path, files: &Files) -> Result<(), Error> {
+    for (path, _) in files {
+        let path = target.join(path);
+        let inside = path.ancestors().take_while(|above| *above != target);
+        for (i, place) in inside.enumerate() {
+            let Ok(found) = fs::symlink_metadata(place) else { continue };
+            if if i == 0 { !found.is_file() } else { !found.is_dir() } {
+                let kind = crate::files::describe(&found.file_type());
+                return Err(Error::NotReplaced { path: place.to_owned(), kind });
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Writes the files of a crate; all of them, before the first is in its place.
 fn write(target: &Path, files: &Files) -> Result<(), Error> {
+    check(target, files)?;
     let parent = target.parent().unwrap_or(target);
     fs::create_dir_all(parent).map_err(Error::file(parent))?;
     let staging = tempfile::tempdir_in(parent).map_err(Error::file(parent))?;

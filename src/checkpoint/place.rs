@@ -1,0 +1,148 @@
+//! The place of an output: where its path leads to, and whether a directory can be renamed to it. All
+//! that can be known of it before a run is found here, without writing anything.
+
+use std::{
+    fs, io,
+    path::{Component, Path, PathBuf},
+};
+
+use super::Error;
+use crate::files;
+
+/// Where a path leads to; its last parts need not be there.
+///
+/// # Errors
+/// If it is a link that leads nowhere, or cannot be looked at.
+pub(super) fn resolved(path: &Path) -> Result<PathBuf, Error> {
+    let absolute = std::path::absolute(path).map_err(|e| Error::io(path, e))?;
+    let mut real = PathBuf::new();
+    for part in absolute.components() {
+        if part == Component::ParentDir {
+            real.pop();
+            continue;
+        }
+        real.push(part);
+        match fs::symlink_metadata(&real) {
+            Ok(found) if found.is_symlink() => {
+                real = fs::canonicalize(&real).map_err(|e| match e.kind() {
+                    io::ErrorKind::NotFound => no_place(&real, "is a link that leads nowhere"),
+                    _ => Error::io(&real, e),
+                })?;
+            }
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io(&real, e)),
+            _ => {}
+        }
+    }
+    Ok(real)
+}
+
+/// Checks that a directory could get this name, whose links are resolved.
+///
+/// # Errors
+/// If what has the name is no directory or a mount point, or if nothing can be written beside it.
+pub(super) fn check(target: &Path) -> Result<(), Error> {
+    let Some(parent) = target.parent() else {
+        return Err(no_place(target, "is the root of the file system"));
+    };
+    match fs::symlink_metadata(target) {
+        Ok(found) if !found.is_dir() => {
+            let kind = files::describe(&found.file_type());
+            return Err(no_place(target, &format!("is {kind}, not a directory")));
+        }
+        Ok(_) if is_mount_point(target) => {
+            return Err(no_place(target, "is a mount point, which cannot be replaced"));
+        }
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io(target, e)),
+        _ => {}
+    }
+    let above = parent.ancestors().find(|dir| dir.exists()).unwrap_or(parent);
+    writable(above)
+        .map_err(|e| no_place(target, &format!("cannot be written to: {}: {e}", above.display())))
+}
+
+fn no_place(output: &Path, problem: &str) -> Error {
+    Error::NoPlace { output: output.to_owned(), problem: problem.into() }
+}
+
+#[cfg(target_os = "linux")]
+fn is_mount_point(dir: &Path) -> bool {
+    use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+
+    statx(CWD, dir, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty())
+        .is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+/// Elsewhere it shows when the output gets its name.
+#[cfg(not(target_os = "linux"))]
+fn is_mount_point(_: &Path) -> bool {
+    false
+}
+
+#[cfg(unix)]
+fn writable(dir: &Path) -> io::Result<()> {
+    use rustix::fs::Access;
+
+    Ok(rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK)?)
+}
+
+/// Elsewhere it shows when the run's directory is made.
+#[cfg(not(unix))]
+fn writable(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn paths_are_resolved_though_their_ends_are_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(dir.path()).unwrap();
+        fs::create_dir_all(root.join("real/below")).unwrap();
+        symlink("real/below", root.join("link")).unwrap();
+        symlink("nowhere", root.join("dangling")).unwrap();
+        for (path, expected) in [
+            ("out", "out"),
+            ("a/b/out", "a/b/out"),
+            ("link", "real/below"),
+            ("link/out", "real/below/out"),
+            ("link/../out", "real/out"),
+            ("not/there/../out", "not/out"),
+        ] {
+            assert_eq!(resolved(&root.join(path)).unwrap(), root.join(expected), "{path}");
+        }
+        for path in ["dangling", "dangling/out"] {
+            let error = resolved(&root.join(path)).unwrap_err().to_string();
+            assert!(error.contains("dangling is a link that leads nowhere"), "{error}");
+        }
+    }
+
+    #[test]
+    fn places_that_cannot_be_taken_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(dir.path()).unwrap();
+        fs::write(root.join("file"), "").unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
+        check(&root.join("out")).unwrap();
+        check(&root.join("not/there/out")).unwrap();
+        check(&root).unwrap();
+        for (path, expected) in [
+            ("file", "is a file, not a directory"),
+            ("socket", "is a socket, not a directory"),
+            ("/dev/null", "is a device, not a directory"),
+            ("/", "is the root of the file system"),
+        ] {
+            let error = check(&root.join(path)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{path}: {error}");
+        }
+        assert!(resolved(&root.join("file/out")).and_then(|path| check(&path)).is_err());
+        #[cfg(target_os = "linux")]
+        for path in ["/proc", "/dev"] {
+            let error = check(path.as_ref()).unwrap_err().to_string();
+            assert!(error.contains("is a mount point"), "{path}: {error}");
+        }
+    }
+}

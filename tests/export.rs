@@ -351,3 +351,103 @@ fn sizes_are_those_of_the_files() {
     }
     assert_eq!(sizes["pruned_matrices"], 21);
 }
+
+#[test]
+fn a_compressed_result_is_written_dense() {
+    let dir = tempfile::tempdir().unwrap();
+    for (sets, format) in [
+        (&["sparsity.ratio=0.6", "output.dtype=f16"][..], "sparse-bitmask"),
+        (&["sparsity.pattern=2:4"], "sparse-24-bitmask"),
+    ] {
+        let (dense, expected) = prune(dir.path(), &format!("dense-{format}"), sets);
+        let set = format!("output.format={format}");
+        let (compressed, _) = prune(dir.path(), format, &[sets, &[&set]].concat());
+        let path = compressed.display().to_string();
+        let run = barber(&["convert", &path, "--format", "dense"]);
+        succeeds(&run);
+        // Every file is what a run with the format `dense` has written, but for names of paths.
+        let out = dir.path().join(format!("{format}-dense"));
+        assert!(run.stdout.contains(&format!("written   {}", out.display())), "{}", run.stdout);
+        let names = |dir: &Path| {
+            let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+            entries.map(|name| name.into_string().unwrap()).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(names(&out), names(&dense));
+        for name in names(&out).iter().filter(|name| !name.starts_with("barber-")) {
+            let [found, expected] = [&out, &dense].map(|dir| fs::read(dir.join(name)).unwrap());
+            assert!(found == expected, "{name}");
+        }
+        let report = json(&out.join("barber-report.json"));
+        assert_eq!(report["sizes"], expected["sizes"]);
+        let settings = report["recipe"].as_array().unwrap().iter();
+        let mut format = settings.filter(|setting| setting["key"] == "output.format");
+        assert_eq!(format.next().unwrap()["value"], "\"dense\"");
+        // It is a result like any other.
+        let path = out.display().to_string();
+        succeeds(&barber(&["verify", &path]));
+        succeeds(&barber(&["reproduce", &path]));
+        let run = barber(&["convert", &path, "--format", "dense"]);
+        assert_eq!(run.status, 1);
+        assert!(flat(&run.stderr).contains("it is dense already"), "{}", run.stderr);
+    }
+}
+
+#[test]
+fn a_conversion_replaces_and_reads_nothing_that_it_should_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let (compressed, _) = prune(dir.path(), "out", &["output.format=sparse-bitmask"]);
+    let (path, target) = (compressed.display().to_string(), dir.path().join("target"));
+    let to = target.display().to_string();
+    let convert = |more: &[&str]| {
+        barber(&[&["convert", &path, "--format", "dense", "--output", &to], more].concat())
+    };
+    succeeds(&convert(&[]));
+    assert!(flat(&convert(&[]).stderr).contains("target exists; pass --force"));
+    succeeds(&convert(&["--force"]));
+    fs::write(target.join("notes.txt"), "").unwrap();
+    assert!(flat(&convert(&["--force"]).stderr).contains("holds notes.txt, which no run wrote"));
+    fs::remove_dir_all(&target).unwrap();
+    let run = barber(&["convert", &path, "--format", "dense", "--output", &path, "--force"]);
+    assert!(flat(&run.stderr).contains("inside one another"), "{}", run.stderr);
+    assert_eq!(barber(&["convert", &path, "--format", "sparse-bitmask"]).status, 2);
+
+    // A checkpoint of other tools has no report, and gets none.
+    let other = dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(compressed.join(file), other.join(file)).unwrap();
+    }
+    let other = other.display().to_string();
+    succeeds(&barber(&["convert", &other, "--format", "dense"]));
+    assert_eq!(tensors(&dir.path().join("other-dense")), read(&compressed));
+    assert!(!dir.path().join("other-dense/barber-report.json").exists());
+
+    // A result that has changed since is not passed on as one.
+    let file = compressed.join("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let run = convert(&[]);
+    assert_eq!(run.status, 1);
+    assert!(flat(&run.stderr).contains("model.safetensors is not as the run wrote it"));
+    assert!(!target.exists());
+}
+
+#[test]
+fn who_reads_a_compressed_output_is_said_before_and_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = recipe(dir.path());
+    let said = "sparse-bitmask: compressed-tensors 0.9 to 0.14 read it, with transformers 4; later \
+                versions load random weights in place of its pruned matrices";
+    let [out, dense] =
+        ["out", "dense"].map(|name| format!("output.path={}", dir.path().join(name).display()));
+    let with = ["--set", "output.format=sparse-bitmask", "--set", &out];
+    for (command, times) in [("check", 1), ("prune", 2)] {
+        let run = barber(&[&[command, &path], &with[..]].concat());
+        succeeds(&run);
+        assert_eq!(flat(&run.stdout).matches(said).count(), times, "{}", run.stdout);
+        let run = barber(&[command, &path, "--set", &dense]);
+        succeeds(&run);
+        assert!(!run.stdout.contains("compressed-tensors"), "{}", run.stdout);
+    }
+}

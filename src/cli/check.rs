@@ -117,6 +117,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let named = format!("{} ({} layers)", show(recipe.model.reference().0), plan.layers.len());
     println!("\n{}", labelled("model", &named));
     matrices(&model, &plan);
+    if let Some(readers) = recipe.output.format.readers() {
+        println!("{}", labelled("format", &readers));
+    }
     let memory = format!(
         "about {} at the peak, beside the checkpoint's own pages: {} for the layers, and \
          {} of hidden states, which beyond executor.memory wait in a scratch file",

@@ -11,6 +11,7 @@ mod columns;
 mod compare;
 mod complete;
 mod console;
+mod convert;
 mod evaluate;
 mod gains;
 mod hint;
@@ -76,6 +77,8 @@ enum Command {
     Compare(compare::Arguments),
     /// Check a result of `prune`: digests, zeros, pattern, and every kept weight's bits.
     Verify(verify::Arguments),
+    /// Write a compressed checkpoint dense.
+    Convert(convert::Arguments),
     /// Run the recipe of a result again, and compare.
     Reproduce(verify::Again),
     /// List the metrics that a recipe's pipeline can use.
@@ -210,6 +213,7 @@ pub fn main() -> ExitCode {
         Command::Study(arguments) => study::run(&arguments),
         Command::Eval(arguments) => evaluate::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),
+        Command::Convert(arguments) => convert::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Reproduce(arguments) => verify::again(&arguments),
         Command::Metrics(arguments) => metrics::run(&arguments),

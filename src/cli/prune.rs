@@ -129,6 +129,9 @@ pub(super) fn introduce(recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
     let pattern = recipe.sparsity.pattern;
     let mask = format!("{}, {pattern}, {share}{overrides}", describe::init(recipe));
     println!("{}", labelled("mask", &mask));
+    if let Some(readers) = recipe.output.format.readers() {
+        println!("{}", labelled("format", &readers));
+    }
     for stage in &recipe.refine {
         println!("{}", labelled("refine", &describe::stage(stage, recipe, &groups)));
     }

@@ -78,6 +78,9 @@ impl fmt::Display for Summary<'_> {
             size += &format!(" ({format}: {compressed_matrices} of {pruned_matrices} matrices)");
         }
         writeln!(f, "\n{}", labelled("size", &size))?;
+        if let Some(readers) = format.readers().filter(|_| *compressed_matrices > 0) {
+            writeln!(f, "{}", labelled("format", &readers))?;
+        }
         let time = format!("{:.1} s: {}", report.total_seconds(), seconds.join(", "));
         writeln!(f, "{}", labelled("time", &time))?;
         if let Some(peak) = report.peak_memory() {

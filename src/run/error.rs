@@ -122,6 +122,15 @@ pub enum Error {
         /// Why.
         problem: String,
     },
+    /// A file of a result has changed.
+    #[error(
+        "{} is not as the run wrote it, or is missing; `barber verify` says all that is wrong",
+        .0.display()
+    )]
+    NotAsWritten(PathBuf),
+    /// A checkpoint is dense already.
+    #[error("{} has no compressed matrices: it is dense already", .0.display())]
+    NotCompressed(PathBuf),
     /// The report or the resolved recipe cannot be written.
     #[error("the report cannot be written: {0}")]
     Report(String),

@@ -3,6 +3,7 @@
 //! [`prune`] is all of it; the command line calls it too.
 
 mod checkpoints;
+mod convert;
 mod device;
 mod error;
 mod forecast;
@@ -41,6 +42,7 @@ pub(crate) use self::{
     shared::{Shared, of_beginning},
 };
 pub use self::{
+    convert::{Converted, convert},
     error::Error,
     reproduce::{Difference, Reproduced, reproduce},
     to_come::ToCome,

@@ -102,6 +102,17 @@ impl Format {
         }
     }
 
+    /// What to know before anything but Barber loads it, if there is something.
+    pub fn readers(self) -> Option<String> {
+        (self != Self::Dense).then(|| {
+            format!(
+                "{}: compressed-tensors 0.9 to 0.14 read it, with transformers 4; later versions load \
+                 random weights in place of its pruned matrices, and want `dense`",
+                self.name()
+            )
+        })
+    }
+
     /// The one pattern that it stores, if not any.
     pub const fn pattern(self) -> Option<Pattern> {
         match self {

@@ -174,7 +174,7 @@ fn what_comes_into_an_output_while_a_run_goes_on_stays() {
     let (out, model) = (case.path("out"), Reader::open(Path::new(util::TINY)).unwrap());
     let old = all(&out);
     let create =
-        |resume| Output::create(&out, Existing { force: true, resume }, &model, []).unwrap();
+        |resume| Output::create(&out, Existing { force: true, resume }, &model, [], 0).unwrap();
     let output = create(false);
     output.add_file("config.json", b"{}").unwrap();
     fs::write(out.join("notes.txt"), "mine").unwrap();
@@ -492,7 +492,12 @@ fn a_sweep_leaves_nothing_and_goes_into_no_checkpoint() {
     case.refuses(&sweep, &["out is a checkpoint"]);
     case.refuses(&[&sweep[..], &["--force"]].concat(), &["out is a checkpoint"]);
     fs::remove_dir_all(&out).unwrap();
-    // Its page is known to have no place before the first run.
+    // What stands in the way of the last run is said before the first.
+    fs::create_dir_all(out.join("ratio=0.5.partial")).unwrap();
+    fs::write(out.join("ratio=0.5.partial/thesis.txt"), "").unwrap();
+    case.refuses(&sweep, &["ratio=0.5", "holds thesis.txt"]);
+    fs::remove_dir_all(&out).unwrap();
+    // As is that its page has no place.
     fs::create_dir_all(out.join("barber-sweep.html")).unwrap();
     case.refuses(&sweep, &["barber-sweep.html is a directory"]);
 }

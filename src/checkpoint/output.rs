@@ -68,8 +68,8 @@ struct Entry<'a> {
 
 impl Output {
     /// Checks that a run of `model` could write its result to `target`, as far as that can be known,
-    /// without writing anything. `inputs` are files that the run reads, besides those of the model.
-    /// Returns where `target` leads to.
+    /// without writing anything. `inputs` are files that the run reads, besides those of the model;
+    /// `bytes` are written at least. Returns where `target` leads to.
     ///
     /// # Errors
     /// If `target` is anything but a directory or free, leads nowhere, overlaps the model's directory
@@ -80,15 +80,16 @@ impl Output {
         target: &Path,
         model: &'a Reader,
         inputs: impl IntoIterator<Item = &'a Path>,
+        bytes: u64,
     ) -> Result<PathBuf, Error> {
         let target = apart(target, model, inputs)?;
-        possible(&target, model)?;
+        possible(&target, model, bytes)?;
         Ok(target)
     }
 
     /// Prepares to write to `target`, and fails early if it could not be finished: to be called
     /// before a long run. No other run can write there meanwhile. `inputs` are files that the run
-    /// reads, besides those of the model.
+    /// reads, besides those of the model; `bytes` are written at least.
     ///
     /// # Errors
     /// As [`check`](Self::check), if `target`, or the state of a run that was cut off, is there and
@@ -99,19 +100,33 @@ impl Output {
         existing: Existing,
         model: &'a Reader,
         inputs: impl IntoIterator<Item = &'a Path>,
+        bytes: u64,
     ) -> Result<Self, Error> {
         let target = apart(target, model, inputs)?;
         // One that is resumed may have given the result its name.
         if target.exists() && !existing.force && !existing.resume {
             return Err(Error::Exists(target));
         }
-        possible(&target, model)?;
+        possible(&target, model, bytes)?;
         let parent = target.parent().unwrap_or(&target);
         fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
         let partial = Partial::open(target.clone())?;
         let output = Self { staging: partial.checkpoint(), target, partial };
         output.look(existing)?;
         Ok(output)
+    }
+
+    /// Bytes of the tensors of `model` when they are written in this format, or fewer: how small
+    /// compressed matrices get shows when they are pruned.
+    pub fn least_bytes(model: &Reader, format: Format, dtype: Option<Dtype>) -> u64 {
+        if format != Format::Dense {
+            return 0;
+        }
+        let length = |view: TensorView<'_>| {
+            let to = dtype.filter(|_| Dtype::of(view.dtype).is_some());
+            layout::length(to.map_or(view.dtype, Dtype::stored), view.shape) as u64
+        };
+        model.names().filter_map(|name| model.tensor(name).ok()).map(length).sum()
     }
 
     /// Removes what a run that has written `target` did not come to remove beside it.
@@ -280,8 +295,10 @@ fn apart<'a>(
 }
 
 /// Checks that what `target` needs is there to be taken, and that what is to be copied can be read.
-fn possible(target: &Path, model: &Reader) -> Result<(), Error> {
-    place::check(target)?;
+fn possible(target: &Path, model: &Reader, bytes: u64) -> Result<(), Error> {
+    // What a run that was cut off has written there already is not known to be missing.
+    let bytes = if Partial::beside(target).exists() { 0 } else { bytes };
+    place::check(target, bytes)?;
     Partial::check(target)?;
     if target.exists() {
         Owned::of(target)?;

@@ -6,6 +6,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use bytesize::ByteSize;
+
 use super::Error;
 use crate::files;
 
@@ -36,11 +38,12 @@ pub(super) fn resolved(path: &Path) -> Result<PathBuf, Error> {
     Ok(real)
 }
 
-/// Checks that a directory could get this name, whose links are resolved.
+/// Checks that a directory of so many bytes could get this name, whose links are resolved.
 ///
 /// # Errors
-/// If what has the name is no directory or a mount point, or if nothing can be written beside it.
-pub(super) fn check(target: &Path) -> Result<(), Error> {
+/// If what has the name is no directory or a mount point, or if nothing, or not so much, can be
+/// written beside it.
+pub(super) fn check(target: &Path, bytes: u64) -> Result<(), Error> {
     let Some(parent) = target.parent() else {
         return Err(no_place(target, "is the root of the file system"));
     };
@@ -56,8 +59,16 @@ pub(super) fn check(target: &Path) -> Result<(), Error> {
         _ => {}
     }
     let above = parent.ancestors().find(|dir| dir.exists()).unwrap_or(parent);
-    writable(above)
-        .map_err(|e| no_place(target, &format!("cannot be written to: {}: {e}", above.display())))
+    let written = |e| no_place(target, &format!("cannot be written to: {}: {e}", above.display()));
+    writable(above).map_err(written)?;
+    match free(above) {
+        Some(free) if free < bytes => {
+            let (bytes, free) = (ByteSize(bytes), ByteSize(free));
+            let problem = format!("takes {bytes}, and {free} are free in {}", above.display());
+            Err(no_place(target, &problem))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn no_place(output: &Path, problem: &str) -> Error {
@@ -89,6 +100,19 @@ fn writable(dir: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn writable(_: &Path) -> io::Result<()> {
     Ok(())
+}
+
+/// Bytes that can still be written in a directory, if the system says so.
+#[cfg(unix)]
+fn free(dir: &Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(dir).ok()?;
+    // Some file systems count no blocks at all.
+    (found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free(_: &Path) -> Option<u64> {
+    None
 }
 
 #[cfg(all(test, unix))]
@@ -126,22 +150,24 @@ mod tests {
         let root = fs::canonicalize(dir.path()).unwrap();
         fs::write(root.join("file"), "").unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
-        check(&root.join("out")).unwrap();
-        check(&root.join("not/there/out")).unwrap();
-        check(&root).unwrap();
+        check(&root.join("out"), 1).unwrap();
+        check(&root.join("not/there/out"), 1).unwrap();
+        check(&root, 1).unwrap();
         for (path, expected) in [
             ("file", "is a file, not a directory"),
             ("socket", "is a socket, not a directory"),
             ("/dev/null", "is a device, not a directory"),
             ("/", "is the root of the file system"),
         ] {
-            let error = check(&root.join(path)).unwrap_err().to_string();
+            let error = check(&root.join(path), 1).unwrap_err().to_string();
             assert!(error.contains(expected), "{path}: {error}");
         }
-        assert!(resolved(&root.join("file/out")).and_then(|path| check(&path)).is_err());
+        let error = check(&root.join("not/there/out"), u64::MAX).unwrap_err().to_string();
+        assert!(error.contains("takes 16.0 EiB, and") && error.contains("are free in"), "{error}");
+        assert!(resolved(&root.join("file/out")).and_then(|path| check(&path, 1)).is_err());
         #[cfg(target_os = "linux")]
         for path in ["/proc", "/dev"] {
-            let error = check(path.as_ref()).unwrap_err().to_string();
+            let error = check(path.as_ref(), 1).unwrap_err().to_string();
             assert!(error.contains("is a mount point"), "{path}: {error}");
         }
     }

@@ -39,9 +39,8 @@ pub fn convert(
         true => Some(result(dir)?),
         false => None,
     };
-    let output = Output::create(target, Existing { force, resume: false }, &reader, [])?;
-    let tensors = reader.names().filter_map(|name| reader.tensor(name).ok());
-    let bytes = tensors.map(|tensor| tensor.length() as u64).sum();
+    let bytes = Output::least_bytes(&reader, Format::Dense, None);
+    let output = Output::create(target, Existing { force, resume: false }, &reader, [], bytes)?;
     let bar = watch.bar("writing", Steps::Bytes(bytes));
     let dense = Pruned::default();
     let written = output.write(&reader, Format::Dense, None, &dense, |bytes| bar.inc(bytes))?;

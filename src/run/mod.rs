@@ -135,7 +135,8 @@ fn prune_on<D: Ops>(
     let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
     let existing = Existing { force: settings.force, resume: settings.resume };
     let inputs = loaded.inputs().chain(checkpoints.sparse_files());
-    let output = Output::create(target, existing, &checkpoints.dense, inputs)?;
+    let bytes = Output::least_bytes(&checkpoints.dense, recipe.output.format, recipe.output.dtype);
+    let output = Output::create(target, existing, &checkpoints.dense, inputs, bytes)?;
     let resolved = checkpoints.resolved(recipe)?;
     let identity = || identity(&resolved, &checkpoints);
     if output.is_complete() {
@@ -368,7 +369,9 @@ pub(crate) fn look_ahead(
     loaded.find_texts()?;
     if let Some(output) = &recipe.output.path {
         let inputs = loaded.inputs().chain(checkpoints.sparse_files());
-        Output::check(output, &checkpoints.dense, inputs)?;
+        let bytes =
+            Output::least_bytes(&checkpoints.dense, recipe.output.format, recipe.output.dtype);
+        Output::check(output, &checkpoints.dense, inputs, bytes)?;
     }
     let tests = shared.tests(recipe, || Tests::read(recipe, &model))?;
     foresee(loaded, &model, &plan, &tests, shared)

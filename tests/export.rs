@@ -105,7 +105,7 @@ fn is_the_dense_one(sets: &[&str], format: &str) {
     }
     let run = barber(&["inspect", &path]);
     succeeds(&run);
-    assert!(run.stdout.lines().next().unwrap().contains(&format!(", {format}, of ")));
+    assert!(flat(&run.stdout).contains(&format!(", {format}, of ")), "{}", run.stdout);
 
     // Every tensor is aligned: some readers insist.
     let file = fs::read(compressed.join("model.safetensors")).unwrap();
@@ -308,7 +308,7 @@ fn the_card_says_what_was_done_and_no_path_of_the_machine() {
         format!("{:.2} ± {:.2}", figure("perplexity"), figure("perplexity_stderr"))
     });
     for expected in [
-        "34560 of the 69120 weights of 21 matrices (50.00%)",
+        "34560 of the 69120 weights of 21 matrices (50.00%; ",
         "- Initial mask: magnitude\n",
         "- Kept weights: the dense model's\n",
         &format!("| a\\|b.txt, perplexity (lower is better) | {dense} | {pruned} |\n"),

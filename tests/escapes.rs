@@ -87,7 +87,7 @@ fn of_recipes() {
         format!("sparsity.exclude = [\"{escaped}[\"]"),
         // As it stands in the file, it is shown with question marks of as many bytes.
         format!("sparsity.pattern = '2:4' # {HOSTILE} \\u001b[2J"),
-        format!("sparsity.pattern = '\u{202e}PWNED \\u001b[2J'"),
+        "sparsity.pattern = '\u{202e}PWNED \\u001b[2J'".to_owned(),
     ] {
         let run = barber(&["check", &recipe(dir.path(), &lines)]);
         assert_eq!(run.status, 2, "{lines}: {}", run.stdout);

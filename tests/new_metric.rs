@@ -46,11 +46,8 @@ static BINARIES: LazyLock<PathBuf> = LazyLock::new(|| {
     assert_eq!(written.status, 0, "{}", written.stderr);
     fs::create_dir_all(dir.join("src/bin")).unwrap();
     fs::write(dir.join("src/bin/duplicate.rs"), DUPLICATE).unwrap();
-    // As `cargo test --workspace` builds Barber here: another optimisation is another build.
-    let alike = [
-        "--config=profile.dev.package.llm-barber.opt-level=1",
-        "--config=profile.dev.package.llm-barber.debug=\"line-tables-only\"",
-    ];
+    // As `cargo test --workspace` builds Barber here: with other lines it would be built again.
+    let alike = ["--config=profile.dev.package.llm-barber.debug=\"line-tables-only\""];
     for command in [&["build", "--all-targets"][..], &["test"]] {
         cargo(&dir, &[command, &alike].concat());
     }

@@ -419,7 +419,7 @@ fn a_check_says_what_has_no_effect_and_what_is_pruned_of_all() {
     // The run says the same.
     let run = barber(&[&["prune", &path][..], &sets].concat());
     let share =
-        format!("{:.0}% of {weights} weights pruned, with 1 override", 100.0 * pruned / weights);
+        format!("{:.1}% of {weights} weights pruned, with 1 override", 100.0 * pruned / weights);
     assert!(flat(&run.stdout).contains(&share), "no {share} in {}", run.stdout);
 }
 

@@ -728,7 +728,7 @@ mod tests {
         for (line, key, help) in [
             ("sparsity.ratoi = 0.5", "sparsity.ratoi", "`ratio`"),
             ("sparsty.ratio = 0.5", "sparsty", "`sparsity`"),
-            ("sparsity.ratio = 'half'", "sparsity.ratio", "share"),
+            ("sparsity.ratio = 'half'", "sparsity.ratio", "fraction"),
             ("sparsity.ratio = 1.5", "sparsity.ratio", "below 1"),
             ("sparsity.pattern = '4:2'", "sparsity.pattern", "N:M"),
             ("mask.init = 'wandaa'", "mask.init", "`wanda`"),
@@ -748,7 +748,7 @@ mod tests {
             ("sparsity.outlier = 0", "sparsity.outlier", "5"),
             ("streams.statistics = 'dens'", "streams.statistics", "`dense`"),
             ("mask.passes = 3", "mask.passes", "layer by layer"),
-            ("mask.init = 'metric'", "mask.metric", "pipeline"),
+            ("mask.init = 'metric'", "mask.metric", "one after the other"),
             ("mask.metric = [{ use = 'ria' }]", "mask.metric", "`mask.init`"),
             ("mask.scope = 'layer'", "mask.scope", "`mask.init`"),
             (

@@ -144,6 +144,11 @@ fn no_file_of_a_journal_can_be_gone_or_another_one() {
     proptest!(config, |(
         gone in vec(any::<bool>(), 5), exchanged in vec(any::<bool>(), 5), order in Just((0..5_usize).collect::<Vec<_>>()).prop_shuffle(), shuffles in any::<bool>(),
     )| {
+        for dir in [&out, &partial] {
+            if dir.exists() {
+                fs::remove_dir_all(dir).unwrap();
+            }
+        }
         fs::create_dir(&partial).unwrap();
         for (i, name) in names.iter().enumerate() {
             let from = if exchanged[i] { &foreign } else { &left };
@@ -152,15 +157,10 @@ fn no_file_of_a_journal_can_be_gone_or_another_one() {
                 fs::write(partial.join(name), &from[source]).unwrap();
             }
         }
-        fs::write(partial.join("lock"), "").unwrap();
+        fs::write(partial.join("lock"), std::process::id().to_string()).unwrap();
         match prune(&run, &settings) {
             Ok(_) => prop_assert!(contents(&out) == expected),
             Err(error) => prop_assert!(error.to_string().contains("--force"), "{error}"),
-        }
-        for dir in [&out, &partial] {
-            if dir.exists() {
-                fs::remove_dir_all(dir).unwrap();
-            }
         }
     });
 }

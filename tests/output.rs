@@ -15,6 +15,9 @@ use std::{
 use llm_barber::checkpoint::{Existing, Output, Reader};
 use util::{Run, barber, command, flat, output, recipe};
 
+/// Puts something at a path.
+type Make<'a> = dyn Fn(&Path) + 'a;
+
 fn fifo(path: &Path) {
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
     rustix::fs::mkfifoat(rustix::fs::CWD, path, mode).unwrap();
@@ -88,7 +91,7 @@ fn force_replaces_only_what_a_run_wrote() {
     let out = case.path("out");
     case.succeeds(&[]);
     case.refuses(&[], &["out exists; pass --force"]);
-    let foreign: [(&str, &str, &dyn Fn(&Path)); 6] = [
+    let foreign: [(&str, &str, &Make<'_>); 6] = [
         ("notes.txt", "holds notes.txt, which no run wrote", &|path| fs::write(path, "").unwrap()),
         (".git", "holds .git/, which no run wrote", &|path| {
             fs::create_dir(path).unwrap();
@@ -201,7 +204,7 @@ fn what_is_beside_an_output_and_not_a_runs_stays() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     };
-    let others: [(&dyn Fn(&Path), &str); 8] = [
+    let others: [(&Make<'_>, &str); 8] = [
         (&|dir| write(&dir.join("thesis.txt"), "precious"), "holds thesis.txt"),
         (&|dir| write(dir, "a file"), "is a file"),
         (&|dir| fifo(dir), "is a FIFO"),

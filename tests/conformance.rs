@@ -10,7 +10,6 @@ use std::path::Path;
 
 use dfdx::tensor::Cpu;
 use llm_barber::{
-    calibration::{Samples, Selection, Tokens, samples},
     checkpoint::{Masks, Pruned, Reader},
     executor::ops::Ops,
     mask::{Init, Mask, Pattern, Scope},
@@ -130,16 +129,7 @@ fn family_conforms<D: Ops>(
     let unstructured = pattern == Pattern::Unstructured;
     let more = unstructured && [Init::Magnitude, Init::SparseGpt].contains(&init);
     let (exact, plan) = (plan(0), plan(more.into()));
-    let wanted = Samples {
-        count: 8,
-        held_out: 0,
-        sequence_length: 48,
-        seed: 0,
-        selection: Selection::Sequential,
-    };
-    let ids = Path::new("tests/conformance/calibration.json");
-    let tokens = Tokens::of(reader.path(), 256, false);
-    let samples = samples(&ids.into(), wanted, &tokens).unwrap();
+    let samples = util::calibration_samples(&reader);
     let samples = Sampled::from(&samples[..]);
 
     let scratch = tempfile::tempdir().unwrap();

@@ -8,7 +8,6 @@ use std::path::Path;
 use barber_metric::registered;
 use dfdx::tensor::Cpu;
 use llm_barber::{
-    calibration::{Samples, Selection, Tokens, samples},
     checkpoint::{Dtype, Masks, Pruned, Reader},
     executor::{Executor, Storage},
     mask::{Init, Pattern, Scope},
@@ -16,7 +15,7 @@ use llm_barber::{
     plan::{Plan, Rule},
     prune::{Alpha, Event, Rebuild, Refine, Refinement, Sampled, Side, Start, refine, start},
 };
-use util::{barber, flat, recipe, tensors};
+use util::{barber, calibration_samples, flat, recipe, tensors};
 
 /// The masks of a tiny model, and the errors of its groups before and after.
 fn masks(name: &str, init: Init, storage: Storage, passes: usize) -> (Masks, Vec<[f64; 2]>) {
@@ -25,16 +24,7 @@ fn masks(name: &str, init: Init, storage: Storage, passes: usize) -> (Masks, Vec
     let model: Model<'_, Cpu> = Model::new(&reader, executor).unwrap();
     let rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, count: None, scope: None };
     let plan = Plan::new(&model.decoder, &[], |_| Some(rule)).unwrap();
-    let wanted = Samples {
-        count: 8,
-        held_out: 0,
-        sequence_length: 48,
-        seed: 0,
-        selection: Selection::Sequential,
-    };
-    let ids = Path::new("tests/conformance/calibration.json");
-    let tokens = Tokens::of(reader.path(), 256, false);
-    let samples = samples(&ids.into(), wanted, &tokens).unwrap();
+    let samples = calibration_samples(&reader);
     let scratch = tempfile::tempdir().unwrap();
     let started = Start {
         init,

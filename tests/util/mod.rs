@@ -8,11 +8,29 @@ use std::{
     process::{Command, Output},
 };
 
+use llm_barber::{
+    calibration::{Samples, Selection, Tokens, samples},
+    checkpoint::Reader,
+};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
 /// The tiny LLaMA of the conformance tests: f32, one file, no tokenizer.
 pub(crate) const TINY: &str = "tests/conformance/tiny-llama";
+
+/// The 8 × 48 tokens that the conformance tests' tiny checkpoints are calibrated on.
+pub(crate) fn calibration_samples(reader: &Reader) -> Vec<Vec<u32>> {
+    let wanted = Samples {
+        count: 8,
+        held_out: 0,
+        sequence_length: 48,
+        seed: 0,
+        selection: Selection::Sequential,
+    };
+    let ids = Path::new("tests/conformance/calibration.json");
+    let tokens = Tokens::of(reader.path(), 256, false);
+    samples(&ids.into(), wanted, &tokens).unwrap()
+}
 
 /// The GPU that `BARBER_TEST_DEVICE` names, such as `cuda:0`: tests that are generic over the device
 /// run on it too.

@@ -21,14 +21,10 @@ pub fn digest(path: &Path) -> Result<String, Error> {
     // Not what is written to it meanwhile: that could go on for ever.
     let length = file.metadata().map_err(io)?.len();
     io::copy(&mut file.take(length), &mut hasher).map_err(io)?;
-    Ok(hexadecimal(&hasher.finalize()))
+    Ok(format!("{:x}", hasher.finalize()))
 }
 
 /// The SHA-256 of a text, in hexadecimal.
 pub fn digest_text(text: &str) -> String {
-    hexadecimal(&Sha256::digest(text))
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", Sha256::digest(text))
 }

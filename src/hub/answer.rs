@@ -118,7 +118,7 @@ impl Etag {
     pub(super) fn blob(&self) -> String {
         match self {
             Self::Sha256(digest) | Self::Git(digest) => digest.clone(),
-            Self::Opaque(text) => hexadecimal(&Sha256::digest(text)),
+            Self::Opaque(text) => format!("{:x}", Sha256::digest(text)),
         }
     }
 }
@@ -171,10 +171,6 @@ pub(super) fn content_range(headers: &HeaderMap) -> Option<(u64, u64)> {
 
 pub(super) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
-}
-
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn is_hexadecimal(text: &str, length: usize) -> bool {

@@ -17,7 +17,7 @@ use ureq::http::StatusCode;
 
 use super::{
     Problem,
-    answer::{Commit, Described, Etag, FileName, content_range, hexadecimal, text},
+    answer::{Commit, Described, Etag, FileName, content_range, text},
     cache::Repo,
     client::Client,
 };
@@ -243,11 +243,11 @@ impl Partial {
     fn is_sound(&self) -> bool {
         match (&self.etag, self.hasher.clone()) {
             (Etag::Sha256(digest), Hasher::Sha256(hasher)) => {
-                hexadecimal(&hasher.finalize()) == *digest
+                format!("{:x}", hasher.finalize()) == *digest
             }
             // Git's digest of a blob; some mirrors have that of the bytes alone.
             (Etag::Git(digest), Hasher::Sha1(hashers)) => {
-                hashers.into_iter().any(|hasher| hexadecimal(&hasher.finalize()) == *digest)
+                hashers.into_iter().any(|hasher| format!("{:x}", hasher.finalize()) == *digest)
             }
             _ => true,
         }

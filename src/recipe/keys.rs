@@ -20,7 +20,7 @@ pub struct Key {
 ///
 /// ```
 /// let ratio = llm_barber::recipe::keys().iter().find(|key| key.path == "sparsity.ratio");
-/// assert!(ratio.unwrap().help.starts_with("The share of weights"));
+/// assert!(ratio.unwrap().help.starts_with("The fraction of the weights"));
 /// ```
 pub fn keys() -> &'static [Key] {
     static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {

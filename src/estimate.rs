@@ -9,11 +9,12 @@ use crate::{
     executor::{self, BATCH, Side, ops},
     family::{Decoder, Inner, Layer, Linear, Part},
     plan::{Group, Plan},
+    prune::Refine,
 };
 
 /// What decides how much a run takes.
 #[derive(Clone, Debug)]
-pub struct Run {
+pub struct Run<'a> {
     /// Calibration samples.
     pub calibration: Extent,
     /// What the initialiser needs.
@@ -21,7 +22,9 @@ pub struct Run {
     /// Whether the initial masks are made in one pass with the refinement.
     pub single: bool,
     /// The stages of the refinement, if there is one.
-    pub stages: Vec<Stage>,
+    pub stages: &'a [Refine],
+    /// What the metrics need that score weights for them.
+    pub metrics: Needs,
     /// Whether the dense model's hidden states are there too.
     pub dense: bool,
     /// Whose hidden states statistics of inputs are of.
@@ -32,34 +35,6 @@ pub struct Run {
     pub evaluated: (usize, usize),
     /// Tokens of an evaluation that are held at a time.
     pub evaluated_at_once: usize,
-}
-
-/// A stage of the refinement.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Stage {
-    /// A rebuild with gradients at these weights, for metrics that need this. A guarded one is counted
-    /// with one round, and with so many shares tried.
-    Rebuild {
-        /// Where gradients are taken.
-        at: Side,
-        /// What the metrics need.
-        needs: Needs,
-        /// How many shares of swaps are tried, where it is guarded.
-        guarded: Option<usize>,
-    },
-    /// Exact swaps.
-    Swap,
-    /// A reconstruction by least squares.
-    LeastSquares,
-    /// A reconstruction by so many passes of steps down the gradient.
-    Gradient(usize),
-}
-
-impl Stage {
-    /// Whether it works on the Gram matrices of inputs.
-    const fn needs_gram(self) -> bool {
-        !matches!(self, Self::Rebuild { .. })
-    }
 }
 
 /// What a run takes, about.
@@ -93,15 +68,14 @@ const BUFFERS: f64 = crate::buffer::MOST as f64;
 const NOTED: f64 = executor::NOTED as f64;
 
 /// Counts a run.
-pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
+pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
     let tokens = run.calibration.tokens as f64;
     let weights =
         |linears: &[Linear]| linears.iter().map(|linear| linear.dims.len() as f64).sum::<f64>();
     let width = decoder.hidden_size as f64;
     let head = (decoder.vocab_size * decoder.embedding.width) as f64;
     let all: f64 = decoder.linears().map(|linear| linear.dims.len() as f64).sum();
-    let works = |of: fn(&Stage) -> bool| run.stages.iter().any(of);
-    let swaps = works(|stage| stage.needs_gram());
+    let grams = run.stages.iter().any(|stage| stage.needs_gram());
 
     let [mut products, mut initial, mut solving] = [0.0; 3];
     let mut peak = 0.0_f64;
@@ -150,10 +124,10 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
             continue;
         }
         let streams = if run.dense { 2.0 } else { 1.0 };
-        if swaps || run.dense {
+        if grams || run.dense {
             let widest = parts.iter().map(|linears| weights(linears)).fold(0.0, f64::max);
             let mut held = widest + together * activations * streams;
-            if swaps {
+            if grams {
                 for dims in &dims {
                     let product = 2.0 * dims.rows as f64 * (dims.columns as f64).powi(2);
                     // The slopes before and after, and the shift of the target.
@@ -164,16 +138,14 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
             peak = peak.max(held * SIZE + BUFFERS.min(together * activations * SIZE));
         }
         waiting = waiting.max(2.0 * stream * streams);
-        let rebuilds = run.stages.iter().filter_map(|stage| match stage {
-            Stage::Rebuild { needs, .. } => Some(*needs),
-            _ => None,
-        });
-        let Some(needs) = rebuilds.reduce(Needs::or) else { continue };
+        if !run.stages.iter().any(|stage| stage.uses_metrics()) {
+            continue;
+        }
         for group in groups {
             // The tape holds each number, and its gradient.
             let taped: f64 =
                 group.parts.iter().map(|part| 2.0 * numbers(layer.linears(*part), width)).sum();
-            let held = (held(group, layer, needs) + widest + together * taped) * SIZE;
+            let held = (held(group, layer, run.metrics) + widest + together * taped) * SIZE;
             peak = peak.max(held + BUFFERS.min(together * taped * SIZE));
         }
         let known = parts.iter().map(|linears| outputs(linears)).fold(0.0, f64::max);
@@ -198,7 +170,7 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run) -> Estimate {
 /// The products of one decoder layer, pass by pass, as [`crate::prune`] makes them.
 #[derive(Clone, Copy)]
 struct Work<'a> {
-    run: &'a Run,
+    run: &'a Run<'a>,
     layer: &'a Layer,
     groups: &'a [Group],
 }
@@ -371,68 +343,28 @@ impl Work<'_> {
         streams * self.forward(parts, self.all())
     }
 
-    /// The stages of a group, of which it may be known what it is to give, and the Gram matrices of
-    /// its inputs; and whether the stream moves on with its `last` stage.
+    /// The stages of a group, of which the target output may be known, and the Gram matrices of its
+    /// inputs; and whether the stream moves on with its `last` stage.
     fn group(self, group: &Group, (aimed, surveyed): (bool, bool), last: bool) -> (f64, bool) {
-        let [tokens, held_out] = self.tokens();
-        let Run { stages, dense, statistics, stream_size, .. } = self.run;
-        let (parts, all) = (&group.parts[..], self.all());
-        let forward = self.forward(parts, all);
-        let known = if let [part] = parts { self.known(*part) } else { 0.0 };
-        let again = (1.0 - known) * forward;
-        let aim = again + if *dense { forward } else { 0.0 };
-        let mut tally = Tally { operations: 0.0, aim, forward, aimed, measured: false };
+        let mut tally = Tally {
+            work: self,
+            group,
+            operations: 0.0,
+            aimed,
+            surveyed,
+            is_measured: false,
+            measures_result: false,
+            notes: false,
+        };
         let mut advanced = false;
-        for (i, stage) in stages.iter().enumerate() {
-            advanced = last && i + 1 == stages.len();
-            match *stage {
-                Stage::Rebuild { at, needs, guarded } => {
-                    if guarded.is_some() {
-                        tally.measure();
-                    }
-                    let squared = needs.squared_gradient;
-                    let backward = if squared { self.backward(group, tokens) } else { 0.0 };
-                    tally.operations += forward + backward;
-                    match at {
-                        Side::Dense => {
-                            tally.operations += again;
-                            // The dense outputs are what the group is to give, unless that is
-                            // blended; and their error counts, unless the sparse ones are rounded.
-                            tally.aimed |= !dense;
-                            tally.measured |= !dense && *stream_size == SIZE as usize;
-                        }
-                        Side::Sparse => {
-                            tally.aim();
-                            tally.measured = true;
-                        }
-                    }
-                    tally.measure();
-                    tally.operations += match guarded {
-                        Some(tries) => tries as f64 * forward,
-                        None if at == Side::Dense && advanced => self.moves_on(parts, all),
-                        None => forward,
-                    };
-                    advanced &= guarded.is_none();
-                }
-                Stage::Swap | Stage::LeastSquares => {
-                    tally.measure();
-                    if !surveyed {
-                        let differ = *dense && *statistics == Side::Sparse;
-                        tally.operations += self.on_streams(parts) + self.grams(parts, differ);
-                    }
-                    tally.operations += forward;
-                    if *stage == Stage::Swap {
-                        tally.operations += self.forward(parts, held_out);
-                    } else {
-                        advanced = false;
-                    }
-                }
-                Stage::Gradient(passes) => {
-                    tally.measure();
-                    let pass = self.forward(parts, tokens) + self.backward(group, tokens);
-                    tally.operations += passes as f64 * pass + forward;
-                    advanced = false;
-                }
+        for (i, stage) in self.run.stages.iter().enumerate() {
+            (tally.measures_result, tally.notes) = (false, false);
+            stage.count(&mut tally);
+            advanced = last && i + 1 == self.run.stages.len() && !tally.measures_result;
+            if advanced && tally.notes {
+                tally.operations += self.moves_on(&group.parts, self.all());
+            } else if !tally.measures_result {
+                tally.forward();
             }
         }
         (tally.operations, advanced)
@@ -451,32 +383,108 @@ impl Work<'_> {
     }
 }
 
-/// The operations of a group so far, and what is known of it.
-struct Tally {
+/// The operations of a group so far, and what is known of it. A stage counts here what it does.
+pub struct Tally<'a> {
+    work: Work<'a>,
+    group: &'a Group,
     operations: f64,
-    /// What it takes to know what the group is to give.
-    aim: f64,
-    /// What the group itself takes.
-    forward: f64,
-    /// Whether it is known what it is to give.
+    /// Whether the target output is known.
     aimed: bool,
-    /// Whether its error is known.
-    measured: bool,
+    /// Whether the Gram matrices are known.
+    surveyed: bool,
+    /// Whether the output error is known.
+    is_measured: bool,
+    /// Whether the stage measures the output error of its result itself.
+    measures_result: bool,
+    /// Whether the outputs of the first layers are kept for the pass that moves the stream on.
+    notes: bool,
 }
 
-impl Tally {
-    fn aim(&mut self) {
+impl Tally<'_> {
+    /// One forward pass of the group.
+    pub fn forward(&mut self) {
+        self.operations += self.work.forward(&self.group.parts, self.work.all());
+    }
+
+    /// One forward pass of the dense group, as far as its outputs are not known.
+    fn again(&self) -> f64 {
+        let parts = &self.group.parts[..];
+        let known = if let [part] = parts { self.work.known(*part) } else { 0.0 };
+        (1.0 - known) * self.work.forward(parts, self.work.all())
+    }
+
+    /// Makes the target output, unless it is known.
+    pub fn aim(&mut self) {
         if !std::mem::replace(&mut self.aimed, true) {
-            self.operations += self.aim;
+            self.operations += self.again();
+            if self.work.run.dense {
+                self.forward();
+            }
         }
     }
 
-    fn measure(&mut self) {
-        if !self.measured {
+    /// Measures the output error, unless it is known.
+    pub fn measure(&mut self) {
+        if !self.is_measured {
             self.aim();
-            self.operations += self.forward;
+            self.forward();
         }
-        self.measured = true;
+        self.is_measured = true;
+    }
+
+    /// The output error was found by the way.
+    pub fn measured(&mut self) {
+        self.is_measured = true;
+    }
+
+    /// One pass with the gradients that the metrics need.
+    pub fn gradients(&mut self) {
+        self.forward();
+        if self.work.run.metrics.squared_gradient {
+            let [tokens, _] = self.work.tokens();
+            self.operations += self.work.backward(self.group, tokens);
+        }
+    }
+
+    /// The dense outputs, as far as they are not known. They are the target output, unless that is
+    /// blended; and their error counts, unless the sparse ones are rounded.
+    pub fn dense_outputs(&mut self) {
+        let Run { dense, stream_size, .. } = *self.work.run;
+        self.operations += self.again();
+        self.aimed |= !dense;
+        self.is_measured |= !dense && stream_size == SIZE as usize;
+    }
+
+    /// The Gram matrices of the inputs, unless they are known.
+    pub fn grams(&mut self) {
+        if !self.surveyed {
+            let (run, parts) = (self.work.run, &self.group.parts[..]);
+            let differ = run.dense && run.statistics == Side::Sparse;
+            self.operations += self.work.on_streams(parts) + self.work.grams(parts, differ);
+        }
+    }
+
+    /// One forward pass over the samples that are held out.
+    pub fn held_out(&mut self) {
+        let [_, held_out] = self.work.tokens();
+        self.operations += self.work.forward(&self.group.parts, held_out);
+    }
+
+    /// So many passes over the calibration samples, with gradients.
+    pub fn steps(&mut self, passes: usize) {
+        let [tokens, _] = self.work.tokens();
+        let pass = self.work.forward(&self.group.parts, tokens);
+        self.operations += passes as f64 * (pass + self.work.backward(self.group, tokens));
+    }
+
+    /// The stage measures the output error of its result itself.
+    pub fn measures_result(&mut self) {
+        (self.measures_result, self.is_measured) = (true, true);
+    }
+
+    /// The outputs of the first layers are kept for the pass that moves the stream on.
+    pub fn notes_outputs(&mut self) {
+        self.notes = true;
     }
 }
 
@@ -527,7 +535,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{mask::Pattern, plan::Rule};
+    use crate::{
+        mask::Pattern,
+        plan::Rule,
+        prune::{Rebuild, Swap},
+    };
 
     #[test]
     fn a_small_model_is_counted_by_hand() {
@@ -538,13 +550,13 @@ mod tests {
         .unwrap();
         let rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, count: None, scope: None };
         let plan = Plan::new(&decoder, &[], |_| Some(rule)).unwrap();
-        let rebuild =
-            Stage::Rebuild { at: Side::Dense, needs: Needs::SQUARED_GRADIENT, guarded: None };
+        let rebuild = &[Refine::Rebuild(Rebuild::default())];
         let run = Run {
             calibration: Extent { samples: 2, longest: 5, tokens: 10, ..Extent::default() },
             start: Needs::NOTHING,
             single: false,
-            stages: vec![rebuild],
+            stages: rebuild,
+            metrics: Needs::SQUARED_GRADIENT,
             dense: false,
             statistics: Side::Sparse,
             stream_size: 4,
@@ -561,20 +573,21 @@ mod tests {
         let found = estimate(&decoder, &plan, &run);
         assert_eq!(found.pruning, 2.0 * layer);
         let start = Needs::INPUT_SQUARE;
-        let wanda = Run { start, stages: Vec::new(), evaluated: (7, 2), ..run.clone() };
+        let wanda = Run { start, stages: &[], evaluated: (7, 2), ..run.clone() };
         let found = estimate(&decoder, &plan, &wanda);
         // The last linear layer's dense output is nobody's input, nor is the last layer's sparse one.
         assert_eq!(found.pruning, 2.0 * (forward - 20.0 * 32.0) + forward);
-        let both = Run { single: true, stages: vec![rebuild], ..wanda.clone() };
+        let both = Run { single: true, stages: rebuild, ..wanda.clone() };
         assert_eq!(estimate(&decoder, &plan, &both).pruning, 2.0 * layer);
         assert_eq!(found.waiting, 10.0 * 4.0 * 4.0);
         assert_eq!(found.evaluation, 2.0 * 14.0 * (256.0 + 40.0));
         assert_eq!(estimate(&decoder, &plan, &both).initial, 0.0);
-        let first = Run { stages: vec![rebuild], ..wanda.clone() };
+        let first = Run { stages: rebuild, ..wanda.clone() };
         assert_eq!(estimate(&decoder, &plan, &first).initial, found.pruning);
         // Two dense passes and two sparse ones; Gram matrices of inputs of 4, 4, 4 and 8, and how
         // they differ; three products with them for each matrix.
-        let swaps = Run { single: true, stages: vec![Stage::Swap], dense: true, ..wanda.clone() };
+        let swap = &[Refine::Swap(Swap::default())];
+        let swaps = Run { single: true, stages: swap, dense: true, ..wanda.clone() };
         let squares = 2.0 * 20.0 * (3.0 * 16.0 + 64.0);
         let products = 3.0 * 2.0 * (4.0 * 4.0 * 16.0 + 8.0 * 16.0 + 4.0 * 64.0);
         let found = estimate(&decoder, &plan, &swaps);

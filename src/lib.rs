@@ -26,6 +26,7 @@
 mod buffer;
 pub mod calibration;
 pub mod checkpoint;
+mod choice;
 pub mod cli;
 mod encoding;
 pub mod estimate;

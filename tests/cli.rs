@@ -627,7 +627,7 @@ fn what_is_wrong_with_a_recipe_is_said() {
     }
     let swaps = "refine=[{ use = 'swap' }]";
     let scope = "override=[{ tensors = '*', scope = 'group' }]";
-    fails(dir.path(), &[swaps, scope], 2, &["override.0.scope", "is no scope of swaps"]);
+    fails(dir.path(), &[swaps, scope], 2, &["override.0.scope", "is no scope of `swap`"]);
     // In the file, the line is shown.
     let path = recipe(dir.path(), "sparsity.ratoi = 0.5");
     let run = barber(&["prune", &path]);

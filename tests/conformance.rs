@@ -153,15 +153,20 @@ fn family_conforms<D: Ops>(
 
     let plugin = barber_metric::registered().unwrap()["weight-gradient"];
     let stage = Refine::Rebuild(Rebuild {
-        alpha: Alpha::Share(case.number("alpha")),
+        alpha: Alpha::Fraction(case.number("alpha")),
         scope,
-        at: Side::Dense,
-        rounds: 1,
-        retain: false,
-        pipeline: &[(plugin.name.into(), plugin.build(Default::default()).unwrap())],
+        ..Rebuild::default()
     });
-    let settings =
-        Refinement { stages: &[stage], blend: 0.0, statistics: Side::Sparse, start: None };
+    let pipeline = [(plugin.name.into(), plugin.build(Default::default()).unwrap())];
+    let settings = Refinement {
+        stages: &[stage],
+        pipeline: &pipeline,
+        blend: 0.0,
+        statistics: Side::Sparse,
+        start: None,
+        dtype: None,
+        scratch: scratch.path(),
+    };
     let initial =
         start(&model, &plan, &start_as, samples, Pruned::default(), &mut |_: Event<'_>| ())
             .unwrap();

@@ -36,13 +36,11 @@ fn masks(name: &str, init: Init, storage: Storage, passes: usize) -> (Masks, Vec
     };
     let metric = registered().unwrap()["weight-gradient"];
     let stage = Refine::Rebuild(Rebuild {
-        alpha: Alpha::Share(0.2),
+        alpha: Alpha::Fraction(0.2),
         scope: Scope::Layer,
-        at: Side::Dense,
-        rounds: 1,
-        retain: false,
-        pipeline: &[(metric.name.into(), metric.build(Default::default()).unwrap())],
+        ..Rebuild::default()
     });
+    let pipeline = [(metric.name.into(), metric.build(Default::default()).unwrap())];
     let samples = Sampled::from(&samples[..]);
     let mut errors = Vec::new();
     let mut event = |event: Event<'_>| {
@@ -58,9 +56,12 @@ fn masks(name: &str, init: Init, storage: Storage, passes: usize) -> (Masks, Vec
     };
     let settings = Refinement {
         stages: &[stage],
+        pipeline: &pipeline,
         blend: 0.0,
         statistics: Side::Sparse,
         start: single.then_some(started),
+        dtype: None,
+        scratch: scratch.path(),
     };
     let pruned = refine(&model, &plan, &settings, samples, initial, &mut event);
     (pruned.unwrap().masks, errors)

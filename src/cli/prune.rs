@@ -132,7 +132,7 @@ pub(super) fn introduce(recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
     if let Some(readers) = recipe.output.format.readers() {
         println!("{}", labelled("format", &readers));
     }
-    for stage in &recipe.refine {
-        println!("{}", labelled("refine", &describe::stage(stage, recipe, &groups)));
+    for stage in describe::stages(recipe, &groups) {
+        println!("{}", labelled("refine", &stage));
     }
 }

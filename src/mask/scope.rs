@@ -24,6 +24,16 @@ impl Scope {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Group, Self::Layer, Self::Row, Self::Column];
 
+    /// What a recipe calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Group => "group",
+            Self::Layer => "layer",
+            Self::Row => "row",
+            Self::Column => "column",
+        }
+    }
+
     /// One line of help.
     pub const fn help(self) -> &'static str {
         match self {
@@ -62,12 +72,7 @@ impl Scope {
 
 impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Group => "group",
-            Self::Layer => "layer",
-            Self::Row => "row",
-            Self::Column => "column",
-        })
+        f.write_str(self.name())
     }
 }
 

@@ -1,6 +1,8 @@
 //! One group at work: what it is to give, and by how much it misses that.
 
-use super::{Error, Event, GroupReport, MatrixReport, Refine, Side, StageReport, Streams, failed};
+use super::{
+    Error, Event, GroupReport, MatrixReport, Refine, Refinement, StageReport, Streams, failed,
+};
 use crate::{
     buffer::recycle,
     checkpoint::Pruned,
@@ -16,10 +18,7 @@ pub(super) struct Grouped<'a, D: Ops> {
     pub(super) model: &'a Model<'a, D>,
     pub(super) layer: usize,
     pub(super) group: &'a Group,
-    /// β.
-    pub(super) blend: f32,
-    /// On whose hidden states the statistics of inputs are gathered.
-    pub(super) side: Side,
+    pub(super) refinement: &'a Refinement<'a>,
     /// What the part's dense linear layers give on the sparse stream.
     pub(super) known: Option<&'a Known<D>>,
     /// Of the part's dense linear layers, if they were gathered.
@@ -49,7 +48,7 @@ impl<D: Ops> Grouped<'_, D> {
     /// returns whether it did.
     pub(super) fn refine(
         &mut self,
-        stages: &[Refine<'_>],
+        stages: &[Refine],
         advance: bool,
         event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(GroupReport, bool), Error> {
@@ -58,11 +57,7 @@ impl<D: Ops> Grouped<'_, D> {
         for (i, stage) in stages.iter().enumerate() {
             let before = self.masks();
             self.advances = advance && i + 1 == stages.len();
-            let found = match stage {
-                Refine::Rebuild(rebuild) => rebuild.run(self, event)?,
-                Refine::Swap(swap) => swap.run(self)?,
-                Refine::Reconstruct(reconstruct) => reconstruct.run(self)?,
-            };
+            let found = stage.run(self, event)?;
             let after = match found.after {
                 Some(after) => after,
                 None if self.advances => {
@@ -138,7 +133,7 @@ impl<D: Ops> Grouped<'_, D> {
         let mut outputs = outputs.map_err(self.failed())?;
         if let Some(stream) = &streams.dense {
             let on_dense = executor.outputs(&dense, stream).map_err(self.failed())?;
-            let blended = executor.blend(&mut outputs, &on_dense, self.blend);
+            let blended = executor.blend(&mut outputs, &on_dense, self.refinement.blend);
             blended.map_err(self.failed())?;
         }
         self.targets = Some(outputs);

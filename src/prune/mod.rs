@@ -6,30 +6,28 @@
 mod allocate;
 mod group;
 mod keep;
-mod rebuild;
-mod reconstruct;
+pub(crate) mod pipeline;
+pub(crate) mod stage;
 mod start;
-mod swap;
 
 pub use self::{
     allocate::{Allocation, By, allocate},
-    rebuild::{Alpha, Rebuild},
-    reconstruct::{Method, Reconstruct},
+    pipeline::MetricStep,
+    stage::{Alpha, Rebuild, Reconstruct, Refine, Rounds, Stage, Swap},
     start::{Start, start},
-    swap::Swap,
 };
 
 pub(crate) use self::keep::{Keeper, Kept, Phase, Place};
 pub use crate::executor::Side;
 
-use std::{iter::zip, slice::from_ref};
+use std::{iter::zip, path::Path, slice::from_ref};
 
-use barber_metric::{Metric, Needs};
+use barber_metric::Needs;
 use serde::{Deserialize, Serialize};
 
 use self::group::Grouped;
 use crate::{
-    checkpoint::Pruned,
+    checkpoint::{Dtype, Pruned},
     executor::{Known, Loss, PartWeights, Statistics, Store, Stream, ops::Ops},
     family::Part,
     mask::{self, Distribution},
@@ -105,46 +103,23 @@ impl<'a> From<&'a [Vec<u32>]> for Sampled<'a> {
     }
 }
 
-/// A stage of the metric pipeline and its name.
-pub type Stage = (String, Box<dyn Metric>);
-
-/// A stage that refines the masks of a group, or its weights.
-pub enum Refine<'a> {
-    /// LLM-Barber's rebuild.
-    Rebuild(Rebuild<'a>),
-    /// Exact swaps.
-    Swap(Swap),
-    /// Changed weights for the masks that there are.
-    Reconstruct(Reconstruct<'a>),
-}
-
-impl Refine<'_> {
-    /// Whether it begins with what the Gram matrices of inputs tell.
-    const fn needs_gram(&self) -> bool {
-        matches!(self, Self::Swap(_) | Self::Reconstruct(_))
-    }
-
-    /// What a recipe calls it.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Rebuild(_) => "rebuild",
-            Self::Swap(_) => "swap",
-            Self::Reconstruct(_) => "reconstruct",
-        }
-    }
-}
-
 /// How masks are refined.
 pub struct Refinement<'a> {
     /// The stages, in order.
-    pub stages: &'a [Refine<'a>],
-    /// β, the share that the outputs on the dense model's own hidden states have in what a group is
-    /// to give; the rest have the dense outputs on those of the pruned model.
+    pub stages: &'a [Refine],
+    /// What scores weights, for the stages that swap by scores.
+    pub pipeline: &'a [MetricStep],
+    /// The weight, β, of the outputs on the dense model's own hidden states in a group's target
+    /// output; the rest is the dense outputs on the hidden states of the pruned model.
     pub blend: f32,
-    /// On whose hidden states the statistics of inputs are gathered.
+    /// Which model's hidden states the statistics of inputs are computed on.
     pub statistics: Side,
     /// The initialiser, where a layer's masks start when the layer is reached.
     pub start: Option<Start<'a>>,
+    /// The format in which changed weights are stored; as in the checkpoint if there is none.
+    pub dtype: Option<Dtype>,
+    /// The directory for the scratch file of changed weights.
+    pub scratch: &'a Path,
 }
 
 /// What the stages did to one group.
@@ -398,7 +373,7 @@ impl<D: Ops> Refining<'_, D> {
         let Self { model, layer, refinement, .. } = self;
         let (executor, members) = (&model.executor, &self.members[part as usize]);
         let needs = start.map_or(Needs::NOTHING, |start| start.needs());
-        let of_inputs = refinement.stages.first().is_some_and(Refine::needs_gram);
+        let of_inputs = refinement.stages.first().is_some_and(|stage| stage.needs_gram());
         let mut looked = Looked { known: None, targets: None, on_dense: None };
         if of_inputs || streams.dense.is_some() {
             let dense = self.dense(&[part])?;
@@ -449,8 +424,7 @@ impl<D: Ops> Refining<'_, D> {
                 model,
                 layer,
                 group,
-                blend: refinement.blend,
-                side: refinement.statistics,
+                refinement,
                 known: looked.known.as_ref().filter(|_| own),
                 statistics: if own { statistics } else { &[] },
                 shared: looked.targets.as_ref().filter(|_| own),

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use barber_metric::{LayerStats, Needs};
 
-use super::{Error, Event, Observer, Pass, Sampled, Side, Stage, failed, members, rebuild::score};
+use super::{
+    Error, Event, MetricStep, Observer, Pass, Sampled, Side, failed, members,
+    pipeline::{self, score},
+};
 use crate::{
     buffer::recycle,
     checkpoint::{Dtype, Pruned, Reader},
@@ -22,7 +25,7 @@ pub struct Start<'a> {
     pub init: Init,
     /// What scores the weights for [`Init::Metric`], and within which they compete: rows, or whole
     /// matrices.
-    pub metric: (&'a [Stage], Scope),
+    pub metric: (&'a [MetricStep], Scope),
     /// The sparse checkpoint whose zeros [`Init::None`] takes, if it is not the model's own.
     pub zeros: Option<&'a Reader>,
     /// On whose hidden states statistics are gathered.
@@ -80,7 +83,7 @@ impl Start<'_> {
     /// The statistics that the masks need.
     pub(super) fn needs(&self) -> Needs {
         match self.init {
-            Init::Metric => self.metric.0.iter().fold(Needs::NOTHING, |n, (_, m)| n.or(m.needs())),
+            Init::Metric => pipeline::needs(self.metric.0),
             init => init.needs(),
         }
     }

@@ -1,18 +1,18 @@
 //! What a recipe says to no effect. That is no error, and mostly not what was meant.
 
-use super::{Kind, Loaded, Prompts, Scope, Stage};
+use super::{Loaded, Prompts, Scope, Stage};
 
 impl Loaded {
     /// What has no effect, in sentences that name the key and its place.
     pub fn advice(&self) -> Vec<String> {
         let recipe = &self.recipe;
-        let rebuilds = recipe.refine.iter().filter(|of| of.stage == Some(Kind::Rebuild));
-        let scopes = rebuilds.map(|of| of.scope.unwrap_or(Scope::Row));
+        let scored = recipe.refine.iter().filter(|stage| stage.uses_metrics());
+        let scopes = scored.filter_map(|stage| stage.scope());
         let scopes: Vec<Scope> =
             scopes.chain(recipe.overrides.iter().filter_map(|of| of.scope)).collect();
         let initial = [recipe.mask.scope.unwrap_or(Scope::Row)];
         let mut advice = self.idle_normalising("mask.metric", &recipe.mask.metric, &initial);
-        let uses = recipe.refine.iter().any(|of| of.stage == Some(Kind::Rebuild));
+        let uses = recipe.refine.iter().any(|stage| stage.uses_metrics());
         let first = "metric.0.use";
         if uses {
             advice.extend(self.idle_normalising("metric", &recipe.metric, &scopes));

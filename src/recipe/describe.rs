@@ -1,7 +1,7 @@
 //! What a recipe does, in words.
 
-use super::{Init, Kind, Recipe, Refine, Rounds, Scope, Share, Stage, Values};
-use crate::prune::{Alpha, Side};
+use super::{Init, Recipe, Stage};
+use crate::prune::stage::Described;
 
 /// The metrics of a pipeline.
 fn names(pipeline: &[Stage]) -> String {
@@ -20,47 +20,9 @@ pub(crate) fn init(recipe: &Recipe) -> String {
     }
 }
 
-/// What a stage of the refinement is, for these groups, in a line.
-pub(crate) fn stage(stage: &Refine, recipe: &Recipe, groups: &[&str]) -> String {
-    let scope = stage.scope.unwrap_or(Scope::Row);
-    match stage.stage {
-        Some(Kind::Rebuild) => {
-            let alpha = match stage.alpha {
-                Some(Share(Alpha::Share(alpha))) => alpha.to_string(),
-                _ => "auto".into(),
-            };
-            // What is not the paper's way.
-            let mut otherwise = String::new();
-            match stage.rounds {
-                None | Some(Rounds(1)) => {}
-                Some(Rounds(usize::MAX)) => otherwise += ", until it converges",
-                Some(Rounds(rounds)) => otherwise += &format!(", at most {rounds} rounds"),
-            }
-            if stage.gradient == Some(Side::Sparse) {
-                otherwise += ", at the sparse weights";
-            }
-            if stage.retain == Some(true) {
-                otherwise += ", changed weights retained";
-            }
-            format!(
-                "rebuild, scope {scope}, alpha {alpha}{otherwise}, metric {}, blocks {}",
-                names(&recipe.metric),
-                groups.join(", ")
-            )
-        }
-        Some(Kind::Swap) => format!(
-            "swap, scope {scope}, at most {} a row, shrinkage {}, blend {}",
-            stage.limit.unwrap_or_default(),
-            stage.shrinkage.unwrap_or_default(),
-            recipe.streams.blend
-        ),
-        Some(Kind::Reconstruct) => {
-            let method = match stage.method {
-                Some(Values::Gradient) => "gradient",
-                _ => "least squares",
-            };
-            format!("reconstruct by {method}: kept weights change")
-        }
-        None => String::new(),
-    }
+/// The stages of the refinement, for these groups, each in a line.
+pub(crate) fn stages(recipe: &Recipe, groups: &[&str]) -> Vec<String> {
+    let metrics = &names(&recipe.metric);
+    let described = Described { metrics, groups, blend: recipe.streams.blend };
+    recipe.refine.iter().map(|stage| stage.describe(&described)).collect()
 }

@@ -90,7 +90,10 @@ impl Chain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::{RecipeError, load_text};
+    use crate::{
+        prune::{Refine, Swap},
+        recipe::{RecipeError, load_text},
+    };
 
     /// Resolves `top.toml` in a directory of recipes.
     fn load(
@@ -131,8 +134,7 @@ mod tests {
         // Tables are merged, arrays replaced as a whole.
         assert_eq!(recipe.sparsity.ratio, 0.4);
         assert_eq!(recipe.sparsity.exclude, ["c"]);
-        assert_eq!(recipe.refine.len(), 1);
-        assert_eq!(recipe.refine[0].limit, Some(100));
+        assert_eq!(recipe.refine, [Refine::Swap(Swap::default())]);
         // A preset is below all of them, whoever names it.
         assert_eq!((recipe.streams.blend, recipe.calibration.held_out), (0.1, 4));
         // Paths are relative to the file that they stand in.

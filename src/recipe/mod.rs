@@ -28,7 +28,6 @@ pub use self::{
     error::{Fault, Problem, RecipeError},
     keys::{Key, keys},
     prompts::Prompts,
-    refine::{Kind, Refine, Rounds, Share, Values},
     resolve::{Loaded, load, load_runs, load_text, misspelt_settings},
     rules::Rules,
     schema::schema,
@@ -45,4 +44,5 @@ use crate::{
     calibration::{Selection, Text},
     checkpoint::{Dtype, Format},
     mask::{Init, Pattern, Scope},
+    prune::Refine,
 };

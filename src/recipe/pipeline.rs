@@ -15,7 +15,7 @@ impl Loaded {
     /// # Errors
     /// If a stage names no registered metric or has parameters that the metric does not know, or
     /// if two plugins have one name.
-    pub fn pipeline(&self) -> Result<Vec<prune::Stage>, RecipeError> {
+    pub fn pipeline(&self) -> Result<Vec<prune::MetricStep>, RecipeError> {
         pipeline(&self.recipe.metric).map_err(|problems| self.source.error(problems))
     }
 
@@ -24,18 +24,18 @@ impl Loaded {
     ///
     /// # Errors
     /// As [`Loaded::pipeline`], and if a metric needs gradients.
-    pub fn initial_pipeline(&self) -> Result<Vec<prune::Stage>, RecipeError> {
+    pub fn initial_pipeline(&self) -> Result<Vec<prune::MetricStep>, RecipeError> {
         initial_pipeline(&self.recipe.mask).map_err(|problems| self.source.error(problems))
     }
 }
 
 /// The stages that score weights for rebuilds, or all that is wrong with them.
-pub(super) fn pipeline(metric: &[Stage]) -> Result<Vec<prune::Stage>, Vec<Problem>> {
+pub(super) fn pipeline(metric: &[Stage]) -> Result<Vec<prune::MetricStep>, Vec<Problem>> {
     stages("metric", metric)
 }
 
 /// The stages that score weights for initial masks, or all that is wrong with them.
-pub(super) fn initial_pipeline(mask: &Mask) -> Result<Vec<prune::Stage>, Vec<Problem>> {
+pub(super) fn initial_pipeline(mask: &Mask) -> Result<Vec<prune::MetricStep>, Vec<Problem>> {
     let stages = stages("mask.metric", &mask.metric)?;
     let gradient = stages.iter().position(|(_, metric)| metric.needs().squared_gradient);
     match gradient.filter(|_| mask.init == Init::Metric) {
@@ -51,7 +51,7 @@ pub(super) fn initial_pipeline(mask: &Mask) -> Result<Vec<prune::Stage>, Vec<Pro
 }
 
 /// Builds the stages at a key.
-fn stages(key: &str, stages: &[Stage]) -> Result<Vec<prune::Stage>, Vec<Problem>> {
+fn stages(key: &str, stages: &[Stage]) -> Result<Vec<prune::MetricStep>, Vec<Problem>> {
     let plugins = barber_metric::registered().map_err(|duplicate| {
         let problem = Problem::new(Vec::new(), Fault::DuplicateMetric(duplicate));
         vec![problem.help("rename one of them, or link only one")]

@@ -201,13 +201,13 @@ fn resolve(name: &str, given: Vec<Layer>, point: Point) -> Result<Loaded, Vec<Pr
         known.remove(SWEEP);
     }
     take_unknown(&mut known, &mut Vec::new(), &mut problems);
+    problems.extend(refine::check(&mut known));
     let (recipe, mistyped) = read_all(&mut known, Value::deserialize::<Recipe>);
     problems.extend(mistyped);
     let Some(mut recipe) = recipe else { return Err(source.located(problems)) };
     // What was left out because it is wrong is not missing.
     let mut found = Vec::new();
     settle_ratio(&source, &mut recipe, &mut found);
-    refine::settle(&mut recipe, &mut found);
     check(&recipe, &mut found);
     rules::check(&recipe, &mut found);
     prompts::check(&recipe, &mut found);
@@ -420,6 +420,7 @@ fn kind(expected: String) -> String {
         "a sequence" => "an array",
         "a map" => "a table",
         expected if expected.starts_with("struct ") => "a table",
+        expected if expected.starts_with("internally tagged enum ") => "a table",
         "path string" => "a path",
         _ => return expected,
     }
@@ -671,8 +672,7 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         let help = key(&problem.path).map_or("", |key| key.help.as_str());
         problems.push(problem.help(help));
     }
-    let rebuilds = recipe.refine.iter().any(|of| of.stage == Some(super::Kind::Rebuild));
-    if rebuilds && recipe.metric.is_empty() {
+    if recipe.metric.is_empty() && recipe.refine.iter().any(|stage| stage.uses_metrics()) {
         let help = "leave `metric` out for the paper's weight-gradient";
         problems.push(Problem::at("metric", Fault::Value("is empty".into())).help(help));
     }
@@ -681,6 +681,7 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prune::{Alpha, Refine};
 
     const FINE: &str = "model.path = 'm'\ncalibration.source = 'c'\noutput.path = 'o'\n";
 
@@ -939,14 +940,12 @@ mod tests {
         let text = format!("preset = 'best'\n{FINE}");
         let loaded = load(&text, &["streams.blend=0.2"]).unwrap();
         assert_eq!(loaded.recipe.streams.blend, 0.2);
-        assert_eq!(loaded.recipe.refine[0].stage, Some(super::super::Kind::Swap));
+        assert_eq!(loaded.recipe.refine[0].name(), "swap");
         assert_eq!(loaded.origin("refine.0.use"), "preset `best`");
         assert_eq!(loaded.origin("streams.blend"), "--set streams.blend=0.2");
         let loaded = load(&text, &["preset=paper", "refine.0.alpha=auto"]).unwrap();
-        assert_eq!(
-            loaded.recipe.refine[0].alpha,
-            Some(super::super::Share(crate::prune::Alpha::Auto))
-        );
+        let Refine::Rebuild(rebuild) = &loaded.recipe.refine[0] else { panic!("a rebuild") };
+        assert_eq!(rebuild.alpha, Alpha::Auto);
         assert_eq!(loaded.recipe.streams.blend, 0.0);
     }
 

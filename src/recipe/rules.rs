@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
 use super::{
-    Kind, Loaded, Override, Pattern, Recipe, RecipeError, Scope, Sparsity,
-    error::{Fault, Problem},
+    Loaded, Override, Pattern, Recipe, RecipeError, Sparsity,
+    error::{Fault, Problem, alternatives},
 };
 use crate::{nearest::nearest, plan::Rule};
 
@@ -228,13 +228,16 @@ pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         if of.ratio.is_none() && of.pattern.is_none() && of.scope.is_none() {
             wrong("", "changes nothing", "give it a `ratio`, a `pattern` or a `scope`");
         }
-        if of.scope.is_some() && recipe.refine.iter().all(|refine| refine.scope.is_none()) {
+        if of.scope.is_some() && recipe.refine.iter().all(|stage| stage.scope().is_none()) {
             wrong(".scope", "has no effect", "a scope is where a stage's weights compete");
         }
-        let swaps = recipe.refine.iter().any(|refine| refine.stage == Some(Kind::Swap));
-        if swaps && matches!(of.scope, Some(Scope::Group | Scope::Column)) {
-            let help = "a recipe's swaps are within a `row` or a `layer`";
-            wrong(".scope", "is no scope of swaps", help);
+        let scoped = recipe.refine.iter().filter(|stage| stage.scope().is_some());
+        for (stage, scope) in scoped.filter_map(|stage| Some((stage, of.scope?))) {
+            if !stage.scopes().contains(&scope) {
+                let known = alternatives(stage.scopes().iter().map(|scope| scope.name()));
+                let why = format!("is no scope of `{}`", stage.name());
+                wrong(".scope", &why, &format!("it knows {known}"));
+            }
         }
         let pattern = of.pattern.unwrap_or(recipe.sparsity.pattern);
         let Some(ratio) = of.ratio else { continue };

@@ -9,7 +9,7 @@ use schemars::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{Recipe, extends::EXTENDS, refine, sweep::SWEEP};
+use super::{Recipe, extends::EXTENDS, sweep::SWEEP};
 use crate::evaluate::TASKS;
 
 /// What the keys of a recipe's file mean that a resolved recipe has not.
@@ -96,14 +96,6 @@ pub(super) fn plain() -> Schema {
     if let Some(Value::Object(keys)) = schema.pointer_mut("/properties") {
         keys.insert(EXTENDS.into(), json!({ "type": "string", "description": EXTENDS_HELP }));
         keys.insert(SWEEP.into(), json!({ "type": "object", "description": SWEEP_HELP }));
-    }
-    // What these are depends on the stage, and no default of their type says it.
-    if let Some(Value::Object(keys)) = schema.pointer_mut("/properties/refine/items/properties") {
-        for (key, value) in refine::defaults() {
-            if let (Some(key), Ok(value)) = (keys.get_mut(&key), serde_json::to_value(value)) {
-                key["default"] = value;
-            }
-        }
     }
     schema
 }

@@ -11,13 +11,14 @@ use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{IntoDeserializer, SeqAccess, Visitor, value::SeqAccessDeserializer},
+    de::{SeqAccess, Visitor, value::SeqAccessDeserializer},
 };
 
 use super::{
     Dtype, Format, Init, Pattern, Prompts, Refine, Scope, Selection, Stage, Text, preset, schema,
 };
 use crate::{
+    choice::{optional_word, word},
     executor::Device,
     hub::is_name,
     prune::{Allocation, By, Side},
@@ -499,14 +500,6 @@ fn is_of_hub(key: &str, path: &Path) -> bool {
     MODELS.contains(&key) && !path.is_dir() && is_name(path)
 }
 
-/// A choice from a closed set by its name, and by nothing else: figment would take a variant's
-/// number too.
-pub(super) fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    deserializer: D,
-) -> Result<T, D::Error> {
-    T::deserialize(String::deserialize(deserializer)?.into_deserializer())
-}
-
 /// A number of bytes in the largest unit in which it loses nothing.
 fn exactly<S: Serializer>(size: &Option<ByteSize>, serializer: S) -> Result<S::Ok, S::Error> {
     let Some(size) = size else { return serializer.serialize_none() };
@@ -536,12 +529,4 @@ fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
     }
 
     deserializer.deserialize_any(Texts)
-}
-
-pub(super) fn optional_word<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    word(deserializer).map(Some)
 }

@@ -203,7 +203,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::recipe::{Loaded, RecipeError, resolve::runs};
+    use crate::{
+        prune::{Refine, Swap},
+        recipe::{Loaded, RecipeError, resolve::runs},
+    };
 
     const FINE: &str = "model.path = 'm'\ncalibration.source = 'c'\noutput.path = 'o'\n";
 
@@ -258,7 +261,7 @@ mod tests {
         assert_eq!(runs.len(), 8);
         let run = &runs[6];
         assert_eq!(run.point.name, "preset=fast,exclude=2,source=x-y.txt-1");
-        assert_eq!(run.recipe.refine[0].limit, Some(25));
+        assert_eq!(run.recipe.refine, [Refine::Swap(Swap { limit: 25, ..Swap::default() })]);
         assert_eq!(run.recipe.sparsity.exclude, ["b"]);
         assert_eq!(run.recipe.calibration.source.as_deref(), Some(Path::new("x/y.txt")));
         // A sweep can be given, and narrowed, on the command line.

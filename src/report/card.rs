@@ -55,7 +55,7 @@ impl Card<'_> {
     }
 
     fn done(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Recipe { sparsity, calibration, refine, .. } = self.recipe;
+        let Recipe { sparsity, calibration, .. } = self.recipe;
         let Report { prunable_weights, pruned_weights, changed_weights, sizes, .. } = self.report;
         let share = 100.0 * *pruned_weights as f64 / (*prunable_weights).max(1) as f64;
         let (path, revision) = self.recipe.model.reference();
@@ -81,8 +81,8 @@ impl Card<'_> {
         writeln!(f, "- Pattern: {}", sparsity.pattern)?;
         writeln!(f, "- Initial mask: {}", plain(&describe::init(self.recipe)))?;
         let blocks = self.report.group_names();
-        for stage in refine {
-            writeln!(f, "- Refinement: {}", plain(&describe::stage(stage, self.recipe, &blocks)))?;
+        for stage in describe::stages(self.recipe, &blocks) {
+            writeln!(f, "- Refinement: {}", plain(&stage))?;
         }
         if let Some(error) = &self.report.output_error {
             let [mean, worst] = [error.mean, error.worst].map(|of| change(1.0, of));

@@ -12,7 +12,7 @@ use crate::{
     family::Decoder,
     model::Model,
     plan::Plan,
-    recipe::{Kind, Loaded},
+    recipe::Loaded,
 };
 
 /// What a run will take.
@@ -52,8 +52,7 @@ impl Forecast {
         let (recipe, decoder) = (&loaded.recipe, &model.decoder);
         let takes = estimate(decoder, plan, &expected(loaded, model, &tests.texts, calibration)?);
         let phases = to_come(recipe, decoder, tests, &calibration, &takes);
-        let swaps = recipe.refine.iter().filter(|stage| stage.stage == Some(Kind::Swap));
-        let limit: usize = swaps.filter_map(|stage| stage.limit).sum();
+        let limit: usize = recipe.refine.iter().map(|stage| stage.searches()).sum();
         let layers = 0..plan.layers.len();
         let dims = layers.flat_map(|layer| plan.matrices(decoder, layer)).map(|(_, of)| of.dims);
         // A row has no more pairs than half of its weights.

@@ -26,7 +26,6 @@ use std::{
     time::Duration,
 };
 
-use barber_metric::Needs;
 use bytesize::ByteSize;
 use dfdx::tensor::Cpu;
 use rayon::prelude::*;
@@ -52,7 +51,7 @@ pub use self::{
 use crate::{
     calibration::{self, Extent, Samples, Text, samples},
     checkpoint::{Existing, Output, Pruned, Reader, digest},
-    estimate::{Run as Expected, Stage as Expects},
+    estimate::Run as Expected,
     evaluate::STATES,
     executor::{
         Storage,
@@ -63,10 +62,10 @@ use crate::{
     model::Model,
     plan::Plan,
     prune::{
-        Allocation, Alpha, Keeper, Method, Pass, Phase, Rebuild, Reconstruct, Refine, Refinement,
-        Sampled, Side, Stage, Start, Swap, allocate, refine, start,
+        Allocation, Keeper, MetricStep, Pass, Phase, Refinement, Sampled, Side, Start, allocate,
+        pipeline, refine, start,
     },
-    recipe::{Calibration, Kind, Loaded, Recipe, Rounds, Share, Values},
+    recipe::{Calibration, Loaded, Recipe},
     report::{
         self, GenerationReport, Matrix, OutputError, Report, Size, Sizes, Stages, TaskReport,
         TextReport,
@@ -406,7 +405,7 @@ pub(crate) struct Run<'a, D: Ops> {
     model: &'a Model<'a, D>,
     plan: Plan,
     /// What scores weights for initial masks.
-    initial_pipeline: Vec<Stage>,
+    initial_pipeline: Vec<MetricStep>,
     /// The sparse checkpoint whose zeros are the initial masks, if there is one.
     zeros: Option<&'a Reader>,
     tests: &'a Tests,
@@ -544,50 +543,18 @@ impl<D: Ops> Run<'_, D> {
         })
     }
 
-    /// The stage that a recipe describes.
-    fn stage<'s>(
-        &'s self,
-        stage: &crate::recipe::Refine,
-        pipeline: &'s [Stage],
-    ) -> Option<Refine<'s>> {
-        let scope = stage.scope.unwrap_or(Scope::Row);
-        Some(match stage.stage? {
-            Kind::Swap => {
-                let shrinkage = stage.shrinkage? as f32;
-                Refine::Swap(Swap { scope, limit: stage.limit?, shrinkage })
-            }
-            Kind::Rebuild => {
-                let (Share(alpha), Rounds(rounds)) = (stage.alpha?, stage.rounds?);
-                let (at, retain) = (stage.gradient?, stage.retain?);
-                Refine::Rebuild(Rebuild { alpha, scope, at, rounds, retain, pipeline })
-            }
-            Kind::Reconstruct => Refine::Reconstruct(Reconstruct {
-                method: match stage.method? {
-                    Values::LeastSquares => Method::LeastSquares {
-                        damping: stage.damping?,
-                        shrinkage: stage.shrinkage? as f32,
-                    },
-                    Values::Gradient => {
-                        Method::Gradient { passes: stage.passes?, rate: stage.rate? as f32 }
-                    }
-                },
-                dtype: self.loaded.recipe.output.dtype,
-                scratch: self.scratch,
-            }),
-        })
-    }
-
     /// Refines the masks.
     fn refined(&self, progress: &mut Progress<D>) -> Result<(), Error> {
         let recipe = &self.loaded.recipe;
         let pipeline = self.loaded.pipeline()?;
-        let stages: Vec<_> =
-            recipe.refine.iter().filter_map(|stage| self.stage(stage, &pipeline)).collect();
         let refinement = Refinement {
-            stages: &stages,
+            stages: &recipe.refine,
+            pipeline: &pipeline,
             blend: recipe.streams.blend as f32,
             statistics: recipe.streams.statistics,
             start: single_pass(recipe).then(|| self.start()),
+            dtype: recipe.output.dtype,
+            scratch: self.scratch,
         };
         let bar = self.watch.bar("refinement", Steps::Layers(self.plan.layers.len()));
         bar.inc(progress.pass.layer as u64);
@@ -603,49 +570,23 @@ pub(crate) fn single_pass(recipe: &Recipe) -> bool {
     recipe.mask.passes == 1 && !recipe.refine.is_empty()
 }
 
-/// What the metrics of rebuilds need, if there are any.
-pub(crate) fn calibration_needs(loaded: &Loaded) -> Result<Option<Needs>, Error> {
-    let rebuilds = |stage: &crate::recipe::Refine| stage.stage == Some(Kind::Rebuild);
-    if !loaded.recipe.refine.iter().any(rebuilds) {
-        return Ok(None);
-    }
-    let stages = loaded.pipeline()?;
-    Ok(Some(stages.iter().fold(Needs::NOTHING, |needs, (_, stage)| needs.or(stage.needs()))))
-}
-
 /// What decides how much the run will take.
-pub(crate) fn expected<D: Ops>(
-    loaded: &Loaded,
+pub(crate) fn expected<'a, D: Ops>(
+    loaded: &'a Loaded,
     model: &Model<'_, D>,
     texts: &Texts,
     calibration: Extent,
-) -> Result<Expected, Error> {
+) -> Result<Expected<'a>, Error> {
     let recipe = &loaded.recipe;
     let tokens = texts.iter().flat_map(|(_, segments)| segments).map(Vec::len).sum();
     let single = single_pass(recipe);
-    let needs = calibration_needs(loaded)?.unwrap_or(Needs::NOTHING);
-    let stages = recipe.refine.iter().filter_map(|stage| {
-        Some(match stage.stage? {
-            Kind::Rebuild => {
-                let (Share(alpha), Rounds(rounds)) = (stage.alpha?, stage.rounds?);
-                let guarded = match alpha {
-                    Alpha::Share(_) => (rounds > 1).then_some(1),
-                    Alpha::Auto => Some(Alpha::TRIED),
-                };
-                Expects::Rebuild { at: stage.gradient?, needs, guarded }
-            }
-            Kind::Swap => Expects::Swap,
-            Kind::Reconstruct => match stage.method? {
-                Values::LeastSquares => Expects::LeastSquares,
-                Values::Gradient => Expects::Gradient(stage.passes?),
-            },
-        })
-    });
+    let metrics = pipeline::needs(&loaded.pipeline()?);
     Ok(Expected {
         calibration,
         start: recipe.initial_needs(),
         single,
-        stages: stages.collect(),
+        stages: &recipe.refine,
+        metrics,
         dense: recipe.streams.blend > 0.0 || recipe.streams.statistics == Side::Dense,
         statistics: recipe.streams.statistics,
         stream_size: recipe.executor.stream_dtype.size(),

@@ -3,30 +3,98 @@
 
 use barber_metric::{Dims, LayerStats, Needs};
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::{
-    Error,
-    group::{Grouped, Ran},
-};
+use super::{Described, Error, Event, Run, Stage, Wrong};
 use crate::{
+    choice::word,
+    estimate::Tally,
     executor::{Statistics, ops::Ops},
     mask::{self, Distribution, OutputError, Scope},
     plan::Member,
+    prune::group::{Grouped, Ran},
 };
 
-/// How weights are swapped.
-#[derive(Clone, Copy, Debug)]
+/// Exact swaps, and their keys.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Swap {
-    /// Within which weights change places, unless a rule says otherwise: rows, or whole layers.
+    /// The weights that compete, all of a `group`, all of a `layer`, those of a `row` (an output)
+    /// or those of a `column` (an input). Swaps know `row` and `layer`.
+    #[serde(deserialize_with = "word")]
     pub scope: Scope,
     /// How many swaps a row has at most.
     pub limit: usize,
-    /// By how much the Gram matrix is shrunk towards its diagonal, from 0 to 1.
-    pub shrinkage: f32,
+    /// How far the correlations of inputs are shrunk towards zero, from 0 to 1. With few samples,
+    /// much of a measured correlation is chance.
+    #[schemars(range(min = 0, max = 1))]
+    pub shrinkage: f64,
 }
 
-impl Swap {
-    pub(super) fn run<D: Ops>(&self, grouped: &mut Grouped<'_, D>) -> Result<Ran, Error> {
+impl Default for Swap {
+    fn default() -> Self {
+        Self { scope: Scope::Row, limit: 100, shrinkage: 0.2 }
+    }
+}
+
+impl Stage for Swap {
+    fn check(&self, _: &[&str]) -> Vec<Wrong> {
+        let mut wrong = Vec::from_iter(wrong_shrinkage(self.shrinkage));
+        if !self.scopes().contains(&self.scope) {
+            let why = format!("{} is no scope of swaps", self.scope);
+            wrong.push(Wrong { key: "scope", why, help: "swaps are within a `row` or a `layer`" });
+        }
+        wrong
+    }
+
+    fn describe(&self, refinement: &Described<'_>) -> String {
+        let Self { scope, limit, shrinkage } = self;
+        let blend = refinement.blend;
+        format!("swap, scope {scope}, at most {limit} a row, shrinkage {shrinkage}, blend {blend}")
+    }
+
+    fn scope(&self) -> Option<Scope> {
+        Some(self.scope)
+    }
+
+    fn scopes(&self) -> &'static [Scope] {
+        &[Scope::Row, Scope::Layer]
+    }
+
+    fn needs_gram(&self) -> bool {
+        true
+    }
+
+    fn searches(&self) -> usize {
+        self.limit
+    }
+
+    fn count(&self, tally: &mut Tally<'_>) {
+        tally.measure();
+        tally.grams();
+        tally.held_out();
+    }
+}
+
+/// What is wrong with a shrinkage, if anything is.
+pub(super) fn wrong_shrinkage(shrinkage: f64) -> Option<Wrong> {
+    (!(0.0..=1.0).contains(&shrinkage)).then(|| Wrong {
+        key: "shrinkage",
+        why: format!("must be from 0 to 1, got {shrinkage}"),
+        help: "0 takes correlations as the samples have them, 1 takes none",
+    })
+}
+
+impl Run for Swap {
+    const HELP: &'static str = "exact swaps of a kept and a pruned weight where that lowers the \
+                                matrix's output error most (arXiv 2512.10922)";
+
+    fn run<D: Ops>(
+        &self,
+        grouped: &mut Grouped<'_, D>,
+        _: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Ran, Error> {
         let before = grouped.measured()?;
         let masks = grouped.masks();
         let mut scores = Distribution::new("|w|·‖x‖");
@@ -44,7 +112,9 @@ impl Swap {
         let after = (!accepted).then_some(before);
         Ok(Ran { before, after, accepted, scores: accepted.then_some(scores) })
     }
+}
 
+impl Swap {
     fn matrix<D: Ops>(
         &self,
         grouped: &mut Grouped<'_, D>,
@@ -56,10 +126,11 @@ impl Swap {
         let dense = grouped.model.values(&linear)?;
         let values = grouped.pruned.values(&linear.weight)?;
         let weight = values.as_deref().unwrap_or(&dense);
-        let shift = shift(&dense, values.as_deref(), linear.dims, statistics, grouped.blend);
+        let shift =
+            shift(&dense, values.as_deref(), linear.dims, statistics, grouped.refinement.blend);
         let (name, dims) = (linear.weight.as_str(), linear.dims);
         let stats = LayerStats { name, dims, weight, ..LayerStats::default() };
-        let shrinkage = self.shrinkage;
+        let shrinkage = self.shrinkage as f32;
         let error = OutputError { gram: gram(statistics), shift: shift.as_deref(), shrinkage };
         let scope = member.rule.scope.unwrap_or(self.scope);
         let before = grouped.mask(member);
@@ -90,7 +161,7 @@ pub(super) fn each_matrix<D: Ops>(
         let wanted = grouped.wanted();
         let (executor, streams) = (&grouped.model.executor, &*grouped.streams);
         let (sparse, other) = (&streams.sparse, streams.dense.as_ref());
-        let of = (sparse, other, grouped.side);
+        let of = (sparse, other, grouped.refinement.statistics);
         let found = executor.survey(&grouped.dense()?, of, &wanted, Needs::GRAM);
         gathered = found.map_err(grouped.failed())?.statistics;
         gathered.iter().map(Vec::as_slice).collect()

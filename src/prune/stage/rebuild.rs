@@ -1,0 +1,476 @@
+//! LLM-Barber's rebuild as a stage (arXiv 2408.10631): gradients of the group's output error give
+//! scores, and weights change places by them.
+
+use std::{borrow::Cow, fmt, iter::zip};
+
+use barber_metric::LayerStats;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, Unexpected, Visitor},
+};
+
+use super::{Described, Error, Event, Run, Stage, Wrong};
+use crate::{
+    buffer::recycle,
+    checkpoint::Dtype,
+    choice::word,
+    estimate::Tally,
+    executor::{Loss, ops::Ops},
+    mask::{self, Comparison, Distribution, Mask, Scope, Scored},
+    plan::{Member, Rule},
+    prune::{
+        Side,
+        group::{Grouped, Ran},
+        pipeline,
+    },
+};
+
+/// LLM-Barber's rebuild, and its keys.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rebuild {
+    /// The weights that compete, all of a `group`, all of a `layer`, those of a `row` (an output)
+    /// or those of a `column` (an input). Swaps know `row` and `layer`.
+    #[serde(deserialize_with = "word")]
+    pub scope: Scope,
+    /// The fraction of the worthwhile swaps to make, those that raise the kept weights' score, from
+    /// 0 to 1; or `auto`, the fraction that lowers the group's output error most. The paper has 0.1,
+    /// and 0.01 for Wanda's mask on models of 7 billion weights. Where a scope has fewer than
+    /// 1/alpha worthwhile swaps, none is made: the rows of small models need 0.1.
+    pub alpha: Alpha,
+    /// Where gradients are taken, at the `dense` weights, as the paper does, or at the `sparse`
+    /// ones.
+    // At the sparse weights, their output is compared with the target output.
+    #[serde(deserialize_with = "word")]
+    pub gradient: Side,
+    /// How many rounds to make at most, each with new gradients, or `until-converged`. It stops as
+    /// soon as a round does not lower the error.
+    // More than one are guarded. The masks alone decide the error, which falls from round to round,
+    // so that no masks come twice: any number of rounds ends.
+    pub rounds: Rounds,
+    /// Whether kept weights that the initial mask's rule changed (`sparsegpt`) stay as it left them.
+    /// Otherwise every kept weight is the dense one.
+    pub retain: bool,
+}
+
+impl Default for Rebuild {
+    fn default() -> Self {
+        Self {
+            scope: Scope::Row,
+            alpha: Alpha::Fraction(0.1),
+            gradient: Side::Dense,
+            rounds: Rounds(1),
+            retain: false,
+        }
+    }
+}
+
+/// The fraction of the worthwhile swaps that are made, α.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Alpha {
+    /// This fraction of them, whatever that does to the error.
+    Fraction(f64),
+    /// The fraction that lowers the group's output error most, and none where none lowers it.
+    Auto,
+}
+
+/// A number of rounds, [`Rounds::UNTIL_CONVERGED`] for as many as lower the error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rounds(pub usize);
+
+impl Alpha {
+    const AUTO: &str = "auto";
+}
+
+impl Rounds {
+    /// As many as lower the error.
+    pub const UNTIL_CONVERGED: Self = Self(usize::MAX);
+    const CONVERGED: &str = "until-converged";
+}
+
+impl fmt::Display for Alpha {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fraction(fraction) => fraction.fmt(f),
+            Self::Auto => f.write_str(Self::AUTO),
+        }
+    }
+}
+
+impl Serialize for Alpha {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match *self {
+            Self::Fraction(fraction) => serializer.serialize_f64(fraction),
+            Self::Auto => serializer.serialize_str(Self::AUTO),
+        }
+    }
+}
+
+impl Serialize for Rounds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match *self {
+            Self::UNTIL_CONVERGED => serializer.serialize_str(Self::CONVERGED),
+            Self(rounds) => rounds.serialize(serializer),
+        }
+    }
+}
+
+impl JsonSchema for Alpha {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Alpha".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let number = serde_json::json!({ "type": "number", "minimum": 0, "maximum": 1 });
+        json_schema!({ "anyOf": [number, { "const": Self::AUTO }] })
+    }
+}
+
+impl JsonSchema for Rounds {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Rounds".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let number = serde_json::json!({ "type": "integer", "minimum": 1 });
+        json_schema!({ "anyOf": [number, { "const": Self::CONVERGED }] })
+    }
+}
+
+/// A number or one word.
+struct NumberOr<'a> {
+    word: &'a str,
+    expecting: &'a str,
+}
+
+impl Visitor<'_> for NumberOr<'_> {
+    type Value = Option<f64>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, or \"{}\"", self.expecting, self.word)
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Self::Value, E> {
+        Ok(Some(number))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
+        Ok(Some(number as f64))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+        Ok(Some(number as f64))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        if text == self.word {
+            return Ok(None);
+        }
+        Err(E::invalid_value(Unexpected::Str(text), &self))
+    }
+}
+
+impl<'de> Deserialize<'de> for Alpha {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let visitor = NumberOr { word: Self::AUTO, expecting: "a fraction of swaps" };
+        Ok(deserializer.deserialize_any(visitor)?.map_or(Self::Auto, Self::Fraction))
+    }
+}
+
+impl<'de> Deserialize<'de> for Rounds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expecting = "a whole number of rounds from 1 on";
+        let visitor = NumberOr { word: Self::CONVERGED, expecting };
+        match deserializer.deserialize_any(visitor)? {
+            None => Ok(Self::UNTIL_CONVERGED),
+            Some(rounds) if rounds >= 1.0 && rounds.fract() == 0.0 && rounds < 1e6 => {
+                Ok(Self(rounds as usize))
+            }
+            Some(rounds) => Err(de::Error::invalid_value(Unexpected::Float(rounds), &expecting)),
+        }
+    }
+}
+
+impl Stage for Rebuild {
+    fn check(&self, _: &[&str]) -> Vec<Wrong> {
+        let mut wrong = Vec::new();
+        if let Alpha::Fraction(alpha) = self.alpha
+            && !(0.0..=1.0).contains(&alpha)
+        {
+            wrong.push(Wrong {
+                key: "alpha",
+                why: format!("must be from 0 to 1, or \"auto\"; got {alpha}"),
+                help: "it must be from 0, no swap, to 1, every swap that raises the score, or \
+                       \"auto\"",
+            });
+        }
+        wrong
+    }
+
+    fn describe(&self, refinement: &Described<'_>) -> String {
+        let Self { scope, alpha, .. } = self;
+        // What is not the paper's way.
+        let mut otherwise = String::new();
+        match self.rounds {
+            Rounds(1) => {}
+            Rounds::UNTIL_CONVERGED => otherwise += ", until it converges",
+            Rounds(rounds) => otherwise += &format!(", at most {rounds} rounds"),
+        }
+        if self.gradient == Side::Sparse {
+            otherwise += ", at the sparse weights";
+        }
+        if self.retain {
+            otherwise += ", changed weights retained";
+        }
+        let Described { metrics, groups, .. } = refinement;
+        let groups = groups.join(", ");
+        format!(
+            "rebuild, scope {scope}, alpha {alpha}{otherwise}, metric {metrics}, blocks {groups}"
+        )
+    }
+
+    fn scope(&self) -> Option<Scope> {
+        Some(self.scope)
+    }
+
+    fn scopes(&self) -> &'static [Scope] {
+        &Scope::ALL
+    }
+
+    fn uses_metrics(&self) -> bool {
+        true
+    }
+
+    fn count(&self, tally: &mut Tally<'_>) {
+        if self.is_guarded() {
+            tally.measure();
+        }
+        tally.gradients();
+        match self.gradient {
+            Side::Dense => tally.dense_outputs(),
+            Side::Sparse => {
+                tally.aim();
+                tally.measured();
+            }
+        }
+        tally.measure();
+        if self.is_guarded() {
+            // One round is counted, with all fractions tried.
+            let tried = if self.alpha == Alpha::Auto { FRACTIONS.len() } else { 1 };
+            (0..tried).for_each(|_| tally.forward());
+            tally.measures_result();
+        } else if self.gradient == Side::Dense {
+            tally.notes_outputs();
+        }
+    }
+}
+
+/// The fractions that [`Alpha::Auto`] tries, from the smallest on until the error rises.
+const FRACTIONS: [f64; 6] = [0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
+
+/// The scores of each matrix of a group.
+type Scores = Vec<Vec<f32>>;
+
+impl Run for Rebuild {
+    const HELP: &'static str = "swaps by the scores that gradients of the group's output error give \
+                                (LLM-Barber, arXiv 2408.10631)";
+
+    fn run<D: Ops>(
+        &self,
+        grouped: &mut Grouped<'_, D>,
+        event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Ran, Error> {
+        if let (Alpha::Fraction(alpha), Rounds(1)) = (self.alpha, self.rounds) {
+            let (before, scores) = self.scores(grouped, event)?;
+            self.restore(grouped);
+            let masks = grouped.masks();
+            self.swap(grouped, &scores, alpha, Comparison::Pools)?;
+            grouped.loss = None;
+            let mut all = no_scores(grouped);
+            distribute(&mut all, &scores, &masks, &grouped.masks());
+            return Ok(Ran { before, after: None, accepted: true, scores: Some(all) });
+        }
+        self.restore(grouped);
+        let first = grouped.measured()?;
+        let (mut last, mut all) = (first, no_scores(grouped));
+        for _ in 0..self.rounds.0 {
+            let (_, scores) = self.scores(grouped, event)?;
+            let masks = grouped.masks();
+            let mut best: Option<(Loss, Vec<Mask>)> = None;
+            let fractions = match &self.alpha {
+                Alpha::Fraction(alpha) => std::slice::from_ref(alpha),
+                Alpha::Auto => &FRACTIONS,
+            };
+            for &alpha in fractions {
+                self.swap(grouped, &scores, alpha, Comparison::Tiles)?;
+                let tried = grouped.masks();
+                // A few more swaps than none may change nothing yet.
+                if tried == masks {
+                    continue;
+                }
+                grouped.loss = None;
+                let found = grouped.measured()?;
+                grouped.set(&masks);
+                if !found.improves(best.as_ref().map_or(last, |(loss, _)| *loss)) {
+                    break;
+                }
+                best = Some((found, tried));
+            }
+            grouped.loss = Some(last);
+            let Some((loss, rebuilt)) = best else { break };
+            distribute(&mut all, &scores, &masks, &rebuilt);
+            grouped.set(&rebuilt);
+            grouped.loss = Some(loss);
+            last = loss;
+        }
+        let accepted = last.improves(first);
+        Ok(Ran { before: first, after: Some(last), accepted, scores: accepted.then_some(all) })
+    }
+}
+
+impl Rebuild {
+    /// Whether what it does is taken back where it does not lower the error.
+    fn is_guarded(&self) -> bool {
+        self.alpha == Alpha::Auto || self.rounds != Rounds(1)
+    }
+
+    /// Makes kept weights that the initialiser changed dense again.
+    fn restore<D: Ops>(&self, grouped: &mut Grouped<'_, D>) {
+        if self.retain {
+            return;
+        }
+        for member in &grouped.group.members {
+            let name = grouped.linear(*member).weight.clone();
+            if grouped.pruned.restore(&name) {
+                (grouped.loss, grouped.before) = (None, None);
+            }
+        }
+    }
+
+    /// The scores of the group's weights, and its error as it is.
+    fn scores<D: Ops>(
+        &self,
+        grouped: &mut Grouped<'_, D>,
+        event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(Loss, Scores), Error> {
+        let group = grouped.group;
+        let metrics = grouped.refinement.pipeline;
+        let needs = pipeline::needs(metrics);
+        let wanted = grouped.wanted();
+        let executor = &grouped.model.executor;
+        let mut measured = match self.gradient {
+            Side::Dense => {
+                let (sparse, stream) = (grouped.sparse()?, &grouped.streams.sparse);
+                let mut outputs = if grouped.advances {
+                    let noted = executor.noted_outputs(&sparse[0], stream);
+                    let (outputs, known) = noted.map_err(grouped.failed())?;
+                    grouped.before = Some((known, grouped.masks()));
+                    outputs
+                } else {
+                    executor.outputs(&sparse, stream).map_err(grouped.failed())?
+                };
+                drop(sparse);
+                // The dense outputs take the sparse ones' place: without a dense stream they are
+                // what the group is to give.
+                let (dense, stream) = (grouped.dense()?, &grouped.streams.sparse);
+                let measured = executor
+                    .measure(&dense, stream, &mut outputs, &wanted, needs, grouped.known)
+                    .map_err(grouped.failed())?;
+                drop(dense);
+                if grouped.streams.dense.is_none() {
+                    grouped.targets = Some(outputs);
+                    let loss = grouped.finite(measured.loss)?;
+                    // In half precision it is the sparse outputs that were rounded here, and the
+                    // targets elsewhere: errors that are compared are measured alike.
+                    if executor.storage.dtype() == Dtype::F32 {
+                        grouped.loss.get_or_insert(loss);
+                    }
+                }
+                measured
+            }
+            Side::Sparse => {
+                let sparse = grouped.sparse()?;
+                grouped.aim()?;
+                let (stream, targets) = (&grouped.streams.sparse, grouped.aimed());
+                let measured = executor.measure_against(&sparse, stream, targets, &wanted, needs);
+                let measured = measured.map_err(grouped.failed())?;
+                let loss = grouped.finite(measured.loss)?;
+                grouped.loss.get_or_insert(loss);
+                measured
+            }
+        };
+        let before = grouped.measured()?;
+        let mut scores = Vec::new();
+        for member in &group.members {
+            let linear = grouped.linear(*member);
+            let (tensor, dims) = (&linear.weight, linear.dims);
+            // Statistics are as large as the weights: each goes when its matrix has scores.
+            let place = grouped.place(*member);
+            let statistics = std::mem::take(&mut measured.statistics[place][member.linear]);
+            event(Event::Measured(tensor, &statistics));
+            let weight =
+                if self.retain { grouped.values(linear)? } else { grouped.model.values(linear)? };
+            let stats = statistics.of(tensor, dims, &weight);
+            let mask = grouped.mask(*member).to_bools();
+            scores.push(pipeline::score(metrics, &LayerStats { mask: &mask, ..stats })?);
+            recycle(weight);
+        }
+        Ok((before, scores))
+    }
+
+    /// Makes the fraction `alpha` of the swaps.
+    fn swap<D: Ops>(
+        &self,
+        grouped: &mut Grouped<'_, D>,
+        scores: &Scores,
+        alpha: f64,
+        comparison: Comparison,
+    ) -> Result<(), Error> {
+        let mut masks = grouped.masks();
+        let members = &grouped.group.members;
+        let scope = |rule: &Rule| rule.scope.unwrap_or(self.scope);
+        for (i, Member { rule, .. }) in members.iter().enumerate() {
+            // Matrices with one scope and one pattern are rebuilt together, when the first is
+            // reached.
+            let alike = |of: &Rule| (scope(of), of.pattern) == (scope(rule), rule.pattern);
+            if members[..i].iter().any(|member| alike(&member.rule)) {
+                continue;
+            }
+            let together = zip(members, zip(&mut masks, scores));
+            let together = together.filter(|(member, _)| alike(&member.rule));
+            let mut matrices: Vec<_> = together
+                .map(|(member, (mask, scores))| Scored {
+                    name: &grouped.linear(*member).weight,
+                    scores,
+                    mask,
+                })
+                .collect();
+            mask::rebuild(&mut matrices, scope(rule), rule.pattern, alpha, comparison)?;
+        }
+        grouped.set(&masks);
+        Ok(())
+    }
+}
+
+/// The distribution of the pipeline's scores, before there are any.
+fn no_scores<D: Ops>(grouped: &Grouped<'_, D>) -> Distribution {
+    let metrics = grouped.refinement.pipeline.iter();
+    let names: Vec<&str> = metrics.map(|(name, _)| name.as_str()).collect();
+    Distribution::new(names.join(" · "))
+}
+
+/// Adds the scores of each matrix.
+fn distribute(all: &mut Distribution, scores: &Scores, before: &[Mask], after: &[Mask]) {
+    for (scores, (before, after)) in zip(scores, zip(before, after)) {
+        all.matrix(before, after, |i| scores[i]);
+    }
+}

@@ -1,0 +1,335 @@
+//! Reconstruction as a stage: other values for the kept weights. It changes weights, and is named
+//! so.
+
+use std::{borrow::Cow, iter::zip};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Described, Error, Event, Run, Stage, Wrong,
+    swap::{each_matrix, gram, shift, wrong_shrinkage},
+};
+use crate::{
+    choice::word,
+    estimate::Tally,
+    executor::ops::Ops,
+    mask::{self, Mask, OutputError},
+    prune::group::{Grouped, Ran},
+};
+
+/// The reconstruction, and how it finds values.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Keys", into = "Keys")]
+pub enum Reconstruct {
+    /// Least squares of each row, in closed form.
+    LeastSquares {
+        /// How strongly the weights are held at their values, as a fraction of the mean squared
+        /// input.
+        damping: f64,
+        /// How far the Gram matrix is shrunk towards its diagonal, from 0 to 1.
+        shrinkage: f64,
+    },
+    /// Steps down the gradient of the group's output error (arXiv 2510.14444).
+    Gradient {
+        /// How often the calibration samples are gone through.
+        passes: usize,
+        /// Step size, as a fraction of the root mean square of the matrix's weights.
+        rate: f64,
+    },
+}
+
+impl Default for Reconstruct {
+    fn default() -> Self {
+        Keys::default().into()
+    }
+}
+
+/// The keys of a recipe.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Keys {
+    /// How values are found, by `least-squares` of each row, or by steps down the `gradient` of the
+    /// group's output error (arXiv 2510.14444).
+    #[serde(deserialize_with = "word")]
+    method: Method,
+    /// How often the calibration samples are gone through, with the method `gradient`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = 8))]
+    passes: Option<usize>,
+    /// The step size, as a fraction of the root mean square of the matrix's weights, with the method
+    /// `gradient`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0, "default" = 0.002))]
+    rate: Option<f64>,
+    /// How strongly the weights are held at their values, as a fraction of the mean squared input,
+    /// with the method `least-squares`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0), extend("default" = 0.01))]
+    damping: Option<f64>,
+    /// How far the correlations of inputs are shrunk towards zero, from 0 to 1. With few samples,
+    /// much of a measured correlation is chance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1), extend("default" = 0.2))]
+    shrinkage: Option<f64>,
+}
+
+/// How a reconstruction finds values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Method {
+    /// Least squares of each row.
+    #[default]
+    LeastSquares,
+    /// Steps down the gradient.
+    Gradient,
+}
+
+impl From<Keys> for Reconstruct {
+    fn from(Keys { method, passes, rate, damping, shrinkage }: Keys) -> Self {
+        match method {
+            Method::LeastSquares => Self::LeastSquares {
+                damping: damping.unwrap_or(0.01),
+                shrinkage: shrinkage.unwrap_or(0.2),
+            },
+            Method::Gradient => {
+                Self::Gradient { passes: passes.unwrap_or(8), rate: rate.unwrap_or(0.002) }
+            }
+        }
+    }
+}
+
+impl From<Reconstruct> for Keys {
+    fn from(reconstruct: Reconstruct) -> Self {
+        match reconstruct {
+            Reconstruct::LeastSquares { damping, shrinkage } => {
+                Self { damping: Some(damping), shrinkage: Some(shrinkage), ..Self::default() }
+            }
+            Reconstruct::Gradient { passes, rate } => Self {
+                method: Method::Gradient,
+                passes: Some(passes),
+                rate: Some(rate),
+                ..Self::default()
+            },
+        }
+    }
+}
+
+impl JsonSchema for Reconstruct {
+    fn schema_name() -> Cow<'static, str> {
+        "Reconstruct".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        Keys::json_schema(generator)
+    }
+}
+
+impl Stage for Reconstruct {
+    fn check(&self, given: &[&str]) -> Vec<Wrong> {
+        let mut wrong = Vec::new();
+        let others: [&'static str; 2] = match *self {
+            Self::LeastSquares { damping, shrinkage } => {
+                wrong.extend(wrong_shrinkage(shrinkage));
+                if !(damping.is_finite() && damping >= 0.0) {
+                    let why = format!("must be at least 0, got {damping}");
+                    wrong.push(Wrong { key: "damping", why, help: "0.01 is usual; 0 is none" });
+                }
+                ["passes", "rate"]
+            }
+            Self::Gradient { rate, .. } => {
+                if !(rate.is_finite() && rate > 0.0) {
+                    let why = format!("must be > 0, got {rate}");
+                    wrong.push(Wrong { key: "rate", why, help: "0.002 is usual" });
+                }
+                ["damping", "shrinkage"]
+            }
+        };
+        wrong.extend(others.into_iter().filter(|key| given.contains(key)).map(|key| Wrong {
+            key,
+            why: "is no key of this method".into(),
+            help: "leave it out, or change `method`",
+        }));
+        wrong
+    }
+
+    fn describe(&self, _: &Described<'_>) -> String {
+        let method = match self {
+            Self::LeastSquares { .. } => "least squares",
+            Self::Gradient { .. } => "gradient",
+        };
+        format!("reconstruct by {method}: kept weights change")
+    }
+
+    fn needs_gram(&self) -> bool {
+        true
+    }
+
+    fn count(&self, tally: &mut Tally<'_>) {
+        tally.measure();
+        match *self {
+            Self::LeastSquares { .. } => tally.grams(),
+            Self::Gradient { passes, .. } => tally.steps(passes),
+        }
+        tally.forward();
+        tally.measures_result();
+    }
+}
+
+impl Run for Reconstruct {
+    const HELP: &'static str = "other values for the kept weights, which the other stages leave as \
+                                they are";
+
+    fn run<D: Ops>(
+        &self,
+        grouped: &mut Grouped<'_, D>,
+        _: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Ran, Error> {
+        let before = grouped.measured()?;
+        let members = grouped.group.members.iter();
+        let names: Vec<String> =
+            members.map(|member| grouped.linear(*member).weight.clone()).collect();
+        let saved = grouped.pruned.save(&names);
+        match *self {
+            Self::LeastSquares { damping, shrinkage } => {
+                fit(grouped, damping, shrinkage as f32)?;
+            }
+            Self::Gradient { passes, rate } => descend(grouped, passes, rate as f32)?,
+        }
+        grouped.loss = None;
+        let after = grouped.measured()?;
+        let accepted = after.improves(before);
+        if !accepted {
+            grouped.pruned.put_back(saved);
+            grouped.loss = Some(before);
+        }
+        let after = Some(if accepted { after } else { before });
+        Ok(Ran { before, after, accepted, scores: None })
+    }
+}
+
+/// Stores the new values of a matrix.
+fn change<D: Ops>(grouped: &mut Grouped<'_, D>, name: &str, values: &[f32]) -> Result<(), Error> {
+    let (reader, refinement) = (grouped.model.reader, grouped.refinement);
+    let (dtype, scratch) = (refinement.dtype, refinement.scratch);
+    grouped.pruned.change(reader, name, values, dtype, scratch)?;
+    Ok(())
+}
+
+/// Least squares, matrix by matrix.
+fn fit<D: Ops>(grouped: &mut Grouped<'_, D>, damping: f64, shrinkage: f32) -> Result<(), Error> {
+    each_matrix(grouped, |grouped, member, statistics| {
+        let linear = grouped.linear(member).clone();
+        let dense = grouped.model.values(&linear)?;
+        let shift = shift(&dense, None, linear.dims, statistics, grouped.refinement.blend);
+        let error = OutputError { gram: gram(statistics), shift: shift.as_deref(), shrinkage };
+        if error.has_no_inputs(linear.dims.columns) {
+            tracing::warn!(
+                "`{}`: its inputs are zero in all calibration samples; its weights stay as they \
+                 are",
+                linear.weight
+            );
+            return Ok(());
+        }
+        let mask = grouped.mask(member);
+        let values = mask::least_squares(&linear.weight, &dense, &mask, error, damping)?;
+        change(grouped, &linear.weight, &values)
+    })
+}
+
+/// Adam on all matrices of the group together, a run of samples at a time.
+fn descend<D: Ops>(grouped: &mut Grouped<'_, D>, passes: usize, rate: f32) -> Result<(), Error> {
+    grouped.aim()?;
+    let group = grouped.group;
+    let mut matrices = Vec::new();
+    for member in &group.members {
+        let linear = grouped.linear(*member);
+        let (dense, mask) = (grouped.model.values(linear)?, grouped.mask(*member));
+        // A weight that the checkpoint has as zero stays zero.
+        let free = Mask::from_fn(linear.dims, |i| mask.get(i) && dense[i] != 0.0);
+        matrices.push(Adam::new(grouped.values(linear)?, free, rate));
+    }
+    let (executor, stream) = (&grouped.model.executor, &grouped.streams.sparse);
+    let (mut parts, wanted) = (grouped.sparse()?, grouped.wanted());
+    for run in (0..passes).flat_map(|_| stream.calibrating()) {
+        let gradients = executor.gradients(&parts, (stream, run), grouped.aimed(), &wanted);
+        let gradients = gradients.map_err(grouped.failed())?;
+        for (member, adam) in zip(&group.members, &mut matrices) {
+            let place = grouped.place(*member);
+            let at = wanted[place].iter().position(|linear| *linear == member.linear);
+            adam.step(&gradients[place][at.unwrap_or(0)]);
+            let linear = grouped.linear(*member);
+            parts[place].linears[member.linear] =
+                grouped.model.weight(linear, adam.values.clone(), Some(&adam.mask))?;
+        }
+    }
+    for (member, Adam { values, .. }) in zip(&group.members, matrices) {
+        let name = grouped.linear(*member).weight.clone();
+        change(grouped, &name, &values)?;
+    }
+    Ok(())
+}
+
+/// Adam (arXiv 1412.6980) on the weights of one matrix that may change.
+struct Adam {
+    values: Vec<f32>,
+    /// Which these are; the others count as zero.
+    mask: Mask,
+    moments: Vec<[f32; 2]>,
+    rate: f32,
+    steps: i32,
+}
+
+impl Adam {
+    const DECAY: [f32; 2] = [0.9, 0.99];
+
+    fn new(values: Vec<f32>, mask: Mask, rate: f32) -> Self {
+        let square: f64 = values.iter().map(|w| f64::from(*w) * f64::from(*w)).sum();
+        let rate = rate * (square / values.len().max(1) as f64).sqrt() as f32;
+        Self { moments: vec![[0.0; 2]; values.len()], values, mask, rate, steps: 0 }
+    }
+
+    fn step(&mut self, gradient: &[f32]) {
+        self.steps += 1;
+        let [first, second] = Self::DECAY;
+        let [fix, fix_square] = Self::DECAY.map(|decay| 1.0 - decay.powi(self.steps));
+        let weights = self.values.iter_mut().zip(&mut self.moments).zip(gradient).enumerate();
+        for (i, ((w, [mean, square]), g)) in weights {
+            *mean = first * *mean + (1.0 - first) * g;
+            *square = second * *square + (1.0 - second) * g * g;
+            if self.mask.get(i) {
+                // The square of a gradient below this is no number of its own.
+                let scale = (*square / fix_square).sqrt() + f32::MIN_POSITIVE.sqrt();
+                *w -= self.rate * (*mean / fix) / scale;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use barber_metric::Dims;
+
+    use super::*;
+
+    #[test]
+    fn steps_go_down_and_leave_pruned_weights() {
+        let mask = Mask::from_bools(Dims { rows: 1, columns: 3 }, &[true, false, true]);
+        let mut adam = Adam::new(vec![1.0, 1.0, 1.0], mask, 0.1);
+        adam.step(&[2.0, 5.0, -3.0]);
+        // The first step goes as far as the rate says.
+        for (found, expected) in adam.values.iter().zip([0.9, 1.0, 1.1]) {
+            assert!((found - expected).abs() < 1e-6, "{:?}", adam.values);
+        }
+        // A gradient whose square is nothing moves nothing far.
+        let mask = Mask::kept_everywhere(Dims { rows: 1, columns: 2 });
+        let mut tiny = Adam::new(vec![1.0, 1.0], mask, 0.1);
+        tiny.step(&[1e-30, -1e-22]);
+        assert!(tiny.values.iter().all(|w| (w - 1.0).abs() < 0.11), "{:?}", tiny.values);
+        // A gradient of nothing moves nothing.
+        adam.moments.fill([0.0; 2]);
+        let values = adam.values.clone();
+        adam.step(&[0.0; 3]);
+        assert_eq!(adam.values, values);
+    }
+}

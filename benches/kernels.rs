@@ -4,7 +4,7 @@
 
 use std::{hint::black_box, time::Instant};
 
-use barber_metric::Dims;
+use barber_metric::{Dims, LayerStats};
 use criterion::{Criterion, Throughput};
 use dfdx::tensor::Cpu;
 use llm_barber::{
@@ -13,7 +13,7 @@ use llm_barber::{
         SparseProduct, Sums, Trace, Weight,
     },
     family::Activation,
-    mask::{Amount, Comparison, Distribution, Initial, Pattern, Scope, Scored, rebuild},
+    mask::{Amount, Comparison, Distribution, Init, Pattern, Scope, Scored, rebuild},
     random::SplitMix64,
 };
 
@@ -128,9 +128,12 @@ fn main() {
     let other = scores.clone();
     scores.iter_mut().zip(noise(2)).for_each(|(score, noise)| *score += 0.3 * noise);
     let half = Amount::Share(0.5);
-    let of_other = ("w", dims, &other[..]);
-    let initial = Initial::of_scores(of_other, Scope::Row, Pattern::Unstructured, half);
-    let initial = initial.expect("a mask").mask;
+    let metric = Init::named("metric").expect("an initial mask");
+    let start = |scores: &[f32]| {
+        let stats = LayerStats { name: "w", dims, weight: scores, ..LayerStats::default() };
+        metric.start(&stats, Pattern::Unstructured, half, Some((scores, None))).expect("a mask")
+    };
+    let initial = start(&other).mask;
     let bytes = 4.0 * dims.len() as f64;
     let best = measure(&mut c, "mask rebuild", Throughput::Bytes(bytes as u64), || {
         let mut mask = initial.clone();
@@ -144,8 +147,7 @@ fn main() {
     });
     share("scores' distribution, 1536 × 576 (of bandwidth)", bytes, best, bandwidth);
     let best = measure(&mut c, "initial mask", Throughput::Bytes(bytes as u64), || {
-        let of = ("w", dims, &scores[..]);
-        black_box(Initial::of_scores(of, Scope::Row, Pattern::Unstructured, half).expect("a mask"));
+        black_box(start(&scores));
     });
     share("initial mask by rows, 1536 × 576 (of bandwidth)", bytes, best, bandwidth);
     let entries: Vec<_> =

@@ -1,20 +1,120 @@
-//! A choice from a closed set, read by its name and by nothing else: figment would take a variant's
-//! number too.
+//! A choice from a closed set: one of a table of values that have names. What a program or a recipe
+//! can choose, and the words for it, are the table's; adding to the set is a line of its table.
 
-use serde::{Deserialize, Deserializer, de::IntoDeserializer};
+use std::{
+    borrow::Cow,
+    fmt,
+    hash::{Hash, Hasher},
+    ops::Deref,
+};
 
-/// Reads a choice.
-pub(crate) fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    deserializer: D,
-) -> Result<T, D::Error> {
-    T::deserialize(String::deserialize(deserializer)?.into_deserializer())
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::{Value, json};
+
+/// A value of a table.
+pub trait Named: 'static {
+    /// What the set is called, such as `Init`.
+    const SET: &str;
+
+    /// The table, in the order in which its names are listed.
+    fn all() -> &'static [&'static Self];
+
+    /// The names of all values.
+    fn names() -> &'static [&'static str];
+
+    /// The value's name.
+    fn name(&self) -> &'static str;
+
+    /// What the value is, without a capital letter or a full stop.
+    fn help(&self) -> &'static str;
 }
 
-/// Reads a choice of a key that may be left out.
-pub(crate) fn optional_word<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    word(deserializer).map(Some)
+/// One of a table's values. A recipe, a report or a schema has its name.
+pub struct Choice<T: 'static>(pub(crate) &'static T);
+
+impl<T: Named> Choice<T> {
+    /// All choices.
+    pub fn all() -> impl Iterator<Item = Self> {
+        T::all().iter().map(|value| Self(value))
+    }
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::all().find(|choice| choice.name() == name)
+    }
+
+    /// A line of help: what the choice decides, and what each of the values is.
+    pub(crate) fn help_on(decides: &str) -> String {
+        let each: Vec<String> =
+            T::all().iter().map(|value| format!("`{}`, {}", value.name(), value.help())).collect();
+        format!("{decides}: {}.", each.join("; "))
+    }
+}
+
+impl<T> Clone for Choice<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Choice<T> {}
+
+impl<T> Deref for Choice<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0
+    }
+}
+
+impl<T: Named> PartialEq for Choice<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl<T: Named> Eq for Choice<T> {}
+
+impl<T: Named> Hash for Choice<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name().hash(state);
+    }
+}
+
+impl<T: Named> fmt::Display for Choice<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl<T: Named> fmt::Debug for Choice<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl<T: Named> Serialize for Choice<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de, T: Named> Deserialize<'de> for Choice<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Self::named(&name).ok_or_else(|| de::Error::unknown_variant(&name, T::names()))
+    }
+}
+
+impl<T: Named> JsonSchema for Choice<T> {
+    fn schema_name() -> Cow<'static, str> {
+        T::SET.into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let each = |value: &&T| json!({ "const": value.name(), "description": value.help() });
+        let all: Vec<Value> = T::all().iter().map(each).collect();
+        json_schema!({ "oneOf": all })
+    }
 }

@@ -26,7 +26,7 @@
 mod buffer;
 pub mod calibration;
 pub mod checkpoint;
-mod choice;
+pub mod choice;
 pub mod cli;
 mod encoding;
 pub mod estimate;
@@ -53,6 +53,7 @@ pub mod report;
 pub mod run;
 mod simd;
 pub mod version;
+mod word;
 
 /// The Rust of the pages, as doctests.
 #[cfg(doctest)]

@@ -15,7 +15,6 @@ use super::{
     show,
 };
 use crate::{
-    mask::Init,
     model::Model,
     plan::Plan,
     recipe::{Loaded, Setting, load_runs},
@@ -132,7 +131,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         scaled(found.pruning, "FLOP"),
         scaled(found.evaluation, "FLOP")
     );
-    if recipe.mask.init != Init::None {
+    if !recipe.mask.init.zeros {
         let share = |of: usize| 100.0 * pruned as f64 / of.max(1) as f64;
         let sparsity = format!(
             "{:.1}% of the {prunable} weights above, {:.1}% of all {all} weights of the model",

@@ -8,7 +8,6 @@ use super::{
 };
 use crate::{
     family::Decoder,
-    mask::Init,
     number::rounded,
     plan::Plan,
     recipe::{Loaded, Recipe, describe, load_runs},
@@ -118,10 +117,10 @@ pub(super) fn introduce(recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
         n => format!(", with {n} overrides"),
     };
     let [weights, pruned] = plan.weights(decoder);
-    let share = match recipe.mask.init {
+    let share = match recipe.mask.init.zeros {
         // As many as there are.
-        Init::None => format!("of {weights} weights"),
-        _ => {
+        true => format!("of {weights} weights"),
+        false => {
             let share = rounded(pruned as f64 / weights.max(1) as f64);
             format!("{share} of {weights} weights pruned")
         }

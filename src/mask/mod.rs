@@ -17,7 +17,7 @@ mod swap;
 pub use bits::Mask;
 pub use distribution::{Distribution, Histogram};
 pub use error::Error;
-pub use init::{Amount, Init, Initial};
+pub use init::{Amount, Init, Initial, InitialMask, weight_norm};
 pub use least_squares::least_squares;
 pub use pattern::{ParsePatternError, Pattern};
 pub use rebuild::{Comparison, Scored, rebuild};

@@ -384,8 +384,8 @@ proptest! {
             input_square: Some(&squares),
             ..LayerStats::default()
         };
-        let init = if wanda { Init::Wanda } else { Init::Magnitude };
-        let kept = init.start(&stats, pattern, ratio).expect("valid input").mask.to_bools();
+        let init = Init::named(if wanda { "wanda" } else { "magnitude" }).expect("an initial mask");
+        let kept = init.start(&stats, pattern, ratio, None).expect("valid input").mask.to_bools();
         let scores: Vec<f32> = weight
             .iter()
             .enumerate()

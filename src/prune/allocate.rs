@@ -10,7 +10,7 @@ use crate::{
     checkpoint::Pruned,
     executor::ops::Ops,
     family::Part,
-    mask::Pattern,
+    mask::{Pattern, weight_norm},
     model::Model,
     plan::{Plan, Rule},
 };
@@ -107,11 +107,8 @@ fn outliers<D: Ops>(
         let mut scores = Vec::new();
         for (member, linear) in plan.matrices(&model.decoder, layer) {
             let values = model.values(linear)?;
-            let square = &statistics[member.part as usize][member.linear].input_square;
-            let norms: Vec<f32> =
-                square.iter().flat_map(|square| square.iter()).map(|s| s.sqrt()).collect();
-            let rows = values.chunks(linear.dims.columns.max(1));
-            scores.extend(rows.flat_map(|row| row.iter().zip(&norms)).map(|(w, x)| w.abs() * x));
+            let stats = &statistics[member.part as usize][member.linear];
+            scores.extend(weight_norm(&stats.of(&linear.weight, linear.dims, &values))?);
         }
         let mean = scores.iter().map(|score| f64::from(*score)).sum::<f64>() / scores.len() as f64;
         let above = scores.iter().filter(|score| f64::from(**score) > factor * mean).count();

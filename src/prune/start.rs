@@ -21,12 +21,12 @@ use crate::{
 /// How the masks start.
 #[derive(Clone, Copy)]
 pub struct Start<'a> {
-    /// The initialiser.
+    /// Which initial masks.
     pub init: Init,
-    /// What scores the weights for [`Init::Metric`], and within which they compete: rows, or whole
-    /// matrices.
-    pub metric: (&'a [MetricStep], Scope),
-    /// The sparse checkpoint whose zeros [`Init::None`] takes, if it is not the model's own.
+    /// The metrics that score the weights, where the initial masks are theirs, and the weights that
+    /// compete, if not the usual ones.
+    pub metric: (&'a [MetricStep], Option<Scope>),
+    /// The sparse checkpoint whose zeros are the initial masks, if it is not the model's own.
     pub zeros: Option<&'a Reader>,
     /// On whose hidden states statistics are gathered.
     pub side: Side,
@@ -82,10 +82,7 @@ pub fn start<D: Ops>(
 impl Start<'_> {
     /// The statistics that the masks need.
     pub(super) fn needs(&self) -> Needs {
-        match self.init {
-            Init::Metric => pipeline::needs(self.metric.0),
-            init => init.needs(),
-        }
+        self.init.needs.or(pipeline::needs(self.metric.0))
     }
 
     /// Chooses the initial masks of a layer, with the statistics that one dense forward pass of it
@@ -153,15 +150,17 @@ impl Start<'_> {
     ) -> Result<(), Error> {
         let name = stats.name;
         let amount = rule.count.map_or(Amount::Share(rule.ratio), Amount::Exactly);
-        let initial = match (self.init, self.metric) {
-            (Init::Metric, (pipeline, scope)) => {
-                let stats = LayerStats { mask: &vec![true; stats.dims.len()], ..*stats };
-                let scores = (name, stats.dims, &score(pipeline, &stats)?[..]);
-                Initial::of_scores(scores, scope, rule.pattern, amount)?
+        let (pipeline, scope) = self.metric;
+        let scores = match self.init.metrics {
+            true => {
+                let mask = vec![true; stats.dims.len()];
+                Some(score(pipeline, &LayerStats { mask: &mask, ..*stats })?)
             }
-            (init, _) => init.start(stats, rule.pattern, amount)?,
+            false => None,
         };
-        let Initial { mask, values, damping } = initial;
+        let metric = scores.as_deref().map(|scores| (scores, scope));
+        let Initial { mask, values, damping } =
+            self.init.start(stats, rule.pattern, amount, metric)?;
         if let Some(damping) = damping {
             tracing::warn!(
                 "`{name}`: the Hessian is not positive definite; its damping is raised to \

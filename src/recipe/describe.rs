@@ -10,13 +10,14 @@ fn names(pipeline: &[Stage]) -> String {
 
 /// How initial masks are made.
 pub(crate) fn init(recipe: &Recipe) -> String {
-    match recipe.mask.init {
-        Init::Metric => format!("metric {}", names(&recipe.mask.metric)),
-        Init::None => {
-            let name = recipe.model.path.file_name().unwrap_or_default();
-            format!("the zeros of {}", name.to_string_lossy())
-        }
-        init => init.to_string(),
+    let init = recipe.mask.init;
+    if init.metrics {
+        format!("{init} {}", names(&recipe.mask.metric))
+    } else if init.zeros {
+        let name = recipe.model.path.file_name().unwrap_or_default();
+        format!("the zeros of {}", name.to_string_lossy())
+    } else {
+        init.to_string()
     }
 }
 

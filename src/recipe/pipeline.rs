@@ -3,7 +3,7 @@
 use figment::value::{Dict, Value};
 
 use super::{
-    Init, Loaded, Mask, RecipeError, Stage,
+    Loaded, Mask, RecipeError, Stage,
     error::{Fault, Problem, alternatives, segments},
     resolve::read_all,
 };
@@ -38,7 +38,7 @@ pub(super) fn pipeline(metric: &[Stage]) -> Result<Vec<prune::MetricStep>, Vec<P
 pub(super) fn initial_pipeline(mask: &Mask) -> Result<Vec<prune::MetricStep>, Vec<Problem>> {
     let stages = stages("mask.metric", &mask.metric)?;
     let gradient = stages.iter().position(|(_, metric)| metric.needs().squared_gradient);
-    match gradient.filter(|_| mask.init == Init::Metric) {
+    match gradient.filter(|_| mask.init.metrics) {
         None => Ok(stages),
         Some(i) => {
             let why = format!("`{}` needs gradients of an error", stages[i].0);

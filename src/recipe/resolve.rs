@@ -8,7 +8,7 @@ use figment::{
 };
 
 use super::{
-    Allocate, Calibration, Init, Mask, Model, Pattern, Recipe, RecipeError, Scope, Sparsity,
+    Allocate, Calibration, Mask, Model, Pattern, Recipe, RecipeError, Scope, Sparsity,
     error::{Fault, Problem, alternatives, segments},
     extends::{EXTENDS, files},
     keys::{key, keys},
@@ -551,7 +551,7 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
     let Mask { init, metric, scope, .. } = &recipe.mask;
     let help = "a pipeline of metrics scores the weights where `mask.init` is `metric`";
     match init {
-        Init::Metric => {}
+        of if of.metrics => {}
         _ if !metric.is_empty() => wrong("mask.metric", format!("`{init}` has no metrics"), help),
         _ if scope.is_some() => wrong("mask.scope", format!("`{init}` has its own scope"), help),
         _ => {}
@@ -562,14 +562,16 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
             let help = "the dense model of a sparse one is `model.dense`";
             wrong("model.dense_revision", "there is no `model.dense`".into(), help);
         }
-        (None, Init::None) if !recipe.refine.is_empty() => {
-            let why = "`none` takes the zeros of `model.path`, whose weights would be the reference, \
-                       too: no stage could bring a weight back";
+        (None, init) if init.zeros && !recipe.refine.is_empty() => {
+            let why = format!(
+                "`{init}` takes the zeros of `model.path`, whose weights would be the reference, too: \
+                 no stage could bring a weight back"
+            );
             let help = "set `model.dense` to the dense model that the sparse one was made of; or \
                         leave out the stages: `refine = []`";
-            wrong("mask.init", why.into(), help);
+            wrong("mask.init", why, help);
         }
-        (Some(_), init) if *init != Init::None => {
+        (Some(_), init) if !init.zeros => {
             let help = "set `mask.init` to `none`, which takes the zeros of `model.path`, or leave \
                         `model.dense` out";
             let why = format!("`{init}` chooses the masks by `model.path` alone");
@@ -660,7 +662,7 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         ("model.path", recipe.model.path.as_os_str().is_empty()),
         ("calibration.source", recipe.calibrates() && recipe.calibration.source.is_none()),
         ("output.path", recipe.output.path.is_none()),
-        ("mask.metric", recipe.mask.init == Init::Metric && recipe.mask.metric.is_empty()),
+        ("mask.metric", recipe.mask.init.metrics && recipe.mask.metric.is_empty()),
     ];
     let missing = missing.into_iter().map(|(at, missing)| (at.to_owned(), missing));
     let texts = recipe.evaluate.perplexity.iter().enumerate();

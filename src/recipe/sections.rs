@@ -18,7 +18,7 @@ use super::{
     Dtype, Format, Init, Pattern, Prompts, Refine, Scope, Selection, Stage, Text, preset, schema,
 };
 use crate::{
-    choice::{optional_word, word},
+    word::{optional_word, word},
     executor::Device,
     hub::is_name,
     prune::{Allocation, By, Side},
@@ -238,12 +238,8 @@ impl Sparsity {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Mask {
-    /// What the initial mask prunes: `wanda`, the lowest |W|·‖x‖ of each row; `magnitude`, the
-    /// lowest |W| of each matrix; `sparsegpt`, by the error that it causes, changing kept weights
-    /// to make up for it; `metric`, the lowest scores of the pipeline `mask.metric`; `none`, only
-    /// the weights that are zero already, which stages can refine where `model.dense` names the
-    /// dense model.
-    #[serde(deserialize_with = "word")]
+    /// What the initial mask prunes.
+    #[schemars(description = Init::help_on("What the initial mask prunes"))]
     pub init: Init,
     /// Of `metric`: the metrics that score the weights, one after the other, as for a rebuild.
     /// Metrics of gradients cannot be used here: there is no error yet.
@@ -262,7 +258,7 @@ pub struct Mask {
 
 impl Default for Mask {
     fn default() -> Self {
-        Self { init: Init::Wanda, metric: Vec::new(), scope: None, passes: 2 }
+        Self { init: Init::default(), metric: Vec::new(), scope: None, passes: 2 }
     }
 }
 
@@ -465,12 +461,9 @@ impl Recipe {
             let built = plugins.get(stage.metric.as_str())?.build(stage.parameters.clone());
             built.ok().map(|metric| metric.needs())
         };
-        match self.mask.init {
-            Init::Metric => {
-                self.mask.metric.iter().filter_map(needs).fold(Needs::NOTHING, Needs::or)
-            }
-            init => init.needs(),
-        }
+        let Mask { init, metric, .. } = &self.mask;
+        let metrics = metric.iter().filter(|_| init.metrics);
+        metrics.filter_map(needs).fold(init.needs, Needs::or)
     }
 
     /// Whether the recipe gathers statistics on the calibration text.

@@ -528,7 +528,7 @@ impl<D: Ops> Run<'_, D> {
     fn start(&self) -> Start<'_> {
         let Recipe { mask, output, .. } = &self.loaded.recipe;
         let side = self.loaded.recipe.streams.statistics;
-        let metric = (&self.initial_pipeline[..], mask.scope.unwrap_or(Scope::Row));
+        let metric = (&self.initial_pipeline[..], mask.scope);
         let Self { zeros, scratch, .. } = *self;
         Start { init: mask.init, metric, zeros, side, dtype: output.dtype, scratch }
     }

@@ -28,7 +28,7 @@ impl Metric for ActivationNorm {
 
     fn score(&self, stats: &LayerStats<'_>, scores: &mut [f32]) -> Result<(), Error> {
         let factors: Vec<f32> =
-            stats.input_square()?.iter().map(|square| self.power.of(square.sqrt())).collect();
+            stats.input_norms()?.into_iter().map(|norm| self.power.of(norm)).collect();
         for row in scores.chunks_mut(stats.dims.columns.max(1)) {
             for (score, factor) in row.iter_mut().zip(&factors) {
                 *score *= factor;

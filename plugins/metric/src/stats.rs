@@ -119,6 +119,14 @@ impl<'a> LayerStats<'a> {
         self.input_square.ok_or(Error::Undeclared("input_square"))
     }
 
+    /// ‖x_j‖, the norm of each input: √(mean Σ x_j²).
+    ///
+    /// # Errors
+    /// If [`Needs::input_square`] was not declared.
+    pub fn input_norms(&self) -> Result<Vec<f32>, Error> {
+        Ok(self.input_square()?.iter().map(|square| square.sqrt()).collect())
+    }
+
     /// The Gram matrix of the inputs.
     ///
     /// # Errors

@@ -36,7 +36,7 @@ impl Metric for Ria {
     fn score(&self, stats: &LayerStats<'_>, scores: &mut [f32]) -> Result<(), Error> {
         let columns = stats.dims.columns.max(1);
         let norms: Vec<f32> =
-            stats.input_square()?.iter().map(|square| self.power.of(square.sqrt())).collect();
+            stats.input_norms()?.into_iter().map(|norm| self.power.of(norm)).collect();
         // Sums in f64: a matrix has thousands of rows.
         let size = |weight: &f32| f64::from(weight.abs());
         let mut of_columns = vec![0.0; columns];

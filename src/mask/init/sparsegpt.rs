@@ -3,7 +3,7 @@
 
 use std::num::NonZeroUsize;
 
-use barber_metric::{Dims, LayerStats};
+use barber_metric::{Dims, LayerStats, Needs};
 use faer::{
     Accum, MatMut, MatRef, Par, Spec,
     dyn_stack::{MemBuffer, MemStack},
@@ -16,11 +16,22 @@ use faer::{
 use rayon::prelude::*;
 
 use super::{
-    Initial,
+    Initial, InitialMask,
     lowest::{Ties, prune_lowest},
     share,
 };
-use crate::mask::{Error, Mask, Pattern, pattern::Tile};
+use crate::mask::{Error, Mask, Pattern, Scope, pattern::Tile};
+
+pub(super) static SPARSEGPT: InitialMask = InitialMask {
+    name: "sparsegpt",
+    prunes: "block by block of columns, by the error that it causes, changing kept weights to make up \
+             for it (arXiv 2301.00774)",
+    needs: Needs::GRAM,
+    scope: Scope::Layer,
+    metrics: false,
+    zeros: false,
+    run: |matrix| prune(matrix.stats, matrix.pattern, matrix.ratio),
+};
 
 /// Columns that are pruned together; the paper's.
 const BLOCK: usize = 128;
@@ -36,11 +47,7 @@ const WORK: Par = Par::Rayon(NonZeroUsize::new(16).unwrap());
 /// rows, so that after each block ⌊`ratio`·n⌋ of the n weights up to there are gone; with an N:M
 /// pattern, the lowest of each tile, as it is reached. U is the upper Cholesky factor of the damped
 /// Hessian's inverse. Weights that are zero go before all others, and stay zero where they are kept.
-pub(super) fn prune(
-    stats: &LayerStats<'_>,
-    pattern: Pattern,
-    ratio: f64,
-) -> Result<Initial, Error> {
+fn prune(stats: &LayerStats<'_>, pattern: Pattern, ratio: f64) -> Result<Initial, Error> {
     let &LayerStats { name, dims, weight, gram, .. } = stats;
     Error::check_numbers(name, dims.columns, weight)?;
     let tile = pattern.tile(name, dims.columns)?;

@@ -14,7 +14,7 @@ use super::{Described, Error, Event, Run, Stage, Wrong};
 use crate::{
     buffer::recycle,
     checkpoint::Dtype,
-    choice::word,
+    word::word,
     estimate::Tally,
     executor::{Loss, ops::Ops},
     mask::{self, Comparison, Distribution, Mask, Scope, Scored},

@@ -11,7 +11,7 @@ use super::{
     swap::{each_matrix, gram, shift, wrong_shrinkage},
 };
 use crate::{
-    choice::word,
+    word::word,
     estimate::Tally,
     executor::ops::Ops,
     mask::{self, Mask, OutputError},

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Described, Error, Event, Run, Stage, Wrong};
 use crate::{
-    choice::word,
+    word::word,
     estimate::Tally,
     executor::{Statistics, ops::Ops},
     mask::{self, Distribution, OutputError, Scope},
@@ -137,9 +137,10 @@ impl Swap {
         let mut mask = before.clone();
         mask::swap(&stats, &mut mask, error, scope, member.rule.pattern, self.limit)?;
         // What the output would lose with a weight alone.
-        let norms: Vec<f32> =
-            (0..dims.columns).map(|j| error.gram[j * dims.columns + j].sqrt()).collect();
-        scores.matrix(&before, &mask, |i| weight[i].abs() * norms[i % dims.columns]);
+        let squares: Vec<f32> = error.gram.iter().step_by(dims.columns + 1).copied().collect();
+        let stats = LayerStats { input_square: Some(&squares), ..stats };
+        let lost = mask::weight_norm(&stats)?;
+        scores.matrix(&before, &mask, |i| lost[i]);
         grouped.pruned.masks.insert(linear.weight, mask);
         Ok(())
     }

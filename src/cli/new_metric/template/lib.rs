@@ -27,7 +27,7 @@ impl Metric for {{type}} {
 
     fn score(&self, stats: &LayerStats<'_>, scores: &mut [f32]) -> Result<(), Error> {
         let norms: Vec<f32> =
-            stats.input_square()?.iter().map(|square| self.power.of(square.sqrt())).collect();
+            stats.input_norms()?.into_iter().map(|norm| self.power.of(norm)).collect();
         // A row is an output, a column an input.
         let columns = stats.dims.columns.max(1);
         for (scores, row) in scores.chunks_mut(columns).zip(stats.weight.chunks(columns)) {

@@ -131,13 +131,13 @@ fn main() {
     let metric = Init::named("metric").expect("an initial mask");
     let start = |scores: &[f32]| {
         let stats = LayerStats { name: "w", dims, weight: scores, ..LayerStats::default() };
-        metric.start(&stats, Pattern::Unstructured, half, Some((scores, None))).expect("a mask")
+        metric.start(&stats, Pattern::UNSTRUCTURED, half, Some((scores, None))).expect("a mask")
     };
     let initial = start(&other).mask;
     let bytes = 4.0 * dims.len() as f64;
     let best = measure(&mut c, "mask rebuild", Throughput::Bytes(bytes as u64), || {
         let mut mask = initial.clone();
-        let (scope, pattern) = (Scope::Row, Pattern::Unstructured);
+        let (scope, pattern) = (Scope::Row, Pattern::UNSTRUCTURED);
         let mut group = [Scored { name: "w", scores: &scores, mask: &mut mask }];
         black_box(rebuild(&mut group, scope, pattern, 0.1, Comparison::Pools).expect("a mask"));
     });

@@ -548,7 +548,7 @@ mod tests {
             "num_hidden_layers": 2, "num_attention_heads": 2, "word_embed_proj_dim": 4,
         }))
         .unwrap();
-        let rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, count: None, scope: None };
+        let rule = Rule { pattern: Pattern::UNSTRUCTURED, ratio: 0.5, count: None, scope: None };
         let plan = Plan::new(&decoder, &[], |_| Some(rule)).unwrap();
         let rebuild = &[Refine::Rebuild(Rebuild::default())];
         let run = Run {

@@ -204,7 +204,7 @@ mod tests {
     }
 
     const RULE: Rule =
-        Rule { pattern: Pattern::Unstructured, ratio: 0.5, count: None, scope: None };
+        Rule { pattern: Pattern::UNSTRUCTURED, ratio: 0.5, count: None, scope: None };
 
     fn group(name: &str, part: Part, members: &[usize]) -> Group {
         let members = members.iter().map(|&linear| Member { part, linear, rule: RULE }).collect();

@@ -126,7 +126,7 @@ fn family_conforms<D: Ops>(
         Plan::new(&model.decoder, &[], rule).unwrap()
     };
     // The authors' thresholds prune one weight more per matrix, or block of columns.
-    let unstructured = pattern == Pattern::Unstructured;
+    let unstructured = pattern == Pattern::UNSTRUCTURED;
     let more = unstructured && ["magnitude", "sparsegpt"].contains(&init);
     let (exact, plan) = (plan(0), plan(more.into()));
     let samples = util::calibration_samples(&reader);

@@ -22,7 +22,7 @@ fn masks(name: &str, init: &str, storage: Storage, passes: usize) -> (Masks, Vec
     let reader = Reader::open(&Path::new("tests/conformance").join(name)).unwrap();
     let executor = Executor { device: Cpu::default(), storage };
     let model: Model<'_, Cpu> = Model::new(&reader, executor).unwrap();
-    let rule = Rule { pattern: Pattern::Unstructured, ratio: 0.5, count: None, scope: None };
+    let rule = Rule { pattern: Pattern::UNSTRUCTURED, ratio: 0.5, count: None, scope: None };
     let plan = Plan::new(&model.decoder, &[], |_| Some(rule)).unwrap();
     let samples = calibration_samples(&reader);
     let scratch = tempfile::tempdir().unwrap();

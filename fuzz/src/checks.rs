@@ -96,7 +96,7 @@ pub(crate) fn rebuild(data: &[u8]) {
     assert!(swaps <= kept(&before));
     for (before, after) in before.iter().zip(&after) {
         pattern.check("after", after).unwrap();
-        if scope != Scope::Group || pattern != Pattern::Unstructured {
+        if scope != Scope::Group || pattern != Pattern::UNSTRUCTURED {
             assert_eq!(before.kept(), after.kept());
         }
     }
@@ -259,10 +259,9 @@ pub(crate) fn swap(data: &[u8]) {
 
 /// A pattern, the size of its tiles and how many weights each keeps.
 fn tiles(pattern: u8, seed: u8) -> (Pattern, usize, usize) {
-    let patterns = ["unstructured", "2:4", "1:2", "3:4", "4:8"];
-    let pattern = patterns[usize::from(pattern) % patterns.len()].parse().unwrap();
-    match pattern {
-        Pattern::Unstructured => (pattern, 8, 1 + usize::from(seed) % 7),
-        Pattern::NofM { n, m } => (pattern, m, n),
+    let patterns = [None, Some((2, 4)), Some((1, 2)), Some((3, 4)), Some((4, 8))];
+    match patterns[usize::from(pattern) % patterns.len()] {
+        None => (Pattern::UNSTRUCTURED, 8, 1 + usize::from(seed) % 7),
+        Some((n, m)) => (Pattern::n_of_m(n, m), m, n),
     }
 }

@@ -6,7 +6,7 @@ use super::{
     Dtype, Error, TensorView,
     zeros::{has_sign, is_zero},
 };
-use crate::mask::Pattern;
+use crate::mask::{Pattern, Tile};
 
 /// How a pruned tensor differs from the dense one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,9 +43,8 @@ impl TensorView<'_> {
     /// # Errors
     /// If it is compressed and damaged.
     pub fn breach(&self, pattern: Pattern) -> Result<Option<usize>, Error> {
-        let (Pattern::NofM { n, m }, Some(&columns @ 1..)) = (pattern, self.shape.last()) else {
-            return Ok(None);
-        };
+        let Some(&columns @ 1..) = self.shape.last() else { return Ok(None) };
+        let Some(Tile { n, m }) = pattern.tile(columns) else { return Ok(None) };
         let size = self.element();
         let bytes = self.bytes()?;
         Ok(bytes.chunks_exact(columns * size).enumerate().find_map(|(row, weights)| {
@@ -144,10 +143,10 @@ mod tests {
     fn a_breach_of_the_pattern_is_found() {
         let f32 = safetensors::Dtype::F32;
         let weights = f32s(&[1.0, 0.0, 0.0, 2.0, 1.0, 0.0, 3.0, 0.0, 1.0, 1.0, 0.0, 1.0]);
-        let pattern = Pattern::NofM { n: 2, m: 4 };
+        let pattern = Pattern::n_of_m(2, 4);
         assert_eq!(view(f32, &[3, 4], &weights).breach(pattern).unwrap(), Some(8));
         assert_eq!(view(f32, &[2, 4], &weights[..32]).breach(pattern).unwrap(), None);
         assert_eq!(view(f32, &[1, 12], &weights).breach(pattern).unwrap(), Some(8));
-        assert_eq!(view(f32, &[3, 4], &weights).breach(Pattern::Unstructured).unwrap(), None);
+        assert_eq!(view(f32, &[3, 4], &weights).breach(Pattern::UNSTRUCTURED).unwrap(), None);
     }
 }

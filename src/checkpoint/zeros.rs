@@ -35,7 +35,7 @@ impl Zeros {
     ///
     /// // Two rows of four bytes.
     /// let found = Zeros::of(Dtype::I8, &[2, 4], &[1, 2, 0, 0, 0, 3, 0, 4]);
-    /// let pattern = Some(Pattern::NofM { n: 2, m: 4 });
+    /// let pattern = Some(Pattern::n_of_m(2, 4));
     /// assert_eq!(found, Some(Zeros { count: 4, pattern }));
     /// ```
     pub fn of(dtype: Stored, shape: &[usize], bytes: &[u8]) -> Option<Self> {
@@ -97,9 +97,9 @@ fn pattern(
     });
     match tightest {
         Some((m, &n)) if (elements - zeros) as f64 >= FULL * share(n, m) * all => {
-            Some(Pattern::NofM { n, m })
+            Some(Pattern::n_of_m(n, m))
         }
-        _ => Some(Pattern::Unstructured),
+        _ => Some(Pattern::UNSTRUCTURED),
     }
 }
 
@@ -125,6 +125,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::mask::Tile;
 
     fn zeros(columns: usize, values: &[f32]) -> Zeros {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -133,7 +134,7 @@ mod tests {
 
     #[test]
     fn patterns_are_told_apart() {
-        let nofm = |n, m| Some(Pattern::NofM { n, m });
+        let nofm = |n, m| Some(Pattern::n_of_m(n, m));
         let found = |columns, row: &[f32]| {
             let rows: Vec<f32> = (0..8)
                 .flat_map(|i| {
@@ -156,8 +157,8 @@ mod tests {
         assert_eq!(found(1, &row), nofm(13, 16));
         row[15] = 0.0;
         let rows = [row, [1.0; 16]].concat();
-        assert_eq!(zeros(16, &rows), Zeros { count: 4, pattern: Some(Pattern::Unstructured) });
-        assert_eq!(zeros(4, &[0.0; 8]), Zeros { count: 8, pattern: Some(Pattern::Unstructured) });
+        assert_eq!(zeros(16, &rows), Zeros { count: 4, pattern: Some(Pattern::UNSTRUCTURED) });
+        assert_eq!(zeros(4, &[0.0; 8]), Zeros { count: 8, pattern: Some(Pattern::UNSTRUCTURED) });
     }
 
     #[test]
@@ -180,7 +181,7 @@ mod tests {
         ) {
             let found = zeros(columns, &values);
             prop_assert_eq!(found.count, values.iter().filter(|value| **value == 0.0).count());
-            if let Some(Pattern::NofM { n, m }) = found.pattern {
+            if let Some(Tile { n, m }) = found.pattern.and_then(|found| found.tile(columns)) {
                 let kept = |tile: &[f32]| tile.iter().filter(|value| **value != 0.0).count();
                 prop_assert!(values.chunks(m).all(|tile| kept(tile) <= n));
                 prop_assert!(columns % m == 0);

@@ -62,8 +62,7 @@ pub enum Error {
     },
     /// A tile keeps more weights than the pattern allows.
     #[error(
-        "`{name}`: {kept} weights are kept from row {row}, column {column} on: {pattern} allows {}",
-        allowed(pattern)
+        "`{name}`: {kept} weights are kept from row {row}, column {column} on: {pattern} allows {allowed}"
     )]
     Overfull {
         /// The matrix.
@@ -74,6 +73,8 @@ pub enum Error {
         column: usize,
         /// How many weights it keeps.
         kept: usize,
+        /// How many it may keep.
+        allowed: usize,
         /// The pattern.
         pattern: Pattern,
     },
@@ -133,12 +134,5 @@ impl Error {
                 Err(Self::NotANumber { name: name.into(), row: i / columns, column: i % columns })
             }
         }
-    }
-}
-
-fn allowed(pattern: &Pattern) -> usize {
-    match *pattern {
-        Pattern::Unstructured => usize::MAX,
-        Pattern::NofM { n, .. } => n,
     }
 }

@@ -19,6 +19,7 @@ pub use distribution::{Distribution, Histogram};
 pub use error::Error;
 pub use init::{Amount, Init, Initial, InitialMask, weight_norm};
 pub use least_squares::least_squares;
+pub(crate) use pattern::Tile;
 pub use pattern::{ParsePatternError, Pattern};
 pub use rebuild::{Comparison, Scored, rebuild};
 pub use scope::Scope;

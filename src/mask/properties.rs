@@ -3,7 +3,7 @@
 use barber_metric::{Dims, LayerStats};
 use proptest::{collection::vec, prelude::*};
 
-use super::{Comparison, Init, Mask, Pattern, Scope, Scored, rebuild};
+use super::{Comparison, Init, Mask, Pattern, Scope, Scored, Tile, rebuild};
 
 /// A weight matrix of a group: its scores and its mask.
 #[derive(Clone, Debug)]
@@ -24,15 +24,13 @@ fn scores(len: usize) -> impl Strategy<Value = Vec<f32>> {
 }
 
 fn any_pattern() -> impl Strategy<Value = Pattern> {
-    let n_of_m = (2..7usize).prop_flat_map(|m| (1..m).prop_map(move |n| Pattern::NofM { n, m }));
-    prop_oneof![Just(Pattern::Unstructured), n_of_m]
+    let n_of_m = (2..7usize).prop_flat_map(|m| (1..m).prop_map(move |n| Pattern::n_of_m(n, m)));
+    prop_oneof![Just(Pattern::UNSTRUCTURED), n_of_m]
 }
 
 fn tile(pattern: Pattern) -> Option<(usize, usize)> {
-    match pattern {
-        Pattern::Unstructured => None,
-        Pattern::NofM { n, m } => Some((n, m)),
-    }
+    // The tiles of patterns do not depend on the width.
+    pattern.tile(1).map(|Tile { n, m }| (n, m))
 }
 
 /// A matrix whose mask follows the pattern.
@@ -60,7 +58,7 @@ fn group() -> impl Strategy<Value = (Pattern, Vec<Matrix>)> {
 
 /// A group without a pattern.
 fn free_group() -> impl Strategy<Value = Vec<Matrix>> {
-    vec(matrix(Pattern::Unstructured), 1..4)
+    vec(matrix(Pattern::UNSTRUCTURED), 1..4)
 }
 
 fn any_scope() -> impl Strategy<Value = Scope> {
@@ -158,14 +156,14 @@ proptest! {
                 expected[n].set(goes, false);
             }
         }
-        prop_assert_eq!(rebuilt(&group, scope, Pattern::Unstructured, alpha).0, expected);
+        prop_assert_eq!(rebuilt(&group, scope, Pattern::UNSTRUCTURED, alpha).0, expected);
     }
 
     /// The k-th best of what came back scores higher than the k-th worst of what went, and no
     /// weight that stayed pruned scores higher than one that came back.
     #[test]
     fn every_swap_is_for_the_better(group in free_group(), scope in any_scope(), alpha in alpha()) {
-        let (masks, _) = rebuilt(&group, scope, Pattern::Unstructured, alpha);
+        let (masks, _) = rebuilt(&group, scope, Pattern::UNSTRUCTURED, alpha);
         for pool in pools(&group, scope) {
             let of = |before: bool, after: bool| {
                 let mut scores: Vec<f32> = pool
@@ -194,7 +192,7 @@ proptest! {
     #[test]
     fn pools_keep_their_count(group in free_group(), scope in any_scope(), alpha in alpha()) {
         let before: Vec<Mask> = group.iter().map(|matrix| matrix.mask.clone()).collect();
-        let (after, _) = rebuilt(&group, scope, Pattern::Unstructured, alpha);
+        let (after, _) = rebuilt(&group, scope, Pattern::UNSTRUCTURED, alpha);
         for pool in pools(&group, scope) {
             prop_assert_eq!(kept_in(&before, &pool), kept_in(&after, &pool));
         }
@@ -293,13 +291,13 @@ proptest! {
     /// Swaps that are all done leave nothing to swap.
     #[test]
     fn rebuilding_again_changes_nothing(group in free_group(), scope in any_scope()) {
-        let (masks, _) = rebuilt(&group, scope, Pattern::Unstructured, 1.0);
+        let (masks, _) = rebuilt(&group, scope, Pattern::UNSTRUCTURED, 1.0);
         let again: Vec<_> = group
             .into_iter()
             .zip(&masks)
             .map(|(matrix, mask)| Matrix { mask: mask.clone(), ..matrix })
             .collect();
-        prop_assert_eq!(rebuilt(&again, scope, Pattern::Unstructured, 1.0).0, masks);
+        prop_assert_eq!(rebuilt(&again, scope, Pattern::UNSTRUCTURED, 1.0).0, masks);
     }
 
     /// Only the order of the scores counts; times a power of two it is the same exactly.
@@ -348,7 +346,7 @@ proptest! {
 
     #[test]
     fn applying_a_mask_leaves_kept_weights_as_they_are(
-        (mask, bits) in matrix(Pattern::Unstructured).prop_flat_map(|Matrix { mask, .. }| {
+        (mask, bits) in matrix(Pattern::UNSTRUCTURED).prop_flat_map(|Matrix { mask, .. }| {
             let len = mask.dims().len();
             (Just(mask), vec(any::<u32>(), len))
         }),

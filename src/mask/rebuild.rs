@@ -4,9 +4,8 @@
 use rayon::prelude::*;
 
 use super::{
-    Error, Mask, Pattern, Scope,
+    Error, Mask, Pattern, Scope, Tile,
     order::{Lowest, key},
-    pattern::Tile,
     scope::Pool,
 };
 
@@ -49,7 +48,7 @@ pub enum Comparison {
 ///
 /// let mut mask = Mask::from_bools(Dims { rows: 1, columns: 4 }, &[true, true, false, false]);
 /// let mut group = [Scored { name: "q_proj", scores: &[5.0, 1.0, 4.0, 3.0], mask: &mut mask }];
-/// let (scope, pattern) = (Scope::Row, Pattern::Unstructured);
+/// let (scope, pattern) = (Scope::Row, Pattern::UNSTRUCTURED);
 /// assert_eq!(rebuild(&mut group, scope, pattern, 1.0, Comparison::Pools), Ok(vec![1]));
 /// assert_eq!(mask.to_bools(), [true, false, true, false]);
 /// ```
@@ -73,11 +72,13 @@ pub fn rebuild(
         Error::check_length(name, "scores", scores.len(), dims.len())?;
         Error::check_numbers(name, dims.columns, scores)?;
         pattern.check(name, mask)?;
-        tiles.push(pattern.tile(name, dims.columns)?);
+        tiles.push(pattern.tile_of(name, dims.columns)?);
     }
     let dims: Vec<_> = group.iter().map(|matrix| matrix.mask.dims()).collect();
-    if let (Pattern::NofM { m, .. }, Comparison::Tiles) = (pattern, comparison) {
-        return Ok(swap_pairs(group, scope, m, alpha));
+    if comparison == Comparison::Tiles
+        && let Some(tiles) = tiles.iter().copied().collect::<Option<Vec<Tile>>>()
+    {
+        return Ok(swap_pairs(group, scope, &tiles, alpha));
     }
     let pools = scope.pools(&dims);
     let moving: Vec<Moving> = {
@@ -108,12 +109,14 @@ struct Pair {
     gain: f32,
 }
 
-/// Swaps the share `alpha` of the pairs within tiles of `m`; returns the swaps of each matrix.
-fn swap_pairs(group: &mut [Scored<'_>], scope: Scope, m: usize, alpha: f64) -> Vec<usize> {
+/// Swaps the share `alpha` of the pairs within each matrix's tiles; returns the swaps of each matrix.
+fn swap_pairs(group: &mut [Scored<'_>], scope: Scope, tiles: &[Tile], alpha: f64) -> Vec<usize> {
     let mut pairs = Vec::new();
-    for (matrix, Scored { scores, mask, .. }) in group.iter().enumerate() {
+    for (matrix, (Scored { scores, mask, .. }, Tile { m, .. })) in
+        group.iter().zip(tiles).enumerate()
+    {
         let columns = mask.dims().columns;
-        for start in (0..scores.len()).step_by(m) {
+        for start in (0..scores.len()).step_by(*m) {
             let of = |kept: bool| (start..start + m).filter(move |&i| mask.get(i) == kept);
             let (mut grow, mut prune): (Vec<_>, Vec<_>) = (of(false).collect(), of(true).collect());
             grow.sort_unstable_by_key(|&i| (!key(scores[i]), i));
@@ -256,9 +259,9 @@ mod tests {
 
     use super::*;
 
-    const ALL: Pattern = Pattern::Unstructured;
-    const ONE_OF_FOUR: Pattern = Pattern::NofM { n: 1, m: 4 };
-    const TWO_OF_FOUR: Pattern = Pattern::NofM { n: 2, m: 4 };
+    const ALL: Pattern = Pattern::UNSTRUCTURED;
+    const ONE_OF_FOUR: Pattern = Pattern::n_of_m(1, 4);
+    const TWO_OF_FOUR: Pattern = Pattern::n_of_m(2, 4);
 
     fn mask(rows: usize, kept: &[u8]) -> Mask {
         let dims = Dims { rows, columns: kept.len() / rows };
@@ -390,7 +393,7 @@ mod tests {
     fn a_tiles_own_score_may_fall_by_the_swap() {
         // 3 comes back for the 1 of the other tile, and 4 has to go for it.
         let scores = [3.0, 4.0, 1.0, 0.0];
-        let pattern = Pattern::NofM { n: 1, m: 2 };
+        let pattern = Pattern::n_of_m(1, 2);
         assert_eq!(rebuilt(1, &scores, &[0, 1, 1, 0], Scope::Row, pattern, 1.0), [1, 0, 1, 0]);
     }
 
@@ -428,7 +431,7 @@ mod tests {
             (&fine, TWO_OF_FOUR, 1.0, "`k`: its 2 columns are not whole tiles of the pattern 2:4"),
             (
                 &fine,
-                Pattern::NofM { n: 1, m: 2 },
+                Pattern::n_of_m(1, 2),
                 1.0,
                 "`k`: 2 weights are kept from row 0, column 0 on: 1:2 allows 1",
             ),

@@ -14,7 +14,7 @@ use barber_metric::{Dims, LayerStats};
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
-use super::{Error, Mask, Pattern, Scope, pattern::Tile};
+use super::{Error, Mask, Pattern, Scope, Tile};
 
 /// The error of a matrix's output, as the swaps see it.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +89,7 @@ pub fn swap(
         return Err(Error::SwapScope { scope });
     }
     pattern.check(name, mask)?;
-    let tile = pattern.tile(name, columns)?;
+    let tile = pattern.tile_of(name, columns)?;
     if dims.is_empty() {
         return Ok(Swapped::default());
     }
@@ -419,8 +419,8 @@ mod tests {
     use super::*;
     use crate::random::SplitMix64;
 
-    const ALL: Pattern = Pattern::Unstructured;
-    const TWO_OF_FOUR: Pattern = Pattern::NofM { n: 2, m: 4 };
+    const ALL: Pattern = Pattern::UNSTRUCTURED;
+    const TWO_OF_FOUR: Pattern = Pattern::n_of_m(2, 4);
 
     /// A matrix, the inputs that it has seen and what its target differs by.
     struct Case {
@@ -445,9 +445,9 @@ mod tests {
             }
             let (weight, departure) = (noise(dims.len()), noise(rows * tokens));
             let scores = noise(dims.len());
-            let kept = |i: usize| match pattern {
-                Pattern::Unstructured => scores[i] > 0.0,
-                Pattern::NofM { n, m } => {
+            let kept = |i: usize| match pattern.tile(columns) {
+                None => scores[i] > 0.0,
+                Some(Tile { n, m }) => {
                     let higher = |&j: &usize| (scores[j], j) > (scores[i], i);
                     (i / m * m..(i / m + 1) * m).filter(higher).count() < n
                 }

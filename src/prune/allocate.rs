@@ -10,7 +10,7 @@ use crate::{
     checkpoint::Pruned,
     executor::ops::Ops,
     family::Part,
-    mask::{Pattern, weight_norm},
+    mask::weight_norm,
     model::Model,
     plan::{Plan, Rule},
 };
@@ -51,7 +51,7 @@ pub fn allocate<D: Ops>(
 ) -> Result<Vec<f64>, Error> {
     let Allocation { by, spread } = allocation;
     let spread = spread.min(ratio).min(1.0 - ratio);
-    let allocated = |rule: &Rule| rule.pattern == Pattern::Unstructured && rule.ratio == ratio;
+    let allocated = |rule: &Rule| rule.pattern.ratio().is_none() && rule.ratio == ratio;
     let weights: Vec<usize> = (0..plan.layers.len())
         .map(|layer| {
             let matrices = plan.matrices(&model.decoder, layer);

@@ -8,7 +8,7 @@ use figment::{
 };
 
 use super::{
-    Allocate, Calibration, Mask, Model, Pattern, Recipe, RecipeError, Scope, Sparsity,
+    Allocate, Calibration, Mask, Model, Recipe, RecipeError, Scope, Sparsity,
     error::{Fault, Problem, alternatives, segments},
     extends::{EXTENDS, files},
     keys::{key, keys},
@@ -472,11 +472,10 @@ fn remove(value: &mut Value, path: &[String]) -> bool {
 
 /// The ratio that the pattern implies, unless the recipe gives another.
 fn settle_ratio(source: &Source, recipe: &mut Recipe, problems: &mut Vec<Problem>) {
-    let Some(implied) = Sparsity::implied_ratio(recipe.sparsity.pattern) else { return };
+    let Some(implied) = recipe.sparsity.pattern.ratio() else { return };
     let path = ["sparsity".to_owned(), "ratio".to_owned()];
     let given = source.value(&path).is_some();
     if given && (recipe.sparsity.ratio - implied).abs() > 1e-9 {
-        let Pattern::NofM { .. } = recipe.sparsity.pattern else { return };
         let why = format!(
             "{} is not what the pattern {} prunes",
             recipe.sparsity.ratio, recipe.sparsity.pattern
@@ -521,7 +520,7 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         );
     }
     let Sparsity { pattern, allocation, spread, outlier, .. } = recipe.sparsity;
-    if allocation != Allocate::Uniform && pattern != Pattern::Unstructured {
+    if allocation != Allocate::Uniform && pattern.ratio().is_some() {
         let why = format!("the pattern {pattern} has one ratio");
         let problem = Problem::at("sparsity.allocation", Fault::Value(why));
         let problem = problem.help("leave it out, or prune unstructured");

@@ -84,7 +84,7 @@ impl Rules {
                 rule.scope = of.scope.or(rule.scope);
             }
         }
-        rule.ratio = Sparsity::implied_ratio(rule.pattern).unwrap_or(rule.ratio);
+        rule.ratio = rule.pattern.ratio().unwrap_or(rule.ratio);
         Some(rule)
     }
 
@@ -243,8 +243,7 @@ pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         let Some(ratio) = of.ratio else { continue };
         if !(0.0..1.0).contains(&ratio) {
             wrong(".ratio", "is not a share", "it must be at least 0 and below 1");
-        } else if let (Pattern::NofM { .. }, Some(implied)) =
-            (pattern, Sparsity::implied_ratio(pattern))
+        } else if let Some(implied) = pattern.ratio()
             && (ratio - implied).abs() > 1e-9
         {
             let why = format!("the pattern {pattern} prunes {implied}");

@@ -175,8 +175,8 @@ impl Default for Calibration {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sparsity {
-    /// Where zeros may be: `unstructured`, anywhere; `N:M`, such as `2:4`, so that N of every M
-    /// consecutive inputs of a row are kept.
+    /// Where zeros may be.
+    #[schemars(description = Pattern::help_on("Where zeros may be"))]
     pub pattern: Pattern,
     /// The fraction of the weights to prune, at least 0 and below 1. With a pattern N:M it is 1 −
     /// N/M, and can be left out.
@@ -214,22 +214,12 @@ pub enum Allocate {
 impl Default for Sparsity {
     fn default() -> Self {
         Self {
-            pattern: Pattern::Unstructured,
+            pattern: Pattern::UNSTRUCTURED,
             ratio: 0.5,
             allocation: Allocate::Uniform,
             spread: 0.08,
             outlier: 5.0,
             exclude: vec!["lm_head".into()],
-        }
-    }
-}
-
-impl Sparsity {
-    /// The ratio that a pattern implies, if it implies one.
-    pub fn implied_ratio(pattern: Pattern) -> Option<f64> {
-        match pattern {
-            Pattern::Unstructured => None,
-            Pattern::NofM { n, m } => Some(1.0 - n as f64 / m as f64),
         }
     }
 }

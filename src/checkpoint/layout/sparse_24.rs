@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The pattern that can be stored so.
-pub(super) const PATTERN: Pattern = Pattern::NofM { n: 2, m: 4 };
+pub(super) const PATTERN: Pattern = Pattern::n_of_m(2, 4);
 
 /// The tensors of a matrix.
 pub(super) fn parts(dims: Dims, dtype: Dtype) -> Vec<Part> {

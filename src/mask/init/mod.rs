@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 
 use barber_metric::{Dims, LayerStats, Needs};
 
-use super::{Error, Mask, Pattern, Scope, pattern::Tile};
+use super::{Error, Mask, Pattern, Scope, Tile};
 use crate::choice::{Choice, Named};
 use lowest::{Ties, prune_lowest};
 pub use scores::weight_norm;
@@ -127,7 +127,7 @@ impl Matrix<'_> {
             Scope::Group | Scope::Column => return Err(Error::InitialScope { scope }),
         };
         Error::check_numbers(name, dims.columns, scores)?;
-        Ok(Initial::of(match (pattern.tile(name, dims.columns)?, amount) {
+        Ok(Initial::of(match (pattern.tile_of(name, dims.columns)?, amount) {
             (Some(Tile { n, m }), _) => {
                 prune_lowest(dims, scores, m, |_| m.saturating_sub(n), Ties::First)
             }
@@ -201,8 +201,8 @@ mod tests {
 
     /// Those whose scores are in the statistics.
     const RULES: [&str; 4] = ["magnitude", "wanda", "sparsegpt", "none"];
-    const ALL: Pattern = Pattern::Unstructured;
-    const TWO_OF_FOUR: Pattern = Pattern::NofM { n: 2, m: 4 };
+    const ALL: Pattern = Pattern::UNSTRUCTURED;
+    const TWO_OF_FOUR: Pattern = Pattern::n_of_m(2, 4);
 
     fn stats<'a>(weight: &'a [f32], rows: usize, input_square: &'a [f32]) -> LayerStats<'a> {
         LayerStats {

@@ -20,7 +20,7 @@ use super::{
     lowest::{Ties, prune_lowest},
     share,
 };
-use crate::mask::{Error, Mask, Pattern, Scope, pattern::Tile};
+use crate::mask::{Error, Mask, Pattern, Scope, Tile};
 
 pub(super) static SPARSEGPT: InitialMask = InitialMask {
     name: "sparsegpt",
@@ -50,7 +50,7 @@ const WORK: Par = Par::Rayon(NonZeroUsize::new(16).unwrap());
 fn prune(stats: &LayerStats<'_>, pattern: Pattern, ratio: f64) -> Result<Initial, Error> {
     let &LayerStats { name, dims, weight, gram, .. } = stats;
     Error::check_numbers(name, dims.columns, weight)?;
-    let tile = pattern.tile(name, dims.columns)?;
+    let tile = pattern.tile_of(name, dims.columns)?;
     let gram = gram.ok_or_else(|| Error::Missing { name: name.into(), statistic: "gram" })?;
     Error::check_length(name, "numbers of a Gram matrix", gram.len(), dims.columns.pow(2))?;
     if dims.is_empty() {
@@ -329,7 +329,7 @@ mod tests {
         }
         let weight = noise(rows * columns, 5);
         let ratio = 1.0 / columns as f64;
-        let found = prune(&stats(&weight, &gram, rows), Pattern::Unstructured, ratio).unwrap();
+        let found = prune(&stats(&weight, &gram, rows), Pattern::UNSTRUCTURED, ratio).unwrap();
         for i in 0..rows * columns {
             assert_eq!(found.mask.get(i), i % columns != 5);
         }
@@ -343,13 +343,13 @@ mod tests {
         (0..columns).for_each(|j| gram[j * (columns + 1)] = 1.0);
         // Not a Gram matrix, but near enough to one for a larger damping.
         (gram[1], gram[columns]) = (1.15, 1.15);
-        let found = prune(&stats(&weight, &gram, rows), Pattern::Unstructured, 0.5).unwrap();
+        let found = prune(&stats(&weight, &gram, rows), Pattern::UNSTRUCTURED, 0.5).unwrap();
         assert_eq!(found.damping, Some(1.0));
         (gram[1], gram[columns]) = (3.0, 3.0);
-        let error = prune(&stats(&weight, &gram, rows), Pattern::Unstructured, 0.5).unwrap_err();
+        let error = prune(&stats(&weight, &gram, rows), Pattern::UNSTRUCTURED, 0.5).unwrap_err();
         assert!(matches!(error, Error::NotPositiveDefinite { .. }), "{error}");
         gram[0] = f32::NAN;
-        let error = prune(&stats(&weight, &gram, rows), Pattern::Unstructured, 0.5).unwrap_err();
+        let error = prune(&stats(&weight, &gram, rows), Pattern::UNSTRUCTURED, 0.5).unwrap_err();
         assert!(matches!(error, Error::NotPositiveDefinite { .. }), "{error}");
     }
 
@@ -368,7 +368,7 @@ mod tests {
                     *w = 0.0;
                 }
             }
-            let pattern = if tiled { Pattern::NofM { n: 2, m } } else { Pattern::Unstructured };
+            let pattern = if tiled { Pattern::n_of_m(2, m) } else { Pattern::UNSTRUCTURED };
             let found = prune(&stats(&weight, &gram, rows), pattern, ratio).unwrap();
             let values = found.values.unwrap();
             for (i, w) in weight.iter().enumerate() {
@@ -393,7 +393,7 @@ mod tests {
             let mut gram = vec![0.0; columns * columns];
             (0..columns).for_each(|j| gram[j * (columns + 1)] = 1.0 + j as f32);
             let weight = noise(rows * columns, 7);
-            let found = prune(&stats(&weight, &gram, rows), Pattern::Unstructured, ratio).unwrap();
+            let found = prune(&stats(&weight, &gram, rows), Pattern::UNSTRUCTURED, ratio).unwrap();
             prop_assert_eq!(rows * columns - found.mask.kept(), share(ratio, rows * columns));
         }
     }

@@ -63,7 +63,7 @@ fn report(layers: usize, name: &str) -> Report {
         seconds: [("refinement".into(), 68.0), ("evaluation".into(), 3.5)].into(),
         memory: [("refinement".into(), 467_000_000), ("evaluation".into(), 100_000_000)].into(),
         sizes: Sizes {
-            format: Format::SparseBitmask,
+            format: Format::named("sparse-bitmask").unwrap(),
             dense: Size { weight_bytes: 269_000_000, directory_bytes: 271_000_000 },
             output: Size { weight_bytes: 151_000_000, directory_bytes: 153_000_000 },
             pruned_matrices: 7 * layers,

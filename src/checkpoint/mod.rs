@@ -20,7 +20,7 @@ pub use self::{
     digest::{digest, digest_text},
     dtype::Dtype,
     error::Error,
-    layout::Format,
+    layout::{Format, Layout},
     output::{Existing, Output, Written, left_behind},
     pruned::{Masks, Pruned, Saved},
     reader::{Reader, TensorView, parse_header, parse_index},

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Dtype, Error, Format, Pruned, Reader, TensorView,
-    layout::{self, Kind},
+    layout::{self, Content, VALUES},
     owned::Owned,
     partial::Partial,
     place,
@@ -62,8 +62,8 @@ struct Entry<'a> {
     view: TensorView<'a>,
     /// The format that the checkpoint's elements change to.
     to: Option<Dtype>,
-    /// What it tells of a compressed matrix.
-    part: Option<Kind>,
+    /// What it is of a compressed matrix: its name and what makes its bytes.
+    part: Option<(&'static str, Content)>,
 }
 
 impl Output {
@@ -119,7 +119,7 @@ impl Output {
     /// Bytes of the tensors of `model` when they are written in this format, or fewer: how small
     /// compressed matrices get shows when they are pruned.
     pub fn least_bytes(model: &Reader, format: Format, dtype: Option<Dtype>) -> u64 {
-        if format != Format::Dense {
+        if !format.is_dense() {
             return 0;
         }
         let length = |view: TensorView<'_>| {
@@ -238,10 +238,10 @@ impl Output {
             let name = shard.path.file_name().unwrap_or_default();
             names.insert(name.to_owned());
             let path = self.staging.join(name);
-            all.changed += write_shard(&path, shard, entries, format, pruned, &mut written)?;
+            all.changed += write_shard(&path, shard, entries, pruned, &mut written)?;
             for entry in entries {
                 all.weight_bytes += entry.length() as u64;
-                all.compressed += usize::from(entry.part == Some(Kind::Values));
+                all.compressed += usize::from(entry.has_values());
                 files.insert(entry.name.clone(), name.to_string_lossy().into());
             }
         }
@@ -335,12 +335,12 @@ fn config<'a>(
             }
         }
     }
-    if reader.format() != Format::Dense
+    if !reader.format().is_dense()
         && let Some(config) = config.as_object_mut()
     {
         config.shift_remove(layout::KEY);
     }
-    let compressed = entries.filter(|entry| entry.part == Some(Kind::Values));
+    let compressed = entries.filter(|entry| entry.has_values());
     let modules: Vec<_> = compressed.filter_map(|entry| layout::module(entry.view.name)).collect();
     if !modules.is_empty() {
         let zeros: usize = pruned.masks.values().map(|of| of.dims().len() - of.kept()).sum();
@@ -357,7 +357,6 @@ fn write_shard(
     path: &Path,
     shard: &Shard,
     entries: &[Entry<'_>],
-    format: Format,
     pruned: &Pruned,
     written: &mut impl FnMut(u64),
 ) -> Result<usize, Error> {
@@ -368,10 +367,10 @@ fn write_shard(
     file.write_all(&header).map_err(io)?;
     let mut changed = 0;
     for entry in entries {
-        let (bytes, count) = entry.bytes(format, pruned)?;
+        let (bytes, count) = entry.bytes(pruned)?;
         changed += count;
         file.write_all(&bytes).map_err(io)?;
-        if entry.part.is_none_or(|part| part == Kind::Values) {
+        if entry.part.is_none() || entry.has_values() {
             written(entry.view.length() as u64);
         }
     }
@@ -424,10 +423,16 @@ impl<'a> Entry<'a> {
             return vec![Self { name, dtype, shape, view, to, part: None }];
         };
         let entry = |part: layout::Part| {
-            let name = part.kind.tensor(module);
-            Self { name, dtype: part.dtype, shape: part.shape, view, to, part: Some(part.kind) }
+            let layout::Part { name, dtype, shape, content } = part;
+            let tensor = layout::tensor(module, name);
+            Self { name: tensor, dtype, shape, view, to, part: Some((name, content)) }
         };
         parts.into_iter().map(entry).collect()
+    }
+
+    /// Whether it has the values of a compressed matrix.
+    fn has_values(&self) -> bool {
+        self.part.is_some_and(|(name, _)| name == VALUES)
     }
 
     /// How many bytes it has.
@@ -436,17 +441,18 @@ impl<'a> Entry<'a> {
     }
 
     /// Its bytes, and how many of the kept weights in them are not the dense ones.
-    fn bytes(&self, format: Format, pruned: &Pruned) -> Result<(Cow<'a, [u8]>, usize), Error> {
+    fn bytes(&self, pruned: &Pruned) -> Result<(Cow<'a, [u8]>, usize), Error> {
         let mask = pruned.masks.get(self.view.name).zip(Dtype::of(self.view.dtype));
-        let Some((kind, (mask, from))) = self.part.zip(mask) else { return self.dense(pruned) };
-        let mut changed = 0;
-        let size = self.to.unwrap_or(from).size();
-        let content = format.content(kind, mask, size, || {
-            let (dense, count) = self.dense(pruned)?;
-            changed = count;
-            Ok::<_, Error>(dense.into_owned())
-        });
-        Ok((content?.into(), changed))
+        let Some(((_, content), (mask, from))) = self.part.zip(mask) else {
+            return self.dense(pruned);
+        };
+        Ok(match content {
+            Content::Index(bytes) => (bytes(mask).into(), 0),
+            Content::Values(gather) => {
+                let (dense, changed) = self.dense(pruned)?;
+                (gather(mask, &dense, self.to.unwrap_or(from).size()).into(), changed)
+            }
+        })
     }
 
     /// The bytes of the whole tensor, with zeros where it is pruned.

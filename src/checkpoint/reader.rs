@@ -21,7 +21,7 @@ use serde_json::Value;
 use super::{
     Dtype, Error, check_inside,
     foreign::no_checkpoint,
-    layout::{self, Compressed, Format, Kind},
+    layout::{self, Compressed, Format, Packing, SHAPE, VALUES},
 };
 use crate::{
     files, find,
@@ -47,7 +47,14 @@ enum Place {
     /// In a shard.
     Stored(usize),
     /// A matrix, in several tensors of shards.
-    Compressed { shape: [usize; 2], dtype: Dtype, values: Span, bitmask: Span, stored: usize },
+    Compressed {
+        packing: &'static Packing,
+        shape: [usize; 2],
+        dtype: Dtype,
+        values: Span,
+        index: Span,
+        stored: usize,
+    },
 }
 
 /// A tensor's bytes: the shard, and the offsets in its data.
@@ -313,8 +320,8 @@ impl Reader {
         } else {
             return Err(no_checkpoint(dir));
         }
-        if layout::declared(&reader.config).is_some() {
-            reader.find_compressed()?;
+        if let Some(packing) = layout::declared(&reader.config).and_then(Format::packing) {
+            reader.find_compressed(packing)?;
         }
         Ok(reader)
     }
@@ -356,14 +363,14 @@ impl Reader {
     }
 
     /// Puts every compressed matrix in the place of the tensors that it is stored as.
-    fn find_compressed(&mut self) -> Result<(), Error> {
-        let suffix = Kind::Bitmask.tensor("");
+    fn find_compressed(&mut self, packing: &'static Packing) -> Result<(), Error> {
+        let suffix = layout::tensor("", packing.index);
         let modules = self.tensors.keys().filter_map(|name| name.strip_suffix(&suffix));
         for module in modules.map(str::to_owned).collect::<Vec<_>>() {
             let name = layout::matrix(&module);
-            let place = self.compressed(&module, &name)?;
-            for kind in Kind::ALL {
-                self.tensors.remove(&kind.tensor(&module));
+            let place = self.compressed(packing, &module, &name)?;
+            for part in packing.tensors {
+                self.tensors.remove(&layout::tensor(&module, part));
             }
             if self.tensors.insert(name.clone(), place).is_some() {
                 return Err(Error::compressed(&self.dir, &name, "it is there as a dense one, too"));
@@ -373,25 +380,30 @@ impl Reader {
     }
 
     /// Where a compressed matrix is, and what it is.
-    fn compressed(&self, module: &str, name: &str) -> Result<Place, Error> {
-        let find = |kind: Kind| {
-            let part = kind.tensor(module);
+    fn compressed(
+        &self,
+        packing: &'static Packing,
+        module: &str,
+        name: &str,
+    ) -> Result<Place, Error> {
+        let find = |part: &str| {
+            let part = layout::tensor(module, part);
             let Some(Place::Stored(shard)) = self.tensors.get(&part) else { return None };
             self.shards[*shard].header.info(&part).map(|info| (*shard, info))
         };
-        let part = |kind: Kind| {
-            let missing = || format!("there is no `{}`", kind.tensor(module));
-            find(kind).ok_or_else(|| Error::compressed(&self.dir, name, missing()))
+        let part = |part: &str| {
+            let missing = || format!("there is no `{}`", layout::tensor(module, part));
+            find(part).ok_or_else(|| Error::compressed(&self.dir, name, missing()))
         };
-        let (in_shard, shape) = part(Kind::Shape)?;
+        let (in_shard, shape) = part(SHAPE)?;
         let shape = layout::shape(shape.dtype, self.shards[in_shard].bytes(shape.data_offsets));
-        let (in_shard, values) = part(Kind::Values)?;
+        let (in_shard, values) = part(VALUES)?;
         let path = &self.shards[in_shard].path;
         let shape = shape.ok_or_else(|| {
             Error::compressed(
                 path,
                 name,
-                format!("`{}` is no shape of a matrix", Kind::Shape.tensor(module)),
+                format!("`{}` is no shape of a matrix", layout::tensor(module, SHAPE)),
             )
         })?;
         let dtype = Dtype::of(values.dtype).ok_or_else(|| {
@@ -399,11 +411,11 @@ impl Reader {
             Error::Dtype { path: path.clone(), name: name.into(), dtype }
         })?;
         let values = Span(in_shard, values.data_offsets);
-        let (in_shard, bitmask) = part(Kind::Bitmask)?;
-        let bitmask = Span(in_shard, bitmask.data_offsets);
-        let parts = Kind::ALL.into_iter().filter_map(find);
+        let (in_shard, index) = part(packing.index)?;
+        let index = Span(in_shard, index.data_offsets);
+        let parts = packing.tensors.iter().filter_map(|part| find(part));
         let stored = parts.map(|(_, info)| info.data_offsets.1 - info.data_offsets.0).sum();
-        Ok(Place::Compressed { shape, dtype, values, bitmask, stored })
+        Ok(Place::Compressed { packing, shape, dtype, values, index, stored })
     }
 
     /// The directory.
@@ -487,16 +499,17 @@ impl Reader {
                 let file = &self.shards[*shard].path;
                 TensorView::dense(name, info.dtype, &info.shape, file, bytes)
             }
-            Place::Compressed { shape, dtype, values, bitmask, stored } => TensorView {
+            Place::Compressed { packing, shape, dtype, values, index, stored } => TensorView {
                 name,
                 dtype: dtype.stored(),
                 shape,
                 file: &self.shards[values.0].path,
                 stored: *stored,
                 data: Data::Compressed(Compressed {
+                    packing,
                     dims: Dims { rows: shape[0], columns: shape[1] },
                     size: dtype.size(),
-                    bitmask: bytes(*bitmask),
+                    index: bytes(*index),
                     values: bytes(*values),
                 }),
             },

@@ -11,8 +11,8 @@ use crate::{
     run::{Converted, convert},
 };
 
-/// Writes a checkpoint whose matrices are compressed, in the format `sparse-bitmask` or
-/// `sparse-24-bitmask`, with every matrix dense, as all loaders read it. Every weight keeps its bits.
+/// Writes a checkpoint whose matrices are compressed, in any layout of `output.format`, with every
+/// matrix dense, as all loaders read it. Every weight keeps its bits.
 /// Of a result of `barber prune` the files are compared with their digests first, and the report and
 /// the card say how it is stored then.
 #[derive(clap::Args)]
@@ -24,7 +24,7 @@ pub(super) struct Arguments {
     /// The checkpoint, a directory.
     dir: PathBuf,
     /// The format to write.
-    #[arg(long, value_parser = PossibleValuesParser::new([Format::Dense.name()]))]
+    #[arg(long, value_parser = PossibleValuesParser::new([Format::default().name]))]
     format: String,
     /// The directory to write; left out, the checkpoint's name with `-dense`, beside it.
     #[arg(long, value_name = "DIR")]

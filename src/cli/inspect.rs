@@ -16,7 +16,7 @@ use super::{
     show,
 };
 use crate::{
-    checkpoint::{Format, Reader, Zeros},
+    checkpoint::{Reader, Zeros},
     hub::locate,
     run::{Steps, Watch},
 };
@@ -74,8 +74,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         return Ok(());
     }
     let compressed = match reader.format() {
-        Format::Dense => String::new(),
-        format => format!(", {}, of {}", format.name(), size(dense)),
+        format if format.is_dense() => String::new(),
+        format => format!(", {format}, of {}", size(dense)),
     };
     let what = format!(
         "{}: {}{} tensors, {} in {files} {}{compressed}",

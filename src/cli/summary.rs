@@ -6,7 +6,6 @@ use bytesize::ByteSize;
 
 use super::{columns::labelled, gains::gains};
 use crate::{
-    checkpoint::Format,
     prune::GroupReport,
     report::{Kind, OutputError, Report, Sizes},
 };
@@ -73,8 +72,7 @@ impl fmt::Display for Summary<'_> {
         let Sizes { format, dense, output, pruned_matrices, compressed_matrices } = &report.sizes;
         let [output, dense] = [output, dense].map(|size| bytes(size.weight_bytes));
         let mut size = format!("{output} of weights; the dense model has {dense}");
-        if *format != Format::Dense {
-            let format = format.name();
+        if !format.is_dense() {
             size += &format!(" ({format}: {compressed_matrices} of {pruned_matrices} matrices)");
         }
         writeln!(f, "\n{}", labelled("size", &size))?;

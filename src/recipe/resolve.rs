@@ -527,10 +527,10 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         problems.push(problem.against("sparsity.pattern"));
     }
     let format = recipe.output.format;
-    if let Some(stored) = format.pattern().filter(|stored| *stored != pattern) {
-        let name = format.name();
+    if let Some(stored) = format.pattern.filter(|stored| *stored != pattern) {
         let help = format!("prune with sparsity.pattern = \"{stored}\", or write another format");
-        let why = format!("{name} stores the pattern {stored}, and sparsity.pattern is {pattern}");
+        let why =
+            format!("{format} stores the pattern {stored}, and sparsity.pattern is {pattern}");
         let problem = Problem::at("output.format", Fault::Value(why)).help(help);
         problems.push(problem.against("sparsity.pattern"));
     }

@@ -334,10 +334,8 @@ pub struct Output {
     /// The directory to write; pruning needs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// How pruned matrices are stored: `dense`, with their zeros; `sparse-bitmask`, the kept weights
-    /// and a bit for each; `sparse-24-bitmask`, the same for the pattern 2:4. The latter two are
-    /// layouts of compressed-tensors.
-    #[serde(deserialize_with = "word")]
+    /// How pruned matrices are stored.
+    #[schemars(description = Format::help_on("How pruned matrices are stored"))]
     pub format: Format,
     /// How weights are stored: `f32`, `f16` or `bf16`. Left out: as in the dense checkpoint.
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]

@@ -34,7 +34,7 @@ impl Card<'_> {
     /// Whether matrices are compressed, and how.
     fn format(&self) -> Format {
         match self.report.sizes.compressed_matrices {
-            0 => Format::Dense,
+            0 => Format::default(),
             _ => self.report.sizes.format,
         }
     }
@@ -48,7 +48,7 @@ impl Card<'_> {
         write!(f, "{}", self.dense)?;
         writeln!(f, "library_name: transformers\npipeline_tag: text-generation")?;
         writeln!(f, "tags:\n- pruned\n- sparse\n- llm-barber")?;
-        if self.format() != Format::Dense {
+        if !self.format().is_dense() {
             writeln!(f, "- compressed-tensors")?;
         }
         writeln!(f, "---\n")
@@ -119,7 +119,7 @@ impl Card<'_> {
         writeln!(
             f,
             "- Weights: {output} MB, stored as `{}`; the dense model's, {dense} MB",
-            self.format().name()
+            self.format()
         )
     }
 
@@ -177,11 +177,7 @@ impl Card<'_> {
 
     fn loading(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "\n## How to load it\n")?;
-        f.write_str(match self.format() {
-            Format::Dense => include_str!("card/dense.md"),
-            Format::SparseBitmask => include_str!("card/sparse-bitmask.md"),
-            Format::Sparse24Bitmask => include_str!("card/sparse-24-bitmask.md"),
-        })
+        f.write_str(self.format().loading)
     }
 
     fn recipe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -32,18 +32,19 @@ pub fn convert(
     watch: &dyn Watch,
 ) -> Result<Converted, Error> {
     let reader = Reader::open(dir)?;
-    if reader.format() == Format::Dense {
+    if reader.format().is_dense() {
         return Err(Error::NotCompressed(dir.to_owned()));
     }
     let result = match dir.join(report::JSON).exists() {
         true => Some(result(dir)?),
         false => None,
     };
-    let bytes = Output::least_bytes(&reader, Format::Dense, None);
+    let format = Format::default();
+    let bytes = Output::least_bytes(&reader, format, None);
     let output = Output::create(target, Existing { force, resume: false }, &reader, [], bytes)?;
     let bar = watch.bar("writing", Steps::Bytes(bytes));
     let dense = Pruned::default();
-    let written = output.write(&reader, Format::Dense, None, &dense, |bytes| bar.inc(bytes))?;
+    let written = output.write(&reader, format, None, &dense, |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
     match result {
         Some((recipe, report)) => record(recipe, report, written, &reader, &output)?,
@@ -71,16 +72,16 @@ fn record(
     reader: &Reader,
     output: &Output,
 ) -> Result<(), Error> {
-    recipe.output.format = Format::Dense;
+    recipe.output.format = Format::default();
     recipe.output.path = Some(output.target().to_owned());
     report.output = output.target().to_owned();
-    report.sizes.format = Format::Dense;
+    report.sizes.format = Format::default();
     report.sizes.compressed_matrices = 0;
     report.sizes.output =
         Size { weight_bytes: written.weight_bytes, directory_bytes: written.directory_bytes };
     let format = report.recipe.iter_mut().filter(|setting| setting.key == "output.format");
     format.for_each(|setting| {
-        setting.value = format!("\"{}\"", Format::Dense.name());
+        setting.value = format!("\"{}\"", Format::default());
         setting.source = "barber convert".into();
     });
     let card = report::card(&recipe, &report, reader.path());

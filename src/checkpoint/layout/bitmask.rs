@@ -6,7 +6,31 @@ use std::borrow::Cow;
 use barber_metric::Dims;
 use rayon::prelude::*;
 
-use crate::mask::Mask;
+use super::{Content, Packing, Part, SHAPE, VALUES};
+use crate::{checkpoint::Dtype, mask::Mask};
+
+/// The name of a bitmask's tensor.
+const BITMASK: &str = "bitmask";
+/// The name of the tensor that says how many values come before those of each row.
+pub(super) const OFFSETS: &str = "row_offsets";
+
+/// How compressed-tensors packs a matrix with a bitmask, by the tensors that it is stored as.
+pub(super) const fn packing(parts: fn(&Mask, Dtype) -> Vec<Part>) -> Packing {
+    Packing {
+        readers: "compressed-tensors 0.9 to 0.14 read it, with transformers 4; later versions load \
+                  random weights in place of its pruned matrices, and want `dense`",
+        tensors: &[SHAPE, OFFSETS, VALUES, BITMASK],
+        index: BITMASK,
+        parts,
+        dense: |dims, size, bitmask, values| Bitmask::read(dims, bitmask)?.scatter(values, size),
+    }
+}
+
+/// The bitmask's tensor of a matrix of this shape.
+pub(super) fn part(rows: usize, columns: usize, bytes: fn(&Mask) -> Vec<u8>) -> Part {
+    let shape = vec![rows, width(columns)];
+    Part { name: BITMASK, dtype: safetensors::Dtype::U8, shape, content: Content::Index(bytes) }
+}
 
 /// The bitmask of a matrix.
 pub(super) struct Bitmask<'a> {
@@ -15,7 +39,7 @@ pub(super) struct Bitmask<'a> {
 }
 
 /// Bytes of a row.
-pub(super) const fn width(columns: usize) -> usize {
+const fn width(columns: usize) -> usize {
     columns.div_ceil(8)
 }
 

@@ -1,75 +1,103 @@
-//! How the pruned matrices of a checkpoint are stored: dense, or in a layout of
-//! [compressed-tensors](https://github.com/vllm-project/compressed-tensors). There a matrix
-//! `M.weight` is several tensors `M.…`: its shape, the values that it keeps, and a bitmask that says
-//! where they are.
+//! How the pruned matrices of a checkpoint are stored: one file for each layout, and one table of all.
+//! A compressed matrix `M.weight` is several tensors `M.…`, among them its shape, the values that it
+//! keeps, and an index that says where they are; so it is in
+//! [compressed-tensors](https://github.com/vllm-project/compressed-tensors).
 
 mod bitmask;
+mod dense;
 mod section;
 mod sparse_24;
 mod sparse_bitmask;
 
-use barber_metric::Dims;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use std::sync::LazyLock;
 
-use self::bitmask::Bitmask;
+use barber_metric::Dims;
+
 pub(super) use self::section::{KEY, declared, section};
 use super::Dtype;
-use crate::mask::{Mask, Pattern};
+use crate::{
+    choice::{Choice, Named},
+    mask::{Mask, Pattern},
+};
+
+/// Every layout.
+static ALL: [&Layout; 3] = [&dense::DENSE, &sparse_bitmask::SPARSE_BITMASK, &sparse_24::SPARSE_24];
 
 /// How the pruned matrices of a checkpoint are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Format {
-    /// With their zeros, as any matrix.
-    #[default]
-    #[serde(rename = "dense")]
-    Dense,
-    /// The kept values and a bitmask, for any mask.
-    #[serde(rename = "sparse-bitmask")]
-    SparseBitmask,
-    /// Two values of every four and a bitmask, for masks of the pattern 2:4.
-    #[serde(rename = "sparse-24-bitmask")]
-    Sparse24Bitmask,
+pub struct Layout {
+    /// What recipes and `config.json` call it.
+    pub name: &'static str,
+    /// What it stores.
+    pub help: &'static str,
+    /// The one pattern that it stores, if not any.
+    pub pattern: Option<Pattern>,
+    /// How to load such a checkpoint: the Markdown of its card.
+    pub loading: &'static str,
+    /// How matrices are compressed, if they are.
+    packing: Option<Packing>,
 }
 
-/// What a tensor tells of a compressed matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// How many rows and columns it has.
-    Shape,
-    /// How many values come before those of each row.
-    RowOffsets,
-    /// The values that are stored, row-major.
-    Values,
-    /// Where they are.
-    Bitmask,
+/// The choice of a layout. The default is the dense one.
+pub type Format = Choice<Layout>;
+
+/// How matrices are compressed.
+#[derive(Debug)]
+pub(super) struct Packing {
+    /// Which programs read it, after its name.
+    readers: &'static str,
+    /// The names of the tensors that a matrix may be stored as, after that of its module.
+    pub(super) tensors: &'static [&'static str],
+    /// The one of them that says where the values are.
+    pub(super) index: &'static str,
+    /// The tensors of a matrix.
+    parts: fn(&Mask, Dtype) -> Vec<Part>,
+    /// The dense matrix of this shape, with elements of so many bytes, from its index and its values;
+    /// or what is wrong with them.
+    dense: fn(Dims, usize, &[u8], &[u8]) -> Result<Vec<u8>, String>,
 }
 
-impl Kind {
-    /// All of them.
-    pub(super) const ALL: [Self; 4] = [Self::Shape, Self::RowOffsets, Self::Values, Self::Bitmask];
-
-    /// The name of the tensor that tells it of a module's matrix.
-    pub(super) fn tensor(self, module: &str) -> String {
-        let suffix = match self {
-            Self::Shape => "shape",
-            Self::RowOffsets => "row_offsets",
-            Self::Values => "compressed",
-            Self::Bitmask => "bitmask",
-        };
-        format!("{module}.{suffix}")
-    }
-}
+/// The name of the tensor with a matrix's numbers of rows and columns.
+pub(super) const SHAPE: &str = "shape";
+/// The name of the tensor with the values that are stored, row-major.
+pub(super) const VALUES: &str = "compressed";
 
 /// One of the tensors that a compressed matrix is stored as.
-#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Part {
-    /// What it tells.
-    pub(super) kind: Kind,
+    /// Its name, after that of the module.
+    pub(super) name: &'static str,
     /// Its format.
     pub(super) dtype: safetensors::Dtype,
     /// Its shape.
     pub(super) shape: Vec<usize>,
+    /// Its bytes.
+    pub(super) content: Content,
+}
+
+/// What makes the bytes of a tensor of a compressed matrix.
+#[derive(Clone, Copy)]
+pub(super) enum Content {
+    /// The mask alone.
+    Index(fn(&Mask) -> Vec<u8>),
+    /// The mask, and the bytes of the dense matrix, with elements of so many bytes.
+    Values(fn(&Mask, &[u8], usize) -> Vec<u8>),
+}
+
+impl Part {
+    /// The tensor with a matrix's numbers of rows and columns, itself of this shape.
+    fn shape(shape: Vec<usize>) -> Self {
+        let content = Content::Index(|mask| integers(&[mask.dims().rows, mask.dims().columns]));
+        Self { name: SHAPE, dtype: safetensors::Dtype::I64, shape, content }
+    }
+
+    /// The tensor with the values that are stored.
+    fn values(dtype: Dtype, shape: Vec<usize>, gather: fn(&Mask, &[u8], usize) -> Vec<u8>) -> Self {
+        Self { name: VALUES, dtype: dtype.stored(), shape, content: Content::Values(gather) }
+    }
+}
+
+/// The name of a tensor of a module.
+pub(super) fn tensor(module: &str, name: &str) -> String {
+    format!("{module}.{name}")
 }
 
 /// The module of a matrix, with which the names of its tensors begin.
@@ -92,75 +120,62 @@ pub(super) fn shape(dtype: safetensors::Dtype, bytes: &[u8]) -> Option<[usize; 2
     }
 }
 
+impl Default for Format {
+    fn default() -> Self {
+        Self(&dense::DENSE)
+    }
+}
+
+impl Named for Layout {
+    const SET: &str = "Format";
+
+    fn all() -> &'static [&'static Self] {
+        &ALL
+    }
+
+    fn names() -> &'static [&'static str] {
+        static NAMES: LazyLock<Vec<&str>> = LazyLock::new(|| ALL.map(|of| of.name).into());
+        &NAMES
+    }
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn help(&self) -> &'static str {
+        self.help
+    }
+}
+
 impl Format {
-    /// What recipes and `config.json` call it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Dense => "dense",
-            Self::SparseBitmask => "sparse-bitmask",
-            Self::Sparse24Bitmask => "sparse-24-bitmask",
-        }
+    /// How matrices are compressed, if they are.
+    pub(super) fn packing(self) -> Option<&'static Packing> {
+        self.0.packing.as_ref()
+    }
+}
+
+impl Layout {
+    /// Whether all matrices stay dense.
+    pub fn is_dense(&self) -> bool {
+        self.packing.is_none()
     }
 
     /// What to know before anything but Barber loads it, if there is something.
-    pub fn readers(self) -> Option<String> {
-        (self != Self::Dense).then(|| {
-            format!(
-                "{}: compressed-tensors 0.9 to 0.14 read it, with transformers 4; later versions load \
-                 random weights in place of its pruned matrices, and want `dense`",
-                self.name()
-            )
-        })
-    }
-
-    /// The one pattern that it stores, if not any.
-    pub const fn pattern(self) -> Option<Pattern> {
-        match self {
-            Self::Dense | Self::SparseBitmask => None,
-            Self::Sparse24Bitmask => Some(sparse_24::PATTERN),
-        }
+    pub fn readers(&self) -> Option<String> {
+        self.packing.as_ref().map(|packing| format!("{}: {}", self.name, packing.readers))
     }
 
     /// The tensors that the matrix `name` is stored as. `None`, and it stays dense, where its mask
-    /// has not the format's pattern or where they would take no less room.
-    pub(super) fn parts(self, name: &str, mask: &Mask, dtype: Dtype) -> Option<Vec<Part>> {
+    /// has not the layout's pattern or where they would take no less room.
+    pub(super) fn parts(&self, name: &str, mask: &Mask, dtype: Dtype) -> Option<Vec<Part>> {
         module(name)?;
-        let dims = mask.dims();
-        let parts = match self {
-            Self::Dense => return None,
-            Self::SparseBitmask => sparse_bitmask::parts(dims, mask.kept(), dtype),
-            Self::Sparse24Bitmask => {
-                sparse_24::PATTERN.check(name, mask).ok()?;
-                sparse_24::parts(dims, dtype)
-            }
-        };
+        let packing = self.packing.as_ref()?;
+        if let Some(pattern) = self.pattern {
+            pattern.check(name, mask).ok()?;
+        }
+        let parts = (packing.parts)(mask, dtype);
         let compressed: usize = parts.iter().map(|part| length(part.dtype, &part.shape)).sum();
-        (compressed < dims.len() * dtype.size()).then_some(parts)
-    }
-
-    /// The bytes of one of these tensors; `dense` gives those of the matrix, whose elements have
-    /// `size` bytes.
-    ///
-    /// # Errors
-    /// What `dense` says.
-    pub(super) fn content<E>(
-        self,
-        kind: Kind,
-        mask: &Mask,
-        size: usize,
-        dense: impl FnOnce() -> Result<Vec<u8>, E>,
-    ) -> Result<Vec<u8>, E> {
-        let Dims { rows, columns } = mask.dims();
-        let bitmask = || match self {
-            Self::Sparse24Bitmask => Bitmask::of(&sparse_24::filled(mask)),
-            Self::Dense | Self::SparseBitmask => Bitmask::of(mask),
-        };
-        Ok(match kind {
-            Kind::Shape => integers(&[rows, columns]),
-            Kind::RowOffsets => integers(&bitmask().offsets()[..rows]),
-            Kind::Values => bitmask().gather(&dense()?, size),
-            Kind::Bitmask => bitmask().into_bytes(),
-        })
+        (compressed < mask.dims().len() * dtype.size()).then_some(parts)
     }
 }
 
@@ -174,13 +189,14 @@ fn integers(numbers: &[usize]) -> Vec<u8> {
     numbers.iter().flat_map(|&number| (number as i64).to_le_bytes()).collect()
 }
 
-/// A compressed matrix as it is stored, in either layout.
+/// A compressed matrix as it is stored.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Compressed<'a> {
+    pub(super) packing: &'static Packing,
     pub(super) dims: Dims,
     /// Bytes of an element.
     pub(super) size: usize,
-    pub(super) bitmask: &'a [u8],
+    pub(super) index: &'a [u8],
     pub(super) values: &'a [u8],
 }
 
@@ -188,15 +204,15 @@ impl Compressed<'_> {
     /// The dense matrix.
     ///
     /// # Errors
-    /// If bitmask and values do not belong together.
+    /// If index and values do not belong together.
     pub(super) fn dense(&self) -> Result<Vec<u8>, String> {
-        Bitmask::read(self.dims, self.bitmask)?.scatter(self.values, self.size)
+        (self.packing.dense)(self.dims, self.size, self.index, self.values)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{convert::Infallible, path::Path};
+    use std::path::Path;
 
     use proptest::prelude::*;
     use safetensors::SafeTensors;
@@ -231,43 +247,52 @@ mod tests {
         bytes
     }
 
-    /// The parts of a matrix, whether or not they take less room.
-    fn parts(format: Format, mask: &Mask, dtype: Dtype) -> Vec<Part> {
-        match format {
-            Format::Sparse24Bitmask => sparse_24::parts(mask.dims(), dtype),
-            _ => sparse_bitmask::parts(mask.dims(), mask.kept(), dtype),
-        }
+    fn format(name: &str) -> Format {
+        Format::named(name).unwrap()
     }
 
-    fn content(format: Format, kind: Kind, mask: &Mask, dense: &[u8], size: usize) -> Vec<u8> {
-        format.content(kind, mask, size, || Ok::<_, Infallible>(dense.to_vec())).unwrap()
+    fn packing(name: &str) -> &'static Packing {
+        format(name).packing().unwrap()
+    }
+
+    impl Part {
+        fn bytes(&self, mask: &Mask, dense: &[u8], size: usize) -> Vec<u8> {
+            match self.content {
+                Content::Index(bytes) => bytes(mask),
+                Content::Values(gather) => gather(mask, dense, size),
+            }
+        }
     }
 
     /// That a matrix comes back to the bit, and its parts have the sizes that they were to have.
-    fn comes_back(format: Format, mask: &Mask, dtype: Dtype, bytes: Vec<u8>) {
-        let size = dtype.size();
+    fn comes_back(name: &str, mask: &Mask, dtype: Dtype, bytes: Vec<u8>) {
+        let (size, packing) = (dtype.size(), packing(name));
         let dense = masked(mask, size, bytes);
-        let content = |kind| content(format, kind, mask, &dense, size);
-        for part in parts(format, mask, dtype) {
-            let bytes = content(part.kind);
-            assert_eq!(length(part.dtype, &part.shape), bytes.len(), "{part:?}");
-        }
+        let parts = (packing.parts)(mask, dtype);
+        let content = |name: &str| {
+            let part = parts.iter().find(|part| part.name == name).unwrap();
+            let bytes = part.bytes(mask, &dense, size);
+            assert_eq!(length(part.dtype, &part.shape), bytes.len(), "{name}");
+            bytes
+        };
+        assert!(parts.iter().all(|part| packing.tensors.contains(&part.name)));
         let Dims { rows, columns } = mask.dims();
-        assert_eq!(shape(safetensors::Dtype::I64, &content(Kind::Shape)), Some([rows, columns]));
-        let (bitmask, values) = (content(Kind::Bitmask), content(Kind::Values));
-        let stored = Compressed { dims: mask.dims(), size, bitmask: &bitmask, values: &values };
+        assert_eq!(shape(safetensors::Dtype::I64, &content(SHAPE)), Some([rows, columns]));
+        let (index, values) = (content(packing.index), content(VALUES));
+        let stored =
+            Compressed { packing, dims: mask.dims(), size, index: &index, values: &values };
         assert_eq!(stored.dense(), Ok(dense));
     }
 
     proptest! {
         #[test]
         fn any_mask_comes_back((mask, dtype, bytes) in matrices(None)) {
-            comes_back(Format::SparseBitmask, &mask, dtype, bytes);
+            comes_back("sparse-bitmask", &mask, dtype, bytes);
         }
 
         #[test]
-        fn two_of_four_come_back((mask, dtype, bytes) in matrices(Some(sparse_24::PATTERN))) {
-            comes_back(Format::Sparse24Bitmask, &mask, dtype, bytes);
+        fn two_of_four_come_back((mask, dtype, bytes) in matrices(format("sparse-24-bitmask").pattern)) {
+            comes_back("sparse-24-bitmask", &mask, dtype, bytes);
         }
 
         #[test]
@@ -283,7 +308,8 @@ mod tests {
             } else {
                 Dims { rows, columns }
             };
-            let of = Compressed { dims, size: 2, bitmask: &bitmask, values: &values };
+            let packing = packing("sparse-bitmask");
+            let of = Compressed { packing, dims, size: 2, index: &bitmask, values: &values };
             if let Ok(dense) = of.dense() {
                 prop_assert_eq!(dense.len(), dims.len() * 2);
             }
@@ -304,18 +330,18 @@ mod tests {
             let weights: Vec<&[u8]> = dense.data().chunks_exact(dtype.size()).collect();
             let zero = |weight: &[u8]| weight.iter().all(|byte| *byte == 0);
             let mask = Mask::from_fn(Dims { rows, columns }, |i| !zero(weights[i]));
-            for format in [Format::SparseBitmask, Format::Sparse24Bitmask] {
-                let module = format!("{name}.{}", format.name());
-                let of = |kind: Kind| tensors.tensor(&kind.tensor(&module));
-                if of(Kind::Shape).is_err() {
+            for format in Format::all().filter(|format| !format.is_dense()) {
+                let module = format!("{name}.{format}");
+                let of = |name: &str| tensors.tensor(&tensor(&module, name));
+                if of(SHAPE).is_err() {
                     continue;
                 }
-                for part in parts(format, &mask, dtype) {
-                    let theirs = of(part.kind).unwrap();
-                    assert_eq!(theirs.dtype(), part.dtype, "{name} {part:?}");
-                    assert_eq!(theirs.shape(), part.shape, "{name} {part:?}");
-                    let bytes = content(format, part.kind, &mask, dense.data(), dtype.size());
-                    assert_eq!(theirs.data(), bytes, "{name} {part:?}");
+                for part in (packing(format.name).parts)(&mask, dtype) {
+                    let (theirs, place) = (of(part.name).unwrap(), (name, part.name));
+                    assert_eq!(theirs.dtype(), part.dtype, "{place:?}");
+                    assert_eq!(theirs.shape(), part.shape, "{place:?}");
+                    let bytes = part.bytes(&mask, dense.data(), dtype.size());
+                    assert_eq!(theirs.data(), bytes, "{place:?}");
                     compared += 1;
                 }
             }
@@ -327,15 +353,16 @@ mod tests {
     fn what_takes_no_less_room_stays_dense() {
         let dims = Dims { rows: 16, columns: 64 };
         let kept = |share: usize| Mask::from_fn(dims, |i| i % 100 < share);
-        let stored = |format: Format, mask: &Mask| format.parts("q.weight", mask, Dtype::Bf16);
-        assert!(stored(Format::SparseBitmask, &kept(50)).is_some());
-        assert_eq!(stored(Format::SparseBitmask, &kept(95)), None);
-        assert_eq!(stored(Format::Sparse24Bitmask, &kept(50)), None);
+        let stored =
+            |name: &str, mask: &Mask| format(name).parts("q.weight", mask, Dtype::Bf16).is_some();
+        assert!(stored("sparse-bitmask", &kept(50)));
+        assert!(!stored("sparse-bitmask", &kept(95)));
+        assert!(!stored("sparse-24-bitmask", &kept(50)));
         let tiles = Mask::from_fn(dims, |i| i % 2 == 1);
-        assert!(stored(Format::Sparse24Bitmask, &tiles).is_some());
-        assert_eq!(stored(Format::Dense, &tiles), None);
-        assert_eq!(Format::SparseBitmask.parts("q.kernel", &tiles, Dtype::Bf16), None);
+        assert!(stored("sparse-24-bitmask", &tiles));
+        assert!(!stored("dense", &tiles));
+        assert!(format("sparse-bitmask").parts("q.kernel", &tiles, Dtype::Bf16).is_none());
         let tiny = Mask::from_fn(Dims { rows: 1, columns: 4 }, |i| i < 2);
-        assert_eq!(stored(Format::Sparse24Bitmask, &tiny), None);
+        assert!(!stored("sparse-24-bitmask", &tiny));
     }
 }

@@ -2,30 +2,40 @@
 //! which can be cut by rows and by columns.
 
 use barber_metric::Dims;
-use safetensors::Dtype::{I64, U8};
 
-use super::{Kind, Part, bitmask::width};
+use super::{
+    Layout, Part,
+    bitmask::{self, Bitmask},
+};
 use crate::{
     checkpoint::Dtype,
     mask::{Mask, Pattern},
 };
 
-/// The pattern that can be stored so.
-pub(super) const PATTERN: Pattern = Pattern::n_of_m(2, 4);
+pub(super) static SPARSE_24: Layout = Layout {
+    name: "sparse-24-bitmask",
+    help: "two of every four weights and a bit for each weight, a layout of compressed-tensors for \
+           the pattern 2:4",
+    pattern: Some(Pattern::n_of_m(2, 4)),
+    loading: include_str!("sparse_24.md"),
+    packing: Some(bitmask::packing(parts)),
+};
 
 /// The tensors of a matrix.
-pub(super) fn parts(dims: Dims, dtype: Dtype) -> Vec<Part> {
-    let Dims { rows, columns } = dims;
+pub(super) fn parts(mask: &Mask, dtype: Dtype) -> Vec<Part> {
+    let Dims { rows, columns } = mask.dims();
     vec![
-        Part { kind: Kind::Shape, dtype: I64, shape: vec![2, 1] },
-        Part { kind: Kind::Values, dtype: dtype.stored(), shape: vec![rows, columns / 2] },
-        Part { kind: Kind::Bitmask, dtype: U8, shape: vec![rows, width(columns)] },
+        Part::shape(vec![2, 1]),
+        Part::values(dtype, vec![rows, columns / 2], |mask, dense, size| {
+            Bitmask::of(&filled(mask)).gather(dense, size)
+        }),
+        bitmask::part(rows, columns, |mask| Bitmask::of(&filled(mask)).into_bytes()),
     ]
 }
 
 /// The mask with two weights in every tile: where it keeps fewer, the first pruned ones are stored
 /// as the zeros that they are.
-pub(super) fn filled(mask: &Mask) -> Mask {
+fn filled(mask: &Mask) -> Mask {
     let mut filled = mask.clone();
     for start in (0..mask.dims().len()).step_by(4) {
         let tile = start..start + 4;

@@ -2,13 +2,10 @@
 
 use maud::{Markup, html};
 
-use crate::{
-    checkpoint::Format,
-    report::{
-        Report,
-        figure::{bytes, duration, operations, times},
-        table::{bar, table, text},
-    },
+use crate::report::{
+    Report,
+    figure::{bytes, duration, operations, times},
+    table::{bar, table, text},
 };
 
 pub(super) fn body(report: &Report) -> Markup {
@@ -63,10 +60,8 @@ fn size(report: &Report) -> Markup {
     let row = |name: &str, of: u64| {
         vec![text(name), bar(&bytes(of), share(of)), text(times(of as f64 / dense as f64))]
     };
-    let stored = match report.sizes.format {
-        Format::Dense => "pruned".into(),
-        format => format!("pruned, {}", format.name()),
-    };
+    let format = report.sizes.format;
+    let stored = if format.is_dense() { "pruned".into() } else { format!("pruned, {format}") };
     let rows = [row("dense", dense), row(&stored, pruned)];
     html! { div { (table("Weights on disk", &["checkpoint", "size", "× dense"], rows)) } }
 }

@@ -1,6 +1,6 @@
 //! What a recipe does, in words.
 
-use super::{Init, Recipe, Stage};
+use super::{Recipe, Stage};
 use crate::prune::stage::Described;
 
 /// The metrics of a pipeline.

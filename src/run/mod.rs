@@ -58,7 +58,6 @@ use crate::{
         ops::{Ops, Products},
     },
     journal::{self, Identity},
-    mask::Scope,
     model::Model,
     plan::Plan,
     prune::{

@@ -14,7 +14,6 @@ use super::{Described, Error, Event, Run, Stage, Wrong};
 use crate::{
     buffer::recycle,
     checkpoint::Dtype,
-    word::word,
     estimate::Tally,
     executor::{Loss, ops::Ops},
     mask::{self, Comparison, Distribution, Mask, Scope, Scored},
@@ -24,6 +23,7 @@ use crate::{
         group::{Grouped, Ran},
         pipeline,
     },
+    word::word,
 };
 
 /// LLM-Barber's rebuild, and its keys.

@@ -1,12 +1,7 @@
 //! A choice from a closed set: one of a table of values that have names. What a program or a recipe
 //! can choose, and the words for it, are the table's; adding to the set is a line of its table.
 
-use std::{
-    borrow::Cow,
-    fmt,
-    hash::{Hash, Hasher},
-    ops::Deref,
-};
+use std::{borrow::Cow, fmt, ops::Deref};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -76,12 +71,6 @@ impl<T: Named> PartialEq for Choice<T> {
 
 impl<T: Named> Eq for Choice<T> {}
 
-impl<T: Named> Hash for Choice<T> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.name().hash(state);
-    }
-}
-
 impl<T: Named> fmt::Display for Choice<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
@@ -113,7 +102,13 @@ impl<T: Named> JsonSchema for Choice<T> {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let each = |value: &&T| json!({ "const": value.name(), "description": value.help() });
+        let sentence = |help: &str| {
+            let mut chars = help.chars();
+            chars.next().into_iter().flat_map(char::to_uppercase).chain(chars).collect::<String>()
+                + "."
+        };
+        let each =
+            |value: &&T| json!({ "const": value.name(), "description": sentence(value.help()) });
         let all: Vec<Value> = T::all().iter().map(each).collect();
         json_schema!({ "oneOf": all })
     }

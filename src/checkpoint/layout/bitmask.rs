@@ -22,7 +22,7 @@ pub(super) const fn packing(parts: fn(&Mask, Dtype) -> Vec<Part>) -> Packing {
         tensors: &[SHAPE, OFFSETS, VALUES, BITMASK],
         index: BITMASK,
         parts,
-        dense: |dims, size, bitmask, values| Bitmask::read(dims, bitmask)?.scatter(values, size),
+        dense: |of| Bitmask::read(of.dims, of.index)?.scatter(of.values, of.size),
     }
 }
 

@@ -51,9 +51,8 @@ pub(super) struct Packing {
     pub(super) index: &'static str,
     /// The tensors of a matrix.
     parts: fn(&Mask, Dtype) -> Vec<Part>,
-    /// The dense matrix of this shape, with elements of so many bytes, from its index and its values;
-    /// or what is wrong with them.
-    dense: fn(Dims, usize, &[u8], &[u8]) -> Result<Vec<u8>, String>,
+    /// The dense matrix, or why index and values do not belong together.
+    dense: fn(&Compressed<'_>) -> Result<Vec<u8>, String>,
 }
 
 /// The name of the tensor with a matrix's numbers of rows and columns.
@@ -206,7 +205,7 @@ impl Compressed<'_> {
     /// # Errors
     /// If index and values do not belong together.
     pub(super) fn dense(&self) -> Result<Vec<u8>, String> {
-        (self.packing.dense)(self.dims, self.size, self.index, self.values)
+        (self.packing.dense)(self)
     }
 }
 

@@ -6,12 +6,7 @@
 mod n_of_m;
 mod unstructured;
 
-use std::{
-    borrow::Cow,
-    fmt,
-    hash::{Hash, Hasher},
-    str::FromStr,
-};
+use std::{borrow::Cow, fmt, str::FromStr};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -21,6 +16,9 @@ use super::{Error, Mask};
 
 /// Every kind of pattern.
 static ALL: [&Kind; 2] = [&unstructured::UNSTRUCTURED, &n_of_m::N_OF_M];
+
+/// The numbers in a pattern's name, or what is wrong with the name.
+type Numbers = Result<[usize; 2], ParsePatternError>;
 
 /// A kind of pattern.
 struct Kind {
@@ -33,7 +31,7 @@ struct Kind {
     /// What the others look like.
     regex: Option<&'static str>,
     /// The numbers in a pattern's name; `None` where the text is not of this kind.
-    read: fn(&str) -> Option<Result<[usize; 2], ParsePatternError>>,
+    read: fn(&str) -> Option<Numbers>,
     /// The name, from the numbers.
     write: fn([usize; 2], &mut fmt::Formatter<'_>) -> fmt::Result,
     /// The tile of rows of so many columns, if there is one.
@@ -145,12 +143,6 @@ impl PartialEq for Pattern {
 }
 
 impl Eq for Pattern {}
-
-impl Hash for Pattern {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.kind.form, self.numbers).hash(state);
-    }
-}
 
 impl JsonSchema for Pattern {
     fn schema_name() -> Cow<'static, str> {

@@ -1,6 +1,6 @@
 //! `N:M`: N of every M consecutive inputs of a row are kept, 0 < N < M.
 
-use super::{Kind, ParsePatternError, Tile};
+use super::{Kind, Numbers, ParsePatternError, Tile};
 
 pub(super) static N_OF_M: Kind = Kind {
     form: "N:M, such as `2:4`",
@@ -13,7 +13,7 @@ pub(super) static N_OF_M: Kind = Kind {
     ratio: |[n, m]| Some(1.0 - n as f64 / m as f64),
 };
 
-fn read(text: &str, (n, m): (&str, &str)) -> Result<[usize; 2], ParsePatternError> {
+fn read(text: &str, (n, m): (&str, &str)) -> Numbers {
     let number = |part: &str| {
         // `parse` would allow a sign.
         let digits = part.bytes().all(|byte| byte.is_ascii_digit());

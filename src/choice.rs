@@ -1,22 +1,22 @@
 //! A choice from a closed set: one of a table of values that have names. What a program or a recipe
 //! can choose, and the words for it, are the table's; adding to the set is a line of its table.
 
-use std::{borrow::Cow, fmt, ops::Deref};
+use std::{borrow::Cow, fmt, ops::Deref, sync::OnceLock};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, IntoDeserializer},
+};
 use serde_json::{Value, json};
 
 /// A value of a table.
-pub trait Named: 'static {
+pub trait Named: Sized + 'static {
     /// What the set is called, such as `Init`.
     const SET: &str;
 
-    /// The table, in the order in which its names are listed.
-    fn all() -> &'static [&'static Self];
-
-    /// The names of all values.
-    fn names() -> &'static [&'static str];
+    /// The table of all values.
+    fn table() -> &'static Table<Self>;
 
     /// The value's name.
     fn name(&self) -> &'static str;
@@ -25,13 +25,30 @@ pub trait Named: 'static {
     fn help(&self) -> &'static str;
 }
 
+/// Values, in the order in which their names are listed.
+pub struct Table<T: 'static> {
+    values: &'static [&'static T],
+    names: OnceLock<Vec<&'static str>>,
+}
+
+impl<T: Named> Table<T> {
+    pub(crate) const fn new(values: &'static [&'static T]) -> Self {
+        Self { values, names: OnceLock::new() }
+    }
+
+    /// The names of all values.
+    fn names(&self) -> &[&'static str] {
+        self.names.get_or_init(|| self.values.iter().map(|value| value.name()).collect())
+    }
+}
+
 /// One of a table's values. A recipe, a report or a schema has its name.
 pub struct Choice<T: 'static>(pub(crate) &'static T);
 
 impl<T: Named> Choice<T> {
     /// All choices.
     pub fn all() -> impl Iterator<Item = Self> {
-        T::all().iter().map(|value| Self(value))
+        T::table().values.iter().map(|value| Self(value))
     }
 
     /// The one of this name.
@@ -42,7 +59,7 @@ impl<T: Named> Choice<T> {
     /// A line of help: what the choice decides, and what each of the values is.
     pub(crate) fn help_on(decides: &str) -> String {
         let each: Vec<String> =
-            T::all().iter().map(|value| format!("`{}`, {}", value.name(), value.help())).collect();
+            Self::all().map(|value| format!("`{value}`, {}", value.help())).collect();
         format!("{decides}: {}.", each.join("; "))
     }
 }
@@ -92,7 +109,7 @@ impl<T: Named> Serialize for Choice<T> {
 impl<'de, T: Named> Deserialize<'de> for Choice<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        Self::named(&name).ok_or_else(|| de::Error::unknown_variant(&name, T::names()))
+        Self::named(&name).ok_or_else(|| de::Error::unknown_variant(&name, T::table().names()))
     }
 }
 
@@ -102,14 +119,32 @@ impl<T: Named> JsonSchema for Choice<T> {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let sentence = |help: &str| {
-            let mut chars = help.chars();
-            chars.next().into_iter().flat_map(char::to_uppercase).chain(chars).collect::<String>()
-                + "."
-        };
         let each =
-            |value: &&T| json!({ "const": value.name(), "description": sentence(value.help()) });
-        let all: Vec<Value> = T::all().iter().map(each).collect();
+            |value: Self| json!({ "const": value.name(), "description": sentence(value.help()) });
+        let all: Vec<Value> = Self::all().map(each).collect();
         json_schema!({ "oneOf": all })
     }
+}
+
+/// A value's help as a sentence of its own.
+pub(crate) fn sentence(help: &str) -> String {
+    let mut chars = help.chars();
+    let first = chars.next().into_iter().flat_map(char::to_uppercase);
+    first.chain(chars).chain(['.']).collect()
+}
+
+/// Reads a variant by its name, and by nothing else: figment would take its number too.
+pub(crate) fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    T::deserialize(String::deserialize(deserializer)?.into_deserializer())
+}
+
+/// Reads a variant of a key that may be left out.
+pub(crate) fn optional_word<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    word(deserializer).map(Some)
 }

@@ -53,7 +53,6 @@ pub mod report;
 pub mod run;
 mod simd;
 pub mod version;
-mod word;
 
 /// The Rust of the pages, as doctests.
 #[cfg(doctest)]

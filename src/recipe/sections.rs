@@ -18,10 +18,10 @@ use super::{
     Dtype, Format, Init, Pattern, Prompts, Refine, Scope, Selection, Stage, Text, preset, schema,
 };
 use crate::{
+    choice::{optional_word, word},
     executor::Device,
     hub::is_name,
     prune::{Allocation, By, Side},
-    word::{optional_word, word},
 };
 
 /// The most that a number of samples, tokens, segments or questions may be.

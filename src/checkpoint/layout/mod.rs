@@ -9,19 +9,18 @@ mod section;
 mod sparse_24;
 mod sparse_bitmask;
 
-use std::sync::LazyLock;
-
 use barber_metric::Dims;
 
 pub(super) use self::section::{KEY, declared, section};
 use super::Dtype;
 use crate::{
-    choice::{Choice, Named},
+    choice::{Choice, Named, Table},
     mask::{Mask, Pattern},
 };
 
 /// Every layout.
-static ALL: [&Layout; 3] = [&dense::DENSE, &sparse_bitmask::SPARSE_BITMASK, &sparse_24::SPARSE_24];
+static ALL: Table<Layout> =
+    Table::new(&[&dense::DENSE, &sparse_bitmask::SPARSE_BITMASK, &sparse_24::SPARSE_24]);
 
 /// How the pruned matrices of a checkpoint are stored.
 pub struct Layout {
@@ -128,13 +127,8 @@ impl Default for Format {
 impl Named for Layout {
     const SET: &str = "Format";
 
-    fn all() -> &'static [&'static Self] {
+    fn table() -> &'static Table<Self> {
         &ALL
-    }
-
-    fn names() -> &'static [&'static str] {
-        static NAMES: LazyLock<Vec<&str>> = LazyLock::new(|| ALL.map(|of| of.name).into());
-        &NAMES
     }
 
     fn name(&self) -> &'static str {

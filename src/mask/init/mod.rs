@@ -6,18 +6,21 @@ mod scores;
 mod sparsegpt;
 mod zeros;
 
-use std::sync::LazyLock;
-
 use barber_metric::{Dims, LayerStats, Needs};
 
 use super::{Error, Mask, Pattern, Scope, Tile};
-use crate::choice::{Choice, Named};
+use crate::choice::{Choice, Named, Table};
 use lowest::{Ties, prune_lowest};
 pub use scores::weight_norm;
 
 /// Every initial mask.
-static ALL: [&InitialMask; 5] =
-    [&scores::MAGNITUDE, &scores::WANDA, &sparsegpt::SPARSEGPT, &scores::METRIC, &zeros::NONE];
+static ALL: Table<InitialMask> = Table::new(&[
+    &scores::MAGNITUDE,
+    &scores::WANDA,
+    &sparsegpt::SPARSEGPT,
+    &scores::METRIC,
+    &zeros::NONE,
+]);
 
 /// Which weights of a matrix are pruned before the masks are refined.
 pub struct InitialMask {
@@ -49,13 +52,8 @@ impl Default for Init {
 impl Named for InitialMask {
     const SET: &str = "Init";
 
-    fn all() -> &'static [&'static Self] {
+    fn table() -> &'static Table<Self> {
         &ALL
-    }
-
-    fn names() -> &'static [&'static str] {
-        static NAMES: LazyLock<Vec<&str>> = LazyLock::new(|| ALL.map(|of| of.name).into());
-        &NAMES
     }
 
     fn name(&self) -> &'static str {

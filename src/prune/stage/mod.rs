@@ -5,7 +5,11 @@ mod rebuild;
 mod reconstruct;
 mod swap;
 
-use std::{collections::BTreeSet, ops::Deref};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Deref,
+    sync::LazyLock,
+};
 
 use figment::value::Value;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -21,7 +25,7 @@ use super::{
     Error, Event,
     group::{Grouped, Ran},
 };
-use crate::{estimate::Tally, executor::ops::Ops, mask::Scope};
+use crate::{choice::sentence, estimate::Tally, executor::ops::Ops, mask::Scope};
 
 /// What a recipe, `barber check` and the forecast ask of a stage.
 pub trait Stage {
@@ -168,10 +172,17 @@ stages! {
 }
 
 /// The stages that have a key.
-pub(crate) fn with_key(key: &str) -> Vec<&'static str> {
-    let generator = &mut SchemaGenerator::default();
-    let known = KINDS.iter().filter(|kind| kind.keys(generator).contains_key(key));
-    known.map(|kind| kind.name).collect()
+pub(crate) fn with_key(key: &str) -> &'static [&'static str] {
+    static STAGES: LazyLock<BTreeMap<String, Vec<&str>>> = LazyLock::new(|| {
+        let mut stages = BTreeMap::<String, Vec<&str>>::new();
+        for kind in KINDS {
+            for (key, _) in kind.keys(&mut SchemaGenerator::default()) {
+                stages.entry(key).or_default().push(kind.name);
+            }
+        }
+        stages
+    });
+    STAGES.get(key).map_or(&[], Vec::as_slice)
 }
 
 impl Kind {
@@ -197,6 +208,7 @@ impl JsonSchema for Refine {
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let helps: Vec<String> =
             KINDS.iter().map(|kind| format!("`{}`, {}", kind.name, kind.help)).collect();
+        let sentences: Vec<String> = KINDS.iter().map(|kind| sentence(kind.help)).collect();
         let mut properties = Map::new();
         properties.insert(
             "use".into(),
@@ -204,7 +216,7 @@ impl JsonSchema for Refine {
                 "type": "string",
                 "enum": NAMES,
                 "description": format!("What the stage does: {}.", helps.join("; ")),
-                "x-taplo": { "docs": { "enumValues": KINDS.iter().map(|kind| kind.help).collect::<Vec<_>>() } },
+                "x-taplo": { "docs": { "enumValues": sentences } },
             }),
         );
         let mut seen = BTreeSet::new();

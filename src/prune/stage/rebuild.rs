@@ -1,7 +1,7 @@
 //! LLM-Barber's rebuild as a stage (arXiv 2408.10631): gradients of the group's output error give
 //! scores, and weights change places by them.
 
-use std::{borrow::Cow, fmt, iter::zip};
+use std::{fmt, iter::zip};
 
 use barber_metric::LayerStats;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -9,11 +9,13 @@ use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{self, Unexpected, Visitor},
 };
+use serde_json::json;
 
 use super::{Described, Error, Event, Run, Stage, Wrong};
 use crate::{
     buffer::recycle,
     checkpoint::Dtype,
+    choice::word,
     estimate::Tally,
     executor::{Loss, ops::Ops},
     mask::{self, Comparison, Distribution, Mask, Scope, Scored},
@@ -23,7 +25,6 @@ use crate::{
         group::{Grouped, Ran},
         pipeline,
     },
-    word::word,
 };
 
 /// LLM-Barber's rebuild, and its keys.
@@ -38,6 +39,7 @@ pub struct Rebuild {
     /// 0 to 1; or `auto`, the fraction that lowers the group's output error most. The paper has 0.1,
     /// and 0.01 for Wanda's mask on models of 7 billion weights. Where a scope has fewer than
     /// 1/alpha worthwhile swaps, none is made: the rows of small models need 0.1.
+    #[schemars(schema_with = "alpha")]
     pub alpha: Alpha,
     /// Where gradients are taken, at the `dense` weights, as the paper does, or at the `sparse`
     /// ones.
@@ -48,6 +50,7 @@ pub struct Rebuild {
     /// soon as a round does not lower the error.
     // More than one are guarded. The masks alone decide the error, which falls from round to round,
     // so that no masks come twice: any number of rounds ends.
+    #[schemars(schema_with = "rounds")]
     pub rounds: Rounds,
     /// Whether kept weights that the initial mask's rule changed (`sparsegpt`) stay as it left them.
     /// Otherwise every kept weight is the dense one.
@@ -116,34 +119,16 @@ impl Serialize for Rounds {
     }
 }
 
-impl JsonSchema for Alpha {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Alpha".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let number = serde_json::json!({ "type": "number", "minimum": 0, "maximum": 1 });
-        json_schema!({ "anyOf": [number, { "const": Self::AUTO }] })
-    }
+/// The schema of α.
+fn alpha(_: &mut SchemaGenerator) -> Schema {
+    let number = json!({ "type": "number", "minimum": 0, "maximum": 1 });
+    json_schema!({ "anyOf": [number, { "const": Alpha::AUTO }] })
 }
 
-impl JsonSchema for Rounds {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Rounds".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let number = serde_json::json!({ "type": "integer", "minimum": 1 });
-        json_schema!({ "anyOf": [number, { "const": Self::CONVERGED }] })
-    }
+/// The schema of a number of rounds.
+fn rounds(_: &mut SchemaGenerator) -> Schema {
+    let number = json!({ "type": "integer", "minimum": 1 });
+    json_schema!({ "anyOf": [number, { "const": Rounds::CONVERGED }] })
 }
 
 /// A number or one word.

@@ -11,11 +11,11 @@ use super::{
     swap::{each_matrix, gram, shift, wrong_shrinkage},
 };
 use crate::{
+    choice::word,
     estimate::Tally,
     executor::ops::Ops,
     mask::{self, Mask, OutputError},
     prune::group::{Grouped, Ran},
-    word::word,
 };
 
 /// The reconstruction, and how it finds values.

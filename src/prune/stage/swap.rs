@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{Described, Error, Event, Run, Stage, Wrong};
 use crate::{
+    choice::word,
     estimate::Tally,
     executor::{Statistics, ops::Ops},
     mask::{self, Distribution, OutputError, Scope},
     plan::Member,
     prune::group::{Grouped, Ran},
-    word::word,
 };
 
 /// Exact swaps, and their keys.

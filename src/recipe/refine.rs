@@ -5,7 +5,7 @@ use figment::value::{Dict, Value};
 
 use super::{
     error::{Fault, Problem, alternatives, segments},
-    resolve::{read_all, typed},
+    resolve::{read_all, shown, typed},
 };
 use crate::prune::stage::{self, KINDS, Kind, NAMES, Wrong};
 
@@ -14,19 +14,27 @@ pub(super) fn check(recipe: &mut Value) -> Vec<Problem> {
     let mut problems = Vec::new();
     let Value::Dict(_, recipe) = recipe else { return problems };
     let Some(Value::Array(_, stages)) = recipe.get_mut("refine") else { return problems };
-    let mut i = 0;
+    let mut places = 0..;
     stages.retain_mut(|stage| {
-        let Value::Dict(_, keys) = stage else { return true };
-        let path = format!("refine.{i}");
-        i += 1;
-        match kind(keys, &path) {
-            Ok(kind) => problems.extend(check_keys(kind, keys, &path)),
+        let path = format!("refine.{}", places.next().unwrap_or_default());
+        let found = match stage {
+            Value::Dict(_, keys) => kind(keys, &path).map(|kind| check_keys(kind, keys, &path)),
+            other => {
+                let expected = "a table".to_owned();
+                let fault = Fault::Type { found: shown(&other.to_actual()), expected };
+                Err(Problem::at(&path, fault).help("a stage is a table: `{ use = \"swap\" }`"))
+            }
+        };
+        match found {
+            Ok(found) => {
+                problems.extend(found);
+                true
+            }
             Err(problem) => {
                 problems.push(problem);
-                return false;
+                false
             }
         }
-        true
     });
     problems
 }

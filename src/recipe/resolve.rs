@@ -420,7 +420,6 @@ fn kind(expected: String) -> String {
         "a sequence" => "an array",
         "a map" => "a table",
         expected if expected.starts_with("struct ") => "a table",
-        expected if expected.starts_with("internally tagged enum ") => "a table",
         "path string" => "a path",
         _ => return expected,
     }
@@ -776,6 +775,9 @@ mod tests {
             ("streams.blend = -0.1", "streams.blend", "dense"),
             ("refine = [{ use = 'swp' }]", "refine.0.use", "`swap`"),
             ("refine = [{ limit = 3 }]", "refine.0.use", "`rebuild`"),
+            ("refine = [{ use = 'swap' }, 'swap']", "refine.1", "table"),
+            ("refine = ['swap', { use = 'rebuild', alpha = 2 }]", "refine.1.alpha", "to 1"),
+            ("refine = [{ use = 'swp' }, 3]", "refine.1", "table"),
             ("refine = [{ use = 'rebuild', scope = 'colum' }]", "refine.0.scope", "`column`"),
             ("refine = [{ use = 'rebuild', alpha = 1.01 }]", "refine.0.alpha", "to 1"),
             ("refine = [{ use = 'rebuild', alpha = 'atuo' }]", "refine.0.alpha", "auto"),

@@ -54,8 +54,8 @@ pub enum Error {
     Executor {
         /// While doing what.
         what: String,
-        /// What it says.
-        problem: String,
+        /// Why.
+        problem: executor::Error,
     },
 }
 
@@ -67,8 +67,15 @@ impl From<executor::Error> for Error {
 
 impl Error {
     /// Says what the executor was doing when it failed.
-    pub fn executor<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> Self {
-        move |problem| Self::Executor { what: what.to_string(), problem: problem.to_string() }
+    pub fn executor(what: impl std::fmt::Display) -> impl FnOnce(executor::Error) -> Self {
+        move |problem| Self::Executor { what: what.to_string(), problem }
+    }
+
+    /// Says what the device was doing when it failed.
+    pub(crate) fn device<E: std::fmt::Display>(
+        what: impl std::fmt::Display,
+    ) -> impl FnOnce(E) -> Self {
+        move |problem| Self::executor(what)(executor::Error::device(problem))
     }
 }
 
@@ -251,7 +258,7 @@ impl<'a, D: Ops> Model<'a, D> {
         let read = |name: &String| self.read(name, &[norm.width]);
         let hold = |values| {
             let vector = self.executor.device.hold(values, (1, norm.width));
-            vector.map_err(Error::executor("norm"))
+            vector.map_err(Error::device("norm"))
         };
         let mut weight = match &norm.weight {
             Some(name) => read(name)?,
@@ -297,7 +304,7 @@ impl<'a, D: Ops> Model<'a, D> {
         let dims = (linear.dims.rows, linear.dims.columns);
         let weight = Weight::new(&self.executor.device, &values, dims, bias);
         recycle(values);
-        weight.map_err(Error::executor(&linear.weight))
+        weight.map_err(Error::device(&linear.weight))
     }
 
     /// The hidden states before the first layer: the embeddings of each sample's tokens. The last
@@ -373,7 +380,7 @@ impl<'a, D: Ops> Model<'a, D> {
             let projected =
                 projected.and_then(|x| D::linear(x, project, InputGradient::Skipped, None));
             let projected = projected.and_then(|x| x.on_host());
-            states = projected.map_err(Error::executor(&embedding.weight))?;
+            states = projected.map_err(Error::device(&embedding.weight))?;
         }
         if let Some(learned) = &embedding.positions {
             let rows = positions.of_rows();

@@ -8,7 +8,7 @@ use barber_metric::Needs;
 use dfdx::tensor::Cpu;
 use llm_barber::{
     checkpoint::{Pruned, Reader},
-    executor::{PartWeights, ops::Weight},
+    executor::{Outputs, PartWeights, Pass, Probe, Targets, ops::Weight},
     family::Part,
     mask::Mask,
     model::Model,
@@ -33,12 +33,14 @@ fn gradients_across_parts_are_those_of_finite_differences() {
         let stream = model.embed(&[(0..12).collect()], 0).unwrap();
         let members = [vec![0, 1], vec![0, 1]];
         let needs = Needs::SQUARED_GRADIENT;
-        let target = executor.outputs(&sparse, &stream).unwrap();
-        let mut targets = executor.outputs(&sparse, &stream).unwrap();
-        let measured =
-            executor.measure(&dense, &stream, &mut targets, &members, needs, None).unwrap();
+        let run = |pass: Pass<'_, Cpu>| executor.run(pass).unwrap();
+        let kept = Pass { outputs: Outputs::Kept, ..Pass::new(&sparse, &stream) };
+        let target = run(kept).outputs;
+        let targets = || Targets::Outputs(&target);
+        let probe = Some(Probe::new(&members, needs));
+        let measured = run(Pass { targets: targets(), probe, ..Pass::new(&dense, &stream) });
         let loss = |parts: &[PartWeights<Cpu>]| {
-            executor.loss(parts, &stream, &target).unwrap().calibration
+            run(Pass { targets: targets(), ..Pass::new(parts, &stream) }).loss.calibration
         };
         assert!((loss(&dense) / measured.loss.calibration - 1.0).abs() < 1e-5);
         for (part, members) in members.iter().enumerate() {

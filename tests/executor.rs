@@ -14,6 +14,7 @@ use llm_barber::{
     model::Model,
     plan::{Plan, Rule},
     prune::{Alpha, Event, Rebuild, Refine, Refinement, Sampled, Side, Start, refine, start},
+    run::ScratchDir,
 };
 use util::{barber, calibration_samples, flat, recipe, tensors};
 
@@ -68,7 +69,7 @@ fn masks(name: &str, init: &str, storage: Storage, passes: usize) -> (Masks, Vec
 }
 
 fn storage(dtype: Dtype, memory: u64) -> Storage {
-    Storage::new(dtype, memory, std::env::temp_dir())
+    Storage::new(dtype, memory, ScratchDir::new(std::env::temp_dir()))
 }
 
 #[test]

@@ -7,7 +7,7 @@ use barber_metric::Needs;
 use dfdx::tensor::Cpu;
 use llm_barber::{
     checkpoint::{Pruned, Reader},
-    executor::{PartWeights, Statistics},
+    executor::{Outputs, PartWeights, Pass, Probe, Statistics, Targets},
     family::Part,
     mask::Mask,
     model::Model,
@@ -44,11 +44,16 @@ impl<'a> Tiny<'a> {
     fn sums(&self, samples: &[Vec<u32>]) -> Vec<Vec<f64>> {
         let executor = &self.model.executor;
         let stream = self.model.embed(samples, 0).unwrap();
-        let mut targets = executor.outputs(&self.sparse, &stream).unwrap();
+        let kept = Pass { outputs: Outputs::Kept, ..Pass::new(&self.sparse, &stream) };
+        let targets = executor.run(kept).unwrap().outputs;
         let members = [(0..self.dense[0].linears.len()).collect()];
         let needs = Needs::INPUT_SQUARE.or(Needs::GRAM).or(Needs::SQUARED_GRADIENT);
-        let measured =
-            executor.measure(&self.dense, &stream, &mut targets, &members, needs, None).unwrap();
+        let measured = executor.run(Pass {
+            targets: Targets::Replaced(targets),
+            probe: Some(Probe::new(&members, needs)),
+            ..Pass::new(&self.dense, &stream)
+        });
+        let measured = measured.unwrap();
         let lists = |statistics: &Statistics| {
             let shared = [&statistics.input_square, &statistics.gram];
             let shared = shared.map(|values| values.as_ref().unwrap().to_vec());

@@ -35,7 +35,7 @@ impl<'a, D: Ops> Head<'a, D> {
             model,
             norm: decoder.final_norm.as_ref().map(|norm| model.norm(norm)).transpose()?,
             project: project.map(|linear| model.linear(linear)).transpose()?,
-            weight: weight.map_err(Error::executor(&decoder.head))?,
+            weight: weight.map_err(Error::device(&decoder.head))?,
         })
     }
 
@@ -68,6 +68,6 @@ impl<'a, D: Ops> Head<'a, D> {
             }
             Ok(())
         };
-        run().map_err(|e: D::Err| Error::executor("output head")(e))
+        run().map_err(|e: D::Err| Error::device("output head")(e))
     }
 }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     checkpoint::Pruned,
-    executor::{Stream, ops::Ops},
+    executor::{Pass, Stream, ops::Ops},
     family::Part,
     model::{Error, Model},
     number::or_nan,
@@ -157,7 +157,7 @@ pub(super) fn hidden<D: Ops>(
             let weights = model.part(layer, part, pruned)?;
             model
                 .executor
-                .advance(&weights, &mut stream)
+                .run(Pass::advancing(std::slice::from_ref(&weights), &mut stream))
                 .map_err(Error::executor(format!("layer {layer}, {part:?}")))?;
         }
         layer_done((layer + 1) as f64 / layers as f64);

@@ -4,8 +4,9 @@
 use std::ops::Range;
 
 use super::{
-    Batch, Error, PartWeights,
+    Error, PartWeights,
     ops::{Matrix, Ops},
+    stream::Batch,
 };
 use crate::family::Part;
 
@@ -56,15 +57,18 @@ impl<D: Ops> Batch<D> {
         Err(self.error("input", name, place))
     }
 
-    /// That the hidden states that a part leaves are finite.
+    /// That the hidden states that parts leave are finite.
     pub(super) fn check_states(
         &self,
-        part: &PartWeights<D>,
+        parts: &[PartWeights<D>],
         states: &Matrix<D>,
     ) -> Result<(), Error> {
         match find(states).map_err(Error::device)? {
             None => Ok(()),
-            Some(place) => Err(self.error("output", part.names.last(), place)),
+            Some(place) => {
+                let name = parts.last().and_then(|part| part.names.last());
+                Err(self.error("output", name, place))
+            }
         }
     }
 

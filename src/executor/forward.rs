@@ -6,6 +6,7 @@ use dfdx::tensor::Tape;
 
 use super::{
     Positions,
+    activation_cache::KnownOutputs,
     ops::{Heads, InputGradient, Matrix, Norm, Ops, Weight},
 };
 use crate::family::{Activation, Attention, Part};
@@ -81,52 +82,48 @@ impl<D: Ops> PartWeights<D> {
     }
 }
 
-/// What is shown the inputs and outputs of linear layers, and may know the latter.
-pub trait Watch<D: Ops> {
+/// Is shown the inputs and outputs of linear layers.
+pub(super) trait Hook<D: Ops> {
     /// `x` is the input of these layers of a part.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
-    fn input(&mut self, part: Part, layers: Range<usize>, x: &Matrix<D>) -> Result<(), D::Err> {
-        let _ = (part, layers, x);
-        Ok(())
-    }
+    fn input(&mut self, part: Part, layers: Range<usize>, x: &Matrix<D>) -> Result<(), D::Err>;
 
-    /// `y` is the output of a layer, which was computed.
+    /// `y` is the output of a layer.
     fn output(&mut self, layer: usize, y: &Matrix<D>) {
         let _ = (layer, y);
     }
+}
 
-    /// The output of a layer for its input `x`, which then is not computed.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
-    fn known(&mut self, layer: usize, x: &Matrix<D>) -> Result<Option<Matrix<D>>, D::Err> {
-        let _ = (layer, x);
-        Ok(None)
-    }
+/// Who is shown the inputs and outputs of a forward pass, and which outputs are known before it.
+pub(super) struct Hooks<'a, D: Ops> {
+    pub(super) hooks: Vec<&'a mut dyn Hook<D>>,
+    pub(super) known: KnownOutputs<'a, D>,
+}
 
-    /// What attention gives, which then is computed for the backward pass alone.
-    fn known_attention(&mut self) -> Option<Matrix<D>> {
-        None
+impl<D: Ops> Hooks<'_, D> {
+    fn input(&mut self, part: Part, layers: Range<usize>, x: &Matrix<D>) -> Result<(), D::Err> {
+        self.hooks.iter_mut().try_for_each(|hook| hook.input(part, layers.clone(), x))
     }
 }
 
-/// Watches nothing.
-impl<D: Ops> Watch<D> for () {}
+impl<D: Ops> Default for Hooks<'_, D> {
+    /// Nobody is shown anything, and nothing is known.
+    fn default() -> Self {
+        Self { hooks: Vec::new(), known: KnownOutputs::default() }
+    }
+}
 
 fn linear<D: Ops, T: Tape<f32, D> + 'static>(
     weights: &PartWeights<D>,
     layer: usize,
     x: Matrix<D, T>,
     input_gradient: InputGradient,
-    watch: &mut dyn Watch<D>,
+    hooks: &mut Hooks<'_, D>,
 ) -> Result<Matrix<D, T>, D::Err> {
     let (x, tape) = x.split_tape();
-    let known = watch.known(layer, &x)?;
+    let known = hooks.known.output(layer, &x)?;
     let x = x.put_tape(tape);
     let (y, tape) = D::linear(x, &weights.linears[layer], input_gradient, known)?.split_tape();
-    watch.output(layer, &y);
+    hooks.hooks.iter_mut().for_each(|hook| hook.output(layer, &y));
     Ok(y.put_tape(tape))
 }
 
@@ -139,11 +136,21 @@ pub fn forward<D: Ops, T: Tape<f32, D> + 'static>(
     positions: &Positions,
     input: Matrix<D, T>,
     input_gradient: InputGradient,
-    watch: &mut dyn Watch<D>,
 ) -> Result<Matrix<D, T>, D::Err> {
-    let inner = inner(weights, positions, input, input_gradient, watch)?;
+    forward_with(weights, positions, input, input_gradient, &mut Hooks::default())
+}
+
+/// [`forward`] with hooks.
+pub(super) fn forward_with<D: Ops, T: Tape<f32, D> + 'static>(
+    weights: &PartWeights<D>,
+    positions: &Positions,
+    input: Matrix<D, T>,
+    input_gradient: InputGradient,
+    hooks: &mut Hooks<'_, D>,
+) -> Result<Matrix<D, T>, D::Err> {
+    let inner = inner(weights, positions, input, input_gradient, hooks)?;
     let last = weights.linears.len() - 1;
-    let output = linear(weights, last, inner, InputGradient::Wanted, watch)?;
+    let output = linear(weights, last, inner, InputGradient::Wanted, hooks)?;
     normalise(output, weights.output_norm.as_ref())
 }
 
@@ -153,17 +160,17 @@ pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
     positions: &Positions,
     input: Matrix<D, T>,
     input_gradient: InputGradient,
-    watch: &mut dyn Watch<D>,
+    hooks: &mut Hooks<'_, D>,
 ) -> Result<Matrix<D, T>, D::Err> {
     let (linears, last) = (&weights.linears, weights.linears.len() - 1);
     // The first layers share their input; the tape goes with the first of them.
     let (input, tape) = input.split_tape();
-    watch.input(weights.part, 0..last, &input)?;
+    hooks.input(weights.part, 0..last, &input)?;
     let mut tape = Some(tape);
     let mut projections = Vec::with_capacity(3);
     for layer in 0..last {
         let x = input.clone().put_tape(tape.take().unwrap_or_default());
-        projections.push(linear(weights, layer, x, input_gradient, watch)?);
+        projections.push(linear(weights, layer, x, input_gradient, hooks)?);
     }
     let inner = match &weights.inner {
         Inner::Attention(attention, norms) => {
@@ -187,7 +194,7 @@ pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
                 window: attention.window,
                 cap: attention.score_cap,
             };
-            let known = watch.known_attention();
+            let known = hooks.known.attention();
             D::attention(q, k, v, heads, positions.sights.as_ref(), known)?
         }
         Inner::Gated(activation) => {
@@ -201,7 +208,7 @@ pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
         }
     };
     let (inner, tape) = inner.split_tape();
-    watch.input(weights.part, last..last + 1, &inner)?;
+    hooks.input(weights.part, last..last + 1, &inner)?;
     Ok(inner.put_tape(tape))
 }
 

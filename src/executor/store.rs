@@ -1,21 +1,33 @@
-//! What is kept of the samples between two layers: on the device, or beyond a budget in a scratch
-//! file.
+//! What is kept of the samples between two layers: on the device, or beyond a budget in scratch space.
 
 use std::{
-    fs::File,
+    fmt,
     io::{self, Read, Seek, SeekFrom, Write},
-    path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use super::{
     Error,
-    ops::{Hold, Matrix},
+    ops::{Blend, Hold, Matrix},
 };
 use crate::checkpoint::Dtype;
+
+/// Where matrices that do not fit into memory go. Its text form names it in errors.
+pub trait Spill: fmt::Debug + fmt::Display + Send + Sync {
+    /// New, empty scratch space.
+    ///
+    /// # Errors
+    /// If there is none to be had.
+    fn open(&self) -> io::Result<Box<dyn Scratch>>;
+}
+
+/// Scratch space, such as a temporary file.
+pub trait Scratch: fmt::Debug + Read + Write + Seek + Send {}
+
+impl<T: fmt::Debug + Read + Write + Seek + Send> Scratch for T {}
 
 /// How matrices of samples are stored.
 #[derive(Clone, Debug)]
@@ -23,13 +35,13 @@ pub struct Storage {
     dtype: Dtype,
     /// Bytes of memory that are left for all stores together.
     left: Arc<AtomicU64>,
-    scratch: PathBuf,
+    spill: Option<Arc<dyn Spill>>,
 }
 
 impl Storage {
-    /// Values as `dtype`, in at most `memory` bytes of memory, the others in files in `scratch`.
-    pub fn new(dtype: Dtype, memory: u64, scratch: impl Into<PathBuf>) -> Self {
-        Self { dtype, left: Arc::new(AtomicU64::new(memory)), scratch: scratch.into() }
+    /// Values as `dtype`, in at most `memory` bytes of memory, the others in scratch space.
+    pub fn new(dtype: Dtype, memory: u64, spill: impl Spill + 'static) -> Self {
+        Self { dtype, left: Arc::new(AtomicU64::new(memory)), spill: Some(Arc::new(spill)) }
     }
 
     /// The format of the values.
@@ -45,7 +57,7 @@ impl Storage {
     /// A store of `count` matrices.
     pub(super) fn store<D: Hold>(&self, count: usize) -> Store<D> {
         let slots = (0..count).map(|_| Slot::Empty).collect();
-        Store { slots, file: None, end: 0, held: 0, storage: self.clone() }
+        Store { slots, scratch: None, end: 0, held: 0, storage: self.clone() }
     }
 
     /// The same, in which values are not rounded.
@@ -57,12 +69,19 @@ impl Storage {
         let left = |left: u64| left.checked_sub(bytes);
         self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left).is_ok()
     }
+
+    fn scratch_error(&self, problem: &io::Error) -> Error {
+        Error::Scratch(match &self.spill {
+            Some(spill) => format!("{spill}: {problem}"),
+            None => problem.to_string(),
+        })
+    }
 }
 
 impl Default for Storage {
-    /// As they are, in memory.
+    /// f32 in memory, as much as there is.
     fn default() -> Self {
-        Self::new(Dtype::F32, u64::MAX, std::env::temp_dir())
+        Self { dtype: Dtype::F32, left: Arc::new(AtomicU64::new(u64::MAX)), spill: None }
     }
 }
 
@@ -70,8 +89,8 @@ impl Default for Storage {
 #[derive(Debug)]
 pub struct Store<D: Hold> {
     slots: Vec<Slot<D>>,
-    file: Option<File>,
-    /// Where the file ends.
+    scratch: Option<Mutex<Box<dyn Scratch>>>,
+    /// Where the scratch space ends.
     end: u64,
     /// Bytes in memory.
     held: u64,
@@ -85,8 +104,8 @@ enum Slot<D: Hold> {
     Held(Matrix<D>),
     /// In half precision.
     Half(Vec<u8>, (usize, usize)),
-    /// In the file, from this byte on.
-    File(u64, (usize, usize)),
+    /// In the scratch space, from this byte on.
+    Scratch(u64, (usize, usize)),
 }
 
 impl<D: Hold> Slot<D> {
@@ -94,17 +113,12 @@ impl<D: Hold> Slot<D> {
         match self {
             Self::Empty => None,
             Self::Held(matrix) => Some(matrix.shape()),
-            Self::Half(_, shape) | Self::File(_, shape) => Some(*shape),
+            Self::Half(_, shape) | Self::Scratch(_, shape) => Some(*shape),
         }
     }
 }
 
 impl<D: Hold> Store<D> {
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.slots.len()
-    }
-
     /// Stores one matrix more.
     pub(super) fn push(&mut self, matrix: Matrix<D>) -> Result<(), Error> {
         self.slots.push(Slot::Empty);
@@ -120,12 +134,12 @@ impl<D: Hold> Store<D> {
             if self.storage.take(bytes) {
                 self.held += bytes;
             } else {
-                self.slots[i] = Slot::File(self.end, shape);
+                self.slots[i] = Slot::Scratch(self.end, shape);
                 self.end += bytes;
             }
         }
         let start = match self.slots[i] {
-            Slot::File(start, _) => Some(start),
+            Slot::Scratch(start, _) => Some(start),
             _ if dtype == Dtype::F32 => {
                 self.slots[i] = Slot::Held(matrix);
                 return Ok(());
@@ -141,9 +155,7 @@ impl<D: Hold> Store<D> {
         }
         let encoded = dtype.encode(&values);
         match start {
-            Some(start) => {
-                self.write(start, &encoded).map_err(|e| Error::scratch(&self.storage.scratch, &e))
-            }
+            Some(start) => self.write(start, &encoded).map_err(|e| self.storage.scratch_error(&e)),
             None => {
                 self.slots[i] = Slot::Half(encoded, shape);
                 Ok(())
@@ -152,12 +164,23 @@ impl<D: Hold> Store<D> {
     }
 
     fn write(&mut self, start: u64, bytes: &[u8]) -> io::Result<()> {
-        let file = match &mut self.file {
-            Some(file) => file,
-            None => self.file.insert(tempfile::tempfile_in(&self.storage.scratch)?),
+        let scratch = match &mut self.scratch {
+            Some(scratch) => scratch,
+            None => {
+                let spill = self.storage.spill.as_ref().ok_or(io::ErrorKind::OutOfMemory)?;
+                self.scratch.insert(Mutex::new(spill.open()?))
+            }
         };
-        file.seek(SeekFrom::Start(start))?;
-        file.write_all(bytes)
+        let scratch = scratch.get_mut().unwrap_or_else(PoisonError::into_inner);
+        scratch.seek(SeekFrom::Start(start))?;
+        scratch.write_all(bytes)
+    }
+
+    fn read(&self, start: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let scratch = self.scratch.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let mut scratch = scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        scratch.seek(SeekFrom::Start(start))?;
+        scratch.read_exact(bytes)
     }
 
     /// A matrix that was stored.
@@ -167,17 +190,9 @@ impl<D: Hold> Store<D> {
             Slot::Empty => (Vec::new(), (0, 0)),
             Slot::Held(matrix) => return Ok(matrix.clone()),
             Slot::Half(bytes, shape) => (dtype.decode(bytes), *shape),
-            Slot::File(start, shape) => {
+            Slot::Scratch(start, shape) => {
                 let mut bytes = vec![0; shape.0 * shape.1 * dtype.size()];
-                let read = match &self.file {
-                    Some(file) => {
-                        let mut file = file;
-                        let at = file.seek(SeekFrom::Start(*start));
-                        at.and_then(|_| file.read_exact(&mut bytes))
-                    }
-                    None => Err(io::ErrorKind::NotFound.into()),
-                };
-                read.map_err(|e| Error::scratch(&self.storage.scratch, &e))?;
+                self.read(*start, &mut bytes).map_err(|e| self.storage.scratch_error(&e))?;
                 (dtype.decode(&bytes), *shape)
             }
         };
@@ -189,17 +204,32 @@ impl<D: Hold> Store<D> {
         self.slots[i].shape().map(|_| self.get(i, device)).transpose()
     }
 
-    /// The same, which is there no more: what nobody else holds can be worked on in place.
+    /// Removes and returns a matrix, if one was stored, so that it can be updated in place.
     pub(super) fn take(&mut self, i: usize, device: &D) -> Result<Option<Matrix<D>>, Error> {
         let found = self.find(i, device)?;
         self.release(i);
         Ok(found)
     }
 
+    /// Blends matrices: each becomes (1 − `fraction`) of itself and `fraction` of `other`'s.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch space fails.
+    pub fn blend(&mut self, other: &Self, fraction: f32, device: &D) -> Result<(), Error>
+    where
+        D: Blend,
+    {
+        for i in 0..self.slots.len() {
+            let (a, b) = (self.get(i, device)?, other.get(i, device)?);
+            self.put(i, D::blend(&a, &b, fraction).map_err(Error::device)?)?;
+        }
+        Ok(())
+    }
+
     /// Gives back the memory of a matrix.
     fn release(&mut self, i: usize) {
         let bytes = match &self.slots[i] {
-            Slot::Empty | Slot::File(..) => 0,
+            Slot::Empty | Slot::Scratch(..) => 0,
             Slot::Held(matrix) => (matrix.shape().0 * matrix.shape().1 * Dtype::F32.size()) as u64,
             Slot::Half(bytes, _) => bytes.len() as u64,
         };
@@ -222,12 +252,27 @@ mod tests {
     use super::*;
     use crate::executor::ops::testing::matrix;
 
+    #[derive(Debug)]
+    struct Cursors;
+
+    impl fmt::Display for Cursors {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("cursors")
+        }
+    }
+
+    impl Spill for Cursors {
+        fn open(&self) -> io::Result<Box<dyn Scratch>> {
+            Ok(Box::new(io::Cursor::new(Vec::new())))
+        }
+    }
+
     fn storage(dtype: Dtype, memory: u64) -> Storage {
-        Storage::new(dtype, memory, std::env::temp_dir())
+        Storage::new(dtype, memory, Cursors)
     }
 
     #[test]
-    fn values_come_back_from_memory_and_from_the_file() {
+    fn values_come_back_from_memory_and_from_scratch_space() {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             let size = 2 * dtype.size() as u64;
             for memory in [0, 3 * size, 1 << 20] {
@@ -235,12 +280,12 @@ mod tests {
                 let mut store: Store<Cpu> = storage.store(5);
                 let left = || storage.left.load(Ordering::Relaxed);
                 let get = |store: &Store<Cpu>, i| store.get(i, &Cpu::default()).unwrap().to_vec();
-                // Again, in place: neither memory nor file grows.
+                // Again, in place: neither memory nor scratch space grows.
                 for round in [0.5, 0.25] {
                     for i in 0..5 {
                         store.put(i, matrix(vec![i as f32, round], (1, 2))).unwrap();
                     }
-                    assert_eq!(store.file.is_some(), memory < 5 * size);
+                    assert_eq!(store.scratch.is_some(), memory < 5 * size);
                     assert_eq!(left() + store.held, memory);
                     assert_eq!(store.held + store.end, 5 * size);
                     assert_eq!(get(&store, 3), [3.0, round]);
@@ -263,12 +308,5 @@ mod tests {
         let mut store = storage.store(1);
         assert!(matches!(store.put(0, matrix(vec![1e6], (1, 1))), Err(Error::Overflow { .. })));
         assert!(storage.fits(24) && !storage.fits(26));
-    }
-
-    #[test]
-    fn a_scratch_directory_that_is_not_there_is_an_error() {
-        let mut store = Storage::new(Dtype::F32, 0, "no/such/directory").store(1);
-        let message = store.put(0, matrix(vec![1.0], (1, 1))).unwrap_err().to_string();
-        assert!(message.contains("no/such/directory"), "{message}");
     }
 }

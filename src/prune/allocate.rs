@@ -3,12 +3,14 @@
 //! One pass over the dense layers gives each of them a share of the budget; the budget as a whole is
 //! met to the weight.
 
+use std::slice::from_ref;
+
 use barber_metric::Needs;
 
 use super::{Error, Sampled, Start, failed, members};
 use crate::{
     checkpoint::Pruned,
-    executor::ops::Ops,
+    executor::{Outputs, Pass, Probe, Targets, ops::Ops},
     family::Part,
     mask::weight_norm,
     model::Model,
@@ -102,8 +104,9 @@ fn outliers<D: Ops>(
         let dense = Part::ALL.map(|part| model.part(layer, part, &Pruned::default()));
         let dense = dense.into_iter().collect::<Result<Vec<_>, _>>()?;
         let wanted = members(plan, layer);
-        let statistics = model.executor.inputs(&dense, &stream, &wanted, Needs::INPUT_SQUARE);
-        let statistics = statistics.map_err(failed(layer, "outliers"))?;
+        let probe = Some(Probe::new(&wanted, Needs::INPUT_SQUARE));
+        let statistics = model.executor.run(Pass { probe, ..Pass::new(&dense, &stream) });
+        let statistics = statistics.map_err(failed(layer, "outliers"))?.statistics;
         let mut scores = Vec::new();
         for (member, linear) in plan.matrices(&model.decoder, layer) {
             let values = model.values(linear)?;
@@ -114,7 +117,7 @@ fn outliers<D: Ops>(
         let above = scores.iter().filter(|score| f64::from(**score) > factor * mean).count();
         found.push(above as f64 / scores.len().max(1) as f64);
         for part in &dense {
-            let moved = model.executor.advance(part, &mut stream);
+            let moved = model.executor.run(Pass::advancing(from_ref(part), &mut stream));
             moved.map_err(failed(layer, "outliers"))?;
         }
         layer_done();
@@ -144,9 +147,11 @@ fn errors<D: Ops>(
         };
         let dense = weights(&Pruned::default())?;
         let (wanted, needs) = (members(plan, layer), start.needs());
-        let statistics = executor.inputs(&dense, &stream, &wanted, needs);
-        let statistics = statistics.map_err(|e| failed()(e))?;
-        let outputs = executor.outputs(&dense, &stream).map_err(|e| failed()(e))?;
+        let run = |pass: Pass<'_, D>| executor.run(pass).map_err(|e| failed()(e));
+        let probe = Some(Probe::new(&wanted, needs));
+        let statistics = run(Pass { probe, ..Pass::new(&dense, &stream) })?.statistics;
+        let outputs = Outputs::Kept;
+        let dense_outputs = run(Pass { outputs, ..Pass::new(&dense, &stream) })?.outputs;
         let mut errors = [0.0; 3];
         for (error, share) in errors.iter_mut().zip(shares) {
             let mut pruned = Pruned::default();
@@ -160,12 +165,12 @@ fn errors<D: Ops>(
                 let stats = stats.of(&linear.weight, linear.dims, &values);
                 start.matrix(model.reader, &stats, rule, &mut pruned)?;
             }
-            let change = executor.change(&weights(&pruned)?, &stream, &outputs);
-            *error = change.map_err(|e| failed()(e))?;
+            let (sparse, targets) = (weights(&pruned)?, Targets::Relative(&dense_outputs));
+            *error = run(Pass { targets, ..Pass::new(&sparse, &stream) })?.loss.calibration;
         }
         found.push(errors);
         for part in &dense {
-            executor.advance(part, &mut stream).map_err(|e| failed()(e))?;
+            run(Pass::advancing(from_ref(part), &mut stream))?;
         }
         layer_done();
     }

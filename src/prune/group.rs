@@ -6,7 +6,10 @@ use super::{
 use crate::{
     buffer::recycle,
     checkpoint::Pruned,
-    executor::{Known, Loss, PartWeights, Statistics, Store, ops::Ops},
+    executor::{
+        self, ActivationCache, Caching, Loss, Outputs, PartWeights, Pass, Statistics, Store,
+        Targets, ops::Ops,
+    },
     family::{Linear, Part},
     mask::{Distribution, Mask},
     model::{self, Model},
@@ -20,7 +23,7 @@ pub(super) struct Grouped<'a, D: Ops> {
     pub(super) group: &'a Group,
     pub(super) refinement: &'a Refinement<'a>,
     /// What the part's dense linear layers give on the sparse stream.
-    pub(super) known: Option<&'a Known<D>>,
+    pub(super) known: Option<&'a ActivationCache<D>>,
     /// Of the part's dense linear layers, if they were gathered.
     pub(super) statistics: &'a [Statistics],
     /// What the groups of the part are to give, if it is known.
@@ -34,7 +37,7 @@ pub(super) struct Grouped<'a, D: Ops> {
     /// Whether the sparse stream moves on with the result of the stage that runs.
     pub(super) advances: bool,
     /// What the first layers of the group's part gave with masks that it had, and these.
-    pub(super) before: Option<(Known<D>, Masks)>,
+    pub(super) before: Option<(ActivationCache<D>, Masks)>,
 }
 
 /// What a changed weight costs more than one of a whole matrix.
@@ -116,9 +119,7 @@ impl<D: Ops> Grouped<'_, D> {
     }
 
     /// Says where the executor failed.
-    pub(super) fn failed<E: std::fmt::Display>(
-        &self,
-    ) -> impl FnOnce(E) -> model::Error + use<E, D> {
+    pub(super) fn failed(&self) -> impl FnOnce(executor::Error) -> model::Error + use<D> {
         failed(self.layer, &self.group.name)
     }
 
@@ -129,14 +130,18 @@ impl<D: Ops> Grouped<'_, D> {
         }
         let executor = &self.model.executor;
         let (dense, streams) = (self.dense()?, &*self.streams);
-        let outputs = executor.known_outputs(&dense, &streams.sparse, self.known);
-        let mut outputs = outputs.map_err(self.failed())?;
+        let outputs = |stream, cache| {
+            let pass = Pass { outputs: Outputs::Kept, cache, ..Pass::new(&dense, stream) };
+            Ok::<_, Error>(executor.run(pass).map_err(self.failed())?.outputs)
+        };
+        let known = self.known.map_or(Caching::Off, Caching::Use);
+        let mut targets = outputs(&streams.sparse, known)?;
         if let Some(stream) = &streams.dense {
-            let on_dense = executor.outputs(&dense, stream).map_err(self.failed())?;
-            let blended = executor.blend(&mut outputs, &on_dense, self.refinement.blend);
+            let on_dense = outputs(stream, Caching::Off)?;
+            let blended = targets.blend(&on_dense, self.refinement.blend, &executor.device);
             blended.map_err(self.failed())?;
         }
-        self.targets = Some(outputs);
+        self.targets = Some(targets);
         Ok(())
     }
 
@@ -152,9 +157,10 @@ impl<D: Ops> Grouped<'_, D> {
             return Ok(loss);
         }
         self.aim()?;
-        let executor = &self.model.executor;
-        let loss = executor.loss(&self.sparse()?, &self.streams.sparse, self.aimed());
-        let loss = self.finite(loss.map_err(self.failed())?)?;
+        let (sparse, targets) = (self.sparse()?, Targets::Outputs(self.aimed()));
+        let pass = Pass { targets, ..Pass::new(&sparse, &self.streams.sparse) };
+        let found = self.model.executor.run(pass).map_err(self.failed())?;
+        let loss = self.finite(found.loss)?;
         self.loss = Some(loss);
         Ok(loss)
     }
@@ -164,10 +170,11 @@ impl<D: Ops> Grouped<'_, D> {
     pub(super) fn lowers_held_out(&mut self, before: Loss) -> Result<bool, Error> {
         let Some(before) = before.held_out else { return Ok(true) };
         self.aim()?;
-        let executor = &self.model.executor;
-        let sparse = &self.streams.sparse;
-        let loss = executor.held_out_loss(&self.sparse()?, sparse, self.aimed());
-        Ok(loss.map_err(self.failed())?.is_some_and(|after| after < before))
+        let (sparse, stream) = (self.sparse()?, &self.streams.sparse);
+        let (runs, targets) = (Some(stream.held_out_runs()), Targets::Outputs(self.aimed()));
+        let found = self.model.executor.run(Pass { runs, targets, ..Pass::new(&sparse, stream) });
+        let after = found.map_err(self.failed())?.loss.held_out;
+        Ok(after.is_some_and(|after| after < before))
     }
 
     /// A loss, if it is a finite number.
@@ -187,12 +194,16 @@ impl<D: Ops> Grouped<'_, D> {
             Some((known, masks)) => Some((known, self.since(&masks)?)),
             None => None,
         };
-        let before = before.as_mut().map(|(known, changes)| (known, &changes[..]));
-        let executor = &self.model.executor;
+        let cache = match &mut before {
+            Some((cache, changes)) => Caching::Correct(cache, changes),
+            None => Caching::Off,
+        };
         let targets = self.shared.or(self.targets.as_ref());
-        let targets = targets.unwrap_or_else(|| unreachable!("a stage aims first"));
-        let loss = executor.advance_towards(&sparse[0], &mut self.streams.sparse, targets, before);
-        self.finite(loss.map_err(self.failed())?)
+        let targets = targets.map_or(Targets::None, Targets::Outputs);
+        let pass =
+            Pass { targets, cache, ..Pass::advancing(&sparse[..1], &mut self.streams.sparse) };
+        let found = self.model.executor.run(pass);
+        self.finite(found.map_err(self.failed())?.loss)
     }
 
     /// What the weights of the part's layers are more than with these masks.
@@ -214,7 +225,8 @@ impl<D: Ops> Grouped<'_, D> {
             let few = entries.len() * ENTRY <= linear.dims.len();
             let dims = (linear.dims.rows, linear.dims.columns);
             let entries = few.then(|| self.model.executor.device.entries(entries, dims));
-            changes.push(entries.transpose().map_err(self.failed())?);
+            let entries = entries.transpose().map_err(executor::Error::device);
+            changes.push(entries.map_err(self.failed())?);
         }
         Ok(changes)
     }

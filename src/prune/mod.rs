@@ -28,7 +28,10 @@ use serde::{Deserialize, Serialize};
 use self::group::Grouped;
 use crate::{
     checkpoint::{Dtype, Pruned},
-    executor::{Known, Loss, PartWeights, Statistics, Store, Stream, ops::Ops},
+    executor::{
+        self, ActivationCache, Beside, Caching, Loss, Outputs, PartWeights, Probe, Recorded,
+        Statistics, Store, Stream, ops::Ops,
+    },
     family::Part,
     mask::{self, Distribution},
     model::{self, Model},
@@ -240,10 +243,7 @@ pub enum Event<'a> {
 }
 
 /// Says where the executor failed.
-fn failed<E: std::fmt::Display>(
-    layer: usize,
-    what: &str,
-) -> impl FnOnce(E) -> model::Error + use<E> {
+fn failed(layer: usize, what: &str) -> impl FnOnce(executor::Error) -> model::Error + use<> {
     model::Error::executor(format!("layer {layer}, {what}"))
 }
 
@@ -333,7 +333,7 @@ pub fn refine<D: Ops>(
 /// What is known of a part's dense weights.
 struct Looked<D: Ops> {
     /// What its linear layers give on the sparse stream.
-    known: Option<Known<D>>,
+    known: Option<ActivationCache<D>>,
     /// What its groups are to give.
     targets: Option<Store<D>>,
     /// What it gives on the dense stream.
@@ -380,23 +380,32 @@ impl<D: Ops> Refining<'_, D> {
             let needs = if of_inputs { needs.or(Needs::GRAM) } else { needs };
             let (sparse, other) = (&streams.sparse, streams.dense.as_ref());
             let side = refinement.statistics;
-            let found = executor.survey(&dense, (sparse, other, side), from_ref(members), needs);
-            let mut found = found.map_err(failed(*layer, part.name()))?;
-            if let Some(other) = &found.other {
-                let blended = executor.blend(&mut found.outputs, other, refinement.blend);
+            let pass = executor::Pass {
+                beside: other.map(|stream| Beside { stream, side }),
+                outputs: Outputs::Kept,
+                probe: Some(Probe::new(from_ref(members), needs)),
+                ..executor::Pass::new(&dense, sparse)
+            };
+            let mut found = executor.run(pass).map_err(failed(*layer, part.name()))?;
+            if let Some(other) = &found.beside {
+                let blended = found.outputs.blend(other, refinement.blend, &executor.device);
                 blended.map_err(failed(*layer, part.name()))?;
             }
-            (looked.targets, looked.on_dense) = (Some(found.outputs), found.other);
+            (looked.targets, looked.on_dense) = (Some(found.outputs), found.beside);
             return Ok((looked, found.statistics.swap_remove(0)));
         }
         if start.is_none() {
             return Ok((looked, Vec::new()));
         }
-        let dense = &self.dense(&[part])?[0];
-        let found = executor.inputs_and_outputs(dense, &streams.sparse, members, needs);
-        let (statistics, known) = found.map_err(failed(*layer, part.name()))?;
-        looked.known = Some(known);
-        Ok((looked, statistics))
+        let dense = self.dense(&[part])?;
+        let pass = executor::Pass {
+            probe: Some(Probe::new(from_ref(members), needs)),
+            cache: Caching::Record(Recorded::All),
+            ..executor::Pass::new(&dense, &streams.sparse)
+        };
+        let mut found = executor.run(pass).map_err(failed(*layer, part.name()))?;
+        looked.known = found.cache;
+        Ok((looked, found.statistics.swap_remove(0)))
     }
 
     /// Refines the masks of a part's groups and moves the hidden states on through it. Groups
@@ -443,12 +452,14 @@ impl<D: Ops> Refining<'_, D> {
         }
         if !moved {
             let sparse = model.part(layer, part, pruned)?;
-            let moved = executor.advance(&sparse, &mut streams.sparse);
+            let pass = executor::Pass::advancing(from_ref(&sparse), &mut streams.sparse);
+            let moved = executor.run(pass);
             moved.map_err(failed(layer, part.name()))?;
         }
         for (stream, outputs) in zip(&mut streams.dense, &looked.on_dense) {
-            let part = &self.dense(&[part])?[0];
-            executor.advance_by(part, stream, outputs).map_err(failed(layer, "dense stream"))?;
+            let (dense, outputs) = (self.dense(&[part])?, Outputs::Known(outputs));
+            let pass = executor::Pass { outputs, ..executor::Pass::advancing(&dense, stream) };
+            executor.run(pass).map_err(failed(layer, "dense stream"))?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The initial masks.
 
-use std::path::Path;
+use std::{path::Path, slice::from_ref};
 
 use barber_metric::{LayerStats, Needs};
 
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     buffer::recycle,
     checkpoint::{Dtype, Pruned, Reader},
-    executor::{Statistics, Stream, ops::Ops},
+    executor::{self, Probe, Statistics, Stream, ops::Ops},
     family::Part,
     mask::{Amount, Init, Initial, Scope},
     model::Model,
@@ -68,7 +68,8 @@ pub fn start<D: Ops>(
                     Side::Sparse => model.part(layer, part, &pruned)?,
                     Side::Dense => model.part(layer, part, &Pruned::default())?,
                 };
-                let moved = model.executor.advance(&weights, stream);
+                let moved =
+                    model.executor.run(executor::Pass::advancing(from_ref(&weights), stream));
                 moved.map_err(failed(layer, part.name()))?;
             }
         }
@@ -102,8 +103,10 @@ impl Start<'_> {
                 dense.push(model.part(layer, part, &Pruned::default())?);
             }
             let members = members(plan, layer);
-            let found = model.executor.inputs(&dense, stream, &members, self.needs());
-            statistics = found.map_err(failed(layer, "initial masks"))?;
+            let probe = Some(Probe::new(&members, self.needs()));
+            let pass = executor::Pass { probe, ..executor::Pass::new(&dense, stream) };
+            let found = model.executor.run(pass);
+            statistics = found.map_err(failed(layer, "initial masks"))?.statistics;
         }
         for part in Part::ALL {
             let statistics = statistics.get(part as usize).map_or(&[][..], Vec::as_slice);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::{
     calibration,
     checkpoint::{self, Output},
-    evaluate, hub, journal, model, plan, prune, recipe, records, report,
+    evaluate, executor, hub, journal, model, plan, prune, recipe, records, report,
 };
 
 /// Why a run failed. A recipe's problems are all there, with their lines.
@@ -25,13 +25,16 @@ pub enum Error {
     Calibration(#[from] calibration::Error),
     /// The model cannot be run.
     #[error(transparent)]
-    Model(#[from] model::Error),
+    Model(model::Error),
     /// The recipe's blocks or rules do not fit the model.
     #[error(transparent)]
     Plan(#[from] plan::Error),
     /// A mask cannot be made.
     #[error(transparent)]
-    Prune(#[from] prune::Error),
+    Prune(prune::Error),
+    /// A hidden state does not fit the format in which the recipe stores it.
+    #[error("{0}; set executor.stream_dtype to \"bf16\" or \"f32\"")]
+    Overflow(model::Error),
     /// A task's file cannot be read.
     #[error(transparent)]
     Records(#[from] records::Error),
@@ -134,6 +137,29 @@ pub enum Error {
     /// The report or the resolved recipe cannot be written.
     #[error("the report cannot be written: {0}")]
     Report(String),
+}
+
+impl From<model::Error> for Error {
+    fn from(error: model::Error) -> Self {
+        match error {
+            model::Error::Executor { problem: executor::Error::Overflow { .. }, .. } => {
+                Self::Overflow(error)
+            }
+            error => Self::Model(error),
+        }
+    }
+}
+
+impl From<prune::Error> for Error {
+    fn from(error: prune::Error) -> Self {
+        match error {
+            prune::Error::Model(model) => match model.into() {
+                Self::Model(model) => Self::Prune(model.into()),
+                overflow => overflow,
+            },
+            error => Self::Prune(error),
+        }
+    }
 }
 
 impl Error {

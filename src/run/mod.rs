@@ -11,6 +11,7 @@ mod measure;
 mod phases;
 mod progress;
 mod reproduce;
+mod scratch;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -44,6 +45,7 @@ pub use self::{
     convert::{Converted, convert},
     error::Error,
     reproduce::{Difference, Reproduced, reproduce},
+    scratch::ScratchDir,
     to_come::ToCome,
     verify::{Dense, Finding, Verified, verify},
     watch::{Steps, Watch},
@@ -431,7 +433,8 @@ impl<'a, D: Ops> Run<'a, D> {
         let calibration = Extent::of_samples(&ids, recipe.calibration.held_out);
         let forecast = Forecast::new(loaded, model, &plan, tests, calibration)?;
         let left = left(recipe, available, forecast.takes.memory)?;
-        model.executor.storage = Storage::new(recipe.executor.stream_dtype, left, scratch);
+        let spill = ScratchDir::new(scratch);
+        model.executor.storage = Storage::new(recipe.executor.stream_dtype, left, spill);
         watch.expect(&forecast.phases);
         let initial_pipeline = loaded.initial_pipeline()?;
         Ok(Self {

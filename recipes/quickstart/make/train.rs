@@ -228,7 +228,7 @@ fn loss(
             };
             let (residual, tape) = states.split_tape();
             let input = weights.normalise(residual.clone().put_tape(tape)).map_err(fail)?;
-            let output = forward(&weights, &positions, input, InputGradient::Wanted, &mut ());
+            let output = forward(&weights, &positions, input, InputGradient::Wanted);
             states = output.and_then(|output| Cpu::add(output, residual)).map_err(fail)?;
         }
     }

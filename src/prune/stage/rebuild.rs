@@ -17,7 +17,7 @@ use crate::{
     checkpoint::Dtype,
     choice::word,
     estimate::Tally,
-    executor::{Loss, ops::Ops},
+    executor::{Caching, Loss, Outputs, Pass, Probe, Recorded, Targets, ops::Ops},
     mask::{self, Comparison, Distribution, Mask, Scope, Scored},
     plan::{Member, Rule},
     prune::{
@@ -352,27 +352,34 @@ impl Rebuild {
         let needs = pipeline::needs(metrics);
         let wanted = grouped.wanted();
         let executor = &grouped.model.executor;
-        let mut measured = match self.gradient {
+        let mut statistics = match self.gradient {
             Side::Dense => {
                 let (sparse, stream) = (grouped.sparse()?, &grouped.streams.sparse);
-                let mut outputs = if grouped.advances {
-                    let noted = executor.noted_outputs(&sparse[0], stream);
-                    let (outputs, known) = noted.map_err(grouped.failed())?;
-                    grouped.before = Some((known, grouped.masks()));
-                    outputs
-                } else {
-                    executor.outputs(&sparse, stream).map_err(grouped.failed())?
+                // The stream advances through one part, whose first layers change little.
+                let records = grouped.advances.then_some(Caching::Record(Recorded::First));
+                let pass = Pass {
+                    outputs: Outputs::Kept,
+                    cache: records.unwrap_or_default(),
+                    ..Pass::new(&sparse, stream)
                 };
+                let found = executor.run(pass).map_err(grouped.failed())?;
+                if let Some(cache) = found.cache {
+                    grouped.before = Some((cache, grouped.masks()));
+                }
                 drop(sparse);
                 // The dense outputs take the sparse ones' place: without a dense stream they are
                 // what the group is to give.
                 let (dense, stream) = (grouped.dense()?, &grouped.streams.sparse);
-                let measured = executor
-                    .measure(&dense, stream, &mut outputs, &wanted, needs, grouped.known)
-                    .map_err(grouped.failed())?;
+                let pass = Pass {
+                    targets: Targets::Replaced(found.outputs),
+                    probe: Some(Probe::new(&wanted, needs)),
+                    cache: grouped.known.map_or(Caching::Off, Caching::Use),
+                    ..Pass::new(&dense, stream)
+                };
+                let measured = executor.run(pass).map_err(grouped.failed())?;
                 drop(dense);
                 if grouped.streams.dense.is_none() {
-                    grouped.targets = Some(outputs);
+                    grouped.targets = Some(measured.outputs);
                     let loss = grouped.finite(measured.loss)?;
                     // In half precision it is the sparse outputs that were rounded here, and the
                     // targets elsewhere: errors that are compared are measured alike.
@@ -380,17 +387,20 @@ impl Rebuild {
                         grouped.loss.get_or_insert(loss);
                     }
                 }
-                measured
+                measured.statistics
             }
             Side::Sparse => {
                 let sparse = grouped.sparse()?;
                 grouped.aim()?;
-                let (stream, targets) = (&grouped.streams.sparse, grouped.aimed());
-                let measured = executor.measure_against(&sparse, stream, targets, &wanted, needs);
-                let measured = measured.map_err(grouped.failed())?;
+                let pass = Pass {
+                    targets: Targets::Outputs(grouped.aimed()),
+                    probe: Some(Probe::new(&wanted, needs)),
+                    ..Pass::new(&sparse, &grouped.streams.sparse)
+                };
+                let measured = executor.run(pass).map_err(grouped.failed())?;
                 let loss = grouped.finite(measured.loss)?;
                 grouped.loss.get_or_insert(loss);
-                measured
+                measured.statistics
             }
         };
         let before = grouped.measured()?;
@@ -400,7 +410,7 @@ impl Rebuild {
             let (tensor, dims) = (&linear.weight, linear.dims);
             // Statistics are as large as the weights: each goes when its matrix has scores.
             let place = grouped.place(*member);
-            let statistics = std::mem::take(&mut measured.statistics[place][member.linear]);
+            let statistics = std::mem::take(&mut statistics[place][member.linear]);
             event(Event::Measured(tensor, &statistics));
             let weight =
                 if self.retain { grouped.values(linear)? } else { grouped.model.values(linear)? };

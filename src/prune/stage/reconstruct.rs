@@ -3,6 +3,7 @@
 
 use std::{borrow::Cow, iter::zip};
 
+use barber_metric::Needs;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +14,7 @@ use super::{
 use crate::{
     choice::word,
     estimate::Tally,
-    executor::ops::Ops,
+    executor::{Pass, Probe, Targets, ops::Ops},
     mask::{self, Mask, OutputError},
     prune::group::{Grouped, Ran},
 };
@@ -251,13 +252,18 @@ fn descend<D: Ops>(grouped: &mut Grouped<'_, D>, passes: usize, rate: f32) -> Re
     }
     let (executor, stream) = (&grouped.model.executor, &grouped.streams.sparse);
     let (mut parts, wanted) = (grouped.sparse()?, grouped.wanted());
-    for run in (0..passes).flat_map(|_| stream.calibrating()) {
-        let gradients = executor.gradients(&parts, (stream, run), grouped.aimed(), &wanted);
-        let gradients = gradients.map_err(grouped.failed())?;
+    for run in (0..passes).flat_map(|_| stream.calibration_runs()) {
+        let pass = Pass {
+            runs: Some(run..run + 1),
+            targets: Targets::Outputs(grouped.aimed()),
+            probe: Some(Probe { members: &wanted, needs: Needs::NOTHING, gradient: true }),
+            ..Pass::new(&parts, stream)
+        };
+        let found = executor.run(pass).map_err(grouped.failed())?;
         for (member, adam) in zip(&group.members, &mut matrices) {
             let place = grouped.place(*member);
-            let at = wanted[place].iter().position(|linear| *linear == member.linear);
-            adam.step(&gradients[place][at.unwrap_or(0)]);
+            let gradient = found.statistics[place][member.linear].gradient.as_deref();
+            adam.step(gradient.unwrap_or_default());
             let linear = grouped.linear(*member);
             parts[place].linears[member.linear] =
                 grouped.model.weight(linear, adam.values.clone(), Some(&adam.mask))?;

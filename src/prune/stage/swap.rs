@@ -10,7 +10,7 @@ use super::{Described, Error, Event, Run, Stage, Wrong};
 use crate::{
     choice::word,
     estimate::Tally,
-    executor::{Statistics, ops::Ops},
+    executor::{Beside, Outputs, Pass, Probe, Statistics, ops::Ops},
     mask::{self, Distribution, OutputError, Scope},
     plan::Member,
     prune::group::{Grouped, Ran},
@@ -161,9 +161,13 @@ pub(super) fn each_matrix<D: Ops>(
     } else {
         let wanted = grouped.wanted();
         let (executor, streams) = (&grouped.model.executor, &*grouped.streams);
-        let (sparse, other) = (&streams.sparse, streams.dense.as_ref());
-        let of = (sparse, other, grouped.refinement.statistics);
-        let found = executor.survey(&grouped.dense()?, of, &wanted, Needs::GRAM);
+        let (dense, side) = (grouped.dense()?, grouped.refinement.statistics);
+        let found = executor.run(Pass {
+            beside: streams.dense.as_ref().map(|stream| Beside { stream, side }),
+            outputs: Outputs::Kept,
+            probe: Some(Probe::new(&wanted, Needs::GRAM)),
+            ..Pass::new(&dense, &streams.sparse)
+        });
         gathered = found.map_err(grouped.failed())?.statistics;
         gathered.iter().map(Vec::as_slice).collect()
     };

@@ -1,0 +1,286 @@
+//! Outputs of the linear layers of a part, kept so that they are not computed again, or only as far
+//! as weights have changed since.
+
+use std::ops::Range;
+
+use super::{
+    Error, Executor, PartWeights, Store, Stream,
+    forward::Hook,
+    ops::{Matrix, Ops},
+};
+use crate::family::Part;
+
+/// Bytes of outputs of a sparse part's first layers that wait at most, wherever they wait: the result
+/// must not depend on the memory that a machine has.
+pub(crate) const NOTED: usize = 256 << 20;
+
+/// Bytes of outputs of a dense part's layers that wait at most, beside hidden states of so many. With
+/// all that would fit, a small model's memory would be several times what its samples need.
+pub(crate) fn kept(states: usize) -> usize {
+    (2 * states).max(128 << 20)
+}
+
+/// The outputs of the linear layers of a part for each run of samples, as far as they were recorded.
+#[derive(Debug)]
+pub struct ActivationCache<D: Ops> {
+    /// One per linear layer.
+    outputs: Vec<Store<D>>,
+    /// The outputs of attention itself.
+    attention: Store<D>,
+}
+
+/// For each linear layer, its present weights less those with which its outputs were recorded; `None`
+/// where so many differ that the outputs are better computed again.
+pub type Changes<D> = [Option<<D as super::ops::SparseProduct>::Entries>];
+
+/// What a pass through one part does with an [`ActivationCache`].
+#[derive(Default)]
+pub enum Caching<'a, D: Ops> {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Records outputs: [`Found::cache`](super::Found::cache).
+    Record(Recorded),
+    /// Uses the outputs of the same weights.
+    Use(&'a ActivationCache<D>),
+    /// Uses the outputs of other weights for the same inputs, corrected by the changes, and forgets
+    /// them.
+    Correct(&'a mut ActivationCache<D>, &'a Changes<D>),
+}
+
+/// Which outputs are recorded. Those of the first runs are, as many as fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// Those of all linear layers and of attention, as far as they fit into memory.
+    All,
+    /// Those of the layers that share the part's input.
+    First,
+}
+
+impl<D: Ops> Caching<'_, D> {
+    /// The recorder of a pass through a part, where it records.
+    pub(super) fn recorder(
+        &self,
+        executor: &Executor<D>,
+        part: &PartWeights<D>,
+        stream: &Stream<D>,
+    ) -> Option<Recorder<D>> {
+        let Self::Record(recorded) = self else { return None };
+        Some(Recorder::new(*recorded, executor, part, stream))
+    }
+
+    /// The outputs that are known for a run.
+    pub(super) fn known(&mut self, run: usize, device: &D) -> Result<KnownOutputs<'_, D>, Error> {
+        let of = match self {
+            Self::Off | Self::Record(_) => return Ok(KnownOutputs::default()),
+            Self::Use(cache) => {
+                let outputs = cache.outputs.iter().map(|store| store.find(run, device));
+                let attention = cache.attention.find(run, device)?;
+                KnownOutputs {
+                    outputs: outputs.collect::<Result<_, _>>()?,
+                    attention,
+                    changes: None,
+                }
+            }
+            Self::Correct(cache, changes) => {
+                let outputs = cache.outputs.iter_mut().map(|store| store.take(run, device));
+                let outputs = outputs.collect::<Result<_, _>>()?;
+                KnownOutputs { outputs, attention: None, changes: Some(changes) }
+            }
+        };
+        Ok(of)
+    }
+}
+
+/// The outputs of the layers of a part that are known for a run.
+pub(super) struct KnownOutputs<'a, D: Ops> {
+    outputs: Vec<Option<Matrix<D>>>,
+    attention: Option<Matrix<D>>,
+    changes: Option<&'a Changes<D>>,
+}
+
+impl<D: Ops> Default for KnownOutputs<'_, D> {
+    /// None.
+    fn default() -> Self {
+        Self { outputs: Vec::new(), attention: None, changes: None }
+    }
+}
+
+impl<D: Ops> KnownOutputs<'_, D> {
+    /// The output of a layer for its input `x`, which then need not be computed.
+    pub(super) fn output(
+        &mut self,
+        layer: usize,
+        x: &Matrix<D>,
+    ) -> Result<Option<Matrix<D>>, D::Err> {
+        let Some(y) = self.outputs.get_mut(layer).and_then(Option::take) else { return Ok(None) };
+        match self.changes {
+            None => Ok(Some(y)),
+            Some(changes) => match changes.get(layer).and_then(Option::as_ref) {
+                None => Ok(None),
+                Some(entries) => D::add_sparse_product(y, x, entries).map(Some),
+            },
+        }
+    }
+
+    /// The output of attention, which then is computed for the backward pass alone.
+    pub(super) fn attention(&mut self) -> Option<Matrix<D>> {
+        self.attention.take()
+    }
+}
+
+/// Fills an [`ActivationCache`] in a pass.
+pub(super) struct Recorder<D: Ops> {
+    pub(super) cache: ActivationCache<D>,
+    /// How many layers are recorded, from the first on.
+    layers: usize,
+    attention: bool,
+    /// How many runs are recorded, from the first on.
+    runs: usize,
+}
+
+impl<D: Ops> Recorder<D> {
+    fn new(
+        recorded: Recorded,
+        executor: &Executor<D>,
+        part: &PartWeights<D>,
+        stream: &Stream<D>,
+    ) -> Self {
+        let (all, storage) = (part.linears.len(), &executor.storage);
+        let layers = if recorded == Recorded::All { all } else { all - 1 };
+        let outputs: usize = part.linears[..layers].iter().map(|linear| linear.outputs()).sum();
+        let last = part.linears.last();
+        let attention = last.filter(|_| recorded == Recorded::All && part.is_attention());
+        let width = outputs + attention.map_or(0, |last| last.inputs());
+        let channels = last.map_or(0, |last| last.outputs());
+        let most = kept(stream.tokens().iter().sum::<usize>() * channels * size_of::<f32>());
+        let fits = |numbers: usize| match recorded {
+            Recorded::All => numbers * size_of::<f32>() <= most && storage.fits(numbers),
+            Recorded::First => numbers * size_of::<f32>() <= NOTED,
+        };
+        let mut tokens = 0;
+        let runs = stream.runs.iter().take_while(|run| {
+            tokens += run.tokens();
+            fits(tokens * width)
+        });
+        let (runs, count) = (runs.count(), stream.runs.len());
+        let store = || storage.exact().store(count);
+        let outputs = part.linears.iter().map(|_| store()).collect();
+        let cache = ActivationCache { outputs, attention: store() };
+        Self { cache, layers, attention: attention.is_some(), runs }
+    }
+
+    /// What records a run, if it is one that is recorded.
+    pub(super) fn recording(&self, run: usize) -> Option<Recording<D>> {
+        let Self { layers, attention, .. } = *self;
+        let new =
+            Recording { layers, wants_attention: attention, outputs: Vec::new(), attention: None };
+        (run < self.runs).then_some(new)
+    }
+
+    /// Stores the outputs of a run.
+    pub(super) fn add(&mut self, run: usize, recording: Recording<D>) -> Result<(), Error> {
+        let ActivationCache { outputs, attention } = &mut self.cache;
+        for (store, y) in outputs.iter_mut().zip(recording.outputs) {
+            store.put(run, y)?;
+        }
+        recording.attention.map_or(Ok(()), |o| attention.put(run, o))
+    }
+}
+
+/// Takes the outputs of the first layers of a part for a run, and of attention where they are wanted.
+pub(super) struct Recording<D: Ops> {
+    layers: usize,
+    wants_attention: bool,
+    outputs: Vec<Matrix<D>>,
+    attention: Option<Matrix<D>>,
+}
+
+impl<D: Ops> Hook<D> for Recording<D> {
+    fn input(&mut self, _: Part, layers: Range<usize>, x: &Matrix<D>) -> Result<(), D::Err> {
+        if self.wants_attention && layers.start > 0 {
+            self.attention = Some(x.clone());
+        }
+        Ok(())
+    }
+
+    fn output(&mut self, layer: usize, y: &Matrix<D>) {
+        if layer < self.layers {
+            self.outputs.push(y.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dfdx::tensor::Cpu;
+
+    use super::*;
+    use crate::{
+        executor::{
+            Found, Inner, Outputs, Pass, Positions, Targets,
+            ops::{SparseProduct, Weight, testing::noise},
+        },
+        family::Activation,
+    };
+
+    #[test]
+    fn corrected_outputs_are_those_of_the_changed_weights() {
+        let (device, tokens, width, inner) = (Cpu::default(), 70, 6, 9);
+        let mut values =
+            [noise(inner * width, 1), noise(inner * width, 2), noise(inner * width, 3)];
+        let part = |values: &[Vec<f32>; 3]| {
+            let dims = [(inner, width), (inner, width), (width, inner)];
+            let weights = values.iter().zip(dims);
+            PartWeights {
+                part: Part::Mlp,
+                names: Vec::new(),
+                input_norm: None,
+                linears: weights
+                    .map(|(w, dims)| Weight::new(&device, w, dims, None).unwrap())
+                    .collect(),
+                inner: Inner::Gated(Activation::Silu),
+                output_norm: None,
+                residual_norm: None,
+            }
+        };
+        let executor = Executor::from(device.clone());
+        let positions = Positions { length: tokens, sights: None, rotation: None };
+        let states = noise(tokens * width, 4);
+        let stream = || {
+            let samples = [Ok::<_, Error>((states.clone(), positions.clone()))];
+            executor.stream(samples.into_iter(), 0).unwrap()
+        };
+        let of = |stream: &Stream<Cpu>| stream.states.get(0, &device).unwrap().to_vec();
+
+        let before = [part(&values)];
+        let at_first = stream();
+        let recorded = Pass {
+            outputs: Outputs::Kept,
+            cache: Caching::Record(Recorded::First),
+            ..Pass::new(&before, &at_first)
+        };
+        let Found { outputs, cache, .. } = executor.run(recorded).unwrap();
+        let (targets, mut cache) = (outputs, cache.unwrap());
+        values[0][7] += 0.5;
+        values[2][3] += 0.5;
+        let after = [part(&values)];
+        let entries = |entries| Some(device.entries(entries, (inner, width)).unwrap());
+        // The second layer's weights did not change; the third's outputs were not recorded.
+        let changes = [entries(vec![(1, 1, 0.5)]), entries(vec![]), None];
+        let (mut corrected, mut again) = (stream(), stream());
+        let advance = |stream, cache| {
+            let targets = Targets::Outputs(&targets);
+            let pass = Pass { targets, cache, ..Pass::advancing(&after, stream) };
+            executor.run(pass).unwrap().loss.calibration
+        };
+        let found = advance(&mut corrected, Caching::Correct(&mut cache, &changes));
+        let expected = advance(&mut again, Caching::Off);
+        assert!(expected > 0.0 && (found / expected - 1.0).abs() < 1e-3, "{found} {expected}");
+        for (found, expected) in of(&corrected).iter().zip(of(&again)) {
+            assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+        }
+        assert!(of(&corrected) != states);
+        assert!(cache.outputs.iter().all(|store| store.find(0, &device).unwrap().is_none()));
+    }
+}

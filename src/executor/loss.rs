@@ -1,0 +1,65 @@
+//! The error of outputs.
+
+use std::iter::zip;
+
+use super::{
+    Error,
+    ops::{Matrix, Ops},
+};
+use crate::number::or_nan;
+
+/// Mean over samples of the squared error between outputs and their targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Loss {
+    /// Over the calibration samples.
+    #[serde(deserialize_with = "or_nan")]
+    pub calibration: f64,
+    /// Over the held-out samples, if there are any.
+    pub held_out: Option<f64>,
+}
+
+impl Loss {
+    /// Whether it is lower than another: on the samples that are held out, if there are any, and
+    /// on the others at least not higher.
+    pub fn improves(self, on: Self) -> bool {
+        match (self.held_out, on.held_out) {
+            (Some(own), Some(other)) => own < other && self.calibration <= on.calibration,
+            _ => self.calibration < on.calibration,
+        }
+    }
+
+    /// Adds the loss of a run.
+    pub(super) fn add(&mut self, held_out: bool, loss: f64) {
+        if held_out {
+            *self.held_out.get_or_insert_default() += loss;
+        } else {
+            self.calibration += loss;
+        }
+    }
+
+    /// Adds ‖y − t‖² / ‖t‖² for each row y of the outputs of a run and t of their targets.
+    pub(super) fn add_relative_errors<D: Ops>(
+        &mut self,
+        held_out: bool,
+        output: &Matrix<D>,
+        target: &Matrix<D>,
+    ) -> Result<(), Error> {
+        let width = output.shape().1;
+        let [y, t] = [output, target].map(|of| of.on_host().map_err(Error::device));
+        for (y, t) in zip(y?.chunks(width), t?.chunks(width)) {
+            let square = |x: f32| f64::from(x) * f64::from(x);
+            let off: f64 = zip(y, t).map(|(y, t)| square(y - t)).sum();
+            let whole: f64 = t.iter().map(|t| square(*t)).sum();
+            self.add(held_out, if whole > 0.0 { off / whole } else { 0.0 });
+        }
+        Ok(())
+    }
+
+    /// The means of sums over so much for calibration, and so much that is held out.
+    pub(super) fn mean(self, [calibration, held_out]: [usize; 2]) -> Self {
+        Self {
+            calibration: self.calibration / calibration as f64,
+            held_out: self.held_out.map(|sum| sum / held_out as f64),
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! A pass of hidden states through parts of a decoder layer: one loop over the runs of samples, for
+//! all that is wanted of it.
+
+use std::ops::Range;
+
+use dfdx::{
+    tensor::{NoneTape, OwnedTape, Tape},
+    tensor_ops::Backward,
+};
+
+use super::{
+    ActivationCache, Caching, Error, Executor, Loss, PartWeights, Probe, Side, Statistics, Store,
+    Stream,
+    forward::{Hooks, forward_with, inner},
+    ops::{InputGradient, Matrix, Ops},
+    probe::{Gathered, Inputs},
+    stream::Batch,
+};
+
+/// A pass through consecutive parts of a decoder layer, and what is wanted of it. What nobody wants
+/// is not computed: runs of samples, or the output of the last linear layer.
+pub struct Pass<'a, D: Ops> {
+    /// The parts.
+    pub parts: &'a [PartWeights<D>],
+    /// The hidden states before them.
+    pub stream: Through<'a, D>,
+    /// The hidden states of the same samples in the dense model, where these go through the parts
+    /// side by side.
+    pub beside: Option<Beside<'a, D>>,
+    /// The runs of samples that go through; all of them if there are none.
+    pub runs: Option<Range<usize>>,
+    /// What the outputs are compared with.
+    pub targets: Targets<'a, D>,
+    /// What becomes of the outputs: one part's own, without the residual; or the hidden states after
+    /// several.
+    pub outputs: Outputs<'a, D>,
+    /// What is gathered of linear layers.
+    pub probe: Option<Probe<'a>>,
+    /// What becomes of the outputs of linear layers.
+    pub cache: Caching<'a, D>,
+}
+
+impl<'a, D: Ops> Pass<'a, D> {
+    /// A pass of which nothing is wanted yet.
+    pub fn new(parts: &'a [PartWeights<D>], stream: &'a Stream<D>) -> Self {
+        Self::through(parts, Through::Stay(stream))
+    }
+
+    /// The same, after which the stream stands behind the parts.
+    pub fn advancing(parts: &'a [PartWeights<D>], stream: &'a mut Stream<D>) -> Self {
+        Self::through(parts, Through::Advance(stream))
+    }
+
+    fn through(parts: &'a [PartWeights<D>], stream: Through<'a, D>) -> Self {
+        Self {
+            parts,
+            stream,
+            beside: None,
+            runs: None,
+            targets: Targets::None,
+            outputs: Outputs::Dropped,
+            probe: None,
+            cache: Caching::Off,
+        }
+    }
+}
+
+/// The stream of a pass.
+#[derive(Debug)]
+pub enum Through<'a, D: Ops> {
+    /// It stays as it is.
+    Stay(&'a Stream<D>),
+    /// The hidden states after the parts take the place of those before them.
+    Advance(&'a mut Stream<D>),
+}
+
+impl<D: Ops> Through<'_, D> {
+    fn get(&self) -> &Stream<D> {
+        match self {
+            Self::Stay(stream) => stream,
+            Self::Advance(stream) => stream,
+        }
+    }
+}
+
+/// A dense stream beside a sparse one.
+#[derive(Debug)]
+pub struct Beside<'a, D: Ops> {
+    /// The dense stream.
+    pub stream: &'a Stream<D>,
+    /// On which of the two the statistics of inputs are computed. Where they are Gram matrices on the
+    /// sparse one, how the inputs differ is gathered too.
+    pub side: Side,
+}
+
+/// What the outputs of a pass are compared with.
+#[derive(Debug, Default)]
+pub enum Targets<'a, D: Ops> {
+    /// Nothing.
+    #[default]
+    None,
+    /// Target outputs, by the mean squared error.
+    Outputs(&'a Store<D>),
+    /// The same; the pass's outputs take their place, and are [`Found::outputs`].
+    Replaced(Store<D>),
+    /// Target outputs t, by the mean over tokens of ‖y − t‖² / ‖t‖² for the outputs y.
+    Relative(&'a Store<D>),
+}
+
+/// What becomes of the outputs of a pass.
+#[derive(Debug, Default)]
+pub enum Outputs<'a, D: Ops> {
+    /// They are dropped.
+    #[default]
+    Dropped,
+    /// They are [`Found::outputs`].
+    Kept,
+    /// They are known, and not computed.
+    Known(&'a Store<D>),
+}
+
+/// What a pass found.
+#[derive(Debug)]
+pub struct Found<D: Ops> {
+    /// The error of the outputs; 0 without targets.
+    pub loss: Loss,
+    /// One per linear layer of each part; none without a probe.
+    pub statistics: Vec<Vec<Statistics>>,
+    /// The outputs; empty unless they were kept, or took the place of targets.
+    pub outputs: Store<D>,
+    /// The outputs on the stream beside, if there is one and outputs were kept.
+    pub beside: Option<Store<D>>,
+    /// The outputs of linear layers, if they were recorded.
+    pub cache: Option<ActivationCache<D>>,
+}
+
+impl<D: Ops> Targets<'_, D> {
+    /// The target of a run, if there are targets.
+    fn of_run(
+        &mut self,
+        run: usize,
+        output: &Matrix<D>,
+        device: &D,
+    ) -> Result<Option<Matrix<D>>, Error> {
+        match self {
+            Self::None => Ok(None),
+            Self::Outputs(targets) | Self::Relative(targets) => targets.get(run, device).map(Some),
+            Self::Replaced(targets) => {
+                let target = targets.get(run, device)?;
+                targets.put(run, output.clone())?;
+                Ok(Some(target))
+            }
+        }
+    }
+}
+
+impl<D: Ops> Executor<D> {
+    /// Runs a pass.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, the scratch space fails, or an activation is not finite.
+    pub fn run(&self, pass: Pass<'_, D>) -> Result<Found<D>, Error> {
+        let Pass { parts, mut stream, beside, runs, mut targets, outputs, probe, mut cache } = pass;
+        let device = &self.device;
+        let count = stream.get().runs.len();
+        let mut recorder = cache.recorder(self, &parts[0], stream.get());
+        let mut gathered = probe.map(|probe| Gathered::new(parts, probe));
+        let is_backward = probe.is_some_and(|probe| probe.is_backward());
+        let keeps = matches!(outputs, Outputs::Kept);
+        let mut kept = self.storage.store(if keeps { count } else { 0 });
+        let mut kept_beside = beside.as_ref().filter(|_| keeps).map(|_| self.storage.store(count));
+        let goes_on = keeps || matches!(stream, Through::Advance(_));
+        let mut loss = Loss::default();
+        for run in runs.unwrap_or(0..count) {
+            let held_out = stream.get().held_out(run);
+            let mut gathering = gathered.as_mut().filter(|_| !held_out);
+            let mut recording = recorder.as_ref().and_then(|recorder| recorder.recording(run));
+            let has_targets = !matches!(targets, Targets::None);
+            let needs_output = goes_on || has_targets || recording.is_some();
+            if !needs_output && gathering.is_none() {
+                continue;
+            }
+            let batch = self.batch(stream.get(), run)?;
+            let mut dense_inputs = None;
+            if let Some(Beside { stream, side }) = &beside {
+                let (batch, mut inputs) = (self.batch(stream, run)?, Inputs::default());
+                let mut hooks = Hooks::default();
+                hooks.hooks.extend(gathering.as_ref().map(|_| &mut inputs as _));
+                let output = forward_parts(parts, &batch, NoneTape, &mut hooks, needs_output);
+                let output = output.map_err(Error::device)?;
+                if let (Some(kept), Some(output)) = (&mut kept_beside, output) {
+                    kept.put(run, output)?;
+                }
+                dense_inputs = Some((*side, inputs));
+            }
+            let traced = gathering.as_ref().filter(|_| is_backward).map(|of| of.traced(parts));
+            let (output, tape) = if let Outputs::Known(known) = outputs {
+                (Some(known.get(run, device)?), None)
+            } else {
+                let inputs = gathering.as_deref_mut();
+                let mut inputs = inputs.map(|of| of.inputs(&batch.samples, dense_inputs));
+                let mut hooks = Hooks { hooks: Vec::new(), known: cache.known(run, device)? };
+                hooks.hooks.extend(inputs.as_mut().map(|hook| hook as _));
+                hooks.hooks.extend(recording.as_mut().map(|hook| hook as _));
+                let found = match &traced {
+                    None => forward_parts(parts, &batch, NoneTape, &mut hooks, needs_output)
+                        .map(|output| (output, None)),
+                    Some(traced) => {
+                        let tape = OwnedTape::default();
+                        forward_parts(traced, &batch, tape, &mut hooks, needs_output)
+                            .map(|output| output.map(Matrix::split_tape).unzip())
+                    }
+                };
+                let found = found.map_err(Error::device)?;
+                drop(hooks);
+                batch.check_inputs(parts, inputs.and_then(|inputs| inputs.broken))?;
+                found
+            };
+            if let (Some(recorder), Some(recording)) = (&mut recorder, recording) {
+                recorder.add(run, recording)?;
+            }
+            let Some(output) = output else { continue };
+            let output = match targets.of_run(run, &output, device)? {
+                None => Some(output),
+                Some(target) => {
+                    let after = goes_on.then(|| output.clone());
+                    if let Targets::Relative(_) = targets {
+                        loss.add_relative_errors(held_out, &output, &target)?;
+                    } else {
+                        let error = squared_error(output, tape, &target, &batch.samples);
+                        loss.add(held_out, error.map_err(Error::device)?);
+                    }
+                    if let (Some(gathered), Some(traced)) = (gathering, &traced) {
+                        let added = gathered.add_gradients(traced, &batch.samples);
+                        added.map_err(Error::device)?;
+                    }
+                    after
+                }
+            };
+            if let Some(output) = output.as_ref().filter(|_| keeps) {
+                kept.put(run, output.clone())?;
+            }
+            if let (Through::Advance(stream), Some(output)) = (&mut stream, output) {
+                let states = match parts {
+                    [part] => part.residual(batch.states.clone(), output).map_err(Error::device)?,
+                    _ => output,
+                };
+                batch.check_states(parts, &states)?;
+                stream.states.put(run, states)?;
+            }
+        }
+        let stream = stream.get();
+        let statistics = gathered.map(|gathered| gathered.finish(stream.calibration));
+        let loss = match targets {
+            Targets::Relative(_) => loss.mean(stream.tokens()),
+            _ => loss.mean(stream.samples()),
+        };
+        if let Targets::Replaced(outputs) = targets {
+            kept = outputs;
+        }
+        Ok(Found {
+            loss,
+            statistics: statistics.transpose().map_err(Error::device)?.unwrap_or_default(),
+            outputs: kept,
+            beside: kept_beside,
+            cache: recorder.map(|recorder| recorder.cache),
+        })
+    }
+}
+
+/// The output of consecutive parts: one part's own, without the residual; or the hidden states after
+/// several. Without `needs_output` the last linear layer is shown its input, and does not run.
+fn forward_parts<D: Ops, T: Tape<f32, D> + 'static>(
+    parts: &[PartWeights<D>],
+    batch: &Batch<D>,
+    tape: T,
+    hooks: &mut Hooks<'_, D>,
+    needs_output: bool,
+) -> Result<Option<Matrix<D, T>>, D::Err> {
+    let (positions, mut states) = (&batch.positions, batch.states.clone().put_tape(tape));
+    for (i, part) in parts.iter().enumerate() {
+        let (x, tape) = states.split_tape();
+        // The norm before the first part has no weights before it.
+        let (input, gradient) = if i == 0 {
+            (part.normalise(x.clone())?.put_tape(tape), InputGradient::Skipped)
+        } else {
+            (part.normalise(x.clone().put_tape(tape))?, InputGradient::Wanted)
+        };
+        if i + 1 == parts.len() && !needs_output {
+            inner(part, positions, input, gradient, hooks)?;
+            return Ok(None);
+        }
+        let output = forward_with(part, positions, input, gradient, hooks)?;
+        if parts.len() == 1 {
+            return Ok(Some(output));
+        }
+        states = part.residual(x, output)?;
+    }
+    Ok(Some(states))
+}
+
+/// The squared errors of samples' outputs, their means summed; with a tape, goes backward from it.
+fn squared_error<D: Ops>(
+    output: Matrix<D>,
+    tape: Option<OwnedTape<f32, D>>,
+    target: &Matrix<D>,
+    samples: &[Range<usize>],
+) -> Result<f64, D::Err> {
+    let error = match tape {
+        None => D::squared_error(output, target, samples)?.as_vec(),
+        Some(tape) => {
+            let error = D::squared_error(output.put_tape(tape), target, samples)?;
+            let value = error.as_vec();
+            error.try_backward()?;
+            value
+        }
+    };
+    Ok(f64::from(error[0]))
+}

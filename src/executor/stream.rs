@@ -1,0 +1,185 @@
+//! The hidden states of the samples between two layers.
+
+use std::ops::Range;
+
+use super::{
+    Error, Executor, Positions, Store,
+    ops::{Matrix, Ops},
+};
+
+/// One of the two models: the dense one, or the one that is pruned so far.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// The dense model.
+    Dense,
+    /// The pruned one.
+    #[default]
+    Sparse,
+}
+
+/// The hidden states of all samples between two layers, in runs that go through a layer as one
+/// matrix each. The runs depend on the samples alone, and so does the result.
+#[derive(Debug)]
+pub struct Stream<D: Ops> {
+    pub(super) runs: Vec<Run>,
+    pub(super) states: Store<D>,
+    /// Number of calibration samples, which come first; the others are held out.
+    pub(super) calibration: usize,
+}
+
+/// Consecutive samples of one length.
+#[derive(Clone, Debug)]
+pub(super) struct Run {
+    pub(super) samples: Range<usize>,
+    positions: Positions,
+}
+
+/// Tokens that go through a layer as one matrix, unless one sample has more: enough for all threads
+/// to have rows of their own.
+pub const BATCH: usize = 2048;
+
+impl Run {
+    /// Whether a sample goes with those that are there.
+    fn takes(&self, positions: &Positions) -> bool {
+        let alike = |a: &Positions, b: &Positions| {
+            a.sights.is_none() && b.sights.is_none() && a.length == b.length
+        };
+        alike(&self.positions, positions) && (self.samples.len() + 1) * positions.length <= BATCH
+    }
+
+    pub(super) fn tokens(&self) -> usize {
+        self.samples.len() * self.positions.length
+    }
+}
+
+impl<D: Ops> Stream<D> {
+    /// How many samples there are.
+    pub fn len(&self) -> usize {
+        self.runs.last().map_or(0, |run| run.samples.end)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// Number of calibration samples, and of those that are held out.
+    pub(super) fn samples(&self) -> [usize; 2] {
+        [self.calibration, self.len() - self.calibration]
+    }
+
+    /// Number of tokens of the calibration samples, and of those that are held out.
+    pub(super) fn tokens(&self) -> [usize; 2] {
+        let of = |runs: Range<usize>| self.runs[runs].iter().map(Run::tokens).sum();
+        [of(self.calibration_runs()), of(self.held_out_runs())]
+    }
+
+    /// Whether a run's samples are held out.
+    pub(super) fn held_out(&self, run: usize) -> bool {
+        self.runs[run].samples.start >= self.calibration
+    }
+
+    /// The runs of calibration samples.
+    pub(crate) fn calibration_runs(&self) -> Range<usize> {
+        let runs = self.runs.iter().filter(|run| run.samples.start < self.calibration);
+        0..runs.count()
+    }
+
+    /// The runs of held-out samples.
+    pub(crate) fn held_out_runs(&self) -> Range<usize> {
+        self.calibration_runs().end..self.runs.len()
+    }
+}
+
+/// The samples of a run as they go through a layer.
+pub(super) struct Batch<D: Ops> {
+    pub(super) states: Matrix<D>,
+    pub(super) positions: Positions,
+    /// The rows of each sample.
+    pub(super) samples: Vec<Range<usize>>,
+    /// Number of the first sample.
+    pub(super) first: usize,
+}
+
+impl<D: Ops> Executor<D> {
+    /// The stream of some samples' hidden states, [tokens, channels] each, row-major. The last
+    /// `held_out` of them are no part of any statistics.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch file fails.
+    pub fn stream<E: From<Error>>(
+        &self,
+        samples: impl ExactSizeIterator<Item = Result<(Vec<f32>, Positions), E>>,
+        held_out: usize,
+    ) -> Result<Stream<D>, E> {
+        let calibration = samples.len().saturating_sub(held_out);
+        let mut runs: Vec<Run> = Vec::new();
+        let mut states = self.storage.store(0);
+        let mut values: Vec<f32> = Vec::new();
+        let mut put = |values: Vec<f32>, run: &Run| {
+            let shape = (run.tokens(), values.len().checked_div(run.tokens()).unwrap_or(0));
+            states.push(self.device.hold(values, shape).map_err(Error::device)?)
+        };
+        for (i, sample) in samples.enumerate() {
+            let (mut sample, positions) = sample?;
+            match runs.last_mut() {
+                Some(run) if i != calibration && run.takes(&positions) => {
+                    run.samples.end = i + 1;
+                    values.append(&mut sample);
+                }
+                last => {
+                    if let Some(run) = last {
+                        put(std::mem::take(&mut values), run)?;
+                    }
+                    values = sample;
+                    runs.push(Run { samples: i..i + 1, positions });
+                }
+            }
+        }
+        if let Some(run) = runs.last() {
+            put(values, run)?;
+        }
+        Ok(Stream { runs, states, calibration })
+    }
+
+    /// The hidden states of each sample in turn, [tokens, channels], row-major.
+    ///
+    /// # Errors
+    /// Whatever `see` returns, or if the scratch file fails.
+    pub fn each_sample<E: From<Error>>(
+        &self,
+        stream: &Stream<D>,
+        mut see: impl FnMut(usize, &[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for index in 0..stream.runs.len() {
+            let run = &stream.runs[index];
+            let states = stream.states.get(index, &self.device)?;
+            let states = states.on_host().map_err(Error::device)?;
+            let width = states.len() / run.samples.len();
+            run.samples.clone().zip(states.chunks(width)).try_for_each(|(i, x)| see(i, x))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn batch(&self, stream: &Stream<D>, index: usize) -> Result<Batch<D>, Error> {
+        let run = &stream.runs[index];
+        let length = run.positions.length;
+        Ok(Batch {
+            states: stream.states.get(index, &self.device)?,
+            positions: run.positions.clone(),
+            samples: (0..run.samples.len()).map(|i| i * length..(i + 1) * length).collect(),
+            first: run.samples.start,
+        })
+    }
+}

@@ -18,6 +18,17 @@ pub struct Group {
     pub members: Vec<Member>,
 }
 
+impl Group {
+    /// The indices of its matrices in each of its parts.
+    pub fn linears(&self) -> Vec<Vec<usize>> {
+        let of = |part: &Part| {
+            let members = self.members.iter().filter(|member| member.part == *part);
+            members.map(|member| member.linear).collect()
+        };
+        self.parts.iter().map(of).collect()
+    }
+}
+
 /// A matrix of a group.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Member {

@@ -4,25 +4,42 @@
 use std::ops::Range;
 
 use super::{
-    Error, Executor, PartWeights, Store, Stream,
+    CacheShape, Error, Executor, PartShape, PartWeights, Store, Stream,
     forward::Hook,
     ops::{Matrix, Ops},
+    stream::Run,
 };
 use crate::family::Part;
 
-/// Bytes of outputs of a sparse part's first layers that wait at most, wherever they wait: the result
-/// must not depend on the memory that a machine has.
-pub(crate) const NOTED: usize = 256 << 20;
+/// Bytes of outputs of a part that wait at most, beside the hidden states of so many tokens.
+pub(super) fn recorded_limit(recorded: Recorded, part: &PartShape, tokens: usize) -> usize {
+    match recorded {
+        // With all that would fit, a small model's memory would be several times what its samples
+        // need.
+        Recorded::All => {
+            let channels = part.linears.last().map_or(0, |(outputs, _)| *outputs);
+            (2 * tokens * channels * size_of::<f32>()).max(128 << 20)
+        }
+        // The result must not depend on the memory that a machine has.
+        Recorded::First => 256 << 20,
+    }
+}
 
-/// Bytes of outputs of a dense part's layers that wait at most, beside hidden states of so many. With
-/// all that would fit, a small model's memory would be several times what its samples need.
-pub(crate) fn kept(states: usize) -> usize {
-    (2 * states).max(128 << 20)
+/// Numbers that are recorded of each token.
+pub(super) fn recorded_width(recorded: Recorded, part: &PartShape) -> usize {
+    let outputs: usize = part.linears.iter().map(|(outputs, _)| outputs).sum();
+    let (last_outputs, last_inputs) = part.linears.last().copied().unwrap_or_default();
+    match recorded {
+        Recorded::All if part.attention.is_some() => outputs + last_inputs,
+        Recorded::All => outputs,
+        Recorded::First => outputs - last_outputs,
+    }
 }
 
 /// The outputs of the linear layers of a part for each run of samples, as far as they were recorded.
 #[derive(Debug)]
 pub struct ActivationCache<D: Ops> {
+    recorded: Recorded,
     /// One per linear layer.
     outputs: Vec<Store<D>>,
     /// The outputs of attention itself.
@@ -58,6 +75,16 @@ pub enum Recorded {
 }
 
 impl<D: Ops> Caching<'_, D> {
+    /// The same without outputs.
+    pub(super) fn shape(&self) -> CacheShape {
+        match self {
+            Self::Off => CacheShape::Off,
+            Self::Record(recorded) => CacheShape::Record(*recorded),
+            Self::Use(cache) => CacheShape::Use(cache.recorded),
+            Self::Correct(cache, _) => CacheShape::Correct(cache.recorded),
+        }
+    }
+
     /// The recorder of a pass through a part, where it records.
     pub(super) fn recorder(
         &self,
@@ -146,17 +173,13 @@ impl<D: Ops> Recorder<D> {
         part: &PartWeights<D>,
         stream: &Stream<D>,
     ) -> Self {
-        let (all, storage) = (part.linears.len(), &executor.storage);
-        let layers = if recorded == Recorded::All { all } else { all - 1 };
-        let outputs: usize = part.linears[..layers].iter().map(|linear| linear.outputs()).sum();
-        let last = part.linears.last();
-        let attention = last.filter(|_| recorded == Recorded::All && part.is_attention());
-        let width = outputs + attention.map_or(0, |last| last.inputs());
-        let channels = last.map_or(0, |last| last.outputs());
-        let most = kept(stream.tokens().iter().sum::<usize>() * channels * size_of::<f32>());
-        let fits = |numbers: usize| match recorded {
-            Recorded::All => numbers * size_of::<f32>() <= most && storage.fits(numbers),
-            Recorded::First => numbers * size_of::<f32>() <= NOTED,
+        let (storage, shape) = (&executor.storage, PartShape::from(part));
+        let width = recorded_width(recorded, &shape);
+        let all = stream.runs.iter().map(Run::tokens).sum();
+        let most = recorded_limit(recorded, &shape, all);
+        let is_all = recorded == Recorded::All;
+        let fits = |numbers: usize| {
+            numbers * size_of::<f32>() <= most && (!is_all || storage.fits(numbers))
         };
         let mut tokens = 0;
         let runs = stream.runs.iter().take_while(|run| {
@@ -166,8 +189,9 @@ impl<D: Ops> Recorder<D> {
         let (runs, count) = (runs.count(), stream.runs.len());
         let store = || storage.exact().store(count);
         let outputs = part.linears.iter().map(|_| store()).collect();
-        let cache = ActivationCache { outputs, attention: store() };
-        Self { cache, layers, attention: attention.is_some(), runs }
+        let cache = ActivationCache { recorded, outputs, attention: store() };
+        let layers = part.linears.len() - usize::from(!is_all);
+        Self { cache, layers, attention: is_all && shape.attention.is_some(), runs }
     }
 
     /// What records a run, if it is one that is recorded.
@@ -180,7 +204,7 @@ impl<D: Ops> Recorder<D> {
 
     /// Stores the outputs of a run.
     pub(super) fn add(&mut self, run: usize, recording: Recording<D>) -> Result<(), Error> {
-        let ActivationCache { outputs, attention } = &mut self.cache;
+        let ActivationCache { outputs, attention, .. } = &mut self.cache;
         for (store, y) in outputs.iter_mut().zip(recording.outputs) {
             store.put(run, y)?;
         }

@@ -75,11 +75,6 @@ impl<D: Ops> PartWeights<D> {
         members.iter().for_each(|&i| traced.linears[i] = traced.linears[i].traced());
         traced
     }
-
-    /// Whether attention is what happens between the linear layers.
-    pub(super) const fn is_attention(&self) -> bool {
-        matches!(self.inner, Inner::Attention(..))
-    }
 }
 
 /// Is shown the inputs and outputs of linear layers.

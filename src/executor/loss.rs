@@ -56,10 +56,10 @@ impl Loss {
     }
 
     /// The means of sums over so much for calibration, and so much that is held out.
-    pub(super) fn mean(self, [calibration, held_out]: [usize; 2]) -> Self {
+    pub(super) fn mean(self, [calibration, held_out]: [f64; 2]) -> Self {
         Self {
-            calibration: self.calibration / calibration as f64,
-            held_out: self.held_out.map(|sum| sum / held_out as f64),
+            calibration: self.calibration / calibration,
+            held_out: self.held_out.map(|sum| sum / held_out),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! losses and statistics.
 
 mod activation_cache;
+mod cost;
 mod device;
 mod finite;
 mod forward;
@@ -18,11 +19,11 @@ mod stream;
 
 use std::fmt;
 
-pub(crate) use self::activation_cache::{NOTED, kept};
 #[cfg(feature = "cuda")]
 pub use self::device::cuda;
 pub use self::{
     activation_cache::{ActivationCache, Caching, Changes, Recorded},
+    cost::{CacheShape, PartShape, PassShape, Tokens},
     device::{Device, available_memory},
     forward::{Inner, PartWeights, forward},
     loss::Loss,

@@ -9,8 +9,8 @@ use dfdx::{
 };
 
 use super::{
-    ActivationCache, Caching, Error, Executor, Loss, PartWeights, Probe, Side, Statistics, Store,
-    Stream,
+    ActivationCache, Caching, Error, Executor, Loss, PartShape, PartWeights, PassShape, Probe,
+    Side, Statistics, Store, Stream,
     forward::{Hooks, forward_with, inner},
     ops::{InputGradient, Matrix, Ops},
     probe::{Gathered, Inputs},
@@ -49,6 +49,33 @@ impl<'a, D: Ops> Pass<'a, D> {
     /// The same, after which the stream stands behind the parts.
     pub fn advancing(parts: &'a [PartWeights<D>], stream: &'a mut Stream<D>) -> Self {
         Self::through(parts, Through::Advance(stream))
+    }
+
+    /// What its cost is counted from.
+    pub fn shape(&self) -> PassShape<'a> {
+        let parts = match self.outputs {
+            Outputs::Known(_) => &[],
+            _ => self.parts,
+        };
+        let stream = self.stream.get();
+        PassShape {
+            parts: parts.iter().map(PartShape::from).collect(),
+            tokens: stream.tokens(self.runs.clone().unwrap_or(0..stream.runs.len())),
+            beside: self.beside.as_ref().map(|beside| beside.side),
+            needs_output: self.needs_output(),
+            probe: self.probe,
+            cache: self.cache.shape(),
+        }
+    }
+
+    /// Whether something becomes of the outputs.
+    fn goes_on(&self) -> bool {
+        matches!(self.outputs, Outputs::Kept) || matches!(self.stream, Through::Advance(_))
+    }
+
+    /// Whether the outputs of all samples are wanted.
+    fn needs_output(&self) -> bool {
+        self.goes_on() || !matches!(self.targets, Targets::None)
     }
 
     fn through(parts: &'a [PartWeights<D>], stream: Through<'a, D>) -> Self {
@@ -160,6 +187,7 @@ impl<D: Ops> Executor<D> {
     /// # Errors
     /// If the device has not enough memory, the scratch space fails, or an activation is not finite.
     pub fn run(&self, pass: Pass<'_, D>) -> Result<Found<D>, Error> {
+        let (goes_on, needs_output) = (pass.goes_on(), pass.needs_output());
         let Pass { parts, mut stream, beside, runs, mut targets, outputs, probe, mut cache } = pass;
         let device = &self.device;
         let count = stream.get().runs.len();
@@ -169,14 +197,12 @@ impl<D: Ops> Executor<D> {
         let keeps = matches!(outputs, Outputs::Kept);
         let mut kept = self.storage.store(if keeps { count } else { 0 });
         let mut kept_beside = beside.as_ref().filter(|_| keeps).map(|_| self.storage.store(count));
-        let goes_on = keeps || matches!(stream, Through::Advance(_));
         let mut loss = Loss::default();
         for run in runs.unwrap_or(0..count) {
             let held_out = stream.get().held_out(run);
             let mut gathering = gathered.as_mut().filter(|_| !held_out);
             let mut recording = recorder.as_ref().and_then(|recorder| recorder.recording(run));
-            let has_targets = !matches!(targets, Targets::None);
-            let needs_output = goes_on || has_targets || recording.is_some();
+            let needs_output = needs_output || recording.is_some();
             if !needs_output && gathering.is_none() {
                 continue;
             }
@@ -252,7 +278,10 @@ impl<D: Ops> Executor<D> {
         let stream = stream.get();
         let statistics = gathered.map(|gathered| gathered.finish(stream.calibration));
         let loss = match targets {
-            Targets::Relative(_) => loss.mean(stream.tokens()),
+            Targets::Relative(_) => {
+                let tokens = stream.tokens(0..count);
+                loss.mean([tokens.calibration, tokens.held_out])
+            }
             _ => loss.mean(stream.samples()),
         };
         if let Targets::Replaced(outputs) = targets {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{
-    Error, Executor, Positions, Store,
+    Error, Executor, Positions, Store, Tokens,
     ops::{Matrix, Ops},
 };
 
@@ -75,14 +75,21 @@ impl<D: Ops> Stream<D> {
     }
 
     /// Number of calibration samples, and of those that are held out.
-    pub(super) fn samples(&self) -> [usize; 2] {
-        [self.calibration, self.len() - self.calibration]
+    pub(super) fn samples(&self) -> [f64; 2] {
+        [self.calibration, self.len() - self.calibration].map(|count| count as f64)
     }
 
-    /// Number of tokens of the calibration samples, and of those that are held out.
-    pub(super) fn tokens(&self) -> [usize; 2] {
-        let of = |runs: Range<usize>| self.runs[runs].iter().map(Run::tokens).sum();
-        [of(self.calibration_runs()), of(self.held_out_runs())]
+    /// The tokens of some runs.
+    pub(super) fn tokens(&self, runs: Range<usize>) -> Tokens {
+        let mut tokens = Tokens::default();
+        for index in runs {
+            let run = &self.runs[index];
+            let sum =
+                if self.held_out(index) { &mut tokens.held_out } else { &mut tokens.calibration };
+            *sum += run.tokens() as f64;
+            tokens.sequence = tokens.sequence.max(run.positions.length);
+        }
+        tokens
     }
 
     /// Whether a run's samples are held out.

@@ -10,7 +10,7 @@ use crate::{
         self, ActivationCache, Caching, Loss, Outputs, PartWeights, Pass, Statistics, Store,
         Targets, ops::Ops,
     },
-    family::{Linear, Part},
+    family::Linear,
     mask::{Distribution, Mask},
     model::{self, Model},
     plan::{Group, Member},
@@ -98,15 +98,6 @@ impl<D: Ops> Grouped<'_, D> {
     /// The same, dense.
     pub(super) fn dense(&self) -> Result<Vec<PartWeights<D>>, model::Error> {
         self.weights(&Pruned::default())
-    }
-
-    /// The indices of the group's matrices in each of its parts.
-    pub(super) fn wanted(&self) -> Vec<Vec<usize>> {
-        let linears = |part: &Part| {
-            let members = self.group.members.iter().filter(|member| member.part == *part);
-            members.map(|member| member.linear).collect()
-        };
-        self.group.parts.iter().map(linears).collect()
     }
 
     /// Where a matrix's part is among the group's.

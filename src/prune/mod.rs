@@ -9,12 +9,14 @@ mod keep;
 pub(crate) mod pipeline;
 pub(crate) mod stage;
 mod start;
+mod tally;
 
 pub use self::{
     allocate::{Allocation, By, allocate},
     pipeline::MetricStep,
     stage::{Alpha, Rebuild, Reconstruct, Refine, Rounds, Stage, Swap},
     start::{Start, start},
+    tally::{Cost, Pruning, Tally},
 };
 
 pub(crate) use self::keep::{Keeper, Kept, Phase, Place};

@@ -51,7 +51,7 @@ impl Forecast {
     ) -> Result<Self, Error> {
         let (recipe, decoder) = (&loaded.recipe, &model.decoder);
         let takes = estimate(decoder, plan, &expected(loaded, model, &tests.texts, calibration)?);
-        let phases = to_come(recipe, decoder, tests, &calibration, &takes);
+        let phases = to_come(recipe, decoder, tests, &takes);
         let limit: usize = recipe.refine.iter().map(|stage| stage.searches()).sum();
         let layers = 0..plan.layers.len();
         let dims = layers.flat_map(|layer| plan.matrices(decoder, layer)).map(|(_, of)| of.dims);

@@ -52,7 +52,7 @@ pub use self::{
 };
 use crate::{
     calibration::{self, Extent, Samples, Text, samples},
-    checkpoint::{Existing, Output, Pruned, Reader, digest},
+    checkpoint::{Dtype, Existing, Output, Pruned, Reader, digest},
     estimate::Run as Expected,
     evaluate::STATES,
     executor::{
@@ -63,8 +63,8 @@ use crate::{
     model::Model,
     plan::Plan,
     prune::{
-        Allocation, Keeper, MetricStep, Pass, Phase, Refinement, Sampled, Side, Start, allocate,
-        pipeline, refine, start,
+        Allocation, Keeper, MetricStep, Pass, Phase, Pruning, Refinement, Sampled, Side, Start,
+        allocate, pipeline, refine, start,
     },
     recipe::{Calibration, Loaded, Recipe},
     report::{
@@ -583,7 +583,8 @@ pub(crate) fn expected<'a, D: Ops>(
     let tokens = texts.iter().flat_map(|(_, segments)| segments).map(Vec::len).sum();
     let single = single_pass(recipe);
     let metrics = pipeline::needs(&loaded.pipeline()?);
-    Ok(Expected {
+    let stream_dtype = recipe.executor.stream_dtype;
+    let pruning = Pruning {
         calibration,
         start: recipe.initial_needs(),
         single,
@@ -591,7 +592,12 @@ pub(crate) fn expected<'a, D: Ops>(
         metrics,
         dense: recipe.streams.blend > 0.0 || recipe.streams.statistics == Side::Dense,
         statistics: recipe.streams.statistics,
-        stream_size: recipe.executor.stream_dtype.size(),
+        rounded: stream_dtype != Dtype::F32,
+    };
+    Ok(Expected {
+        pruning,
+        allocation: recipe.allocation().map(|allocation| allocation.by),
+        stream_size: stream_dtype.size(),
         evaluated: (tokens, if recipe.refine.is_empty() || single { 2 } else { 3 }),
         evaluated_at_once: STATES / model.decoder.hidden_size,
     })

@@ -6,11 +6,10 @@ use super::{
     single_pass,
 };
 use crate::{
-    calibration::{Extent, Text},
+    calibration::Text,
     estimate::Estimate,
     evaluate::{GENERATED, Question},
     family::Decoder,
-    prune::By,
     recipe::Recipe,
 };
 
@@ -30,23 +29,19 @@ pub(crate) fn to_come(
     recipe: &Recipe,
     decoder: &Decoder,
     tests: &Tests,
-    calibration: &Extent,
     expected: &Estimate,
 ) -> Vec<ToCome> {
     let mut phases = tests.phases("dense", decoder);
     let own = |name: &str, work| ToCome { name: name.into(), kind: name.into(), work };
-    if let Some(allocation) = recipe.allocation() {
-        let [tokens, _] = calibration.parts();
-        // Statistics and the dense layers; for errors, the layers with three shares of zeros too.
-        let passes = if allocation.by == By::Error { 5.0 } else { 2.0 };
-        phases.push(own("allocation", 2.0 * passes * tokens * body(decoder)));
+    if recipe.allocation().is_some() {
+        phases.push(own("allocation", expected.allocation));
     }
     if !single_pass(recipe) {
         phases.push(own("initial masks", expected.initial));
         phases.extend(tests.phases("initial masks", decoder));
     }
     if !recipe.refine.is_empty() {
-        phases.push(own("refinement", expected.pruning - expected.initial));
+        phases.push(own("refinement", expected.pruning - expected.initial - expected.allocation));
         phases.extend(tests.phases("refined", decoder));
     }
     phases

@@ -22,10 +22,10 @@ pub use self::{
     swap::Swap,
 };
 use super::{
-    Error, Event,
+    Error, Event, Tally,
     group::{Grouped, Ran},
 };
-use crate::{choice::sentence, estimate::Tally, executor::ops::Ops, mask::Scope};
+use crate::{choice::sentence, executor::ops::Ops, mask::Scope};
 
 /// What a recipe, `barber check` and the forecast ask of a stage.
 pub trait Stage {

@@ -16,12 +16,11 @@ use crate::{
     buffer::recycle,
     checkpoint::Dtype,
     choice::word,
-    estimate::Tally,
     executor::{Caching, Loss, Outputs, Pass, Probe, Recorded, Targets, ops::Ops},
     mask::{self, Comparison, Distribution, Mask, Scope, Scored},
     plan::{Member, Rule},
     prune::{
-        Side,
+        Side, Tally,
         group::{Grouped, Ran},
         pipeline,
     },
@@ -237,24 +236,23 @@ impl Stage for Rebuild {
 
     fn count(&self, tally: &mut Tally<'_>) {
         if self.is_guarded() {
-            tally.measure();
+            tally.error();
         }
-        tally.gradients();
         match self.gradient {
-            Side::Dense => tally.dense_outputs(),
-            Side::Sparse => {
-                tally.aim();
-                tally.measured();
+            Side::Dense => {
+                tally.forward();
+                tally.dense_statistics();
             }
+            Side::Sparse => tally.sparse_statistics(),
         }
-        tally.measure();
+        tally.error();
         if self.is_guarded() {
             // One round is counted, with all fractions tried.
             let tried = if self.alpha == Alpha::Auto { FRACTIONS.len() } else { 1 };
             (0..tried).for_each(|_| tally.forward());
             tally.measures_result();
         } else if self.gradient == Side::Dense {
-            tally.notes_outputs();
+            tally.records_outputs();
         }
     }
 }
@@ -350,7 +348,7 @@ impl Rebuild {
         let group = grouped.group;
         let metrics = grouped.refinement.pipeline;
         let needs = pipeline::needs(metrics);
-        let wanted = grouped.wanted();
+        let wanted = grouped.group.linears();
         let executor = &grouped.model.executor;
         let mut statistics = match self.gradient {
             Side::Dense => {

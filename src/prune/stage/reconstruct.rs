@@ -12,11 +12,13 @@ use super::{
     swap::{each_matrix, gram, shift, wrong_shrinkage},
 };
 use crate::{
-    choice::word,
-    estimate::Tally,
     executor::{Pass, Probe, Targets, ops::Ops},
     mask::{self, Mask, OutputError},
-    prune::group::{Grouped, Ran},
+    prune::{
+        Tally,
+        group::{Grouped, Ran},
+    },
+    choice::word,
 };
 
 /// The reconstruction, and how it finds values.
@@ -167,10 +169,10 @@ impl Stage for Reconstruct {
     }
 
     fn count(&self, tally: &mut Tally<'_>) {
-        tally.measure();
+        tally.error();
         match *self {
             Self::LeastSquares { .. } => tally.grams(),
-            Self::Gradient { passes, .. } => tally.steps(passes),
+            Self::Gradient { passes, .. } => tally.gradients(passes),
         }
         tally.forward();
         tally.measures_result();
@@ -251,7 +253,7 @@ fn descend<D: Ops>(grouped: &mut Grouped<'_, D>, passes: usize, rate: f32) -> Re
         matrices.push(Adam::new(grouped.values(linear)?, free, rate));
     }
     let (executor, stream) = (&grouped.model.executor, &grouped.streams.sparse);
-    let (mut parts, wanted) = (grouped.sparse()?, grouped.wanted());
+    let (mut parts, wanted) = (grouped.sparse()?, grouped.group.linears());
     for run in (0..passes).flat_map(|_| stream.calibration_runs()) {
         let pass = Pass {
             runs: Some(run..run + 1),

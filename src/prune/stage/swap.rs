@@ -8,12 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{Described, Error, Event, Run, Stage, Wrong};
 use crate::{
-    choice::word,
-    estimate::Tally,
     executor::{Beside, Outputs, Pass, Probe, Statistics, ops::Ops},
     mask::{self, Distribution, OutputError, Scope},
     plan::Member,
-    prune::group::{Grouped, Ran},
+    prune::{
+        Tally,
+        group::{Grouped, Ran},
+    },
+    choice::word,
 };
 
 /// Exact swaps, and their keys.
@@ -71,7 +73,7 @@ impl Stage for Swap {
     }
 
     fn count(&self, tally: &mut Tally<'_>) {
-        tally.measure();
+        tally.error();
         tally.grams();
         tally.held_out();
     }
@@ -159,7 +161,7 @@ pub(super) fn each_matrix<D: Ops>(
     let statistics = if group.members.iter().all(known) {
         vec![grouped.statistics; group.parts.len()]
     } else {
-        let wanted = grouped.wanted();
+        let wanted = grouped.group.linears();
         let (executor, streams) = (&grouped.model.executor, &*grouped.streams);
         let (dense, side) = (grouped.dense()?, grouped.refinement.statistics);
         let found = executor.run(Pass {

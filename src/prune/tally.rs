@@ -1,0 +1,331 @@
+//! What pruning costs: the passes that the layers and the stages make, in their order, each counted
+//! from its shape.
+
+use barber_metric::Needs;
+
+use super::{By, Refine, Side};
+use crate::{
+    calibration::Extent,
+    executor::{CacheShape, PartShape, PassShape, Probe, Recorded, Tokens},
+    family::{Layer, Part},
+    plan::{Group, Plan},
+};
+
+/// What decides the cost of pruning.
+#[derive(Clone, Debug)]
+pub struct Pruning<'a> {
+    /// Calibration samples.
+    pub calibration: Extent,
+    /// What the initial masks need.
+    pub start: Needs,
+    /// Whether the initial masks are made in one pass with the refinement.
+    pub single: bool,
+    /// The stages of the refinement, if there is one.
+    pub stages: &'a [Refine],
+    /// What the metrics need that score weights for them.
+    pub metrics: Needs,
+    /// Whether the dense model's hidden states are there too.
+    pub dense: bool,
+    /// Which model's hidden states the statistics of inputs are computed on.
+    pub statistics: Side,
+    /// Whether hidden states that wait are rounded.
+    pub rounded: bool,
+}
+
+/// What passes cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Floating-point operations of all matrix products.
+    pub operations: f64,
+    /// Bytes of memory that the largest pass needs, beside what waits between layers.
+    pub memory: f64,
+    /// Bytes of the statistics that the largest pass gathers.
+    pub gathered: f64,
+    /// Bytes of outputs of linear layers that wait to be used again, at the peak.
+    pub recorded: f64,
+}
+
+impl Cost {
+    /// Adds a pass.
+    fn add(&mut self, pass: &PassShape<'_>) {
+        self.operations += pass.operations();
+        self.memory = self.memory.max(pass.memory());
+        self.gathered = self.gathered.max(pass.gathered_bytes());
+    }
+
+    /// Adds what comes after.
+    pub fn then(&mut self, other: Self) {
+        self.operations += other.operations;
+        self.memory = self.memory.max(other.memory);
+        self.gathered = self.gathered.max(other.gathered);
+        self.recorded = self.recorded.max(other.recorded);
+    }
+}
+
+/// A layer that is to be pruned.
+struct Work<'a> {
+    pruning: &'a Pruning<'a>,
+    groups: &'a [Group],
+    /// Its parts.
+    parts: Vec<PartShape>,
+    /// The indices of the pruned matrices in each part.
+    members: Vec<Vec<usize>>,
+}
+
+impl Pruning<'_> {
+    fn tokens(&self) -> Tokens {
+        let [calibration, held_out] = self.calibration.parts();
+        Tokens { calibration, held_out, sequence: self.calibration.longest }
+    }
+
+    /// A layer's passes for an allocation.
+    pub fn allocation(&self, plan: &Plan, (index, layer): (usize, &Layer), by: By) -> Cost {
+        let (work, mut cost) = (Work::new(self, plan, (index, layer)), Cost::default());
+        let tokens = Tokens { held_out: 0.0, ..self.tokens() };
+        let (needs, tried) = match by {
+            By::Outliers(_) => (Needs::INPUT_SQUARE, 0),
+            // The dense layer, and three sparse ones.
+            By::Error => (self.start, 4),
+        };
+        let (whole, probe) =
+            (PassShape::new(work.parts.clone(), tokens), Probe::new(&work.members, needs));
+        cost.add(&PassShape { probe: Some(probe), ..whole.clone() });
+        (0..tried).for_each(|_| cost.add(&PassShape { needs_output: true, ..whole.clone() }));
+        work.advance(&mut cost, tokens);
+        cost
+    }
+
+    /// The passes of a layer for the initial masks that are made before any refinement of it.
+    pub fn initial(&self, plan: &Plan, (index, layer): (usize, &Layer)) -> Cost {
+        let work = Work::new(self, plan, (index, layer));
+        let mut cost = Cost::default();
+        if !self.start.inputs() || self.single && !work.is_across() {
+            return cost;
+        }
+        let tokens = Tokens { held_out: 0.0, ..self.tokens() };
+        let probe = Some(Probe::new(&work.members, self.start));
+        cost.add(&PassShape { probe, ..PassShape::new(work.parts.clone(), tokens) });
+        if !self.single && index + 1 < plan.layers.len() {
+            work.advance(&mut cost, tokens);
+        }
+        cost
+    }
+
+    /// The passes of a layer's refinement, and for the initial masks that are made with it.
+    pub fn refinement(&self, plan: &Plan, (index, layer): (usize, &Layer)) -> Cost {
+        let mut cost = Cost::default();
+        if !self.stages.is_empty() {
+            let work = Work::new(self, plan, (index, layer));
+            Part::ALL.iter().for_each(|part| cost.then(work.part(*part)));
+        }
+        cost
+    }
+}
+
+impl<'a> Work<'a> {
+    fn new(pruning: &'a Pruning<'a>, plan: &'a Plan, (index, layer): (usize, &Layer)) -> Self {
+        let parts = Part::ALL.iter().map(|part| layer.part(*part).into()).collect();
+        let (groups, members) = (&plan.layers[index][..], super::members(plan, index));
+        Self { pruning, groups, parts, members }
+    }
+
+    /// The passes that move a stream on.
+    fn advance(&self, cost: &mut Cost, tokens: Tokens) {
+        for part in &self.parts {
+            let pass = PassShape::new(vec![part.clone()], tokens);
+            cost.add(&PassShape { needs_output: true, ..pass });
+        }
+    }
+
+    /// Whether groups are judged by more than one part.
+    fn is_across(&self) -> bool {
+        self.groups.iter().any(|group| group.parts.len() > 1)
+    }
+
+    /// The shapes of some parts.
+    fn parts(&self, parts: &[Part]) -> Vec<PartShape> {
+        parts.iter().map(|part| self.parts[*part as usize].clone()).collect()
+    }
+
+    /// The refinement of a part's groups; groups across parts come before the first.
+    fn part(&self, part: Part) -> Cost {
+        let Pruning { start, single, stages, dense, statistics, .. } = self.pruning;
+        let of_inputs = stages.first().is_some_and(|stage| stage.needs_gram());
+        let starts = *single && start.inputs() && !self.is_across();
+        let needs = if starts { *start } else { Needs::NOTHING };
+        let needs = if of_inputs { needs.or(Needs::GRAM) } else { needs };
+        let tokens = self.pruning.tokens();
+        let members = std::slice::from_ref(&self.members[part as usize]);
+        let pass = || PassShape::new(self.parts(&[part]), tokens);
+        let probe = Some(Probe::new(members, needs));
+        let mut cost = Cost::default();
+        let mut known = None;
+        if of_inputs || *dense {
+            let beside = dense.then_some(*statistics);
+            cost.add(&PassShape { beside, needs_output: true, probe, ..pass() });
+        } else if starts {
+            let cache = CacheShape::Record(Recorded::All);
+            let pass = PassShape { probe, cache, ..pass() };
+            cost.add(&pass);
+            cost.recorded = pass.recorded_bytes();
+            known = Some(Recorded::All);
+        }
+        let own = self.groups.iter().filter(|group| group.parts == [part]);
+        let is_first = part == Part::ALL[0];
+        let across = self.groups.iter().filter(|group| is_first && group.parts.len() > 1);
+        let groups: Vec<&Group> = own.chain(across).collect();
+        let mut advanced = false;
+        for (i, group) in groups.iter().enumerate() {
+            let (own, members) = (group.parts == [part], group.linears());
+            let mut tally = Tally {
+                pruning: self.pruning,
+                parts: self.parts(&group.parts),
+                members: &members,
+                cost,
+                known: known.filter(|_| own),
+                // The pass of the dense part gives the target output.
+                has_target: own && (of_inputs || *dense),
+                has_grams: own && of_inputs,
+                has_error: false,
+                measures_result: false,
+                records: false,
+            };
+            // The last group's output with its last masks is what the stream goes on with.
+            advanced = tally.stages(own && i + 1 == groups.len());
+            cost = tally.cost;
+        }
+        if !advanced {
+            cost.add(&PassShape { needs_output: true, ..pass() });
+        }
+        cost
+    }
+}
+
+/// The cost of a group so far, and what is known of it. A stage counts its passes here.
+pub struct Tally<'a> {
+    pruning: &'a Pruning<'a>,
+    parts: Vec<PartShape>,
+    /// The indices of the group's matrices in each part.
+    members: &'a [Vec<usize>],
+    cost: Cost,
+    /// Which outputs of the dense part are known.
+    known: Option<Recorded>,
+    has_target: bool,
+    has_grams: bool,
+    /// Whether the output error is known.
+    has_error: bool,
+    /// Whether the stage measures the output error of its result itself.
+    measures_result: bool,
+    /// Whether the outputs of the first layers are kept for the pass that moves the stream on.
+    records: bool,
+}
+
+impl<'a> Tally<'a> {
+    /// Counts all stages; returns whether the stream advances with the last one.
+    fn stages(&mut self, advance: bool) -> bool {
+        let stages = self.pruning.stages;
+        let mut advances = false;
+        for (i, stage) in stages.iter().enumerate() {
+            (self.measures_result, self.records) = (false, false);
+            stage.count(self);
+            advances = advance && i + 1 == stages.len() && !self.measures_result;
+            if advances && self.records {
+                let recorded = Recorded::First;
+                let pass = PassShape { cache: CacheShape::Record(recorded), ..self.pass() };
+                self.cost.recorded += pass.recorded_bytes();
+                self.cost.add(&PassShape { cache: CacheShape::Correct(recorded), ..self.pass() });
+            } else if !self.measures_result {
+                self.forward();
+            }
+        }
+        advances
+    }
+
+    /// A pass of the group for its outputs.
+    fn pass(&self) -> PassShape<'a> {
+        PassShape {
+            needs_output: true,
+            ..PassShape::new(self.parts.clone(), self.pruning.tokens())
+        }
+    }
+
+    /// A forward pass of the group.
+    pub fn forward(&mut self) {
+        self.cost.add(&self.pass());
+    }
+
+    /// A forward pass of the group over the held-out samples.
+    pub fn held_out(&mut self) {
+        let tokens = Tokens { calibration: 0.0, ..self.pruning.tokens() };
+        self.cost.add(&PassShape { tokens, ..self.pass() });
+    }
+
+    /// A pass of the dense group, whose outputs may be known, or some of them.
+    fn dense(&self) -> PassShape<'a> {
+        PassShape { cache: self.known.map_or(CacheShape::Off, CacheShape::Use), ..self.pass() }
+    }
+
+    /// The target output, unless it is known.
+    pub fn target(&mut self) {
+        if !std::mem::replace(&mut self.has_target, true) {
+            self.cost.add(&self.dense());
+            if self.pruning.dense {
+                self.forward();
+            }
+        }
+    }
+
+    /// The output error, unless it is known.
+    pub fn error(&mut self) {
+        if !self.has_error {
+            self.target();
+            self.forward();
+        }
+        self.has_error = true;
+    }
+
+    /// What the metrics need, at the dense weights, which are compared with the sparse outputs.
+    pub fn dense_statistics(&mut self) {
+        let probe = Some(Probe::new(self.members, self.pruning.metrics));
+        self.cost.add(&PassShape { probe, ..self.dense() });
+        // The dense outputs are the target output, unless that is blended; and their error counts,
+        // unless the sparse ones are rounded.
+        self.has_target |= !self.pruning.dense;
+        self.has_error |= !self.pruning.dense && !self.pruning.rounded;
+    }
+
+    /// What the metrics need, at the sparse weights, which are compared with the target output.
+    pub fn sparse_statistics(&mut self) {
+        self.target();
+        let probe = Some(Probe::new(self.members, self.pruning.metrics));
+        self.cost.add(&PassShape { probe, ..self.pass() });
+        self.has_error = true;
+    }
+
+    /// The Gram matrices of inputs, unless they are known.
+    pub fn grams(&mut self) {
+        if !self.has_grams {
+            let beside = self.pruning.dense.then_some(self.pruning.statistics);
+            let probe = Some(Probe::new(self.members, Needs::GRAM));
+            self.cost.add(&PassShape { beside, probe, ..self.pass() });
+        }
+    }
+
+    /// So many passes over the calibration samples, each with a gradient.
+    pub fn gradients(&mut self, passes: usize) {
+        let tokens = Tokens { held_out: 0.0, ..self.pruning.tokens() };
+        let probe = Probe { members: self.members, needs: Needs::NOTHING, gradient: true };
+        let pass = PassShape { tokens, probe: Some(probe), ..self.pass() };
+        (0..passes).for_each(|_| self.cost.add(&pass));
+    }
+
+    /// The stage measures the output error of its result itself.
+    pub fn measures_result(&mut self) {
+        (self.measures_result, self.has_error) = (true, true);
+    }
+
+    /// The outputs of the first layers are recorded for the pass that moves the stream on.
+    pub fn records_outputs(&mut self) {
+        self.records = true;
+    }
+}

@@ -24,7 +24,7 @@ type Tensors = BTreeMap<String, Tensor>;
 fn run(dir: &Path) -> Vec<f32> {
     let reader = Reader::open(dir).unwrap();
     let model = Model::new(&reader, Cpu::default()).unwrap();
-    logits(&model, &Pruned::default(), &[3, 1, 4, 1, 5, 9]).unwrap()
+    logits(&model, &Pruned::dense(), &[3, 1, 4, 1, 5, 9]).unwrap()
 }
 
 /// The logits of the tiny LLaMA with other tensors and another configuration.

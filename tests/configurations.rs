@@ -80,7 +80,7 @@ fn run(dir: &Path, config: &Value) -> Result<Vec<f32>, String> {
     let model = Model::new(&reader, Cpu::default()).map_err(|e| e.to_string())?;
     let ids: Vec<u32> =
         (0..LENGTH).map(|i| ((i * 7 + i * i + 3) % decoder.vocab_size) as u32).collect();
-    let found = logits(&model, &Pruned::default(), &ids).map_err(|e| e.to_string())?;
+    let found = logits(&model, &Pruned::dense(), &ids).map_err(|e| e.to_string())?;
     Ok(found[found.len() - decoder.vocab_size..].to_vec())
 }
 

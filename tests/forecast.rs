@@ -32,7 +32,7 @@ fn a_pass_takes_the_operations_of_its_shape() {
     let parts = |pruned: &Pruned| -> Vec<PartWeights<Cpu>> {
         Part::ALL.iter().map(|part| model.part(1, *part, pruned).unwrap()).collect()
     };
-    let (dense, sparse) = (parts(&Pruned::default()), parts(&pruned));
+    let (dense, sparse) = (parts(&Pruned::dense()), parts(&pruned));
     let samples: Vec<Vec<u32>> = (0..5).map(|i| (i..i + 40).collect()).collect();
     let stream = || model.embed(&samples, 2).unwrap();
     let (executor, on_sparse, on_dense) = (&model.executor, stream(), stream());

@@ -42,7 +42,7 @@ fn agrees_on<D: Ops>(device: D, name: &str) {
         .collect();
     let reader = Reader::open(&dir).unwrap();
     let model = Model::new(&reader, device).unwrap();
-    let found = ids.chunks(length).map(|ids| logits(&model, &Pruned::default(), ids).unwrap());
+    let found = ids.chunks(length).map(|ids| logits(&model, &Pruned::dense(), ids).unwrap());
     let found: Vec<f32> = found.flatten().collect();
     assert_eq!(found.len(), recorded.len());
     for (i, (recorded, found)) in recorded.iter().zip(found).enumerate() {

@@ -34,7 +34,7 @@ impl<'a> Tiny<'a> {
             let mask = Mask::from_fn(linear.dims, |i| i % 3 != 0);
             pruned.masks.insert(linear.weight.clone(), mask);
         }
-        let dense = [model.part(1, part, &Pruned::default()).unwrap()];
+        let dense = [model.part(1, part, &Pruned::dense()).unwrap()];
         let sparse = [model.part(1, part, &pruned).unwrap()];
         Self { model, dense, sparse }
     }

@@ -47,6 +47,11 @@ impl From<Masks> for Pruned {
 }
 
 impl Pruned {
+    /// Nothing is pruned: the dense model.
+    pub fn dense() -> Self {
+        Self::default()
+    }
+
     /// Takes `values`, row-major, for the weights of matrix `name`, and returns them as they will
     /// be stored: rounded to `dtype`, or to what `reader` has. They are kept in a file in
     /// `scratch` until then.

@@ -96,7 +96,7 @@ fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error>
     watch.expect(&of_texts.chain(of_tasks).collect::<Vec<_>>());
     let mut reports = Vec::new();
     for (path, text, segments) in texts {
-        let found = measure(&model, &Pruned::default(), &segments, &text.short(), &watch)?;
+        let found = measure(&model, &Pruned::dense(), &segments, &text.short(), &watch)?;
         if !json {
             let error = found.perplexity_stderr.map(|error| format!(" ± {error:.4}"));
             let said = format!(
@@ -115,7 +115,7 @@ fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error>
     }
     let mut answers = Vec::new();
     for asked in tasks {
-        let found = asked.answer(&model, &Pruned::default(), &tokens, asked.task.name, &watch)?;
+        let found = asked.answer(&model, &Pruned::dense(), &tokens, asked.task.name, &watch)?;
         if !json {
             let found = format!("{}: {} {}", show(dir), asked.task.name, Shown(&found));
             println!("{}", line("", &found));

@@ -81,14 +81,14 @@ mod tests {
             let reader = Reader::open(&Path::new("tests/fixtures/logits").join(name)).unwrap();
             let model = Model::new(&reader, Cpu::default()).unwrap();
             let prompts = [vec![5, 6, 7, 8, 9], vec![30, 31], Vec::new()];
-            let found = generate(&model, &Pruned::default(), &prompts, |_| ()).unwrap();
+            let found = generate(&model, &Pruned::dense(), &prompts, |_| ()).unwrap();
             assert!(found[2].is_empty());
             for (prompt, found) in prompts.iter().zip(&found).take(2) {
                 let mut text = prompt.clone();
                 // A batch of texts may be summed in another order than one alone: the first few
                 // tokens are far from any tie.
                 for token in &found[..found.len().min(4)] {
-                    let logits = logits(&model, &Pruned::default(), &text).unwrap();
+                    let logits = logits(&model, &Pruned::dense(), &text).unwrap();
                     let last = logits.chunks(model.decoder.vocab_size).last().unwrap();
                     assert_eq!(*token, most_likely(last), "{name}");
                     text.push(*token);

@@ -158,10 +158,10 @@ mod tests {
                 ],
                 vec![request(&[30, 31], 1), request(&[40, 41, 42], 1)],
             ];
-            let found = log_likelihoods(&model, &Pruned::default(), &questions, |_| ()).unwrap();
+            let found = log_likelihoods(&model, &Pruned::dense(), &questions, |_| ()).unwrap();
             for (requests, found) in questions.iter().zip(found) {
                 for (request, found) in requests.iter().zip(found) {
-                    let logits = logits(&model, &Pruned::default(), &request.ids).unwrap();
+                    let logits = logits(&model, &Pruned::dense(), &request.ids).unwrap();
                     let rows: Vec<&[f32]> = logits.chunks(model.decoder.vocab_size).collect();
                     let targets = request.ids.len() - request.continuation..request.ids.len();
                     let expected: f64 = targets

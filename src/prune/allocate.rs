@@ -101,7 +101,7 @@ fn outliers<D: Ops>(
     let mut stream = model.embed(samples.calibration(), 0)?;
     let mut found = Vec::new();
     for layer in 0..plan.layers.len() {
-        let dense = Part::ALL.map(|part| model.part(layer, part, &Pruned::default()));
+        let dense = Part::ALL.map(|part| model.part(layer, part, &Pruned::dense()));
         let dense = dense.into_iter().collect::<Result<Vec<_>, _>>()?;
         let wanted = members(plan, layer);
         let probe = Some(Probe::new(&wanted, Needs::INPUT_SQUARE));
@@ -145,7 +145,7 @@ fn errors<D: Ops>(
             let parts = Part::ALL.map(|part| model.part(layer, part, pruned));
             Ok(parts.into_iter().collect::<Result<_, _>>()?)
         };
-        let dense = weights(&Pruned::default())?;
+        let dense = weights(&Pruned::dense())?;
         let (wanted, needs) = (members(plan, layer), start.needs());
         let run = |pass: Pass<'_, D>| executor.run(pass).map_err(|e| failed()(e));
         let probe = Some(Probe::new(&wanted, needs));

@@ -1,43 +1,45 @@
-//! One group at work: what it is to give, and by how much it misses that.
+//! One group at work: its target output, its output error, and the statistics of its matrices.
+
+use barber_metric::Needs;
 
 use super::{
     Error, Event, GroupReport, MatrixReport, Refine, Refinement, StageReport, Streams, failed,
 };
 use crate::{
     buffer::recycle,
-    checkpoint::Pruned,
+    checkpoint::{Dtype, Pruned},
     executor::{
-        self, ActivationCache, Caching, Loss, Outputs, PartWeights, Pass, Statistics, Store,
-        Targets, ops::Ops,
+        self, ActivationCache, Beside, Caching, Found, Loss, Outputs, PartWeights, Pass, Probe,
+        Recorded, Statistics, Store, Targets, ops::Ops,
     },
     family::Linear,
-    mask::{Distribution, Mask},
+    mask::Mask,
     model::{self, Model},
     plan::{Group, Member},
 };
 
 /// A group while its stages run. One set of weights at a time is held.
-pub(super) struct Grouped<'a, D: Ops> {
+pub(super) struct GroupState<'a, D: Ops> {
     pub(super) model: &'a Model<'a, D>,
     pub(super) layer: usize,
     pub(super) group: &'a Group,
     pub(super) refinement: &'a Refinement<'a>,
-    /// What the part's dense linear layers give on the sparse stream.
-    pub(super) known: Option<&'a ActivationCache<D>>,
-    /// Of the part's dense linear layers, if they were gathered.
+    /// Outputs of the part's dense linear layers on the sparse stream.
+    pub(super) cache: Option<&'a ActivationCache<D>>,
+    /// Statistics of the part's dense linear layers, if they were gathered.
     pub(super) statistics: &'a [Statistics],
-    /// What the groups of the part are to give, if it is known.
-    pub(super) shared: Option<&'a Store<D>>,
+    /// The target output of the part's groups, if it is known.
+    pub(super) shared_target: Option<&'a Store<D>>,
     pub(super) streams: &'a mut Streams<D>,
     pub(super) pruned: &'a mut Pruned,
-    /// What the group is to give; made when it is first needed.
-    pub(super) targets: Option<Store<D>>,
-    /// By how much the group as it is misses that, if it is known.
+    /// The target output; made when it is first needed.
+    pub(super) own_target: Option<Store<D>>,
+    /// The output error of the group as it is, if it is known.
     pub(super) loss: Option<Loss>,
     /// Whether the sparse stream moves on with the result of the stage that runs.
     pub(super) advances: bool,
-    /// What the first layers of the group's part gave with masks that it had, and these.
-    pub(super) before: Option<(ActivationCache<D>, Masks)>,
+    /// Outputs of the first layers of the group's part with masks that it had, and these masks.
+    pub(super) recorded: Option<(ActivationCache<D>, Masks)>,
 }
 
 /// What a changed weight costs more than one of a whole matrix.
@@ -46,7 +48,7 @@ const ENTRY: usize = 8;
 /// The masks of a group's matrices, to go back to.
 pub(super) type Masks = Vec<Mask>;
 
-impl<D: Ops> Grouped<'_, D> {
+impl<D: Ops> GroupState<'_, D> {
     /// Runs the stages. With `advance` the sparse stream moves on with the last one's result;
     /// returns whether it did.
     pub(super) fn refine(
@@ -67,7 +69,7 @@ impl<D: Ops> Grouped<'_, D> {
                     advanced = true;
                     self.advance()?
                 }
-                None => self.measured()?,
+                None => self.error()?,
             };
             self.loss = Some(after);
             reports.push(StageReport {
@@ -97,7 +99,7 @@ impl<D: Ops> Grouped<'_, D> {
 
     /// The same, dense.
     pub(super) fn dense(&self) -> Result<Vec<PartWeights<D>>, model::Error> {
-        self.weights(&Pruned::default())
+        self.weights(&Pruned::dense())
     }
 
     /// Where a matrix's part is among the group's.
@@ -114,58 +116,151 @@ impl<D: Ops> Grouped<'_, D> {
         failed(self.layer, &self.group.name)
     }
 
-    /// Makes what the group is to give, unless it is there.
-    pub(super) fn aim(&mut self) -> Result<(), Error> {
-        if self.shared.is_some() || self.targets.is_some() {
+    /// Runs a pass.
+    pub(super) fn run(&self, pass: Pass<'_, D>) -> Result<Found<D>, Error> {
+        Ok(self.model.executor.run(pass).map_err(self.failed())?)
+    }
+
+    /// Makes the target output, unless it is there.
+    pub(super) fn make_target(&mut self) -> Result<(), Error> {
+        if self.shared_target.is_some() || self.own_target.is_some() {
             return Ok(());
         }
-        let executor = &self.model.executor;
         let (dense, streams) = (self.dense()?, &*self.streams);
         let outputs = |stream, cache| {
             let pass = Pass { outputs: Outputs::Kept, cache, ..Pass::new(&dense, stream) };
-            Ok::<_, Error>(executor.run(pass).map_err(self.failed())?.outputs)
+            Ok::<_, Error>(self.run(pass)?.outputs)
         };
-        let known = self.known.map_or(Caching::Off, Caching::Use);
-        let mut targets = outputs(&streams.sparse, known)?;
+        let mut target = outputs(&streams.sparse, self.caching())?;
         if let Some(stream) = &streams.dense {
             let on_dense = outputs(stream, Caching::Off)?;
-            let blended = targets.blend(&on_dense, self.refinement.blend, &executor.device);
-            blended.map_err(self.failed())?;
+            let (blend, device) = (self.refinement.blend, &self.model.executor.device);
+            target.blend(&on_dense, blend, device).map_err(self.failed())?;
         }
-        self.targets = Some(targets);
+        self.own_target = Some(target);
         Ok(())
     }
 
-    /// What the group is to give, once it is made.
-    pub(super) fn aimed(&self) -> &Store<D> {
-        let made = self.shared.or(self.targets.as_ref());
-        made.unwrap_or_else(|| unreachable!("a stage aims first"))
+    /// The target output, once it is made.
+    pub(super) fn target(&self) -> &Store<D> {
+        let made = self.shared_target.or(self.own_target.as_ref());
+        made.unwrap_or_else(|| unreachable!("it is made first"))
     }
 
-    /// By how much the group as it is misses its targets.
-    pub(super) fn measured(&mut self) -> Result<Loss, Error> {
+    /// The output error of the group as it is.
+    pub(super) fn error(&mut self) -> Result<Loss, Error> {
         if let Some(loss) = self.loss {
             return Ok(loss);
         }
-        self.aim()?;
-        let (sparse, targets) = (self.sparse()?, Targets::Outputs(self.aimed()));
+        self.make_target()?;
+        let (sparse, targets) = (self.sparse()?, Targets::Outputs(self.target()));
         let pass = Pass { targets, ..Pass::new(&sparse, &self.streams.sparse) };
-        let found = self.model.executor.run(pass).map_err(self.failed())?;
-        let loss = self.finite(found.loss)?;
+        let loss = self.finite(self.run(pass)?.loss)?;
         self.loss = Some(loss);
         Ok(loss)
     }
 
-    /// Whether the group as it is misses its targets by less than `before` on the samples that are
-    /// held out; true where none are.
+    /// Whether the output error of the group as it is is less than `before` on the held-out samples;
+    /// true where there are none.
     pub(super) fn lowers_held_out(&mut self, before: Loss) -> Result<bool, Error> {
         let Some(before) = before.held_out else { return Ok(true) };
-        self.aim()?;
+        self.make_target()?;
         let (sparse, stream) = (self.sparse()?, &self.streams.sparse);
-        let (runs, targets) = (Some(stream.held_out_runs()), Targets::Outputs(self.aimed()));
-        let found = self.model.executor.run(Pass { runs, targets, ..Pass::new(&sparse, stream) });
-        let after = found.map_err(self.failed())?.loss.held_out;
+        let (runs, targets) = (Some(stream.held_out_runs()), Targets::Outputs(self.target()));
+        let pass = Pass { runs, targets, ..Pass::new(&sparse, stream) };
+        let after = self.run(pass)?.loss.held_out;
         Ok(after.is_some_and(|after| after < before))
+    }
+
+    /// What becomes of the outputs of the dense linear layers.
+    fn caching(&self) -> Caching<'_, D> {
+        self.cache.map_or(Caching::Off, Caching::Use)
+    }
+
+    /// The statistics of the paper, at the dense weights: the sparse outputs, and the gradients of
+    /// the dense outputs' error towards them.
+    pub(super) fn dense_statistics(&mut self, needs: Needs) -> Result<Vec<Vec<Statistics>>, Error> {
+        let sparse = self.sparse()?;
+        // The stream advances through one part, whose first layers change little.
+        let recorded = self.advances.then_some(Caching::Record(Recorded::First));
+        let Found { outputs, cache, .. } = self.run(Pass {
+            outputs: Outputs::Kept,
+            cache: recorded.unwrap_or_default(),
+            ..Pass::new(&sparse, &self.streams.sparse)
+        })?;
+        drop(sparse);
+        if let Some(cache) = cache {
+            self.recorded = Some((cache, self.masks()));
+        }
+        let (dense, members) = (self.dense()?, self.group.linears());
+        let found = self.run(Pass {
+            targets: Targets::Replaced(outputs),
+            probe: Some(Probe::new(&members, needs)),
+            cache: self.caching(),
+            ..Pass::new(&dense, &self.streams.sparse)
+        })?;
+        drop(dense);
+        // Without a dense stream the dense outputs, which took the sparse ones' place, are the target
+        // output.
+        if self.streams.dense.is_none() {
+            self.own_target = Some(found.outputs);
+            let loss = self.finite(found.loss)?;
+            // In half precision it is the sparse outputs that were rounded here, and the targets
+            // elsewhere: errors that are compared are measured alike.
+            if self.model.executor.storage.dtype() == Dtype::F32 {
+                self.loss.get_or_insert(loss);
+            }
+        }
+        Ok(found.statistics)
+    }
+
+    /// Statistics at the sparse weights: the gradients of their outputs' error towards the target.
+    pub(super) fn sparse_statistics(
+        &mut self,
+        needs: Needs,
+    ) -> Result<Vec<Vec<Statistics>>, Error> {
+        self.make_target()?;
+        let (sparse, members) = (self.sparse()?, self.group.linears());
+        let found = self.run(Pass {
+            targets: Targets::Outputs(self.target()),
+            probe: Some(Probe::new(&members, needs)),
+            ..Pass::new(&sparse, &self.streams.sparse)
+        })?;
+        let loss = self.finite(found.loss)?;
+        self.loss.get_or_insert(loss);
+        Ok(found.statistics)
+    }
+
+    /// Calls `run` for each matrix of the group, with the Gram matrix of its inputs in the dense
+    /// group.
+    pub(super) fn each_matrix(
+        &mut self,
+        mut run: impl FnMut(&mut Self, Member, &Statistics) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let group = self.group;
+        let has_gram = |member: &Member| {
+            self.statistics.get(member.linear).is_some_and(|found| found.gram.is_some())
+        };
+        let gathered;
+        let statistics = if group.members.iter().all(has_gram) {
+            vec![self.statistics; group.parts.len()]
+        } else {
+            let (dense, members) = (self.dense()?, group.linears());
+            let (streams, side) = (&*self.streams, self.refinement.statistics);
+            let found = self.run(Pass {
+                beside: streams.dense.as_ref().map(|stream| Beside { stream, side }),
+                outputs: Outputs::Kept,
+                probe: Some(Probe::new(&members, Needs::GRAM)),
+                ..Pass::new(&dense, &streams.sparse)
+            });
+            gathered = found?.statistics;
+            gathered.iter().map(Vec::as_slice).collect()
+        };
+        for member in &group.members {
+            let place = self.place(*member);
+            run(self, *member, &statistics[place][member.linear])?;
+        }
+        Ok(())
     }
 
     /// A loss, if it is a finite number.
@@ -177,19 +272,19 @@ impl<D: Ops> Grouped<'_, D> {
         Ok(loss)
     }
 
-    /// Moves the sparse stream on; returns by how much the group misses its targets.
+    /// Moves the sparse stream on; returns the output error.
     fn advance(&mut self) -> Result<Loss, Error> {
-        self.aim()?;
+        self.make_target()?;
         let sparse = self.sparse()?;
-        let mut before = match self.before.take() {
-            Some((known, masks)) => Some((known, self.since(&masks)?)),
+        let mut recorded = match self.recorded.take() {
+            Some((cache, masks)) => Some((cache, self.since(&masks)?)),
             None => None,
         };
-        let cache = match &mut before {
+        let cache = match &mut recorded {
             Some((cache, changes)) => Caching::Correct(cache, changes),
             None => Caching::Off,
         };
-        let targets = self.shared.or(self.targets.as_ref());
+        let targets = self.shared_target.or(self.own_target.as_ref());
         let targets = targets.map_or(Targets::None, Targets::Outputs);
         let pass =
             Pass { targets, cache, ..Pass::advancing(&sparse[..1], &mut self.streams.sparse) };
@@ -197,7 +292,7 @@ impl<D: Ops> Grouped<'_, D> {
         self.finite(found.map_err(self.failed())?.loss)
     }
 
-    /// What the weights of the part's layers are more than with these masks.
+    /// The weights of the part's layers less those with other masks, where few differ.
     fn since(&self, masks: &Masks) -> Result<Vec<Option<D::Entries>>, Error> {
         let part = self.group.parts[0];
         let linears = self.model.decoder.layers[self.layer].linears(part);
@@ -263,15 +358,4 @@ impl<D: Ops> Grouped<'_, D> {
         };
         self.group.members.iter().zip(before).map(of).collect()
     }
-}
-
-/// What a stage found.
-pub(super) struct Ran {
-    /// The error before it.
-    pub(super) before: Loss,
-    /// And after it, if it was measured.
-    pub(super) after: Option<Loss>,
-    pub(super) accepted: bool,
-    /// The scores of the weights, by what became of them.
-    pub(super) scores: Option<Distribution>,
 }

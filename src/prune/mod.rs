@@ -27,7 +27,7 @@ use std::{iter::zip, path::Path, slice::from_ref};
 use barber_metric::Needs;
 use serde::{Deserialize, Serialize};
 
-use self::group::Grouped;
+use self::group::GroupState;
 use crate::{
     checkpoint::{Dtype, Pruned},
     executor::{
@@ -318,11 +318,11 @@ pub fn refine<D: Ops>(
             start = None;
         }
         for part in Part::ALL {
-            let (dense, statistics) = refining.look(part, start.as_ref(), &streams)?;
+            let dense = refining.dense_part(part, start.as_ref(), &streams)?;
             if let Some(start) = start {
-                start.part(model, plan, layer, part, &statistics, &mut pruned)?;
+                start.part(model, plan, layer, part, &dense.statistics, &mut pruned)?;
             }
-            refining.part(part, &dense, &statistics, &mut streams, &mut pruned, event)?;
+            refining.part(part, &dense, &mut streams, &mut pruned, event)?;
         }
         event(Event::Layer(layer));
         let last = layer + 1 == plan.layers.len();
@@ -332,13 +332,15 @@ pub fn refine<D: Ops>(
     Ok(pruned)
 }
 
-/// What is known of a part's dense weights.
-struct Looked<D: Ops> {
-    /// What its linear layers give on the sparse stream.
-    known: Option<ActivationCache<D>>,
-    /// What its groups are to give.
-    targets: Option<Store<D>>,
-    /// What it gives on the dense stream.
+/// What a pass through a dense part left for the part's groups.
+struct DensePart<D: Ops> {
+    /// Statistics of its linear layers.
+    statistics: Vec<Statistics>,
+    /// Outputs of its linear layers on the sparse stream.
+    cache: Option<ActivationCache<D>>,
+    /// The target output of its groups.
+    target: Option<Store<D>>,
+    /// Its outputs on the dense stream.
     on_dense: Option<Store<D>>,
 }
 
@@ -360,54 +362,50 @@ impl<D: Ops> Refining<'_, D> {
 
     /// The weights of some parts, dense.
     fn dense(&self, parts: &[Part]) -> Result<Vec<PartWeights<D>>, model::Error> {
-        let dense = Pruned::default();
+        let dense = Pruned::dense();
         parts.iter().map(|part| self.model.part(self.layer, *part, &dense)).collect()
     }
 
     /// Runs a part dense where that is of use: for the statistics that the initial masks and the
     /// first stage need, and where there is a dense stream, for that.
-    fn look(
+    fn dense_part(
         &self,
         part: Part,
         start: Option<&Start<'_>>,
         streams: &Streams<D>,
-    ) -> Result<(Looked<D>, Vec<Statistics>), Error> {
-        let Self { model, layer, refinement, .. } = self;
-        let (executor, members) = (&model.executor, &self.members[part as usize]);
+    ) -> Result<DensePart<D>, Error> {
+        let Self { model, layer, refinement, .. } = *self;
+        let (executor, members) = (&model.executor, from_ref(&self.members[part as usize]));
         let needs = start.map_or(Needs::NOTHING, |start| start.needs());
-        let of_inputs = refinement.stages.first().is_some_and(|stage| stage.needs_gram());
-        let mut looked = Looked { known: None, targets: None, on_dense: None };
-        if of_inputs || streams.dense.is_some() {
-            let dense = self.dense(&[part])?;
-            let needs = if of_inputs { needs.or(Needs::GRAM) } else { needs };
-            let (sparse, other) = (&streams.sparse, streams.dense.as_ref());
-            let side = refinement.statistics;
-            let pass = executor::Pass {
-                beside: other.map(|stream| Beside { stream, side }),
-                outputs: Outputs::Kept,
-                probe: Some(Probe::new(from_ref(members), needs)),
-                ..executor::Pass::new(&dense, sparse)
-            };
-            let mut found = executor.run(pass).map_err(failed(*layer, part.name()))?;
-            if let Some(other) = &found.beside {
-                let blended = found.outputs.blend(other, refinement.blend, &executor.device);
-                blended.map_err(failed(*layer, part.name()))?;
-            }
-            (looked.targets, looked.on_dense) = (Some(found.outputs), found.beside);
-            return Ok((looked, found.statistics.swap_remove(0)));
+        let needs_gram = refinement.stages.first().is_some_and(|stage| stage.needs_gram());
+        let gives_target = needs_gram || streams.dense.is_some();
+        if !gives_target && start.is_none() {
+            let (statistics, cache, target, on_dense) = (Vec::new(), None, None, None);
+            return Ok(DensePart { statistics, cache, target, on_dense });
         }
-        if start.is_none() {
-            return Ok((looked, Vec::new()));
-        }
-        let dense = self.dense(&[part])?;
+        let needs = if needs_gram { needs.or(Needs::GRAM) } else { needs };
+        let (dense, side) = (self.dense(&[part])?, refinement.statistics);
         let pass = executor::Pass {
-            probe: Some(Probe::new(from_ref(members), needs)),
-            cache: Caching::Record(Recorded::All),
+            probe: Some(Probe::new(members, needs)),
             ..executor::Pass::new(&dense, &streams.sparse)
         };
-        let mut found = executor.run(pass).map_err(failed(*layer, part.name()))?;
-        looked.known = found.cache;
-        Ok((looked, found.statistics.swap_remove(0)))
+        let pass = if gives_target {
+            let beside = streams.dense.as_ref().map(|stream| Beside { stream, side });
+            executor::Pass { beside, outputs: Outputs::Kept, ..pass }
+        } else {
+            executor::Pass { cache: Caching::Record(Recorded::All), ..pass }
+        };
+        let mut found = executor.run(pass).map_err(failed(layer, part.name()))?;
+        if let Some(on_dense) = &found.beside {
+            let blended = found.outputs.blend(on_dense, refinement.blend, &executor.device);
+            blended.map_err(failed(layer, part.name()))?;
+        }
+        Ok(DensePart {
+            statistics: found.statistics.swap_remove(0),
+            cache: found.cache,
+            target: gives_target.then_some(found.outputs),
+            on_dense: found.beside,
+        })
     }
 
     /// Refines the masks of a part's groups and moves the hidden states on through it. Groups
@@ -415,8 +413,7 @@ impl<D: Ops> Refining<'_, D> {
     fn part(
         &self,
         part: Part,
-        looked: &Looked<D>,
-        statistics: &[Statistics],
+        dense: &DensePart<D>,
         streams: &mut Streams<D>,
         pruned: &mut Pruned,
         event: &mut dyn FnMut(Event<'_>),
@@ -431,24 +428,24 @@ impl<D: Ops> Refining<'_, D> {
         let mut moved = false;
         for (i, group) in groups.iter().enumerate() {
             let own = group.parts == [part];
-            let mut grouped = Grouped {
+            let mut state = GroupState {
                 model,
                 layer,
                 group,
                 refinement,
-                known: looked.known.as_ref().filter(|_| own),
-                statistics: if own { statistics } else { &[] },
-                shared: looked.targets.as_ref().filter(|_| own),
+                cache: dense.cache.as_ref().filter(|_| own),
+                statistics: if own { &dense.statistics } else { &[] },
+                shared_target: dense.target.as_ref().filter(|_| own),
                 streams: &mut *streams,
                 pruned: &mut *pruned,
-                targets: None,
+                own_target: None,
                 loss: None,
                 advances: false,
-                before: None,
+                recorded: None,
             };
             // The last group's output with its last masks is what the stream goes on with.
             let last = i + 1 == groups.len() && own;
-            let (report, advanced) = grouped.refine(refinement.stages, last, event)?;
+            let (report, advanced) = state.refine(refinement.stages, last, event)?;
             moved = advanced;
             event(Event::Group(&report));
         }
@@ -458,7 +455,7 @@ impl<D: Ops> Refining<'_, D> {
             let moved = executor.run(pass);
             moved.map_err(failed(layer, part.name()))?;
         }
-        for (stream, outputs) in zip(&mut streams.dense, &looked.on_dense) {
+        for (stream, outputs) in zip(&mut streams.dense, &dense.on_dense) {
             let (dense, outputs) = (self.dense(&[part])?, Outputs::Known(outputs));
             let pass = executor::Pass { outputs, ..executor::Pass::advancing(&dense, stream) };
             executor.run(pass).map_err(failed(layer, "dense stream"))?;

@@ -66,7 +66,7 @@ pub fn start<D: Ops>(
             for part in Part::ALL {
                 let weights = match start.side {
                     Side::Sparse => model.part(layer, part, &pruned)?,
-                    Side::Dense => model.part(layer, part, &Pruned::default())?,
+                    Side::Dense => model.part(layer, part, &Pruned::dense())?,
                 };
                 let moved =
                     model.executor.run(executor::Pass::advancing(from_ref(&weights), stream));
@@ -100,7 +100,7 @@ impl Start<'_> {
         if let Some(stream) = stream {
             let mut dense = Vec::new();
             for part in Part::ALL {
-                dense.push(model.part(layer, part, &Pruned::default())?);
+                dense.push(model.part(layer, part, &Pruned::dense())?);
             }
             let members = members(plan, layer);
             let probe = Some(Probe::new(&members, self.needs()));

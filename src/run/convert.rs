@@ -43,7 +43,7 @@ pub fn convert(
     let bytes = Output::least_bytes(&reader, format, None);
     let output = Output::create(target, Existing { force, resume: false }, &reader, [], bytes)?;
     let bar = watch.bar("writing", Steps::Bytes(bytes));
-    let dense = Pruned::default();
+    let dense = Pruned::dense();
     let written = output.write(&reader, format, None, &dense, |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
     match result {

@@ -197,7 +197,7 @@ fn finished<D: Ops>(
     }
     shared.begin(recipe, &mut progress, output.scratch())?;
     if progress.notes.dense.is_none() {
-        let dense = || tests.measure(&model.written(None), &Pruned::default(), "dense", watch);
+        let dense = || tests.measure(&model.written(None), &Pruned::dense(), "dense", watch);
         progress.notes.dense = Some(progress.notes.phases.run(EVALUATION, dense)?);
         shared.keep_dense(recipe, &progress.notes);
         progress.keep((model, &run.plan))?;

@@ -190,7 +190,7 @@ fn run_on<D: Ops>(
         foresee(loaded, &model, plan, &tests, &mut shared).map_err(|e| id.failed(e))?;
     }
     // Also where a log has it: a number that went through JSON may have lost its last bit.
-    let dense = tests.measure(&model.written(None), &Pruned::default(), "dense", &watch)?;
+    let dense = tests.measure(&model.written(None), &Pruned::dense(), "dense", &watch)?;
     let dense = figures(&dense);
     for (i, ((planned, inputs), plan)) in zip(left, plans).enumerate() {
         watch.note(&format!("run {} of {}: {}", i + 1, left.len(), planned.id));

@@ -21,11 +21,12 @@ pub use self::{
     reconstruct::Reconstruct,
     swap::Swap,
 };
-use super::{
-    Error, Event, Tally,
-    group::{Grouped, Ran},
+use super::{Error, Event, Tally, group::GroupState};
+use crate::{
+    choice::sentence,
+    executor::{Loss, ops::Ops},
+    mask::{Distribution, Scope},
 };
-use crate::{choice::sentence, executor::ops::Ops, mask::Scope};
 
 /// What a recipe, `barber check` and the forecast ask of a stage.
 pub trait Stage {
@@ -72,9 +73,21 @@ trait Run: Stage {
     /// Refines a group.
     fn run<D: Ops>(
         &self,
-        grouped: &mut Grouped<'_, D>,
+        state: &mut GroupState<'_, D>,
         event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Ran, Error>;
+    ) -> Result<Outcome, Error>;
+}
+
+/// What came of a stage.
+pub(super) struct Outcome {
+    /// The output error before it.
+    pub(super) before: Loss,
+    /// The output error after it, if it was measured.
+    pub(super) after: Option<Loss>,
+    /// Whether its changes stayed.
+    pub(super) accepted: bool,
+    /// The scores of the weights, by what became of them.
+    pub(super) scores: Option<Distribution>,
 }
 
 /// What is wrong with a key of a stage.
@@ -144,11 +157,11 @@ macro_rules! stages {
 
             pub(super) fn run<D: Ops>(
                 &self,
-                grouped: &mut Grouped<'_, D>,
+                state: &mut GroupState<'_, D>,
                 event: &mut dyn FnMut(Event<'_>),
-            ) -> Result<Ran, Error> {
+            ) -> Result<Outcome, Error> {
                 match self {
-                    $(Self::$stage(stage) => stage.run(grouped, event),)*
+                    $(Self::$stage(stage) => stage.run(state, event),)*
                 }
             }
         }

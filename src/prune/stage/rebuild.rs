@@ -11,19 +11,14 @@ use serde::{
 };
 use serde_json::json;
 
-use super::{Described, Error, Event, Run, Stage, Wrong};
+use super::{Described, Error, Event, Outcome, Run, Stage, Wrong};
 use crate::{
     buffer::recycle,
-    checkpoint::Dtype,
-    choice::word,
-    executor::{Caching, Loss, Outputs, Pass, Probe, Recorded, Targets, ops::Ops},
+    executor::{Loss, ops::Ops},
     mask::{self, Comparison, Distribution, Mask, Scope, Scored},
     plan::{Member, Rule},
-    prune::{
-        Side, Tally,
-        group::{Grouped, Ran},
-        pipeline,
-    },
+    prune::{Side, Tally, group::GroupState, pipeline},
+    choice::word,
 };
 
 /// LLM-Barber's rebuild, and its keys.
@@ -269,54 +264,54 @@ impl Run for Rebuild {
 
     fn run<D: Ops>(
         &self,
-        grouped: &mut Grouped<'_, D>,
+        state: &mut GroupState<'_, D>,
         event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Ran, Error> {
+    ) -> Result<Outcome, Error> {
         if let (Alpha::Fraction(alpha), Rounds(1)) = (self.alpha, self.rounds) {
-            let (before, scores) = self.scores(grouped, event)?;
-            self.restore(grouped);
-            let masks = grouped.masks();
-            self.swap(grouped, &scores, alpha, Comparison::Pools)?;
-            grouped.loss = None;
-            let mut all = no_scores(grouped);
-            distribute(&mut all, &scores, &masks, &grouped.masks());
-            return Ok(Ran { before, after: None, accepted: true, scores: Some(all) });
+            let (before, scores) = self.scores(state, event)?;
+            self.restore(state);
+            let masks = state.masks();
+            self.swap(state, &scores, alpha, Comparison::Pools)?;
+            state.loss = None;
+            let mut all = no_scores(state);
+            distribute(&mut all, &scores, &masks, &state.masks());
+            return Ok(Outcome { before, after: None, accepted: true, scores: Some(all) });
         }
-        self.restore(grouped);
-        let first = grouped.measured()?;
-        let (mut last, mut all) = (first, no_scores(grouped));
+        self.restore(state);
+        let first = state.error()?;
+        let (mut last, mut all) = (first, no_scores(state));
         for _ in 0..self.rounds.0 {
-            let (_, scores) = self.scores(grouped, event)?;
-            let masks = grouped.masks();
+            let (_, scores) = self.scores(state, event)?;
+            let masks = state.masks();
             let mut best: Option<(Loss, Vec<Mask>)> = None;
             let fractions = match &self.alpha {
                 Alpha::Fraction(alpha) => std::slice::from_ref(alpha),
                 Alpha::Auto => &FRACTIONS,
             };
             for &alpha in fractions {
-                self.swap(grouped, &scores, alpha, Comparison::Tiles)?;
-                let tried = grouped.masks();
+                self.swap(state, &scores, alpha, Comparison::Tiles)?;
+                let tried = state.masks();
                 // A few more swaps than none may change nothing yet.
                 if tried == masks {
                     continue;
                 }
-                grouped.loss = None;
-                let found = grouped.measured()?;
-                grouped.set(&masks);
+                state.loss = None;
+                let found = state.error()?;
+                state.set(&masks);
                 if !found.improves(best.as_ref().map_or(last, |(loss, _)| *loss)) {
                     break;
                 }
                 best = Some((found, tried));
             }
-            grouped.loss = Some(last);
+            state.loss = Some(last);
             let Some((loss, rebuilt)) = best else { break };
             distribute(&mut all, &scores, &masks, &rebuilt);
-            grouped.set(&rebuilt);
-            grouped.loss = Some(loss);
+            state.set(&rebuilt);
+            state.loss = Some(loss);
             last = loss;
         }
         let accepted = last.improves(first);
-        Ok(Ran { before: first, after: Some(last), accepted, scores: accepted.then_some(all) })
+        Ok(Outcome { before: first, after: Some(last), accepted, scores: accepted.then_some(all) })
     }
 }
 
@@ -327,14 +322,14 @@ impl Rebuild {
     }
 
     /// Makes kept weights that the initialiser changed dense again.
-    fn restore<D: Ops>(&self, grouped: &mut Grouped<'_, D>) {
+    fn restore<D: Ops>(&self, state: &mut GroupState<'_, D>) {
         if self.retain {
             return;
         }
-        for member in &grouped.group.members {
-            let name = grouped.linear(*member).weight.clone();
-            if grouped.pruned.restore(&name) {
-                (grouped.loss, grouped.before) = (None, None);
+        for member in &state.group.members {
+            let name = state.linear(*member).weight.clone();
+            if state.pruned.restore(&name) {
+                (state.loss, state.recorded) = (None, None);
             }
         }
     }
@@ -342,78 +337,28 @@ impl Rebuild {
     /// The scores of the group's weights, and its error as it is.
     fn scores<D: Ops>(
         &self,
-        grouped: &mut Grouped<'_, D>,
+        state: &mut GroupState<'_, D>,
         event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(Loss, Scores), Error> {
-        let group = grouped.group;
-        let metrics = grouped.refinement.pipeline;
+        let metrics = state.refinement.pipeline;
         let needs = pipeline::needs(metrics);
-        let wanted = grouped.group.linears();
-        let executor = &grouped.model.executor;
         let mut statistics = match self.gradient {
-            Side::Dense => {
-                let (sparse, stream) = (grouped.sparse()?, &grouped.streams.sparse);
-                // The stream advances through one part, whose first layers change little.
-                let records = grouped.advances.then_some(Caching::Record(Recorded::First));
-                let pass = Pass {
-                    outputs: Outputs::Kept,
-                    cache: records.unwrap_or_default(),
-                    ..Pass::new(&sparse, stream)
-                };
-                let found = executor.run(pass).map_err(grouped.failed())?;
-                if let Some(cache) = found.cache {
-                    grouped.before = Some((cache, grouped.masks()));
-                }
-                drop(sparse);
-                // The dense outputs take the sparse ones' place: without a dense stream they are
-                // what the group is to give.
-                let (dense, stream) = (grouped.dense()?, &grouped.streams.sparse);
-                let pass = Pass {
-                    targets: Targets::Replaced(found.outputs),
-                    probe: Some(Probe::new(&wanted, needs)),
-                    cache: grouped.known.map_or(Caching::Off, Caching::Use),
-                    ..Pass::new(&dense, stream)
-                };
-                let measured = executor.run(pass).map_err(grouped.failed())?;
-                drop(dense);
-                if grouped.streams.dense.is_none() {
-                    grouped.targets = Some(measured.outputs);
-                    let loss = grouped.finite(measured.loss)?;
-                    // In half precision it is the sparse outputs that were rounded here, and the
-                    // targets elsewhere: errors that are compared are measured alike.
-                    if executor.storage.dtype() == Dtype::F32 {
-                        grouped.loss.get_or_insert(loss);
-                    }
-                }
-                measured.statistics
-            }
-            Side::Sparse => {
-                let sparse = grouped.sparse()?;
-                grouped.aim()?;
-                let pass = Pass {
-                    targets: Targets::Outputs(grouped.aimed()),
-                    probe: Some(Probe::new(&wanted, needs)),
-                    ..Pass::new(&sparse, &grouped.streams.sparse)
-                };
-                let measured = executor.run(pass).map_err(grouped.failed())?;
-                let loss = grouped.finite(measured.loss)?;
-                grouped.loss.get_or_insert(loss);
-                measured.statistics
-            }
+            Side::Dense => state.dense_statistics(needs)?,
+            Side::Sparse => state.sparse_statistics(needs)?,
         };
-        let before = grouped.measured()?;
+        let before = state.error()?;
         let mut scores = Vec::new();
-        for member in &group.members {
-            let linear = grouped.linear(*member);
+        for member in &state.group.members {
+            let linear = state.linear(*member);
             let (tensor, dims) = (&linear.weight, linear.dims);
             // Statistics are as large as the weights: each goes when its matrix has scores.
-            let place = grouped.place(*member);
+            let place = state.place(*member);
             let statistics = std::mem::take(&mut statistics[place][member.linear]);
             event(Event::Measured(tensor, &statistics));
             let weight =
-                if self.retain { grouped.values(linear)? } else { grouped.model.values(linear)? };
+                if self.retain { state.values(linear)? } else { state.model.values(linear)? };
             let stats = statistics.of(tensor, dims, &weight);
-            let mask = grouped.mask(*member).to_bools();
+            let mask = state.mask(*member).to_bools();
             scores.push(pipeline::score(metrics, &LayerStats { mask: &mask, ..stats })?);
             recycle(weight);
         }
@@ -423,13 +368,13 @@ impl Rebuild {
     /// Makes the fraction `alpha` of the swaps.
     fn swap<D: Ops>(
         &self,
-        grouped: &mut Grouped<'_, D>,
+        state: &mut GroupState<'_, D>,
         scores: &Scores,
         alpha: f64,
         comparison: Comparison,
     ) -> Result<(), Error> {
-        let mut masks = grouped.masks();
-        let members = &grouped.group.members;
+        let mut masks = state.masks();
+        let members = &state.group.members;
         let scope = |rule: &Rule| rule.scope.unwrap_or(self.scope);
         for (i, Member { rule, .. }) in members.iter().enumerate() {
             // Matrices with one scope and one pattern are rebuilt together, when the first is
@@ -442,21 +387,21 @@ impl Rebuild {
             let together = together.filter(|(member, _)| alike(&member.rule));
             let mut matrices: Vec<_> = together
                 .map(|(member, (mask, scores))| Scored {
-                    name: &grouped.linear(*member).weight,
+                    name: &state.linear(*member).weight,
                     scores,
                     mask,
                 })
                 .collect();
             mask::rebuild(&mut matrices, scope(rule), rule.pattern, alpha, comparison)?;
         }
-        grouped.set(&masks);
+        state.set(&masks);
         Ok(())
     }
 }
 
 /// The distribution of the pipeline's scores, before there are any.
-fn no_scores<D: Ops>(grouped: &Grouped<'_, D>) -> Distribution {
-    let metrics = grouped.refinement.pipeline.iter();
+fn no_scores<D: Ops>(state: &GroupState<'_, D>) -> Distribution {
+    let metrics = state.refinement.pipeline.iter();
     let names: Vec<&str> = metrics.map(|(name, _)| name.as_str()).collect();
     Distribution::new(names.join(" · "))
 }

@@ -8,16 +8,13 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Described, Error, Event, Run, Stage, Wrong,
-    swap::{each_matrix, gram, shift, wrong_shrinkage},
+    Described, Error, Event, Outcome, Run, Stage, Wrong,
+    swap::{gram, shift, wrong_shrinkage},
 };
 use crate::{
     executor::{Pass, Probe, Targets, ops::Ops},
     mask::{self, Mask, OutputError},
-    prune::{
-        Tally,
-        group::{Grouped, Ran},
-    },
+    prune::{Tally, group::GroupState},
     choice::word,
 };
 
@@ -185,46 +182,46 @@ impl Run for Reconstruct {
 
     fn run<D: Ops>(
         &self,
-        grouped: &mut Grouped<'_, D>,
+        state: &mut GroupState<'_, D>,
         _: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Ran, Error> {
-        let before = grouped.measured()?;
-        let members = grouped.group.members.iter();
+    ) -> Result<Outcome, Error> {
+        let before = state.error()?;
+        let members = state.group.members.iter();
         let names: Vec<String> =
-            members.map(|member| grouped.linear(*member).weight.clone()).collect();
-        let saved = grouped.pruned.save(&names);
+            members.map(|member| state.linear(*member).weight.clone()).collect();
+        let saved = state.pruned.save(&names);
         match *self {
             Self::LeastSquares { damping, shrinkage } => {
-                fit(grouped, damping, shrinkage as f32)?;
+                fit(state, damping, shrinkage as f32)?;
             }
-            Self::Gradient { passes, rate } => descend(grouped, passes, rate as f32)?,
+            Self::Gradient { passes, rate } => descend(state, passes, rate as f32)?,
         }
-        grouped.loss = None;
-        let after = grouped.measured()?;
+        state.loss = None;
+        let after = state.error()?;
         let accepted = after.improves(before);
         if !accepted {
-            grouped.pruned.put_back(saved);
-            grouped.loss = Some(before);
+            state.pruned.put_back(saved);
+            state.loss = Some(before);
         }
         let after = Some(if accepted { after } else { before });
-        Ok(Ran { before, after, accepted, scores: None })
+        Ok(Outcome { before, after, accepted, scores: None })
     }
 }
 
 /// Stores the new values of a matrix.
-fn change<D: Ops>(grouped: &mut Grouped<'_, D>, name: &str, values: &[f32]) -> Result<(), Error> {
-    let (reader, refinement) = (grouped.model.reader, grouped.refinement);
+fn change<D: Ops>(state: &mut GroupState<'_, D>, name: &str, values: &[f32]) -> Result<(), Error> {
+    let (reader, refinement) = (state.model.reader, state.refinement);
     let (dtype, scratch) = (refinement.dtype, refinement.scratch);
-    grouped.pruned.change(reader, name, values, dtype, scratch)?;
+    state.pruned.change(reader, name, values, dtype, scratch)?;
     Ok(())
 }
 
 /// Least squares, matrix by matrix.
-fn fit<D: Ops>(grouped: &mut Grouped<'_, D>, damping: f64, shrinkage: f32) -> Result<(), Error> {
-    each_matrix(grouped, |grouped, member, statistics| {
-        let linear = grouped.linear(member).clone();
-        let dense = grouped.model.values(&linear)?;
-        let shift = shift(&dense, None, linear.dims, statistics, grouped.refinement.blend);
+fn fit<D: Ops>(state: &mut GroupState<'_, D>, damping: f64, shrinkage: f32) -> Result<(), Error> {
+    state.each_matrix(|state, member, statistics| {
+        let linear = state.linear(member).clone();
+        let dense = state.model.values(&linear)?;
+        let shift = shift(&dense, None, linear.dims, statistics, state.refinement.blend);
         let error = OutputError { gram: gram(statistics), shift: shift.as_deref(), shrinkage };
         if error.has_no_inputs(linear.dims.columns) {
             tracing::warn!(
@@ -234,46 +231,46 @@ fn fit<D: Ops>(grouped: &mut Grouped<'_, D>, damping: f64, shrinkage: f32) -> Re
             );
             return Ok(());
         }
-        let mask = grouped.mask(member);
+        let mask = state.mask(member);
         let values = mask::least_squares(&linear.weight, &dense, &mask, error, damping)?;
-        change(grouped, &linear.weight, &values)
+        change(state, &linear.weight, &values)
     })
 }
 
 /// Adam on all matrices of the group together, a run of samples at a time.
-fn descend<D: Ops>(grouped: &mut Grouped<'_, D>, passes: usize, rate: f32) -> Result<(), Error> {
-    grouped.aim()?;
-    let group = grouped.group;
+fn descend<D: Ops>(state: &mut GroupState<'_, D>, passes: usize, rate: f32) -> Result<(), Error> {
+    state.make_target()?;
+    let group = state.group;
     let mut matrices = Vec::new();
     for member in &group.members {
-        let linear = grouped.linear(*member);
-        let (dense, mask) = (grouped.model.values(linear)?, grouped.mask(*member));
+        let linear = state.linear(*member);
+        let (dense, mask) = (state.model.values(linear)?, state.mask(*member));
         // A weight that the checkpoint has as zero stays zero.
         let free = Mask::from_fn(linear.dims, |i| mask.get(i) && dense[i] != 0.0);
-        matrices.push(Adam::new(grouped.values(linear)?, free, rate));
+        matrices.push(Adam::new(state.values(linear)?, free, rate));
     }
-    let (executor, stream) = (&grouped.model.executor, &grouped.streams.sparse);
-    let (mut parts, wanted) = (grouped.sparse()?, grouped.group.linears());
+    let stream = &state.streams.sparse;
+    let (mut parts, wanted) = (state.sparse()?, state.group.linears());
     for run in (0..passes).flat_map(|_| stream.calibration_runs()) {
         let pass = Pass {
             runs: Some(run..run + 1),
-            targets: Targets::Outputs(grouped.aimed()),
+            targets: Targets::Outputs(state.target()),
             probe: Some(Probe { members: &wanted, needs: Needs::NOTHING, gradient: true }),
             ..Pass::new(&parts, stream)
         };
-        let found = executor.run(pass).map_err(grouped.failed())?;
+        let found = state.run(pass)?;
         for (member, adam) in zip(&group.members, &mut matrices) {
-            let place = grouped.place(*member);
+            let place = state.place(*member);
             let gradient = found.statistics[place][member.linear].gradient.as_deref();
             adam.step(gradient.unwrap_or_default());
-            let linear = grouped.linear(*member);
+            let linear = state.linear(*member);
             parts[place].linears[member.linear] =
-                grouped.model.weight(linear, adam.values.clone(), Some(&adam.mask))?;
+                state.model.weight(linear, adam.values.clone(), Some(&adam.mask))?;
         }
     }
     for (member, Adam { values, .. }) in zip(&group.members, matrices) {
-        let name = grouped.linear(*member).weight.clone();
-        change(grouped, &name, &values)?;
+        let name = state.linear(*member).weight.clone();
+        change(state, &name, &values)?;
     }
     Ok(())
 }

@@ -1,20 +1,17 @@
 //! Exact swaps as a stage (SparseSwaps, arXiv 2512.10922): matrix by matrix, towards what the group
 //! is to give.
 
-use barber_metric::{Dims, LayerStats, Needs};
+use barber_metric::{Dims, LayerStats};
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Described, Error, Event, Run, Stage, Wrong};
+use super::{Described, Error, Event, Outcome, Run, Stage, Wrong};
 use crate::{
-    executor::{Beside, Outputs, Pass, Probe, Statistics, ops::Ops},
+    executor::{Statistics, ops::Ops},
     mask::{self, Distribution, OutputError, Scope},
     plan::Member,
-    prune::{
-        Tally,
-        group::{Grouped, Ran},
-    },
+    prune::{Tally, group::GroupState},
     choice::word,
 };
 
@@ -94,48 +91,46 @@ impl Run for Swap {
 
     fn run<D: Ops>(
         &self,
-        grouped: &mut Grouped<'_, D>,
+        state: &mut GroupState<'_, D>,
         _: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Ran, Error> {
-        let before = grouped.measured()?;
-        let masks = grouped.masks();
+    ) -> Result<Outcome, Error> {
+        let before = state.error()?;
+        let masks = state.masks();
         let mut scores = Distribution::new("|w|·‖x‖");
-        each_matrix(grouped, |grouped, member, found| {
-            self.matrix(grouped, member, found, &mut scores)
-        })?;
-        grouped.loss = None;
-        // Each matrix gives what it should more exactly than before; on samples that had no part in
-        // that, the group has to, too.
-        let accepted = grouped.lowers_held_out(before)?;
+        state.each_matrix(|state, member, found| self.matrix(state, member, found, &mut scores))?;
+        state.loss = None;
+        // Each matrix' error falls on the calibration samples; the group's has to fall on the held-out
+        // ones, too.
+        let accepted = state.lowers_held_out(before)?;
         if !accepted {
-            grouped.set(&masks);
-            grouped.loss = Some(before);
+            state.set(&masks);
+            state.loss = Some(before);
         }
         let after = (!accepted).then_some(before);
-        Ok(Ran { before, after, accepted, scores: accepted.then_some(scores) })
+        Ok(Outcome { before, after, accepted, scores: accepted.then_some(scores) })
     }
 }
 
 impl Swap {
     fn matrix<D: Ops>(
         &self,
-        grouped: &mut Grouped<'_, D>,
+        state: &mut GroupState<'_, D>,
         member: Member,
         statistics: &Statistics,
         scores: &mut Distribution,
     ) -> Result<(), Error> {
-        let linear = grouped.linear(member).clone();
-        let dense = grouped.model.values(&linear)?;
-        let values = grouped.pruned.values(&linear.weight)?;
+        let linear = state.linear(member).clone();
+        let dense = state.model.values(&linear)?;
+        let values = state.pruned.values(&linear.weight)?;
         let weight = values.as_deref().unwrap_or(&dense);
         let shift =
-            shift(&dense, values.as_deref(), linear.dims, statistics, grouped.refinement.blend);
+            shift(&dense, values.as_deref(), linear.dims, statistics, state.refinement.blend);
         let (name, dims) = (linear.weight.as_str(), linear.dims);
         let stats = LayerStats { name, dims, weight, ..LayerStats::default() };
         let shrinkage = self.shrinkage as f32;
         let error = OutputError { gram: gram(statistics), shift: shift.as_deref(), shrinkage };
         let scope = member.rule.scope.unwrap_or(self.scope);
-        let before = grouped.mask(member);
+        let before = state.mask(member);
         let mut mask = before.clone();
         mask::swap(&stats, &mut mask, error, scope, member.rule.pattern, self.limit)?;
         // What the output would lose with a weight alone.
@@ -143,41 +138,9 @@ impl Swap {
         let stats = LayerStats { input_square: Some(&squares), ..stats };
         let lost = mask::weight_norm(&stats)?;
         scores.matrix(&before, &mask, |i| lost[i]);
-        grouped.pruned.masks.insert(linear.weight, mask);
+        state.pruned.masks.insert(linear.weight, mask);
         Ok(())
     }
-}
-
-/// Calls `run` for each matrix of a group, with what its inputs are in the dense group.
-pub(super) fn each_matrix<D: Ops>(
-    grouped: &mut Grouped<'_, D>,
-    mut run: impl FnMut(&mut Grouped<'_, D>, Member, &Statistics) -> Result<(), Error>,
-) -> Result<(), Error> {
-    let group = grouped.group;
-    let gathered;
-    let known = |member: &Member| {
-        grouped.statistics.get(member.linear).is_some_and(|found| found.gram.is_some())
-    };
-    let statistics = if group.members.iter().all(known) {
-        vec![grouped.statistics; group.parts.len()]
-    } else {
-        let wanted = grouped.group.linears();
-        let (executor, streams) = (&grouped.model.executor, &*grouped.streams);
-        let (dense, side) = (grouped.dense()?, grouped.refinement.statistics);
-        let found = executor.run(Pass {
-            beside: streams.dense.as_ref().map(|stream| Beside { stream, side }),
-            outputs: Outputs::Kept,
-            probe: Some(Probe::new(&wanted, Needs::GRAM)),
-            ..Pass::new(&dense, &streams.sparse)
-        });
-        gathered = found.map_err(grouped.failed())?.statistics;
-        gathered.iter().map(Vec::as_slice).collect()
-    };
-    for member in &group.members {
-        let place = grouped.place(*member);
-        run(grouped, *member, &statistics[place][member.linear])?;
-    }
-    Ok(())
 }
 
 /// A Gram matrix that was asked for.

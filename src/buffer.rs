@@ -73,6 +73,13 @@ pub(crate) fn stale(length: usize) -> Vec<f32> {
     found.unwrap_or_else(|| vec![0.0; length])
 }
 
+/// So many zeros.
+pub(crate) fn zeros(length: usize) -> Vec<f32> {
+    let mut zeros = stale(length);
+    zeros.fill(0.0);
+    zeros
+}
+
 /// A copy of some numbers.
 pub(crate) fn copy(values: &[f32]) -> Vec<f32> {
     let mut copy = stale(values.len());

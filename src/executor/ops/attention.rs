@@ -19,7 +19,7 @@ use super::{
     gemm::{View, gemm},
 };
 use crate::{
-    buffer::{Buffer, recycle, stale},
+    buffer::{Buffer, recycle, stale, zeros},
     simd::simd,
 };
 
@@ -333,7 +333,7 @@ impl Head<'_> {
     fn backward(self, g: Head<'_>) -> [Buffer; 3] {
         let Heads { width, sequence_length: length, .. } = self.heads;
         let mut gq = stale(length * width);
-        let [mut gk, mut gv] = [(); 2].map(|()| vec![0.0; length * width]);
+        let [mut gk, mut gv] = [(); 2].map(|()| zeros(length * width));
         let tile = self.heads.tile() * length;
         let (mut p, mut gp) = (stale(tile), stale(tile));
         let mut slopes = stale(if self.heads.cap.is_some() { tile } else { 0 });

@@ -8,7 +8,7 @@ use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
 
 use super::{Hold, Matrix, cpu};
-use crate::buffer::stale;
+use crate::buffer::{stale, zeros};
 
 /// y = x[:, columns].
 pub trait Columns: Hold {
@@ -37,7 +37,7 @@ impl Columns for Cpu {
         let output = y.without_values();
         tape.add_backward_op(move |gradients| {
             let g = Cpu::take_gradient(gradients, &output)?;
-            let mut gx = vec![0.0; rows * width];
+            let mut gx = zeros(rows * width);
             gx.par_chunks_mut(width).zip(g.par_chunks(part)).for_each(|(gx, g)| {
                 gx[columns.clone()].copy_from_slice(g);
             });

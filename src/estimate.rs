@@ -1,7 +1,9 @@
 //! What a run will take: matrix products and memory, counted from the shapes before it starts.
 
 use crate::{
-    family::{Decoder, Part},
+    buffer::MOST,
+    evaluate::LOGITS,
+    family::Decoder,
     plan::Plan,
     prune::{By, Cost, Pruning},
 };
@@ -13,12 +15,12 @@ pub struct Run<'a> {
     pub pruning: Pruning<'a>,
     /// What decides about the layers' shares of the zeros, where they differ.
     pub allocation: Option<By>,
-    /// Bytes of a number of a hidden state that waits.
-    pub stream_size: usize,
     /// Tokens of all evaluations of one model, and how many models are evaluated.
     pub evaluated: (usize, usize),
     /// Tokens of an evaluation that are held at a time.
     pub evaluated_at_once: usize,
+    /// Tokens of the longest segment that is evaluated.
+    pub evaluated_longest: usize,
 }
 
 /// What a run takes, about.
@@ -45,42 +47,39 @@ pub struct Estimate {
 /// Bytes of a number.
 const SIZE: f64 = 4.0;
 /// The program itself, and what is small.
-const BASE: f64 = 64e6;
-/// Logits that are held at a time, in bytes.
-const LOGITS: f64 = 64e6;
+const BASE: f64 = 8e6;
+/// What it takes to read the recipe, the tokenizer and the texts, which is free again before the
+/// first pass.
+const READING: f64 = 6e6;
+/// What the tokenizer holds for a token of the vocabulary.
+const TOKEN: f64 = 600.0;
 
 /// Counts a run.
 pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
-    let Pruning { start, single, stages, dense, ref calibration, .. } = run.pruning;
-    let tokens = calibration.tokens as f64;
-    let width = decoder.hidden_size as f64;
+    let Pruning { start, single, stages, dense, ref calibration, stream_size, .. } = run.pruning;
     let head = (decoder.vocab_size * decoder.embedding.width) as f64;
     let all: f64 = decoder.linears().map(|linear| linear.dims.len() as f64).sum();
+    let widest = decoder.linears().map(|linear| linear.dims.len() as f64).fold(0.0, f64::max);
     let has_grams = stages.iter().any(|stage| stage.needs_gram());
     let streams = if dense { 2.0 } else { 1.0 };
-    let (mut cost, mut peak) = (Cost::default(), 0.0_f64);
+    let (mut cost, mut solver) = (Cost::default(), 0.0_f64);
     let [mut allocation, mut initial, mut solving] = [0.0; 3];
     for (index, layer) in decoder.layers.iter().enumerate() {
-        let first = run.pruning.initial(plan, (index, layer));
-        let mut passes = first;
-        passes.then(run.pruning.refinement(plan, (index, layer)));
-        let linears = Part::ALL.iter().flat_map(|part| layer.linears(*part));
-        let widest = linears.map(|linear| linear.dims.len() as f64).fold(0.0, f64::max);
-        if passes.memory > 0.0 {
-            // A matrix is read while the others of a pass are there.
-            peak = peak.max(passes.memory + widest * SIZE);
+        if let Some(by) = run.allocation {
+            let passes = run.pruning.allocation(plan, (index, layer), by);
+            allocation += passes.operations;
+            cost.then(passes);
         }
+        let first = run.pruning.initial(plan, (index, layer));
         let mut solved = 0.0;
-        let matrices = plan.matrices(decoder, index).map(|(_, linear)| linear.dims);
-        let dims = matrices.map(|dims| [dims.rows as f64, dims.columns as f64]);
-        for [rows, columns] in dims {
+        for linear in plan.matrices(decoder, index).map(|(_, linear)| linear) {
+            let [rows, columns] = [linear.dims.rows, linear.dims.columns].map(|n| n as f64);
             if start.gram {
                 // The factor, then what each block passes on to the columns after it.
                 solved += columns.powi(3) + rows * columns * columns;
-                // The widest is factorised in two matrices of 64-bit numbers, when the dense
-                // weights are gone.
-                let solver = (5.0 * columns * columns + 3.0 * widest) * SIZE;
-                peak = peak.max(passes.gathered + solver);
+                // It is factorised in two matrices of 64-bit numbers, when the dense weights are
+                // gone.
+                solver = solver.max((5.0 * columns * columns + 3.0 * widest) * SIZE);
             }
             if has_grams {
                 // The slopes before and after, and the shift of the target.
@@ -91,27 +90,33 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
             initial += first.operations + solved;
         }
         solving += solved;
-        if let Some(by) = run.allocation {
-            let passes = run.pruning.allocation(plan, (index, layer), by);
-            allocation += passes.operations;
-            cost.then(passes);
-        }
-        cost.then(passes);
+        cost.then(first);
+        cost.then(run.pruning.refinement(plan, (index, layer)));
     }
-    let stream = tokens * width * run.stream_size as f64;
-    let waiting = match (stages, start.inputs()) {
-        ([], false) => 0.0,
-        ([], true) => stream,
-        _ => 2.0 * stream * streams + cost.recorded,
-    };
+    // The streams of an allocation, and of initial masks that are made before the refinement.
+    let begins_again = !single && start.inputs() && !stages.is_empty();
+    let earlier = usize::from(run.allocation.is_some()) + usize::from(begins_again);
+    let stream = (calibration.tokens * decoder.hidden_size * stream_size) as f64;
+    // Freed matrices wait to be used again.
+    let freed = cost.widths.bytes() - cost.matrices + earlier as f64 * stream;
+    // A matrix is read while the others of a pass are there.
+    let held = (cost.held + widest * SIZE).max(cost.gathered + solver);
+    let passes = held + cost.matrices - cost.waiting + freed.min(MOST as f64);
     let (evaluated, models) = run.evaluated;
     let evaluation = 2.0 * (evaluated * models) as f64 * (all + head);
-    if evaluated > 0 {
-        let states = run.evaluated_at_once.min(evaluated) as f64 * width * SIZE;
-        peak = peak.max(2.0 * states + 2.0 * head * SIZE + LOGITS);
+    let states = (run.evaluated_at_once.min(evaluated) * decoder.hidden_size) as f64;
+    let logits = (run.evaluated_longest * decoder.vocab_size).min(LOGITS) as f64;
+    let measuring = if evaluated > 0 { 2.0 * SIZE * (states + head + logits) } else { 0.0 };
+    let base = BASE + TOKEN * decoder.vocab_size as f64 + all / 8.0;
+    Estimate {
+        pruning: cost.operations + solving,
+        allocation,
+        initial,
+        solving,
+        evaluation,
+        memory: base + passes.max(measuring).max(READING),
+        waiting: cost.waiting,
     }
-    let (pruning, memory) = (cost.operations + solving, BASE + all / 8.0 + peak);
-    Estimate { pruning, allocation, initial, solving, evaluation, memory, waiting }
 }
 
 #[cfg(test)]
@@ -145,14 +150,14 @@ mod tests {
             metrics: Needs::SQUARED_GRADIENT,
             dense: false,
             statistics: Side::Sparse,
-            rounded: false,
+            stream_size: 4,
         };
         let run = Run {
             pruning: pruning.clone(),
             allocation: None,
-            stream_size: 4,
             evaluated: (0, 3),
             evaluated_at_once: 1 << 20,
+            evaluated_longest: 5,
         };
         // Of 10 tokens: 64 weights in attention, 16 of them with an input that has weights before
         // it, and scores of 5 by 5 tokens in two heads of two samples; 64 in the MLP, 32 of them so.
@@ -189,6 +194,6 @@ mod tests {
         assert_eq!(found.waiting, 4.0 * 10.0 * 4.0 * 4.0);
         let calibration = of(&wanda, (0, 2));
         let gram = of(&Pruning { start: Needs::GRAM, ..wanda }, (0, 2));
-        assert!(gram.memory > calibration.memory && gram.pruning > calibration.pruning);
+        assert!(gram.pruning > calibration.pruning);
     }
 }

@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Logits, in numbers, that are held at a time: 32 MiB.
-const LOGITS: usize = 1 << 23;
+pub(crate) const LOGITS: usize = 1 << 23;
 
 /// The share that the head has in the matrix products of an evaluation.
 pub(super) fn share(decoder: &Decoder) -> f64 {

@@ -8,6 +8,7 @@ mod losses;
 mod perplexity;
 mod task;
 
+pub(crate) use self::head::LOGITS;
 pub use self::{
     accuracy::{Accuracy, Error, accuracy},
     generate::{GENERATED, generate},

@@ -25,15 +25,19 @@ pub(super) fn recorded_limit(recorded: Recorded, part: &PartShape, tokens: usize
     }
 }
 
-/// Numbers that are recorded of each token.
-pub(super) fn recorded_width(recorded: Recorded, part: &PartShape) -> usize {
-    let outputs: usize = part.linears.iter().map(|(outputs, _)| outputs).sum();
-    let (last_outputs, last_inputs) = part.linears.last().copied().unwrap_or_default();
-    match recorded {
-        Recorded::All if part.attention.is_some() => outputs + last_inputs,
-        Recorded::All => outputs,
-        Recorded::First => outputs - last_outputs,
-    }
+/// The widths of the outputs that are recorded.
+pub(super) fn recorded_widths(
+    recorded: Recorded,
+    part: &PartShape,
+) -> impl Iterator<Item = usize> + use<'_> {
+    let layers = match recorded {
+        Recorded::All => part.linears.len(),
+        Recorded::First => part.linears.len() - 1,
+    };
+    let outputs = part.linears[..layers].iter().map(|(outputs, _)| *outputs);
+    let attention = part.linears.last().map(|(_, inputs)| *inputs);
+    let has_attention = recorded == Recorded::All && part.attention.is_some();
+    outputs.chain(attention.filter(|_| has_attention))
 }
 
 /// The outputs of the linear layers of a part for each run of samples, as far as they were recorded.
@@ -174,7 +178,7 @@ impl<D: Ops> Recorder<D> {
         stream: &Stream<D>,
     ) -> Self {
         let (storage, shape) = (&executor.storage, PartShape::from(part));
-        let width = recorded_width(recorded, &shape);
+        let width = recorded_widths(recorded, &shape).sum::<usize>();
         let all = stream.runs.iter().map(Run::tokens).sum();
         let most = recorded_limit(recorded, &shape, all);
         let is_all = recorded == Recorded::All;

@@ -1,15 +1,14 @@
 //! What a pass costs, counted from the shapes of what it runs: a pass that runs and one that is only
 //! planned are counted alike.
 
+use std::collections::BTreeMap;
+
 use super::{
     BATCH, Inner, PartWeights, Probe, Recorded, Side,
-    activation_cache::{recorded_limit, recorded_width},
+    activation_cache::{recorded_limit, recorded_widths},
     ops::{Ops, gram_numbers, scores},
 };
-use crate::{
-    buffer::MOST,
-    family::{self, Attention, Sublayer},
-};
+use crate::family::{self, Attention, Sublayer};
 
 /// Bytes of a number.
 const SIZE: f64 = size_of::<f32>() as f64;
@@ -53,6 +52,39 @@ pub struct Tokens {
     pub held_out: f64,
     /// Tokens of one sample.
     pub sequence: usize,
+}
+
+/// Matrices, by their width: the number of their rows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rows(BTreeMap<usize, f64>);
+
+impl Rows {
+    /// Adds rows.
+    pub fn add(&mut self, width: usize, rows: f64) {
+        *self.0.entry(width).or_default() += rows;
+    }
+
+    /// These and others.
+    #[must_use]
+    pub fn and(mut self, others: &Self) -> Self {
+        others.0.iter().for_each(|(width, rows)| self.add(*width, *rows));
+        self
+    }
+
+    /// Those that serve for these and for others, one after the other.
+    #[must_use]
+    pub fn or(mut self, others: &Self) -> Self {
+        for (width, others) in &others.0 {
+            let rows = self.0.entry(*width).or_default();
+            *rows = rows.max(*others);
+        }
+        self
+    }
+
+    /// Their bytes.
+    pub fn bytes(&self) -> f64 {
+        self.0.iter().map(|(width, rows)| SIZE * *width as f64 * rows).sum()
+    }
 }
 
 /// A [`Pass`](super::Pass) without weights and samples: what its cost depends on.
@@ -178,26 +210,35 @@ impl<'a> PassShape<'a> {
         })
     }
 
-    /// Bytes of memory that it needs, beside the hidden states and outputs that wait.
-    pub fn memory(&self) -> f64 {
-        let parts = || self.parts.iter();
-        let mut weights: f64 = parts().flat_map(PartShape::weights).sum();
-        let streams = if self.beside.is_some() { 2.0 } else { 1.0 };
-        let mut numbers = streams * parts().map(PartShape::numbers).fold(0.0, f64::max);
-        if self.probe.is_some_and(|probe| probe.is_backward()) {
-            // The tape holds each number, and its gradient.
-            numbers = 2.0 * parts().map(PartShape::numbers).sum::<f64>();
-            // The weights once more, for the gradients of inputs; but the first layers' input has no
-            // weights before it.
-            weights *= 2.0;
-            weights -= self.parts.first().map_or(0.0, |part| part.weights()[0]);
-        }
+    /// Bytes of the weights that it needs.
+    pub fn weight_bytes(&self) -> f64 {
+        let weights: f64 = self.parts.iter().flat_map(PartShape::weights).sum();
+        let again = match self.is_backward() {
+            // Once more for the gradients of inputs; but the first layers' input has no weights
+            // before it.
+            true => weights - self.parts.first().map_or(0.0, |part| part.weights()[0]),
+            false => 0.0,
+        };
+        SIZE * (weights + again)
+    }
+
+    /// The matrices of a run of samples that are there at a time.
+    pub fn matrices(&self) -> Rows {
         let Tokens { calibration, held_out, sequence } = self.tokens;
         let run = (BATCH / sequence.max(1)).max(1) * sequence;
-        let activations = SIZE * numbers * (calibration + held_out).min(run as f64);
-        // Freed activations wait to be used again.
-        let buffers = activations.min(MOST as f64);
-        SIZE * weights + activations + buffers + self.gathered_bytes()
+        let rows = (calibration + held_out).min(run as f64);
+        let rows = if self.beside.is_some() { 2.0 * rows } else { rows };
+        let mut all = Rows::default();
+        for part in &self.parts {
+            let of_part = part.matrices(rows, self.is_backward());
+            // A tape holds those of all parts.
+            all = if self.is_backward() { all.and(&of_part) } else { all.or(&of_part) };
+        }
+        all
+    }
+
+    fn is_backward(&self) -> bool {
+        self.probe.is_some_and(|probe| probe.is_backward())
     }
 
     /// Bytes of the statistics that it gathers.
@@ -213,13 +254,15 @@ impl<'a> PassShape<'a> {
         SIZE * numbers
     }
 
-    /// Bytes of the outputs that it records.
-    pub fn recorded_bytes(&self) -> f64 {
-        let (CacheShape::Record(recorded), [part]) = (self.cache, &self.parts[..]) else {
-            return 0.0;
-        };
-        let tokens = self.recorded(recorded) * (self.tokens.calibration + self.tokens.held_out);
-        SIZE * tokens * recorded_width(recorded, part) as f64
+    /// The outputs that it records.
+    pub fn records(&self) -> Rows {
+        let mut rows = Rows::default();
+        if let (CacheShape::Record(recorded), [part]) = (self.cache, &self.parts[..]) {
+            let tokens = self.tokens.calibration + self.tokens.held_out;
+            let tokens = self.recorded(recorded) * tokens;
+            recorded_widths(recorded, part).for_each(|width| rows.add(width, tokens));
+        }
+        rows
     }
 
     /// The fraction of the tokens for which outputs are recorded: not all may fit.
@@ -227,7 +270,7 @@ impl<'a> PassShape<'a> {
         let [part] = &self.parts[..] else { return 0.0 };
         let tokens = self.tokens.calibration + self.tokens.held_out;
         let most = recorded_limit(recorded, part, tokens as usize) as f64;
-        (most / (SIZE * tokens * recorded_width(recorded, part) as f64)).min(1.0)
+        (most / (SIZE * tokens * recorded_widths(recorded, part).sum::<usize>() as f64)).min(1.0)
     }
 }
 
@@ -238,11 +281,17 @@ impl PartShape {
         [(0..last).map(|i| self.weight(i)).sum(), self.weight(last)]
     }
 
-    /// Numbers that a forward pass makes of a token's hidden states.
-    fn numbers(&self) -> f64 {
-        let outputs: usize = self.linears.iter().map(|(outputs, _)| outputs).sum();
-        let (width, inner) = self.linears.last().copied().unwrap_or_default();
-        (3 * width + outputs + inner) as f64
+    /// The matrices that a pass makes of some rows of hidden states.
+    fn matrices(&self, rows: f64, is_backward: bool) -> Rows {
+        let mut all = Rows::default();
+        let Some(((width, inner), first)) = self.linears.split_last() else { return all };
+        // The normalised input, the output and its target; backward, their gradients.
+        all.add(*width, rows * if is_backward { 6.0 } else { 3.0 });
+        for (outputs, _) in first {
+            all.add(*outputs, rows * if is_backward { 2.0 } else { 1.0 });
+        }
+        all.add(*inner, rows);
+        all
     }
 
     /// The number of a linear layer's weights.

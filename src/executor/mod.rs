@@ -23,7 +23,7 @@ use std::fmt;
 pub use self::device::cuda;
 pub use self::{
     activation_cache::{ActivationCache, Caching, Changes, Recorded},
-    cost::{CacheShape, PartShape, PassShape, Tokens},
+    cost::{CacheShape, PartShape, PassShape, Rows, Tokens},
     device::{Device, available_memory},
     forward::{Inner, PartWeights, forward},
     loss::Loss,

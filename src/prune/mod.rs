@@ -262,7 +262,7 @@ fn members(plan: &Plan, layer: usize) -> Vec<Vec<usize>> {
 struct Streams<D: Ops> {
     /// As the pruned layers so far gave them.
     sparse: Stream<D>,
-    /// As the dense ones did, where they are part of what a group is to give.
+    /// As the dense ones did, where they are part of the target output.
     dense: Option<Stream<D>>,
 }
 

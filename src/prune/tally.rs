@@ -6,7 +6,7 @@ use barber_metric::Needs;
 use super::{By, Refine, Side};
 use crate::{
     calibration::Extent,
-    executor::{CacheShape, PartShape, PassShape, Probe, Recorded, Tokens},
+    executor::{CacheShape, PartShape, PassShape, Probe, Recorded, Rows, Tokens},
     family::{Layer, Part},
     plan::{Group, Plan},
 };
@@ -28,37 +28,50 @@ pub struct Pruning<'a> {
     pub dense: bool,
     /// Which model's hidden states the statistics of inputs are computed on.
     pub statistics: Side,
-    /// Whether hidden states that wait are rounded.
-    pub rounded: bool,
+    /// Bytes of a number of a hidden state that waits.
+    pub stream_size: usize,
 }
 
 /// What passes cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cost {
     /// Floating-point operations of all matrix products.
     pub operations: f64,
-    /// Bytes of memory that the largest pass needs, beside what waits between layers.
-    pub memory: f64,
-    /// Bytes of the statistics that the largest pass gathers.
+    /// Bytes of weights, and of the statistics that are gathered, at the peak.
+    pub held: f64,
+    /// Bytes of these statistics.
     pub gathered: f64,
-    /// Bytes of outputs of linear layers that wait to be used again, at the peak.
-    pub recorded: f64,
+    /// Bytes of matrices of hidden states and outputs, at the peak.
+    pub matrices: f64,
+    /// Bytes of those that wait, at the peak.
+    pub waiting: f64,
+    /// The matrices of each width, at its own peak: freed ones wait to be used again.
+    pub widths: Rows,
 }
 
 impl Cost {
-    /// Adds a pass.
-    fn add(&mut self, pass: &PassShape<'_>) {
-        self.operations += pass.operations();
-        self.memory = self.memory.max(pass.memory());
-        self.gathered = self.gathered.max(pass.gathered_bytes());
+    /// Adds a pass, while some matrices wait.
+    fn add(&mut self, pass: &PassShape<'_>, waiting: &Rows) {
+        let widths = pass.matrices().and(waiting);
+        let gathered = pass.gathered_bytes();
+        self.then(Self {
+            operations: pass.operations(),
+            held: pass.weight_bytes() + gathered,
+            gathered,
+            matrices: widths.bytes(),
+            waiting: waiting.bytes(),
+            widths,
+        });
     }
 
     /// Adds what comes after.
     pub fn then(&mut self, other: Self) {
         self.operations += other.operations;
-        self.memory = self.memory.max(other.memory);
+        self.held = self.held.max(other.held);
         self.gathered = self.gathered.max(other.gathered);
-        self.recorded = self.recorded.max(other.recorded);
+        self.matrices = self.matrices.max(other.matrices);
+        self.waiting = self.waiting.max(other.waiting);
+        self.widths = std::mem::take(&mut self.widths).or(&other.widths);
     }
 }
 
@@ -66,6 +79,8 @@ impl Cost {
 struct Work<'a> {
     pruning: &'a Pruning<'a>,
     groups: &'a [Group],
+    /// Width of the hidden states.
+    width: usize,
     /// Its parts.
     parts: Vec<PartShape>,
     /// The indices of the pruned matrices in each part.
@@ -83,14 +98,17 @@ impl Pruning<'_> {
         let (work, mut cost) = (Work::new(self, plan, (index, layer)), Cost::default());
         let tokens = Tokens { held_out: 0.0, ..self.tokens() };
         let (needs, tried) = match by {
-            By::Outliers(_) => (Needs::INPUT_SQUARE, 0),
+            By::Outliers(_) => (Needs::INPUT_SQUARE, 0_u32),
             // The dense layer, and three sparse ones.
             By::Error => (self.start, 4),
         };
         let (whole, probe) =
             (PassShape::new(work.parts.clone(), tokens), Probe::new(&work.members, needs));
-        cost.add(&PassShape { probe: Some(probe), ..whole.clone() });
-        (0..tried).for_each(|_| cost.add(&PassShape { needs_output: true, ..whole.clone() }));
+        let waiting = work.stores(1.0 + f64::from(tried.min(1)), tokens);
+        cost.add(&PassShape { probe: Some(probe), ..whole.clone() }, &waiting);
+        for _ in 0..tried {
+            cost.add(&PassShape { needs_output: true, ..whole.clone() }, &waiting);
+        }
         work.advance(&mut cost, tokens);
         cost
     }
@@ -104,7 +122,8 @@ impl Pruning<'_> {
         }
         let tokens = Tokens { held_out: 0.0, ..self.tokens() };
         let probe = Some(Probe::new(&work.members, self.start));
-        cost.add(&PassShape { probe, ..PassShape::new(work.parts.clone(), tokens) });
+        let pass = PassShape { probe, ..PassShape::new(work.parts.clone(), tokens) };
+        cost.add(&pass, &work.stores(1.0, tokens));
         if !self.single && index + 1 < plan.layers.len() {
             work.advance(&mut cost, tokens);
         }
@@ -125,16 +144,26 @@ impl Pruning<'_> {
 impl<'a> Work<'a> {
     fn new(pruning: &'a Pruning<'a>, plan: &'a Plan, (index, layer): (usize, &Layer)) -> Self {
         let parts = Part::ALL.iter().map(|part| layer.part(*part).into()).collect();
+        let last = layer.linears(Part::ALL[0]).last();
+        let width = last.map_or(0, |linear| linear.dims.rows);
         let (groups, members) = (&plan.layers[index][..], super::members(plan, index));
-        Self { pruning, groups, parts, members }
+        Self { pruning, groups, width, parts, members }
     }
 
     /// The passes that move a stream on.
     fn advance(&self, cost: &mut Cost, tokens: Tokens) {
         for part in &self.parts {
             let pass = PassShape::new(vec![part.clone()], tokens);
-            cost.add(&PassShape { needs_output: true, ..pass });
+            cost.add(&PassShape { needs_output: true, ..pass }, &self.stores(1.0, tokens));
         }
+    }
+
+    /// So many streams and outputs of all samples.
+    fn stores(&self, count: f64, tokens: Tokens) -> Rows {
+        let mut rows = Rows::default();
+        let rounded = self.pruning.stream_size as f64 / size_of::<f32>() as f64;
+        rows.add(self.width, count * rounded * (tokens.calibration + tokens.held_out));
+        rows
     }
 
     /// Whether groups are judged by more than one part.
@@ -158,16 +187,18 @@ impl<'a> Work<'a> {
         let members = std::slice::from_ref(&self.members[part as usize]);
         let pass = || PassShape::new(self.parts(&[part]), tokens);
         let probe = Some(Probe::new(members, needs));
+        // A stream and outputs, of each model.
+        let mut waiting = self.stores(if *dense { 4.0 } else { 2.0 }, tokens);
         let mut cost = Cost::default();
         let mut known = None;
         if of_inputs || *dense {
             let beside = dense.then_some(*statistics);
-            cost.add(&PassShape { beside, needs_output: true, probe, ..pass() });
+            cost.add(&PassShape { beside, needs_output: true, probe, ..pass() }, &waiting);
         } else if starts {
             let cache = CacheShape::Record(Recorded::All);
             let pass = PassShape { probe, cache, ..pass() };
-            cost.add(&pass);
-            cost.recorded = pass.recorded_bytes();
+            waiting = waiting.and(&pass.records());
+            cost.add(&pass, &waiting);
             known = Some(Recorded::All);
         }
         let own = self.groups.iter().filter(|group| group.parts == [part]);
@@ -182,12 +213,14 @@ impl<'a> Work<'a> {
                 parts: self.parts(&group.parts),
                 members: &members,
                 cost,
+                waiting: waiting.clone(),
                 known: known.filter(|_| own),
                 // The pass of the dense part gives the target output.
                 has_target: own && (of_inputs || *dense),
                 has_grams: own && of_inputs,
                 has_error: false,
                 measures_result: false,
+                advances: false,
                 records: false,
             };
             // The last group's output with its last masks is what the stream goes on with.
@@ -195,7 +228,7 @@ impl<'a> Work<'a> {
             cost = tally.cost;
         }
         if !advanced {
-            cost.add(&PassShape { needs_output: true, ..pass() });
+            cost.add(&PassShape { needs_output: true, ..pass() }, &waiting);
         }
         cost
     }
@@ -208,6 +241,8 @@ pub struct Tally<'a> {
     /// The indices of the group's matrices in each part.
     members: &'a [Vec<usize>],
     cost: Cost,
+    /// What waits between passes.
+    waiting: Rows,
     /// Which outputs of the dense part are known.
     known: Option<Recorded>,
     has_target: bool,
@@ -216,7 +251,9 @@ pub struct Tally<'a> {
     has_error: bool,
     /// Whether the stage measures the output error of its result itself.
     measures_result: bool,
-    /// Whether the outputs of the first layers are kept for the pass that moves the stream on.
+    /// Whether the stream moves on with the stage's result.
+    advances: bool,
+    /// Whether the outputs of the first layers are recorded for that.
     records: bool,
 }
 
@@ -224,21 +261,23 @@ impl<'a> Tally<'a> {
     /// Counts all stages; returns whether the stream advances with the last one.
     fn stages(&mut self, advance: bool) -> bool {
         let stages = self.pruning.stages;
-        let mut advances = false;
         for (i, stage) in stages.iter().enumerate() {
             (self.measures_result, self.records) = (false, false);
+            self.advances = advance && i + 1 == stages.len();
             stage.count(self);
-            advances = advance && i + 1 == stages.len() && !self.measures_result;
-            if advances && self.records {
-                let recorded = Recorded::First;
-                let pass = PassShape { cache: CacheShape::Record(recorded), ..self.pass() };
-                self.cost.recorded += pass.recorded_bytes();
-                self.cost.add(&PassShape { cache: CacheShape::Correct(recorded), ..self.pass() });
+            self.advances &= !self.measures_result;
+            if self.advances && self.records {
+                let cache = CacheShape::Correct(Recorded::First);
+                self.add(&PassShape { cache, ..self.pass() });
             } else if !self.measures_result {
                 self.forward();
             }
         }
-        advances
+        self.advances
+    }
+
+    fn add(&mut self, pass: &PassShape<'_>) {
+        self.cost.add(pass, &self.waiting);
     }
 
     /// A pass of the group for its outputs.
@@ -251,13 +290,13 @@ impl<'a> Tally<'a> {
 
     /// A forward pass of the group.
     pub fn forward(&mut self) {
-        self.cost.add(&self.pass());
+        self.add(&self.pass());
     }
 
     /// A forward pass of the group over the held-out samples.
     pub fn held_out(&mut self) {
         let tokens = Tokens { calibration: 0.0, ..self.pruning.tokens() };
-        self.cost.add(&PassShape { tokens, ..self.pass() });
+        self.add(&PassShape { tokens, ..self.pass() });
     }
 
     /// A pass of the dense group, whose outputs may be known, or some of them.
@@ -268,7 +307,7 @@ impl<'a> Tally<'a> {
     /// The target output, unless it is known.
     pub fn target(&mut self) {
         if !std::mem::replace(&mut self.has_target, true) {
-            self.cost.add(&self.dense());
+            self.add(&self.dense());
             if self.pruning.dense {
                 self.forward();
             }
@@ -284,21 +323,30 @@ impl<'a> Tally<'a> {
         self.has_error = true;
     }
 
-    /// What the metrics need, at the dense weights, which are compared with the sparse outputs.
+    /// The sparse outputs, and what the metrics need, at the dense weights, which are compared with
+    /// them.
     pub fn dense_statistics(&mut self) {
+        let mut sparse = self.pass();
+        if self.advances {
+            // For the pass that moves the stream on.
+            self.records = true;
+            sparse.cache = CacheShape::Record(Recorded::First);
+            self.waiting = std::mem::take(&mut self.waiting).and(&sparse.records());
+        }
+        self.add(&sparse);
         let probe = Some(Probe::new(self.members, self.pruning.metrics));
-        self.cost.add(&PassShape { probe, ..self.dense() });
+        self.add(&PassShape { probe, ..self.dense() });
         // The dense outputs are the target output, unless that is blended; and their error counts,
         // unless the sparse ones are rounded.
         self.has_target |= !self.pruning.dense;
-        self.has_error |= !self.pruning.dense && !self.pruning.rounded;
+        self.has_error |= !self.pruning.dense && self.pruning.stream_size == size_of::<f32>();
     }
 
     /// What the metrics need, at the sparse weights, which are compared with the target output.
     pub fn sparse_statistics(&mut self) {
         self.target();
         let probe = Some(Probe::new(self.members, self.pruning.metrics));
-        self.cost.add(&PassShape { probe, ..self.pass() });
+        self.add(&PassShape { probe, ..self.pass() });
         self.has_error = true;
     }
 
@@ -307,7 +355,7 @@ impl<'a> Tally<'a> {
         if !self.has_grams {
             let beside = self.pruning.dense.then_some(self.pruning.statistics);
             let probe = Some(Probe::new(self.members, Needs::GRAM));
-            self.cost.add(&PassShape { beside, probe, ..self.pass() });
+            self.add(&PassShape { beside, probe, ..self.pass() });
         }
     }
 
@@ -316,16 +364,11 @@ impl<'a> Tally<'a> {
         let tokens = Tokens { held_out: 0.0, ..self.pruning.tokens() };
         let probe = Probe { members: self.members, needs: Needs::NOTHING, gradient: true };
         let pass = PassShape { tokens, probe: Some(probe), ..self.pass() };
-        (0..passes).for_each(|_| self.cost.add(&pass));
+        (0..passes).for_each(|_| self.add(&pass));
     }
 
     /// The stage measures the output error of its result itself.
     pub fn measures_result(&mut self) {
         (self.measures_result, self.has_error) = (true, true);
-    }
-
-    /// The outputs of the first layers are recorded for the pass that moves the stream on.
-    pub fn records_outputs(&mut self) {
-        self.records = true;
     }
 }

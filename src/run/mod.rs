@@ -52,7 +52,7 @@ pub use self::{
 };
 use crate::{
     calibration::{self, Extent, Samples, Text, samples},
-    checkpoint::{Dtype, Existing, Output, Pruned, Reader, digest},
+    checkpoint::{Existing, Output, Pruned, Reader, digest},
     estimate::Run as Expected,
     evaluate::STATES,
     executor::{
@@ -580,10 +580,9 @@ pub(crate) fn expected<'a, D: Ops>(
     calibration: Extent,
 ) -> Result<Expected<'a>, Error> {
     let recipe = &loaded.recipe;
-    let tokens = texts.iter().flat_map(|(_, segments)| segments).map(Vec::len).sum();
+    let segments = texts.iter().flat_map(|(_, segments)| segments).map(Vec::len);
     let single = single_pass(recipe);
     let metrics = pipeline::needs(&loaded.pipeline()?);
-    let stream_dtype = recipe.executor.stream_dtype;
     let pruning = Pruning {
         calibration,
         start: recipe.initial_needs(),
@@ -592,14 +591,14 @@ pub(crate) fn expected<'a, D: Ops>(
         metrics,
         dense: recipe.streams.blend > 0.0 || recipe.streams.statistics == Side::Dense,
         statistics: recipe.streams.statistics,
-        rounded: stream_dtype != Dtype::F32,
+        stream_size: recipe.executor.stream_dtype.size(),
     };
     Ok(Expected {
         pruning,
         allocation: recipe.allocation().map(|allocation| allocation.by),
-        stream_size: stream_dtype.size(),
-        evaluated: (tokens, if recipe.refine.is_empty() || single { 2 } else { 3 }),
+        evaluated: (segments.clone().sum(), if recipe.refine.is_empty() || single { 2 } else { 3 }),
         evaluated_at_once: STATES / model.decoder.hidden_size,
+        evaluated_longest: segments.max().unwrap_or(0),
     })
 }
 

@@ -234,10 +234,7 @@ impl Stage for Rebuild {
             tally.error();
         }
         match self.gradient {
-            Side::Dense => {
-                tally.forward();
-                tally.dense_statistics();
-            }
+            Side::Dense => tally.dense_statistics(),
             Side::Sparse => tally.sparse_statistics(),
         }
         tally.error();
@@ -246,8 +243,6 @@ impl Stage for Rebuild {
             let tried = if self.alpha == Alpha::Auto { FRACTIONS.len() } else { 1 };
             (0..tried).for_each(|_| tally.forward());
             tally.measures_result();
-        } else if self.gradient == Side::Dense {
-            tally.records_outputs();
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Exact swaps as a stage (SparseSwaps, arXiv 2512.10922): matrix by matrix, towards what the group
-//! is to give.
+//! Exact swaps as a stage (SparseSwaps, arXiv 2512.10922): matrix by matrix, towards the group's
+//! target output.
 
 use barber_metric::{Dims, LayerStats};
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};

@@ -82,7 +82,7 @@ impl fmt::Display for Device {
 /// Opens an NVIDIA GPU; with the bytes of memory that it has free.
 ///
 /// # Errors
-/// What is missing, and what to do.
+/// What is missing.
 #[cfg(feature = "cuda")]
 pub fn cuda(number: usize) -> Result<(dfdx::tensor::Cuda, u64), String> {
     let open = || {
@@ -98,10 +98,7 @@ pub fn cuda(number: usize) -> Result<(dfdx::tensor::Cuda, u64), String> {
         Ok((device, free as u64 / 10 * 9))
     };
     open().map_err(|why: String| {
-        format!(
-            "cuda:{number} cannot be opened: {why}. `nvidia-smi` lists the GPUs that there \
-                 are; without a driver, or without a GPU, set executor.device to \"cpu\""
-        )
+        format!("cuda:{number} cannot be opened: {why}. `nvidia-smi` lists the GPUs that there are")
     })
 }
 

@@ -42,7 +42,7 @@ pub enum Error {
     #[error(transparent)]
     Accuracy(#[from] evaluate::Error),
     /// The device cannot be used; what is missing.
-    #[error("{0}")]
+    #[error("{0}; without a driver, or without a GPU, set executor.device to \"cpu\"")]
     #[cfg(feature = "cuda")]
     Device(String),
     /// This build has no CUDA.

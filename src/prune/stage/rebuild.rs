@@ -14,11 +14,11 @@ use serde_json::json;
 use super::{Described, Error, Event, Outcome, Run, Stage, Wrong};
 use crate::{
     buffer::recycle,
+    choice::word,
     executor::{Loss, ops::Ops},
     mask::{self, Comparison, Distribution, Mask, Scope, Scored},
     plan::{Member, Rule},
     prune::{Side, Tally, group::GroupState, pipeline},
-    choice::word,
 };
 
 /// LLM-Barber's rebuild, and its keys.

@@ -12,10 +12,10 @@ use super::{
     swap::{gram, shift, wrong_shrinkage},
 };
 use crate::{
+    choice::word,
     executor::{Pass, Probe, Targets, ops::Ops},
     mask::{self, Mask, OutputError},
     prune::{Tally, group::GroupState},
-    choice::word,
 };
 
 /// The reconstruction, and how it finds values.

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Described, Error, Event, Outcome, Run, Stage, Wrong};
 use crate::{
+    choice::word,
     executor::{Statistics, ops::Ops},
     mask::{self, Distribution, OutputError, Scope},
     plan::Member,
     prune::{Tally, group::GroupState},
-    choice::word,
 };
 
 /// Exact swaps, and their keys.

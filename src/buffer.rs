@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    ops::Deref,
+    ops::{Deref, DerefMut},
     sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
@@ -130,6 +130,12 @@ impl Deref for Buffer {
 
     fn deref(&self) -> &[f32] {
         &self.0
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.0
     }
 }
 

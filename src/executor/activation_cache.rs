@@ -273,7 +273,7 @@ mod tests {
             }
         };
         let executor = Executor::from(device.clone());
-        let positions = Positions { length: tokens, sights: None, rotation: None };
+        let positions = Positions { length: tokens, masks: None, rotation: None };
         let states = noise(tokens * width, 4);
         let stream = || {
             let samples = [Ok::<_, Error>((states.clone(), positions.clone()))];

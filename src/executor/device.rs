@@ -92,7 +92,7 @@ pub fn cuda(number: usize) -> Result<(dfdx::tensor::Cuda, u64), String> {
         if i32::try_from(number).map_or(true, |number| number >= count) {
             return Err(format!("the driver knows {count} GPUs, and counts from 0"));
         }
-        super::ops::cuda::Gpu::open(number)?;
+        super::ops::gpu::Gpu::open(number)?;
         let device = dfdx::tensor::Cuda::try_build(number, 0).map_err(|e| e.to_string())?;
         let (free, _) = cudarc::driver::result::mem_get_info().map_err(|e| format!("{e:?}"))?;
         Ok((device, free as u64 / 10 * 9))

@@ -190,7 +190,7 @@ pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
                 cap: attention.score_cap,
             };
             let known = hooks.known.attention();
-            D::attention(q, k, v, heads, positions.sights.as_ref(), known)?
+            D::attention(q, k, v, heads, positions.masks.as_ref(), known)?
         }
         Inner::Gated(activation) => {
             let width = linears[last].inputs();

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::ops::{Rotation, Sight};
+use super::ops::{AttentionMask, Rotation};
 use crate::family::Decoder;
 
 /// Rows of a matrix of tokens that go on in several ways: each branch sees the root and itself.
@@ -19,7 +19,7 @@ pub struct Tree {
 pub struct Positions {
     pub(super) length: usize,
     /// Without one, the rows are one sequence.
-    pub(super) sights: Option<Arc<Vec<Sight>>>,
+    pub(super) masks: Option<Arc<Vec<AttentionMask>>>,
     pub(super) rotation: Option<Rotation>,
 }
 
@@ -30,23 +30,23 @@ impl Positions {
             let (cos, sin) = rope.tables(length);
             Rotation { cos: Arc::new(cos), sin: Arc::new(sin), half: rope.planes() }
         });
-        Self { length, sights: None, rotation }
+        Self { length, masks: None, rotation }
     }
 
     /// The positions of trees that fill a matrix of `length` tokens.
     pub fn of_trees(decoder: &Decoder, length: usize, trees: &[Tree]) -> Self {
-        let mut sights = vec![Sight::default(); length];
+        let mut masks = vec![AttentionMask::default(); length];
         for Tree { root, branches } in trees {
             for row in root.clone() {
-                sights[row] = Sight { root: root.start..root.start, branch: root.start };
+                masks[row] = AttentionMask { root: root.start..root.start, branch: root.start };
             }
             for branch in branches {
                 for row in branch.clone() {
-                    sights[row] = Sight { root: root.clone(), branch: branch.start };
+                    masks[row] = AttentionMask { root: root.clone(), branch: branch.start };
                 }
             }
         }
-        let positions = || sights.iter().enumerate().map(|(row, sight)| sight.position(row));
+        let positions = || masks.iter().enumerate().map(|(row, mask)| mask.position(row));
         let rotation = decoder.rope.as_ref().map(|rope| {
             let half = rope.planes();
             let (cos, sin) = rope.tables(positions().max().map_or(0, |last| last + 1));
@@ -56,16 +56,14 @@ impl Positions {
             };
             Rotation { cos: rows(&cos), sin: rows(&sin), half }
         });
-        Self { length, rotation, sights: Some(Arc::new(sights)) }
+        Self { length, rotation, masks: Some(Arc::new(masks)) }
     }
 
     /// The position of each row in its sequence.
     pub fn of_rows(&self) -> Vec<usize> {
-        match &self.sights {
+        match &self.masks {
             None => (0..self.length).collect(),
-            Some(sights) => {
-                sights.iter().enumerate().map(|(row, sight)| sight.position(row)).collect()
-            }
+            Some(masks) => masks.iter().enumerate().map(|(row, mask)| mask.position(row)).collect(),
         }
     }
 }

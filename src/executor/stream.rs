@@ -53,7 +53,7 @@ impl Run {
     /// Whether a sample goes with those that are there.
     fn takes(&self, positions: &Positions) -> bool {
         let alike = |a: &Positions, b: &Positions| {
-            a.sights.is_none() && b.sights.is_none() && a.length == b.length
+            a.masks.is_none() && b.masks.is_none() && a.length == b.length
         };
         alike(&self.positions, positions) && (self.samples.len() + 1) * positions.length <= BATCH
     }

@@ -1,9 +1,12 @@
 //! Trains a tiny LLaMA with Barber's own executor and AdamW (arXiv 1711.05101).
 
-use std::{collections::HashMap, error::Error, f32::consts::PI, fs, path::Path, time::Instant};
+use std::{
+    cell::Cell, collections::HashMap, error::Error, f32::consts::PI, fs, path::Path, rc::Rc,
+    time::Instant,
+};
 
 use dfdx::{
-    tensor::{Cpu, Gradients, OwnedTape, Tensor},
+    tensor::{Cpu, CpuError, OwnedTape, Tape, Tensor},
     tensor_ops::Backward,
 };
 use half::f16;
@@ -43,7 +46,8 @@ type Named<T> = Vec<(String, T)>;
 #[derive(Default)]
 struct Traced {
     weights: Named<Weight<Cpu>>,
-    norms: Named<Norm<Cpu>>,
+    /// What the tape finds of a norm's weight.
+    norms: Named<Rc<Cell<Vec<f32>>>>,
 }
 
 /// Trains on `tokens` and writes the checkpoint to `dir`.
@@ -77,7 +81,8 @@ pub(crate) fn train(
         let mut traced = Traced::default();
         let loss = loss(&device, &decoder, &parameters, &batch, &targets, &mut traced)?;
         recent += loss.as_vec()[0] / targets.len() as f32;
-        let gradients = traced.gradients(loss.try_backward()?, targets.len())?;
+        loss.try_backward()?;
+        let gradients = traced.gradients(targets.len())?;
         update(&mut parameters, gradients, step, steps);
         if (step + 1) % 100 == 0 {
             let perplexity = (recent / 100.0).exp();
@@ -136,36 +141,39 @@ impl Traced {
         Ok(weight)
     }
 
-    fn norm(
+    /// The norm of hidden states; the backward pass finds the gradient of its weight.
+    fn normalise(
         &mut self,
-        device: &Cpu,
         parameters: &Parameters,
         of: &family::Norm,
-    ) -> Result<Norm<Cpu>, Box<dyn Error>> {
+        states: Taped,
+    ) -> Result<Taped, Box<dyn Error>> {
         let name = of.weight.as_ref().ok_or("a norm without weights")?;
-        let values = parameters[name].values.clone();
-        let shape = (1, values.len());
-        let weight = device.hold(values, shape).map_err(|e| e.to_string())?;
+        let (values, fail) = (parameters[name].values.clone(), |e: CpuError| e.to_string());
+        let (x, tape) = states.split_tape();
+        let weight = x.device().hold(values, (1, x.shape().1)).map_err(fail)?;
         let norm = Norm { weight, bias: None, epsilon: of.epsilon, centred: false };
-        self.norms.push((name.clone(), norm.clone()));
-        Ok(norm)
+        let found = Rc::default();
+        self.norms.push((name.clone(), Rc::clone(&found)));
+        let y = Cpu::normalise(x.clone().put_tape(tape), &norm).map_err(fail)?;
+        let (y, mut tape) = y.split_tape();
+        let output = y.name();
+        tape.add_backward_op(move |gradients| {
+            let gradient = Cpu::take_gradient(gradients, &output)?;
+            found.set(norm.weight_gradient(&x, &gradient));
+            Cpu::add_gradient(gradients, &output, gradient)
+        });
+        Ok(y.put_tape(tape))
     }
 
     /// The gradients of the mean loss over `count` predictions.
-    fn gradients(
-        self,
-        mut gradients: Gradients<f32, Cpu>,
-        count: usize,
-    ) -> Result<Named<Vec<f32>>, Box<dyn Error>> {
+    fn gradients(self, count: usize) -> Result<Named<Vec<f32>>, Box<dyn Error>> {
         let mut found = Vec::new();
         for (name, weight) in self.weights {
             let trace = weight.take_trace().ok_or("a weight without a gradient")?;
             found.push((name, trace.gradient().map_err(|e| e.to_string())?));
         }
-        for (name, norm) in self.norms {
-            let gradient = Cpu::take_gradient(&mut gradients, &norm.weight);
-            found.push((name, gradient.map_err(|e| e.to_string())?));
-        }
+        found.extend(self.norms.into_iter().map(|(name, gradient)| (name, gradient.take())));
         for (_, gradient) in &mut found {
             gradient.iter_mut().for_each(|g| *g /= count as f32);
         }
@@ -182,7 +190,7 @@ fn loss(
     targets: &[u32],
     traced: &mut Traced,
 ) -> Result<Loss, Box<dyn Error>> {
-    let fail = |e: dfdx::tensor::CpuError| e.to_string();
+    let fail = |e: CpuError| e.to_string();
     let Decoder { hidden_size: width, vocab_size: vocabulary, .. } = decoder;
     // The embedding is the linear layer of one-hot rows: no operation of its own is needed.
     let mut one_hot = vec![0.0; batch.len() * vocabulary];
@@ -211,10 +219,7 @@ fn loss(
             let weights = PartWeights {
                 part,
                 names: Vec::new(),
-                input_norm: match &of.input_norm {
-                    Some(norm) => Some(traced.norm(device, parameters, norm)?),
-                    None => None,
-                },
+                input_norm: None,
                 linears,
                 inner: match &of.inner {
                     family::Inner::Attention(attention) => {
@@ -227,15 +232,18 @@ fn loss(
                 residual_norm: None,
             };
             let (residual, tape) = states.split_tape();
-            let input = weights.normalise(residual.clone().put_tape(tape)).map_err(fail)?;
+            let mut input = residual.clone().put_tape(tape);
+            if let Some(norm) = &of.input_norm {
+                input = traced.normalise(parameters, norm, input)?;
+            }
             let output = forward(&weights, &positions, input, InputGradient::Wanted);
             states = output.and_then(|output| Cpu::add(output, residual)).map_err(fail)?;
         }
     }
-    let norm = decoder.final_norm.as_ref();
-    let norm = norm.map(|norm| traced.norm(device, parameters, norm)).transpose()?;
+    if let Some(norm) = &decoder.final_norm {
+        states = traced.normalise(parameters, norm, states)?;
+    }
     let head = traced.weight(device, parameters, &decoder.head)?;
-    let states = norm.iter().try_fold(states, Cpu::normalise).map_err(fail)?;
     let logits = Cpu::linear(states, &head, InputGradient::Wanted, None).map_err(fail)?;
     Ok(Cpu::cross_entropy(logits, targets).map_err(fail)?)
 }

@@ -1,39 +1,7 @@
-//! What the CPU's kernels share: gradients as slices, sums in lanes, the exponential.
-
-use dfdx::tensor::{Cpu, CpuError, Gradients, Tensor};
-use rayon::prelude::*;
-
-use super::Matrix;
-use crate::{buffer::recycle, simd::simd};
+//! What the CPU's kernels share: sums in lanes, the exponential.
 
 /// Elements that one task works on: enough to be worth a task.
 pub(super) const CHUNK: usize = 1 << 14;
-
-/// Takes the gradient of a loss.
-pub(super) fn take_scalar(
-    gradients: &mut Gradients<f32, Cpu>,
-    of: &Tensor<(), f32, Cpu>,
-) -> Result<f32, CpuError> {
-    Ok(gradients.get_or_alloc_mut(of)?[0])
-}
-
-/// Adds to the gradient of an operation's input.
-pub(super) fn add(
-    gradients: &mut Gradients<f32, Cpu>,
-    of: &Matrix<Cpu>,
-    gradient: Vec<f32>,
-) -> Result<(), CpuError> {
-    let sum = gradients.get_or_alloc_mut(&of.tensor)?;
-    if sum.is_empty() {
-        **sum = gradient;
-        return Ok(());
-    }
-    sum.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).for_each(|(sum, g)| {
-        simd!(sum.iter_mut().zip(g).for_each(|(sum, g)| *sum += g));
-    });
-    recycle(gradient);
-    Ok(())
-}
 
 /// Lanes in which sums run, so that the compiler keeps them in vector registers. Their number is
 /// part of the result.
@@ -78,6 +46,7 @@ pub(super) fn exp(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::simd;
 
     #[test]
     fn the_exponential_is_right() {

@@ -1,8 +1,10 @@
 //! Differentiable operations of our own on dfdx's tape, where dfdx's are slow or missing.
 //!
-//! An operation is a trait with an implementation per device, so that everything above is generic;
-//! [`Ops`] is their sum. Each file owns one operation: its mathematics, its kernel and its tests
-//! against finite differences.
+//! An operation is a trait. A device implements its pure functions: the output for the inputs, and
+//! the gradients of the inputs for that of the output. What puts them on the tape is written once
+//! for all devices. A folder owns one operation: its mathematics, the CPU's kernels and their tests
+//! against finite differences or literals in `mod.rs`, the GPU's kernels in `cuda.rs`, whose tests
+//! compare them with the CPU's.
 
 mod activation;
 mod add;
@@ -11,14 +13,12 @@ mod blend;
 mod cap;
 mod column_squares;
 mod columns;
-#[cfg(test)]
-mod composed;
 mod cpu;
 mod cross_entropy;
-#[cfg(feature = "cuda")]
-pub(super) mod cuda;
 mod gated;
 mod gemm;
+#[cfg(feature = "cuda")]
+pub(super) mod gpu;
 mod linear;
 mod matrix;
 mod norm;
@@ -27,69 +27,54 @@ mod rope;
 mod sparse_product;
 mod squared_error;
 mod sums;
+mod tape;
 mod transpose;
 
 pub use crate::buffer::Buffer;
 
+pub(crate) use self::{attention::scores, sums::gram_numbers};
 pub use self::{
+    attention::{AttentionMask, Heads},
+    gemm::Products,
+    linear::{InputGradient, Trace, Weight},
+    matrix::{Hold, Matrix, Name},
+    norm::Norm,
+    panels::Factor,
+    rope::Rotation,
+    sparse_product::Entry,
+};
+
+/// Sums up the operations, and the CUDA kernels beside them.
+macro_rules! operations {
+    ($($module:ident::$operation:ident),* $(,)?) => {
+        $(pub use self::$module::$operation;)*
+
+        /// A device that has every operation that a decoder layer needs.
+        pub trait Ops: $($operation +)* {}
+
+        impl<D: $($operation +)*> Ops for D {}
+
+        #[cfg(feature = "cuda")]
+        const KERNELS: &[gpu::Kernels] = &[matrix::cuda::KERNELS, $($module::cuda::KERNELS),*];
+    };
+}
+
+operations! {
     activation::Activate,
     add::Add,
-    attention::{Attention, Heads, Sight},
+    attention::Attention,
     blend::Blend,
     cap::Cap,
     column_squares::ColumnSquares,
     columns::Columns,
     cross_entropy::CrossEntropy,
     gated::Gated,
-    gemm::Products,
-    linear::{InputGradient, Linear, Trace, Weight},
-    matrix::{Hold, Matrix},
-    norm::{Norm, Normalise},
-    panels::Factor,
-    rope::{Rotary, Rotation},
-    sparse_product::{Entry, SparseProduct},
+    linear::Linear,
+    norm::Normalise,
+    rope::Rotary,
+    sparse_product::SparseProduct,
     squared_error::SquaredError,
     sums::Sums,
-};
-pub(crate) use self::{attention::scores, sums::gram_numbers};
-
-/// A device that has every operation that a decoder layer needs.
-pub trait Ops:
-    Activate
-    + Add
-    + Attention
-    + Blend
-    + Cap
-    + ColumnSquares
-    + Columns
-    + CrossEntropy
-    + Gated
-    + Linear
-    + Normalise
-    + Rotary
-    + SparseProduct
-    + SquaredError
-    + Sums
-{
-}
-
-impl<D> Ops for D where
-    D: Activate
-        + Add
-        + Attention
-        + Blend
-        + Cap
-        + ColumnSquares
-        + Columns
-        + CrossEntropy
-        + Gated
-        + Linear
-        + Normalise
-        + Rotary
-        + SparseProduct
-        + SquaredError
-        + Sums
-{
 }
 
 #[cfg(test)]

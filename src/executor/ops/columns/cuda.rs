@@ -1,0 +1,62 @@
+//! Some columns of a matrix on a GPU.
+
+use std::ops::Range;
+
+use cudarc::driver::CudaSlice;
+use dfdx::tensor::Cuda;
+
+use crate::executor::ops::{
+    Columns, Matrix,
+    gpu::{Grid, Numbers, Result, kernels},
+};
+
+kernels! {
+    /// `part` columns of each row, from `start` on.
+    fn columns(
+        n: usize, width: usize, part: usize, start: usize, x: &CudaSlice<f32>, y: &mut CudaSlice<f32>
+    ) "
+    index_t i = ELEMENT;
+    if (i < n) y[i] = x[i / part * width + start + i % part];
+"
+
+    fn columns_backward(
+        n: usize, width: usize, part: usize, start: usize, g: &CudaSlice<f32>, gx: &mut CudaSlice<f32>
+    ) "
+    index_t i = ELEMENT;
+    if (i < n) gx[i / part * width + start + i % part] = g[i];
+"
+}
+
+impl Columns for Cuda {
+    fn columns_forward(x: &Matrix<Self>, range: Range<usize>) -> Result<Numbers> {
+        let ((rows, width), gpu) = (x.shape(), x.gpu());
+        let (count, part, start) = (rows * range.len(), range.len(), range.start);
+        let mut y = gpu.stale(count)?;
+        columns(gpu, Grid::each(count), count, width, part, start, &x.values, &mut y)?;
+        Ok(y)
+    }
+
+    fn columns_backward(
+        (rows, width): (usize, usize),
+        range: Range<usize>,
+        g: Numbers,
+    ) -> Result<Numbers> {
+        let (count, part, start) = (rows * range.len(), range.len(), range.start);
+        let mut gx = g.gpu.zeros(rows * width)?;
+        columns_backward(&g.gpu, Grid::each(count), count, width, part, start, &g, &mut gx)?;
+        Ok(gx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::executor::ops::{
+        Columns,
+        testing::{assert_agrees, outcome},
+    };
+
+    #[test]
+    fn the_gpu_agrees() {
+        assert_agrees!(|device: D| outcome(device, [(3, 7)], |[x]| D::columns(x, 2..5)));
+    }
+}

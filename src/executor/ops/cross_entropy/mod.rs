@@ -1,0 +1,103 @@
+//! Cross-entropy of next-token predictions: L = Σ (log Σ exp(z) − z_target), in nats.
+//!
+//! ∂L/∂z = softmax(z) − 1 at the target.
+
+use dfdx::tensor::{Cpu, CpuError, Tape, Tensor};
+use rayon::prelude::*;
+
+use super::{
+    Buffer, Hold, Matrix,
+    cpu::{self, exp},
+    tape::record_loss,
+};
+use crate::simd::simd;
+
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
+
+/// L = Σ (log Σ exp(z) − z_target).
+pub trait CrossEntropy: Hold {
+    /// log Σ exp(z) − z_target of each row, on the host.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn cross_entropy_forward(logits: &Matrix<Self>, targets: &[u32])
+    -> Result<Vec<f64>, Self::Err>;
+
+    /// ∂L/∂z times `g`.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn cross_entropy_backward(
+        logits: &Matrix<Self>,
+        targets: &[u32],
+        g: f32,
+    ) -> Result<Self::Numbers, Self::Err>;
+
+    /// The sum over rows of `logits`, [tokens, vocabulary], of the cross-entropy with each row's
+    /// target token.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn cross_entropy<T: Tape<f32, Self>>(
+        logits: Matrix<Self, T>,
+        targets: &[u32],
+    ) -> Result<Tensor<(), f32, Self, T>, Self::Err> {
+        let (logits, tape) = logits.split_tape();
+        let loss = Self::cross_entropy_forward(&logits, targets)?.iter().sum();
+        let targets = targets.to_vec();
+        record_loss(tape, logits, loss, move |logits, g| {
+            Self::cross_entropy_backward(logits, &targets, g)
+        })
+    }
+}
+
+/// The largest logit of a row and the sum of exp(z − largest).
+fn partition(row: &[f32]) -> (f32, f32) {
+    simd!({
+        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        (max, cpu::sum(row, row, |z, _| exp(z - max)))
+    })
+}
+
+impl CrossEntropy for Cpu {
+    fn cross_entropy_forward(logits: &Matrix<Self>, targets: &[u32]) -> Result<Vec<f64>, CpuError> {
+        let rows = logits.values.par_chunks(logits.shape().1).zip(targets);
+        let loss = |(row, &target): (&[f32], &u32)| {
+            let (max, sum) = partition(row);
+            f64::from(max - row[target as usize]) + f64::from(sum).ln()
+        };
+        Ok(rows.map(loss).collect())
+    }
+
+    fn cross_entropy_backward(
+        logits: &Matrix<Self>,
+        targets: &[u32],
+        scale: f32,
+    ) -> Result<Buffer, CpuError> {
+        let mut g = logits.to_vec();
+        g.par_chunks_mut(logits.shape().1).zip(targets).for_each(|(row, &target)| {
+            let (max, sum) = partition(row);
+            simd!(row.iter_mut().for_each(|z| *z = scale * exp(*z - max) / sum));
+            row[target as usize] -= scale;
+        });
+        Ok(g.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::executor::ops::testing::{gradient, matrix, traced};
+
+    #[test]
+    fn loss_and_gradient() {
+        let logits = matrix(vec![0.0, 3f32.ln(), 80.0, 80.0], (2, 2));
+        let loss = Cpu::cross_entropy(traced(logits.clone()), &[0, 1]).unwrap();
+        assert!((loss.as_vec()[0] - 8f32.ln()).abs() < 1e-6);
+        let gradient = gradient(loss, &logits);
+        for (g, expected) in gradient.iter().zip([-0.75, 0.75, 0.5, -0.5]) {
+            assert!((g - expected).abs() < 1e-6, "{gradient:?}");
+        }
+    }
+}

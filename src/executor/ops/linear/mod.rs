@@ -1,0 +1,238 @@
+//! The linear layer y = x Wᵀ + b.
+//!
+//! ∂L/∂x = ∂L/∂y W. The gradient of W, ∂L/∂yᵀ x, is never made as a whole: the layer notes x and
+//! ∂L/∂y, and [`Sums`](super::Sums) makes of them what is wanted.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use dfdx::tensor::{Cpu, CpuError, Tape};
+
+use super::{
+    Buffer, Factor, Hold, Matrix, Sums,
+    gemm::{View, product},
+    tape::record,
+};
+
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
+
+/// The weight of a linear layer and its bias.
+#[derive(Clone, Debug)]
+pub struct Weight<D: Linear> {
+    factor: D::Factor,
+    /// Outputs and inputs.
+    dims: (usize, usize),
+    /// [1, outputs].
+    bias: Option<Matrix<D>>,
+    trace: Option<Arc<Mutex<Option<Trace<D>>>>>,
+}
+
+/// What the gradient of a weight consists of: ∂L/∂W = `gradient`ᵀ `input`, for the rows of each
+/// sample.
+#[derive(Clone, Debug)]
+pub struct Trace<D: Hold> {
+    /// The layer's input, [tokens, inputs].
+    pub input: Matrix<D>,
+    /// The gradient of its output, [tokens, outputs].
+    pub gradient: Matrix<D>,
+}
+
+impl Trace<Cpu> {
+    /// The gradient of the weight, [outputs, inputs], row-major, summed over the samples.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn gradient(&self) -> Result<Vec<f32>, CpuError> {
+        let mut sum = Cpu::default().nothing(self.gradient.shape().1, self.input.shape().1)?;
+        Cpu::add_product(&mut sum, &self.gradient, &self.input)?;
+        Cpu::sums(sum)
+    }
+}
+
+impl<D: Linear> Weight<D> {
+    /// A weight of `dims`, (outputs, inputs), from its row-major values.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    pub fn new(
+        device: &D,
+        values: &[f32],
+        dims: (usize, usize),
+        bias: Option<Vec<f32>>,
+    ) -> Result<Self, D::Err> {
+        let factor = device.factor(values, dims)?;
+        let bias = bias.map(|bias| device.hold(bias, (1, dims.0))).transpose()?;
+        Ok(Self { factor, dims, bias, trace: None })
+    }
+
+    /// The same weight, which notes what its gradient consists of.
+    #[must_use]
+    pub fn traced(&self) -> Self {
+        Self { trace: Some(Arc::default()), ..self.clone() }
+    }
+
+    /// Takes what the backward pass noted, if the weight is a traced one.
+    pub fn take_trace(&self) -> Option<Trace<D>> {
+        let mut trace = self.trace.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        trace.take()
+    }
+
+    /// Notes what the gradient consists of, if the weight is a traced one.
+    fn note(&self, trace: Trace<D>) {
+        if let Some(slot) = &self.trace {
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(trace);
+        }
+    }
+
+    /// The number of inputs.
+    pub fn inputs(&self) -> usize {
+        self.dims.1
+    }
+
+    /// The number of outputs.
+    pub fn outputs(&self) -> usize {
+        self.dims.0
+    }
+}
+
+/// Whether the gradient of a linear layer's input is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputGradient {
+    /// It is: something before this layer has weights.
+    Wanted,
+    /// It is not, and not computed: this layer is the first of its group.
+    Skipped,
+}
+
+/// y = x Wᵀ + b.
+pub trait Linear: Hold {
+    /// A weight as the device's products take it.
+    type Factor: Clone + fmt::Debug;
+
+    /// The factor of a weight of `dims`, (outputs, inputs), from its row-major values.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn factor(&self, values: &[f32], dims: (usize, usize)) -> Result<Self::Factor, Self::Err>;
+
+    /// x Wᵀ + b.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn linear_forward(x: &Matrix<Self>, weight: &Weight<Self>) -> Result<Self::Numbers, Self::Err>;
+
+    /// ∂L/∂x, for ∂L/∂y in `g`.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn linear_backward(g: &Matrix<Self>, weight: &Weight<Self>)
+    -> Result<Self::Numbers, Self::Err>;
+
+    /// The layer's output, [tokens, outputs], for `x` of [tokens, inputs]; it is not computed where
+    /// it is `known` already.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn linear<T: Tape<f32, Self>>(
+        x: Matrix<Self, T>,
+        weight: &Weight<Self>,
+        input_gradient: InputGradient,
+        known: Option<Matrix<Self>>,
+    ) -> Result<Matrix<Self, T>, Self::Err> {
+        let (x, tape) = x.split_tape();
+        let shape = (x.shape().0, weight.outputs());
+        let y = match known {
+            Some(y) => y,
+            None => x.beside(Self::linear_forward(&x, weight)?, shape)?,
+        };
+        let (weight, input) = (weight.clone(), x.name());
+        let trace = move |g| Ok::<_, Self::Err>(Trace { gradient: x.beside(g, shape)?, input: x });
+        Ok(match input_gradient {
+            InputGradient::Wanted => record(tape, [input], y, move |g| {
+                let trace = trace(g)?;
+                let g = Self::linear_backward(&trace.gradient, &weight)?;
+                weight.note(trace);
+                Ok([g])
+            }),
+            InputGradient::Skipped => record(tape, [], y, move |g| {
+                weight.note(trace(g)?);
+                Ok([])
+            }),
+        })
+    }
+}
+
+impl Linear for Cpu {
+    type Factor = Factor;
+
+    fn factor(&self, values: &[f32], dims: (usize, usize)) -> Result<Factor, CpuError> {
+        Ok(Factor::new(values, dims))
+    }
+
+    fn linear_forward(x: &Matrix<Self>, weight: &Weight<Self>) -> Result<Buffer, CpuError> {
+        let (tokens, inputs) = x.shape();
+        let bias = weight.bias.as_ref().map(|bias| &bias.values[..]);
+        Ok(product(View::new(&x.values, tokens, inputs), weight.factor.forward(), bias).into())
+    }
+
+    fn linear_backward(g: &Matrix<Self>, weight: &Weight<Self>) -> Result<Buffer, CpuError> {
+        let (tokens, outputs) = g.shape();
+        Ok(product(View::new(&g.values, tokens, outputs), weight.factor.backward(), None).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dfdx::tensor_ops::Backward;
+
+    use super::*;
+    use crate::executor::ops::testing::{check_gradient, matrix, noise, traced, weighted_sum};
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let device = Cpu::default();
+        for bias in [None, Some(noise(4, 3))] {
+            let values = noise(20, 1);
+            let of = |w: &[f32]| Weight::new(&device, w, (4, 5), bias.clone()).unwrap().traced();
+            let weight = of(&values);
+            check_gradient((3, 5), |x| Cpu::linear(x, &weight, InputGradient::Wanted, None));
+
+            let loss = |weight: &Weight<Cpu>| {
+                let x = traced(matrix(noise(15, 2), (3, 5)));
+                weighted_sum(Cpu::linear(x, weight, InputGradient::Skipped, None).unwrap())
+            };
+            loss(&weight).backward();
+            let gradient = weight.take_trace().unwrap().gradient().unwrap();
+            for (i, gradient) in gradient.into_iter().enumerate() {
+                let shifted = |h: f32| {
+                    let mut w = values.clone();
+                    w[i] += h;
+                    loss(&of(&w)).as_vec()[0]
+                };
+                let slope = (shifted(0.01) - shifted(-0.01)) / 0.02;
+                assert!((slope - gradient).abs() < 1e-2, "{slope} {gradient}");
+            }
+        }
+    }
+
+    #[test]
+    fn outputs_are_products_with_rows() {
+        let bias = Some(vec![0.5, -0.5]);
+        let weight = Weight::new(&Cpu::default(), &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], (2, 3), bias);
+        let x = matrix(vec![1.0, 0.0, -1.0, 0.0, 2.0, 1.0], (2, 3));
+        let y = Cpu::linear(x, &weight.unwrap(), InputGradient::Skipped, None).unwrap();
+        assert_eq!(y.to_vec(), [-1.5, -2.5, 7.5, 15.5]);
+    }
+
+    #[test]
+    fn a_known_output_is_not_computed() {
+        let weight = Weight::new(&Cpu::default(), &noise(20, 1), (4, 5), None).unwrap();
+        let known = matrix(noise(12, 8), (3, 4));
+        let x = matrix(noise(15, 2), (3, 5));
+        let y = Cpu::linear(x, &weight, InputGradient::Wanted, Some(known.clone())).unwrap();
+        assert_eq!(y.to_vec(), known.to_vec());
+    }
+}

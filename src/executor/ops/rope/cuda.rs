@@ -1,0 +1,89 @@
+//! Rotary position embedding on a GPU.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaSlice, DeviceSlice};
+use dfdx::tensor::Cuda;
+
+use crate::executor::ops::{
+    Matrix, Rotary, Rotation,
+    gpu::{Grid, Numbers, Result, kernels},
+};
+
+kernels! {
+    /// Rotates the first 2 · half channels of each head; `sign` is −1 for the opposite angle.
+    fn rotate(
+        n: usize, width: usize, head: usize, half: usize, positions: usize, sign: f32,
+        cos: &CudaSlice<f32>, sin: &CudaSlice<f32>, x: &CudaSlice<f32>, y: &mut CudaSlice<f32>
+    ) "
+    index_t i = ELEMENT;
+    if (i >= n) return;
+    index_t position = i / width % positions, channel = i % width % head;
+    if (channel < half) {
+        index_t angle = position * half + channel;
+        y[i] = x[i] * cos[angle] - x[i + half] * (sign * sin[angle]);
+    } else if (channel < 2 * half) {
+        index_t angle = position * half + channel - half;
+        y[i] = x[i] * cos[angle] + x[i - half] * (sign * sin[angle]);
+    } else {
+        y[i] = x[i];
+    }
+"
+}
+
+/// A rotation's tables on a GPU.
+#[derive(Debug)]
+pub struct Angles {
+    cos: CudaSlice<f32>,
+    sin: CudaSlice<f32>,
+    half: usize,
+    positions: usize,
+}
+
+impl Rotary for Cuda {
+    type Angles = Angles;
+
+    fn angles(x: &Matrix<Self>, rotation: &Rotation) -> Result<Angles> {
+        let (cos, sin) = (x.gpu().upload(&rotation.cos)?, x.gpu().upload(&rotation.sin)?);
+        Ok(Angles { cos, sin, half: rotation.half, positions: rotation.positions() })
+    }
+
+    fn rotate(
+        x: Arc<Numbers>,
+        width: usize,
+        angles: &Angles,
+        head: usize,
+        sign: f32,
+    ) -> Result<Numbers> {
+        let (gpu, count) = (&x.gpu, x.len());
+        let Angles { cos, sin, half, positions } = angles;
+        let (grid, mut y) = (Grid::each(count), gpu.stale(count)?);
+        rotate(gpu, grid, count, width, head, *half, *positions, sign, cos, sin, &x, &mut y)?;
+        Ok(y)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::executor::ops::{
+        Rotary, Rotation,
+        testing::{assert_agrees, noise, outcome},
+    };
+
+    #[test]
+    fn the_gpu_agrees() {
+        let angles = noise(6, 4);
+        let rotation = Rotation {
+            cos: Arc::new(angles.iter().map(|a| 1.1 * a.cos()).collect()),
+            sin: Arc::new(angles.iter().map(|a| 1.1 * a.sin()).collect()),
+            half: 2,
+        };
+        for head in [4, 5] {
+            assert_agrees!(|device: D| {
+                outcome(device, [(6, 2 * head)], |[x]| D::rotary(x, &rotation, head))
+            });
+        }
+    }
+}

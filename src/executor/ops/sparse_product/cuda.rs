@@ -1,0 +1,75 @@
+//! The product with a matrix of few entries on a GPU.
+
+use std::sync::Arc;
+
+use cudarc::driver::CudaSlice;
+use dfdx::tensor::Cuda;
+
+use crate::executor::ops::{
+    Entry, Matrix, SparseProduct,
+    gpu::{Factor, Gpu, Grid, Numbers, Place, Result, kernels},
+};
+
+kernels! {
+    fn scatter(n: usize, places: &CudaSlice<u64>, values: &CudaSlice<f32>, y: &mut CudaSlice<f32>) "
+    index_t i = ELEMENT;
+    if (i < n) y[places[i]] = values[i];
+"
+}
+
+impl SparseProduct for Cuda {
+    /// [outputs, inputs], as a whole: few entries take a GPU no less time than many.
+    type Entries = Numbers;
+
+    fn entries(&self, entries: Vec<Entry>, (outputs, inputs): (usize, usize)) -> Result<Numbers> {
+        let gpu = Gpu::of(self)?;
+        let places: Vec<u64> =
+            entries.iter().map(|(row, column, _)| (row * inputs + column) as u64).collect();
+        let values: Vec<f32> = entries.into_iter().map(|(_, _, value)| value).collect();
+        let mut all = gpu.zeros(outputs * inputs)?;
+        let (count, places, values) = (values.len(), gpu.upload(&places)?, gpu.upload(&values)?);
+        scatter(&gpu, Grid::each(count), count, &places, &values, &mut all)?;
+        Ok(all)
+    }
+
+    fn add_sparse_product(
+        y: Matrix<Self>,
+        x: &Matrix<Self>,
+        entries: &Numbers,
+    ) -> Result<Matrix<Self>> {
+        let (gpu, inputs, shape) = (x.gpu(), x.shape().1, y.shape());
+        let (tokens, outputs) = shape;
+        // An output that nobody else holds is added to where it is.
+        let mut sum = match Arc::try_unwrap(y.values) {
+            Ok(own) => own,
+            Err(shared) => gpu.copy(&shared)?,
+        };
+        gpu.product(
+            (tokens, outputs, inputs),
+            (1.0, 1.0),
+            Factor::whole(&x.values, inputs),
+            Factor::whole(entries, inputs).transposed(),
+            (&mut sum, Place::rows(outputs, 0)),
+            1,
+        )?;
+        x.beside(sum, shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::executor::ops::{
+        Hold, SparseProduct,
+        testing::{assert_agrees, noise},
+    };
+
+    #[test]
+    fn the_gpu_agrees() {
+        assert_agrees!(|device: D| {
+            let [x, y] = [(33, 1), (4, 2)]
+                .map(|(width, seed)| device.hold(noise(50 * width, seed), (50, width)).unwrap());
+            let entries = device.entries(vec![(1, 0, 0.5), (3, 32, -2.0)], (4, 33)).unwrap();
+            vec![D::add_sparse_product(y, &x, &entries).unwrap().on_host().unwrap()]
+        });
+    }
+}

@@ -3,8 +3,12 @@
 //! An operation is a trait. A device implements its pure functions: the output for the inputs, and
 //! the gradients of the inputs for that of the output. What puts them on the tape is written once
 //! for all devices. A folder owns one operation: its mathematics, the CPU's kernels and their tests
-//! against finite differences or literals in `mod.rs`, the GPU's kernels in `cuda.rs`, whose tests
-//! compare them with the CPU's.
+//! against finite differences or literals in `mod.rs`, the GPU's kernels in `cuda.rs`; tests compare
+//! them with the CPU's.
+//!
+//! What can fail fails if the device has not enough memory, or is lost.
+
+#![allow(clippy::missing_errors_doc, reason = "all fail for the reason above")]
 
 mod activation;
 mod add;
@@ -37,7 +41,7 @@ pub use self::{
     attention::{AttentionMask, Heads},
     gemm::Products,
     linear::{InputGradient, Trace, Weight},
-    matrix::{Hold, Matrix, Name},
+    matrix::{Computed, Hold, Matrix, Name},
     norm::Norm,
     panels::Factor,
     rope::Rotation,

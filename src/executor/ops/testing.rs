@@ -1,5 +1,7 @@
 //! What the tests of the operations share.
 
+use std::array::from_fn;
+
 use dfdx::{
     tensor::{Cpu, CpuError, OwnedTape, Tape, Tensor},
     tensor_ops::Backward,
@@ -34,13 +36,13 @@ pub(super) fn traced<D: Hold>(x: Matrix<D>) -> Traced<D> {
     x.put_tape(OwnedTape::default())
 }
 
-/// The gradient of a matrix with respect to which a loss is differentiated.
-pub(super) fn gradient<D: Hold>(
+/// The gradients of some matrices, for a loss that depends on them.
+pub(super) fn gradients<D: Hold, const N: usize>(
     loss: Tensor<(), f32, D, OwnedTape<f32, D>>,
-    of: &Matrix<D>,
-) -> Vec<f32> {
+    of: [&Matrix<D>; N],
+) -> [Vec<f32>; N] {
     let mut gradients = loss.backward();
-    D::download(&D::take_gradient(&mut gradients, &of.name()).unwrap()).unwrap()
+    of.map(|x| D::download(&D::take_gradient(&mut gradients, &x.name()).unwrap()).unwrap())
 }
 
 /// A scalar that depends on every element in its own way.
@@ -55,76 +57,82 @@ pub(super) fn weighted_sum<D: Hold, T: Tape<f32, D>>(y: Matrix<D, T>) -> Tensor<
     record_loss(tape, y, sum, backward).unwrap()
 }
 
-/// Checks the gradient of an operation's input against central differences.
-pub(super) fn check_gradient(
-    shape: (usize, usize),
-    op: impl Fn(Traced) -> Result<Traced, CpuError>,
-) {
-    let values = noise(shape.0 * shape.1, 7);
-    let loss = |values: Vec<f32>| {
-        let x = matrix(values, shape);
-        (weighted_sum(op(traced(x.clone())).unwrap()), x)
-    };
-    let (sum, x) = loss(values.clone());
-    let gradient = gradient(sum, &x);
-    for i in 0..values.len() {
-        let shifted = |h: f32| {
-            let mut values = values.clone();
-            values[i] += h;
-            loss(values).0.as_vec()[0]
-        };
-        let slope = (shifted(5e-3) - shifted(-5e-3)) / 1e-2;
-        let error = (slope - gradient[i]).abs();
-        assert!(error < 5e-3 + 5e-3 * slope.abs(), "element {i}: {slope} against {}", gradient[i]);
-    }
-}
-
-/// What an operation gives on a device, and the gradients of its inputs.
-#[cfg(feature = "cuda")]
+/// What an operation gives, and the gradients of its inputs; then the inputs.
 pub(super) fn outcome<D: Hold, const N: usize>(
     device: &D,
     shapes: [(usize, usize); N],
     op: impl FnOnce([Traced<D>; N]) -> Result<Traced<D>, D::Err>,
-) -> Vec<Vec<f32>> {
-    let mut seed = 10;
-    let inputs = shapes.map(|shape| {
-        seed += 1;
-        device.hold(noise(shape.0 * shape.1, seed), shape).unwrap()
-    });
-    let (y, tape) = op(inputs.clone().map(traced)).unwrap().split_tape();
+) -> (Vec<Vec<f32>>, [Vec<f32>; N]) {
+    let values: [_; N] = from_fn(|i| noise(shapes[i].0 * shapes[i].1, 7 + i as u64));
+    let inputs: [_; N] = from_fn(|i| device.hold(values[i].clone(), shapes[i]).unwrap());
+    let y = op(inputs.clone().map(traced)).unwrap();
     let mut outcome = vec![y.on_host().unwrap()];
-    let mut gradients = weighted_sum(y.put_tape(tape)).backward();
-    for x in inputs {
-        let gradient = D::take_gradient(&mut gradients, &x.name()).unwrap();
-        outcome.push(D::download(&gradient).unwrap());
-    }
-    outcome
+    outcome.extend(gradients(weighted_sum(y), inputs.each_ref()));
+    (outcome, values)
 }
+
+/// Checks the gradients of an operation's inputs against central differences.
+pub(super) fn check_gradients<const N: usize>(
+    shapes: [(usize, usize); N],
+    op: impl Fn([Traced; N]) -> Result<Traced, CpuError>,
+) {
+    let (found, values) = outcome(&Cpu::default(), shapes, &op);
+    for (i, gradient) in found[1..].iter().enumerate() {
+        for (j, gradient) in gradient.iter().enumerate() {
+            let shifted = |h: f32| {
+                let mut values = values.clone();
+                values[i][j] += h;
+                let mut inputs = values.into_iter().zip(shapes).map(|(x, shape)| matrix(x, shape));
+                let y = op(from_fn(|_| traced(inputs.next().unwrap()))).unwrap();
+                weighted_sum(y).as_vec()[0]
+            };
+            let slope = (shifted(5e-3) - shifted(-5e-3)) / 1e-2;
+            let error = (slope - gradient).abs();
+            assert!(error < 5e-3 + 5e-3 * slope.abs(), "input {i}, {j}: {slope}, not {gradient}");
+        }
+    }
+}
+
+/// Checks an operation: its gradients on the CPU against central differences, and all that it gives
+/// on the GPU that `BARBER_TEST_DEVICE` names against the CPU's.
+macro_rules! check {
+    (|$device:ident: $D:ident| $shapes:expr, $op:expr) => {{
+        type $D = dfdx::tensor::Cpu;
+        #[allow(unused, reason = "some operations have parameters on the device")]
+        let $device = &$D::default();
+        $crate::executor::ops::testing::check_gradients($shapes, $op);
+    }
+    $crate::executor::ops::testing::assert_agrees!(|$device: $D| {
+        $crate::executor::ops::testing::outcome($device, $shapes, $op).0
+    });};
+}
+pub(super) use check;
 
 /// Checks what an expression gives on the GPU that `BARBER_TEST_DEVICE` names, if it names one,
 /// against what it gives on the CPU.
-#[cfg(feature = "cuda")]
 macro_rules! assert_agrees {
     (|$device:ident: $D:ident| $outcome:expr) => {
+        let expected: Vec<Vec<f32>> = {
+            type $D = dfdx::tensor::Cpu;
+            let $device = &$D::default();
+            $outcome
+        };
+        #[cfg(not(feature = "cuda"))]
+        drop(expected);
+        #[cfg(feature = "cuda")]
         if let Some(gpu) = $crate::executor::ops::testing::gpu() {
             let found: Vec<Vec<f32>> = {
                 type $D = dfdx::tensor::Cuda;
                 let $device: &$D = &gpu;
                 $outcome
             };
-            let expected: Vec<Vec<f32>> = {
-                type $D = dfdx::tensor::Cpu;
-                let $device = &$D::default();
-                $outcome
-            };
             $crate::executor::ops::testing::assert_close(&found, &expected);
         }
     };
 }
-#[cfg(feature = "cuda")]
 pub(super) use assert_agrees;
 
-/// The GPU that `BARBER_TEST_DEVICE` names, such as `cuda:0`.
+/// The GPU that `BARBER_TEST_DEVICE` names, such as `cuda:0`, if it names one.
 #[cfg(feature = "cuda")]
 pub(super) fn gpu() -> Option<dfdx::tensor::Cuda> {
     use crate::executor::{Device, cuda};

@@ -6,7 +6,7 @@ use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
 
 use super::{
-    Buffer, Hold, Matrix,
+    Buffer, Computed, Hold, Matrix,
     cpu::{CHUNK, exp},
     tape::record,
 };
@@ -75,28 +75,16 @@ impl Activation {
 /// y = f(x), element by element.
 pub trait Activate: Hold {
     /// y.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
-    fn activate_forward(
-        x: &Matrix<Self>,
-        activation: Activation,
-    ) -> Result<Self::Numbers, Self::Err>;
+    fn activate_forward(x: &Matrix<Self>, activation: Activation) -> Computed<Self>;
 
     /// ∂L/∂x, for ∂L/∂y in `g`.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn activate_backward(
         x: &Matrix<Self>,
         activation: Activation,
         g: Self::Numbers,
-    ) -> Result<Self::Numbers, Self::Err>;
+    ) -> Computed<Self>;
 
     /// The activation of each element.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn activate<T: Tape<f32, Self>>(
         x: Matrix<Self, T>,
         activation: Activation,
@@ -145,12 +133,12 @@ impl Activate for Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::ops::testing::check_gradient;
+    use crate::executor::ops::testing::check;
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
         for activation in Activation::ALL {
-            check_gradient((3, 4), |x| Cpu::activate(x, activation));
+            check!(|device: D| [(5, 7)], |[x]| D::activate(x, activation));
         }
     }
 

@@ -2,12 +2,11 @@
 
 use std::{ops::Range, sync::Arc};
 
-use cudarc::driver::CudaSlice;
 use dfdx::tensor::Cuda;
 
 use crate::executor::ops::{
     Attention, AttentionMask, Heads, Matrix,
-    gpu::{Factor, Gpu, Grid, Numbers, Place, Result, kernels},
+    gpu::{Factor, Gpu, Grid, Numbers, Place, Result, Slice, kernels},
 };
 
 kernels! {
@@ -15,8 +14,7 @@ kernels! {
     /// others get 0. Where scores are capped, `slopes` gets the derivatives of the capped ones.
     /// A block has a row of a head's scores, [heads, rows, keys].
     fn probabilities(
-        keys: usize, seen: &CudaSlice<u32>, cap: f32, scores: &mut CudaSlice<f32>,
-        slopes: &mut CudaSlice<f32>
+        keys: usize, seen: &Slice<u32>, cap: f32, scores: &mut Slice, slopes: &mut Slice
     ) "
     index_t row = blockIdx.y * (index_t)gridDim.x + blockIdx.x;
     float *p = scores + row * keys;
@@ -42,9 +40,7 @@ kernels! {
 "
 
     /// The gradient of the probabilities becomes that of the scores.
-    fn probabilities_backward(
-        keys: usize, capped: i32, p: &CudaSlice<f32>, slopes: &CudaSlice<f32>, g: &mut CudaSlice<f32>
-    ) "
+    fn probabilities_backward(keys: usize, capped: i32, p: &Slice, slopes: &Slice, g: &mut Slice) "
     index_t row = blockIdx.y * (index_t)gridDim.x + blockIdx.x;
     p += row * keys;
     g += row * keys;
@@ -73,7 +69,7 @@ struct Tile {
     rows: Range<usize>,
     keys: Range<usize>,
     /// Of each row two ranges of `keys`.
-    seen: CudaSlice<u32>,
+    seen: Slice<u32>,
 }
 
 /// How the matrices of a tile's heads are laid out in some numbers.
@@ -88,7 +84,7 @@ enum Layout {
 }
 
 /// A factor of each head's product: its numbers, how they are laid out, and whether they are transposed.
-type Operand<'a> = (&'a CudaSlice<f32>, Layout, bool);
+type Operand<'a> = (&'a Slice, Layout, bool);
 
 impl Tile {
     /// The tiles of each sequence.
@@ -154,7 +150,7 @@ impl Tile {
         first: usize,
         (scale, keep): (f32, f32),
         (a, b): (Operand<'_>, Operand<'_>),
-        (c, layout): (&mut CudaSlice<f32>, Layout),
+        (c, layout): (&mut Slice, Layout),
     ) -> Result<()> {
         let (rows, columns) = self.shape(layout);
         let (_, a_layout, turned) = a;
@@ -177,8 +173,8 @@ impl Tile {
         &self,
         gpu: &Arc<Gpu>,
         first: usize,
-        q: &CudaSlice<f32>,
-        k: &CudaSlice<f32>,
+        q: &Slice,
+        k: &Slice,
     ) -> Result<[Numbers; 2]> {
         let mut p = gpu.stale(self.count())?;
         let factors = ((q, Layout::Queries, false), (k, Layout::Keys, true));
@@ -245,45 +241,5 @@ impl Attention for Cuda {
             }
         }
         Ok([gq, gk, gv])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use crate::executor::ops::{
-        Attention, AttentionMask, Heads,
-        testing::{assert_agrees, outcome},
-    };
-
-    #[test]
-    fn the_gpu_agrees() {
-        let plain = Heads {
-            queries: 4,
-            keys: 2,
-            width: 3,
-            sequence_length: 3,
-            scale: 0.6,
-            window: None,
-            cap: None,
-        };
-        let capped = Heads { window: Some(2), cap: Some(0.5), ..plain };
-        let mask = |root, branch| AttentionMask { root, branch };
-        let branched = Arc::new(vec![mask(0..0, 0), mask(0..1, 1), mask(0..1, 2)]);
-        let check = |heads: Heads, rows: usize, masks: Option<&Arc<Vec<AttentionMask>>>| {
-            let keys = (rows, heads.keys * heads.width);
-            let shapes = [(rows, heads.queries * heads.width), keys, keys];
-            assert_agrees!(|device: D| {
-                outcome(device, shapes, |[q, k, v]| D::attention(q, k, v, heads, masks, None))
-            });
-        };
-        for heads in [plain, capped, Heads { queries: 2, ..plain }] {
-            for masks in [None, Some(&branched)] {
-                check(heads, 6, masks);
-            }
-        }
-        // More rows than a tile has, on a CPU; more keys than a block of threads, on a GPU.
-        check(Heads { sequence_length: 300, window: Some(270), ..plain }, 300, None);
     }
 }

@@ -14,7 +14,7 @@ use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
 
 use super::{
-    Buffer, Hold, Matrix,
+    Buffer, Computed, Hold, Matrix,
     cpu::{self, exp},
     gemm::{View, gemm},
     tape::record,
@@ -78,9 +78,6 @@ pub trait Attention: Hold {
     type Plan: 'static;
 
     /// The plan for the matrices on the device of `q`.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn plan(
         q: &Matrix<Self>,
         heads: Heads,
@@ -88,18 +85,9 @@ pub trait Attention: Hold {
     ) -> Result<Self::Plan, Self::Err>;
 
     /// o, for q, k and v.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
-    fn attention_forward(
-        inputs: [&Matrix<Self>; 3],
-        plan: &Self::Plan,
-    ) -> Result<Self::Numbers, Self::Err>;
+    fn attention_forward(inputs: [&Matrix<Self>; 3], plan: &Self::Plan) -> Computed<Self>;
 
     /// ∂L/∂q, ∂L/∂k and ∂L/∂v, for ∂L/∂o in `g`.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn attention_backward(
         inputs: [&Matrix<Self>; 3],
         plan: &Self::Plan,
@@ -109,9 +97,6 @@ pub trait Attention: Hold {
     /// The heads' outputs, [tokens, queries · width], for `q` of that shape and `k`, `v` of
     /// [tokens, keys · width]. `masks` tells what each row of a sequence sees; without them, all
     /// rows before it. Where the outputs are `known` already, they are not computed.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn attention<T: Tape<f32, Self>>(
         q: Matrix<Self, T>,
         k: Matrix<Self, T>,
@@ -411,7 +396,7 @@ impl Head<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::ops::testing::{check_gradient, matrix, noise};
+    use crate::executor::ops::testing::{assert_agrees, check, matrix, noise, outcome};
 
     fn mask(root: Range<usize>, branch: usize) -> AttentionMask {
         AttentionMask { root, branch }
@@ -478,18 +463,13 @@ mod tests {
             window: None,
             cap: None,
         };
-        let [q, k, v] = [(1, 12), (2, 6), (3, 6)].map(|(seed, width)| {
-            let x = matrix(noise(6 * width, seed), (6, width));
-            move || x.clone().put_tape(Default::default())
-        });
         // A root of one row, and two branches.
         let branched = Arc::new(vec![mask(0..0, 0), mask(0..1, 1), mask(0..1, 2)]);
         let capped = Heads { window: Some(2), cap: Some(0.5), ..plain };
-        for heads in [plain, capped] {
+        for heads in [plain, capped, Heads { queries: 2, ..plain }] {
+            let shapes = [(6, 3 * heads.queries), (6, 6), (6, 6)];
             for masks in [None, Some(&branched)] {
-                check_gradient((6, 12), |q| Cpu::attention(q, k(), v(), heads, masks, None));
-                check_gradient((6, 6), |k| Cpu::attention(q(), k, v(), heads, masks, None));
-                check_gradient((6, 6), |v| Cpu::attention(q(), k(), v, heads, masks, None));
+                check!(|device: D| shapes, |[q, k, v]| D::attention(q, k, v, heads, masks, None));
             }
         }
     }
@@ -540,5 +520,12 @@ mod tests {
                 assert!((o - mean).abs() < 1e-3, "position {i}: {o}");
             }
         }
+        // More rows than a tile has, on a CPU; more keys than a block of threads, on a GPU.
+        let long = Heads { queries: 4, keys: 2, width: 3, sequence_length: 300, ..one };
+        let long = Heads { scale: 0.6, window: Some(270), ..long };
+        assert_agrees!(|device: D| {
+            let shapes = [(300, 12), (300, 6), (300, 6)];
+            outcome(device, shapes, |[q, k, v]| D::attention(q, k, v, long, None, None)).0
+        });
     }
 }

@@ -13,15 +13,9 @@ pub(super) mod cuda;
 /// y = (1 − t) a + t b.
 pub trait Blend: Hold {
     /// The blend of two matrices of one shape.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn blend(a: &Matrix<Self>, b: &Matrix<Self>, t: f32) -> Result<Matrix<Self>, Self::Err>;
 
     /// What `b` has more than `a`: b − a.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn difference(a: &Matrix<Self>, b: &Matrix<Self>) -> Result<Matrix<Self>, Self::Err>;
 }
 
@@ -52,7 +46,7 @@ impl Blend for Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::ops::testing::{matrix, noise};
+    use crate::executor::ops::testing::{assert_agrees, matrix, noise};
 
     #[test]
     fn blends_lie_between() {
@@ -64,5 +58,11 @@ mod tests {
         for (i, found) in blend(0.25).into_iter().enumerate() {
             assert!((found - (a.to_vec()[i] + 0.25 * difference[i])).abs() < 1e-6);
         }
+        assert_agrees!(|device: D| {
+            let [a, b] = [1, 3].map(|seed| device.hold(noise(50 * 33, seed), (50, 33)).unwrap());
+            [D::blend(&a, &b, 0.3), D::difference(&a, &b)]
+                .map(|y| y.unwrap().on_host().unwrap())
+                .to_vec()
+        });
     }
 }

@@ -14,9 +14,6 @@ pub(super) mod cuda;
 /// Σ x² over the rows of each column.
 pub trait ColumnSquares: Hold {
     /// The sums of squares of the columns over each of some ranges of rows, on the host.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn column_squares(x: &Matrix<Self>, rows: &[Range<usize>]) -> Result<Vec<Vec<f32>>, Self::Err>;
 }
 
@@ -37,12 +34,16 @@ impl ColumnSquares for Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::ops::testing::matrix;
+    use crate::executor::ops::testing::{assert_agrees, matrix, noise};
 
     #[test]
     fn sums_run_over_rows() {
         let x = matrix(vec![1.0, 2.0, 3.0, -4.0, 5.0, 6.0], (3, 2));
         let sums = Cpu::column_squares(&x, &[0..2, 2..3]).unwrap();
         assert_eq!(sums, [[10.0, 20.0], [25.0, 36.0]]);
+        assert_agrees!(|device: D| {
+            let x = device.hold(noise(50 * 33, 1), (50, 33)).unwrap();
+            D::column_squares(&x, &[0..20, 20..50]).unwrap()
+        });
     }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
 
-use super::{Buffer, Hold, Matrix, tape::record};
+use super::{Buffer, Computed, Hold, Matrix, tape::record};
 use crate::buffer::{stale, zeros};
 
 #[cfg(feature = "cuda")]
@@ -16,26 +16,16 @@ pub(super) mod cuda;
 /// y = x[:, columns].
 pub trait Columns: Hold {
     /// y.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
-    fn columns_forward(x: &Matrix<Self>, columns: Range<usize>)
-    -> Result<Self::Numbers, Self::Err>;
+    fn columns_forward(x: &Matrix<Self>, columns: Range<usize>) -> Computed<Self>;
 
     /// ∂L/∂x, of `shape`, for ∂L/∂y in `g`.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn columns_backward(
         shape: (usize, usize),
         columns: Range<usize>,
         g: Self::Numbers,
-    ) -> Result<Self::Numbers, Self::Err>;
+    ) -> Computed<Self>;
 
     /// Some columns of each row.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn columns<T: Tape<f32, Self>>(
         x: Matrix<Self, T>,
         columns: Range<usize>,
@@ -74,11 +64,11 @@ impl Columns for Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::ops::testing::{check_gradient, matrix};
+    use crate::executor::ops::testing::{check, matrix};
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        check_gradient((3, 7), |x| Cpu::columns(x, 2..5));
+        check!(|device: D| [(3, 7)], |[x]| D::columns(x, 2..5));
     }
 
     #[test]

@@ -28,6 +28,9 @@ use super::{KERNELS, gemm};
 /// What an operation gives, or why it failed.
 pub(super) type Result<T, E = CudaError> = std::result::Result<T, E>;
 
+/// Values in a GPU's memory.
+pub(super) type Slice<T = f32> = CudaSlice<T>;
+
 const MODULE: &str = "barber";
 
 /// A GPU.
@@ -40,20 +43,20 @@ pub(in crate::executor) struct Gpu {
 /// Numbers in a GPU's memory.
 #[derive(Debug)]
 pub struct Numbers {
-    pub(super) slice: CudaSlice<f32>,
+    pub(super) slice: Slice,
     pub(super) gpu: Arc<Gpu>,
 }
 
 impl Deref for Numbers {
-    type Target = CudaSlice<f32>;
+    type Target = Slice;
 
-    fn deref(&self) -> &CudaSlice<f32> {
+    fn deref(&self) -> &Slice {
         &self.slice
     }
 }
 
 impl DerefMut for Numbers {
-    fn deref_mut(&mut self) -> &mut CudaSlice<f32> {
+    fn deref_mut(&mut self) -> &mut Slice {
         &mut self.slice
     }
 }
@@ -63,9 +66,6 @@ static OPEN: Mutex<BTreeMap<usize, Arc<Gpu>>> = Mutex::new(BTreeMap::new());
 
 impl Gpu {
     /// Opens the GPU with a number.
-    ///
-    /// # Errors
-    /// What is missing.
     pub(in crate::executor) fn open(number: usize) -> Result<Arc<Self>, String> {
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(gpu) = open.get(&number) {
@@ -89,7 +89,7 @@ impl Gpu {
     }
 
     /// The GPU that has some numbers.
-    pub(super) fn with(numbers: &CudaSlice<f32>) -> Result<Arc<Self>> {
+    pub(super) fn with(numbers: &Slice) -> Result<Arc<Self>> {
         Self::open(numbers.device().ordinal()).map_err(|_| CudaError::Driver(missing()))
     }
 
@@ -98,17 +98,17 @@ impl Gpu {
         Ok(self.hold(self.upload(values)?))
     }
 
-    pub(super) fn hold(self: &Arc<Self>, slice: CudaSlice<f32>) -> Numbers {
+    pub(super) fn hold(self: &Arc<Self>, slice: Slice) -> Numbers {
         Numbers { slice, gpu: self.clone() }
     }
 
     /// Values from the host.
-    pub(super) fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>> {
+    pub(super) fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<Slice<T>> {
         Ok(self.device.htod_sync_copy(values)?)
     }
 
     /// Values on the host.
-    pub(super) fn download<T: DeviceRepr>(&self, x: &CudaSlice<T>) -> Result<Vec<T>> {
+    pub(super) fn download<T: DeviceRepr>(&self, x: &Slice<T>) -> Result<Vec<T>> {
         Ok(self.device.dtoh_sync_copy(x)?)
     }
 
@@ -122,7 +122,7 @@ impl Gpu {
         Ok(self.hold(self.device.alloc_zeros(count)?))
     }
 
-    pub(super) fn copy(self: &Arc<Self>, x: &CudaSlice<f32>) -> Result<Numbers> {
+    pub(super) fn copy(self: &Arc<Self>, x: &Slice) -> Result<Numbers> {
         let mut copy = self.stale(x.len())?;
         self.device.dtod_copy(x, &mut copy.slice)?;
         Ok(copy)
@@ -159,7 +159,7 @@ impl Gpu {
         (scale, keep): (f32, f32),
         a: Factor<'_>,
         b: Factor<'_>,
-        (c, at): (&mut CudaSlice<f32>, Place),
+        (c, at): (&mut Slice, Place),
         count: usize,
     ) -> Result<()> {
         if [rows, columns, count].contains(&0) {
@@ -238,18 +238,18 @@ impl Place {
 /// A factor of a product, or several.
 #[derive(Clone, Copy)]
 pub(super) struct Factor<'a> {
-    numbers: &'a CudaSlice<f32>,
+    numbers: &'a Slice,
     place: Place,
     transposed: bool,
 }
 
 impl<'a> Factor<'a> {
-    pub(super) const fn new(numbers: &'a CudaSlice<f32>, place: Place) -> Self {
+    pub(super) const fn new(numbers: &'a Slice, place: Place) -> Self {
         Self { numbers, place, transposed: false }
     }
 
     /// All of some rows of `width`.
-    pub(super) const fn whole(numbers: &'a CudaSlice<f32>, width: usize) -> Self {
+    pub(super) const fn whole(numbers: &'a Slice, width: usize) -> Self {
         Self::new(numbers, Place::rows(width, 0))
     }
 

@@ -2,18 +2,17 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::CudaSlice;
 use dfdx::tensor::Cuda;
 
 use crate::executor::ops::{
     Linear, Matrix, Weight,
-    gpu::{Factor, Gpu, Grid, Numbers, Place, Result, kernels},
+    gpu::{Factor, Gpu, Grid, Numbers, Place, Result, Slice, kernels},
     matrix::cuda::check,
 };
 
 kernels! {
     /// Every row becomes the bias.
-    fn rows_of(n: usize, width: usize, bias: &CudaSlice<f32>, y: &mut CudaSlice<f32>) "
+    fn rows_of(n: usize, width: usize, bias: &Slice, y: &mut Slice) "
     index_t i = ELEMENT;
     if (i < n) y[i] = bias[i % width];
 "
@@ -59,29 +58,5 @@ impl Linear for Cuda {
             1,
         )?;
         Ok(gx)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::executor::ops::{
-        InputGradient, Linear, Weight,
-        testing::{assert_agrees, noise, outcome},
-    };
-
-    #[test]
-    fn the_gpu_agrees() {
-        for bias in [None, Some(noise(4, 3))] {
-            assert_agrees!(|device: D| {
-                let weight = Weight::new(device, &noise(20, 1), (4, 5), bias.clone()).unwrap();
-                let weight = weight.traced();
-                let mut found = outcome(device, [(3, 5)], |[x]| {
-                    D::linear(x, &weight, InputGradient::Wanted, None)
-                });
-                let trace = weight.take_trace().unwrap();
-                found.extend([trace.input, trace.gradient].map(|x| x.on_host().unwrap()));
-                found
-            });
-        }
     }
 }

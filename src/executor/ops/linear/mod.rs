@@ -11,7 +11,7 @@ use std::{
 use dfdx::tensor::{Cpu, CpuError, Tape};
 
 use super::{
-    Buffer, Factor, Hold, Matrix, Sums,
+    Buffer, Computed, Factor, Hold, Matrix, Sums,
     gemm::{View, product},
     tape::record,
 };
@@ -42,9 +42,6 @@ pub struct Trace<D: Hold> {
 
 impl Trace<Cpu> {
     /// The gradient of the weight, [outputs, inputs], row-major, summed over the samples.
-    ///
-    /// # Errors
-    /// If there is not enough memory.
     pub fn gradient(&self) -> Result<Vec<f32>, CpuError> {
         let mut sum = Cpu::default().nothing(self.gradient.shape().1, self.input.shape().1)?;
         Cpu::add_product(&mut sum, &self.gradient, &self.input)?;
@@ -54,9 +51,6 @@ impl Trace<Cpu> {
 
 impl<D: Linear> Weight<D> {
     /// A weight of `dims`, (outputs, inputs), from its row-major values.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     pub fn new(
         device: &D,
         values: &[f32],
@@ -113,29 +107,16 @@ pub trait Linear: Hold {
     type Factor: Clone + fmt::Debug;
 
     /// The factor of a weight of `dims`, (outputs, inputs), from its row-major values.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn factor(&self, values: &[f32], dims: (usize, usize)) -> Result<Self::Factor, Self::Err>;
 
     /// x Wᵀ + b.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
-    fn linear_forward(x: &Matrix<Self>, weight: &Weight<Self>) -> Result<Self::Numbers, Self::Err>;
+    fn linear_forward(x: &Matrix<Self>, weight: &Weight<Self>) -> Computed<Self>;
 
     /// ∂L/∂x, for ∂L/∂y in `g`.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
-    fn linear_backward(g: &Matrix<Self>, weight: &Weight<Self>)
-    -> Result<Self::Numbers, Self::Err>;
+    fn linear_backward(g: &Matrix<Self>, weight: &Weight<Self>) -> Computed<Self>;
 
     /// The layer's output, [tokens, outputs], for `x` of [tokens, inputs]; it is not computed where
     /// it is `known` already.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn linear<T: Tape<f32, Self>>(
         x: Matrix<Self, T>,
         weight: &Weight<Self>,
@@ -189,7 +170,7 @@ mod tests {
     use dfdx::tensor_ops::Backward;
 
     use super::*;
-    use crate::executor::ops::testing::{check_gradient, matrix, noise, traced, weighted_sum};
+    use crate::executor::ops::testing::{check, matrix, noise, traced, weighted_sum};
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
@@ -198,7 +179,10 @@ mod tests {
             let values = noise(20, 1);
             let of = |w: &[f32]| Weight::new(&device, w, (4, 5), bias.clone()).unwrap().traced();
             let weight = of(&values);
-            check_gradient((3, 5), |x| Cpu::linear(x, &weight, InputGradient::Wanted, None));
+            check!(|device: D| [(3, 5)], |[x]| {
+                let weight = Weight::new(device, &values, (4, 5), bias.clone()).unwrap();
+                D::linear(x, &weight, InputGradient::Wanted, None)
+            });
 
             let loss = |weight: &Weight<Cpu>| {
                 let x = traced(matrix(noise(15, 2), (3, 5)));

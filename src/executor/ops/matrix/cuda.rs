@@ -2,22 +2,22 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, DeviceSlice};
+use cudarc::driver::DeviceSlice;
 use dfdx::tensor::{CpuError, Cuda, Gradients, Tensor};
 
 use crate::executor::ops::{
     Hold, Matrix, Name,
-    gpu::{Gpu, Grid, Numbers, Result, kernels},
+    gpu::{Gpu, Grid, Numbers, Result, Slice, kernels},
 };
 
 kernels! {
-    fn accumulate(n: usize, x: &CudaSlice<f32>, sum: &mut CudaSlice<f32>) "
+    fn accumulate(n: usize, x: &Slice, sum: &mut Slice) "
     index_t i = ELEMENT;
     if (i < n) sum[i] += x[i];
 "
 
     /// The place of the first number that is none; n where all are.
-    fn first_not_finite(n: usize, x: &CudaSlice<f32>, place: &mut CudaSlice<u64>) "
+    fn first_not_finite(n: usize, x: &Slice, place: &mut Slice<u64>) "
     index_t i = ELEMENT;
     if (i < n && !isfinite(x[i])) atomicMin(place, i);
 "
@@ -94,38 +94,5 @@ impl Hold for Cuda {
     ) -> Result<f32> {
         let gradient = &**gradients.get_or_alloc_mut(of)?;
         Ok(Gpu::with(gradient)?.download(gradient)?[0])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::executor::ops::{
-        Add, Hold,
-        testing::{assert_agrees, noise, outcome},
-    };
-
-    #[test]
-    fn what_is_not_finite_is_found() {
-        assert_agrees!(|device: D| {
-            let of = |wrong: f32| {
-                let mut values = noise(1000, 1);
-                let held = |values: &[f32]| device.hold(values.to_vec(), (10, 100)).unwrap();
-                assert_eq!(D::first_not_finite(&held(&values)).unwrap(), None);
-                (values[977], values[512]) = (wrong, wrong);
-                let (place, value) = D::first_not_finite(&held(&values)).unwrap().unwrap();
-                assert_eq!(value.to_bits(), wrong.to_bits());
-                place as f32
-            };
-            vec![[f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(of).to_vec()]
-        });
-    }
-
-    #[test]
-    fn gradients_are_added() {
-        // The same matrix twice.
-        assert_agrees!(|device: D| outcome(device, [(3, 7)], |[x]| {
-            let (x, tape) = x.split_tape();
-            D::add(x.clone().put_tape(tape), x)
-        }));
     }
 }

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use dfdx::{
-    tensor::{Cpu, CpuError, Gradients, NoneTape, PutTape, SplitTape, Tape, Tensor},
+    tensor::{Cpu, CpuError, Gradients, HasErr, NoneTape, PutTape, SplitTape, Tape, Tensor},
     tensor_ops::Device,
 };
 use rayon::prelude::*;
@@ -27,44 +27,22 @@ pub trait Hold: Device<f32> {
     /// Numbers in the device's memory.
     type Numbers: fmt::Debug + 'static;
 
-    /// The numbers of a matrix, from the host.
-    ///
-    /// # Errors
-    /// If the device has not enough memory, or there are more or fewer values than a matrix of this
-    /// shape has.
-    fn upload(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<Self::Numbers, Self::Err>;
+    /// The numbers of a matrix, from the host; an error where its shape has more or fewer.
+    fn upload(&self, values: Vec<f32>, shape: (usize, usize)) -> Computed<Self>;
 
     /// The numbers on the host.
-    ///
-    /// # Errors
-    /// If the device is lost.
     fn download(numbers: &Self::Numbers) -> Result<Vec<f32>, Self::Err>;
 
     /// The same numbers again.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
-    fn copy(numbers: &Self::Numbers) -> Result<Self::Numbers, Self::Err>;
+    fn copy(numbers: &Self::Numbers) -> Computed<Self>;
 
     /// The first value that is NaN or infinite, if there is one, and where it is, row-major.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn first_not_finite(matrix: &Matrix<Self>) -> Result<Option<(usize, f32)>, Self::Err>;
 
     /// Takes the gradient of a matrix out of the gradients; zeros if it has none.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
-    fn take_gradient(
-        gradients: &mut Gradients<f32, Self>,
-        of: &Name<Self>,
-    ) -> Result<Self::Numbers, Self::Err>;
+    fn take_gradient(gradients: &mut Gradients<f32, Self>, of: &Name<Self>) -> Computed<Self>;
 
     /// Adds to the gradient of a matrix.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn add_gradient(
         gradients: &mut Gradients<f32, Self>,
         of: &Name<Self>,
@@ -72,22 +50,19 @@ pub trait Hold: Device<f32> {
     ) -> Result<(), Self::Err>;
 
     /// The gradient of a loss.
-    ///
-    /// # Errors
-    /// If the device is lost.
     fn loss_gradient(
         gradients: &mut Gradients<f32, Self>,
         of: &Tensor<(), f32, Self>,
     ) -> Result<f32, Self::Err>;
 
     /// A matrix of row-major values.
-    ///
-    /// # Errors
-    /// As [`Hold::upload`].
     fn hold(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<Matrix<Self>, Self::Err> {
         Matrix::of(self, self.upload(values, shape)?, shape)
     }
 }
+
+/// Numbers that an operation computes.
+pub type Computed<D> = Result<<D as Hold>::Numbers, <D as HasErr>::Err>;
 
 /// A matrix on a device; the hidden states of samples are one of [tokens, channels].
 #[derive(Debug)]
@@ -117,9 +92,6 @@ impl<D: Hold, T> Matrix<D, T> {
     }
 
     /// The values, row-major, on the host.
-    ///
-    /// # Errors
-    /// If the device is lost.
     pub fn on_host(&self) -> Result<Vec<f32>, D::Err> {
         D::download(&self.values)
     }
@@ -235,7 +207,7 @@ impl Hold for Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::ops::testing::{matrix, noise};
+    use crate::executor::ops::testing::{assert_agrees, matrix, noise};
 
     #[test]
     fn values_fit_the_shape() {
@@ -252,5 +224,17 @@ mod tests {
             let (place, value) = first(&values).unwrap().unwrap();
             assert_eq!((place, value.to_bits()), (512, wrong.to_bits()));
         }
+        assert_agrees!(|device: D| {
+            let of = |wrong: f32| {
+                let mut values = noise(1000, 1);
+                let held = |values: &[f32]| device.hold(values.to_vec(), (10, 100)).unwrap();
+                assert_eq!(D::first_not_finite(&held(&values)).unwrap(), None);
+                (values[977], values[512]) = (wrong, wrong);
+                let (place, value) = D::first_not_finite(&held(&values)).unwrap().unwrap();
+                assert_eq!(value.to_bits(), wrong.to_bits());
+                place as f32
+            };
+            vec![[f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(of).to_vec()]
+        });
     }
 }

@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, DeviceSlice};
+use cudarc::driver::DeviceSlice;
 use dfdx::tensor::Cuda;
 
 use crate::executor::ops::{
     Matrix, Rotary, Rotation,
-    gpu::{Grid, Numbers, Result, kernels},
+    gpu::{Grid, Numbers, Result, Slice, kernels},
 };
 
 kernels! {
     /// Rotates the first 2 · half channels of each head; `sign` is −1 for the opposite angle.
     fn rotate(
-        n: usize, width: usize, head: usize, half: usize, positions: usize, sign: f32,
-        cos: &CudaSlice<f32>, sin: &CudaSlice<f32>, x: &CudaSlice<f32>, y: &mut CudaSlice<f32>
+        n: usize, width: usize, head: usize, half: usize, positions: usize, sign: f32, cos: &Slice,
+        sin: &Slice, x: &Slice, y: &mut Slice
     ) "
     index_t i = ELEMENT;
     if (i >= n) return;
@@ -34,8 +34,8 @@ kernels! {
 /// A rotation's tables on a GPU.
 #[derive(Debug)]
 pub struct Angles {
-    cos: CudaSlice<f32>,
-    sin: CudaSlice<f32>,
+    cos: Slice,
+    sin: Slice,
     half: usize,
     positions: usize,
 }
@@ -60,30 +60,5 @@ impl Rotary for Cuda {
         let (grid, mut y) = (Grid::each(count), gpu.stale(count)?);
         rotate(gpu, grid, count, width, head, *half, *positions, sign, cos, sin, &x, &mut y)?;
         Ok(y)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use crate::executor::ops::{
-        Rotary, Rotation,
-        testing::{assert_agrees, noise, outcome},
-    };
-
-    #[test]
-    fn the_gpu_agrees() {
-        let angles = noise(6, 4);
-        let rotation = Rotation {
-            cos: Arc::new(angles.iter().map(|a| 1.1 * a.cos()).collect()),
-            sin: Arc::new(angles.iter().map(|a| 1.1 * a.sin()).collect()),
-            half: 2,
-        };
-        for head in [4, 5] {
-            assert_agrees!(|device: D| {
-                outcome(device, [(6, 2 * head)], |[x]| D::rotary(x, &rotation, head))
-            });
-        }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
 
-use super::{Buffer, Hold, Matrix, tape::record};
+use super::{Buffer, Computed, Hold, Matrix, tape::record};
 use crate::simd::simd;
 
 #[cfg(feature = "cuda")]
@@ -39,28 +39,19 @@ pub trait Rotary: Hold {
     type Angles: 'static;
 
     /// The rotation for the matrices on the device of `x`.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn angles(x: &Matrix<Self>, rotation: &Rotation) -> Result<Self::Angles, Self::Err>;
 
     /// Rotates the heads of each row of `width` channels; `sign` is −1 for the opposite angle.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn rotate(
         x: Arc<Self::Numbers>,
         width: usize,
         angles: &Self::Angles,
         head: usize,
         sign: f32,
-    ) -> Result<Self::Numbers, Self::Err>;
+    ) -> Computed<Self>;
 
     /// Rotates the heads of `x`, [tokens, heads · `head`], or as many of a head's channels as the
     /// rotation has. Its rows are one sequence, or several of [`Rotation::positions`] tokens each.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn rotary<T: Tape<f32, Self>>(
         x: Matrix<Self, T>,
         rotation: &Rotation,
@@ -115,7 +106,7 @@ impl Rotary for Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::ops::testing::{check_gradient, matrix};
+    use crate::executor::ops::testing::{check, matrix};
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
@@ -125,8 +116,9 @@ mod tests {
             sin: Arc::new(angles.map(|a| 1.1 * a.sin()).to_vec()),
             half: 2,
         };
-        check_gradient((6, 8), |x| Cpu::rotary(x, &rotation, 4));
-        check_gradient((6, 10), |x| Cpu::rotary(x, &rotation, 5));
+        for head in [4, 5] {
+            check!(|device: D| [(6, 2 * head)], |[x]| D::rotary(x, &rotation, head));
+        }
     }
 
     #[test]

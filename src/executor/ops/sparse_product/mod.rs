@@ -26,9 +26,6 @@ pub trait SparseProduct: Hold {
     type Entries;
 
     /// The Δ of `dims`, (outputs, inputs), with these entries, row after row.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn entries(
         &self,
         entries: Vec<Entry>,
@@ -36,9 +33,6 @@ pub trait SparseProduct: Hold {
     ) -> Result<Self::Entries, Self::Err>;
 
     /// `y` of [tokens, outputs] and the product of `x`, [tokens, inputs], with Δ.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn add_sparse_product(
         y: Matrix<Self>,
         x: &Matrix<Self>,
@@ -139,7 +133,7 @@ fn row_product(row: &[(u32, f32)], columns: &[[f32; TOKENS]]) -> [f32; TOKENS] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::ops::testing::{matrix, noise};
+    use crate::executor::ops::testing::{assert_agrees, matrix, noise};
 
     #[test]
     fn a_sparse_product_is_the_dense_one() {
@@ -165,5 +159,11 @@ mod tests {
                 assert!((found - expected).abs() < 1e-5, "{found} {expected}");
             }
         }
+        assert_agrees!(|device: D| {
+            let [x, y] = [(33, 1), (4, 2)]
+                .map(|(width, seed)| device.hold(noise(50 * width, seed), (50, width)).unwrap());
+            let entries = device.entries(vec![(1, 0, 0.5), (3, 32, -2.0)], (4, 33)).unwrap();
+            vec![D::add_sparse_product(y, &x, &entries).unwrap().on_host().unwrap()]
+        });
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use dfdx::tensor::{Cpu, CpuError, Tape, Tensor};
 use rayon::prelude::*;
 
-use super::{Buffer, Hold, Matrix, cpu, tape::record_loss};
+use super::{Buffer, Computed, Hold, Matrix, cpu, tape::record_loss};
 use crate::{buffer::stale, simd::simd};
 
 #[cfg(feature = "cuda")]
@@ -17,26 +17,14 @@ pub(super) mod cuda;
 /// L = Σ mean((y − t)²).
 pub trait SquaredError: Hold {
     /// Σ (y − t)² of each row, on the host.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn squared_error_forward(y: &Matrix<Self>, t: &Matrix<Self>) -> Result<Vec<f64>, Self::Err>;
 
     /// y − t, each row times its number in `scales`.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
-    fn squared_error_backward(
-        y: &Matrix<Self>,
-        t: &Matrix<Self>,
-        scales: &[f32],
-    ) -> Result<Self::Numbers, Self::Err>;
+    fn squared_error_backward(y: &Matrix<Self>, t: &Matrix<Self>, scales: &[f32])
+    -> Computed<Self>;
 
     /// The sum over samples, which are rows of both, of the mean squared difference between an
     /// output and its target.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn squared_error<T: Tape<f32, Self>>(
         output: Matrix<Self, T>,
         target: &Matrix<Self>,
@@ -88,7 +76,7 @@ impl SquaredError for Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::ops::testing::{gradient, matrix, traced};
+    use crate::executor::ops::testing::{assert_agrees, gradients, matrix, noise, traced};
 
     #[test]
     fn loss_and_gradient() {
@@ -96,7 +84,12 @@ mod tests {
         let t = matrix(vec![0.0, 2.0, 5.0, 5.0, 1.0, 0.0], (3, 2));
         let loss = Cpu::squared_error(traced(y.clone()), &t, &[0..2, 2..3]).unwrap();
         assert_eq!(loss.as_vec(), [5.0 / 4.0 + 5.0 / 2.0]);
-        let found = gradient(loss, &y);
+        let [found] = gradients(loss, [&y]);
         assert_eq!(found, [0.5, 0.0, -1.0, 0.0, 2.0, 1.0]);
+        assert_agrees!(|device: D| {
+            let [y, t] = [1, 2].map(|seed| device.hold(noise(5 * 300, seed), (5, 300)).unwrap());
+            let loss = D::squared_error(traced(y.clone()), &t, &[0..2, 2..5]).unwrap();
+            vec![loss.as_vec(), gradients(loss, [&y]).concat()]
+        });
     }
 }

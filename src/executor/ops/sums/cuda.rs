@@ -2,16 +2,15 @@
 
 use std::ops::Range;
 
-use cudarc::driver::CudaSlice;
 use dfdx::tensor::Cuda;
 
 use crate::executor::ops::{
     Matrix, Sums, Trace,
-    gpu::{Factor, Gpu, Grid, Numbers, Place, Result, kernels},
+    gpu::{Factor, Gpu, Grid, Numbers, Place, Result, Slice, kernels},
 };
 
 kernels! {
-    fn accumulate_square(n: usize, x: &CudaSlice<f32>, sum: &mut CudaSlice<f32>) "
+    fn accumulate_square(n: usize, x: &Slice, sum: &mut Slice) "
     index_t i = ELEMENT;
     if (i < n) sum[i] += x[i] * x[i];
 "
@@ -19,7 +18,7 @@ kernels! {
 
 /// C = `keep` C + Aᵀ B, over some rows of both.
 fn add_transposed_product(
-    sum: &mut CudaSlice<f32>,
+    sum: &mut Slice,
     keep: f32,
     a: &Matrix<Cuda>,
     b: &Matrix<Cuda>,
@@ -68,35 +67,5 @@ impl Sums for Cuda {
 
     fn add_product(sum: &mut Numbers, a: &Matrix<Self>, b: &Matrix<Self>) -> Result<()> {
         add_transposed_product(sum, 1.0, a, b, &(0..a.shape().0))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::executor::ops::{
-        Hold, Sums, Trace,
-        testing::{assert_agrees, noise},
-    };
-
-    #[test]
-    fn the_gpu_agrees() {
-        assert_agrees!(|device: D| {
-            let [input, gradient] = [(33, 1), (4, 2)]
-                .map(|(width, seed)| device.hold(noise(50 * width, seed), (50, width)).unwrap());
-            let trace = Trace { input, gradient };
-            let mut squares = device.nothing(4, 33).unwrap();
-            let mut layers = [(&mut squares, trace.clone())];
-            D::add_squared_gradients(&mut layers, &[0..20, 20..50]).unwrap();
-            let (mut gram, mut product) =
-                [33, 4].map(|rows| device.nothing(rows, 33).unwrap()).into();
-            for _ in 0..2 {
-                D::add_gram(&mut gram, &trace.input).unwrap();
-                D::add_product(&mut product, &trace.gradient, &trace.input).unwrap();
-            }
-            // Of a Gram matrix what lies below the diagonal counts.
-            let gram = D::sums(gram).unwrap();
-            let below = (0..33).flat_map(|i| gram[i * 33..=i * 34].to_vec()).collect();
-            vec![D::sums(squares).unwrap(), below, D::sums(product).unwrap()]
-        });
     }
 }

@@ -26,23 +26,14 @@ pub trait Sums: Hold {
     type Sum: fmt::Debug;
 
     /// A sum of nothing, [rows, columns].
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn nothing(&self, rows: usize, columns: usize) -> Result<Self::Sum, Self::Err>;
 
     /// The sums, row-major, on the host.
-    ///
-    /// # Errors
-    /// If the device is lost.
     fn sums(sum: Self::Sum) -> Result<Vec<f32>, Self::Err>;
 
     /// Adds, for each of some layers, the square of ∂L/∂W, [outputs, inputs], of each of the
     /// `samples`, which are rows of the traces: squared sample by sample (LLM-Barber, arXiv
     /// 2408.10631). A device may lay out the input once for layers that share it, in a row.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn add_squared_gradients(
         layers: &mut [(&mut Self::Sum, Trace<Self>)],
         samples: &[Range<usize>],
@@ -50,15 +41,9 @@ pub trait Sums: Hold {
 
     /// Adds the Gram matrix Σ x xᵀ of the rows of `x` at and below the diagonal; what it adds above
     /// is of no meaning. Twice the mean is the Hessian of SparseGPT (arXiv 2301.00774).
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn add_gram(sum: &mut Self::Sum, x: &Matrix<Self>) -> Result<(), Self::Err>;
 
     /// Adds Σ a bᵀ of the rows of `a` and `b`: [columns of a, columns of b].
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
     fn add_product(
         sum: &mut Self::Sum,
         a: &Matrix<Self>,
@@ -200,7 +185,7 @@ impl Sums for Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::ops::testing::{matrix, noise};
+    use crate::executor::ops::testing::{assert_agrees, matrix, noise};
 
     #[test]
     fn gradients_are_squared_sample_by_sample() {
@@ -255,5 +240,27 @@ mod tests {
             let expected: f32 = rows.map(|(a, b)| 2.0 * a[i] * b[j]).sum();
             assert!((sum[i * 3 + j] - expected).abs() < 1e-5, "{i}, {j}");
         }
+    }
+
+    #[test]
+    fn a_gpu_agrees() {
+        assert_agrees!(|device: D| {
+            let [input, gradient] = [(33, 1), (4, 2)]
+                .map(|(width, seed)| device.hold(noise(50 * width, seed), (50, width)).unwrap());
+            let trace = Trace { input, gradient };
+            let mut squares = device.nothing(4, 33).unwrap();
+            let mut layers = [(&mut squares, trace.clone())];
+            D::add_squared_gradients(&mut layers, &[0..20, 20..50]).unwrap();
+            let (mut gram, mut product) =
+                [33, 4].map(|rows| device.nothing(rows, 33).unwrap()).into();
+            for _ in 0..2 {
+                D::add_gram(&mut gram, &trace.input).unwrap();
+                D::add_product(&mut product, &trace.gradient, &trace.input).unwrap();
+            }
+            // Of a Gram matrix what lies below the diagonal counts.
+            let gram = D::sums(gram).unwrap();
+            let below = (0..33).flat_map(|i| gram[i * 33..=i * 34].to_vec()).collect();
+            vec![D::sums(squares).unwrap(), below, D::sums(product).unwrap()]
+        });
     }
 }

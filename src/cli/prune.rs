@@ -73,7 +73,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         [only] if only.point.settings.is_empty() => {
             let report = one(only, arguments, &mut Shared::default())?;
             if arguments.json {
-                let json = serde_json::to_string(&report);
+                let json = serde_json::to_string::<dyn erased_serde::Serialize>(&report);
                 println!("{}", json.map_err(|e| run::Error::Report(e.to_string()))?);
             }
             Ok(())

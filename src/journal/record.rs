@@ -39,7 +39,7 @@ impl Record {
     }
 
     /// Adds an entry that says what follows.
-    pub(crate) fn add_toml(&mut self, entry: &impl serde::Serialize) -> Result<(), Error> {
+    pub(crate) fn add_toml(&mut self, entry: &dyn erased_serde::Serialize) -> Result<(), Error> {
         let text = toml::to_string(entry).map_err(|e| Error::Text(e.to_string()))?;
         self.add(text.as_bytes())
     }
@@ -52,6 +52,9 @@ impl Record {
         Ok(format!("{digest:x}"))
     }
 }
+
+/// Who wrote a file whose entries are of other types.
+const BY: &str = "another version of barber";
 
 /// The entries of a file, in order.
 pub(crate) struct Entries {
@@ -110,7 +113,10 @@ impl Entries {
     pub(crate) fn next_toml<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, Error> {
         let bytes = self.next()?;
         let text = std::str::from_utf8(&bytes).map_err(|e| self.damaged(e))?;
-        toml::from_str(text).map_err(|e| self.foreign("another version of barber", e))
+        // Each type's code once, not once for each of TOML's deserialisers.
+        let parsed = toml::Deserializer::parse(text).map_err(|e| self.foreign(BY, e))?;
+        erased_serde::deserialize(&mut <dyn erased_serde::Deserializer>::erase(parsed))
+            .map_err(|e| self.foreign(BY, e))
     }
 
     /// Why the file cannot be understood: another program wrote it, or it is damaged.

@@ -395,7 +395,8 @@ impl Recipe {
     /// # Errors
     /// If TOML cannot say a value, such as a path that is not Unicode.
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
-        toml::to_string_pretty(self)
+        // Each type's code once, not once for each of TOML's serialisers.
+        toml::to_string_pretty::<dyn erased_serde::Serialize>(self)
     }
 
     /// The recipe with absolute paths: it means the same from wherever it is read.

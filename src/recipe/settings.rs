@@ -35,7 +35,8 @@ impl Loaded {
     /// All values of the recipe once it is `settled`, which leaves nothing to the model.
     pub(crate) fn settings_of(&self, settled: &Recipe) -> Result<Vec<Setting>, serde_json::Error> {
         let mut settings = Vec::new();
-        flatten(&serde_json::to_value(settled)?, &mut Vec::new(), &mut |key, value| {
+        let value = serde_json::to_value(settled as &dyn erased_serde::Serialize)?;
+        flatten(&value, &mut Vec::new(), &mut |key, value| {
             let source = self.origin(&key);
             settings.push(Setting { key, value, source });
         });

@@ -648,10 +648,11 @@ fn finish(resolved: &Recipe, mut report: Report, output: &Output) -> Result<Repo
     let outputs: Result<_, Error> =
         files(output.staging())?.into_par_iter().map(digested).collect();
     report.outputs = outputs?;
-    let json = serde_json::to_string_pretty(&report).map_err(|e| failed(&e))?;
+    let json = serde_json::to_string_pretty::<dyn erased_serde::Serialize>(&report)
+        .map_err(|e| failed(&e))?;
     output.add_file(report::JSON, format!("{json}\n").as_bytes())?;
     // Of what the JSON says, so that whoever reads it can make the same page.
-    let read = serde_json::from_str(&json).map_err(|e| failed(&e))?;
+    let read = serde_json::from_slice(json.as_bytes()).map_err(|e| failed(&e))?;
     let page = report::page(&read).map_err(|e| failed(&e))?;
     output.add_file(report::HTML, page.as_bytes())?;
     output.finish()?;

@@ -103,8 +103,8 @@ pub fn reproduce(dir: &Path, watch: &dyn Watch) -> Result<Reproduced, Error> {
 /// What of a report that was read and of a new one is not the same, and should be.
 fn differing(one: &Report, other: &Report) -> Vec<&'static str> {
     // A number that went through JSON may be off in its last bit: let both have gone.
-    let text = serde_json::to_string(other).unwrap_or_default();
-    let other: Report = serde_json::from_str(&text).unwrap_or_default();
+    let text = serde_json::to_vec::<dyn erased_serde::Serialize>(other).unwrap_or_default();
+    let other: Report = serde_json::from_slice(&text).unwrap_or_default();
     // A text without a name is called by its path, which may be written in other ways.
     let perplexities = |report: &Report| {
         report.perplexity.iter().map(|text| text.found.clone()).collect::<Vec<_>>()

@@ -23,10 +23,16 @@
 //! written again with the masks applied. [`prune`] is that loop, [`run`] puts it together,
 //! [`report`] says what it did, and [`cli`] prints it.
 
+#![cfg_attr(
+    not(feature = "cli"),
+    allow(dead_code, unused_imports, reason = "some of it serves the command line alone")
+)]
+
 mod buffer;
 pub mod calibration;
 pub mod checkpoint;
 pub mod choice;
+#[cfg(feature = "cli")]
 pub mod cli;
 mod encoding;
 pub mod estimate;

@@ -4,30 +4,22 @@
 
 mod form;
 mod list;
+#[cfg(feature = "parquet")]
 mod parquet;
 mod stream;
 
 use std::{
-    fmt,
-    io::{self, Read},
+    fmt, io,
     path::{Path, PathBuf},
 };
 
-use ::parquet::errors::ParquetError;
 use bytesize::ByteSize;
 use serde_json::{Map, Value};
 
 pub use self::form::Form;
 pub(crate) use self::form::extension;
-use self::{
-    list::Elements,
-    parquet::{Rows, Table},
-    stream::{GZIP, Stream, ZSTANDARD},
-};
-use crate::{
-    files,
-    limits::{EXPANSION, LINE, TEXT, VALUES},
-};
+use self::{list::Elements, stream::Stream};
+use crate::limits::{EXPANSION, LINE, TEXT, VALUES};
 
 /// Where a record stands, for messages: `FILE, line 3` or `FILE, row 3`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +82,7 @@ pub enum Error {
     #[error("{}: {what}", path.display())]
     Other { path: PathBuf, what: &'static str },
     #[error("{}: not a sound Parquet file: {source}", path.display())]
-    Parquet { path: PathBuf, source: ParquetError },
+    Parquet { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("{place}: no field `{field}`; there is {known}")]
     NoField { place: Place, field: String, known: String },
     #[error("{place}: `{field}` must be {expected}, found {found}")]
@@ -182,7 +174,14 @@ fn no_field(place: Place, field: &str, known: &[String]) -> Error {
 /// If it cannot be opened, or is a Parquet file without that field.
 pub fn records(path: &Path, field: Option<&str>) -> Result<Records, Error> {
     let reader = if Form::of(path) == Form::Parquet {
-        Reader::Parquet(Box::new(rows(path, field)?))
+        #[cfg(not(feature = "parquet"))]
+        {
+            let _ = field;
+            let what = "this barber was built without Parquet; build it with its feature `parquet`";
+            return Err(Error::Other { path: path.to_owned(), what });
+        }
+        #[cfg(feature = "parquet")]
+        Reader::Rows(Box::new(parquet::records(path, field)?))
     } else {
         let mut stream = Stream::open(path)?;
         if stream.begins_list()? {
@@ -191,48 +190,24 @@ pub fn records(path: &Path, field: Option<&str>) -> Result<Records, Error> {
             Reader::Lines(Lines(stream))
         }
     };
-    Ok(Records { path: path.to_owned(), reader, number: 0 })
-}
-
-/// The rows of a Parquet file.
-fn rows(path: &Path, field: Option<&str>) -> Result<Rows, Error> {
-    let mut file = files::open(path).map_err(|e| io_error(path, e))?;
-    let mut start = Vec::new();
-    file.by_ref().take(4).read_to_end(&mut start).map_err(|e| io_error(path, e))?;
-    if start.starts_with(GZIP) || start.starts_with(ZSTANDARD) {
-        let what = "a Parquet file that is compressed as a whole; decompress it";
-        return Err(Error::Other { path: path.to_owned(), what });
-    }
-    let wrong = |source| Error::Parquet { path: path.to_owned(), source };
-    let table = Table::open(file).map_err(wrong)?;
-    if let Some(field) = field
-        && !table.has(field)
-    {
-        let place = Place { path: path.to_owned(), unit: "row", number: 1 };
-        return Err(no_field(place, field, &table.fields()));
-    }
-    table.rows(field).map_err(wrong)
+    Ok(Records(reader))
 }
 
 /// The records of a file, in order.
-pub struct Records {
-    path: PathBuf,
-    reader: Reader,
-    number: usize,
-}
+pub struct Records(Reader);
 
 enum Reader {
     Lines(Lines),
     List(Elements),
-    Parquet(Box<Rows>),
-    End,
+    #[cfg(feature = "parquet")]
+    Rows(Box<dyn Iterator<Item = Result<Record, Error>>>),
 }
 
 impl Iterator for Records {
     type Item = Result<Record, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match &mut self.reader {
+        match &mut self.0 {
             Reader::Lines(lines) => loop {
                 match lines.next()? {
                     Ok(line) if line.trim().is_empty() => {}
@@ -244,20 +219,8 @@ impl Iterator for Records {
                 let element = elements.next()?;
                 Some(element.and_then(|(place, element)| record(place, &element)))
             }
-            Reader::End => None,
-            Reader::Parquet(rows) => {
-                let row = rows.next()?;
-                self.number += 1;
-                let place = Place { path: self.path.clone(), unit: "row", number: self.number };
-                let path = self.path.clone();
-                Some(match row {
-                    Ok(fields) => Ok(Record { place, fields }),
-                    Err(source) => {
-                        self.reader = Reader::End;
-                        Err(Error::Parquet { path, source })
-                    }
-                })
-            }
+            #[cfg(feature = "parquet")]
+            Reader::Rows(rows) => rows.next(),
         }
     }
 }
@@ -367,21 +330,5 @@ mod tests {
         assert!(all(&path)[0].as_ref().unwrap_err().contains("line 1: expected a JSON object"));
         fs::write(&path, b"{}\n\xff\n").unwrap();
         assert!(all(&path)[1].as_ref().unwrap_err().contains("line 2: not UTF-8"));
-        let path = dir.path().join("b.parquet");
-        fs::write(&path, b"PAR1 and no more").unwrap();
-        assert!(
-            records(&path, None).err().unwrap().to_string().contains("not a sound Parquet file")
-        );
-    }
-
-    #[test]
-    fn rows_are_records() {
-        let path = Path::new("tests/fixtures/records.parquet");
-        let found: Vec<Record> = all(path).into_iter().map(Result::unwrap).collect();
-        assert_eq!(found.len(), 3);
-        assert_eq!(found[1].text("text").unwrap(), "the second document");
-        assert_eq!(found[2].texts("choices.label").unwrap(), ["A", "B"]);
-        assert_eq!(found[0].field("label").unwrap(), &Value::from(1));
-        assert_eq!(found[2].place.to_string(), format!("{}, row 3", path.display()));
     }
 }

@@ -7,6 +7,7 @@ use std::{
     fs::File,
     io::{self, BufReader, Read, Seek, SeekFrom},
     ops::Range,
+    path::Path,
     sync::{Arc, Mutex, OnceLock, atomic},
 };
 
@@ -24,7 +25,11 @@ use parquet::{
 };
 use serde_json::{Map, Value};
 
-use crate::guard::guarded;
+use super::{
+    Error, Place, Record, io_error, no_field,
+    stream::{GZIP, ZSTANDARD},
+};
+use crate::{files, guard::guarded};
 
 /// Bytes of a footer, which describes the columns of each row group.
 const FOOTER: u64 = 4 << 20;
@@ -37,6 +42,47 @@ const PAGES: u64 = 128 << 20;
 const LISTED: u64 = 1 << 22;
 /// Bytes of a dictionary's value in memory, besides its text.
 const VALUE: u64 = size_of::<ByteArray>() as u64;
+
+/// The rows of a file, as records up to the first that cannot be read. If only a `field` of them is
+/// wanted, other columns are not read.
+///
+/// # Errors
+/// If it cannot be opened, or has no such field.
+pub(super) fn records(
+    path: &Path,
+    field: Option<&str>,
+) -> std::result::Result<impl Iterator<Item = std::result::Result<Record, Error>> + use<>, Error> {
+    let mut file = files::open(path).map_err(|e| io_error(path, e))?;
+    let mut start = Vec::new();
+    file.by_ref().take(4).read_to_end(&mut start).map_err(|e| io_error(path, e))?;
+    if start.starts_with(GZIP) || start.starts_with(ZSTANDARD) {
+        let what = "a Parquet file that is compressed as a whole; decompress it";
+        return Err(Error::Other { path: path.to_owned(), what });
+    }
+    let path = path.to_owned();
+    let place = |path: &Path, number| Place { path: path.to_owned(), unit: "row", number };
+    let wrong = |path: &Path, source: ParquetError| Error::Parquet {
+        path: path.to_owned(),
+        source: source.into(),
+    };
+    let table = Table::open(file).map_err(|source| wrong(&path, source))?;
+    if let Some(field) = field
+        && !table.has(field)
+    {
+        return Err(no_field(place(&path, 1), field, &table.fields()));
+    }
+    let mut rows = Some(table.rows(field).map_err(|source| wrong(&path, source))?);
+    let mut number = 0;
+    Ok(std::iter::from_fn(move || {
+        let row = rows.as_mut()?.next()?;
+        number += 1;
+        if row.is_err() {
+            rows = None;
+        }
+        let row = row.map_err(|source| wrong(&path, source));
+        Some(row.map(|fields| Record { place: place(&path, number), fields }))
+    }))
+}
 
 /// A file whose footer was read.
 pub(super) struct Table {
@@ -599,5 +645,21 @@ mod tests {
         }
         assert!(open().has("meta.a.b") && open().has("id"));
         assert!(!open().has("text.b") && !open().has("tex") && !open().has(""));
+    }
+
+    #[test]
+    fn rows_are_records() {
+        let path = Path::new("tests/fixtures/records.parquet");
+        let found: Vec<Record> = records(path, None).unwrap().map(Result::unwrap).collect();
+        assert_eq!(found.len(), 3);
+        assert_eq!(found[1].text("text").unwrap(), "the second document");
+        assert_eq!(found[2].texts("choices.label").unwrap(), ["A", "B"]);
+        assert_eq!(found[0].field("label").unwrap(), &Value::from(1));
+        assert_eq!(found[2].place.to_string(), format!("{}, row 3", path.display()));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b.parquet");
+        std::fs::write(&path, b"PAR1 and no more").unwrap();
+        let error = records(&path, None).err().unwrap().to_string();
+        assert!(error.contains("not a sound Parquet file"), "{error}");
     }
 }

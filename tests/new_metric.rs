@@ -38,19 +38,19 @@ fn main() -> std::process::ExitCode {
 }
 "#;
 
-/// Writes a crate outside the workspace once, with a second binary, tests it, and returns the folder
-/// of its binaries.
+/// Writes a crate outside the workspace once, tests it without Barber, builds its binary and a second
+/// one, and returns their folder.
 static BINARIES: LazyLock<PathBuf> = LazyLock::new(|| {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("row-norm");
-    let written = barber(&["new-metric", "row-norm", "--path", dir.to_str().unwrap(), "--force"]);
+    let _ = fs::remove_dir_all(&dir);
+    let written = barber(&["new-metric", "row-norm", "--path", dir.to_str().unwrap()]);
     assert_eq!(written.status, 0, "{}", written.stderr);
-    fs::create_dir_all(dir.join("src/bin")).unwrap();
+    cargo(&dir, &["test"]);
+    fs::create_dir(dir.join("src/bin")).unwrap();
     fs::write(dir.join("src/bin/duplicate.rs"), DUPLICATE).unwrap();
-    // As `cargo test --workspace` builds Barber here: with other lines it would be built again.
-    let alike = ["--config=profile.dev.package.llm-barber.debug=\"line-tables-only\""];
-    for command in [&["build", "--all-targets"][..], &["test"]] {
-        cargo(&dir, &[command, &alike].concat());
-    }
+    // For another workspace Barber is built again, here as fast as it can be.
+    let fast = "--config=profile.dev.package.llm-barber.opt-level=0";
+    cargo(&dir, &["build", "--bins", "--features", "barber", fast]);
     target().join("debug")
 });
 
@@ -122,7 +122,7 @@ fn in_the_workspace_it_is_a_plugin() {
     assert!(written.stdout.contains("plugins/column-norm"), "{}", written.stdout);
     assert!(!workspace.join("plugins/column-norm/Cargo.lock").exists());
     let plugin = ["-p", "barber-column-norm"];
-    cargo(&workspace, &[&["test"][..], &plugin].concat());
+    cargo(&workspace, &[&["test", "--features", "barber"][..], &plugin].concat());
     cargo(&workspace, &[&["fmt", "--check"][..], &plugin].concat());
 }
 

@@ -7,8 +7,8 @@ use std::{
 
 use super::show;
 
-/// Writes a crate with a metric to start from: its code, its tests and a binary that is Barber with
-/// the metric. In Barber's own source tree it becomes a plugin beside the others, elsewhere a crate of
+/// Writes a crate with a metric to start from: its code, its tests and, with its feature `barber`, a
+/// binary that is Barber with the metric. In Barber's own source tree it becomes a plugin beside the others, elsewhere a crate of
 /// its own. `cargo test` passes at once.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -107,20 +107,21 @@ fn fill(template: &str, name: &str, more: &[(&str, &str)]) -> String {
     })
 }
 
-/// The files that a crate has wherever it is; `run` is what runs its binary.
-fn common_files(name: &str, run: &str, readme: &str) -> Files {
+/// The files that a crate has wherever it is; `test` and `run` are what tests it and runs its binary.
+fn common_files(name: &str, [test, run]: [&str; 2], readme: &str) -> Files {
     let readme = format!("{}{readme}", include_str!("template/README.md"));
     vec![
         ("src/lib.rs", fill(include_str!("template/lib.rs"), name, &[])),
         ("src/main.rs", fill(include_str!("template/main.rs"), name, &[])),
-        ("README.md", fill(&readme, name, &[("run", run)])),
+        ("README.md", fill(&readme, name, &[("test", test), ("run", run)])),
     ]
 }
 
 /// A plugin of Barber's workspace.
 fn inside_files(name: &str) -> Files {
-    let run = format!("cargo run --release -p barber-{name} --");
-    let mut files = common_files(name, &run, include_str!("template/inside.md"));
+    let test = format!("cargo test -p barber-{name}");
+    let run = format!("cargo run --release -p barber-{name} --features barber --");
+    let mut files = common_files(name, [&test, &run], include_str!("template/inside.md"));
     files.push(("Cargo.toml", fill(include_str!("template/inside.toml"), name, &[])));
     files
 }
@@ -134,14 +135,23 @@ fn outside_files(name: &str, barber: &Path) -> Result<Files, Error> {
     };
     let (metric, source) = (quoted(&barber.join("plugins/metric"))?, quoted(&barber)?);
     let paths = [("metric", &*metric), ("barber", &*source)];
-    let mut files = common_files(name, "cargo run --release --", "");
-    files.push(("Cargo.toml", fill(include_str!("template/outside.toml"), name, &paths)));
+    let commands = ["cargo test", "cargo run --release --features barber --"];
+    let mut files = common_files(name, commands, "");
+    let manifest = barber.join("Cargo.toml");
+    let manifest = fs::read_to_string(&manifest).map_err(Error::file(&manifest))?;
+    let template = format!("{}{}", include_str!("template/outside.toml"), profiles(&manifest));
+    files.push(("Cargo.toml", fill(&template, name, &paths)));
     files.push((".gitignore", "/target\n".into()));
     // The versions that Barber is tested with.
     if let Ok(lock) = fs::read_to_string(barber.join("Cargo.lock")) {
         files.push(("Cargo.lock", lock));
     }
     Ok(files)
+}
+
+/// The profiles of a manifest, which are its last sections.
+fn profiles(manifest: &str) -> &str {
+    manifest.find("[profile.").map_or("", |start| &manifest[start..])
 }
 
 /// Checks that nothing but directories and regular files is where the files of a crate go.
@@ -272,5 +282,8 @@ mod tests {
             }
         }
         assert!(outside.iter().any(|(_, text)| text.contains("pub struct RowNorm {")));
+        let parsed = |text: &str| text.parse::<toml::Table>().unwrap()["profile"].clone();
+        let (_, manifest) = outside.iter().find(|(path, _)| *path == "Cargo.toml").unwrap();
+        assert_eq!(parsed(manifest), parsed(include_str!("../../../Cargo.toml")));
     }
 }

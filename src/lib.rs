@@ -51,6 +51,7 @@ mod nearest;
 mod number;
 pub mod plan;
 mod plugins;
+pub mod progress;
 pub mod prune;
 pub use barber_metric::random;
 pub mod recipe;

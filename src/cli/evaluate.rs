@@ -10,7 +10,8 @@ use crate::{
     executor::{Device, ops::Ops},
     hub::locate,
     model::Model,
-    run::{Asked, Steps, ToCome, Watch, check_text, measure, on_device, tokens},
+    progress::Steps,
+    run::{Asked, ToCome, Watch, check_text, measure, on_device, tokens},
 };
 
 /// Measures a checkpoint: its perplexity on texts, and its accuracy on zero-shot tasks. A text is

@@ -24,8 +24,9 @@ use crate::{
     files,
     hub::{Located, locate},
     model::Model,
+    progress::Steps,
     recipe::load_text,
-    run::{Forecast, Steps, Tests, Watch, calibrate, extent, plan, tokens},
+    run::{Forecast, Tests, Watch, calibrate, extent, plan, tokens},
 };
 
 /// Writes a recipe for a checkpoint, to be changed as you like: the preset `best` on 32 × 256

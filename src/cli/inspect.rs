@@ -18,7 +18,8 @@ use super::{
 use crate::{
     checkpoint::{Reader, Zeros},
     hub::locate,
-    run::{Steps, Watch},
+    progress::Steps,
+    run::Watch,
 };
 
 /// Shows what is in a checkpoint: for each decoder layer, and for each tensor with --tensors, how many
@@ -145,9 +146,9 @@ fn tensors(reader: &Reader, watch: Terminal) -> Result<Vec<Tensor>, Error> {
             pattern,
             file: view.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         });
-        bar.inc(view.length() as u64);
+        bar.advance(view.length() as u64);
     }
-    bar.finish_and_clear();
+    drop(bar);
     // By their names alone, layer 10 would come before layer 2.
     tensors.sort_by_key(|tensor| tensor.layer);
     Ok(tensors)

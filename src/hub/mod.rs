@@ -5,7 +5,7 @@ mod fetch;
 
 use std::path::{Path, PathBuf};
 
-use indicatif::ProgressBar;
+use crate::progress::Bar;
 
 /// A model's checkpoint on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ pub fn is_name(path: &Path) -> bool {
 pub fn locate(
     path: &Path,
     revision: Option<&str>,
-    bar: &dyn Fn(&str, u64) -> ProgressBar,
+    bar: &dyn Fn(&str, u64) -> Box<dyn Bar>,
 ) -> Result<Located, Error> {
     if path.is_dir() || !is_name(path) {
         return match revision {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use serde_json::Value;
 
-use super::{Error, Steps, Watch};
+use super::{Error, Watch};
 use crate::{
     checkpoint::Reader,
     executor::ops::Ops,
@@ -14,6 +14,7 @@ use crate::{
     limits::SEQUENCE,
     model::{self, Model},
     plan::Plan,
+    progress::Steps,
     recipe::{self, Recipe},
 };
 
@@ -101,7 +102,7 @@ impl Checkpoints {
                 continue;
             };
             let found = own.zeroed(&dense)?.unwrap_or_default();
-            bar.inc(own.stored as u64);
+            bar.advance(own.stored as u64);
             if matrices.contains(name) {
                 zeros += found.pruned;
             } else {
@@ -109,7 +110,7 @@ impl Checkpoints {
             }
             add(&mut changed, found.changed, name);
         }
-        bar.finish_and_clear();
+        drop(bar);
         let [sparse, dense] = [sparse, &self.dense].map(|of| of.path().display().to_string());
         if zeros == 0 {
             return Err(Error::NoZeros { sparse, dense });

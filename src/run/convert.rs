@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use super::{Error, Steps, Watch, finish, verify};
+use super::{Error, Watch, finish, verify};
 use crate::{
     checkpoint::{Existing, Format, Output, Pruned, Reader, Written},
+    progress::Steps,
     recipe,
     report::{self, Report, Size},
 };
@@ -44,8 +45,8 @@ pub fn convert(
     let output = Output::create(target, Existing { force, resume: false }, &reader, [], bytes)?;
     let bar = watch.bar("writing", Steps::Bytes(bytes));
     let dense = Pruned::dense();
-    let written = output.write(&reader, format, None, &dense, |bytes| bar.inc(bytes))?;
-    bar.finish_and_clear();
+    let written = output.write(&reader, format, None, &dense, |bytes| bar.advance(bytes))?;
+    drop(bar);
     match result {
         Some((recipe, report)) => record(recipe, report, written, &reader, &output)?,
         None => output.finish()?,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Steps, ToCome, Watch, to_come::measuring};
+use super::{Error, ToCome, Watch, to_come::measuring};
 use crate::{
     calibration::{Text, Tokens, segments},
     checkpoint::Pruned,
@@ -12,6 +12,7 @@ use crate::{
     executor::ops::Ops,
     family::Decoder,
     model::Model,
+    progress::Steps,
     recipe::{Evaluate, Prompts, Recipe},
 };
 
@@ -104,9 +105,7 @@ impl Tests {
         if !self.prompts.is_empty() {
             let bar = watch.bar(&measuring(name, GENERATION), Steps::Parts(PARTS));
             let prompts: Vec<_> = self.prompts.iter().map(|prompt| prompt.ids.clone()).collect();
-            let continued =
-                generate(model, pruned, &prompts, |done| bar.set_position(parts(done)))?;
-            bar.finish_and_clear();
+            let continued = generate(model, pruned, &prompts, |done| bar.reach(parts(done)))?;
             let said = self.prompts.iter().zip(&continued);
             let said = said.map(|(prompt, ids)| prompt.continuation(ids, &self.tokens));
             found.generations = said.collect::<Result<_, _>>()?;
@@ -208,11 +207,8 @@ impl Asked {
         watch: &dyn Watch,
     ) -> Result<Accuracy, Error> {
         let bar = watch.bar(name, Steps::Parts(PARTS));
-        let found = accuracy(model, pruned, &self.questions, tokens, |done| {
-            bar.set_position(parts(done));
-        });
-        bar.finish_and_clear();
-        Ok(found?)
+        let reach = |done| bar.reach(parts(done));
+        Ok(accuracy(model, pruned, &self.questions, tokens, reach)?)
     }
 }
 
@@ -237,7 +233,5 @@ pub(crate) fn measure<D: Ops>(
     watch: &dyn Watch,
 ) -> Result<Perplexity, Error> {
     let bar = watch.bar(name, Steps::Parts(PARTS));
-    let found = perplexity(model, pruned, segments, |done| bar.set_position(parts(done)));
-    bar.finish_and_clear();
-    Ok(found?)
+    Ok(perplexity(model, pruned, segments, |done| bar.reach(parts(done)))?)
 }

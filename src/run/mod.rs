@@ -48,7 +48,7 @@ pub use self::{
     scratch::ScratchDir,
     to_come::ToCome,
     verify::{Dense, Finding, Verified, verify},
-    watch::{Steps, Watch},
+    watch::Watch,
 };
 use crate::{
     calibration::{self, Extent, Samples, Text, samples},
@@ -62,6 +62,7 @@ use crate::{
     journal::{self, Identity},
     model::Model,
     plan::Plan,
+    progress::Steps,
     prune::{
         Allocation, Keeper, MetricStep, Pass, Phase, Pruning, Refinement, Sampled, Side, Start,
         allocate, pipeline, refine, start,
@@ -211,8 +212,8 @@ fn finished<D: Ops>(
         let bytes = tensors.map(|tensor| tensor.length() as u64).sum();
         let bar = watch.bar("writing", Steps::Bytes(bytes));
         let crate::recipe::Output { format, dtype, .. } = resolved.output;
-        let written = output.write(model.reader, format, dtype, &pruned, |bytes| bar.inc(bytes))?;
-        bar.finish_and_clear();
+        let written =
+            output.write(model.reader, format, dtype, &pruned, |bytes| bar.advance(bytes))?;
         Ok::<_, Error>(written)
     })?;
     let Notes { dense, initial, refined, allocation, groups, phases, products, .. } = notes;
@@ -512,10 +513,10 @@ impl<D: Ops> Run<'_, D> {
             let (start, samples) = (self.start(), self.samples());
             let before = Products::so_far();
             let allocate =
-                || allocate(self.model, &mut plan, budget, &start, samples, &mut || bar.inc(1));
+                || allocate(self.model, &mut plan, budget, &start, samples, &mut || bar.advance(1));
             let shares = notes.phases.run("allocation", allocate);
             notes.products += Products::so_far() - before;
-            bar.finish_and_clear();
+            drop(bar);
             notes.allocation = shares?;
             notes.counts = plan.counts(&self.model.decoder);
         }
@@ -538,9 +539,9 @@ impl<D: Ops> Run<'_, D> {
     /// Makes the initial masks; the run `ends` with them, or not.
     fn initial(&self, progress: &mut Progress<D>, ends: bool) -> Result<(), Error> {
         let bar = self.watch.bar("initial masks", Steps::Layers(self.plan.layers.len()));
-        bar.inc(progress.pass.layer as u64);
+        bar.advance(progress.pass.layer as u64);
         let (model, plan, settings) = (self.model, &self.plan, self.start());
-        progress.go((model, plan), &bar, ends, |from, observer| {
+        progress.go((model, plan), &*bar, ends, |from, observer| {
             start(model, plan, &settings, self.samples(), from, observer)
         })
     }
@@ -559,9 +560,9 @@ impl<D: Ops> Run<'_, D> {
             scratch: self.scratch,
         };
         let bar = self.watch.bar("refinement", Steps::Layers(self.plan.layers.len()));
-        bar.inc(progress.pass.layer as u64);
+        bar.advance(progress.pass.layer as u64);
         let (model, plan) = (self.model, &self.plan);
-        progress.go((model, plan), &bar, true, |from, observer| {
+        progress.go((model, plan), &*bar, true, |from, observer| {
             refine(model, plan, &refinement, self.samples(), from, observer)
         })
     }

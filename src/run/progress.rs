@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
-use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Found, phases::Phases};
@@ -14,6 +13,7 @@ use crate::{
     },
     model::Model,
     plan::Plan,
+    progress::Bar,
     prune::{
         self, Event, GroupReport, Keeper, Kept, MatrixReport, Observer, Pass, Phase, Place, Sampled,
     },
@@ -126,7 +126,7 @@ impl<D: Ops> Progress<D> {
     pub(super) fn go(
         &mut self,
         (model, plan): (&Model<'_, D>, &Plan),
-        bar: &ProgressBar,
+        bar: &dyn Bar,
         ends: bool,
         run: impl FnOnce(Pass<D>, &mut dyn Observer<D>) -> Result<Pruned, prune::Error>,
     ) -> Result<(), Error> {
@@ -139,7 +139,6 @@ impl<D: Ops> Progress<D> {
         let pruned = phases.run(&phase.to_string(), || run(from, &mut passing));
         notes.phases = phases;
         notes.products += Products::so_far() - since.products;
-        bar.finish_and_clear();
         place.layers = plan.layers.len();
         *pass = Pass { layer: place.layers, pruned: pruned?, streams: Vec::new() };
         Ok(())
@@ -169,7 +168,7 @@ struct Passing<'a, D: Ops> {
     phase: Phase,
     ends: bool,
     notes: &'a mut Notes,
-    bar: &'a ProgressBar,
+    bar: &'a dyn Bar,
     since: Since,
 }
 
@@ -195,7 +194,7 @@ impl<D: Ops> Observer<D> for Passing<'_, D> {
                 }
                 self.notes.groups.push(report.clone());
             }
-            Event::Layer(_) => self.bar.inc(1),
+            Event::Layer(_) => self.bar.advance(1),
             Event::Measured(..) => {}
         }
     }

@@ -8,12 +8,13 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{Error, RECIPE, Steps, Watch, files};
+use super::{Error, RECIPE, Watch, files};
 use crate::{
     checkpoint::{Reader, digest, sizes, unravel},
     hub::locate,
     limits,
     mask::Pattern,
+    progress::Steps,
     recipe::{Loaded, Model, load_text},
     report::{self, Matrix, Report},
     version::Version,

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use indicatif::ProgressBar;
-
 use super::{Error, ToCome};
-use crate::{family::Decoder, plan::Plan, recipe::Recipe};
+use crate::{
+    family::Decoder,
+    plan::Plan,
+    progress::{Bar, Steps},
+    recipe::Recipe,
+};
 
 /// Who watches a run. What a watcher does not say, nobody hears.
 pub trait Watch {
@@ -22,30 +25,9 @@ pub trait Watch {
     /// What the run will do, phase by phase. Some of it may be done already, or not be needed.
     fn expect(&self, _phases: &[ToCome]) {}
 
-    /// A phase begins; its steps are counted on the bar that is returned.
-    fn bar(&self, _phase: &str, _steps: Steps) -> ProgressBar {
-        ProgressBar::hidden()
-    }
-}
-
-/// What the steps of a phase are, and how many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Steps {
-    /// Decoder layers.
-    Layers(usize),
-    /// Bytes of a file or of several.
-    Bytes(u64),
-    /// Equal parts of its work.
-    Parts(u64),
-}
-
-impl Steps {
-    /// How many there are.
-    pub const fn count(self) -> u64 {
-        match self {
-            Self::Layers(layers) => layers as u64,
-            Self::Bytes(count) | Self::Parts(count) => count,
-        }
+    /// A phase begins; the bar that is returned counts its steps, and is dropped at the phase's end.
+    fn bar(&self, _phase: &str, _steps: Steps) -> Box<dyn Bar> {
+        Box::new(())
     }
 }
 

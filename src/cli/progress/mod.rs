@@ -23,8 +23,9 @@ use super::{
 use crate::{
     family::Decoder,
     plan::Plan,
+    progress::{Bar, Steps},
     recipe::Recipe,
-    run::{Error, Steps, ToCome, Watch},
+    run::{Error, ToCome, Watch},
 };
 
 /// What is drawn on standard error; nothing, where that is no terminal.
@@ -86,6 +87,25 @@ impl Terminal {
     }
 }
 
+/// A bar on the terminal, until it is dropped.
+struct Drawn(ProgressBar);
+
+impl Bar for Drawn {
+    fn advance(&self, steps: u64) {
+        self.0.inc(steps);
+    }
+
+    fn reach(&self, steps: u64) {
+        self.0.set_position(steps);
+    }
+}
+
+impl Drop for Drawn {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
 impl Watch for Terminal {
     fn begin(&self, recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
         if self.speaks() {
@@ -113,10 +133,10 @@ impl Watch for Terminal {
     }
 
     /// A line on the terminal's error stream; nothing is drawn elsewhere.
-    fn bar(&self, phase: &str, steps: Steps) -> ProgressBar {
+    fn bar(&self, phase: &str, steps: Steps) -> Box<dyn Bar> {
         clock().begin(phase, Instant::now());
         if !self.speaks() {
-            return ProgressBar::hidden();
+            return Box::new(());
         }
         let bar = BARS.add(ProgressBar::new(steps.count()));
         let place = move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
@@ -134,7 +154,7 @@ impl Watch for Terminal {
         }
         bar.set_message(clean::line(phase));
         bar.enable_steady_tick(Duration::from_millis(200));
-        bar
+        Box::new(Drawn(bar))
     }
 }
 

@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use indicatif::ProgressBar;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use ureq::http::StatusCode;
@@ -21,6 +20,7 @@ use super::{
     cache::Repo,
     client::Client,
 };
+use crate::progress::Bar;
 
 /// How often a transfer that breaks off is taken up again in a row.
 const RETRIES: u32 = 2;
@@ -34,7 +34,7 @@ pub(super) struct Download<'a> {
     pub(super) model: &'a str,
     pub(super) commit: &'a Commit,
     /// Makes the progress bar of a file of so many bytes.
-    pub(super) bar: &'a dyn Fn(&str, u64) -> ProgressBar,
+    pub(super) bar: &'a dyn Fn(&str, u64) -> Box<dyn Bar>,
 }
 
 impl Download<'_> {
@@ -55,7 +55,7 @@ impl Download<'_> {
         let mut partial = Partial::open(blob, known).map_err(Problem::Disk)?;
         let mut resumed = partial.length > 0;
         loop {
-            self.rest(file, &mut partial, &bar)?;
+            self.rest(file, &mut partial, &*bar)?;
             if partial.is_sound() {
                 break;
             }
@@ -72,17 +72,12 @@ impl Download<'_> {
                 file.as_str()
             );
         }
-        bar.finish_and_clear();
+        drop(bar);
         partial.finish(blob).map_err(Problem::Disk)
     }
 
     /// Fetches what is missing.
-    fn rest(
-        &self,
-        file: &FileName,
-        partial: &mut Partial,
-        bar: &ProgressBar,
-    ) -> Result<(), Problem> {
+    fn rest(&self, file: &FileName, partial: &mut Partial, bar: &dyn Bar) -> Result<(), Problem> {
         let mut retries = 0;
         while partial.length < partial.size || partial.size == 0 {
             let before = partial.length;
@@ -114,7 +109,7 @@ impl Download<'_> {
         &self,
         file: &FileName,
         partial: &mut Partial,
-        bar: &ProgressBar,
+        bar: &dyn Bar,
     ) -> Result<(), Problem> {
         let from = partial.length;
         let (status, headers, mut body) = self.client.bytes(self.model, self.commit, file, from)?;
@@ -144,7 +139,7 @@ impl Download<'_> {
                 "the hub announces {size} bytes, and then {other}"
             )));
         }
-        bar.set_position(partial.length);
+        bar.reach(partial.length);
         let cut = |partial: &Partial, why: &str| {
             let (length, size) = (partial.length, partial.size);
             Problem::Connection(format!("cut off at {length} of {size} bytes{why}"))
@@ -170,7 +165,7 @@ impl Download<'_> {
                 return Err(Problem::Answer(format!("the hub sends more than {size} bytes")));
             }
             partial.push(&buffer[..read]).map_err(Problem::Disk)?;
-            bar.inc(read as u64);
+            bar.advance(read as u64);
         }
         if partial.length < partial.size { Err(cut(partial, "")) } else { Ok(()) }
     }

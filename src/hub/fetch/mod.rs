@@ -11,14 +11,13 @@ use std::{
     time::Duration,
 };
 
-use indicatif::ProgressBar;
-
 use self::{
     cache::{Cache, variable},
     client::Client,
     download::Download,
 };
 use super::{Error, Located};
+use crate::progress::Bar;
 
 /// Why a request failed.
 #[derive(Debug)]
@@ -85,7 +84,7 @@ impl Problem {
 pub(super) fn fetch(
     path: &Path,
     revision: Option<&str>,
-    bar: &dyn Fn(&str, u64) -> ProgressBar,
+    bar: &dyn Fn(&str, u64) -> Box<dyn Bar>,
 ) -> Result<Located, Error> {
     let name = path.to_string_lossy().into_owned();
     let revision = revision.unwrap_or("main");

@@ -5,7 +5,6 @@
 
 mod allocate;
 mod group;
-mod keep;
 pub(crate) mod pipeline;
 pub(crate) mod stage;
 mod start;
@@ -19,7 +18,6 @@ pub use self::{
     tally::{Cost, Pruning, Tally},
 };
 
-pub(crate) use self::keep::{Keeper, Kept, Phase, Place};
 pub use crate::executor::Side;
 
 use std::{iter::zip, path::Path, slice::from_ref};
@@ -29,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use self::group::GroupState;
 use crate::{
-    checkpoint::{Dtype, Pruned},
+    checkpoint::{self, Dtype, Pruned},
     executor::{
         self, ActivationCache, Beside, Caching, Loss, Outputs, PartWeights, Probe, Recorded,
         Statistics, Store, Stream, ops::Ops,
@@ -74,15 +72,9 @@ pub enum Error {
     },
 }
 
-impl From<crate::checkpoint::Error> for Error {
-    fn from(error: crate::checkpoint::Error) -> Self {
+impl From<checkpoint::Error> for Error {
+    fn from(error: checkpoint::Error) -> Self {
         Self::Model(error.into())
-    }
-}
-
-impl From<crate::journal::Error> for Error {
-    fn from(error: crate::journal::Error) -> Self {
-        crate::checkpoint::Error::from(error).into()
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! [`prune`] is all of it; the command line calls it too.
 
+mod checkpointing;
 mod checkpoints;
 mod convert;
 mod device;
@@ -32,6 +33,7 @@ use dfdx::tensor::Cpu;
 use rayon::prelude::*;
 use toml::Table;
 
+use self::checkpointing::{Checkpointing, Phase};
 pub(crate) use self::verify::recipe;
 pub(crate) use self::{
     checkpoints::Checkpoints,
@@ -64,8 +66,8 @@ use crate::{
     plan::Plan,
     progress::Steps,
     prune::{
-        Allocation, Keeper, MetricStep, Pass, Phase, Pruning, Refinement, Sampled, Side, Start,
-        allocate, pipeline, refine, start,
+        Allocation, MetricStep, Pass, Pruning, Refinement, Sampled, Side, Start, allocate,
+        pipeline, refine, start,
     },
     recipe::{Calibration, Loaded, Recipe},
     report::{
@@ -149,11 +151,11 @@ fn prune_on<D: Ops>(
     let place = (available, output.scratch());
     let run = Run::prepare(loaded, plan, &mut model, &tests, ids, place, watch)?;
     let run = run.with_zeros_of(checkpoints.sparse.as_ref());
-    let keeper = Keeper::open(output.scratch(), identity()?, settings.save_every)?;
+    let checkpointing = Checkpointing::open(output.scratch(), identity()?, settings.save_every)?;
     if settings.resume {
         watch.resumes(output.left_over()?.as_deref());
     }
-    finished(run, resolved, keeper, &output, shared).map_err(|error| error.leaves(&output))
+    finished(run, resolved, checkpointing, &output, shared).map_err(|error| error.leaves(&output))
 }
 
 /// What decides about the result of a run.
@@ -184,13 +186,13 @@ fn completed(now: &Identity, output: &Output, watch: &dyn Watch) -> Result<Repor
 fn finished<D: Ops>(
     mut run: Run<'_, D>,
     resolved: Recipe,
-    keeper: Keeper,
+    checkpointing: Checkpointing,
     output: &Output,
     shared: &mut Shared,
 ) -> Result<Report, Error> {
     let (model, tests, watch) = (run.model, run.tests, run.watch);
-    let inputs = keeper.inputs().clone();
-    let mut progress = Progress::resumed(keeper, model, run.samples(), output.scratch())?;
+    let inputs = checkpointing.inputs().clone();
+    let mut progress = Progress::resumed(checkpointing, model, run.samples(), output.scratch())?;
     let recipe = &run.loaded.recipe;
     watch.begin(recipe, &model.decoder, &run.plan);
     if progress.notes.dense.is_none() {

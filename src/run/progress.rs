@@ -4,7 +4,11 @@ use std::{collections::BTreeMap, path::Path, time::Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Found, phases::Phases};
+use super::{
+    Error, Found,
+    checkpointing::{Checkpointing, Phase, Place, Saved},
+    phases::Phases,
+};
 use crate::{
     checkpoint::Pruned,
     executor::{
@@ -14,9 +18,7 @@ use crate::{
     model::Model,
     plan::Plan,
     progress::Bar,
-    prune::{
-        self, Event, GroupReport, Keeper, Kept, MatrixReport, Observer, Pass, Phase, Place, Sampled,
-    },
+    prune::{self, Event, GroupReport, MatrixReport, Observer, Pass, Sampled},
 };
 
 /// What a run has found out so far.
@@ -66,8 +68,8 @@ impl Since {
 
 /// How far a run has come.
 pub(crate) struct Progress<D: Ops> {
-    /// Who keeps it on disk, if anybody does.
-    keeper: Option<Keeper>,
+    /// Saves it to disk, if it is saved at all.
+    checkpointing: Option<Checkpointing>,
     place: Place,
     /// The pass that it is in. What it has decided so far is what the run has.
     pub(super) pass: Pass<D>,
@@ -77,22 +79,22 @@ pub(crate) struct Progress<D: Ops> {
 
 impl<D: Ops> Progress<D> {
     /// The beginning of a run.
-    pub(crate) fn new(keeper: Option<Keeper>) -> Self {
+    pub(crate) fn new(checkpointing: Option<Checkpointing>) -> Self {
         let place = Place { phase: Phase::InitialMasks, layers: 0 };
-        Self { keeper, place, pass: Pass::from(Pruned::default()), notes: Notes::default() }
+        Self { checkpointing, place, pass: Pass::from(Pruned::default()), notes: Notes::default() }
     }
 
-    /// A run that goes on from where its keeper left it, if that was somewhere.
+    /// A run that goes on from its saved state, or begins where there is none.
     pub(crate) fn resumed(
-        keeper: Keeper,
+        checkpointing: Checkpointing,
         model: &Model<'_, D>,
         samples: Sampled<'_>,
         scratch: &Path,
     ) -> Result<Self, Error> {
-        let kept = keeper.kept(model, samples, scratch)?;
-        let new = Self::new(Some(keeper));
-        Ok(match kept {
-            Some(Kept { place, pass, notes }) => Self { place, pass, notes, ..new },
+        let saved = checkpointing.saved(model, samples, scratch)?;
+        let new = Self::new(Some(checkpointing));
+        Ok(match saved {
+            Some(Saved { place, pass, notes }) => Self { place, pass, notes, ..new },
             None => new,
         })
     }
@@ -130,12 +132,12 @@ impl<D: Ops> Progress<D> {
         ends: bool,
         run: impl FnOnce(Pass<D>, &mut dyn Observer<D>) -> Result<Pruned, prune::Error>,
     ) -> Result<(), Error> {
-        let Self { keeper, place, pass, notes } = self;
+        let Self { checkpointing, place, pass, notes } = self;
         let from = std::mem::replace(pass, Pass::from(Pruned::default()));
         let since = Since::now();
         let (of, phase) = ((model, plan), place.phase);
         let mut phases = notes.phases.clone();
-        let mut passing = Passing { of, keeper, phase, ends, notes, bar, since };
+        let mut passing = Passing { of, checkpointing, phase, ends, notes, bar, since };
         let pruned = phases.run(&phase.to_string(), || run(from, &mut passing));
         notes.phases = phases;
         notes.products += Products::so_far() - since.products;
@@ -152,10 +154,10 @@ impl<D: Ops> Progress<D> {
 
     /// Keeps what was found out between two passes, if it is time.
     pub(super) fn keep(&mut self, of: (&Model<'_, D>, &Plan)) -> Result<(), Error> {
-        let Self { keeper, place, pass, notes } = self;
+        let Self { checkpointing, place, pass, notes } = self;
         // In the middle of a pass, what it goes on with is kept already.
-        if let Some(keeper) = keeper.as_mut().filter(|_| pass.streams.is_empty()) {
-            keeper.reached(of, *place, (&pass.pruned, &[]), false, || &*notes)?;
+        if let Some(checkpointing) = checkpointing.as_mut().filter(|_| pass.streams.is_empty()) {
+            checkpointing.reached(of, *place, (&pass.pruned, &[]), false, || &*notes)?;
         }
         Ok(())
     }
@@ -164,7 +166,7 @@ impl<D: Ops> Progress<D> {
 /// A pass as it goes on.
 struct Passing<'a, D: Ops> {
     of: (&'a Model<'a, D>, &'a Plan),
-    keeper: &'a mut Option<Keeper>,
+    checkpointing: &'a mut Option<Checkpointing>,
     phase: Phase,
     ends: bool,
     notes: &'a mut Notes,
@@ -205,10 +207,10 @@ impl<D: Ops> Observer<D> for Passing<'_, D> {
         pruned: &Pruned,
         streams: &[&Stream<D>],
     ) -> Result<(), prune::Error> {
-        let Self { of, keeper, phase, ends, notes, since, .. } = self;
-        let Some(keeper) = keeper else { return Ok(()) };
+        let Self { of, checkpointing, phase, ends, notes, since, .. } = self;
+        let Some(checkpointing) = checkpointing else { return Ok(()) };
         let ends = *ends && layers == of.1.layers.len();
         let place = Place { phase: *phase, layers };
-        keeper.reached(*of, place, (pruned, streams), ends, || notes.after(*phase, *since))
+        checkpointing.reached(*of, place, (pruned, streams), ends, || notes.after(*phase, *since))
     }
 }

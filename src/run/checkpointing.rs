@@ -1,5 +1,5 @@
-//! Keeps a run's state in a journal, layer by layer, and finds it again: the masks and the changed
-//! weights of the layers that are done, and the hidden states that the next one begins with.
+//! Saves a run's state in a journal, layer by layer, and reads it again: the masks and the changed
+//! weights of the layers that are done, and the hidden states that the next layer begins with.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,6 @@ use std::{
 use barber_metric::Dims;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Error, Pass, Sampled};
 use crate::{
     checkpoint::{self, Dtype, Pruned},
     executor::{Stream, ops::Ops},
@@ -19,15 +18,16 @@ use crate::{
     mask::Mask,
     model::{self, Model},
     plan::Plan,
+    prune::{Error, Pass, Sampled},
 };
 
-/// A pass through the layers.
+/// Which pass through the layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Phase {
-    /// That of the initial masks.
+    /// The pass that makes the initial masks.
     InitialMasks,
-    /// That of the stages; where it is the only one, that of the initial masks too.
+    /// The pass that runs the stages; the initial masks too, where it is the only pass.
     Refinement,
 }
 
@@ -40,7 +40,7 @@ impl fmt::Display for Phase {
     }
 }
 
-/// Where a run is.
+/// Place of a run: a pass, and a layer in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Place {
     /// The pass.
@@ -49,7 +49,7 @@ pub(crate) struct Place {
     pub(crate) layers: usize,
 }
 
-/// What a save begins with.
+/// The first entry of a save.
 #[derive(Serialize, Deserialize)]
 struct Head<N> {
     place: Place,
@@ -74,18 +74,18 @@ struct Matrices {
     matrices: Vec<Matrix>,
 }
 
-/// A state that a run goes on from.
-pub(crate) struct Kept<D: Ops, N> {
-    /// Where the run was.
+/// A saved state, which the run goes on from.
+pub(crate) struct Saved<D: Ops, N> {
+    /// Place of the run when it was saved.
     pub(crate) place: Place,
-    /// The pass, as it was then.
+    /// The pass at that place.
     pub(crate) pass: Pass<D>,
-    /// What was noted with it.
+    /// Notes saved with it.
     pub(crate) notes: N,
 }
 
-/// Keeps the state of one run.
-pub(crate) struct Keeper {
+/// Saves the state of one run.
+pub(crate) struct Checkpointing {
     journal: Journal,
     identity: Identity,
     /// The least time between two saves; none: there are none.
@@ -99,10 +99,16 @@ pub(crate) struct Keeper {
 /// Saves take at most one part in so many of the time.
 const SHARE: u32 = 50;
 
-impl Keeper {
-    /// The keeper of the run that `identity` describes, in the directory `dir`, which holds what was
-    /// kept of it before. It saves when the time since the last save is `every`, and fifty times what
-    /// a save takes; after each layer if it is nothing, and never if there is none.
+impl From<journal::Error> for Error {
+    fn from(error: journal::Error) -> Self {
+        checkpoint::Error::from(error).into()
+    }
+}
+
+impl Checkpointing {
+    /// Checkpointing of the run that `identity` describes, in the directory `dir`, which holds the
+    /// states saved before. The run is saved when the time since the last save is `every` and at least
+    /// fifty times what a save takes: after each layer if `every` is zero, never if it is `None`.
     ///
     /// # Errors
     /// If the state there cannot be read, is not whole, or is that of another run or version.
@@ -120,21 +126,21 @@ impl Keeper {
         Ok(Self { journal, identity, every, unsaved, last })
     }
 
-    /// What the run reads, with the digests.
+    /// Digests of the files that the run reads.
     pub(crate) fn inputs(&self) -> &BTreeMap<PathBuf, String> {
         &self.identity.inputs
     }
 
-    /// The state that was kept, if one was. Changed weights go to a file in `scratch`.
+    /// The saved state, if there is one. Changed weights go to a file in `scratch`.
     ///
     /// # Errors
     /// If it is damaged.
-    pub(crate) fn kept<D: Ops, N: DeserializeOwned>(
+    pub(crate) fn saved<D: Ops, N: DeserializeOwned>(
         &self,
         model: &Model<'_, D>,
         samples: Sampled<'_>,
         scratch: &Path,
-    ) -> Result<Option<Kept<D, N>>, Error> {
+    ) -> Result<Option<Saved<D, N>>, Error> {
         let Some(mut state) = self.journal.state()? else {
             return Ok(None);
         };
@@ -152,11 +158,10 @@ impl Keeper {
         }
         state.end()?;
         let pass = Pass { layer: place.layers, pruned, streams };
-        Ok(Some(Kept { place, pass, notes }))
+        Ok(Some(Saved { place, pass, notes }))
     }
 
-    /// A place is reached: saves that if it is time, or the work `ends` here and the rest of the run
-    /// needs no more than its masks.
+    /// The run has reached `place`: saves its state if it is time, or if the work on masks `ends` here.
     ///
     /// # Errors
     /// If the state cannot be written.
@@ -257,7 +262,7 @@ fn read_matrices(
     Ok(entries.end()?)
 }
 
-/// Adds each sample's hidden states, in the format in which they wait.
+/// Adds each sample's hidden states, in their storage format.
 fn write_stream<D: Ops>(
     record: &mut Record,
     model: &Model<'_, D>,

@@ -30,25 +30,24 @@
 
 mod buffer;
 pub mod calibration;
+mod catch_panic;
 pub mod checkpoint;
 pub mod choice;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod dtype;
 mod encoding;
 pub mod estimate;
 pub mod evaluate;
 pub mod executor;
 pub mod family;
 mod files;
-mod find;
-mod guard;
 pub mod hub;
 pub mod journal;
 mod limits;
 pub mod mask;
 pub mod model;
 mod nearest;
-mod number;
 pub mod plan;
 mod plugins;
 pub mod progress;

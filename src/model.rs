@@ -6,7 +6,8 @@ use bytesize::ByteSize;
 
 use crate::{
     buffer::recycle,
-    checkpoint::{self, Dtype, Pruned, Reader},
+    checkpoint::{self, Pruned, Reader},
+    dtype::Dtype,
     executor::{
         self, Executor, PartWeights, Positions, Stream, available_memory,
         ops::{self, InputGradient, Ops, Weight},

@@ -1,5 +1,7 @@
 //! Vector instructions.
 
+use rayon::prelude::*;
+
 /// Runs a kernel, an expression, with the widest vector instructions that the processor has: it is
 /// compiled for each of them, and so is what is inlined into it.
 macro_rules! simd {
@@ -22,5 +24,30 @@ impl<R, F: FnMut() -> R> pulp::NullaryFnOnce for Kernel<F> {
     #[inline(always)]
     fn call(mut self) -> R {
         (self.0)()
+    }
+}
+
+/// The index of the first value for which `wrong` is true. Nearly always there is none, and to look
+/// at all of them is faster than to look out for the first.
+pub(crate) fn first(values: &[f32], wrong: impl Fn(f32) -> bool + Sync) -> Option<usize> {
+    let any = |values: &[f32]| simd!(values.iter().fold(false, |any, value| any | wrong(*value)));
+    if !values.par_chunks(1 << 14).any(any) {
+        return None;
+    }
+    values.iter().position(|value| wrong(*value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_is_found() {
+        let mut values = vec![0.0; 100_000];
+        assert_eq!(first(&values, f32::is_nan), None);
+        values[99_999] = f32::NAN;
+        values[70_000] = f32::NAN;
+        assert_eq!(first(&values, f32::is_nan), Some(70_000));
+        assert_eq!(first(&[], f32::is_nan), None);
     }
 }

@@ -8,7 +8,8 @@ use std::path::Path;
 use barber_metric::registered;
 use dfdx::tensor::Cpu;
 use llm_barber::{
-    checkpoint::{Dtype, Masks, Pruned, Reader},
+    checkpoint::{Masks, Pruned, Reader},
+    dtype::Dtype,
     executor::{Executor, Storage},
     mask::{Init, Pattern, Scope},
     model::Model,

@@ -13,7 +13,7 @@ use super::{
     bounded::{self, Bounded},
     pieces::{self, MOST, Token, boundary},
 };
-use crate::{checkpoint::check_inside, guard::guarded, limits};
+use crate::{catch_panic::catch_panic, checkpoint::check_inside, limits};
 
 /// Bytes of a text's beginning that is tried before the whole.
 const BEGINNING: usize = 1 << 14;
@@ -49,7 +49,7 @@ impl Tokens {
         check_inside(dir, &self.path).map_err(|e| wrong(e.to_string()))?;
         let bytes = limits::read(&self.path, limits::TOKENIZER)
             .map_err(|e| Error::Io { path: self.path.clone(), source: e })?;
-        guarded(|| bounded::read(&bytes)).map_err(wrong)?.map_err(wrong)
+        catch_panic(|| bounded::read(&bytes)).map_err(wrong)?.map_err(wrong)
     }
 
     /// The number of tokens that the model knows.
@@ -74,7 +74,7 @@ impl Tokens {
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
         let tokenizer = self.tokenizer()?;
         let wrong = |problem: String| Error::Tokenizer { path: self.path.clone(), problem };
-        let text = guarded(|| tokenizer.decode(ids, true)).map_err(wrong)?;
+        let text = catch_panic(|| tokenizer.decode(ids, true)).map_err(wrong)?;
         text.map_err(|e| wrong(e.to_string()))
     }
 
@@ -91,7 +91,7 @@ impl Tokens {
                 true => tokenizer.encode(text, self.special),
                 false => tokenizer.encode_fast(text, self.special),
             };
-            let encoding = guarded(encode).map_err(wrong)?.map_err(|e| wrong(e.to_string()))?;
+            let encoding = catch_panic(encode).map_err(wrong)?.map_err(|e| wrong(e.to_string()))?;
             bounded::check(tokenizer).map_err(wrong)?;
             Ok(encoding)
         };

@@ -2,7 +2,6 @@
 
 mod compare;
 mod digest;
-mod dtype;
 mod error;
 mod foreign;
 mod layout;
@@ -13,15 +12,16 @@ mod partial;
 mod place;
 mod pruned;
 mod reader;
+mod round;
 mod zeros;
 
 pub use self::{
     compare::Difference,
     digest::{digest, digest_text},
-    dtype::Dtype,
     error::Error,
     layout::{Format, Layout},
     output::{Existing, Output, Written, left_behind},
+    owned::{CARD, HTML, JSON, RECIPE},
     pruned::{Masks, Pruned, Saved},
     reader::{Reader, TensorView, parse_header, parse_index},
     zeros::Zeros,
@@ -30,3 +30,4 @@ pub(crate) use self::{
     links::check_inside,
     reader::{sizes, unravel},
 };
+use crate::dtype::Dtype;

@@ -12,10 +12,19 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::{Error, digest};
-use crate::{
-    files, limits,
-    report::{HTML, JSON},
-};
+use crate::{files, limits};
+
+/// The name of the resolved recipe in the directory that a run wrote.
+pub const RECIPE: &str = "barber-recipe.toml";
+
+/// The name of a report in the directory that a run wrote.
+pub const JSON: &str = "barber-report.json";
+
+/// The name of the report's page.
+pub const HTML: &str = "barber-report.html";
+
+/// The name of a model card.
+pub const CARD: &str = "README.md";
 
 /// The files of a result.
 #[derive(Debug)]

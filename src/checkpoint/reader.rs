@@ -22,12 +22,12 @@ use super::{
     Dtype, Error, check_inside,
     foreign::no_checkpoint,
     layout::{self, Compressed, Format, Packing, SHAPE, VALUES},
+    owned::{CARD, HTML, JSON, RECIPE},
 };
 use crate::{
-    files, find,
+    files,
     limits::{self, HEADERS, Limit},
-    report,
-    run::RECIPE,
+    simd::first,
 };
 
 /// A checkpoint directory, validated and mapped.
@@ -288,7 +288,7 @@ const OTHER_WEIGHTS: &[&str] =
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 /// What tells of the run that made a checkpoint; the next run tells of itself.
-const ABOUT_RUN: [&str; 3] = [RECIPE, report::JSON, report::HTML];
+const ABOUT_RUN: [&str; 3] = [RECIPE, JSON, HTML];
 
 impl Reader {
     /// Opens a checkpoint directory.
@@ -638,7 +638,7 @@ pub(crate) fn sizes(files: impl Iterator<Item = PathBuf>) -> Result<u64, Error> 
     let mut all = 0;
     let added = |file: &PathBuf| {
         let name = file.file_name().and_then(|name| name.to_str());
-        name.is_some_and(|name| name == report::CARD || ABOUT_RUN.contains(&name))
+        name.is_some_and(|name| name == CARD || ABOUT_RUN.contains(&name))
     };
     for file in files.filter(|file| !added(file)) {
         all += fs::metadata(&file).map_err(|e| Error::io(&file, e))?.len();
@@ -654,7 +654,7 @@ fn finite<'a>(
     values: &[f32],
     place: impl FnOnce(usize) -> (&'a Path, &'a str, Vec<usize>),
 ) -> Result<(), Error> {
-    match find::first(values, |value| !value.is_finite()) {
+    match first(values, |value| !value.is_finite()) {
         None => Ok(()),
         Some(at) => {
             let (path, name, index) = place(at);

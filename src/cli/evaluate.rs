@@ -7,10 +7,11 @@ use crate::{
     calibration::{Text, segments},
     checkpoint::{Pruned, Reader},
     evaluate::{Accuracy, Perplexity, TASKS, Task},
-    executor::{Device, ops::Ops},
+    executor::ops::Ops,
     hub::locate,
     model::Model,
     progress::Steps,
+    recipe::Device,
     run::{Asked, ToCome, Watch, check_text, measure, on_device, tokens},
 };
 

@@ -7,11 +7,11 @@ use toml::Table;
 
 use super::{Command, Error, show};
 use crate::{
+    checkpoint::RECIPE,
     hub::is_name,
     limits,
     recipe::{keys, misspelt_settings},
     report::JSON,
-    run::RECIPE,
 };
 
 /// The keys of a study.

@@ -8,10 +8,9 @@ use super::{
 };
 use crate::{
     family::Decoder,
-    number::rounded,
     plan::Plan,
     recipe::{Loaded, Recipe, describe, load_runs},
-    report::Report,
+    report::{Report, headline},
     run::{self, Settings, Shared, prune_among},
 };
 
@@ -121,7 +120,7 @@ pub(super) fn introduce(recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
         // As many as there are.
         true => format!("of {weights} weights"),
         false => {
-            let share = rounded(pruned as f64 / weights.max(1) as f64);
+            let share = headline(pruned as f64 / weights.max(1) as f64);
             format!("{share} of {weights} weights pruned")
         }
     };

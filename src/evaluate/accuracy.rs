@@ -7,8 +7,8 @@ use crate::{
     calibration::{self, Tokens},
     checkpoint::Pruned,
     executor::ops::Ops,
+    executor::{or_nan, some_or_nan},
     model::{self, Model},
-    number::{or_nan, some_or_nan},
 };
 
 /// How many questions a model answers rightly.

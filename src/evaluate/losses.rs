@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::number::or_nan;
+use crate::executor::or_nan;
 
 /// Runs of consecutive segments whose losses are kept apart, at most.
 pub(super) const MOST: usize = 256;

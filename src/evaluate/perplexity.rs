@@ -8,10 +8,10 @@ use super::{
 };
 use crate::{
     checkpoint::Pruned,
+    executor::or_nan,
     executor::{Pass, Stream, ops::Ops},
     family::Part,
     model::{Error, Model},
-    number::or_nan,
 };
 
 /// How well a model predicts a text.

@@ -2,11 +2,12 @@
 
 use std::iter::zip;
 
+use serde::{Deserialize, Deserializer};
+
 use super::{
     Error,
     ops::{Matrix, Ops},
 };
-use crate::number::or_nan;
 
 /// Mean over samples of the squared error between outputs and their targets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -62,4 +63,16 @@ impl Loss {
             held_out: self.held_out.map(|sum| sum / held_out),
         }
     }
+}
+
+/// A number; not a number where JSON says `null`.
+pub(crate) fn or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+/// [`or_nan`] of a key that may be left out.
+pub(crate) fn some_or_nan<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<f64>, D::Error> {
+    or_nan(deserializer).map(Some)
 }

@@ -24,7 +24,7 @@ pub use self::device::cuda;
 pub use self::{
     activation_cache::{ActivationCache, Caching, Changes, Recorded},
     cost::{CacheShape, PartShape, PassShape, Rows, Tokens},
-    device::{Device, available_memory},
+    device::available_memory,
     forward::{Inner, PartWeights, forward},
     loss::Loss,
     pass::{Beside, Found, Outputs, Pass, Targets},
@@ -34,6 +34,8 @@ pub use self::{
     store::{Scratch, Spill, Storage, Store},
     stream::{BATCH, Side, Stream},
 };
+
+pub(crate) use self::loss::{or_nan, some_or_nan};
 
 /// Why the executor failed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

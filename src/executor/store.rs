@@ -13,7 +13,7 @@ use super::{
     Error,
     ops::{Blend, Hold, Matrix},
 };
-use crate::checkpoint::Dtype;
+use crate::dtype::Dtype;
 
 /// Where matrices that do not fit into memory go. Its text form names it in errors.
 pub trait Spill: fmt::Debug + fmt::Display + Send + Sync {

@@ -1,7 +1,7 @@
 //! Every way in which a mask cannot be made.
 
 use super::{Pattern, Scope};
-use crate::find;
+use crate::simd::first;
 
 /// Why a mask could not be made.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -128,7 +128,7 @@ impl Error {
 
     /// That no score of matrix `name` is NaN.
     pub(super) fn check_numbers(name: &str, columns: usize, scores: &[f32]) -> Result<(), Self> {
-        match find::first(scores, f32::is_nan) {
+        match first(scores, f32::is_nan) {
             None => Ok(()),
             Some(i) => {
                 Err(Self::NotANumber { name: name.into(), row: i / columns, column: i % columns })

@@ -7,7 +7,8 @@ use super::{
 };
 use crate::{
     buffer::recycle,
-    checkpoint::{Dtype, Pruned},
+    checkpoint::Pruned,
+    dtype::Dtype,
     executor::{
         self, ActivationCache, Beside, Caching, Found, Loss, Outputs, PartWeights, Pass, Probe,
         Recorded, Statistics, Store, Targets, ops::Ops,

@@ -27,7 +27,8 @@ use serde::{Deserialize, Serialize};
 
 use self::group::GroupState;
 use crate::{
-    checkpoint::{self, Dtype, Pruned},
+    checkpoint::{self, Pruned},
+    dtype::Dtype,
     executor::{
         self, ActivationCache, Beside, Caching, Loss, Outputs, PartWeights, Probe, Recorded,
         Statistics, Store, Stream, ops::Ops,

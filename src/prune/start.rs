@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     buffer::recycle,
-    checkpoint::{Dtype, Pruned, Reader},
+    checkpoint::{Pruned, Reader},
+    dtype::Dtype,
     executor::{self, Probe, Statistics, Stream, ops::Ops},
     family::Part,
     mask::{Amount, Init, Initial, Scope},

@@ -3,6 +3,7 @@
 
 mod advice;
 pub(crate) mod describe;
+mod device;
 mod error;
 mod extends;
 mod files;
@@ -25,6 +26,7 @@ mod sweep;
 mod text;
 
 pub use self::{
+    device::Device,
     error::{Fault, Problem, RecipeError},
     keys::{Key, keys},
     prompts::Prompts,
@@ -42,7 +44,8 @@ pub use self::{
 };
 use crate::{
     calibration::{Selection, Text},
-    checkpoint::{Dtype, Format},
+    checkpoint::Format,
+    dtype::Dtype,
     mask::{Init, Pattern, Scope},
     prune::Refine,
 };

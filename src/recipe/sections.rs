@@ -15,11 +15,11 @@ use serde::{
 };
 
 use super::{
-    Dtype, Format, Init, Pattern, Prompts, Refine, Scope, Selection, Stage, Text, preset, schema,
+    Device, Dtype, Format, Init, Pattern, Prompts, Refine, Scope, Selection, Stage, Text, preset,
+    schema,
 };
 use crate::{
     choice::{optional_word, word},
-    executor::Device,
     hub::is_name,
     prune::{Allocation, By, Side},
 };

@@ -29,7 +29,7 @@ use super::{
     Error, Place, Record, io_error, no_field,
     stream::{GZIP, ZSTANDARD},
 };
-use crate::{files, guard::guarded};
+use crate::{catch_panic::catch_panic, files};
 
 /// Bytes of a footer, which describes the columns of each row group.
 const FOOTER: u64 = 4 << 20;
@@ -161,7 +161,7 @@ impl Iterator for Rows {
     type Item = Result<Map<String, Value>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let row = guarded(|| self.0.next()).unwrap_or_else(|problem| Some(wrong(problem)))?;
+        let row = catch_panic(|| self.0.next()).unwrap_or_else(|problem| Some(wrong(problem)))?;
         Some(row.map(|row| object(row.get_column_iter())))
     }
 }
@@ -171,7 +171,7 @@ fn wrong<T>(problem: impl Into<String>) -> Result<T> {
 }
 
 fn caught<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
-    guarded(call).unwrap_or_else(wrong)
+    catch_panic(call).unwrap_or_else(wrong)
 }
 
 /// That the footer is there, and that it and its schema are within their bounds.

@@ -3,17 +3,17 @@
 
 use std::{fmt, path::Path};
 
-use super::{Report, figure::change, front_matter::FrontMatter};
+use super::{
+    Report,
+    figure::{change, headline},
+    front_matter::FrontMatter,
+};
 use crate::{
     calibration::Extent,
-    checkpoint::Format,
+    checkpoint::{CARD, Format},
     evaluate::Perplexity,
-    number::rounded,
     recipe::{Recipe, describe},
 };
-
-/// The name of a model card.
-pub const CARD: &str = "README.md";
 
 /// The card of the model that a run of a recipe made of the one in the directory `dense`.
 pub fn card(recipe: &Recipe, report: &Report, dense: &Path) -> String {
@@ -60,7 +60,7 @@ impl Card<'_> {
         let share = 100.0 * *pruned_weights as f64 / (*prunable_weights).max(1) as f64;
         let (path, revision) = self.recipe.model.reference();
         let name = file_name(path);
-        writeln!(f, "# {}, {} pruned\n", plain(&name), rounded(self.report.sparsity()))?;
+        writeln!(f, "# {}, {} pruned\n", plain(&name), headline(self.report.sparsity()))?;
         match (self.recipe.hub_name(), revision) {
             (Some(base), revision) => {
                 write!(f, "[{base}](https://huggingface.co/{base})")?;

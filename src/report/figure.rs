@@ -118,6 +118,19 @@ pub(super) fn operations(number: f64) -> String {
     }
 }
 
+/// A ratio in percent, as a headline has it: with the digits that tell it from nothing and from all.
+pub(crate) fn headline(ratio: f64) -> String {
+    let percent = 100.0 * ratio;
+    let shown = |digits: usize| {
+        let shown = format!("{percent:.digits$}");
+        if digits == 0 { shown } else { shown.trim_end_matches('0').trim_end_matches('.').into() }
+    };
+    let tells = |text: &String| ["0", "-0", "100"].iter().all(|end| text != end);
+    let exact = percent == 0.0 || percent == 100.0;
+    let text = (1..=12).map(shown).find(|text| exact || tells(text));
+    format!("{}%", text.unwrap_or_else(|| shown(0)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,5 +179,23 @@ mod tests {
         assert_eq!(times(f64::INFINITY), "–");
         assert_eq!(percent(0.5), "50.00%");
         assert_eq!(operations(2.5e13), "25.0 TFLOP");
+    }
+
+    #[test]
+    fn a_part_is_neither_nothing_nor_all() {
+        for (ratio, shown) in [
+            (0.0, "0%"),
+            (1.0, "100%"),
+            (0.5, "50%"),
+            (0.499_98, "50%"),
+            (1.0 / 3.0, "33.3%"),
+            (0.999, "99.9%"),
+            (0.9996, "99.96%"),
+            (0.999_999, "99.9999%"),
+            (0.000_01, "0.001%"),
+            (0.1, "10%"),
+        ] {
+            assert_eq!(headline(ratio), shown);
+        }
     }
 }

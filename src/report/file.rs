@@ -9,13 +9,7 @@ use std::{
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{Report, bounds};
-use crate::limits;
-
-/// The name of a report in the directory that a run wrote.
-pub const JSON: &str = "barber-report.json";
-
-/// The name of its page.
-pub const HTML: &str = "barber-report.html";
+use crate::{checkpoint::JSON, limits};
 
 /// Why a report could not be read.
 #[derive(Debug, thiserror::Error)]

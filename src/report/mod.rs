@@ -21,13 +21,15 @@ mod run;
 mod section;
 mod table;
 
+pub(crate) use self::figure::headline;
 pub use self::{
-    card::{CARD, card},
+    card::card,
     comparison::{Comparison, Difference, Figure, Kind, Run},
-    file::{Error, HTML, JSON, read},
+    file::{Error, read},
     output_error::OutputError,
     run::{GenerationReport, Matrix, Report, Size, Sizes, Stages, TaskReport, TextReport},
 };
+pub use crate::checkpoint::{CARD, HTML, JSON};
 
 /// Why a page could not be made.
 #[derive(Debug, thiserror::Error)]

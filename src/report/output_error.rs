@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     executor::Loss,
-    number::or_nan,
+    executor::or_nan,
     prune::{GroupReport, StageReport, place},
 };
 

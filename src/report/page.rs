@@ -4,11 +4,11 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{
     Report, chart,
-    figure::{bytes, change, count, duration, percent, uncertain},
+    figure::{bytes, change, count, duration, headline, percent, uncertain},
     palette,
     section::{self, Section},
 };
-use crate::{evaluate::Perplexity, number::rounded};
+use crate::evaluate::Perplexity;
 
 /// A page: one file that needs no other.
 pub(super) fn frame(title: &str, head: &Markup, sections: &[Section], barber: &str) -> String {
@@ -55,7 +55,7 @@ pub(super) fn page(report: &Report) -> Result<String, chart::Error> {
     let output = report.output.file_name().unwrap_or_default().to_string_lossy();
     let title = match report.model_name() {
         name if name.is_empty() => "Pruning report".into(),
-        name => format!("{name}, {} pruned", rounded(report.sparsity())),
+        name => format!("{name}, {} pruned", headline(report.sparsity())),
     };
     let head = html! {
         h1 { (title) }

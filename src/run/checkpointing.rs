@@ -12,7 +12,8 @@ use barber_metric::Dims;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    checkpoint::{self, Dtype, Pruned},
+    checkpoint::{self, Pruned},
+    dtype::Dtype,
     executor::{Stream, ops::Ops},
     journal::{self, Entries, Identity, Journal, Record},
     mask::Mask,

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use dfdx::tensor::Cpu;
 
-use super::{Error, Tests, ToCome, device::on_device, expected, to_come::to_come};
+use super::{Error, Tests, ToCome, expected, on_device, to_come::to_come};
 use crate::{
     calibration::Extent,
     estimate::{Estimate, estimate},
-    executor::{Device, ops::Ops, rate},
+    executor::{ops::Ops, rate},
     family::Decoder,
     model::Model,
     plan::Plan,
-    recipe::Loaded,
+    recipe::{Device, Loaded},
 };
 
 /// What a run will take.

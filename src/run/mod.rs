@@ -5,7 +5,6 @@
 mod checkpointing;
 mod checkpoints;
 mod convert;
-mod device;
 mod error;
 mod forecast;
 mod measure;
@@ -37,7 +36,6 @@ use self::checkpointing::{Checkpointing, Phase};
 pub(crate) use self::verify::recipe;
 pub(crate) use self::{
     checkpoints::Checkpoints,
-    device::on_device,
     forecast::Forecast,
     measure::{Asked, Found, Tests, Texts, check_text, measure, tokens},
     progress::{Notes, Progress},
@@ -54,7 +52,7 @@ pub use self::{
 };
 use crate::{
     calibration::{self, Extent, Samples, Text, samples},
-    checkpoint::{Existing, Output, Pruned, Reader, digest},
+    checkpoint::{Existing, Output, Pruned, RECIPE, Reader, digest},
     estimate::Run as Expected,
     evaluate::STATES,
     executor::{
@@ -76,6 +74,29 @@ use crate::{
     },
     version::Version,
 };
+
+/// Calls a function with the device that a recipe names and the bytes of memory that it has free.
+macro_rules! on_device {
+    ($device:expr, $run:ident($($argument:expr),*)) => {
+        match $device {
+            $crate::recipe::Device::Cpu => $run(
+                dfdx::tensor::Cpu::default(),
+                $crate::executor::available_memory(),
+                $($argument),*
+            ),
+            #[cfg(feature = "cuda")]
+            $crate::recipe::Device::Cuda(number) => {
+                match $crate::executor::cuda(number) {
+                    Ok((device, memory)) => $run(device, memory, $($argument),*),
+                    Err(problem) => Err($crate::run::Error::Device(problem).into()),
+                }
+            }
+            #[cfg(not(feature = "cuda"))]
+            $crate::recipe::Device::Cuda(_) => Err($crate::run::Error::NoCuda.into()),
+        }
+    };
+}
+pub(crate) use on_device;
 
 /// The phase in which no masks are made.
 pub(crate) const EVALUATION: &str = "evaluation";
@@ -635,9 +656,6 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let files = fs::read_dir(dir).map_err(failed)?.map(|entry| entry.map(|entry| entry.path()));
     files.collect::<Result<_, _>>().map_err(failed)
 }
-
-/// The resolved recipe in the directory that a run wrote.
-pub(crate) const RECIPE: &str = "barber-recipe.toml";
 
 /// Adds the resolved recipe and the report, and gives the output its name.
 fn finish(resolved: &Recipe, mut report: Report, output: &Output) -> Result<Report, Error> {

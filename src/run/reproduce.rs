@@ -8,11 +8,11 @@ use std::{
 };
 
 use super::{
-    Error, RECIPE, Settings, Watch, prune,
+    Error, Settings, Watch, prune,
     verify::{digest_if_there, recipe},
 };
 use crate::{
-    checkpoint,
+    checkpoint::{self, RECIPE},
     report::{self, Report},
     version::Version,
 };

@@ -8,9 +8,9 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{Error, RECIPE, Watch, files};
+use super::{Error, Watch, files};
 use crate::{
-    checkpoint::{Reader, digest, sizes, unravel},
+    checkpoint::{RECIPE, Reader, digest, sizes, unravel},
     hub::locate,
     limits,
     mask::Pattern,

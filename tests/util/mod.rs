@@ -37,12 +37,8 @@ pub(crate) fn calibration_samples(reader: &Reader) -> Vec<Vec<u32>> {
 #[cfg(feature = "cuda")]
 pub(crate) fn gpu() -> Option<dfdx::tensor::Cuda> {
     let name = std::env::var("BARBER_TEST_DEVICE").ok()?;
-    match name.parse().unwrap() {
-        llm_barber::executor::Device::Cpu => None,
-        llm_barber::executor::Device::Cuda(number) => {
-            Some(llm_barber::executor::cuda(number).unwrap().0)
-        }
-    }
+    let number = name.strip_prefix("cuda:")?.parse().unwrap();
+    Some(llm_barber::executor::cuda(number).unwrap().0)
 }
 
 /// What a run of the program printed, and its exit status.

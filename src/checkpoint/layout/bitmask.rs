@@ -7,7 +7,7 @@ use barber_metric::Dims;
 use rayon::prelude::*;
 
 use super::{Content, Packing, Part, SHAPE, VALUES};
-use crate::{checkpoint::Dtype, mask::Mask};
+use crate::{dtype::Dtype, mask::Mask};
 
 /// The name of a bitmask's tensor.
 const BITMASK: &str = "bitmask";

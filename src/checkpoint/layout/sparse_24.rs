@@ -8,7 +8,7 @@ use super::{
     bitmask::{self, Bitmask},
 };
 use crate::{
-    checkpoint::Dtype,
+    dtype::Dtype,
     mask::{Mask, Pattern},
 };
 

@@ -9,7 +9,7 @@ use super::{
     bitmask::{self, Bitmask},
     integers,
 };
-use crate::{checkpoint::Dtype, mask::Mask};
+use crate::{dtype::Dtype, mask::Mask};
 
 pub(super) static SPARSE_BITMASK: Layout = Layout {
     name: "sparse-bitmask",

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{cli::Error, files, journal::changed, limits, number::or_nan, run};
+use crate::{cli::Error, executor::or_nan, files, journal::changed, limits, run};
 
 /// What tells a run from others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

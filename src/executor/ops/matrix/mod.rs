@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::cpu::CHUNK;
 use crate::{
     buffer::{Buffer, copy},
-    find,
+    simd::first,
     simd::simd,
 };
 
@@ -168,7 +168,7 @@ impl Hold for Cpu {
 
     fn first_not_finite(matrix: &Matrix<Self>) -> Result<Option<(usize, f32)>, CpuError> {
         let values: &[f32] = &matrix.values;
-        Ok(find::first(values, |value| !value.is_finite()).map(|at| (at, values[at])))
+        Ok(first(values, |value| !value.is_finite()).map(|at| (at, values[at])))
     }
 
     fn take_gradient(

@@ -9,24 +9,24 @@ use std::{
 };
 
 thread_local! {
-    static GUARDED: Cell<bool> = const { Cell::new(false) };
+    static CATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs `call`, which must leave behind nothing that it has half changed; or says how it panicked.
-pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn catch_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     static QUIET: Once = Once::new();
     // What becomes an error is not printed as well.
     QUIET.call_once(|| {
         let hook = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            if !GUARDED.get() {
+            if !CATCHING.get() {
                 hook(info);
             }
         }));
     });
-    let before = GUARDED.replace(true);
+    let before = CATCHING.replace(true);
     let result = panic::catch_unwind(AssertUnwindSafe(call));
-    GUARDED.set(before);
+    CATCHING.set(before);
     result.map_err(|panic| message(&*panic))
 }
 
@@ -42,9 +42,12 @@ mod tests {
 
     #[test]
     fn panics_are_errors() {
-        assert_eq!(guarded(|| 3), Ok(3));
-        assert_eq!(guarded(|| panic!("no {}", "page")), Err::<(), _>("damaged: no page".into()));
-        assert_eq!(guarded(|| panic!("none")), Err::<(), _>("damaged: none".into()));
-        assert!(!GUARDED.get());
+        assert_eq!(catch_panic(|| 3), Ok(3));
+        assert_eq!(
+            catch_panic(|| panic!("no {}", "page")),
+            Err::<(), _>("damaged: no page".into())
+        );
+        assert_eq!(catch_panic(|| panic!("none")), Err::<(), _>("damaged: none".into()));
+        assert!(!CATCHING.get());
     }
 }

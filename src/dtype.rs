@@ -5,7 +5,6 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Error;
 use crate::buffer::stale;
 
 /// A floating-point format of weights. Barber computes in f32, whatever the format.
@@ -58,7 +57,7 @@ impl Dtype {
     }
 
     /// What `config.json` calls it.
-    pub(super) const fn torch(self) -> &'static str {
+    pub(crate) const fn torch(self) -> &'static str {
         match self {
             Self::F64 => "float64",
             Self::F32 => "float32",
@@ -77,7 +76,7 @@ impl Dtype {
     }
 
     /// How many elements are NaN or infinite as an f32, and the place of the first.
-    pub(super) fn not_finite(self, bytes: &[u8]) -> (usize, Option<usize>) {
+    pub(crate) fn not_finite(self, bytes: &[u8]) -> (usize, Option<usize>) {
         fn look<const SIZE: usize>(
             bytes: &[u8],
             wrong: impl Fn([u8; SIZE]) -> bool + Sync,
@@ -121,33 +120,6 @@ impl Dtype {
             },
         );
         values
-    }
-
-    /// The weights of tensor `name` to little-endian bytes, rounded to the nearest.
-    ///
-    /// # Errors
-    /// If one is too large for the format.
-    pub(super) fn round(self, name: &str, values: &[f32]) -> Result<Vec<u8>, Error> {
-        let bytes = self.encode(values);
-        let mut pairs = values.iter().zip(self.decode(&bytes));
-        match pairs.position(|(value, stored)| value.is_finite() != stored.is_finite()) {
-            None => Ok(bytes),
-            Some(index) => {
-                let (name, value) = (name.to_owned(), values[index]);
-                Err(Error::Overflow { name, value, index, dtype: self.name() })
-            }
-        }
-    }
-
-    /// The weights of tensor `name` as they are when they are stored in this format.
-    ///
-    /// # Errors
-    /// If one is too large for the format.
-    pub(crate) fn rounded(self, name: &str, values: Vec<f32>) -> Result<Vec<f32>, Error> {
-        match self {
-            Self::F64 | Self::F32 => Ok(values),
-            Self::F16 | Self::Bf16 => Ok(self.decode(&self.round(name, &values)?)),
-        }
     }
 
     /// Numbers to little-endian bytes, rounded to the nearest.

@@ -8,14 +8,13 @@ use std::{
 use figment::value::Value;
 
 use super::{
+    diagnose::shown,
     error::{Fault, Problem},
     layers::Layer,
-    resolve::{read_text, shown},
-    text::Text,
+    schema::EXTENDS,
+    text::{Text, read_text},
 };
 
-/// The key that names the recipe that one is built on.
-pub(super) const EXTENDS: &str = "extends";
 /// More recipes, each built on the next one, are surely a mistake.
 const MOST: usize = 16;
 

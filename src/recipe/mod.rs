@@ -4,11 +4,12 @@
 mod advice;
 pub(crate) mod describe;
 mod device;
+mod diagnose;
 mod error;
 mod extends;
-mod files;
 mod keys;
 mod layers;
+mod loaded;
 mod pipeline;
 mod preset;
 mod prompts;
@@ -29,8 +30,9 @@ pub use self::{
     device::Device,
     error::{Fault, Problem, RecipeError},
     keys::{Key, keys},
+    loaded::Loaded,
     prompts::Prompts,
-    resolve::{Loaded, load, load_runs, load_text, misspelt_settings},
+    resolve::{load, load_runs, load_text, misspelt_settings},
     rules::Rules,
     schema::schema,
     sections::{

@@ -4,8 +4,8 @@ use figment::value::{Dict, Value};
 
 use super::{
     Loaded, Mask, RecipeError, Stage,
+    diagnose::read_all,
     error::{Fault, Problem, alternatives, segments},
-    resolve::read_all,
 };
 use crate::{nearest::nearest, prune};
 

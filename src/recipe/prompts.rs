@@ -8,10 +8,7 @@ use serde::{
     de::{SeqAccess, Visitor},
 };
 
-use super::{
-    Recipe,
-    error::{Fault, Problem},
-};
+use super::error::{Fault, Problem};
 
 /// Prompts that the model is to continue.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,11 +102,10 @@ impl JsonSchema for Prompts {
 }
 
 /// What is wrong with the prompts, beyond their type.
-pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
+pub(super) fn check(prompts: &Prompts, problems: &mut Vec<Problem>) {
     let mut wrong = |why: String, help: &str| {
         problems.push(Problem::at("evaluate.generate", Fault::Value(why)).help(help));
     };
-    let prompts = &recipe.evaluate.generate;
     if prompts.len() > MOST {
         wrong(format!("has {} prompts", prompts.len()), "100 are the most; three or so say enough");
     }
@@ -125,7 +121,7 @@ mod tests {
     use std::path::Path;
 
     use super::{
-        super::{RecipeError, load_text},
+        super::{Recipe, RecipeError, load_text},
         *,
     };
 

@@ -4,8 +4,8 @@
 use figment::value::{Dict, Value};
 
 use super::{
+    diagnose::{read_all, shown, typed},
     error::{Fault, Problem, alternatives, segments},
-    resolve::{read_all, shown, typed},
 };
 use crate::prune::stage::{self, KINDS, Kind, NAMES, Wrong};
 

@@ -2,49 +2,27 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use figment::{
-    error::{Actual, Kind},
-    value::Value,
-};
+use figment::value::Value;
 
 use super::{
     Allocate, Calibration, Mask, Model, Recipe, RecipeError, Scope, Sparsity,
-    error::{Fault, Problem, alternatives, segments},
-    extends::{EXTENDS, files},
-    keys::{key, keys},
-    layers::{Layer, Merged, below, merge},
+    diagnose::{read_all, take_unknown},
+    error::{Fault, Problem, segments},
+    extends::files,
+    keys::key,
+    layers::{Layer, merge},
+    loaded::{Loaded, Source},
     pipeline::{initial_pipeline, pipeline},
     prompts, refine, rules,
+    schema::{EXTENDS, SWEEP},
     sections::{MODELS, MOST},
-    sweep::{Point, SWEEP, points},
+    sweep::{Point, points},
+    text::read,
 };
 use crate::{
     hub::is_name,
-    limits::{self, GLOB, GLOBS, SEQUENCE, TOKENS},
-    nearest::nearest,
+    limits::{GLOB, GLOBS, SEQUENCE, TOKENS},
 };
-
-/// More are no help.
-const MOST_PROBLEMS: usize = 100;
-
-/// A resolved recipe, and where each of its values comes from.
-#[derive(Debug)]
-pub struct Loaded {
-    /// What the recipe means. Paths of the file are relative to the file.
-    pub recipe: Recipe,
-    /// Which run of a sweep it is.
-    pub point: Point,
-    pub(super) source: Source,
-}
-
-/// What a recipe was resolved from.
-#[derive(Debug)]
-pub(super) struct Source {
-    /// What the user calls the recipe.
-    name: String,
-    pub(super) merged: Merged,
-    values: Value,
-}
 
 /// Resolves the recipe in a file, under `BARBER_*` environment variables and `key=value`
 /// assignments.
@@ -85,24 +63,6 @@ fn only(mut runs: Vec<Loaded>) -> Result<Loaded, RecipeError> {
     let why = format!("makes {count} of the one run that is wanted here");
     let problem = Problem::at(SWEEP, Fault::Value(why));
     Err(first.source.error(vec![problem.help("`barber prune` and `barber check` take a sweep")]))
-}
-
-/// The text of a file that is `what` it should be.
-pub(super) fn read(path: &Path, what: &str) -> Result<String, RecipeError> {
-    read_text(path).map_err(|why| {
-        let name = path.display().to_string();
-        let mut problem =
-            Problem::new(Vec::new(), Fault::Read(why)).help(format!("give the path of {what}"));
-        problem.origin = Some(name.clone());
-        RecipeError::new(&name, vec![problem])
-    })
-}
-
-/// The text of a file, or why it cannot be read.
-pub(super) fn read_text(path: &Path) -> Result<String, String> {
-    let bytes = limits::read(path, limits::RECIPE).map_err(|e| e.to_string())?;
-    String::from_utf8(bytes)
-        .map_err(|e| format!("not UTF-8 from byte {} on", e.utf8_error().valid_up_to()))
 }
 
 /// Resolves the text of a recipe that is or could be in the file `path`.
@@ -210,7 +170,7 @@ fn resolve(name: &str, given: Vec<Layer>, point: Point) -> Result<Loaded, Vec<Pr
     settle_ratio(&source, &mut recipe, &mut found);
     check(&recipe, &mut found);
     rules::check(&recipe, &mut found);
-    prompts::check(&recipe, &mut found);
+    prompts::check(&recipe.evaluate.generate, &mut found);
     found.extend(pipeline(&recipe.metric).err().unwrap_or_default());
     found.extend(initial_pipeline(&recipe.mask).err().unwrap_or_default());
     found.extend(recipe.paths_mut().into_iter().filter_map(|(key, path)| misread(&key, path)));
@@ -232,241 +192,6 @@ fn resolve(name: &str, given: Vec<Layer>, point: Point) -> Result<Loaded, Vec<Pr
         path.push(&point.name);
     }
     Ok(Loaded { recipe, point, source })
-}
-
-impl Loaded {
-    /// Where the value of a key comes from: `my.toml line 12`, `environment variable BARBER_…`,
-    /// `--set …`, or `default`.
-    pub fn origin(&self, key: &str) -> String {
-        let key = segments(key);
-        self.source.layer_of(&key).map_or_else(|| "default".into(), |layer| layer.origin(&key))
-    }
-}
-
-impl Source {
-    fn value(&self, path: &[String]) -> Option<&Value> {
-        below(&self.values, path)
-    }
-
-    /// The layer that the value at `path` is from.
-    fn layer_of(&self, path: &[String]) -> Option<&Layer> {
-        self.merged.layer_of(self.value(path)?)
-    }
-
-    /// The error of some problems, with the places where they are.
-    pub(super) fn error(&self, problems: Vec<Problem>) -> RecipeError {
-        RecipeError::new(&self.name, self.located(problems))
-    }
-
-    fn located(&self, mut problems: Vec<Problem>) -> Vec<Problem> {
-        for problem in &mut problems {
-            self.locate(problem);
-        }
-        problems
-    }
-
-    fn locate(&self, problem: &mut Problem) {
-        if problem.origin.is_none() {
-            // What is missing is pointed at by the table that it is missing from.
-            let mut path = problem.path.clone();
-            while self.value(&path).is_none() && path.len() > 1 {
-                path.pop();
-            }
-            if let Some(layer) = self.layer_of(&path) {
-                layer.blame(problem, &path);
-            }
-        }
-        let against = problem.against.as_ref();
-        if let Some(layer) = against.and_then(|against| self.layer_of(&against.path)) {
-            layer.blame_too(problem);
-        }
-    }
-}
-
-/// Removes the keys that no recipe has.
-fn take_unknown(value: &mut Value, path: &mut Vec<String>, problems: &mut Vec<Problem>) {
-    match value {
-        Value::Dict(_, dict) => {
-            // What a metric's parameters are, only the metric knows.
-            let open = matches!(path.as_slice(), [first, ..] if first == "metric")
-                || matches!(path.as_slice(), [first, second, ..] if first == "mask" && second == "metric");
-            if !open && has_children(path) {
-                let names: Vec<String> = dict.keys().cloned().collect();
-                for name in names {
-                    path.push(name.clone());
-                    if key(path).is_none() {
-                        dict.remove(&name);
-                        problems.push(unknown(path.clone()));
-                    }
-                    path.pop();
-                }
-            }
-            for (name, value) in dict.iter_mut() {
-                path.push(name.clone());
-                take_unknown(value, path, problems);
-                path.pop();
-            }
-        }
-        Value::Array(_, items) => {
-            for (i, item) in items.iter_mut().enumerate() {
-                path.push(i.to_string());
-                take_unknown(item, path, problems);
-                path.pop();
-            }
-        }
-        _ => {}
-    }
-}
-
-/// The names of the keys in the table at `path`.
-fn children(path: &[String]) -> impl Iterator<Item = &'static str> {
-    let segments = path.iter().map(|s| if s.parse::<usize>().is_ok() { "N" } else { s });
-    let mut prefix = segments.collect::<Vec<_>>().join(".");
-    if !prefix.is_empty() {
-        prefix.push('.');
-    }
-    keys().iter().filter_map(move |key| {
-        let name = key.path.strip_prefix(&prefix)?;
-        (!name.contains('.')).then_some(name)
-    })
-}
-
-fn has_children(path: &[String]) -> bool {
-    children(path).next().is_some()
-}
-
-pub(super) fn unknown(path: Vec<String>) -> Problem {
-    let (name, table) = match path.split_last() {
-        Some((name, table)) => (name.clone(), table.to_vec()),
-        None => (String::new(), Vec::new()),
-    };
-    // It may stand in the wrong table.
-    let elsewhere = keys()
-        .iter()
-        .find(|key| key.path.rsplit('.').next() == Some(&name) && key.path.contains('.'));
-    let help = match (nearest(&name, children(&table)), elsewhere) {
-        (Some(near), _) => format!("did you mean `{near}`?"),
-        (None, Some(key)) => format!("there is `{}`", key.path),
-        (None, None) => format!("known here: {}", alternatives(children(&table))),
-    };
-    Problem::new(path, Fault::UnknownKey).help(help)
-}
-
-/// A type error of figment's as a problem.
-pub(super) fn typed(error: figment::Error) -> Problem {
-    let mut path = error.path.clone();
-    let (fault, help) = match error.kind {
-        Kind::MissingField(name) => {
-            path.push(name.into_owned());
-            (Fault::Missing, None)
-        }
-        Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
-            (Fault::Type { found: shown(&found), expected: kind(expected) }, None)
-        }
-        Kind::UnknownVariant(found, known) => {
-            let near = nearest(&found, known.iter().copied());
-            let known = alternatives(known.iter().copied());
-            let help = match near {
-                Some(near) => format!("did you mean `{near}`? There is {known}"),
-                None => format!("there is {known}"),
-            };
-            (Fault::Choice { found }, Some(help))
-        }
-        Kind::UnknownField(name, known) => {
-            // figment has the key in the path where a map's own key is at fault.
-            if path.last() != Some(&name) {
-                path.push(name.clone());
-            }
-            let near = nearest(&name, known.iter().copied());
-            let known = alternatives(known.iter().copied());
-            let help = match near {
-                Some(near) => format!("did you mean `{near}`?"),
-                None if known.is_empty() => "the metric has no parameters".into(),
-                None => format!("known here: {known}"),
-            };
-            (Fault::UnknownKey, Some(help))
-        }
-        other => (Fault::Value(other.to_string()), None),
-    };
-    let help = help.or_else(|| key(&path).map(|key| key.help.clone()));
-    let problem = Problem::new(path, fault);
-    match help {
-        Some(help) => problem.help(help),
-        None => problem,
-    }
-}
-
-/// A value as a message shows it.
-pub(super) fn shown(value: &Actual) -> String {
-    match value {
-        Actual::Bool(value) => format!("`{value}`"),
-        Actual::Unsigned(value) => format!("the number {value}"),
-        Actual::Signed(value) => format!("the number {value}"),
-        Actual::Float(value) => format!("the number {value:?}"),
-        Actual::Str(text) => format!("the string {text:?}"),
-        Actual::Seq => "an array".into(),
-        Actual::Map => "a table".into(),
-        other => other.to_string(),
-    }
-}
-
-/// What a type is to the author of a recipe.
-fn kind(expected: String) -> String {
-    match expected.as_str() {
-        "f32" | "f64" => "a number",
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number from 0 on",
-        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
-        "a boolean" => "`true` or `false`",
-        "a sequence" => "an array",
-        "a map" => "a table",
-        expected if expected.starts_with("struct ") => "a table",
-        "path string" => "a path",
-        _ => return expected,
-    }
-    .into()
-}
-
-/// Reads values as what they should be, again and again, each time without what was found to be
-/// wrong: that finds all of it.
-pub(super) fn read_all<T>(
-    values: &mut Value,
-    read: impl Fn(&Value) -> figment::error::Result<T>,
-) -> (Option<T>, Vec<Problem>) {
-    let mut problems = Vec::new();
-    loop {
-        match read(values) {
-            Ok(found) => return (Some(found), problems),
-            Err(error) => {
-                let path = error.path.clone();
-                let unknown = match &error.kind {
-                    Kind::UnknownField(name, _) => Some(name.clone()),
-                    _ => None,
-                };
-                problems.extend(error.into_iter().map(typed));
-                let path = match unknown {
-                    Some(name) if path.last() != Some(&name) => [path, vec![name]].concat(),
-                    _ => path,
-                };
-                if problems.len() >= MOST_PROBLEMS || !remove(values, &path) {
-                    return (None, problems);
-                }
-            }
-        }
-    }
-}
-
-/// Removes the value at `path`, or the array that it is in; returns whether there was one.
-fn remove(value: &mut Value, path: &[String]) -> bool {
-    let Some((first, rest)) = path.split_first() else { return false };
-    let Value::Dict(_, dict) = value else { return false };
-    let inner = dict.get_mut(first).is_some_and(|value| match (value, rest) {
-        (Value::Array(_, items), [index, rest @ ..]) if !rest.is_empty() => {
-            let item = index.parse().ok().and_then(|index: usize| items.get_mut(index));
-            item.is_some_and(|item| remove(item, rest))
-        }
-        (value, rest) => remove(value, rest),
-    });
-    inner || dict.remove(first).is_some()
 }
 
 /// The ratio that the pattern implies, unless the recipe gives another.

@@ -2,17 +2,18 @@
 //! what editors complete and explain keys with, and where the keys' help comes from.
 
 use schemars::{
-    Schema, SchemaGenerator,
+    Schema,
     generate::SchemaSettings,
-    json_schema,
     transform::{RecursiveTransform, Transform},
 };
 use serde_json::{Map, Value, json};
 
-use super::{Recipe, extends::EXTENDS, sweep::SWEEP};
-use crate::evaluate::TASKS;
+use super::Recipe;
 
-/// What the keys of a recipe's file mean that a resolved recipe has not.
+/// The key of a recipe's file that names the recipe that it is built on.
+pub(super) const EXTENDS: &str = "extends";
+/// The table of a recipe's file that lists values for keys.
+pub(super) const SWEEP: &str = "sweep";
 const EXTENDS_HELP: &str = "Another recipe, relative to this one, that this one is built on: what this \
     one leaves out is what the other says. Tables are merged key by key, arrays replaced as a whole. \
     A preset is below both, and paths are relative to the recipe that they stand in.";
@@ -98,46 +99,6 @@ pub(super) fn plain() -> Schema {
         keys.insert(SWEEP.into(), json!({ "type": "object", "description": SWEEP_HELP }));
     }
     schema
-}
-
-/// The files of tasks, by the tasks' names.
-pub(super) fn tasks(_: &mut SchemaGenerator) -> Schema {
-    let file = |name: &str| json!({ "type": "string", "description": format!("The file of the questions of {name}.") });
-    let tasks: Map<String, Value> =
-        TASKS.iter().map(|task| (task.name.to_owned(), file(task.name))).collect();
-    json_schema!({ "type": "object", "properties": tasks, "additionalProperties": false })
-}
-
-/// A stage of the metric pipeline: `use`, and the parameters of the metric that it names.
-pub(super) fn stage(generator: &mut SchemaGenerator) -> Schema {
-    let of_use = json!({
-        "type": "string",
-        "description": "The metric's name; the table's other keys are its parameters."
-    });
-    let mut stage = json_schema!({
-        "type": "object",
-        "description": "A stage of the metric pipeline.",
-        "properties": { "use": of_use },
-        "required": ["use"]
-    });
-    // Two metrics of one name are an error of the pipeline's: here all names are still free.
-    let plugins = barber_metric::registered().unwrap_or_default();
-    let known = plugins.values().map(|plugin| {
-        let mut schema = plugin.schema(generator);
-        let mut keys = Map::new();
-        keys.insert("use".into(), json!({ "const": plugin.name, "description": plugin.help }));
-        if let Some(Value::Object(parameters)) = schema.remove("properties") {
-            keys.extend(parameters);
-        }
-        schema.insert("properties".into(), keys.into());
-        schema.insert("description".into(), plugin.help.into());
-        schema.to_value()
-    });
-    let known: Vec<Value> = known.collect();
-    if !known.is_empty() {
-        stage.insert("oneOf".into(), known.into());
-    }
-    stage
 }
 
 /// Leaves out what TOML has not, null, and what says nothing, and makes words a plain list.

@@ -8,18 +8,19 @@ use std::{
 
 use barber_metric::Needs;
 use bytesize::ByteSize;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{SeqAccess, Visitor, value::SeqAccessDeserializer},
 };
+use serde_json::{Map, Value, json};
 
 use super::{
     Device, Dtype, Format, Init, Pattern, Prompts, Refine, Scope, Selection, Stage, Text, preset,
-    schema,
 };
 use crate::{
     choice::{optional_word, word},
+    evaluate::TASKS,
     hub::is_name,
     prune::{Allocation, By, Side},
 };
@@ -362,7 +363,7 @@ pub struct Evaluate {
     /// Zero-shot tasks, each with a file of its questions, JSON Lines or Parquet in the data set's
     /// usual layout: `arc_easy = "arc_easy.jsonl"`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "schema::tasks")]
+    #[schemars(schema_with = "tasks")]
     pub tasks: BTreeMap<String, PathBuf>,
     /// How many questions of each task to ask at most. Left out: all.
     #[schemars(range(min = 1, max = MOST))]
@@ -455,6 +456,14 @@ impl Recipe {
         metrics.filter_map(needs).fold(init.needs, Needs::or)
     }
 
+    /// The texts and the tasks that a run reads.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = &Path> {
+        let calibration = self.calibration.source.iter().filter(|_| self.calibrates());
+        let perplexity = self.evaluate.perplexity.iter().map(|text| &text.path);
+        let files = calibration.chain(perplexity).chain(self.evaluate.tasks.values());
+        files.map(PathBuf::as_path)
+    }
+
     /// Whether the recipe gathers statistics on the calibration text.
     pub fn calibrates(&self) -> bool {
         self.allocation().is_some() || self.initial_needs().inputs() || !self.refine.is_empty()
@@ -511,4 +520,12 @@ fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
     }
 
     deserializer.deserialize_any(Texts)
+}
+
+/// The schema of tasks' files, by the tasks' names.
+fn tasks(_: &mut SchemaGenerator) -> Schema {
+    let file = |name: &str| json!({ "type": "string", "description": format!("The file of the questions of {name}.") });
+    let tasks: Map<String, Value> =
+        TASKS.iter().map(|task| (task.name.to_owned(), file(task.name))).collect();
+    json_schema!({ "type": "object", "properties": tasks, "additionalProperties": false })
 }

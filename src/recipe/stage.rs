@@ -3,12 +3,13 @@
 use std::{borrow::Cow, fmt};
 
 use figment::value::{Dict, Value};
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{MapAccess, Visitor},
     ser::SerializeMap,
 };
+use serde_json::{Map, json};
 
 /// A stage of the metric pipeline.
 ///
@@ -75,6 +76,33 @@ impl JsonSchema for Stage {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        super::schema::stage(generator)
+        let of_use = json!({
+            "type": "string",
+            "description": "The metric's name; the table's other keys are its parameters."
+        });
+        let mut stage = json_schema!({
+            "type": "object",
+            "description": "A stage of the metric pipeline.",
+            "properties": { "use": of_use },
+            "required": ["use"]
+        });
+        // Two metrics of one name are an error of the pipeline's: here all names are still free.
+        let plugins = barber_metric::registered().unwrap_or_default();
+        let known = plugins.values().map(|plugin| {
+            let mut schema = plugin.schema(generator);
+            let mut keys = Map::new();
+            keys.insert("use".into(), json!({ "const": plugin.name, "description": plugin.help }));
+            if let Some(serde_json::Value::Object(parameters)) = schema.remove("properties") {
+                keys.extend(parameters);
+            }
+            schema.insert("properties".into(), keys.into());
+            schema.insert("description".into(), plugin.help.into());
+            schema.to_value()
+        });
+        let known: Vec<_> = known.collect();
+        if !known.is_empty() {
+            stage.insert("oneOf".into(), known.into());
+        }
+        stage
     }
 }

@@ -7,9 +7,9 @@ use serde::Deserialize;
 
 use super::{
     RecipeError,
+    diagnose::typed,
     error::{Fault, Problem},
-    resolve::{read, typed},
-    text::Text,
+    text::{Text, read},
 };
 
 /// Several methods in several cases, each with several seeds.

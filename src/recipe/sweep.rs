@@ -3,14 +3,13 @@
 use figment::value::{Dict, Value};
 
 use super::{
+    diagnose::{shown, unknown},
     error::{Fault, Problem},
     keys::is_key,
     layers::{Layer, Merged, merge},
-    resolve::{shown, unknown},
+    schema::SWEEP,
 };
 
-/// The table of lists.
-pub(super) const SWEEP: &str = "sweep";
 /// More runs are surely a mistake.
 const MOST: usize = 1000;
 /// The most characters of a value in the name of a directory.

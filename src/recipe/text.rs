@@ -4,13 +4,15 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
+    path::Path,
     sync::Arc,
 };
 
 use figment::value::{Dict, Tag, Value};
 use toml::de::{DeTable, DeValue};
 
-use super::error::{Excerpt, Fault, Problem};
+use super::error::{Excerpt, Fault, Problem, RecipeError};
+use crate::limits;
 
 /// Deeper than any recipe: what is nested further is not looked into.
 const DEPTH: usize = 16;
@@ -192,4 +194,22 @@ fn scalar(value: &DeValue<'_>) -> Value {
         DeValue::Array(_) => Vec::<Value>::new().into(),
         DeValue::Table(_) => Dict::new().into(),
     }
+}
+
+/// The text of a file that is `what` it should be.
+pub(super) fn read(path: &Path, what: &str) -> Result<String, RecipeError> {
+    read_text(path).map_err(|why| {
+        let name = path.display().to_string();
+        let mut problem =
+            Problem::new(Vec::new(), Fault::Read(why)).help(format!("give the path of {what}"));
+        problem.origin = Some(name.clone());
+        RecipeError::new(&name, vec![problem])
+    })
+}
+
+/// The text of a file, or why it cannot be read.
+pub(super) fn read_text(path: &Path) -> Result<String, String> {
+    let bytes = limits::read(path, limits::RECIPE).map_err(|e| e.to_string())?;
+    String::from_utf8(bytes)
+        .map_err(|e| format!("not UTF-8 from byte {} on", e.utf8_error().valid_up_to()))
 }

@@ -58,8 +58,8 @@ const TOKEN: f64 = 600.0;
 pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
     let Pruning { start, single, stages, dense, ref calibration, stream_size, .. } = run.pruning;
     let head = (decoder.vocab_size * decoder.embedding.width) as f64;
-    let all: f64 = decoder.linears().map(|linear| linear.dims.len() as f64).sum();
-    let widest = decoder.linears().map(|linear| linear.dims.len() as f64).fold(0.0, f64::max);
+    let all: f64 = decoder.projections().map(|linear| linear.dims.len() as f64).sum();
+    let widest = decoder.projections().map(|linear| linear.dims.len() as f64).fold(0.0, f64::max);
     let has_grams = stages.iter().any(|stage| stage.needs_gram());
     let streams = if dense { 2.0 } else { 1.0 };
     let (mut cost, mut solver) = (Cost::default(), 0.0_f64);

@@ -12,7 +12,7 @@ use crate::{
         self, Executor, PartWeights, Positions, Stream, available_memory,
         ops::{self, InputGradient, Ops, Weight},
     },
-    family::{self, Decoder, HEAD, Inner, Linear, Norm, NormKind, Part, PositionLimit},
+    family::{self, Decoder, HEAD, Inner, Norm, NormKind, Part, PositionLimit, Projection},
     limits::SEQUENCE,
     mask::Mask,
 };
@@ -84,7 +84,7 @@ impl Error {
 fn named_as_in(reader: &Reader, mut decoder: Decoder) -> Decoder {
     let has = |name: &str| reader.tensor(name).is_ok();
     // Some checkpoints are of the decoder without its head.
-    let first = |decoder: &Decoder| has(&decoder.layers[0].attention.linears[0].weight);
+    let first = |decoder: &Decoder| has(&decoder.layers[0].attention.projections[0].weight);
     if !first(&decoder) {
         let bare = decoder.clone().without_prefix("model.");
         if first(&bare) {
@@ -210,7 +210,7 @@ impl<'a, D: Ops> Model<'a, D> {
     ///
     /// # Errors
     /// If a weight is not finite.
-    pub fn values(&self, linear: &Linear) -> Result<Vec<f32>, Error> {
+    pub fn values(&self, linear: &Projection) -> Result<Vec<f32>, Error> {
         Ok(self.read(&linear.weight, &[linear.dims.rows, linear.dims.columns])?)
     }
 
@@ -221,7 +221,7 @@ impl<'a, D: Ops> Model<'a, D> {
     pub fn part(&self, layer: usize, part: Part, pruned: &Pruned) -> Result<PartWeights<D>, Error> {
         let layer = &self.decoder.layers[layer];
         let mut linears = Vec::new();
-        for linear in layer.linears(part) {
+        for linear in layer.projections(part) {
             let values = match pruned.values(&linear.weight)? {
                 Some(changed) => changed,
                 None => self.values(linear)?,
@@ -232,7 +232,7 @@ impl<'a, D: Ops> Model<'a, D> {
         let norm = |norm: &Option<Norm>| norm.as_ref().map(|norm| self.norm(norm)).transpose();
         Ok(PartWeights {
             part,
-            names: of.linears.iter().map(|linear| linear.weight.clone()).collect(),
+            projections: of.projections.clone(),
             input_norm: norm(&of.input_norm)?,
             linears,
             inner: match &of.inner {
@@ -281,7 +281,7 @@ impl<'a, D: Ops> Model<'a, D> {
     ///
     /// # Errors
     /// If it cannot be read, or the device has not enough memory.
-    pub fn linear(&self, linear: &Linear) -> Result<Weight<D>, Error> {
+    pub fn linear(&self, linear: &Projection) -> Result<Weight<D>, Error> {
         self.weight(linear, self.values(linear)?, None)
     }
 
@@ -291,7 +291,7 @@ impl<'a, D: Ops> Model<'a, D> {
     /// If its bias cannot be read, or the device has not enough memory.
     pub fn weight(
         &self,
-        linear: &Linear,
+        linear: &Projection,
         mut values: Vec<f32>,
         mask: Option<&Mask>,
     ) -> Result<Weight<D>, Error> {

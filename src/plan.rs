@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    family::{self, Decoder, Layer, Linear, Part},
+    family::{self, Decoder, Layer, Part, Projection},
     mask::{Pattern, Scope},
 };
 
@@ -34,7 +34,7 @@ impl Group {
 pub struct Member {
     /// The part that it is in.
     pub part: Part,
-    /// Index into [`Layer::linears`] of the part.
+    /// Index into [`Layer::projections`] of the part.
     pub linear: usize,
     /// How it is pruned.
     pub rule: Rule,
@@ -98,9 +98,7 @@ impl Plan {
         let defaults: Vec<Block>;
         let blocks = if blocks.is_empty() {
             let own = decoder.default_blocks().into_iter();
-            let named = |block: family::Block| {
-                (block.name.into(), block.layers.into_iter().map(Into::into).collect())
-            };
+            let named = |block: family::Block| (block.name.into(), block.layers);
             defaults = own.map(named).collect();
             &defaults
         } else {
@@ -125,7 +123,7 @@ impl Plan {
         &'a self,
         decoder: &'a Decoder,
         layer: usize,
-    ) -> impl Iterator<Item = (Member, &'a Linear)> {
+    ) -> impl Iterator<Item = (Member, &'a Projection)> {
         let members = self.layers[layer].iter().flat_map(|group| &group.members);
         members.map(move |member| (*member, member.of(&decoder.layers[layer])))
     }
@@ -164,8 +162,8 @@ impl Plan {
 
 impl Member {
     /// The matrix in its decoder layer.
-    pub fn of(self, layer: &Layer) -> &Linear {
-        &layer.linears(self.part)[self.linear]
+    pub fn of(self, layer: &Layer) -> &Projection {
+        &layer.projections(self.part)[self.linear]
     }
 }
 
@@ -175,27 +173,26 @@ fn resolve(
     rule: impl Fn(&str) -> Option<Rule>,
 ) -> Result<Group, Error> {
     let mut found: BTreeSet<(Part, usize)> = BTreeSet::new();
+    let projections = || {
+        let of_part =
+            |part| layer.projections(part).iter().enumerate().map(move |(i, of)| (part, i, of));
+        Part::ALL.into_iter().flat_map(of_part)
+    };
     for wanted in wanted {
-        let place = Part::ALL.into_iter().find_map(|part| {
-            let i = layer.linears(part).iter().position(|linear| linear.name == wanted)?;
-            Some((part, i))
-        });
-        found.insert(place.ok_or_else(|| {
-            Error::UnknownLayer {
-                block: name.clone(),
-                layer: wanted.clone(),
-                known: Part::ALL
-                    .into_iter()
-                    .flat_map(|part| layer.linears(part))
-                    .map(|linear| linear.name)
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            }
-        })?);
+        let called = |(_, _, of): &(Part, usize, &Projection)| of.is_called(wanted);
+        let places = projections().filter(called).map(|(part, i, _)| (part, i));
+        found.extend(places);
+        if projections().all(|of| !called(&of)) {
+            let mut known: Vec<_> = projections().map(|(_, _, of)| of.short_name()).collect();
+            let mut seen = BTreeSet::new();
+            known.retain(|name| seen.insert(*name));
+            let (block, layer) = (name.clone(), wanted.clone());
+            return Err(Error::UnknownLayer { block, layer, known: known.join(", ") });
+        }
     }
     let parts: BTreeSet<Part> = found.iter().map(|(part, _)| *part).collect();
     let members = found.into_iter().filter_map(|(part, linear)| {
-        let rule = rule(&layer.linears(part)[linear].weight)?;
+        let rule = rule(&layer.projections(part)[linear].weight)?;
         Some(Member { part, linear, rule })
     });
     Ok(Group { name: name.clone(), members: members.collect(), parts: parts.into_iter().collect() })
@@ -204,6 +201,10 @@ fn resolve(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        family::{Feed, Role},
+        recipe::{Override, Recipe},
+    };
     use serde_json::json;
 
     fn decoder() -> Decoder {
@@ -244,7 +245,7 @@ mod tests {
         assert_eq!(first[..], [group("qk", Part::Attention, &[1]), group("down", Part::Mlp, &[2])]);
         assert_eq!(second[0], group("qk", Part::Attention, &[0, 1]));
         let decoder = decoder();
-        let names: Vec<_> = plan.matrices(&decoder, 1).map(|(_, linear)| linear.name).collect();
+        let names: Vec<_> = plan.matrices(&decoder, 1).map(|(_, of)| of.short_name()).collect();
         assert_eq!(names, ["q_proj", "k_proj", "down_proj"]);
     }
 
@@ -262,6 +263,65 @@ mod tests {
         let members: Vec<_> =
             plan.layers[0][1].members.iter().map(|m| (m.part, m.linear)).collect();
         assert_eq!(members, [(Part::Attention, 2), (Part::Mlp, 0)]);
+    }
+
+    /// A decoder whose MLPs have two experts.
+    fn of_experts() -> Decoder {
+        let mut decoder = decoder();
+        for (i, layer) in decoder.layers.iter_mut().enumerate() {
+            let dense = std::mem::take(&mut layer.mlp.projections);
+            let expert = |expert| {
+                let of = move |of: &Projection| {
+                    let name = format!("mlp.experts.{expert}.{}", of.short_name());
+                    let weight = format!("model.layers.{i}.{name}.weight");
+                    Projection { name, weight, expert: Some(expert), ..of.clone() }
+                };
+                dense.iter().map(of)
+            };
+            layer.mlp.projections = (0..2).flat_map(expert).collect();
+        }
+        decoder
+    }
+
+    #[test]
+    fn experts_are_projections() {
+        let decoder = of_experts();
+        let of = |of: &Projection| (of.name.clone(), of.role, of.feed(), of.expert);
+        let found: Vec<_> = decoder.layers[0].projections(Part::Mlp).iter().map(of).collect();
+        let expected = [
+            ("mlp.experts.0.gate_proj", Role::Gate, Feed::Hidden, 0),
+            ("mlp.experts.0.up_proj", Role::Up, Feed::Hidden, 0),
+            ("mlp.experts.0.down_proj", Role::Down, Feed::Inner, 0),
+            ("mlp.experts.1.gate_proj", Role::Gate, Feed::Hidden, 1),
+            ("mlp.experts.1.up_proj", Role::Up, Feed::Hidden, 1),
+            ("mlp.experts.1.down_proj", Role::Down, Feed::Inner, 1),
+        ];
+        assert_eq!(found, expected.map(|(name, role, feed, i)| (name.into(), role, feed, Some(i))));
+        let tensors: Vec<_> = decoder.tensors().map(|(name, _)| name).collect();
+        assert!(tensors.contains(&"model.layers.1.mlp.experts.1.up_proj.weight"), "{tensors:?}");
+
+        let recipe = Recipe {
+            overrides: vec![Override {
+                tensors: vec!["*.experts.1.*".into()],
+                ratio: Some(0.25),
+                ..Override::default()
+            }],
+            ..Recipe::default()
+        };
+        let rules = recipe.rules().unwrap();
+        let members = |blocks: &[Block]| {
+            let plan = Plan::new(&decoder, blocks, |name| rules.of(name)).unwrap();
+            let members = plan.layers[1].iter().flat_map(|group| &group.members);
+            let mlp = members.filter(|member| member.part == Part::Mlp);
+            mlp.map(|member| (member.linear, member.rule.ratio)).collect::<Vec<_>>()
+        };
+        let all = [(0, 0.5), (1, 0.5), (2, 0.5), (3, 0.25), (4, 0.25), (5, 0.25)];
+        assert_eq!(members(&[]), all);
+        assert_eq!(members(&[block("down", &["down_proj"])]), [all[2], all[5]]);
+        assert_eq!(members(&[block("one", &["experts.1.up_proj"])]), [all[4]]);
+        assert_eq!(members(&[block("one", &["mlp.experts.0.gate_proj"])]), [all[0]]);
+        let error = Plan::new(&decoder, &[block("b", &["proj"])], |_| Some(RULE)).unwrap_err();
+        assert!(error.to_string().ends_with("o_proj, gate_proj, up_proj, down_proj"), "{error}");
     }
 
     #[test]

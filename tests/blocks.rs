@@ -21,7 +21,7 @@ fn gradients_across_parts_are_those_of_finite_differences() {
         let reader = Reader::open(&Path::new("tests/fixtures/logits").join(name)).unwrap();
         let model = Model::new(&reader, Cpu::default()).unwrap();
         let mut pruned = Pruned::default();
-        for linear in model.decoder.linears() {
+        for linear in model.decoder.projections() {
             let mask = Mask::from_fn(linear.dims, |i| i % 3 != 0);
             pruned.masks.insert(linear.weight.clone(), mask);
         }
@@ -50,7 +50,7 @@ fn gradients_across_parts_are_those_of_finite_differences() {
                 let at = found.iter().position(|square| *square == largest).unwrap();
                 let shifted = |h: f32| {
                     let mut parts = dense.clone();
-                    let linear = &model.decoder.layers[0].linears(Part::ALL[part])[member];
+                    let linear = &model.decoder.layers[0].projections(Part::ALL[part])[member];
                     let mut values = model.values(linear).unwrap();
                     values[at] += h;
                     let bias = linear.bias.as_ref();

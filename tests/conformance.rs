@@ -118,7 +118,8 @@ fn family_conforms<D: Ops>(
     let model = Model::new(&reader, device).unwrap();
     let plan = |more: usize| {
         let rule = |name: &str| {
-            let dims = model.decoder.linears().find(|linear| linear.weight == name).unwrap().dims;
+            let dims =
+                model.decoder.projections().find(|linear| linear.weight == name).unwrap().dims;
             let blocks = if init == "sparsegpt" { dims.columns.div_ceil(128) } else { 1 };
             let ratio = ratio + (more * blocks) as f64 / dims.len() as f64;
             Some(Rule { pattern, ratio, count: None, scope: None })
@@ -144,7 +145,7 @@ fn family_conforms<D: Ops>(
     let initial =
         start(&model, &exact, &start_as, samples, Pruned::default(), &mut |_: Event<'_>| ())
             .unwrap();
-    assert_eq!(initial.masks.len(), model.decoder.linears().count());
+    assert_eq!(initial.masks.len(), model.decoder.projections().count());
     let (differ, entries) = case.differences("init", &initial.masks);
     // SparseGPT chooses each block of weights after what it made of those before.
     let most = if init == "sparsegpt" { 5 } else { 1 };

@@ -25,7 +25,7 @@ fn a_pass_takes_the_operations_of_its_shape() {
     let reader = Reader::open(Path::new("recipes/quickstart/model")).unwrap();
     let model = Model::new(&reader, Cpu::default()).unwrap();
     let mut pruned = Pruned::default();
-    for linear in model.decoder.linears() {
+    for linear in model.decoder.projections() {
         let mask = Mask::from_fn(linear.dims, |i| i % 3 != 0);
         pruned.masks.insert(linear.weight.clone(), mask);
     }

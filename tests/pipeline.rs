@@ -160,7 +160,7 @@ proptest! {
 
         let decoder = case.decoder();
         let is_pruned = |name: &str| {
-            !case.excludes(name) && decoder.linears().any(|linear| linear.weight == name)
+            !case.excludes(name) && decoder.projections().any(|linear| linear.weight == name)
         };
         prop_assert_eq!(dense.len(), sparse.len());
         for (name, tensor) in &dense {
@@ -179,7 +179,7 @@ proptest! {
         for layer in &decoder.layers {
             for part in [&layer.attention, &layer.mlp] {
                 let (mut pooled, mut expected) = (0, 0);
-                for linear in part.linears.iter().filter(|linear| is_pruned(&linear.weight)) {
+                for linear in part.projections.iter().filter(|linear| is_pruned(&linear.weight)) {
                     let zeros = zeros(&sparse[&linear.weight]);
                     let (rows, columns) = (linear.dims.rows, linear.dims.columns);
                     if let Some((n, m)) = case.tile {

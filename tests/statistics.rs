@@ -30,7 +30,7 @@ impl<'a> Tiny<'a> {
     fn new(reader: &'a Reader, part: Part) -> Self {
         let model = Model::new(reader, Cpu::default()).unwrap();
         let mut pruned = Pruned::default();
-        for linear in model.decoder.linears() {
+        for linear in model.decoder.projections() {
             let mask = Mask::from_fn(linear.dims, |i| i % 3 != 0);
             pruned.masks.insert(linear.weight.clone(), mask);
         }

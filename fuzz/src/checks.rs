@@ -113,7 +113,7 @@ pub(crate) fn config(data: &[u8]) {
         let numbers = shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
         assert!(numbers.is_some_and(|numbers| numbers > 0), "{name}: {shape:?}");
     }
-    for linear in decoder.linears() {
+    for linear in decoder.projections() {
         assert!(linear.dims.len().checked_mul(size_of::<f32>()).is_some());
     }
     if let Some(rope) = &decoder.rope {

@@ -221,7 +221,7 @@ fn matrices(model: &Model<'_, Cpu>, plan: &Plan) {
                 pruned.push(&linear.weight);
             }
         }
-        let parts = crate::family::Part::ALL.iter().flat_map(|part| layer.linears(*part));
+        let parts = crate::family::Part::ALL.iter().flat_map(|part| layer.projections(*part));
         for linear in parts.filter(|linear| !pruned.contains(&&linear.weight)) {
             left.entry(in_all_layers(&linear.weight, index)).or_default().push(index);
         }

@@ -164,7 +164,7 @@ impl Draft<'_> {
             let lines = textwrap::Options::new(WIDTH).initial_indent("# ").subsequent_indent("# ");
             textwrap::fill(&takes, lines)
         });
-        let last = decoder.linears().last().map_or("", |linear| linear.name);
+        let last = decoder.projections().last().map_or("", |of| of.short_name());
         let text = format!(
             include_str!("init.toml"),
             name = one_line(name),
@@ -241,10 +241,10 @@ fn linears(decoder: &Decoder) -> String {
     let layer = decoder.layers.first();
     let lines = layer.into_iter().flat_map(|layer| {
         Part::ALL.map(|part| {
-            let linears = layer.linears(part).iter();
+            let linears = layer.projections(part).iter();
             let linears: Vec<String> = linears
                 .map(|linear| {
-                    format!("{} {}×{}", linear.name, linear.dims.rows, linear.dims.columns)
+                    format!("{} {}×{}", linear.short_name(), linear.dims.rows, linear.dims.columns)
                 })
                 .collect();
             format!("#   {}: {}", part.name(), linears.join(", "))

@@ -12,7 +12,7 @@ pub(crate) const LOGITS: usize = 1 << 23;
 /// The share that the head has in the matrix products of an evaluation.
 pub(super) fn share(decoder: &Decoder) -> f64 {
     let head = (decoder.vocab_size * decoder.embedding.width) as f64;
-    let layers: usize = decoder.linears().map(|linear| linear.dims.len()).sum();
+    let layers: usize = decoder.projections().map(|linear| linear.dims.len()).sum();
     head / (head + layers as f64)
 }
 

@@ -1,15 +1,15 @@
 //! Outputs of the linear layers of a part, kept so that they are not computed again, or only as far
 //! as weights have changed since.
 
-use std::ops::Range;
+use std::rc::Rc;
 
 use super::{
     CacheShape, Error, Executor, PartShape, PartWeights, Store, Stream,
-    forward::Hook,
+    forward::{Hook, Input},
     ops::{Matrix, Ops},
     stream::Run,
 };
-use crate::family::Part;
+use crate::family::Feed;
 
 /// Bytes of outputs of a part that wait at most, beside the hidden states of so many tokens.
 pub(super) fn recorded_limit(recorded: Recorded, part: &PartShape, tokens: usize) -> usize {
@@ -17,7 +17,7 @@ pub(super) fn recorded_limit(recorded: Recorded, part: &PartShape, tokens: usize
         // With all that would fit, a small model's memory would be several times what its samples
         // need.
         Recorded::All => {
-            let channels = part.linears.last().map_or(0, |(outputs, _)| *outputs);
+            let channels = part.output().map_or(0, |of| of.outputs);
             (2 * tokens * channels * size_of::<f32>()).max(128 << 20)
         }
         // The result must not depend on the memory that a machine has.
@@ -30,12 +30,9 @@ pub(super) fn recorded_widths(
     recorded: Recorded,
     part: &PartShape,
 ) -> impl Iterator<Item = usize> + use<'_> {
-    let layers = match recorded {
-        Recorded::All => part.linears.len(),
-        Recorded::First => part.linears.len() - 1,
-    };
-    let outputs = part.linears[..layers].iter().map(|(outputs, _)| *outputs);
-    let attention = part.linears.last().map(|(_, inputs)| *inputs);
+    let wanted = part.linears.iter().filter(move |of| recorded.has(of.feed));
+    let outputs = wanted.map(|of| of.outputs);
+    let attention = part.output().map(|of| of.inputs);
     let has_attention = recorded == Recorded::All && part.attention.is_some();
     outputs.chain(attention.filter(|_| has_attention))
 }
@@ -76,6 +73,13 @@ pub enum Recorded {
     All,
     /// Those of the layers that share the part's input.
     First,
+}
+
+impl Recorded {
+    /// Whether the outputs of a projection that is fed so are recorded.
+    fn has(self, feed: Feed) -> bool {
+        self == Self::All || feed == Feed::Hidden
+    }
 }
 
 impl<D: Ops> Caching<'_, D> {
@@ -163,8 +167,8 @@ impl<D: Ops> KnownOutputs<'_, D> {
 /// Fills an [`ActivationCache`] in a pass.
 pub(super) struct Recorder<D: Ops> {
     pub(super) cache: ActivationCache<D>,
-    /// How many layers are recorded, from the first on.
-    layers: usize,
+    /// Whether the outputs of a projection are recorded.
+    wanted: Rc<[bool]>,
     attention: bool,
     /// How many runs are recorded, from the first on.
     runs: usize,
@@ -194,53 +198,54 @@ impl<D: Ops> Recorder<D> {
         let store = || storage.exact().store(count);
         let outputs = part.linears.iter().map(|_| store()).collect();
         let cache = ActivationCache { recorded, outputs, attention: store() };
-        let layers = part.linears.len() - usize::from(!is_all);
-        Self { cache, layers, attention: is_all && shape.attention.is_some(), runs }
+        let wanted = part.projections.iter().map(|of| recorded.has(of.feed())).collect();
+        Self { cache, wanted, attention: is_all && shape.attention.is_some(), runs }
     }
 
     /// What records a run, if it is one that is recorded.
     pub(super) fn recording(&self, run: usize) -> Option<Recording<D>> {
-        let Self { layers, attention, .. } = *self;
-        let new =
-            Recording { layers, wants_attention: attention, outputs: Vec::new(), attention: None };
+        let wanted = self.wanted.clone();
+        let (wants_attention, outputs) = (self.attention, Vec::new());
+        let new = Recording { wanted, wants_attention, outputs, attention: None };
         (run < self.runs).then_some(new)
     }
 
     /// Stores the outputs of a run.
     pub(super) fn add(&mut self, run: usize, recording: Recording<D>) -> Result<(), Error> {
         let ActivationCache { outputs, attention, .. } = &mut self.cache;
-        for (store, y) in outputs.iter_mut().zip(recording.outputs) {
-            store.put(run, y)?;
+        for (projection, y) in recording.outputs {
+            outputs[projection].put(run, y)?;
         }
         recording.attention.map_or(Ok(()), |o| attention.put(run, o))
     }
 }
 
-/// Takes the outputs of the first layers of a part for a run, and of attention where they are wanted.
+/// Takes the outputs of projections of a part for a run, and of attention where they are wanted.
 pub(super) struct Recording<D: Ops> {
-    layers: usize,
+    wanted: Rc<[bool]>,
     wants_attention: bool,
-    outputs: Vec<Matrix<D>>,
+    outputs: Vec<(usize, Matrix<D>)>,
     attention: Option<Matrix<D>>,
 }
 
 impl<D: Ops> Hook<D> for Recording<D> {
-    fn input(&mut self, _: Part, layers: Range<usize>, x: &Matrix<D>) -> Result<(), D::Err> {
-        if self.wants_attention && layers.start > 0 {
-            self.attention = Some(x.clone());
+    fn input(&mut self, input: &Input<'_, D>) -> Result<(), D::Err> {
+        if self.wants_attention && input.feed == Feed::Inner {
+            self.attention = Some(input.x.clone());
         }
         Ok(())
     }
 
-    fn output(&mut self, layer: usize, y: &Matrix<D>) {
-        if layer < self.layers {
-            self.outputs.push(y.clone());
+    fn output(&mut self, projection: usize, y: &Matrix<D>) {
+        if self.wanted[projection] {
+            self.outputs.push((projection, y.clone()));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use barber_metric::Dims;
     use dfdx::tensor::Cpu;
 
     use super::*;
@@ -249,7 +254,7 @@ mod tests {
             Found, Inner, Outputs, Pass, Positions, Targets,
             ops::{SparseProduct, Weight, testing::noise},
         },
-        family::Activation,
+        family::{Activation, Part, Projection, Role},
     };
 
     #[test]
@@ -257,12 +262,20 @@ mod tests {
         let (device, tokens, width, inner) = (Cpu::default(), 70, 6, 9);
         let mut values =
             [noise(inner * width, 1), noise(inner * width, 2), noise(inner * width, 3)];
+        let projection = |role| {
+            let dims = match role {
+                Role::Down => Dims { rows: width, columns: inner },
+                _ => Dims { rows: inner, columns: width },
+            };
+            let (name, weight) = (String::new(), String::new());
+            Projection { name, role, expert: None, weight, bias: None, dims }
+        };
         let part = |values: &[Vec<f32>; 3]| {
             let dims = [(inner, width), (inner, width), (width, inner)];
             let weights = values.iter().zip(dims);
             PartWeights {
                 part: Part::Mlp,
-                names: Vec::new(),
+                projections: [Role::Gate, Role::Up, Role::Down].map(projection).into(),
                 input_norm: None,
                 linears: weights
                     .map(|(w, dims)| Weight::new(&device, w, dims, None).unwrap())

@@ -8,7 +8,7 @@ use super::{
     activation_cache::{recorded_limit, recorded_widths},
     ops::{Ops, gram_numbers, scores},
 };
-use crate::family::{self, Attention, Sublayer};
+use crate::family::{self, Attention, Feed, Projection, Sublayer};
 
 /// Bytes of a number.
 const SIZE: f64 = size_of::<f32>() as f64;
@@ -16,14 +16,30 @@ const SIZE: f64 = size_of::<f32>() as f64;
 /// The shapes of a part of a decoder layer.
 #[derive(Clone, Debug)]
 pub struct PartShape {
-    /// Outputs and inputs of each linear layer.
-    pub(super) linears: Vec<(usize, usize)>,
+    /// The projections.
+    pub(super) linears: Vec<ProjectionShape>,
     pub(super) attention: Option<Attention>,
+}
+
+/// The shape of a projection, and what feeds it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ProjectionShape {
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+    pub(super) feed: Feed,
+    expert: Option<usize>,
+}
+
+impl From<&Projection> for ProjectionShape {
+    fn from(of: &Projection) -> Self {
+        let (outputs, inputs) = (of.dims.rows, of.dims.columns);
+        Self { outputs, inputs, feed: of.feed(), expert: of.expert }
+    }
 }
 
 impl From<&Sublayer> for PartShape {
     fn from(part: &Sublayer) -> Self {
-        let linears = part.linears.iter().map(|linear| (linear.dims.rows, linear.dims.columns));
+        let linears = part.projections.iter().map(ProjectionShape::from);
         let attention = match &part.inner {
             family::Inner::Attention(attention) => Some(attention.clone()),
             _ => None,
@@ -34,7 +50,7 @@ impl From<&Sublayer> for PartShape {
 
 impl<D: Ops> From<&PartWeights<D>> for PartShape {
     fn from(part: &PartWeights<D>) -> Self {
-        let linears = part.linears.iter().map(|linear| (linear.outputs(), linear.inputs()));
+        let linears = part.projections.iter().map(ProjectionShape::from);
         let attention = match &part.inner {
             Inner::Attention(attention, _) => Some(attention.clone()),
             _ => None,
@@ -203,10 +219,15 @@ impl<'a> PassShape<'a> {
         let members = self.probe.filter(|probe| probe.needs.gram);
         let members = members.map_or(&[][..], |probe| probe.members);
         self.parts.iter().zip(members).flat_map(|(part, members)| {
-            let last = part.linears.len() - 1;
-            let first = members.iter().find(|&&member| member < last);
-            let last = members.iter().find(|&&member| member == last);
-            first.into_iter().chain(last).map(|&member| part.linears[member].1)
+            let mut seen = Vec::new();
+            let members = members.iter().map(|&member| part.linears[member]);
+            // Those with one input share its Gram matrix.
+            let first = members.filter(move |of| {
+                let is_new = !seen.contains(&(of.feed, of.expert));
+                seen.push((of.feed, of.expert));
+                is_new
+            });
+            first.map(|of| of.inputs)
         })
     }
 
@@ -275,28 +296,33 @@ impl<'a> PassShape<'a> {
 }
 
 impl PartShape {
-    /// Weights of the first layers, which share the part's input, and of the last one.
+    /// Weights of the projections fed by the hidden states, and of those fed by the inner function.
     fn weights(&self) -> [f64; 2] {
-        let last = self.linears.len() - 1;
-        [(0..last).map(|i| self.weight(i)).sum(), self.weight(last)]
+        let fed = |feed| self.linears.iter().filter(move |of| of.feed == feed);
+        Feed::ALL.map(|feed| fed(feed).map(|of| (of.outputs * of.inputs) as f64).sum())
+    }
+
+    /// The projection whose output is the part's.
+    pub(super) fn output(&self) -> Option<&ProjectionShape> {
+        self.linears.iter().find(|of| of.feed == Feed::Inner)
     }
 
     /// The matrices that a pass makes of some rows of hidden states.
     fn matrices(&self, rows: f64, is_backward: bool) -> Rows {
         let mut all = Rows::default();
-        let Some(((width, inner), first)) = self.linears.split_last() else { return all };
+        let Some(output) = self.output() else { return all };
         // The normalised input, the output and its target; backward, their gradients.
-        all.add(*width, rows * if is_backward { 6.0 } else { 3.0 });
-        for (outputs, _) in first {
-            all.add(*outputs, rows * if is_backward { 2.0 } else { 1.0 });
+        all.add(output.outputs, rows * if is_backward { 6.0 } else { 3.0 });
+        for of in self.linears.iter().filter(|of| of.feed == Feed::Hidden) {
+            all.add(of.outputs, rows * if is_backward { 2.0 } else { 1.0 });
         }
-        all.add(*inner, rows);
+        all.add(output.inputs, rows);
         all
     }
 
-    /// The number of a linear layer's weights.
-    fn weight(&self, linear: usize) -> f64 {
-        let (outputs, inputs) = self.linears[linear];
-        (outputs * inputs) as f64
+    /// The number of a projection's weights.
+    fn weight(&self, projection: usize) -> f64 {
+        let of = self.linears[projection];
+        (of.outputs * of.inputs) as f64
     }
 }

@@ -1,20 +1,19 @@
 //! Activations are finite, or it is said which are not: a number that is none spreads over all that
 //! comes after it.
 
-use std::ops::Range;
-
 use super::{
     Error, PartWeights,
+    forward::Input,
     ops::{Matrix, Ops},
     stream::Batch,
 };
-use crate::family::Part;
+use crate::family::{Part, Projection};
 
 /// An input of linear layers that is not finite.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Broken {
     part: Part,
-    /// The first of the linear layers.
+    /// The first of the projections.
     linear: usize,
     place: Place,
 }
@@ -29,12 +28,15 @@ struct Place {
 
 impl Broken {
     /// What is not finite of the input of some linear layers of a part.
-    pub(super) fn find<D: Ops>(
-        part: Part,
-        layers: &Range<usize>,
-        x: &Matrix<D>,
-    ) -> Result<Option<Self>, D::Err> {
-        Ok(find(x)?.map(|place| Self { part, linear: layers.start, place }))
+    pub(super) fn find<D: Ops>(input: &Input<'_, D>) -> Result<Option<Self>, D::Err> {
+        let linear = input.projections.first().copied().unwrap_or_default();
+        let row = |row: usize| input.rows.map_or(row, |rows| rows[row]);
+        let of = |place: Place| Self {
+            part: input.part,
+            linear,
+            place: Place { row: row(place.row), ..place },
+        };
+        Ok(find(input.x)?.map(of))
     }
 }
 
@@ -53,8 +55,8 @@ impl<D: Ops> Batch<D> {
     ) -> Result<(), Error> {
         let Some(Broken { part, linear, place }) = broken else { return Ok(()) };
         let part = parts.iter().find(|weights| weights.part == part);
-        let name = part.and_then(|part| part.names.get(linear));
-        Err(self.error("input", name, place))
+        let of = part.and_then(|part| part.projections.get(linear));
+        Err(self.error("input", of, place))
     }
 
     /// That the hidden states that parts leave are finite.
@@ -66,19 +68,19 @@ impl<D: Ops> Batch<D> {
         match find(states).map_err(Error::device)? {
             None => Ok(()),
             Some(place) => {
-                let name = parts.last().and_then(|part| part.names.last());
-                Err(self.error("output", name, place))
+                let of = parts.last().and_then(|part| part.projections.get(part.output()));
+                Err(self.error("output", of, place))
             }
         }
     }
 
-    fn error(&self, what: &'static str, tensor: Option<&String>, place: Place) -> Error {
+    fn error(&self, what: &'static str, of: Option<&Projection>, place: Place) -> Error {
         let Place { row, column, value } = place;
         let sample = self.samples.iter().position(|sample| sample.contains(&row)).unwrap_or(0);
         let start = self.samples.get(sample).map_or(0, |sample| sample.start);
         Error::Activation {
             what,
-            tensor: tensor.cloned().unwrap_or_default(),
+            tensor: of.map(|of| of.weight.clone()).unwrap_or_default(),
             sample: self.first + sample,
             token: row - start,
             channel: column,

@@ -1,7 +1,5 @@
 //! The forward pass of one part of a decoder layer: one for all families.
 
-use std::ops::Range;
-
 use dfdx::tensor::Tape;
 
 use super::{
@@ -9,20 +7,20 @@ use super::{
     activation_cache::KnownOutputs,
     ops::{Heads, InputGradient, Matrix, Norm, Ops, Weight},
 };
-use crate::family::{Activation, Attention, Part};
+use crate::family::{Activation, Attention, Feed, Part, Projection};
 
 /// The weights of one part of a decoder layer.
 #[derive(Clone, Debug)]
 pub struct PartWeights<D: Ops> {
     /// Which part they are of.
     pub part: Part,
-    /// The tensor names of its linear layers' weights, for messages.
-    pub names: Vec<String>,
+    /// Its projections.
+    pub projections: Vec<Projection>,
     /// The norm before the part.
     pub input_norm: Option<Norm<D>>,
-    /// The linear layers, in the order of [`crate::family::Layer::linears`].
+    /// The weight of each projection.
     pub linears: Vec<Weight<D>>,
-    /// What happens between them.
+    /// The function inside it.
     pub inner: Inner<D>,
     /// The norm of the part's output.
     pub output_norm: Option<Norm<D>>,
@@ -30,7 +28,7 @@ pub struct PartWeights<D: Ops> {
     pub residual_norm: Option<Norm<D>>,
 }
 
-/// What happens between the linear layers of a part, as [`crate::family::Inner`] tells.
+/// The function inside a part, as [`crate::family::Inner`] tells.
 #[derive(Clone, Debug)]
 pub enum Inner<D: Ops> {
     /// Causal attention, with the norms of queries and keys.
@@ -69,7 +67,20 @@ impl<D: Ops> PartWeights<D> {
         normalise(D::add(output, states)?, self.residual_norm.as_ref())
     }
 
-    /// The same part, whose linear layers in `members` note what their gradients consist of.
+    /// The projections that are fed so.
+    pub(super) fn fed_by(&self, feed: Feed) -> Vec<usize> {
+        let all = self.projections.iter().enumerate();
+        all.filter(|(_, of)| of.feed() == feed).map(|(i, _)| i).collect()
+    }
+
+    /// The projection whose output is the part's. A part with experts has several, which nothing
+    /// runs yet.
+    pub(super) fn output(&self) -> usize {
+        let inner = self.projections.iter().position(|of| of.feed() == Feed::Inner);
+        inner.unwrap_or_default()
+    }
+
+    /// The part with projections in `members` that note what their gradients consist of.
     pub(super) fn traced(&self, members: &[usize]) -> Self {
         let mut traced = self.clone();
         members.iter().for_each(|&i| traced.linears[i] = traced.linears[i].traced());
@@ -77,14 +88,26 @@ impl<D: Ops> PartWeights<D> {
     }
 }
 
-/// Is shown the inputs and outputs of linear layers.
-pub(super) trait Hook<D: Ops> {
-    /// `x` is the input of these layers of a part.
-    fn input(&mut self, part: Part, layers: Range<usize>, x: &Matrix<D>) -> Result<(), D::Err>;
+/// The input of projections of a part that share it.
+pub(super) struct Input<'a, D: Ops> {
+    pub(super) part: Part,
+    pub(super) feed: Feed,
+    /// The projections.
+    pub(super) projections: &'a [usize],
+    /// Its rows among those of the batch, in their order: all of them if there are none.
+    pub(super) rows: Option<&'a [usize]>,
+    /// Its values, [tokens, channels].
+    pub(super) x: &'a Matrix<D>,
+}
 
-    /// `y` is the output of a layer.
-    fn output(&mut self, layer: usize, y: &Matrix<D>) {
-        let _ = (layer, y);
+/// Is shown the inputs and outputs of projections.
+pub(super) trait Hook<D: Ops> {
+    /// Is shown an input.
+    fn input(&mut self, input: &Input<'_, D>) -> Result<(), D::Err>;
+
+    /// `y` is the output of a projection.
+    fn output(&mut self, projection: usize, y: &Matrix<D>) {
+        let _ = (projection, y);
     }
 }
 
@@ -95,8 +118,8 @@ pub(super) struct Hooks<'a, D: Ops> {
 }
 
 impl<D: Ops> Hooks<'_, D> {
-    fn input(&mut self, part: Part, layers: Range<usize>, x: &Matrix<D>) -> Result<(), D::Err> {
-        self.hooks.iter_mut().try_for_each(|hook| hook.input(part, layers.clone(), x))
+    fn input(&mut self, input: &Input<'_, D>) -> Result<(), D::Err> {
+        self.hooks.iter_mut().try_for_each(|hook| hook.input(input))
     }
 }
 
@@ -109,16 +132,16 @@ impl<D: Ops> Default for Hooks<'_, D> {
 
 fn linear<D: Ops, T: Tape<f32, D> + 'static>(
     weights: &PartWeights<D>,
-    layer: usize,
+    projection: usize,
     x: Matrix<D, T>,
     input_gradient: InputGradient,
     hooks: &mut Hooks<'_, D>,
 ) -> Result<Matrix<D, T>, D::Err> {
     let (x, tape) = x.split_tape();
-    let known = hooks.known.output(layer, &x)?;
+    let known = hooks.known.output(projection, &x)?;
     let x = x.put_tape(tape);
-    let (y, tape) = D::linear(x, &weights.linears[layer], input_gradient, known)?.split_tape();
-    hooks.hooks.iter_mut().for_each(|hook| hook.output(layer, &y));
+    let (y, tape) = D::linear(x, &weights.linears[projection], input_gradient, known)?.split_tape();
+    hooks.hooks.iter_mut().for_each(|hook| hook.output(projection, &y));
     Ok(y.put_tape(tape))
 }
 
@@ -144,12 +167,11 @@ pub(super) fn forward_with<D: Ops, T: Tape<f32, D> + 'static>(
     hooks: &mut Hooks<'_, D>,
 ) -> Result<Matrix<D, T>, D::Err> {
     let inner = inner(weights, positions, input, input_gradient, hooks)?;
-    let last = weights.linears.len() - 1;
-    let output = linear(weights, last, inner, InputGradient::Wanted, hooks)?;
+    let output = linear(weights, weights.output(), inner, InputGradient::Wanted, hooks)?;
     normalise(output, weights.output_norm.as_ref())
 }
 
-/// The input of a part's last linear layer, for the part's normalised input.
+/// The input of the part's output projection, for the part's normalised input.
 pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
     weights: &PartWeights<D>,
     positions: &Positions,
@@ -157,15 +179,17 @@ pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
     input_gradient: InputGradient,
     hooks: &mut Hooks<'_, D>,
 ) -> Result<Matrix<D, T>, D::Err> {
-    let (linears, last) = (&weights.linears, weights.linears.len() - 1);
-    // The first layers share their input; the tape goes with the first of them.
+    let width = weights.linears[weights.output()].inputs();
+    // These projections share their input; the tape goes with the first of them.
     let (input, tape) = input.split_tape();
-    hooks.input(weights.part, 0..last, &input)?;
+    let of = |feed| (weights.part, feed, weights.fed_by(feed));
+    let (part, feed, fed) = of(Feed::Hidden);
+    hooks.input(&Input { part, feed, projections: &fed, rows: None, x: &input })?;
     let mut tape = Some(tape);
     let mut projections = Vec::with_capacity(3);
-    for layer in 0..last {
+    for projection in fed {
         let x = input.clone().put_tape(tape.take().unwrap_or_default());
-        projections.push(linear(weights, layer, x, input_gradient, hooks)?);
+        projections.push(linear(weights, projection, x, input_gradient, hooks)?);
     }
     let inner = match &weights.inner {
         Inner::Attention(attention, norms) => {
@@ -193,17 +217,17 @@ pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
             D::attention(q, k, v, heads, positions.masks.as_ref(), known)?
         }
         Inner::Gated(activation) => {
-            let width = linears[last].inputs();
             let [gate, up] = split(projections, [width, width])?;
             D::gated(gate, up, *activation)?
         }
         Inner::Plain(activation) => {
-            let [x] = split(projections, [linears[last].inputs()])?;
+            let [x] = split(projections, [width])?;
             D::activate(x, *activation)?
         }
     };
     let (inner, tape) = inner.split_tape();
-    hooks.input(weights.part, last..last + 1, &inner)?;
+    let (part, feed, fed) = of(Feed::Inner);
+    hooks.input(&Input { part, feed, projections: &fed, rows: None, x: &inner })?;
     Ok(inner.put_tape(tape))
 }
 

@@ -1,6 +1,6 @@
 //! What a pass gathers of linear layers: statistics of their inputs, and gradients of their weights.
 
-use std::{iter::zip, ops::Range, sync::Arc};
+use std::{borrow::Cow, iter::zip, ops::Range, sync::Arc};
 
 use barber_metric::{Dims, LayerStats, Needs};
 use rayon::prelude::*;
@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::{
     PartWeights, Side,
     finite::Broken,
-    forward::Hook,
+    forward::{Hook, Input},
     ops::{Matrix, Ops},
 };
 use crate::family::Part;
@@ -38,9 +38,12 @@ impl<'a> Probe<'a> {
     }
 }
 
-/// The statistics of one weight matrix; those that were not asked for are `None`.
+/// The statistics of one projection, over the rows (tokens) that it has seen; those that were not
+/// asked for are `None`. Means are over the samples that have such rows.
 #[derive(Clone, Debug, Default)]
 pub struct Statistics {
+    /// Number of rows that the projection has seen.
+    pub rows: usize,
     /// Mean over samples of the squared gradient, [rows, columns].
     pub squared_gradient: Option<Vec<f32>>,
     /// Sum over samples of the gradient, [rows, columns].
@@ -146,7 +149,7 @@ impl<'a, D: Ops> Gathered<'a, D> {
         let mut found = Vec::new();
         for (inputs, gradients) in zip(self.inputs, self.gradients) {
             let mut statistics = vec![Statistics::default(); gradients.len()];
-            inputs.finish(samples, &mut statistics)?;
+            inputs.finish(&mut statistics)?;
             for (statistics, GradientSums { squares, gradient }) in zip(&mut statistics, gradients)
             {
                 statistics.squared_gradient = squares.map(D::sums).transpose()?.map(mean);
@@ -179,8 +182,8 @@ impl<D: Ops> Default for Inputs<D> {
 }
 
 impl<D: Ops> Hook<D> for Inputs<D> {
-    fn input(&mut self, _: Part, _: Range<usize>, x: &Matrix<D>) -> Result<(), D::Err> {
-        self.0.push(x.clone());
+    fn input(&mut self, input: &Input<'_, D>) -> Result<(), D::Err> {
+        self.0.push(input.x.clone());
         Ok(())
     }
 }
@@ -195,30 +198,40 @@ pub(super) struct GatherInputs<'a, D: Ops> {
 }
 
 impl<D: Ops> Hook<D> for GatherInputs<'_, D> {
-    fn input(&mut self, part: Part, layers: Range<usize>, x: &Matrix<D>) -> Result<(), D::Err> {
+    fn input(&mut self, input: &Input<'_, D>) -> Result<(), D::Err> {
         let beside = self.beside.as_mut();
         let beside = beside.and_then(|(side, inputs)| Some((*side, inputs.next()?)));
         let x = match &beside {
             Some((Side::Dense, dense)) => dense,
-            _ => x,
+            _ => input.x,
         };
+        let input = Input { x, ..*input };
         if self.broken.is_none() {
-            self.broken = Broken::find(part, &layers, x)?;
+            self.broken = Broken::find(&input)?;
         }
-        let Some(sums) = self.sums.iter_mut().find(|sums| sums.part == part) else { return Ok(()) };
-        sums.add(layers.clone(), x, self.samples)?;
+        let sums = self.sums.iter_mut().find(|sums| sums.part == input.part);
+        let Some(sums) = sums else { return Ok(()) };
+        sums.add(&input, &among(input.rows, self.samples))?;
         match &beside {
-            Some((Side::Sparse, dense)) => sums.depart(&layers, x, dense),
+            Some((Side::Sparse, dense)) => sums.depart(&input, dense),
             _ => Ok(()),
         }
     }
 }
 
-/// The sums so far of one part's layers; those that share an input share them.
+/// The samples, which are rows of a batch, as rows of an input that has only some of those.
+fn among<'a>(rows: Option<&[usize]>, samples: &'a [Range<usize>]) -> Cow<'a, [Range<usize>]> {
+    let Some(rows) = rows else { return samples.into() };
+    let before = |end: usize| rows.partition_point(|row| *row < end);
+    let of = samples.iter().map(|sample| before(sample.start)..before(sample.end));
+    of.filter(|sample| !sample.is_empty()).collect()
+}
+
+/// The sums so far of one part's projections; those that share an input share them.
 #[derive(Debug)]
 struct InputSums<D: Ops> {
     part: Part,
-    /// The layers that are of interest.
+    /// The projections that are of interest.
     members: Vec<usize>,
     needs: Needs,
     sums: Vec<Sum<D>>,
@@ -226,11 +239,21 @@ struct InputSums<D: Ops> {
 
 #[derive(Debug)]
 struct Sum<D: Ops> {
-    layers: Vec<usize>,
+    projections: Vec<usize>,
     width: usize,
+    /// Number of rows, and of the samples that they are of.
+    rows: usize,
+    samples: usize,
     square: Vec<f32>,
     gram: Option<D::Sum>,
     departure: Option<D::Sum>,
+}
+
+impl<D: Ops> Sum<D> {
+    fn new(projections: Vec<usize>, width: usize) -> Self {
+        let (square, gram, departure) = (Vec::new(), None, None);
+        Self { projections, width, rows: 0, samples: 0, square, gram, departure }
+    }
 }
 
 impl<D: Ops> InputSums<D> {
@@ -238,25 +261,23 @@ impl<D: Ops> InputSums<D> {
         Self { part, members: members.to_vec(), needs, sums: Vec::new() }
     }
 
-    /// Adds samples: `x`, [tokens, channels], is the input of `layers`.
-    fn add(
-        &mut self,
-        layers: Range<usize>,
-        x: &Matrix<D>,
-        samples: &[Range<usize>],
-    ) -> Result<(), D::Err> {
-        let layers: Vec<usize> = layers.filter(|layer| self.members.contains(layer)).collect();
-        if layers.is_empty() || !self.needs.inputs() {
+    /// Adds an input, in which each of the samples has rows.
+    fn add(&mut self, input: &Input<'_, D>, samples: &[Range<usize>]) -> Result<(), D::Err> {
+        let (x, projections) = (input.x, input.projections.iter().copied());
+        let projections: Vec<usize> = projections.filter(|of| self.members.contains(of)).collect();
+        if projections.is_empty() || samples.is_empty() {
             return Ok(());
         }
-        let width = x.shape().1;
-        let known = self.sums.iter().position(|sum| sum.layers == layers);
+        let (height, width) = x.shape();
+        let known = self.sums.iter().position(|sum| sum.projections == projections);
         let place = known.unwrap_or_else(|| {
-            let (square, gram, departure) = (Vec::new(), None, None);
-            self.sums.push(Sum { layers, width, square, gram, departure });
+            self.sums.push(Sum::new(projections, width));
             self.sums.len() - 1
         });
-        let Sum { square, gram, .. } = &mut self.sums[place];
+        let sum = &mut self.sums[place];
+        sum.rows += height;
+        sum.samples += samples.len();
+        let Sum { square, gram, .. } = sum;
         if self.needs.input_square {
             square.resize(width, 0.0);
             for squares in D::column_squares(x, samples)? {
@@ -269,14 +290,12 @@ impl<D: Ops> InputSums<D> {
         Ok(())
     }
 
-    /// Adds how the input of `layers` on another stream differs from `x`, which was added.
-    fn depart(
-        &mut self,
-        layers: &Range<usize>,
-        x: &Matrix<D>,
-        other: &Matrix<D>,
-    ) -> Result<(), D::Err> {
-        let found = self.sums.iter_mut().find(|sum| sum.layers.iter().any(|l| layers.contains(l)));
+    /// Adds how an input on another stream differs from the input that was added.
+    fn depart(&mut self, input: &Input<'_, D>, other: &Matrix<D>) -> Result<(), D::Err> {
+        let x = input.x;
+        let is_of =
+            |sum: &&mut Sum<D>| sum.projections.iter().any(|i| input.projections.contains(i));
+        let found = self.sums.iter_mut().find(is_of);
         let Some(Sum { departure, width, .. }) = found.filter(|_| self.needs.gram) else {
             return Ok(());
         };
@@ -284,12 +303,13 @@ impl<D: Ops> InputSums<D> {
         D::add_product(sum, &D::difference(x, other)?, x)
     }
 
-    /// Hands the means over `samples` to each layer's statistics.
+    /// Hands the means over samples to each projection's statistics.
     ///
     /// # Errors
     /// If the device is lost.
-    fn finish(self, samples: usize, statistics: &mut [Statistics]) -> Result<(), D::Err> {
-        for Sum { layers, width, mut square, gram, departure } in self.sums {
+    fn finish(self, statistics: &mut [Statistics]) -> Result<(), D::Err> {
+        for sum in self.sums {
+            let Sum { projections, width, rows, samples, mut square, gram, departure } = sum;
             let mut gram = gram.map_or_else(|| Ok(Vec::new()), D::sums)?;
             mirror(&mut gram, width);
             let mut departure = departure.map_or_else(|| Ok(Vec::new()), D::sums)?;
@@ -298,10 +318,12 @@ impl<D: Ops> InputSums<D> {
             }
             let some = |sum: Vec<f32>| (!sum.is_empty()).then(|| Arc::new(sum));
             let (square, gram, departure) = (some(square), some(gram), some(departure));
-            for layer in layers {
-                statistics[layer].input_square.clone_from(&square);
-                statistics[layer].gram.clone_from(&gram);
-                statistics[layer].departure.clone_from(&departure);
+            for projection in projections {
+                let statistics = &mut statistics[projection];
+                statistics.rows = rows;
+                statistics.input_square.clone_from(&square);
+                statistics.gram.clone_from(&gram);
+                statistics.departure.clone_from(&departure);
             }
         }
         Ok(())
@@ -328,28 +350,86 @@ fn mirror(matrix: &mut [f32], width: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::executor::ops::testing::matrix;
+    use dfdx::tensor::Cpu;
 
-    #[test]
-    fn layers_that_share_an_input_share_its_statistics() {
+    use super::*;
+    use crate::{executor::ops::testing::matrix, family::Feed};
+
+    /// What is gathered of four projections of an MLP by inputs of some of their rows.
+    fn gathered(
+        members: &[usize],
+        samples: &[Range<usize>],
+        inputs: &[(&[usize], Option<&[usize]>, &Matrix<Cpu>)],
+    ) -> Vec<Statistics> {
         let needs = Needs::INPUT_SQUARE.or(Needs::GRAM);
-        let mut sums = [InputSums::new(Part::Mlp, &[1, 2], needs)];
-        let x = matrix([1.0, 2.0, 3.0, 4.0, 0.0, 2.0, 0.0, 0.0].to_vec(), (4, 2));
-        let samples = [0..2, 2..4];
-        let mut hook =
-            GatherInputs { sums: &mut sums, samples: &samples, beside: None, broken: None };
-        hook.input(Part::Mlp, 1..3, &x).unwrap();
-        hook.input(Part::Mlp, 3..4, &x).unwrap();
-        hook.input(Part::Attention, 1..3, &x).unwrap();
+        let mut sums = [InputSums::new(Part::Mlp, members, needs)];
+        let mut hook = GatherInputs { sums: &mut sums, samples, beside: None, broken: None };
+        for part in [Part::Mlp, Part::Attention] {
+            for &(projections, rows, x) in inputs {
+                let of = if part == Part::Mlp { projections } else { &[1, 2] };
+                hook.input(&Input { part, feed: Feed::Hidden, projections: of, rows, x }).unwrap();
+            }
+        }
         let mut statistics = vec![Statistics::default(); 4];
         let [sums] = sums;
-        sums.finish(2, &mut statistics).unwrap();
+        sums.finish(&mut statistics).unwrap();
+        statistics
+    }
+
+    #[test]
+    fn projections_that_share_an_input_share_its_statistics() {
+        let x = matrix([1.0, 2.0, 3.0, 4.0, 0.0, 2.0, 0.0, 0.0].to_vec(), (4, 2));
+        let inputs: [(&[usize], _, _); 2] = [(&[1, 2], None, &x), (&[3], None, &x)];
+        let statistics = gathered(&[1, 2], &[0..2, 2..4], &inputs);
         for found in &statistics[1..3] {
+            assert_eq!(found.rows, 4);
             assert_eq!(found.input_square.as_ref().unwrap()[..], [5.0, 12.0]);
             assert_eq!(found.gram.as_ref().unwrap()[..], [5.0, 7.0, 7.0, 12.0]);
         }
         assert!(statistics[3].gram.is_none() && statistics[0].input_square.is_none());
+        assert_eq!((statistics[0].rows, statistics[3].rows), (0, 0));
+    }
+
+    #[test]
+    fn the_statistics_of_an_expert_are_of_its_own_rows() {
+        // Three samples of two tokens. The first expert sees three tokens of two samples, the second
+        // one the others, of which two are of one sample.
+        let samples = [0..2, 2..4, 4..6];
+        let [first, second] = [[0, 1, 4], [2, 3, 5]];
+        let x = matrix([1.0, 2.0, 3.0, 4.0, 5.0, 6.0].to_vec(), (3, 2));
+        let y = matrix([1.0, 0.0, 0.0, 1.0, 0.0, 2.0].to_vec(), (3, 2));
+        let inputs: [(&[usize], _, _); 2] =
+            [(&[0, 1], Some(&first[..]), &x), (&[2, 3], Some(&second[..]), &y)];
+        let statistics = gathered(&[0, 1, 2, 3], &samples, &inputs);
+        for (found, square, gram) in [
+            (&statistics[0], [17.5, 28.0], [17.5, 22.0, 22.0, 28.0]),
+            (&statistics[1], [17.5, 28.0], [17.5, 22.0, 22.0, 28.0]),
+            (&statistics[2], [0.5, 2.5], [0.5, 0.0, 0.0, 2.5]),
+            (&statistics[3], [0.5, 2.5], [0.5, 0.0, 0.0, 2.5]),
+        ] {
+            assert_eq!(found.rows, 3);
+            assert_eq!(found.input_square.as_ref().unwrap()[..], square);
+            assert_eq!(found.gram.as_ref().unwrap()[..], gram);
+        }
+        // One expert alone sees no sample but those of its rows.
+        let alone: [(&[usize], _, _); 2] = [(&[0], Some(&first[..]), &x), (&[2], Some(&[]), &x)];
+        let statistics = gathered(&[0, 2], &samples, &alone);
+        assert_eq!(statistics[0].input_square.as_ref().unwrap()[..], [17.5, 28.0]);
+        assert!(statistics[2].rows == 0 && statistics[2].gram.is_none());
+    }
+
+    #[test]
+    fn what_is_not_finite_is_named_by_its_row_of_the_batch() {
+        let x = matrix([1.0, 2.0, f32::NAN, 4.0].to_vec(), (2, 2));
+        let input = Input {
+            part: Part::Mlp,
+            feed: Feed::Hidden,
+            projections: &[2, 3],
+            rows: Some(&[1, 5]),
+            x: &x,
+        };
+        let found = format!("{:?}", Broken::find(&input).unwrap().unwrap());
+        assert!(found.contains("linear: 2") && found.contains("row: 5"), "{found}");
     }
 
     #[test]

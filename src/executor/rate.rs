@@ -25,7 +25,7 @@ const OUTPUTS: usize = 1024;
 /// If the device has not enough memory, or is lost.
 pub fn rate<D: Ops>(device: &D, decoder: &Decoder, work: f64) -> Result<f64, Error> {
     let mut shapes: BTreeMap<(usize, usize), f64> = BTreeMap::new();
-    for linear in decoder.linears() {
+    for linear in decoder.projections() {
         *shapes.entry((linear.dims.rows, linear.dims.columns)).or_default() +=
             linear.dims.len() as f64;
     }

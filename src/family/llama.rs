@@ -99,12 +99,23 @@ mod tests {
 
     #[test]
     fn groups_by_part() {
-        let block = |name, layers: &[&'static str]| Block { name, layers: layers.to_vec() };
+        let block = |name, layers: &[&str]| Block {
+            name,
+            layers: layers.iter().map(|&name| name.into()).collect(),
+        };
         assert_eq!(
             decoder(&config()).unwrap().default_blocks(),
             [
-                block("self-attention", &["q_proj", "k_proj", "v_proj", "o_proj"]),
-                block("mlp", &["gate_proj", "up_proj", "down_proj"]),
+                block(
+                    "self-attention",
+                    &[
+                        "self_attn.q_proj",
+                        "self_attn.k_proj",
+                        "self_attn.v_proj",
+                        "self_attn.o_proj"
+                    ]
+                ),
+                block("mlp", &["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]),
             ]
         );
     }

@@ -58,8 +58,8 @@ pub static FAMILIES: &[Family] = &[
 ///     "tie_word_embeddings": true,
 /// });
 /// let decoder = llm_barber::family::decoder(&config)?;
-/// assert_eq!(decoder.layers[1].attention.linears[1].weight, "model.layers.1.self_attn.k_proj.weight");
-/// assert_eq!(decoder.layers[1].attention.linears[1].dims.rows, 32);
+/// assert_eq!(decoder.layers[1].attention.projections[1].weight, "model.layers.1.self_attn.k_proj.weight");
+/// assert_eq!(decoder.layers[1].attention.projections[1].dims.rows, 32);
 /// # Ok::<(), llm_barber::family::Error>(())
 /// ```
 pub fn decoder(config: &Value) -> Result<Decoder, Error> {
@@ -93,7 +93,7 @@ pub struct Decoder {
     /// The last norm, where there is one.
     pub final_norm: Option<Norm>,
     /// From the last hidden states to the width of the embedding, where that is another.
-    pub project_out: Option<Linear>,
+    pub project_out: Option<Projection>,
     /// Tensor name of the output head, [vocab_size, embedding width]: the embedding's where they
     /// are tied.
     pub head: String,
@@ -111,7 +111,7 @@ pub struct Embedding {
     /// What its rows are multiplied by.
     pub scale: f32,
     /// To the width of the hidden states, where that is another.
-    pub project_in: Option<Linear>,
+    pub project_in: Option<Projection>,
     /// The learned position code, where there is one.
     pub positions: Option<LearnedPositions>,
 }
@@ -136,14 +136,16 @@ pub struct Layer {
     pub mlp: Sublayer,
 }
 
-/// A part of a decoder layer: x + output_norm(output(inner(inputs(input_norm(x))))).
+/// A part of a decoder layer: x + output_norm(y), where the projections fed by [`Feed::Hidden`] see
+/// input_norm(x), those fed by [`Feed::Inner`] see what `inner` makes of their outputs, and y is the
+/// sum of the latter's outputs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sublayer {
     /// The norm before it.
     pub input_norm: Option<Norm>,
-    /// The linear layers: those that see the input, then the output projection.
-    pub linears: Vec<Linear>,
-    /// What happens between them.
+    /// The projections, those of one expert together; what feeds a projection comes before it.
+    pub projections: Vec<Projection>,
+    /// The function between those fed by the hidden states and those that it feeds.
     pub inner: Inner,
     /// The norm of its output, before it is added to the hidden states.
     pub output_norm: Option<Norm>,
@@ -151,15 +153,14 @@ pub struct Sublayer {
     pub residual_norm: Option<Norm>,
 }
 
-/// What happens between the linear layers of a part.
+/// The function inside a part of a decoder layer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Inner {
-    /// Causal attention of the query, key and value projections, which are three linear layers or
-    /// one, one above the other.
+    /// Causal attention of queries, keys and values.
     Attention(Attention),
-    /// activation(gate) · up of two linear layers, or of one that has both, one above the other.
+    /// activation(gate) · up.
     Gated(Activation),
-    /// The activation of one linear layer.
+    /// activation(up).
     Plain(Activation),
 }
 
@@ -208,17 +209,60 @@ pub enum NormKind {
     Layer,
 }
 
-/// A linear layer: y = x Wᵀ + b.
+/// A linear projection: y = x Wᵀ + b.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Linear {
-    /// What a recipe's `[[blocks]]` calls it, such as `q_proj`.
-    pub name: &'static str,
+pub struct Projection {
+    /// Name in its decoder layer, such as `self_attn.q_proj` or `mlp.experts.3.up_proj`.
+    pub name: String,
+    /// What it computes.
+    pub role: Role,
+    /// Number of the expert that it is of, where it is of one: it sees that expert's tokens alone.
+    pub expert: Option<usize>,
     /// Tensor name of its weight, [rows, columns].
     pub weight: String,
     /// Tensor name of its bias, `[rows]`, where it has one.
     pub bias: Option<String>,
     /// The shape of its weight.
     pub dims: Dims,
+}
+
+/// What a projection computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Queries.
+    Query,
+    /// Keys.
+    Key,
+    /// Values.
+    Value,
+    /// Queries, keys and values, one above the other.
+    QueryKeyValue,
+    /// The output of attention.
+    Output,
+    /// The gate of a gated MLP.
+    Gate,
+    /// The inner states of an MLP.
+    Up,
+    /// Gate and inner states, one above the other.
+    GateUp,
+    /// The output of an MLP.
+    Down,
+    /// Hidden states of embeddings of another width, or embeddings of hidden states.
+    Embedding,
+}
+
+/// What feeds a projection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feed {
+    /// The hidden states, normalised where the part has a norm.
+    Hidden,
+    /// The part's [`Inner`] function: of an expert's projection, of the same expert's.
+    Inner,
+}
+
+impl Feed {
+    /// Every feed, in the order in which a pass reaches them.
+    pub const ALL: [Self; 2] = [Self::Hidden, Self::Inner];
 }
 
 /// The parts of a decoder layer that have an output of their own.
@@ -243,13 +287,13 @@ impl Part {
     }
 }
 
-/// Linear layers whose masks are rebuilt as one.
+/// Projections whose masks are rebuilt as one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
     /// What reports call it.
     pub name: &'static str,
-    /// The [`Linear::name`]s in it.
-    pub layers: Vec<&'static str>,
+    /// The [`Projection::name`]s in it.
+    pub layers: Vec<String>,
 }
 
 /// The longest sequence that a model has positions for.
@@ -284,14 +328,14 @@ impl Decoder {
     /// The family's own grouping, for a recipe that gives none: a block for each [`Part`].
     pub fn default_blocks(&self) -> Vec<Block> {
         let Some(layer) = self.layers.first() else { return Vec::new() };
-        let names = |part| layer.linears(part).iter().map(|linear| linear.name).collect();
+        let names = |part| layer.projections(part).iter().map(|of| of.name.clone()).collect();
         Part::ALL.map(|part| Block { name: part.name(), layers: names(part) }).into()
     }
 
-    /// Every linear layer of the decoder layers.
-    pub fn linears(&self) -> impl Iterator<Item = &Linear> + Clone {
+    /// Every projection of the decoder layers.
+    pub fn projections(&self) -> impl Iterator<Item = &Projection> + Clone {
         let parts = self.layers.iter().flat_map(|layer| Part::ALL.map(|part| (layer, part)));
-        parts.flat_map(|(layer, part)| layer.linears(part))
+        parts.flat_map(|(layer, part)| layer.projections(part))
     }
 
     /// The name and shape of every tensor that the checkpoint must hold, in the model's order; a
@@ -307,10 +351,10 @@ impl Decoder {
         let head = (self.head != self.embedding.weight).then(|| table(self.head.as_str()));
         once(table(self.embedding.weight.as_str()))
             .chain(positions)
-            .chain(self.embedding.project_in.iter().flat_map(Linear::tensors))
+            .chain(self.embedding.project_in.iter().flat_map(Projection::tensors))
             .chain(parts.flat_map(Sublayer::tensors))
             .chain(self.final_norm.iter().flat_map(Norm::tensors))
-            .chain(self.project_out.iter().flat_map(Linear::tensors))
+            .chain(self.project_out.iter().flat_map(Projection::tensors))
             .chain(head)
     }
 
@@ -326,18 +370,18 @@ impl Decoder {
             norm.weight.as_mut().map(strip);
             norm.bias.as_mut().map(strip);
         };
-        let linear = |linear: &mut Linear| {
-            strip(&mut linear.weight);
-            linear.bias.as_mut().map(strip);
+        let projection = |of: &mut Projection| {
+            strip(&mut of.weight);
+            of.bias.as_mut().map(strip);
         };
         strip(&mut self.embedding.weight);
         strip(&mut self.head);
         self.embedding.positions.iter_mut().for_each(|positions| strip(&mut positions.weight));
-        self.embedding.project_in.iter_mut().chain(&mut self.project_out).for_each(linear);
+        self.embedding.project_in.iter_mut().chain(&mut self.project_out).for_each(projection);
         self.final_norm.iter_mut().for_each(norm);
         for part in self.layers.iter_mut().flat_map(|layer| [&mut layer.attention, &mut layer.mlp])
         {
-            part.linears.iter_mut().for_each(linear);
+            part.projections.iter_mut().for_each(projection);
             let norms = [&mut part.input_norm, &mut part.output_norm, &mut part.residual_norm];
             norms.into_iter().flatten().for_each(norm);
             if let Inner::Attention(Attention { head_norms: Some(norms), .. }) = &mut part.inner {
@@ -362,11 +406,30 @@ impl Sublayer {
         };
         let norms = self.input_norm.iter().chain(head_norms.into_iter().flatten());
         let norms = norms.chain(&self.output_norm).chain(&self.residual_norm);
-        norms.flat_map(Norm::tensors).chain(self.linears.iter().flat_map(Linear::tensors))
+        norms.flat_map(Norm::tensors).chain(self.projections.iter().flat_map(Projection::tensors))
     }
 }
 
-impl Linear {
+impl Projection {
+    /// What feeds it.
+    pub const fn feed(&self) -> Feed {
+        match self.role {
+            Role::Output | Role::Down => Feed::Inner,
+            _ => Feed::Hidden,
+        }
+    }
+
+    /// Last segment of its name, such as `q_proj`, which the projections of a role share.
+    pub fn short_name(&self) -> &str {
+        self.name.rsplit('.').next().unwrap_or_default()
+    }
+
+    /// Whether a recipe's `[[blocks]]` means it by `name`: its name, or the end of that from a dot on.
+    pub fn is_called(&self, name: &str) -> bool {
+        let before = self.name.strip_suffix(name);
+        before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
+    }
+
     /// The name and shape of its weight and, where it has one, its bias.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
         let bias = self.bias.iter().map(|bias| (bias.as_str(), vec![self.dims.rows]));
@@ -383,9 +446,9 @@ impl Layer {
         }
     }
 
-    /// The linear layers of one part.
-    pub fn linears(&self, part: Part) -> &[Linear] {
-        &self.part(part).linears
+    /// The projections of one part.
+    pub fn projections(&self, part: Part) -> &[Projection] {
+        &self.part(part).projections
     }
 }
 

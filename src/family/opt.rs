@@ -1,10 +1,10 @@
 //! The OPT family (arXiv 2205.01068): layer norms, learned positions, a plain MLP, biases.
 
 use super::{
-    Activation, Attention, Decoder, Embedding, Family, HEAD, Inner, Layer, LearnedPositions,
-    Linear, Norm, NormKind, Sublayer, activation,
+    Activation, Attention, Decoder, Embedding, Family, HEAD, Inner, Layer, LearnedPositions, Norm,
+    NormKind, Projection, Role, Sublayer, activation,
     config::{Error, Object},
-    rms::linear,
+    rms::projection,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -42,9 +42,9 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         epsilon: 1e-5,
         kind: NormKind::Layer,
     };
-    let part = |norm: Norm, linears, inner| Sublayer {
+    let part = |norm: Norm, projections, inner| Sublayer {
         input_norm: before.then(|| norm.clone()),
-        linears,
+        projections,
         inner,
         output_norm: None,
         residual_norm: (!before).then_some(norm),
@@ -52,8 +52,8 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
     let layer = |index: usize| {
         let prefix = format!("model.decoder.layers.{index}");
         let named = |name: &str| norm(format!("{prefix}.{name}"));
-        let of_attention = format!("{prefix}.self_attn");
-        let attention = |name| linear(&of_attention, name, hidden_size, hidden_size, biased);
+        let attention =
+            |(name, role)| projection(&prefix, name, role, (hidden_size, hidden_size), biased);
         let heads = Attention {
             heads,
             kv_heads: heads,
@@ -66,22 +66,31 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         Layer {
             attention: part(
                 named("self_attn_layer_norm"),
-                ["q_proj", "k_proj", "v_proj", "out_proj"].map(attention).into(),
+                [
+                    ("self_attn.q_proj", Role::Query),
+                    ("self_attn.k_proj", Role::Key),
+                    ("self_attn.v_proj", Role::Value),
+                    ("self_attn.out_proj", Role::Output),
+                ]
+                .map(attention)
+                .into(),
                 Inner::Attention(heads),
             ),
             mlp: part(
                 named("final_layer_norm"),
                 vec![
-                    linear(&prefix, "fc1", inner, hidden_size, biased),
-                    linear(&prefix, "fc2", hidden_size, inner, biased),
+                    projection(&prefix, "fc1", Role::Up, (inner, hidden_size), biased),
+                    projection(&prefix, "fc2", Role::Down, (hidden_size, inner), biased),
                 ],
                 Inner::Plain(activation),
             ),
         }
     };
     let width = config.size("word_embed_proj_dim")?.unwrap_or(hidden_size);
-    let project = |name, rows, columns| -> Option<Linear> {
-        (width != hidden_size).then(|| linear("model.decoder", name, rows, columns, false))
+    let project = |name, rows, columns| -> Option<Projection> {
+        let projection =
+            || projection("model.decoder", name, Role::Embedding, (rows, columns), false);
+        (width != hidden_size).then(projection)
     };
     let final_norm = before && !config.boolean("_remove_final_layer_norm")?.unwrap_or(false);
     let weight = "model.decoder.embed_tokens.weight".to_owned();

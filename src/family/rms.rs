@@ -4,8 +4,8 @@
 use barber_metric::Dims;
 
 use super::{
-    Activation, Attention, Decoder, Embedding, HEAD, Inner, Layer, Linear, Norm, NormKind,
-    Sublayer, activation,
+    Activation, Attention, Decoder, Embedding, HEAD, Inner, Layer, Norm, NormKind, Projection,
+    Role, Sublayer, activation,
     config::{self, Error, Object},
     rope,
 };
@@ -139,14 +139,14 @@ impl Style {
             Layer {
                 attention: Sublayer {
                     input_norm: Some(named("input_layernorm")),
-                    linears: self.attention(&format!("{prefix}.self_attn"), &shape),
+                    projections: self.attention(&prefix, &shape),
                     inner: Inner::Attention(attention),
                     output_norm: after_attention,
                     residual_norm: None,
                 },
                 mlp: Sublayer {
                     input_norm: before_mlp,
-                    linears: self.mlp(&format!("{prefix}.mlp"), &shape),
+                    projections: self.mlp(&prefix, &shape),
                     inner: Inner::Gated(activation),
                     output_norm: after_mlp,
                     residual_norm: None,
@@ -211,28 +211,33 @@ impl Style {
         }
     }
 
-    fn attention(&self, prefix: &str, shape: &Shape) -> Vec<Linear> {
+    fn attention(&self, layer: &str, shape: &Shape) -> Vec<Projection> {
         let &Shape { hidden_size: hidden, queries, keys, .. } = shape;
-        let input = |name, rows| linear(prefix, name, rows, hidden, self.qkv_bias);
-        let mut linears = if self.fused {
-            vec![input("qkv_proj", queries + 2 * keys)]
+        let input = |name, role, rows| projection(layer, name, role, (rows, hidden), self.qkv_bias);
+        let mut all = if self.fused {
+            vec![input("self_attn.qkv_proj", Role::QueryKeyValue, queries + 2 * keys)]
         } else {
-            vec![input("q_proj", queries), input("k_proj", keys), input("v_proj", keys)]
+            vec![
+                input("self_attn.q_proj", Role::Query, queries),
+                input("self_attn.k_proj", Role::Key, keys),
+                input("self_attn.v_proj", Role::Value, keys),
+            ]
         };
-        linears.push(linear(prefix, "o_proj", hidden, queries, self.output_bias));
-        linears
+        let (name, dims) = ("self_attn.o_proj", (hidden, queries));
+        all.push(projection(layer, name, Role::Output, dims, self.output_bias));
+        all
     }
 
-    fn mlp(&self, prefix: &str, shape: &Shape) -> Vec<Linear> {
+    fn mlp(&self, layer: &str, shape: &Shape) -> Vec<Projection> {
         let &Shape { hidden_size: hidden, intermediate_size: inner, .. } = shape;
-        let input = |name, rows| linear(prefix, name, rows, hidden, self.mlp_bias);
-        let mut linears = if self.fused {
-            vec![input("gate_up_proj", 2 * inner)]
+        let input = |name, role, rows| projection(layer, name, role, (rows, hidden), self.mlp_bias);
+        let mut all = if self.fused {
+            vec![input("mlp.gate_up_proj", Role::GateUp, 2 * inner)]
         } else {
-            vec![input("gate_proj", inner), input("up_proj", inner)]
+            vec![input("mlp.gate_proj", Role::Gate, inner), input("mlp.up_proj", Role::Up, inner)]
         };
-        linears.push(linear(prefix, "down_proj", hidden, inner, self.mlp_bias));
-        linears
+        all.push(projection(layer, "mlp.down_proj", Role::Down, (hidden, inner), self.mlp_bias));
+        all
     }
 }
 
@@ -244,18 +249,20 @@ struct Shape {
     keys: usize,
 }
 
-/// The linear layer `name` under `prefix`.
-pub(super) fn linear(
-    prefix: &str,
-    name: &'static str,
-    rows: usize,
-    columns: usize,
+/// The projection of this name in a decoder layer, whose tensors are under `layer`.
+pub(super) fn projection(
+    layer: &str,
+    name: &str,
+    role: Role,
+    (rows, columns): (usize, usize),
     bias: bool,
-) -> Linear {
-    Linear {
-        name,
-        weight: format!("{prefix}.{name}.weight"),
-        bias: bias.then(|| format!("{prefix}.{name}.bias")),
+) -> Projection {
+    Projection {
+        name: name.into(),
+        role,
+        expert: None,
+        weight: format!("{layer}.{name}.weight"),
+        bias: bias.then(|| format!("{layer}.{name}.bias")),
         dims: Dims { rows, columns },
     }
 }

@@ -13,7 +13,7 @@ use crate::{
         self, ActivationCache, Beside, Caching, Found, Loss, Outputs, PartWeights, Pass, Probe,
         Recorded, Statistics, Store, Targets, ops::Ops,
     },
-    family::Linear,
+    family::Projection,
     mask::Mask,
     model::{self, Model},
     plan::{Group, Member},
@@ -108,7 +108,7 @@ impl<D: Ops> GroupState<'_, D> {
         self.group.parts.iter().position(|part| *part == member.part).unwrap_or(0)
     }
 
-    pub(super) fn linear(&self, member: Member) -> &Linear {
+    pub(super) fn linear(&self, member: Member) -> &Projection {
         member.of(&self.model.decoder.layers[self.layer])
     }
 
@@ -296,7 +296,7 @@ impl<D: Ops> GroupState<'_, D> {
     /// The weights of the part's layers less those with other masks, where few differ.
     fn since(&self, masks: &Masks) -> Result<Vec<Option<D::Entries>>, Error> {
         let part = self.group.parts[0];
-        let linears = self.model.decoder.layers[self.layer].linears(part);
+        let linears = self.model.decoder.layers[self.layer].projections(part);
         let mut changes = Vec::new();
         for (i, linear) in linears.iter().enumerate() {
             let members = self.group.members.iter().position(|m| (m.part, m.linear) == (part, i));
@@ -338,7 +338,7 @@ impl<D: Ops> GroupState<'_, D> {
     }
 
     /// The present values of a matrix, row-major; those of pruned weights too.
-    pub(super) fn values(&self, linear: &Linear) -> Result<Vec<f32>, Error> {
+    pub(super) fn values(&self, linear: &Projection) -> Result<Vec<f32>, Error> {
         Ok(match self.pruned.values(&linear.weight)? {
             Some(changed) => changed,
             None => self.model.values(linear)?,

@@ -7,7 +7,7 @@ use super::{By, Refine, Side};
 use crate::{
     calibration::Extent,
     executor::{CacheShape, PartShape, PassShape, Probe, Recorded, Rows, Tokens},
-    family::{Layer, Part},
+    family::{Feed, Layer, Part},
     plan::{Group, Plan},
 };
 
@@ -144,8 +144,9 @@ impl Pruning<'_> {
 impl<'a> Work<'a> {
     fn new(pruning: &'a Pruning<'a>, plan: &'a Plan, (index, layer): (usize, &Layer)) -> Self {
         let parts = Part::ALL.iter().map(|part| layer.part(*part).into()).collect();
-        let last = layer.linears(Part::ALL[0]).last();
-        let width = last.map_or(0, |linear| linear.dims.rows);
+        let mut projections = layer.projections(Part::ALL[0]).iter();
+        let output = projections.find(|of| of.feed() == Feed::Inner);
+        let width = output.map_or(0, |of| of.dims.rows);
         let (groups, members) = (&plan.layers[index][..], super::members(plan, index));
         Self { pruning, groups, width, parts, members }
     }

@@ -318,7 +318,7 @@ fn finished<D: Ops>(
 pub(crate) fn plan<D: Ops>(loaded: &Loaded, model: &Model<'_, D>) -> Result<Plan, Error> {
     let blocks = loaded.recipe.blocks.iter();
     let blocks: Vec<_> = blocks.map(|block| (block.name.clone(), block.layers.clone())).collect();
-    let matrices = model.decoder.linears().map(|linear| linear.weight.as_str());
+    let matrices = model.decoder.projections().map(|linear| linear.weight.as_str());
     let rules = loaded.rules(model.reader.names(), matrices)?;
     let plan = Plan::new(&model.decoder, &blocks, |name| rules.of(name))?;
     let pruned = || (0..plan.layers.len()).flat_map(|layer| plan.matrices(&model.decoder, layer));

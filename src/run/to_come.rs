@@ -98,7 +98,7 @@ const BYTES: f64 = 4.0;
 
 /// The weights of the decoder layers.
 fn body(decoder: &Decoder) -> f64 {
-    decoder.linears().map(|linear| linear.dims.len() as f64).sum()
+    decoder.projections().map(|linear| linear.dims.len() as f64).sum()
 }
 
 /// The weights of the output head.

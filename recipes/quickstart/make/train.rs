@@ -114,7 +114,7 @@ fn initial(decoder: &Decoder, random: &mut SplitMix64) -> Parameters {
             if let Some(norm) = &layer.part(part).input_norm {
                 norm.weight.iter().for_each(|name| add(name, vec![width], 0.0));
             }
-            for linear in layer.linears(part) {
+            for linear in layer.projections(part) {
                 let (rows, columns) = (linear.dims.rows, linear.dims.columns);
                 add(&linear.weight, vec![rows, columns], (columns as f32).sqrt().recip());
             }
@@ -212,13 +212,13 @@ fn loss(
     for layer in &decoder.layers {
         for part in Part::ALL {
             let mut linears = Vec::new();
-            for linear in layer.linears(part) {
+            for linear in layer.projections(part) {
                 linears.push(traced.weight(device, parameters, &linear.weight)?);
             }
             let of = layer.part(part);
             let weights = PartWeights {
                 part,
-                names: Vec::new(),
+                projections: of.projections.clone(),
                 input_norm: None,
                 linears,
                 inner: match &of.inner {

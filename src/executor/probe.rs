@@ -355,11 +355,14 @@ mod tests {
     use super::*;
     use crate::{executor::ops::testing::matrix, family::Feed};
 
+    /// Projections, the rows that they see, and their input.
+    type Seen<'a> = (&'a [usize], Option<&'a [usize]>, &'a Matrix<Cpu>);
+
     /// What is gathered of four projections of an MLP by inputs of some of their rows.
     fn gathered(
         members: &[usize],
         samples: &[Range<usize>],
-        inputs: &[(&[usize], Option<&[usize]>, &Matrix<Cpu>)],
+        inputs: &[Seen<'_>],
     ) -> Vec<Statistics> {
         let needs = Needs::INPUT_SQUARE.or(Needs::GRAM);
         let mut sums = [InputSums::new(Part::Mlp, members, needs)];

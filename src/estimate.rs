@@ -93,6 +93,9 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
         cost.then(first);
         cost.then(run.pruning.refinement(plan, (index, layer)));
     }
+    for stage in run.pruning.model_stages {
+        cost.then(stage.model_cost(&run.pruning, decoder, plan));
+    }
     // The streams of an allocation, and of initial masks that are made before the refinement.
     let begins_again = !single && start.inputs() && !stages.is_empty();
     let earlier = usize::from(run.allocation.is_some()) + usize::from(begins_again);
@@ -147,6 +150,7 @@ mod tests {
             start: Needs::NOTHING,
             single: false,
             stages: rebuild,
+            model_stages: &[],
             metrics: Needs::SQUARED_GRADIENT,
             dense: false,
             statistics: Side::Sparse,

@@ -197,7 +197,7 @@ fn family_conforms<D: Ops>(
         Event::Group(report) => {
             losses.push(report.errors().unwrap().map(|loss| loss.calibration));
         }
-        Event::Layer(_) => (),
+        Event::Layer(_) | Event::Step(_) => (),
     };
     refine(&model, &plan, &settings, samples, recorded, &mut event).unwrap();
     let recorded = case.settings["losses"].as_array().unwrap();

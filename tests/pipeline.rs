@@ -51,7 +51,7 @@ fn case() -> impl Strategy<Value = Case> {
     let init = prop::sample::select(vec!["magnitude", "wanda"]);
     let tile = prop::sample::select(vec![None, Some((2, 4)), Some((1, 4)), Some((4, 8))]);
     let scope = prop::sample::select(vec!["group", "layer", "row", "column"]);
-    let stage = prop::sample::select(vec!["none", "rebuild", "auto", "swap"]);
+    let stage = prop::sample::select(vec!["none", "rebuild", "auto", "swap", "end-to-end"]);
     let exclude = prop::sample::select(vec!["", "*.v_proj", "*.layers.0.self_attn.*", MLP]);
     let pruned = (init, tile, 0.0..0.95, scope, stage, 1..3usize, exclude);
     (model, pruned).prop_map(|(model, pruned)| {
@@ -99,6 +99,9 @@ impl Case {
             "rebuild" => format!("use = 'rebuild'\nscope = '{}'\nalpha = 0.4", self.scope),
             "auto" => format!("use = 'rebuild'\nscope = '{}'\nalpha = 'auto'", self.scope),
             "swap" => format!("use = 'swap'\nscope = '{}'", self.swap_scope()),
+            "end-to-end" => {
+                "use = 'end-to-end'\nsteps = 7\nsamples = 1\nlambda = 1\nfraction = 0.5".into()
+            }
             _ => String::new(),
         };
         let stage = if stage.is_empty() { stage } else { format!("[[refine]]\n{stage}\n") };
@@ -120,7 +123,7 @@ impl Case {
     /// Whether weights of several rows may change places.
     fn mixes_rows(&self) -> bool {
         let scope = if self.stage == "swap" { self.swap_scope() } else { self.scope };
-        self.stage != "none" && scope != "row"
+        !matches!(self.stage, "none" | "end-to-end") && scope != "row"
     }
 
     fn excludes(&self, name: &str) -> bool {
@@ -195,7 +198,8 @@ proptest! {
                     };
                     pooled += count(&zeros);
                     expected += of_matrix;
-                    if case.stage == "none" || case.stage == "swap" || case.scope != "group" {
+                    let pools = matches!(case.stage, "rebuild" | "auto") && case.scope == "group";
+                    if !pools {
                         prop_assert_eq!(count(&zeros), of_matrix, "{}", linear.weight);
                     }
                     if case.init == "wanda" && !case.mixes_rows() {

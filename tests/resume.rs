@@ -195,6 +195,8 @@ fn a_killed_run_goes_on() {
         "refine=[{ use = 'swap' }, { use = 'reconstruct' }]",
     ];
     survives_kills(&Job::new(&recipe(dir.path(), ""), &one), 5, 2);
+    let whole = ["mask.init=wanda", "refine=[{ use = 'swap' }, { use = 'end-to-end', steps = 9 }]"];
+    survives_kills(&Job::new(&recipe(dir.path(), ""), &whole), 5, 3);
 }
 
 /// `BARBER_KILLS=200 cargo test --release --test resume -- --ignored --nocapture`

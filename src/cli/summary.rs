@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 
 use super::{columns::labelled, gains::gains};
 use crate::{
-    prune::GroupReport,
+    prune::{GroupReport, Step},
     report::{Kind, OutputError, Report, Sizes},
 };
 
@@ -61,6 +61,9 @@ impl fmt::Display for Summary<'_> {
         {
             writeln!(f, "{}", labelled("together", &error(of)))?;
         }
+        if let Some(steps) = steps(&report.steps) {
+            writeln!(f, "{}", labelled("end to end", &steps))?;
+        }
         if let Some(gains) = gains(report) {
             writeln!(f, "\n{gains}")?;
         }
@@ -87,6 +90,17 @@ impl fmt::Display for Summary<'_> {
         }
         f.write_str(&labelled("written", &super::show(&report.output)))
     }
+}
+
+/// What the steps over the whole model did, if there were some.
+fn steps(steps: &[Step]) -> Option<String> {
+    let held_out: Vec<f64> = steps.iter().filter_map(|step| step.held_out).collect();
+    let (first, best) = (held_out.first()?, held_out.iter().copied().reduce(f64::min)?);
+    let (made, swaps) = (steps.len() - 1, steps.iter().map(|step| step.swaps).sum::<usize>());
+    Some(format!(
+        "{made} steps, {swaps} swaps; divergence from the dense model's predictions {first:.4} to \
+         {best:.4} nats per token held out"
+    ))
 }
 
 /// What became of the groups' output errors.

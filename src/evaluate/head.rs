@@ -1,9 +1,14 @@
 //! The last norm and the output head: hidden states to logits.
 
+use rayon::prelude::*;
+
 use crate::{
-    executor::ops::{InputGradient, Matrix, Norm, Ops, Weight},
+    executor::ops::{
+        InputGradient, Matrix, Norm, Ops, Tape, Traced, TracedLoss, Weight, gradient, traced,
+    },
     family::Decoder,
     model::{Error, Model},
+    random::SplitMix64,
 };
 
 /// Logits, in numbers, that are held at a time: 32 MiB.
@@ -17,7 +22,7 @@ pub(super) fn share(decoder: &Decoder) -> f64 {
 }
 
 /// The last norm and the output head.
-pub(super) struct Head<'a, D: Ops> {
+pub(crate) struct Head<'a, D: Ops> {
     model: &'a Model<'a, D>,
     norm: Option<Norm<D>>,
     project: Option<Weight<D>>,
@@ -25,7 +30,7 @@ pub(super) struct Head<'a, D: Ops> {
 }
 
 impl<'a, D: Ops> Head<'a, D> {
-    pub(super) fn new(model: &'a Model<'a, D>) -> Result<Self, Error> {
+    pub(crate) fn new(model: &'a Model<'a, D>) -> Result<Self, Error> {
         let decoder = &model.decoder;
         let dims = (decoder.vocab_size, decoder.embedding.width);
         let values = model.read(&decoder.head, &[dims.0, dims.1])?;
@@ -39,6 +44,36 @@ impl<'a, D: Ops> Head<'a, D> {
         })
     }
 
+    /// The logits of some tokens' hidden states after the last layer.
+    fn logits<T: Tape<f32, D> + 'static>(
+        &self,
+        mut x: Matrix<D, T>,
+    ) -> Result<Matrix<D, T>, D::Err> {
+        if let Some(norm) = &self.norm {
+            x = D::normalise(x, norm)?;
+        }
+        if let Some(project) = &self.project {
+            x = D::linear(x, project, InputGradient::Wanted, None)?;
+        }
+        let logits = D::linear(x, &self.weight, InputGradient::Wanted, None)?;
+        match self.model.decoder.logit_cap {
+            Some(cap) => D::cap(logits, cap),
+            None => Ok(logits),
+        }
+    }
+
+    /// Some tokens' hidden states as a matrix, of those of a sequence.
+    fn hold(&self, states: &[f32], rows: &[usize]) -> Result<Matrix<D>, D::Err> {
+        let width = self.model.decoder.hidden_size;
+        let tile = rows.iter().flat_map(|row| &states[row * width..(row + 1) * width]);
+        self.model.executor.device.hold(tile.copied().collect(), (rows.len(), width))
+    }
+
+    /// Tokens whose logits are held at a time.
+    fn step(&self) -> usize {
+        (LOGITS / self.model.decoder.vocab_size).max(1)
+    }
+
     /// Shows `see` the logits of some tokens, a few rows at a time: those of a whole segment
     /// would be hundreds of megabytes.
     pub(super) fn tiles(
@@ -47,27 +82,85 @@ impl<'a, D: Ops> Head<'a, D> {
         tokens: &[usize],
         mut see: impl FnMut(&[usize], Matrix<D>) -> Result<(), D::Err>,
     ) -> Result<(), Error> {
-        let Decoder { hidden_size: width, vocab_size, logit_cap, .. } = self.model.decoder;
         let mut run = || {
-            let step = (LOGITS / vocab_size).max(1);
-            for rows in tokens.chunks(step) {
-                let tile = rows.iter().flat_map(|row| &states[row * width..(row + 1) * width]);
-                let tile = tile.copied().collect();
-                let mut x = self.model.executor.device.hold(tile, (rows.len(), width))?;
-                if let Some(norm) = &self.norm {
-                    x = D::normalise(x, norm)?;
-                }
-                if let Some(project) = &self.project {
-                    x = D::linear(x, project, InputGradient::Skipped, None)?;
-                }
-                let mut logits = D::linear(x, &self.weight, InputGradient::Skipped, None)?;
-                if let Some(cap) = logit_cap {
-                    logits = D::cap(&logits, cap)?;
-                }
-                see(rows, logits)?;
+            for rows in tokens.chunks(self.step()) {
+                see(rows, self.logits(self.hold(states, rows)?)?)?;
             }
             Ok(())
         };
         run().map_err(|e: D::Err| Error::device("output head")(e))
     }
+
+    /// The sum over tokens of a loss of their logits; adds the gradient of their hidden states, [tokens,
+    /// channels], to what is `found`, if it is wanted. `loss` is of some rows and their logits.
+    pub(crate) fn loss(
+        &self,
+        states: &[f32],
+        mut found: Option<&mut Vec<f32>>,
+        mut loss: impl FnMut(&[usize], Traced<D>) -> Result<TracedLoss<D>, D::Err>,
+    ) -> Result<f64, Error> {
+        let tokens: Vec<usize> = (0..states.len() / self.model.decoder.hidden_size).collect();
+        let mut run = || {
+            let mut sum = 0.0;
+            for rows in tokens.chunks(self.step()) {
+                let x = self.hold(states, rows)?;
+                let loss = loss(rows, self.logits(traced(x.clone()))?)?;
+                sum += f64::from(loss.as_vec()[0]);
+                if let Some(found) = &mut found {
+                    found.append(&mut gradient(loss, &x)?.on_host()?);
+                }
+            }
+            Ok(sum)
+        };
+        run().map_err(|e: D::Err| Error::device("output head")(e))
+    }
+
+    /// The sum over tokens of KL(dense ‖ sparse), the divergence of the predictions at their hidden
+    /// states in the pruned model from those in the dense model.
+    pub(crate) fn divergence(
+        &self,
+        sparse: &[f32],
+        dense: &[f32],
+        gradient: Option<&mut Vec<f32>>,
+    ) -> Result<f64, Error> {
+        self.loss(sparse, gradient, |rows, logits| {
+            D::divergence(logits, self.logits(self.hold(dense, rows)?)?)
+        })
+    }
+
+    /// The gradient of the cross-entropy of tokens that are drawn from the predictions themselves.
+    pub(crate) fn sampled_gradient(
+        &self,
+        states: &[f32],
+        random: &mut SplitMix64,
+    ) -> Result<Vec<f32>, Error> {
+        let mut gradient = Vec::new();
+        self.loss(states, Some(&mut gradient), |_, logits| {
+            let (logits, tape) = logits.split_tape();
+            let width = logits.shape().1;
+            let values = logits.on_host()?;
+            let draws: Vec<f64> = values.chunks(width).map(|_| uniform(random)).collect();
+            let drawn = values.par_chunks(width).zip(draws);
+            let drawn: Vec<u32> = drawn.map(|(row, at)| draw(row, at)).collect();
+            D::cross_entropy(logits.put_tape(tape), &drawn)
+        })?;
+        Ok(gradient)
+    }
+}
+
+/// A number from 0 on, below 1.
+fn uniform(random: &mut SplitMix64) -> f64 {
+    (random.bits() >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// The token whose part of the probabilities of a row of logits a number below 1 falls into.
+fn draw(logits: &[f32], at: f64) -> u32 {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |logit: &f32| f64::from((logit - largest).exp());
+    let mut left = at * logits.iter().map(weight).sum::<f64>();
+    let drawn = logits.iter().position(|logit| {
+        left -= weight(logit);
+        left < 0.0
+    });
+    drawn.unwrap_or(0) as u32
 }

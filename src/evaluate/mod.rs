@@ -8,11 +8,14 @@ mod losses;
 mod perplexity;
 mod task;
 
-pub(crate) use self::head::LOGITS;
 pub use self::{
     accuracy::{Accuracy, Error, accuracy},
     generate::{GENERATED, generate},
     losses::Loss,
     perplexity::{Perplexity, STATES, logits, perplexity},
     task::{Question, TASKS, Task},
+};
+pub(crate) use self::{
+    head::{Head, LOGITS},
+    perplexity::hidden,
 };

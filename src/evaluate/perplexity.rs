@@ -145,7 +145,7 @@ pub fn logits<D: Ops>(
 }
 
 /// The hidden states after the last layer, from those before the first.
-pub(super) fn hidden<D: Ops>(
+pub(crate) fn hidden<D: Ops>(
     model: &Model<'_, D>,
     pruned: &Pruned,
     mut stream: Stream<D>,

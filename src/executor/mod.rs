@@ -4,6 +4,7 @@
 //! losses and statistics.
 
 mod activation_cache;
+mod backward;
 mod cost;
 mod device;
 mod finite;
@@ -23,6 +24,7 @@ use std::fmt;
 pub use self::device::cuda;
 pub use self::{
     activation_cache::{ActivationCache, Caching, Changes, Recorded},
+    backward::Traces,
     cost::{CacheShape, PartShape, PassShape, Rows, Tokens},
     device::available_memory,
     forward::{Inner, PartWeights, forward},

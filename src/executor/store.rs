@@ -55,7 +55,7 @@ impl Storage {
     }
 
     /// A store of `count` matrices.
-    pub(super) fn store<D: Hold>(&self, count: usize) -> Store<D> {
+    pub(crate) fn store<D: Hold>(&self, count: usize) -> Store<D> {
         let slots = (0..count).map(|_| Slot::Empty).collect();
         Store { slots, scratch: None, end: 0, held: 0, storage: self.clone() }
     }
@@ -63,6 +63,11 @@ impl Storage {
     /// The same, in which values are not rounded.
     pub(crate) fn exact(&self) -> Self {
         Self { dtype: Dtype::F32, ..self.clone() }
+    }
+
+    /// The same in half precision, with the range of single precision.
+    pub(crate) fn half(&self) -> Self {
+        Self { dtype: Dtype::Bf16, ..self.clone() }
     }
 
     fn take(&self, bytes: u64) -> bool {
@@ -120,13 +125,13 @@ impl<D: Hold> Slot<D> {
 
 impl<D: Hold> Store<D> {
     /// Stores one matrix more.
-    pub(super) fn push(&mut self, matrix: Matrix<D>) -> Result<(), Error> {
+    pub(crate) fn push(&mut self, matrix: Matrix<D>) -> Result<(), Error> {
         self.slots.push(Slot::Empty);
         self.put(self.slots.len() - 1, matrix)
     }
 
     /// Stores a matrix in the place of the one that was there.
-    pub(super) fn put(&mut self, i: usize, matrix: Matrix<D>) -> Result<(), Error> {
+    pub(crate) fn put(&mut self, i: usize, matrix: Matrix<D>) -> Result<(), Error> {
         let (dtype, shape) = (self.storage.dtype, matrix.shape());
         let bytes = (shape.0 * shape.1 * dtype.size()) as u64;
         if self.slots[i].shape() != Some(shape) {
@@ -184,7 +189,7 @@ impl<D: Hold> Store<D> {
     }
 
     /// A matrix that was stored.
-    pub(super) fn get(&self, i: usize, device: &D) -> Result<Matrix<D>, Error> {
+    pub(crate) fn get(&self, i: usize, device: &D) -> Result<Matrix<D>, Error> {
         let dtype = self.storage.dtype;
         let (values, shape) = match &self.slots[i] {
             Slot::Empty => (Vec::new(), (0, 0)),

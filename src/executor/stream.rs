@@ -179,6 +179,49 @@ impl<D: Ops> Executor<D> {
         Ok(())
     }
 
+    /// The same hidden states once more.
+    ///
+    /// # Errors
+    /// If the scratch space fails.
+    pub fn copy(&self, stream: &Stream<D>) -> Result<Stream<D>, Error> {
+        let mut states = self.storage.store(0);
+        for run in 0..stream.runs.len() {
+            states.push(stream.states.get(run, &self.device)?)?;
+        }
+        Ok(Stream { runs: stream.runs.clone(), states, calibration: stream.calibration })
+    }
+
+    /// The hidden states of one sample, [tokens, channels], row-major.
+    ///
+    /// # Errors
+    /// If the scratch space fails.
+    pub fn sample(&self, stream: &Stream<D>, sample: usize) -> Result<Vec<f32>, Error> {
+        let holds = |run: &Run| run.samples.contains(&sample);
+        let Some(index) = stream.runs.iter().position(holds) else { return Ok(Vec::new()) };
+        let samples = &stream.runs[index].samples;
+        let states = stream.states.get(index, &self.device)?.on_host().map_err(Error::device)?;
+        let width = states.len() / samples.len();
+        let first = (sample - samples.start) * width;
+        Ok(states[first..first + width].to_vec())
+    }
+
+    /// A matrix for each run of a stream, of what each sample has for its tokens.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    pub fn by_run(
+        &self,
+        stream: &Stream<D>,
+        samples: &[Vec<f32>],
+    ) -> Result<Vec<Matrix<D>>, Error> {
+        let run = |run: &Run| {
+            let values = samples[run.samples.clone()].concat();
+            let shape = (run.tokens(), values.len() / run.tokens());
+            self.device.hold(values, shape).map_err(Error::device)
+        };
+        stream.runs.iter().map(run).collect()
+    }
+
     pub(super) fn batch(&self, stream: &Stream<D>, index: usize) -> Result<Batch<D>, Error> {
         let run = &stream.runs[index];
         let length = run.positions.length;

@@ -23,4 +23,4 @@ pub(crate) use pattern::Tile;
 pub use pattern::{ParsePatternError, Pattern};
 pub use rebuild::{Comparison, Scored, rebuild};
 pub use scope::Scope;
-pub use swap::{OutputError, Swapped, swap};
+pub use swap::{Ends, OutputError, Swapped, row_ends, swap};

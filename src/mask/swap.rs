@@ -10,6 +10,8 @@
 //! both at once −2 wᵢwⱼGᵢⱼ more. A swap changes c by two rows of G. Where G is shrunk towards its
 //! diagonal, all of that is so with the shrunk matrix.
 
+use std::ops::Range;
+
 use barber_metric::{Dims, LayerStats};
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
@@ -265,8 +267,13 @@ impl Problem<'_> {
 
     /// The ends of a row.
     fn ends(&self, row: &Row<'_>) -> Ends {
+        self.ends_in(row, 0..row.weight.len())
+    }
+
+    /// The ends of some weights of a row.
+    fn ends_in(&self, row: &Row<'_>, weights: Range<usize>) -> Ends {
         let mut ends = Ends { cost: (0, f32::INFINITY), gain: (0, f32::INFINITY) };
-        for i in 0..row.weight.len() {
+        for i in weights {
             let (weighs, slope) = (self.weighs(row, i), 2.0 * row.weight[i] * row.slope[i]);
             let (end, change) = if row.kept[i] {
                 (&mut ends.cost, weighs + slope)
@@ -361,10 +368,49 @@ impl Problem<'_> {
 }
 
 /// The kept weight of a row that costs least to prune, and the pruned one that is missed most, with
-/// what that changes.
-struct Ends {
-    cost: (usize, f32),
-    gain: (usize, f32),
+/// what that changes; infinite where there is none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ends {
+    /// The column of the weight to prune, and what pruning it adds to the error.
+    pub cost: (usize, f32),
+    /// The column of the weight to bring back, and what bringing it back adds.
+    pub gain: (usize, f32),
+}
+
+/// The best swap of each row, for any error that is a quadratic function of what is removed from the
+/// row: `slope`, [rows, columns], has half its derivatives c, and `squares` the diagonal of its
+/// matrix G. What two weights change together, −2 wᵢwⱼGᵢⱼ, is not part of it. Under an N:M pattern
+/// both weights are of one tile.
+///
+/// # Errors
+/// If a slice does not fit the matrix, or the mask does not follow the pattern.
+pub fn row_ends(
+    stats: &LayerStats<'_>,
+    mask: &Mask,
+    slope: &mut [f32],
+    squares: &[f32],
+    pattern: Pattern,
+) -> Result<Vec<Ends>, Error> {
+    let &LayerStats { name, dims, weight, .. } = stats;
+    Error::check_length(name, "weights", weight.len(), dims.len())?;
+    Error::check_length(name, "slopes", slope.len(), dims.len())?;
+    Error::check_length(name, "squares of inputs", squares.len(), dims.columns)?;
+    pattern.check(name, mask)?;
+    let tile = pattern.tile_of(name, dims.columns)?;
+    let problem = Problem { gram: &[], share: 0.0, diagonal: squares, tile };
+    let mut kept = mask.to_bools();
+    let rows = weight.par_chunks(dims.columns);
+    let rows = rows.zip(kept.par_chunks_mut(dims.columns).zip(slope.par_chunks_mut(dims.columns)));
+    let width = tile.map_or(dims.columns, |tile| tile.m);
+    let ends = |(weight, (kept, slope))| {
+        let row = Row { weight, kept, slope };
+        let starts = (0..dims.columns).step_by(width);
+        let tiles = starts.map(|start| problem.ends_in(&row, start..start + width));
+        let change = |ends: &Ends| ends.cost.1 + ends.gain.1;
+        let none = Ends { cost: (0, f32::INFINITY), gain: (0, f32::INFINITY) };
+        tiles.fold(none, |best, ends| if change(&ends) < change(&best) { ends } else { best })
+    };
+    Ok(rows.map(ends).collect())
 }
 
 /// What each weight's going or coming changes.

@@ -63,7 +63,7 @@ impl<D: Ops> GroupState<'_, D> {
         for (i, stage) in stages.iter().enumerate() {
             let before = self.masks();
             self.advances = advance && i + 1 == stages.len();
-            let found = stage.run(self, event)?;
+            let Some(found) = stage.run(self, event)? else { continue };
             let after = match found.after {
                 Some(after) => after,
                 None if self.advances => {

@@ -5,6 +5,7 @@
 
 mod allocate;
 mod group;
+mod objective;
 pub(crate) mod pipeline;
 pub(crate) mod stage;
 mod start;
@@ -13,7 +14,7 @@ mod tally;
 pub use self::{
     allocate::{Allocation, By, allocate},
     pipeline::MetricStep,
-    stage::{Alpha, Rebuild, Reconstruct, Refine, Rounds, Stage, Swap},
+    stage::{Alpha, EndToEnd, Rebuild, Reconstruct, Refine, Rounds, Stage, Step, Swap},
     start::{Start, start},
     tally::{Cost, Pruning, Tally},
 };
@@ -235,6 +236,8 @@ pub enum Event<'a> {
     Group(&'a GroupReport),
     /// A layer is done.
     Layer(usize),
+    /// A step of a stage that works on the whole model is done.
+    Step(&'a Step),
 }
 
 /// Says where the executor failed.
@@ -321,6 +324,24 @@ pub fn refine<D: Ops>(
         let last = layer + 1 == plan.layers.len();
         let streams: Vec<_> = if last { Vec::new() } else { streams.all().collect() };
         observer.state(layer + 1, &pruned, &streams)?;
+    }
+    Ok(pruned)
+}
+
+/// Refines the masks of the whole model by the stages that work on it, once its layers are done.
+///
+/// # Errors
+/// [`Error`] if the model cannot be run on the samples.
+pub fn refine_model<D: Ops>(
+    model: &Model<'_, D>,
+    plan: &Plan,
+    stages: &[Refine],
+    samples: Sampled<'_>,
+    mut pruned: Pruned,
+    observer: &mut dyn Observer<D>,
+) -> Result<Pruned, Error> {
+    for stage in stages {
+        stage.run_model(model, plan, samples, &mut pruned, &mut |event| observer.event(event))?;
     }
     Ok(pruned)
 }

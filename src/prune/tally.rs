@@ -20,8 +20,10 @@ pub struct Pruning<'a> {
     pub start: Needs,
     /// Whether the initial masks are made in one pass with the refinement.
     pub single: bool,
-    /// The stages of the refinement, if there is one.
+    /// The stages of the refinement that work group by group, if there are some.
     pub stages: &'a [Refine],
+    /// Those that work on the whole model after them.
+    pub model_stages: &'a [Refine],
     /// What the metrics need that score weights for them.
     pub metrics: Needs,
     /// Whether the dense model's hidden states are there too.

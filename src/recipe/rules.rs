@@ -215,8 +215,17 @@ fn spelt(glob: &str, tensors: &[&str]) -> String {
     parts.collect::<Vec<_>>().join(".")
 }
 
-/// What is wrong with the overrides, beyond their types.
+/// What is wrong with the overrides and the order of the stages, beyond their types.
 pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
+    let groups = recipe.stages().0.len();
+    for (i, stage) in recipe.refine.iter().enumerate().skip(groups) {
+        if stage.is_of_groups() {
+            let why =
+                format!("`{}` comes after a stage that refines the whole model", stage.name());
+            let problem = Problem::at(&format!("refine.{i}.use"), Fault::Value(why));
+            problems.push(problem.help("stages that refine the groups of a layer come first"));
+        }
+    }
     for (i, of) in recipe.overrides.iter().enumerate() {
         let mut wrong = |key: &str, why: &str, help: &str| {
             let path = format!("override.{i}{key}");

@@ -464,6 +464,12 @@ impl Recipe {
         files.map(PathBuf::as_path)
     }
 
+    /// The stages that work group by group, and those that work on the whole model after them.
+    pub fn stages(&self) -> (&[Refine], &[Refine]) {
+        let groups = self.refine.iter().take_while(|stage| stage.is_of_groups()).count();
+        self.refine.split_at(groups)
+    }
+
     /// Whether the recipe gathers statistics on the calibration text.
     pub fn calibrates(&self) -> bool {
         self.allocation().is_some() || self.initial_needs().inputs() || !self.refine.is_empty()

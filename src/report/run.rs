@@ -14,7 +14,7 @@ use crate::{
     evaluate::{Accuracy, Perplexity},
     family::Decoder,
     plan::Plan,
-    prune::GroupReport,
+    prune::{GroupReport, Step},
     recipe::Setting,
     version::Version,
 };
@@ -57,6 +57,9 @@ pub struct Report {
     pub matrices: Vec<Matrix>,
     /// The refined groups, in their order.
     pub groups: Vec<GroupReport>,
+    /// The steps of the stage that refined the whole model, if one did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<Step>,
     /// How much of the output errors of `groups` the refinement left.
     #[serde(default)]
     pub output_error: Option<OutputError>,

@@ -65,7 +65,7 @@ use crate::{
     progress::Steps,
     prune::{
         Allocation, MetricStep, Pass, Pruning, Refinement, Sampled, Side, Start, allocate,
-        pipeline, refine, start,
+        pipeline, refine, refine_model, start,
     },
     recipe::{Calibration, Loaded, Recipe},
     report::{
@@ -239,7 +239,7 @@ fn finished<D: Ops>(
             output.write(model.reader, format, dtype, &pruned, |bytes| bar.advance(bytes))?;
         Ok::<_, Error>(written)
     })?;
-    let Notes { dense, initial, refined, allocation, groups, phases, products, .. } = notes;
+    let Notes { dense, initial, refined, allocation, groups, steps, phases, products, .. } = notes;
     let dense = dense.unwrap_or_default();
     let perplexity = tests.texts.iter().enumerate().map(|(i, (text, _))| TextReport {
         text: text.label(),
@@ -286,6 +286,7 @@ fn finished<D: Ops>(
         matrices: Matrix::all(&run.plan, &model.decoder, &pruned.masks, &groups),
         output_error: OutputError::of(&groups),
         groups,
+        steps,
         seconds: phases.seconds,
         memory: phases.memory,
         calibration: (!run.ids.is_empty()).then_some(calibration),
@@ -512,7 +513,13 @@ impl<D: Ops> Run<'_, D> {
     /// Refines the masks, if that is wanted and not done.
     fn end(&self, progress: &mut Progress<D>) -> Result<(), Error> {
         if !self.loaded.recipe.refine.is_empty() && progress.notes.refined.is_none() {
-            self.refined(progress)?;
+            let (groups, model) = self.loaded.recipe.stages();
+            if !groups.is_empty() {
+                self.refined(progress)?;
+            }
+            if !model.is_empty() {
+                self.refined_as_a_whole(progress)?;
+            }
             progress.notes.refined = Some(self.measured(progress, "refined")?);
             progress.keep((self.model, &self.plan))?;
         }
@@ -574,7 +581,7 @@ impl<D: Ops> Run<'_, D> {
         let recipe = &self.loaded.recipe;
         let pipeline = self.loaded.pipeline()?;
         let refinement = Refinement {
-            stages: &recipe.refine,
+            stages: recipe.stages().0,
             pipeline: &pipeline,
             blend: recipe.streams.blend as f32,
             statistics: recipe.streams.statistics,
@@ -589,11 +596,24 @@ impl<D: Ops> Run<'_, D> {
             refine(model, plan, &refinement, self.samples(), from, observer)
         })
     }
+
+    /// Refines the masks of the whole model. A run that was interrupted meanwhile begins with it
+    /// again.
+    fn refined_as_a_whole(&self, progress: &mut Progress<D>) -> Result<(), Error> {
+        let stages = self.loaded.recipe.stages().1;
+        let steps = stages.iter().map(|stage| stage.steps()).sum::<usize>();
+        let bar = self.watch.bar("end to end", Steps::Parts(steps as u64));
+        let (model, plan) = (self.model, &self.plan);
+        progress.notes.steps.clear();
+        progress.go((model, plan), &*bar, true, |from, observer| {
+            refine_model(model, plan, stages, self.samples(), from.pruned, observer)
+        })
+    }
 }
 
 /// Whether initial masks are made and refined in one pass.
 pub(crate) fn single_pass(recipe: &Recipe) -> bool {
-    recipe.mask.passes == 1 && !recipe.refine.is_empty()
+    recipe.mask.passes == 1 && !recipe.stages().0.is_empty()
 }
 
 /// What decides how much the run will take.
@@ -611,7 +631,8 @@ pub(crate) fn expected<'a, D: Ops>(
         calibration,
         start: recipe.initial_needs(),
         single,
-        stages: &recipe.refine,
+        stages: recipe.stages().0,
+        model_stages: recipe.stages().1,
         metrics,
         dense: recipe.streams.blend > 0.0 || recipe.streams.statistics == Side::Dense,
         statistics: recipe.streams.statistics,

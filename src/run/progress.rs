@@ -18,7 +18,7 @@ use crate::{
     model::Model,
     plan::Plan,
     progress::Bar,
-    prune::{self, Event, GroupReport, MatrixReport, Observer, Pass, Sampled},
+    prune::{self, Event, GroupReport, MatrixReport, Observer, Pass, Sampled, Step},
 };
 
 /// What a run has found out so far.
@@ -36,6 +36,9 @@ pub(crate) struct Notes {
     pub(crate) counts: BTreeMap<String, usize>,
     /// The groups that are refined.
     pub(crate) groups: Vec<GroupReport>,
+    /// The steps of the stages that work on the whole model.
+    #[serde(default)]
+    pub(crate) steps: Vec<Step>,
     /// What each phase took.
     pub(crate) phases: Phases,
     /// The matrix products that the masks took.
@@ -198,6 +201,18 @@ impl<D: Ops> Observer<D> for Passing<'_, D> {
             }
             Event::Layer(_) => self.bar.advance(1),
             Event::Measured(..) => {}
+            Event::Step(step) => {
+                tracing::info!(
+                    step = step.step,
+                    calibration = step.calibration,
+                    held_out = step.held_out,
+                    swaps = step.swaps,
+                    lambda = step.lambda,
+                    "end to end"
+                );
+                self.notes.steps.push(*step);
+                self.bar.advance(1);
+            }
         }
     }
 

@@ -19,6 +19,7 @@ mod column_squares;
 mod columns;
 mod cpu;
 mod cross_entropy;
+mod divergence;
 mod gated;
 mod gemm;
 #[cfg(feature = "cuda")]
@@ -34,6 +35,8 @@ mod sums;
 mod tape;
 mod transpose;
 
+pub use dfdx::tensor::Tape;
+
 pub use crate::buffer::Buffer;
 
 pub(crate) use self::{attention::scores, sums::gram_numbers};
@@ -46,6 +49,8 @@ pub use self::{
     panels::Factor,
     rope::Rotation,
     sparse_product::Entry,
+    tape::{Traced, TracedLoss, gradient, seeded, traced},
+    transpose::transpose,
 };
 
 /// Sums up the operations, and the CUDA kernels beside them.
@@ -72,6 +77,7 @@ operations! {
     column_squares::ColumnSquares,
     columns::Columns,
     cross_entropy::CrossEntropy,
+    divergence::Divergence,
     gated::Gated,
     linear::Linear,
     norm::Normalise,

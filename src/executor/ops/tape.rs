@@ -1,7 +1,10 @@
 //! How pure functions get on dfdx's tape: the only place that knows how gradients get from the
 //! output of an operation to its inputs, whatever the device.
 
-use dfdx::tensor::{PutTape, Tape, Tensor};
+use dfdx::{
+    tensor::{OwnedTape, PutTape, Tape, Tensor},
+    tensor_ops::Backward,
+};
 
 use super::{Hold, Matrix, Name};
 
@@ -37,4 +40,30 @@ pub(super) fn record_loss<D: Hold, T: Tape<f32, D>>(
         D::add_gradient(gradients, &x.name(), backward(&x, g)?)
     });
     Ok(loss.put_tape(tape))
+}
+
+/// A loss whose gradient with respect to `y` is `gradient`, whatever its value: where a backward pass
+/// that ended before `y` goes on.
+pub fn seeded<D: Hold, T: Tape<f32, D>>(
+    y: Matrix<D, T>,
+    gradient: Matrix<D>,
+) -> Result<Tensor<(), f32, D, T>, D::Err> {
+    let (y, tape) = y.split_tape();
+    record_loss(tape, y, 0.0, move |_, _| D::copy(&gradient.values))
+}
+
+/// A matrix with a tape of its own.
+pub type Traced<D> = Matrix<D, OwnedTape<f32, D>>;
+
+/// A loss that depends on such matrices.
+pub type TracedLoss<D> = Tensor<(), f32, D, OwnedTape<f32, D>>;
+
+/// The matrix with a tape of its own.
+pub fn traced<D: Hold>(x: Matrix<D>) -> Traced<D> {
+    x.put_tape(OwnedTape::default())
+}
+
+/// The gradient of a loss with respect to `x`, whose tape it has.
+pub fn gradient<D: Hold>(loss: TracedLoss<D>, x: &Matrix<D>) -> Result<Matrix<D>, D::Err> {
+    x.take_gradient(&mut loss.try_backward()?)
 }

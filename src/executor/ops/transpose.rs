@@ -8,7 +8,7 @@ const TILE: usize = 8;
 const TOGETHER: usize = 8 * TILE;
 
 /// Writes the transpose of a matrix of so many columns, [rows, columns].
-pub(super) fn transpose(values: &[f32], columns: usize, to: &mut [f32]) {
+pub fn transpose(values: &[f32], columns: usize, to: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
         use crate::simd::Kernel;

@@ -1,6 +1,7 @@
 //! The refinement stages: what a `[[refine]]` table of a recipe may say. A stage is one file, with
 //! its keys, what it needs, what it costs and how it runs, and one line in the list below.
 
+mod end_to_end;
 mod rebuild;
 mod reconstruct;
 mod swap;
@@ -17,15 +18,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
 pub use self::{
+    end_to_end::{EndToEnd, Step},
     rebuild::{Alpha, Rebuild, Rounds},
     reconstruct::Reconstruct,
     swap::Swap,
 };
-use super::{Error, Event, Tally, group::GroupState};
+use super::{Cost, Error, Event, Pruning, Sampled, Tally, group::GroupState};
 use crate::{
+    checkpoint::Pruned,
     choice::sentence,
     executor::{Loss, ops::Ops},
+    family::Decoder,
     mask::{Distribution, Scope},
+    model::Model,
+    plan::Plan,
 };
 
 /// What a recipe, `barber check` and the forecast ask of a stage.
@@ -61,11 +67,22 @@ pub trait Stage {
         0
     }
 
+    /// The number of steps that it makes over the whole model, at most.
+    fn steps(&self) -> usize {
+        0
+    }
+
     /// Counts the matrix products of one group.
     fn count(&self, tally: &mut Tally<'_>);
+
+    /// What it takes on the whole model, at most.
+    fn model_cost(&self, pruning: &Pruning<'_>, decoder: &Decoder, plan: &Plan) -> Cost {
+        let _ = (pruning, decoder, plan);
+        Cost::default()
+    }
 }
 
-/// The run of a stage, on any device.
+/// The run of a stage that works group by group, on any device.
 trait Run: Stage {
     /// What it does, as a part of a sentence.
     const HELP: &'static str;
@@ -76,6 +93,22 @@ trait Run: Stage {
         state: &mut GroupState<'_, D>,
         event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Outcome, Error>;
+}
+
+/// The run of a stage that works on the whole model once its layers are done, on any device.
+trait RunModel: Stage {
+    /// What it does, as a part of a sentence.
+    const HELP: &'static str;
+
+    /// Refines the masks of all matrices of the plan.
+    fn run<D: Ops>(
+        &self,
+        model: &Model<'_, D>,
+        plan: &Plan,
+        samples: Sampled<'_>,
+        pruned: &mut Pruned,
+        event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), Error>;
 }
 
 /// What came of a stage.
@@ -124,7 +157,51 @@ pub(crate) struct Kind {
 }
 
 macro_rules! stages {
-    ($($name:literal: $stage:ident,)*) => {
+    (
+        groups: { $($group_name:literal: $group:ident,)* }
+        model: { $($model_name:literal: $model:ident,)* }
+    ) => {
+        stages!(@all $($group_name: $group,)* $($model_name: $model,)*);
+
+        impl Refine {
+            /// Whether it works group by group; if not, it works on the whole model once its layers
+            /// are done.
+            pub const fn is_of_groups(&self) -> bool {
+                match self {
+                    $(Self::$group(_) => true,)*
+                    $(Self::$model(_) => false,)*
+                }
+            }
+
+            /// Refines a group, if it works group by group.
+            pub(super) fn run<D: Ops>(
+                &self,
+                state: &mut GroupState<'_, D>,
+                event: &mut dyn FnMut(Event<'_>),
+            ) -> Result<Option<Outcome>, Error> {
+                match self {
+                    $(Self::$group(stage) => stage.run(state, event).map(Some),)*
+                    $(Self::$model(_) => Ok(None),)*
+                }
+            }
+
+            /// Refines the whole model, if it works on that.
+            pub(super) fn run_model<D: Ops>(
+                &self,
+                model: &Model<'_, D>,
+                plan: &Plan,
+                samples: Sampled<'_>,
+                pruned: &mut Pruned,
+                event: &mut dyn FnMut(Event<'_>),
+            ) -> Result<(), Error> {
+                match self {
+                    $(Self::$group(_) => Ok(()),)*
+                    $(Self::$model(stage) => stage.run(model, plan, samples, pruned, event),)*
+                }
+            }
+        }
+    };
+    (@all $($name:literal: $stage:ident,)*) => {
         /// A refinement stage and its keys.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(tag = "use")]
@@ -154,16 +231,6 @@ macro_rules! stages {
                     $(Self::$stage(_) => $name,)*
                 }
             }
-
-            pub(super) fn run<D: Ops>(
-                &self,
-                state: &mut GroupState<'_, D>,
-                event: &mut dyn FnMut(Event<'_>),
-            ) -> Result<Outcome, Error> {
-                match self {
-                    $(Self::$stage(stage) => stage.run(state, event),)*
-                }
-            }
         }
 
         impl Deref for Refine {
@@ -179,9 +246,14 @@ macro_rules! stages {
 }
 
 stages! {
-    "swap": Swap,
-    "rebuild": Rebuild,
-    "reconstruct": Reconstruct,
+    groups: {
+        "swap": Swap,
+        "rebuild": Rebuild,
+        "reconstruct": Reconstruct,
+    }
+    model: {
+        "end-to-end": EndToEnd,
+    }
 }
 
 /// The stages that have a key.

@@ -17,7 +17,7 @@ use crate::{
 pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
     if report.groups.is_empty() {
         return Ok(html! {
-            p.empty { "No stage refined the masks, so the error was not measured: the recipe has no [[refine]]." }
+            p.empty { "No stage refined the masks group by group, so the error was not measured: the recipe has no [[refine]]." }
         });
     }
     let groups = report.group_names();

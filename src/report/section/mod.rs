@@ -7,6 +7,7 @@ mod quality;
 mod recipe;
 mod scores;
 mod sparsity;
+mod steps;
 mod swaps;
 
 use maud::Markup;
@@ -31,13 +32,18 @@ pub(super) fn all(report: &Report) -> Result<Vec<Section>, chart::Error> {
     let examples = (!report.generations.is_empty()).then(examples);
     let quality =
         Section { id: "quality", title: "What it costs the model", body: quality::body(report) };
+    let steps = match report.steps.len() {
+        0 => None,
+        _ => Some(Section { id: "steps", title: "End to end", body: steps::body(report)? }),
+    };
+    let error = Section { id: "error", title: "Output error", body: error::body(report)? };
     let others = [
-        Section { id: "error", title: "Output error", body: error::body(report)? },
         Section { id: "sparsity", title: "Sparsity", body: sparsity::body(report)? },
         Section { id: "swaps", title: "Swaps", body: swaps::body(report)? },
         Section { id: "scores", title: "Scores", body: scores::body(report)? },
         Section { id: "cost", title: "Time, memory and size", body: cost::body(report) },
         Section { id: "recipe", title: "Recipe", body: recipe::body(report) },
     ];
-    Ok([quality].into_iter().chain(examples).chain(others).collect())
+    let first = [quality].into_iter().chain(examples).chain(steps);
+    Ok(first.chain([error]).chain(others).collect())
 }

@@ -40,7 +40,7 @@ pub trait CrossEntropy: Hold {
 }
 
 /// The largest logit of a row and the sum of exp(z − largest).
-fn partition(row: &[f32]) -> (f32, f32) {
+pub(super) fn partition(row: &[f32]) -> (f32, f32) {
     simd!({
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         (max, cpu::sum(row, row, |z, _| exp(z - max)))

@@ -135,6 +135,11 @@ impl<D: Hold> Matrix<D> {
         Matrix { tensor: self.tensor.put_tape(tape), values: self.values, shape: self.shape }
     }
 
+    /// Takes its gradient out of the gradients that a backward pass found; zeros if it has none.
+    pub fn take_gradient(&self, gradients: &mut Gradients<f32, D>) -> Result<Self, D::Err> {
+        self.beside(D::take_gradient(gradients, &self.name())?, self.shape)
+    }
+
     /// The name under which the tape knows it.
     pub fn name(&self) -> Name<D> {
         Name { tensor: self.tensor.clone(), shape: self.shape }

@@ -1,0 +1,62 @@
+//! The backward pass through a decoder layer: from the gradient of its output to those of its input
+//! and of its linear layers.
+
+use super::{
+    Error, Executor, PartWeights, Stream,
+    forward::forward,
+    ops::{InputGradient, Matrix, Ops, Trace, gradient, seeded, traced},
+    stream::Batch,
+};
+
+/// What a backward pass found of a layer: for each part and each linear layer that was asked for, in
+/// the order of its `members`, what its gradient consists of, run by run.
+pub type Traces<D> = Vec<Vec<Vec<Trace<D>>>>;
+
+impl<D: Ops> Executor<D> {
+    /// Goes backward through consecutive parts of a decoder layer, which run again from the hidden
+    /// states before them. The `gradients` of a loss, a matrix [tokens, channels] per run, are those
+    /// of the hidden states after the parts, and then of those before them. `members` are the linear
+    /// layers of each part whose traces are wanted.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the scratch space fails.
+    pub fn backward(
+        &self,
+        parts: &[PartWeights<D>],
+        members: &[Vec<usize>],
+        stream: &Stream<D>,
+        gradients: &mut [Matrix<D>],
+    ) -> Result<Traces<D>, Error> {
+        let none = |members: &Vec<usize>| vec![Vec::new(); members.len()];
+        let mut traces: Traces<D> = members.iter().map(none).collect();
+        for (run, gradient) in gradients.iter_mut().enumerate() {
+            let batch = self.batch(stream, run)?;
+            let traced: Vec<PartWeights<D>> =
+                parts.iter().zip(members).map(|(part, members)| part.traced(members)).collect();
+            *gradient = through(&traced, &batch, gradient).map_err(Error::device)?;
+            for (part, (members, traces)) in traced.iter().zip(members.iter().zip(&mut traces)) {
+                for (linear, traces) in members.iter().zip(traces) {
+                    traces.extend(part.linears[*linear].take_trace());
+                }
+            }
+        }
+        Ok(traces)
+    }
+}
+
+/// The gradient of a batch's hidden states before some parts, for that of those after them.
+fn through<D: Ops>(
+    parts: &[PartWeights<D>],
+    batch: &Batch<D>,
+    after: &Matrix<D>,
+) -> Result<Matrix<D>, D::Err> {
+    let before = &batch.states;
+    let mut states = traced(before.clone());
+    for part in parts {
+        let (x, tape) = states.split_tape();
+        let input = part.normalise(x.clone().put_tape(tape))?;
+        let output = forward(part, &batch.positions, input, InputGradient::Wanted)?;
+        states = part.residual(x, output)?;
+    }
+    gradient(seeded(states, after.clone())?, before)
+}

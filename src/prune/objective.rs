@@ -1,0 +1,200 @@
+//! The objective of the whole model: how far its predictions are from the dense model's, and the
+//! gradients of that, by a backward pass that goes layer by layer from the end.
+
+use std::ops::Range;
+
+use super::{Error, Sampled, failed};
+use crate::{
+    checkpoint::Pruned,
+    evaluate::{Head, hidden},
+    executor::{
+        PartWeights, Pass, Stream,
+        ops::{Ops, Trace},
+    },
+    family::Part,
+    model::{self, Model},
+    random::SplitMix64,
+};
+
+/// The mean over tokens of KL(dense ‖ sparse), the divergence of the pruned model's predictions from
+/// the dense model's, on some samples.
+pub(super) struct Objective<'a, D: Ops> {
+    model: &'a Model<'a, D>,
+    samples: Sampled<'a>,
+    head: Head<'a, D>,
+    /// The dense model's hidden states after the last layer.
+    dense: Stream<D>,
+}
+
+/// What the gradients of a backward pass are of.
+pub(super) enum Of<'r> {
+    /// The sum over tokens of the divergence.
+    Divergence,
+    /// The cross-entropy of tokens that are drawn from the pruned model's own predictions: the
+    /// gradients' squares are the diagonal of its Fisher information.
+    Drawn(&'r mut SplitMix64),
+}
+
+/// Where a linear layer is: its decoder layer, its part, and its place among the members that a
+/// backward pass is asked for.
+pub(super) type At = (usize, usize, usize);
+
+impl<'a, D: Ops> Objective<'a, D> {
+    /// Runs the dense model on the samples.
+    pub(super) fn new(model: &'a Model<'a, D>, samples: Sampled<'a>) -> Result<Self, Error> {
+        let stream = model.embed(samples.ids, samples.held_out)?;
+        let dense = hidden(model, &Pruned::dense(), stream, |_| ())?;
+        Ok(Self { model, samples, head: Head::new(model)?, dense })
+    }
+
+    /// The tokens of some samples.
+    pub(super) fn tokens(&self, samples: Range<usize>) -> f64 {
+        self.samples.ids[samples].iter().map(|ids| ids.len() as f64).sum()
+    }
+
+    /// The mean over the tokens of some samples.
+    pub(super) fn value(&self, pruned: &Pruned, samples: Range<usize>) -> Result<f64, Error> {
+        let stream = self.model.embed(&self.samples.ids[samples.clone()], 0)?;
+        let stream = hidden(self.model, pruned, stream, |_| ())?;
+        let mut sum = 0.0;
+        self.model.executor.each_sample(&stream, |i, states| {
+            let dense = self.dense(samples.start + i)?;
+            sum += self.head.divergence(states, &dense, None)?;
+            Ok::<_, model::Error>(())
+        })?;
+        Ok(sum / self.tokens(samples))
+    }
+
+    /// Goes forward and backward through the pruned model on some samples. Shows `see` what the
+    /// gradients of the linear layers consist of, from the last decoder layer to the first: those of
+    /// `members`, the indices in each part of each layer. Returns the sum over tokens of the
+    /// divergence, or 0 where the gradients are of something else.
+    pub(super) fn gradients(
+        &self,
+        pruned: &Pruned,
+        members: &[Vec<Vec<usize>>],
+        samples: Range<usize>,
+        mut of: Of<'_>,
+        see: &mut dyn FnMut(At, Vec<Trace<D>>) -> Result<(), Error>,
+    ) -> Result<f64, Error> {
+        let executor = &self.model.executor;
+        let mut stream = self.model.embed(&self.samples.ids[samples.clone()], 0)?;
+        let mut boundaries = Vec::new();
+        for layer in 0..members.len() {
+            let failed = || failed(layer, "forward pass");
+            boundaries.push(executor.copy(&stream).map_err(failed())?);
+            let parts = self.parts(layer, pruned)?;
+            executor.run(Pass::advancing(&parts, &mut stream)).map_err(failed())?;
+        }
+        let (mut sum, mut gradients) = (0.0, Vec::new());
+        executor.each_sample(&stream, |i, states| {
+            gradients.push(match &mut of {
+                Of::Divergence => {
+                    let (dense, mut gradient) = (self.dense(samples.start + i)?, Vec::new());
+                    sum += self.head.divergence(states, &dense, Some(&mut gradient))?;
+                    gradient
+                }
+                Of::Drawn(random) => self.head.sampled_gradient(states, random)?,
+            });
+            Ok::<_, model::Error>(())
+        })?;
+        let failed = |layer| failed(layer, "backward pass");
+        let last = members.len() - 1;
+        let mut gradients = executor.by_run(&stream, &gradients).map_err(failed(last))?;
+        drop(stream);
+        for (layer, members) in members.iter().enumerate().rev() {
+            let Some(before) = boundaries.pop() else { break };
+            let parts = self.parts(layer, pruned)?;
+            let traces = executor.backward(&parts, members, &before, &mut gradients);
+            for (part, traces) in traces.map_err(failed(layer))?.into_iter().enumerate() {
+                for (place, traces) in traces.into_iter().enumerate() {
+                    see((layer, part, place), traces)?;
+                }
+            }
+        }
+        Ok(sum)
+    }
+
+    /// The dense model's hidden states of a sample after the last layer.
+    fn dense(&self, sample: usize) -> Result<Vec<f32>, model::Error> {
+        Ok(self.model.executor.sample(&self.dense, sample)?)
+    }
+
+    fn parts(&self, layer: usize, pruned: &Pruned) -> Result<Vec<PartWeights<D>>, model::Error> {
+        Part::ALL.iter().map(|part| self.model.part(layer, *part, pruned)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use dfdx::tensor::Cpu;
+
+    use super::*;
+    use crate::{checkpoint::Reader, dtype::Dtype, mask::Mask};
+
+    /// The gradients of the whole model's objective, of kept and pruned entries, in each layer.
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        for path in ["tests/conformance/tiny-llama", "tests/conformance/tiny-opt"] {
+            let reader = Reader::open(Path::new(path)).unwrap();
+            let model = Model::new(&reader, Cpu::default()).unwrap();
+            let ids: Vec<Vec<u32>> =
+                [3, 7].map(|by: u32| (0..12).map(|i| (i * by + 1) % 250).collect()).into();
+            let mut pruned = Pruned::default();
+            for linear in model.decoder.projections() {
+                let mask = Mask::from_fn(linear.dims, |i| i % 3 != 0);
+                pruned.masks.insert(linear.weight.clone(), mask);
+            }
+            let objective = Objective::new(&model, Sampled::from(&ids[..])).unwrap();
+            let layers = &model.decoder.layers;
+            let of = |layer: usize, part| 0..layers[layer].projections(part).len();
+            let members: Vec<Vec<Vec<usize>>> = (0..layers.len())
+                .map(|layer| Part::ALL.map(|part| of(layer, part).collect()).into())
+                .collect();
+            let mut found = Vec::new();
+            let sum =
+                objective.gradients(&pruned, &members, 0..2, Of::Divergence, &mut |at, traces| {
+                    let gradients = traces.iter().map(|trace| trace.gradient().unwrap());
+                    let sum =
+                        gradients.reduce(|a, b| a.iter().zip(b).map(|(a, b)| a + b).collect());
+                    found.push((at, sum.unwrap()));
+                    Ok(())
+                });
+            let tokens = objective.tokens(0..2);
+            let value = objective.value(&pruned, 0..2).unwrap();
+            assert!((sum.unwrap() / tokens - value).abs() < 1e-6 * value, "{value}");
+            assert_eq!(found.len(), model.decoder.projections().count());
+            for ((layer, part, place), gradient) in found {
+                let linear = &layers[layer].projections(Part::ALL[part])[place];
+                let dense = model.values(linear).unwrap();
+                // The largest gradient of a kept entry, and that of a pruned one.
+                for rest in [1, 0] {
+                    let entries = (0..dense.len()).filter(|i| usize::from(i % 3 != 0) == rest);
+                    let size = |i: &usize| gradient[*i].abs();
+                    let i = entries.max_by(|a, b| size(a).total_cmp(&size(b))).unwrap();
+                    let shifted = |h: f32| {
+                        let mut values = dense.clone();
+                        values[i] = if rest == 1 { values[i] + h } else { h };
+                        let mut shifted = pruned.copy(Path::new(".")).unwrap();
+                        shifted.masks.get_mut(&linear.weight).unwrap().set(i, true);
+                        let (name, dtype) = (&linear.weight, Some(Dtype::F32));
+                        let dir = std::env::temp_dir();
+                        shifted.change(&reader, name, &values, dtype, &dir).unwrap();
+                        objective.value(&shifted, 0..2).unwrap() * tokens
+                    };
+                    let h = 4e-3;
+                    let slope = (shifted(h) - shifted(-h)) / f64::from(2.0 * h);
+                    let error = (slope - f64::from(gradient[i])).abs();
+                    let name = &linear.weight;
+                    assert!(
+                        error < 2e-3 + 0.02 * slope.abs(),
+                        "{name} {i}: {slope} {}",
+                        gradient[i]
+                    );
+                }
+            }
+        }
+    }
+}

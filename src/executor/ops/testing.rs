@@ -3,13 +3,12 @@
 use std::array::from_fn;
 
 use dfdx::{
-    tensor::{Cpu, CpuError, OwnedTape, Tape, Tensor},
+    tensor::{Cpu, CpuError, Tape, Tensor},
     tensor_ops::Backward,
 };
 
-use super::{Hold, Matrix, tape::record_loss};
-
-pub(super) type Traced<D = Cpu> = Matrix<D, OwnedTape<f32, D>>;
+use super::{Hold, Matrix, TracedLoss, tape::record_loss};
+pub(super) use super::{Traced, traced};
 
 /// `len` numbers that look random, in [-1, 1].
 pub(in crate::executor) fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -31,14 +30,9 @@ pub(in crate::executor) fn matrix(values: Vec<f32>, shape: (usize, usize)) -> Ma
     Cpu::default().hold(values, shape).unwrap()
 }
 
-/// The matrix with a tape of its own.
-pub(super) fn traced<D: Hold>(x: Matrix<D>) -> Traced<D> {
-    x.put_tape(OwnedTape::default())
-}
-
 /// The gradients of some matrices, for a loss that depends on them.
 pub(super) fn gradients<D: Hold, const N: usize>(
-    loss: Tensor<(), f32, D, OwnedTape<f32, D>>,
+    loss: TracedLoss<D>,
     of: [&Matrix<D>; N],
 ) -> [Vec<f32>; N] {
     let mut gradients = loss.backward();
@@ -78,7 +72,7 @@ pub(super) fn outcome<D: Hold, const N: usize>(
 /// Checks the gradients of an operation's inputs against central differences.
 pub(super) fn check_gradients<const N: usize>(
     shapes: [(usize, usize); N],
-    op: impl Fn([Traced; N]) -> Result<Traced, CpuError>,
+    op: impl Fn([Traced<Cpu>; N]) -> Result<Traced<Cpu>, CpuError>,
 ) {
     let (found, values) = outcome(&Cpu::default(), shapes, &op);
     for (i, gradient) in found[1..].iter().enumerate() {

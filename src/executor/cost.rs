@@ -39,23 +39,25 @@ impl From<&Projection> for ProjectionShape {
 
 impl From<&Sublayer> for PartShape {
     fn from(part: &Sublayer) -> Self {
-        let linears = part.projections.iter().map(ProjectionShape::from);
-        let attention = match &part.inner {
-            family::Inner::Attention(attention) => Some(attention.clone()),
-            _ => None,
-        };
-        Self { linears: linears.collect(), attention }
+        Self::new(
+            &part.projections,
+            match &part.inner {
+                family::Inner::Attention(attention) => Some(attention),
+                _ => None,
+            },
+        )
     }
 }
 
 impl<D: Ops> From<&PartWeights<D>> for PartShape {
     fn from(part: &PartWeights<D>) -> Self {
-        let linears = part.projections.iter().map(ProjectionShape::from);
-        let attention = match &part.inner {
-            Inner::Attention(attention, _) => Some(attention.clone()),
-            _ => None,
-        };
-        Self { linears: linears.collect(), attention }
+        Self::new(
+            &part.projections,
+            match &part.inner {
+                Inner::Attention(attention, _) => Some(attention),
+                _ => None,
+            },
+        )
     }
 }
 
@@ -296,6 +298,11 @@ impl<'a> PassShape<'a> {
 }
 
 impl PartShape {
+    fn new(projections: &[Projection], attention: Option<&Attention>) -> Self {
+        let linears = projections.iter().map(ProjectionShape::from).collect();
+        Self { linears, attention: attention.cloned() }
+    }
+
     /// Weights of the projections fed by the hidden states, and of those fed by the inner function.
     fn weights(&self) -> [f64; 2] {
         let fed = |feed| self.linears.iter().filter(move |of| of.feed == feed);

@@ -98,7 +98,7 @@ fn steps(steps: &[Step]) -> Option<String> {
     let (first, best) = (held_out.first()?, held_out.iter().copied().reduce(f64::min)?);
     let (made, swaps) = (steps.len() - 1, steps.iter().map(|step| step.swaps).sum::<usize>());
     Some(format!(
-        "{made} steps, {swaps} swaps; divergence from the dense model's predictions {first:.4} to \
+        "{made} steps, {swaps} swaps tried; divergence from the dense model's predictions {first:.4} to \
          {best:.4} nats per token held out"
     ))
 }

@@ -129,7 +129,7 @@ impl<'a, D: Ops> Head<'a, D> {
     }
 
     /// The gradient of the cross-entropy of tokens that are drawn from the predictions themselves.
-    pub(crate) fn sampled_gradient(
+    pub(crate) fn drawn_gradient(
         &self,
         states: &[f32],
         random: &mut SplitMix64,

@@ -14,7 +14,7 @@ mod tally;
 pub use self::{
     allocate::{Allocation, By, allocate},
     pipeline::MetricStep,
-    stage::{Alpha, EndToEnd, Rebuild, Reconstruct, Refine, Rounds, Stage, Step, Swap},
+    stage::{Alpha, EndToEnd, ModelState, Rebuild, Reconstruct, Refine, Rounds, Stage, Step, Swap},
     start::{Start, start},
     tally::{Cost, Pruning, Tally},
 };
@@ -58,6 +58,15 @@ pub enum Error {
         tensor: String,
         /// What it says.
         source: barber_metric::Error,
+    },
+    /// The predictions overflow.
+    #[error(
+        "the predictions' divergence from the dense model's is {divergence} nats per token; \
+         the model's activations overflow f32 on the calibration samples"
+    )]
+    Divergence {
+        /// The divergence.
+        divergence: f64,
     },
     /// The activations overflow.
     #[error(
@@ -333,17 +342,14 @@ pub fn refine<D: Ops>(
 /// # Errors
 /// [`Error`] if the model cannot be run on the samples.
 pub fn refine_model<D: Ops>(
-    model: &Model<'_, D>,
-    plan: &Plan,
+    mut state: ModelState<'_, D>,
     stages: &[Refine],
-    samples: Sampled<'_>,
-    mut pruned: Pruned,
     observer: &mut dyn Observer<D>,
 ) -> Result<Pruned, Error> {
     for stage in stages {
-        stage.run_model(model, plan, samples, &mut pruned, &mut |event| observer.event(event))?;
+        stage.run_model(&mut state, &mut |event| observer.event(event))?;
     }
-    Ok(pruned)
+    Ok(state.pruned)
 }
 
 /// What a pass through a dense part left for the part's groups.

@@ -26,13 +26,13 @@ pub(super) struct Objective<'a, D: Ops> {
     dense: Stream<D>,
 }
 
-/// What the gradients of a backward pass are of.
-pub(super) enum Of<'r> {
-    /// The sum over tokens of the divergence.
-    Divergence,
-    /// The cross-entropy of tokens that are drawn from the pruned model's own predictions: the
-    /// gradients' squares are the diagonal of its Fisher information.
-    Drawn(&'r mut SplitMix64),
+/// What a linear layer's gradients consist of.
+pub(super) struct Gradients<D: Ops> {
+    /// Those of the sum over tokens of the divergence.
+    pub(super) divergence: Vec<Trace<D>>,
+    /// Those of the cross-entropy of tokens that are drawn from the pruned model's own predictions,
+    /// if they are wanted: their squares are the diagonal of its Fisher information.
+    pub(super) drawn: Option<Vec<Trace<D>>>,
 }
 
 /// Where a linear layer is: its decoder layer, its part, and its place among the members that a
@@ -65,17 +65,17 @@ impl<'a, D: Ops> Objective<'a, D> {
         Ok(sum / self.tokens(samples))
     }
 
-    /// Goes forward and backward through the pruned model on some samples. Shows `see` what the
-    /// gradients of the linear layers consist of, from the last decoder layer to the first: those of
-    /// `members`, the indices in each part of each layer. Returns the sum over tokens of the
-    /// divergence, or 0 where the gradients are of something else.
+    /// Goes forward and backward through the pruned model on some samples. Shows `see` the gradients
+    /// of the linear layers, from the last decoder layer to the first: those of `members`, the indices
+    /// in each part of each layer. With `drawn` there are those of drawn tokens too. Returns the sum
+    /// over tokens of the divergence.
     pub(super) fn gradients(
         &self,
         pruned: &Pruned,
         members: &[Vec<Vec<usize>>],
         samples: Range<usize>,
-        mut of: Of<'_>,
-        see: &mut dyn FnMut(At, Vec<Trace<D>>) -> Result<(), Error>,
+        mut drawn: Option<SplitMix64>,
+        see: &mut dyn FnMut(At, Gradients<D>) -> Result<(), Error>,
     ) -> Result<f64, Error> {
         let executor = &self.model.executor;
         let mut stream = self.model.embed(&self.samples.ids[samples.clone()], 0)?;
@@ -86,29 +86,35 @@ impl<'a, D: Ops> Objective<'a, D> {
             let parts = self.parts(layer, pruned)?;
             executor.run(Pass::advancing(&parts, &mut stream)).map_err(failed())?;
         }
-        let (mut sum, mut gradients) = (0.0, Vec::new());
+        let (mut sum, mut divergence, mut of_drawn) = (0.0, Vec::new(), Vec::new());
         executor.each_sample(&stream, |i, states| {
-            gradients.push(match &mut of {
-                Of::Divergence => {
-                    let (dense, mut gradient) = (self.dense(samples.start + i)?, Vec::new());
-                    sum += self.head.divergence(states, &dense, Some(&mut gradient))?;
-                    gradient
-                }
-                Of::Drawn(random) => self.head.sampled_gradient(states, random)?,
-            });
+            let (dense, mut gradient) = (self.dense(samples.start + i)?, Vec::new());
+            sum += self.head.divergence(states, &dense, Some(&mut gradient))?;
+            divergence.push(gradient);
+            if let Some(random) = &mut drawn {
+                of_drawn.push(self.head.drawn_gradient(states, random)?);
+            }
             Ok::<_, model::Error>(())
         })?;
-        let failed = |layer| failed(layer, "backward pass");
-        let last = members.len() - 1;
-        let mut gradients = executor.by_run(&stream, &gradients).map_err(failed(last))?;
+        let by_run = |gradients: &[_]| {
+            let found = executor.by_run(&stream, gradients);
+            found.map_err(model::Error::executor("output head"))
+        };
+        let mut divergence = by_run(&divergence)?;
+        let mut of_drawn = drawn.map(|_| by_run(&of_drawn)).transpose()?;
         drop(stream);
         for (layer, members) in members.iter().enumerate().rev() {
             let Some(before) = boundaries.pop() else { break };
             let parts = self.parts(layer, pruned)?;
-            let traces = executor.backward(&parts, members, &before, &mut gradients);
-            for (part, traces) in traces.map_err(failed(layer))?.into_iter().enumerate() {
-                for (place, traces) in traces.into_iter().enumerate() {
-                    see((layer, part, place), traces)?;
+            let backward = |gradients: &mut Vec<_>| {
+                let traces = executor.backward(&parts, members, &before, gradients);
+                traces.map_err(failed(layer, "backward pass"))
+            };
+            let mut drawn = of_drawn.as_mut().map(backward).transpose()?;
+            for (part, traces) in backward(&mut divergence)?.into_iter().enumerate() {
+                for (place, divergence) in traces.into_iter().enumerate() {
+                    let drawn = drawn.as_mut().map(|of| std::mem::take(&mut of[part][place]));
+                    see((layer, part, place), Gradients { divergence, drawn })?;
                 }
             }
         }
@@ -154,14 +160,12 @@ mod tests {
                 .map(|layer| Part::ALL.map(|part| of(layer, part).collect()).into())
                 .collect();
             let mut found = Vec::new();
-            let sum =
-                objective.gradients(&pruned, &members, 0..2, Of::Divergence, &mut |at, traces| {
-                    let gradients = traces.iter().map(|trace| trace.gradient().unwrap());
-                    let sum =
-                        gradients.reduce(|a, b| a.iter().zip(b).map(|(a, b)| a + b).collect());
-                    found.push((at, sum.unwrap()));
-                    Ok(())
-                });
+            let sum = objective.gradients(&pruned, &members, 0..2, None, &mut |at, gradients| {
+                let traces = gradients.divergence.iter().map(|trace| trace.gradient().unwrap());
+                let sum = traces.reduce(|a, b| a.iter().zip(b).map(|(a, b)| a + b).collect());
+                found.push((at, sum.unwrap()));
+                Ok(())
+            });
             let tokens = objective.tokens(0..2);
             let value = objective.value(&pruned, 0..2).unwrap();
             assert!((sum.unwrap() / tokens - value).abs() < 1e-6 * value, "{value}");

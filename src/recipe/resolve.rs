@@ -514,6 +514,7 @@ mod tests {
             ("refine = [{ use = 'end-to-end', lambda = 0 }]", "refine.0.lambda", "default"),
             ("refine = [{ use = 'end-to-end', fraction = 2 }]", "refine.0.fraction", "rows"),
             ("refine = [{ use = 'end-to-end', steps = 0 }]", "refine.0.steps", "default"),
+            ("refine = [{ use = 'end-to-end', momentum = 1 }]", "refine.0.momentum", "alone"),
             ("refine = [{ use = 'reconstruct', damping = -1 }]", "refine.0.damping", "0.01"),
             ("refine = [{ use = 'reconstruct', method = 'ls' }]", "refine.0.method", "`gradient`"),
             ("refine = [{ use = 'reconstruct', rate = 0.1 }]", "refine.0.rate", "`method`"),

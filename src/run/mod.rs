@@ -64,8 +64,8 @@ use crate::{
     plan::Plan,
     progress::Steps,
     prune::{
-        Allocation, MetricStep, Pass, Pruning, Refinement, Sampled, Side, Start, allocate,
-        pipeline, refine, refine_model, start,
+        Allocation, MetricStep, ModelState, Pass, Pruning, Refinement, Sampled, Side, Start,
+        allocate, pipeline, refine, refine_model, start,
     },
     recipe::{Calibration, Loaded, Recipe},
     report::{
@@ -606,7 +606,8 @@ impl<D: Ops> Run<'_, D> {
         let (model, plan) = (self.model, &self.plan);
         progress.notes.steps.clear();
         progress.go((model, plan), &*bar, true, |from, observer| {
-            refine_model(model, plan, stages, self.samples(), from.pruned, observer)
+            let state = ModelState { model, plan, samples: self.samples(), pruned: from.pruned };
+            refine_model(state, stages, observer)
         })
     }
 }

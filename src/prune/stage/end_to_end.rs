@@ -18,31 +18,30 @@
 //! held-out samples, as Levenberg and Marquardt's does; where their divergence rises, the masks go
 //! back to the best ones.
 
-use std::{iter::zip, ops::Range, slice::from_ref};
+use std::{collections::BTreeMap, iter::zip, ops::Range, slice::from_ref};
 
 use barber_metric::{Dims, LayerStats, Needs};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Described, Error, Event, RunModel, Stage, Wrong};
+use super::{Described, Error, Event, ModelState, RunModel, Stage, Wrong};
 use crate::{
     buffer::recycle,
     calibration::Extent,
-    checkpoint::Masks,
     checkpoint::Pruned,
     evaluate::LOGITS,
     executor::{
-        PartShape, PassShape, Probe, Rows, Store, Tokens,
+        self, PartShape, PassShape, Probe, Rows, Store, Tokens,
         ops::{Ops, Trace, transpose},
     },
     family::{Decoder, Part, Projection},
     mask::{self, Ends},
-    model::{self, Model},
+    model::Model,
     plan::{Member, Plan},
     prune::{
-        Cost, Pruning, Sampled, Tally, failed, members,
-        objective::{At, Objective, Of},
+        Cost, Pruning, Tally, failed, members,
+        objective::{At, Gradients, Objective},
     },
     random::SplitMix64,
 };
@@ -58,7 +57,7 @@ pub struct EndToEnd {
     /// The fraction of all rows that swap two weights in a step, from 0 to 1.
     #[schemars(range(min = 0, max = 1))]
     pub fraction: f64,
-    /// The weight of the gradients of the steps before in the running mean, from 0 to 1.
+    /// The weight of the gradients of the steps before in the running mean, at least 0 and below 1.
     #[schemars(range(min = 0, max = 1))]
     pub momentum: f64,
     /// How much the curvature counts in the first steps, λ. More of it makes fewer swaps, of smaller
@@ -109,13 +108,16 @@ const SHRINKAGE: f32 = 0.2;
 impl Stage for EndToEnd {
     fn check(&self, _: &[&str]) -> Vec<Wrong> {
         let mut wrong = Vec::new();
-        let mut fraction = |key, value: f64, help| {
-            if !(0.0..=1.0).contains(&value) {
-                wrong.push(Wrong { key, why: format!("must be from 0 to 1, got {value}"), help });
-            }
-        };
-        fraction("fraction", self.fraction, "it is the fraction of the rows that swap in a step");
-        fraction("momentum", self.momentum, "0 takes the gradient of a step alone");
+        if !(self.fraction > 0.0 && self.fraction <= 1.0) {
+            let why = format!("must be more than 0 and at most 1, got {}", self.fraction);
+            let help = "it is the fraction of the rows that swap in a step";
+            wrong.push(Wrong { key: "fraction", why, help });
+        }
+        if !(0.0..1.0).contains(&self.momentum) {
+            let why = format!("must be at least 0 and below 1, got {}", self.momentum);
+            let help = "0 takes the gradient of a step alone";
+            wrong.push(Wrong { key: "momentum", why, help });
+        }
         if !(self.lambda > 0.0 && self.lambda.is_finite()) {
             let why = format!("must be more than 0, got {}", self.lambda);
             wrong.push(Wrong { key: "lambda", why, help: "leave it out for the default" });
@@ -150,8 +152,8 @@ impl Stage for EndToEnd {
         let taken = calibration * self.samples.min(samples) as f64 / samples.max(1) as f64;
         let head = (decoder.vocab_size * decoder.embedding.width) as f64;
         let tokens = |calibration| Tokens { calibration, held_out: 0.0, sequence };
-        // Forward on the tokens that are judged, and forward and backward on those of a step, for
-        // the divergence and for the curvature.
+        // Forward on the tokens that are judged; forward and backward on those of a step, for the
+        // divergence; and backward again for the curvature.
         let mut of =
             [2.0 * judged * 2.0 * head, 2.0 * taken * 3.0 * head, 2.0 * taken * 2.0 * head];
         let (mut dense, mut weights, mut activations) = (0.0, 0.0_f64, 0.0_f64);
@@ -171,7 +173,7 @@ impl Stage for EndToEnd {
             dense += pass(tokens(calibration + held_out)).operations();
             of[0] += pass(tokens(judged)).operations();
             of[1] += forward + backward(&all);
-            of[2] += forward + backward(&none);
+            of[2] += backward(&none);
             let projections = || Part::ALL.iter().flat_map(|part| found.projections(*part));
             weights = weights.max(projections().map(|of| of.dims.len() as f64).sum());
             let wide = projections().map(|of| (of.dims.rows + of.dims.columns) as f64).sum();
@@ -202,13 +204,10 @@ impl RunModel for EndToEnd {
 
     fn run<D: Ops>(
         &self,
-        model: &Model<'_, D>,
-        plan: &Plan,
-        samples: Sampled<'_>,
-        pruned: &mut Pruned,
+        state: &mut ModelState<'_, D>,
         event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), Error> {
-        let objective = Objective::new(model, samples)?;
+        let ModelState { model, plan, samples, ref mut pruned } = *state;
         let calibration = samples.calibration().len();
         if calibration == 0 {
             return Ok(());
@@ -218,23 +217,26 @@ impl RunModel for EndToEnd {
             0 => 0..calibration,
             _ => calibration..samples.ids.len(),
         };
-        let mut run = Steps::new(self, model, plan)?;
+        let objective = Objective::new(model, samples)?;
+        let members: Vec<_> = (0..plan.layers.len()).map(|layer| members(plan, layer)).collect();
+        let mut run = Steps::new(self, model, plan, &members);
         let first = objective.value(pruned, judged.clone())?;
-        let mut best: (f64, Masks) = (first, pruned.masks.clone());
+        let mut best = (first, pruned.masks.clone());
         let (held_out, lambda) = (Some(first), self.lambda);
-        let step = Step { step: 0, calibration: None, held_out, swaps: 0, lambda };
-        event(Event::Step(&step));
-        let (mut patience, mut last, mut promised) = (PATIENCE, first, 0.0);
-        let mut turns = (0..calibration).step_by(self.samples).cycle();
+        event(Event::Step(&Step { step: 0, calibration: None, held_out, swaps: 0, lambda }));
+        let (mut patience, mut promised) = (PATIENCE, 0.0);
+        let taken = self.samples.min(calibration);
+        let mut turns = (0..calibration).step_by(taken).cycle();
         for number in 1..=self.steps {
             let start = turns.next().unwrap_or(0);
-            let turn = start..calibration.min(start + self.samples);
-            let (divergence, swaps) = run.step(&objective, pruned, number, turn)?;
+            let turn = start..calibration.min(start + taken);
+            let (divergence, swaps) = run.step(&objective, &members, pruned, number, turn)?;
             promised -= swaps.iter().map(|swap| f64::from(swap.change)).sum::<f64>();
-            let held_out = if number % MEASURED == 0 || number == self.steps {
-                Some(objective.value(pruned, judged.clone())?)
-            } else {
-                None
+            let held_out = match number {
+                _ if number % MEASURED != 0 && number != self.steps => None,
+                // No mask has changed.
+                _ if promised == 0.0 => Some(best.0),
+                _ => Some(objective.value(pruned, judged.clone())?),
             };
             event(Event::Step(&Step {
                 step: number,
@@ -244,21 +246,23 @@ impl RunModel for EndToEnd {
                 lambda: run.lambda,
             }));
             let Some(found) = held_out else { continue };
-            if last - found >= KEPT * promised {
+            if best.0 - found >= KEPT * promised {
                 run.lambda *= TRUST;
             }
             if found < best.0 {
                 best = (found, pruned.masks.clone());
                 patience = PATIENCE;
             } else {
-                run.lambda *= if promised > 0.0 { DISTRUST } else { 1.0 };
-                pruned.masks.clone_from(&best.1);
+                if promised > 0.0 {
+                    run.lambda *= DISTRUST;
+                    pruned.masks.clone_from(&best.1);
+                }
                 patience -= 1;
             }
             if patience == 0 {
                 break;
             }
-            (last, promised) = (best.0, 0.0);
+            promised = 0.0;
         }
         pruned.masks = best.1;
         Ok(())
@@ -267,6 +271,8 @@ impl RunModel for EndToEnd {
 
 /// A matrix of the model, and what is known of it.
 struct Matrix<'a> {
+    /// Its number, in the order of the model.
+    number: usize,
     linear: &'a Projection,
     member: Member,
     /// Mean of x² over the tokens so far, of each input.
@@ -283,9 +289,9 @@ struct Mean {
 }
 
 impl Mean {
-    fn add(&mut self, sums: &[f32], tokens: usize) {
+    fn add(&mut self, (sums, tokens): (Vec<f32>, usize)) {
         self.sums.resize(sums.len(), 0.0);
-        self.sums.iter_mut().zip(sums).for_each(|(sum, x)| *sum += x);
+        self.sums.iter_mut().zip(&sums).for_each(|(sum, x)| *sum += x);
         self.tokens += tokens;
     }
 
@@ -298,12 +304,15 @@ impl Mean {
 struct Swap {
     /// What it changes of the model of the objective.
     change: f32,
-    /// The matrix, by its number.
-    matrix: usize,
+    /// The matrix.
+    at: At,
     /// The weight that is pruned, and the one that comes back, row-major.
     goes: usize,
     comes: usize,
 }
+
+/// A gradient, [rows, columns], and the inputs that it is of, [columns, tokens] run by run.
+type WithInputs = (Vec<f32>, Vec<Vec<f32>>);
 
 /// The stage as it goes on.
 struct Steps<'a, D: Ops> {
@@ -311,88 +320,127 @@ struct Steps<'a, D: Ops> {
     /// λ.
     lambda: f64,
     model: &'a Model<'a, D>,
-    /// The indices of the pruned matrices in each part of each layer.
-    members: Vec<Vec<Vec<usize>>>,
-    matrices: Vec<Matrix<'a>>,
-    /// The running mean of each matrix' gradient.
+    matrices: BTreeMap<At, Matrix<'a>>,
+    /// The running mean of each matrix' gradient, by its number.
     momentum: Store<D>,
 }
 
 impl<'a, D: Ops> Steps<'a, D> {
-    fn new(settings: &'a EndToEnd, model: &'a Model<'a, D>, plan: &'a Plan) -> Result<Self, Error> {
-        let members: Vec<_> = (0..plan.layers.len()).map(|layer| members(plan, layer)).collect();
-        let mut matrices = Vec::new();
-        for (layer, of_layer) in members.iter().enumerate() {
-            for (part, of_part) in Part::ALL.iter().zip(of_layer) {
-                for linear in of_part {
-                    let mut all = plan.matrices(&model.decoder, layer);
-                    let found = all.find(|(of, _)| (of.part, of.linear) == (*part, *linear));
-                    let Some((member, linear)) = found else { continue };
-                    let (squares, curvature) = (Mean::default(), Mean::default());
-                    matrices.push(Matrix { linear, member, squares, curvature });
-                }
+    fn new(
+        settings: &'a EndToEnd,
+        model: &'a Model<'a, D>,
+        plan: &'a Plan,
+        members: &[Vec<Vec<usize>>],
+    ) -> Self {
+        let mut matrices = BTreeMap::new();
+        for (layer, parts) in members.iter().enumerate() {
+            for (member, linear) in plan.matrices(&model.decoder, layer) {
+                let part = member.part as usize;
+                let place = parts[part].iter().position(|of| *of == member.linear);
+                let Some(place) = place else { continue };
+                let (squares, curvature) = (Mean::default(), Mean::default());
+                let matrix = Matrix { number: 0, linear, member, squares, curvature };
+                matrices.insert((layer, part, place), matrix);
             }
         }
+        for (number, matrix) in matrices.values_mut().enumerate() {
+            matrix.number = number;
+        }
         let momentum = model.executor.storage.half().store(matrices.len());
-        Ok(Self { settings, lambda: settings.lambda, model, members, matrices, momentum })
-    }
-
-    /// The number of a matrix.
-    fn number(&self, (layer, part, place): At) -> usize {
-        let before = self.members[..layer].iter().flatten().map(Vec::len).sum::<usize>();
-        before + self.members[layer][..part].iter().map(Vec::len).sum::<usize>() + place
+        Self { settings, lambda: settings.lambda, model, matrices, momentum }
     }
 
     /// Makes a step; returns the divergence before it, and the swaps.
     fn step(
         &mut self,
         objective: &Objective<'_, D>,
+        members: &[Vec<Vec<usize>>],
         pruned: &mut Pruned,
         number: usize,
         samples: Range<usize>,
     ) -> Result<(f64, Vec<Swap>), Error> {
-        let members = self.members.clone();
-        if number <= WARM_UP + 1 || number.is_multiple_of(CURVATURE) {
-            let random = &mut SplitMix64::new(number as u64);
-            let of = Of::Drawn(random);
-            objective.gradients(pruned, &members, samples.clone(), of, &mut |at, traces| {
-                let place = self.number(at);
-                let curvature = &mut self.matrices[place].curvature;
-                for Trace { gradient, .. } in traces {
-                    let tokens = gradient.shape().0;
-                    let squares = D::column_squares(&gradient, from_ref(&(0..tokens)));
-                    curvature.add(&squares.map_err(device(at.0))?[0], tokens);
-                }
-                Ok(())
-            })?;
-        }
+        let measures_curvature = number <= WARM_UP + 1 || number.is_multiple_of(CURVATURE);
+        let drawn = measures_curvature.then(|| SplitMix64::new(number as u64));
         let tokens = objective.tokens(samples.clone());
         let mut swaps: Vec<Swap> = Vec::new();
-        let kept = &*pruned;
-        let of = Of::Divergence;
-        let sum = objective.gradients(kept, &members, samples, of, &mut |at, traces| {
-            let matrix = self.number(at);
-            swaps.extend(self.matrix(kept, number, at, matrix, &traces, tokens)?);
+        let masks = &*pruned;
+        let sum = objective.gradients(masks, members, samples, drawn, &mut |at, gradients| {
+            swaps.extend(self.matrix(masks, number, at, gradients, tokens)?);
             Ok(())
         })?;
-        if number <= WARM_UP {
-            return Ok((sum / tokens, Vec::new()));
+        let divergence = sum / tokens;
+        if !divergence.is_finite() {
+            return Err(Error::Divergence { divergence });
         }
-        let rows: usize = self.matrices.iter().map(|of| of.linear.dims.rows).sum();
+        if number <= WARM_UP {
+            return Ok((divergence, Vec::new()));
+        }
+        let rows: usize = self.matrices.values().map(|of| of.linear.dims.rows).sum();
         let most = (rows as f64 * self.settings.fraction).ceil() as usize;
         // Ties are broken by the places of the weights.
         swaps.sort_by(|a, b| {
-            let place = |of: &Swap| (of.matrix, of.goes);
+            let place = |of: &Swap| (of.at, of.goes);
             a.change.total_cmp(&b.change).then(place(a).cmp(&place(b)))
         });
         swaps.truncate(most);
-        for Swap { matrix, goes, comes, .. } in &swaps {
-            if let Some(mask) = pruned.masks.get_mut(&self.matrices[*matrix].linear.weight) {
+        for Swap { at, goes, comes, .. } in &swaps {
+            if let Some(mask) = pruned.masks.get_mut(&self.matrices[at].linear.weight) {
                 mask.set(*goes, false);
                 mask.set(*comes, true);
             }
         }
-        Ok((sum / tokens, swaps))
+        Ok((divergence, swaps))
+    }
+
+    /// The gradient of a matrix in a step; takes what it says of the curvature.
+    fn gradient(
+        &mut self,
+        at: At,
+        Gradients { divergence, drawn }: Gradients<D>,
+    ) -> Result<WithInputs, D::Err> {
+        let Some(of) = self.matrices.get_mut(&at) else { return Ok((Vec::new(), Vec::new())) };
+        let squares = |x: &executor::ops::Matrix<D>| {
+            let tokens = x.shape().0;
+            Ok::<_, D::Err>((D::column_squares(x, from_ref(&(0..tokens)))?.concat(), tokens))
+        };
+        for Trace { gradient, .. } in drawn.into_iter().flatten() {
+            of.curvature.add(squares(&gradient)?);
+        }
+        let Dims { rows, columns } = of.linear.dims;
+        let mut sum = self.model.executor.device.nothing(rows, columns)?;
+        let mut inputs = Vec::new();
+        for Trace { input, gradient } in divergence {
+            D::add_product(&mut sum, &gradient, &input)?;
+            of.squares.add(squares(&input)?);
+            let x = input.on_host()?;
+            let mut by_input = vec![0.0; x.len()];
+            transpose(&x, columns, &mut by_input);
+            inputs.push(by_input);
+        }
+        Ok((D::sums(sum)?, inputs))
+    }
+
+    /// Adds a step's gradient, a sum over `tokens`, to the running mean of a matrix.
+    fn add(
+        &mut self,
+        number: usize,
+        mut gradient: Vec<f32>,
+        (rows, columns): (usize, usize),
+        (step, tokens): (usize, f64),
+    ) -> Result<Vec<f32>, executor::Error> {
+        let (device, momentum) = (&self.model.executor.device, self.settings.momentum as f32);
+        let own = (1.0 - momentum) / tokens as f32;
+        gradient.par_iter_mut().for_each(|g| *g *= own);
+        if step > 1 {
+            let earlier = self.momentum.get(number, device)?;
+            let earlier = earlier.on_host().map_err(executor::Error::device)?;
+            let both = gradient.par_iter_mut().zip(&earlier);
+            both.for_each(|(g, before)| *g += momentum * before);
+            recycle(earlier);
+        }
+        let held = device.hold(gradient.clone(), (rows, columns));
+        self.momentum.put(number, held.map_err(executor::Error::device)?)?;
+        Ok(gradient)
     }
 
     /// Adds a step's gradient of a matrix to its mean; returns the swap of each row that promises to
@@ -402,67 +450,30 @@ impl<'a, D: Ops> Steps<'a, D> {
         pruned: &Pruned,
         step: usize,
         at: At,
-        number: usize,
-        traces: &[Trace<D>],
+        gradients: Gradients<D>,
         tokens: f64,
     ) -> Result<Vec<Swap>, Error> {
-        let (executor, momentum) = (&self.model.executor, self.settings.momentum as f32);
-        let of = &mut self.matrices[number];
+        let failed = || failed(at.0, "gradients");
+        let gradient = self.gradient(at, gradients);
+        let (gradient, inputs) = gradient.map_err(|e| failed()(executor::Error::device(e)))?;
+        let of = &self.matrices[&at];
         let Dims { rows, columns } = of.linear.dims;
-        // [columns, tokens], run by run.
-        let mut inputs: Vec<Vec<f32>> = Vec::new();
-        let mut gradient = {
-            let mut run = || {
-                let mut sum = executor.device.nothing(rows, columns)?;
-                for Trace { input, gradient } in traces {
-                    D::add_product(&mut sum, gradient, input)?;
-                    let tokens = input.shape().0;
-                    of.squares.add(&D::column_squares(input, from_ref(&(0..tokens)))?[0], tokens);
-                    let x = input.on_host()?;
-                    let mut by_input = vec![0.0; x.len()];
-                    transpose(&x, columns, &mut by_input);
-                    inputs.push(by_input);
-                }
-                D::sums(sum)
-            };
-            run().map_err(device(at.0))?
-        };
-        let store = failed(at.0, "gradients");
-        let mut mean = || {
-            let earlier = if step > 1 {
-                let found = self.momentum.get(number, &executor.device)?;
-                Some(found.on_host().map_err(crate::executor::Error::device)?)
-            } else {
-                None
-            };
-            let own = (1.0 - momentum) / tokens as f32;
-            gradient.par_iter_mut().for_each(|g| *g *= own);
-            if let Some(earlier) = earlier {
-                gradient
-                    .par_iter_mut()
-                    .zip(&earlier)
-                    .for_each(|(g, before)| *g += momentum * before);
-                recycle(earlier);
-            }
-            let held = executor.device.hold(gradient.clone(), (rows, columns));
-            self.momentum.put(number, held.map_err(crate::executor::Error::device)?)
-        };
-        mean().map_err(store)?;
-        if step <= WARM_UP {
-            return Ok(Vec::new());
-        }
-        let of = &self.matrices[number];
+        let (number, shape) = (of.number, (rows, columns));
+        let mut slope = self.add(number, gradient, shape, (step, tokens)).map_err(failed())?;
+        let of = &self.matrices[&at];
         let name = &of.linear.weight;
-        let Some(mask) = pruned.masks.get(name) else { return Ok(Vec::new()) };
+        let Some(mask) = pruned.masks.get(name).filter(|_| step > WARM_UP) else {
+            recycle(slope);
+            return Ok(Vec::new());
+        };
         let weight = match pruned.values(name)? {
             Some(changed) => changed,
             None => self.model.values(of.linear)?,
         };
         let (squares, curvature) = (of.squares.get(), of.curvature.get());
         // What is missing of the mean's weights in the first steps.
-        let whole = 1.0 / (1.0 - momentum.powi(step as i32));
+        let whole = 1.0 / (1.0 - (self.settings.momentum as f32).powi(step as i32));
         let lambda = self.lambda as f32;
-        let mut slope = gradient;
         slope.par_chunks_mut(columns).zip(&curvature).for_each(|(slope, s)| {
             let factor = -whole / (lambda * s);
             slope.iter_mut().for_each(|g| *g *= factor);
@@ -481,7 +492,7 @@ impl<'a, D: Ops> Steps<'a, D> {
             let gram = (1.0 - SHRINKAGE) * (gram / tokens as f64) as f32;
             let (goes, comes) = (row * columns + cost.0, row * columns + gain.0);
             let change = cost.1 + gain.1 - 2.0 * weight[goes] * weight[comes] * gram;
-            Swap { change: 0.5 * lambda * curvature[row] * change, matrix: number, goes, comes }
+            Swap { change: 0.5 * lambda * curvature[row] * change, at, goes, comes }
         };
         let swaps =
             ends.par_iter().enumerate().map(swap).filter(|swap| swap.change < 0.0).collect();
@@ -489,9 +500,4 @@ impl<'a, D: Ops> Steps<'a, D> {
         recycle(slope);
         Ok(swaps)
     }
-}
-
-/// Says where the device failed.
-fn device<E: std::fmt::Display>(layer: usize) -> impl FnOnce(E) -> model::Error {
-    model::Error::device(format!("layer {layer}"))
 }

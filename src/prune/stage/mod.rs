@@ -103,12 +103,21 @@ trait RunModel: Stage {
     /// Refines the masks of all matrices of the plan.
     fn run<D: Ops>(
         &self,
-        model: &Model<'_, D>,
-        plan: &Plan,
-        samples: Sampled<'_>,
-        pruned: &mut Pruned,
+        state: &mut ModelState<'_, D>,
         event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), Error>;
+}
+
+/// The whole model while its stages run.
+pub struct ModelState<'a, D: Ops> {
+    /// The dense model.
+    pub model: &'a Model<'a, D>,
+    /// Which matrices are pruned.
+    pub plan: &'a Plan,
+    /// The calibration samples.
+    pub samples: Sampled<'a>,
+    /// What pruning decided so far.
+    pub pruned: Pruned,
 }
 
 /// What came of a stage.
@@ -188,15 +197,12 @@ macro_rules! stages {
             /// Refines the whole model, if it works on that.
             pub(super) fn run_model<D: Ops>(
                 &self,
-                model: &Model<'_, D>,
-                plan: &Plan,
-                samples: Sampled<'_>,
-                pruned: &mut Pruned,
+                state: &mut ModelState<'_, D>,
                 event: &mut dyn FnMut(Event<'_>),
             ) -> Result<(), Error> {
                 match self {
                     $(Self::$group(_) => Ok(()),)*
-                    $(Self::$model(stage) => stage.run(model, plan, samples, pruned, event),)*
+                    $(Self::$model(stage) => stage.run(state, event),)*
                 }
             }
         }

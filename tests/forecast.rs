@@ -165,6 +165,13 @@ fn short_runs_take_what_was_forecast() {
         ],
         &["mask.init=wanda", "sparsity.allocation=error", swap],
         &["metric=[{ use = 'hessian-diagonal' }]"],
+        // Few enough steps for all of them to be made.
+        &["mask.init=wanda", "refine=[{ use = 'end-to-end', steps = 12, lambda = 5 }]"],
+        &[
+            "mask.init=wanda",
+            "calibration.held_out=3",
+            "refine=[{ use = 'swap' }, { use = 'end-to-end', steps = 4, samples = 3 }]",
+        ],
     ] {
         compared("recipes/quickstart.toml", &[&short[..], sets].concat());
     }

@@ -69,5 +69,8 @@ fn the_summary_says_what_the_steps_did() {
     let run = barber(&["prune", "recipes/quickstart.toml", "--set", &out, "--set", stage]);
     assert_eq!(run.status, 0, "{}", run.stderr);
     let said = flat(&run.stdout);
-    assert!(said.contains("3 steps") && said.contains("nats per token held out"), "{said}");
+    assert!(
+        said.contains("steps 3 over the whole model") && said.contains("nats per token held out"),
+        "{said}"
+    );
 }

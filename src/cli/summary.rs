@@ -62,7 +62,7 @@ impl fmt::Display for Summary<'_> {
             writeln!(f, "{}", labelled("together", &error(of)))?;
         }
         if let Some(steps) = steps(&report.steps) {
-            writeln!(f, "{}", labelled("end to end", &steps))?;
+            writeln!(f, "{}", labelled("steps", &steps))?;
         }
         if let Some(gains) = gains(report) {
             writeln!(f, "\n{gains}")?;
@@ -98,7 +98,7 @@ fn steps(steps: &[Step]) -> Option<String> {
     let (first, best) = (held_out.first()?, held_out.iter().copied().reduce(f64::min)?);
     let (made, swaps) = (steps.len() - 1, steps.iter().map(|step| step.swaps).sum::<usize>());
     Some(format!(
-        "{made} steps, {swaps} swaps tried; divergence from the dense model's predictions {first:.4} to \
+        "{made} over the whole model, {swaps} swaps tried; divergence from the dense model's predictions {first:.4} to \
          {best:.4} nats per token held out"
     ))
 }

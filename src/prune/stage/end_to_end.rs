@@ -191,7 +191,8 @@ impl Stage for EndToEnd {
         widths.add(1, plan.weights(decoder)[0] as f64 / 2.0);
         let waiting = widths.bytes();
         // Values and gradients of a layer, and the logits of both models with their gradient.
-        widths.add(1, 2.0 * taken * activations + 3.0 * LOGITS as f64);
+        let logits = LOGITS.min(sequence * decoder.vocab_size) as f64;
+        widths.add(1, 2.0 * taken * activations + 3.0 * logits);
         let held = 2.0 * size_of::<f32>() as f64 * (weights + head);
         let matrices = widths.bytes();
         Cost { operations, held, gathered: 0.0, matrices, waiting, widths }

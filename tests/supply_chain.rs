@@ -126,6 +126,29 @@ fn two_versions_of_a_crate_have_a_reason() {
     assert!(gone.is_empty(), "in deny.toml, but no longer there twice: {gone:?}");
 }
 
+/// The fuzz targets are not members of the workspace, and have a lock file of their own.
+#[test]
+fn the_fuzz_targets_are_locked_to_the_same_dependencies() {
+    let lock: toml::Table = fs::read_to_string("fuzz/Cargo.lock").unwrap().parse().unwrap();
+    let name = |of: &toml::Value| of.as_str().unwrap().split(' ').next().unwrap().to_owned();
+    let mut all = lock["package"].as_array().unwrap().iter();
+    let barber = all.find(|package| name(&package["name"]) == "llm-barber").unwrap();
+    let locked: BTreeSet<_> = barber["dependencies"].as_array().unwrap().iter().map(name).collect();
+    let packages = packages();
+    let own = packages.iter().find(|package| package["name"] == "llm-barber").unwrap();
+    let wanted = own["dependencies"].as_array().unwrap().iter().filter(|of| of["kind"].is_null());
+    let (optional, always): (Vec<_>, Vec<_>) = wanted.partition(|of| of["optional"] == true);
+    let [optional, always] = [optional, always]
+        .map(|of| of.iter().map(|of| text(of, "name").to_owned()).collect::<BTreeSet<_>>());
+    let missing: Vec<_> = always.difference(&locked).collect();
+    let gone: Vec<_> = locked
+        .iter()
+        .filter(|name| !(always.contains(*name) || optional.contains(*name)))
+        .collect();
+    let help = "run `cargo update --manifest-path fuzz/Cargo.toml -p llm-barber`";
+    assert!(missing.is_empty() && gone.is_empty(), "{missing:?} {gone:?}: {help}");
+}
+
 /// Clippy's `incompatible_msrv` sees to the standard library in our own code.
 #[test]
 fn no_dependency_wants_a_newer_rust() {

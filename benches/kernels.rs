@@ -1,4 +1,4 @@
-//! The CPU's kernels, as shares of what the machine can do: of the best rate of matrix products that
+//! The CPU's kernels, in percent of what the machine can do: of the best rate of matrix products that
 //! this run measures, or of the bandwidth of a copy that is larger than the caches.
 #![allow(clippy::print_stdout, reason = "a table is what a benchmark is for")]
 
@@ -69,13 +69,13 @@ fn main() {
     });
     let bandwidth = bytes / copy;
     let mut rows = vec![format!("peak: {:.0} GFLOP/s, {:.1} GB/s", peak / 1e9, bandwidth / 1e9)];
-    let mut share = |name: &str, work: f64, best: f64, of: f64| {
+    let mut row = |name: &str, work: f64, best: f64, of: f64| {
         rows.push(format!("{name:45} {:9.3} ms  {:5.1}%", best * 1e3, 100.0 * work / best / of));
     };
     for (inputs, outputs) in [(576, 576), (576, 1536), (1536, 576), (4096, 11008)] {
         let name = format!("linear, 2048 × {inputs} × {outputs}");
         let (work, best) = linear(&mut c, &name, inputs, outputs);
-        share(&name, work, best, peak);
+        row(&name, work, best, peak);
     }
     for (inputs, outputs) in [(576, 1536), (4096, 4096)] {
         let trace = Trace { input: matrix(TOKENS, inputs), gradient: matrix(TOKENS, outputs) };
@@ -87,7 +87,7 @@ fn main() {
             let mut layers = [(&mut sum, trace.clone())];
             Cpu::add_squared_gradients(&mut layers, &samples).expect("memory");
         });
-        share(&name, work, best, peak);
+        row(&name, work, best, peak);
     }
     let heads = Heads {
         queries: 9,
@@ -105,19 +105,19 @@ fn main() {
         let attended = Cpu::attention(q.clone(), k.clone(), k.clone(), heads, None, None);
         black_box(attended.expect("memory"));
     });
-    share("attention, 8 × 256 tokens, 9 heads of 64", work, best, peak);
+    row("attention, 8 × 256 tokens, 9 heads of 64", work, best, peak);
     let (gate, up) = (matrix(TOKENS, 1536), matrix(TOKENS, 1536));
     let bytes = 3.0 * 4.0 * (TOKENS * 1536) as f64;
     let best = measure(&mut c, "SwiGLU", Throughput::Bytes(bytes as u64), || {
         black_box(Cpu::gated(gate.clone(), up.clone(), Activation::Silu).expect("memory"));
     });
-    share("SwiGLU, 2048 × 1536 (of bandwidth)", bytes, best, bandwidth);
+    row("SwiGLU, 2048 × 1536 (of bandwidth)", bytes, best, bandwidth);
     let norm = Norm { weight: matrix(1, 576), bias: None, epsilon: 1e-5, centred: false };
     let bytes = 2.0 * 4.0 * (TOKENS * 576) as f64;
     let best = measure(&mut c, "norm", Throughput::Bytes(bytes as u64), || {
         black_box(Cpu::normalise(q.clone(), &norm).expect("memory"));
     });
-    share("RMS norm, 2048 × 576 (of bandwidth)", bytes, best, bandwidth);
+    row("RMS norm, 2048 × 576 (of bandwidth)", bytes, best, bandwidth);
     // Half of the weights are pruned, the scores no longer say which.
     let dims = Dims { rows: 1536, columns: 576 };
     let noise = |seed| {
@@ -127,11 +127,11 @@ fn main() {
     let mut scores = noise(1);
     let other = scores.clone();
     scores.iter_mut().zip(noise(2)).for_each(|(score, noise)| *score += 0.3 * noise);
-    let half = Amount::Share(0.5);
+    let half = Amount::Ratio(0.5);
     let metric = Init::named("metric").expect("an initial mask");
     let start = |scores: &[f32]| {
         let stats = LayerStats { name: "w", dims, weight: scores, ..LayerStats::default() };
-        metric.start(&stats, Pattern::UNSTRUCTURED, half, Some((scores, None))).expect("a mask")
+        metric.choose(&stats, Pattern::UNSTRUCTURED, half, Some((scores, None))).expect("a mask")
     };
     let initial = start(&other).mask;
     let bytes = 4.0 * dims.len() as f64;
@@ -141,15 +141,15 @@ fn main() {
         let mut group = [Scored { name: "w", scores: &scores, mask: &mut mask }];
         black_box(rebuild(&mut group, scope, pattern, 0.1, Comparison::Pools).expect("a mask"));
     });
-    share("mask rebuild by rows, 1536 × 576 (of bandwidth)", bytes, best, bandwidth);
+    row("mask rebuild by rows, 1536 × 576 (of bandwidth)", bytes, best, bandwidth);
     let best = measure(&mut c, "distribution", Throughput::Bytes(bytes as u64), || {
         Distribution::default().matrix(&initial, &initial, |i| black_box(&scores)[i]);
     });
-    share("scores' distribution, 1536 × 576 (of bandwidth)", bytes, best, bandwidth);
+    row("scores' distribution, 1536 × 576 (of bandwidth)", bytes, best, bandwidth);
     let best = measure(&mut c, "initial mask", Throughput::Bytes(bytes as u64), || {
         black_box(start(&scores));
     });
-    share("initial mask by rows, 1536 × 576 (of bandwidth)", bytes, best, bandwidth);
+    row("initial mask by rows, 1536 × 576 (of bandwidth)", bytes, best, bandwidth);
     let entries: Vec<_> =
         (0..dims.len()).step_by(50).map(|i| (i / dims.columns, i % dims.columns, 0.5)).collect();
     let entries = Cpu::default().entries(entries, (dims.rows, dims.columns)).expect("memory");
@@ -159,6 +159,6 @@ fn main() {
         let found = Cpu::add_sparse_product(y.clone(), &x, &entries);
         black_box(found.expect("memory"));
     });
-    share("sparse product of 2%, 2048 × 576 × 1536 (of bandwidth)", bytes, best, bandwidth);
+    row("sparse product of 2%, 2048 × 576 × 1536 (of bandwidth)", bytes, best, bandwidth);
     println!("\n{}", rows.join("\n"));
 }

@@ -1,6 +1,6 @@
 //! How time and memory grow: with samples, sequence length, layers and width, on LLaMAs with random
 //! weights; and one decoder layer of LLaMA-7B's shape within 6 GiB, extrapolated to the whole model.
-//! Beside them, what share of the time at the layers was matrix products, and at what rate.
+//! Beside them, what percentage of the time at the layers was matrix products, and at what rate.
 //!
 //! `BARBER_SCALING=7b` runs the large layer alone, `BARBER_SCALING=small` the others alone.
 //! `BARBER_SCALING=gpu` runs layers of LLaMA-7B's and 13B's shapes on the first GPU alone, with
@@ -152,7 +152,7 @@ fn main() {
     let peak = peak();
     println!("the best rate of matrix products is {:.0} GFLOP/s;", peak / 1e9);
     println!(
-        "products: their share of the time at the layers, and their rate in percent of the best"
+        "products: their percentage of the time at the layers, and their rate in percent of the best"
     );
     if wanted != "7b" {
         let base = Shape { hidden: 512, mlp: 1408, heads: 8, layers: 4, samples: 16, length: 512 };
@@ -176,7 +176,7 @@ fn main() {
                 "{hidden:6}  {layers:6}  {samples:7}  {length:6}  {seconds:6.1} s  {:22.3} ps  \
                  {:3.0}% at {:2.0}%  {:6.0} MB",
                 seconds * 1e12 / (samples * length) as f64 / weights as f64,
-                found.share(),
+                found.product_time(),
                 found.rate(peak),
                 memory as f64 / 1e6
             );
@@ -189,7 +189,7 @@ fn main() {
         println!(
             "one layer of LLaMA-7B, 16 × 2048 tokens: {seconds:.0} s, products {:.0}% at {:.0}% of the best \
              rate, {:.2} GB",
-            found.share(),
+            found.product_time(),
             found.rate(peak),
             memory as f64 / 1e9
         );

@@ -56,7 +56,8 @@ const TOKEN: f64 = 600.0;
 
 /// Counts a run.
 pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
-    let Pruning { start, single, stages, dense, ref calibration, stream_size, .. } = run.pruning;
+    let Pruning { initial_needs, single, stages, dense, ref calibration, stream_size, .. } =
+        run.pruning;
     let head = (decoder.vocab_size * decoder.embedding.width) as f64;
     let all: f64 = decoder.projections().map(|linear| linear.dims.len() as f64).sum();
     let widest = decoder.projections().map(|linear| linear.dims.len() as f64).fold(0.0, f64::max);
@@ -74,7 +75,7 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
         let mut solved = 0.0;
         for linear in plan.matrices(decoder, index).map(|(_, linear)| linear) {
             let [rows, columns] = [linear.dims.rows, linear.dims.columns].map(|n| n as f64);
-            if start.gram {
+            if initial_needs.gram {
                 // The factor, then what each block passes on to the columns after it.
                 solved += columns.powi(3) + rows * columns * columns;
                 // It is factorised in two matrices of 64-bit numbers, when the dense weights are
@@ -97,7 +98,7 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
         cost.then(stage.model_cost(&run.pruning, decoder, plan));
     }
     // The streams of an allocation, and of initial masks that are made before the refinement.
-    let begins_again = !single && start.inputs() && !stages.is_empty();
+    let begins_again = !single && initial_needs.inputs() && !stages.is_empty();
     let earlier = usize::from(run.allocation.is_some()) + usize::from(begins_again);
     let stream = (calibration.tokens * decoder.hidden_size * stream_size) as f64;
     // Freed matrices wait to be used again.
@@ -147,7 +148,7 @@ mod tests {
         let rebuild = &[Refine::Rebuild(Rebuild::default())];
         let pruning = Pruning {
             calibration: Extent { samples: 2, longest: 5, tokens: 10, ..Extent::default() },
-            start: Needs::NOTHING,
+            initial_needs: Needs::NOTHING,
             single: false,
             stages: rebuild,
             model_stages: &[],
@@ -175,8 +176,8 @@ mod tests {
         let of = |pruning: &Pruning<'_>, evaluated| {
             estimate(&decoder, &plan, &Run { pruning: pruning.clone(), evaluated, ..run })
         };
-        let start = Needs::INPUT_SQUARE;
-        let wanda = Pruning { start, stages: &[], ..pruning.clone() };
+        let initial_needs = Needs::INPUT_SQUARE;
+        let wanda = Pruning { initial_needs, stages: &[], ..pruning.clone() };
         let found = of(&wanda, (7, 2));
         // The last linear layer's dense output is nobody's input, nor is the last layer's sparse one.
         assert_eq!(found.pruning, 2.0 * (forward - 20.0 * 32.0) + forward);
@@ -197,7 +198,7 @@ mod tests {
         assert_eq!(found.solving, 2.0 * products);
         assert_eq!(found.waiting, 4.0 * 10.0 * 4.0 * 4.0);
         let calibration = of(&wanda, (0, 2));
-        let gram = of(&Pruning { start: Needs::GRAM, ..wanda }, (0, 2));
+        let gram = of(&Pruning { initial_needs: Needs::GRAM, ..wanda }, (0, 2));
         assert!(gram.pruning > calibration.pruning);
     }
 }

@@ -45,7 +45,7 @@ pub struct Member {
 pub struct Rule {
     /// Where its zeros may be.
     pub pattern: Pattern,
-    /// The share of its weights to prune.
+    /// The fraction of its weights to prune.
     pub ratio: f64,
     /// How many exactly, where an allocation has said so.
     pub count: Option<usize>,

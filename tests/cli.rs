@@ -466,9 +466,9 @@ fn a_global_budget_is_met_exactly() {
                 .sum();
             let expected = (0.613 * weights as f64) as u64;
             assert_eq!(report["pruned_weights"].as_u64(), Some(expected), "{by} {init}");
-            let shares: Vec<f64> = serde_json::from_value(report["allocation"].clone()).unwrap();
-            assert!((shares[0] - shares[1]).abs() > 0.01, "{shares:?}");
-            assert!(shares.iter().all(|share| (share - 0.613).abs() < 0.101), "{shares:?}");
+            let ratios: Vec<f64> = serde_json::from_value(report["allocation"].clone()).unwrap();
+            assert!((ratios[0] - ratios[1]).abs() > 0.01, "{ratios:?}");
+            assert!(ratios.iter().all(|ratio| (ratio - 0.613).abs() < 0.101), "{ratios:?}");
             if !init.ends_with("sparsegpt") {
                 check_sparse(&dense, &found, 0.613);
             }

@@ -107,7 +107,7 @@ pub(crate) fn at_layers(output: &Path) -> AtLayers {
 impl AtLayers {
     /// The percentage of the time that was matrix products.
     #[allow(dead_code, reason = "not every benchmark prints it for itself")]
-    pub(crate) fn share(self) -> f64 {
+    pub(crate) fn product_time(self) -> f64 {
         100.0 * self.product_seconds / self.seconds
     }
 

@@ -55,17 +55,17 @@ fn stretches(
     let [mut calibration, mut held]: [Vec<Range<usize>>; 2] = [Vec::new(), Vec::new()];
     for block in 0..blocks {
         let [start, end] = [block, block + 1].map(|block| block * tokens / blocks);
-        let share = (end - start) * held_out / (count + held_out);
-        let share = share.clamp(length, end - start - length);
+        let taken = (end - start) * held_out / (count + held_out);
+        let taken = taken.clamp(length, end - start - length);
         // What is left of the block beside it is nothing, or enough for a sample.
-        let rest = end - start - share;
+        let rest = end - start - taken;
         let inside = (rest + 1).saturating_sub(2 * length);
         let offset = match random.below(if inside > 0 { 3 } else { 2 }) {
             0 => 0,
             1 => rest,
             _ => length + random.below(inside),
         };
-        let own = start + offset..start + offset + share;
+        let own = start + offset..start + offset + taken;
         for other in [start..own.start, own.end..end] {
             match calibration.last_mut() {
                 _ if other.is_empty() => {}

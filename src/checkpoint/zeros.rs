@@ -16,7 +16,7 @@ pub struct Zeros {
 
 /// The widest tile that is looked for.
 const WIDEST: usize = 32;
-/// The share of zeros below which a matrix is dense: trained weights have a few.
+/// The fraction of zeros below which a matrix is dense: trained weights have a few.
 const FEW: f64 = 0.01;
 /// How full the tiles of a pattern N:M are at least. Where zeros are many, some N:M holds by chance;
 /// but then most tiles keep fewer than N.
@@ -87,16 +87,16 @@ fn pattern(
     if (zeros as f64) < FEW * all {
         return None;
     }
-    let share = |n: usize, m: usize| n as f64 / m as f64;
+    let ratio = |n: usize, m: usize| n as f64 / m as f64;
     let found = most
         .iter()
         .enumerate()
         .filter(|&(m, &n)| m > 1 && columns.is_multiple_of(m) && 0 < n && n < m);
     let tightest = found.min_by(|(m, n), (other_m, other_n)| {
-        share(**n, *m).total_cmp(&share(**other_n, *other_m)).then(m.cmp(other_m))
+        ratio(**n, *m).total_cmp(&ratio(**other_n, *other_m)).then(m.cmp(other_m))
     });
     match tightest {
-        Some((m, &n)) if (elements - zeros) as f64 >= FULL * share(n, m) * all => {
+        Some((m, &n)) if (elements - zeros) as f64 >= FULL * ratio(n, m) * all => {
             Some(Pattern::n_of_m(n, m))
         }
         _ => Some(Pattern::UNSTRUCTURED),

@@ -132,11 +132,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         scaled(found.evaluation, "FLOP")
     );
     if !recipe.mask.init.zeros {
-        let share = |of: usize| 100.0 * pruned as f64 / of.max(1) as f64;
+        let fraction = |of: usize| 100.0 * pruned as f64 / of.max(1) as f64;
         let sparsity = format!(
             "{:.1}% of the {prunable} weights above, {:.1}% of all {all} weights of the model",
-            share(prunable),
-            share(all)
+            fraction(prunable),
+            fraction(all)
         );
         println!("{}", labelled("sparsity", &sparsity));
     }

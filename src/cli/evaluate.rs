@@ -12,7 +12,7 @@ use crate::{
     model::Model,
     progress::Steps,
     recipe::Device,
-    run::{Asked, ToCome, Watch, check_text, measure, on_device, tokens},
+    run::{Asked, ScheduledPhase, Watch, check_text, measure, on_device, tokens},
 };
 
 /// Measures a checkpoint: its perplexity on texts, and its accuracy on zero-shot tasks. A text is
@@ -93,8 +93,9 @@ fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error>
     let tasks = tasks.map(|(task, path)| Asked::read(task, path, arguments.questions));
     let tasks = tasks.collect::<Result<Vec<_>, _>>()?;
     let decoder = &model.decoder;
-    let of_texts = texts.iter().map(|(_, text, segments)| ToCome::text(text, segments, decoder));
-    let of_tasks = tasks.iter().map(|asked| asked.to_come(decoder));
+    let of_texts =
+        texts.iter().map(|(_, text, segments)| ScheduledPhase::text(text, segments, decoder));
+    let of_tasks = tasks.iter().map(|asked| asked.scheduled(decoder));
     watch.expect(&of_texts.chain(of_tasks).collect::<Vec<_>>());
     let mut reports = Vec::new();
     for (path, text, segments) in texts {

@@ -11,7 +11,7 @@ use crate::{
     report::{Report, Stages},
 };
 
-/// A share of a task's questions, and its standard error; `None` if the task has no such share.
+/// A fraction of a task's questions, and its standard error; `None` if the task has no such fraction.
 type Of = fn(&Accuracy) -> Option<[f64; 2]>;
 
 /// A line of the table.
@@ -60,7 +60,8 @@ pub(super) fn gains(report: &Report) -> Option<String> {
             ("acc_norm", |found| Some([found.acc_norm?, found.acc_norm_stderr?])),
         ];
         for (name, of) in of {
-            let found = each(&task.found, of).map(|found| Some(found??.map(|share| 100.0 * share)));
+            let found =
+                each(&task.found, of).map(|found| Some(found??.map(|fraction| 100.0 * fraction)));
             if found[0].is_none() {
                 continue;
             }

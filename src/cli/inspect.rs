@@ -191,7 +191,7 @@ struct Sum {
     weights: usize,
     /// How many of them are zero; `None` where a format does not tell.
     zeros: Option<usize>,
-    /// Their share.
+    /// Their fraction.
     sparsity: Option<f64>,
     /// The pattern of the matrices' zeros, `mixed` where they have several.
     pattern: Option<String>,
@@ -243,8 +243,8 @@ fn size(bytes: usize) -> String {
     ByteSize(bytes as u64).display().si().to_string()
 }
 
-fn percent(share: f64) -> String {
-    format!("{:.2}%", 100.0 * share)
+fn percent(fraction: f64) -> String {
+    format!("{:.2}%", 100.0 * fraction)
 }
 
 /// A table of the places.

@@ -116,16 +116,16 @@ pub(super) fn introduce(recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
         n => format!(", with {n} overrides"),
     };
     let [weights, pruned] = plan.weights(decoder);
-    let share = match recipe.mask.init.zeros {
+    let ratio = match recipe.mask.init.zeros {
         // As many as there are.
         true => format!("of {weights} weights"),
         false => {
-            let share = headline(pruned as f64 / weights.max(1) as f64);
-            format!("{share} of {weights} weights pruned")
+            let ratio = headline(pruned as f64 / weights.max(1) as f64);
+            format!("{ratio} of {weights} weights pruned")
         }
     };
     let pattern = recipe.sparsity.pattern;
-    let mask = format!("{}, {pattern}, {share}{overrides}", describe::init(recipe));
+    let mask = format!("{}, {pattern}, {ratio}{overrides}", describe::init(recipe));
     println!("{}", labelled("mask", &mask));
     if let Some(readers) = recipe.output.format.readers() {
         println!("{}", labelled("format", &readers));

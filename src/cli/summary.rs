@@ -17,18 +17,18 @@ impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = self.0;
         let Report { pruned_weights, prunable_weights, model_weights, .. } = report;
-        let share = 100.0 * report.sparsity();
-        let mut pruned = format!("{pruned_weights} of {prunable_weights} weights ({share:.2}%)");
-        if let Some(share) = report.model_sparsity() {
-            let share = 100.0 * share;
-            pruned += &format!("; {share:.2}% of the whole model's {model_weights}");
+        let fraction = 100.0 * report.sparsity();
+        let mut pruned = format!("{pruned_weights} of {prunable_weights} weights ({fraction:.2}%)");
+        if let Some(fraction) = report.model_sparsity() {
+            let fraction = 100.0 * fraction;
+            pruned += &format!("; {fraction:.2}% of the whole model's {model_weights}");
         }
         writeln!(f, "{}", labelled("pruned", &pruned))?;
         if let (Some(least), Some(most)) = (
             report.allocation.iter().copied().min_by(f64::total_cmp),
             report.allocation.iter().copied().max_by(f64::total_cmp),
         ) {
-            let [least, most] = [least, most].map(|share| 100.0 * share);
+            let [least, most] = [least, most].map(|fraction| 100.0 * fraction);
             writeln!(f, "{}", labelled("layers", &format!("{least:.1}% to {most:.1}% pruned")))?;
         }
         if report.changed_weights > 0 {
@@ -50,8 +50,8 @@ impl fmt::Display for Summary<'_> {
                 said.push(format!("taken back in {}", some(&taken_back)));
             }
             if swaps > 0 {
-                let share = 100.0 * swaps as f64 / kept.max(1) as f64;
-                said.push(format!("{swaps} swaps ({share:.2}% of the kept weights)"));
+                let fraction = 100.0 * swaps as f64 / kept.max(1) as f64;
+                said.push(format!("{swaps} swaps ({fraction:.2}% of the kept weights)"));
             }
             said.extend(OutputError::of_stage(&report.groups, i).as_ref().map(error));
             writeln!(f, "{}", labelled(&of[0].stage, &said.join("; ")))?;

@@ -77,8 +77,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     for path in gone {
         println!("          not there, and not compared: {}", show(path));
     }
-    let share = 100.0 * *zeros as f64 / (*weights).max(1) as f64;
-    let zeros = format!("{zeros} of {weights} weights ({share:.2}%) in {matrices} matrices");
+    let fraction = 100.0 * *zeros as f64 / (*weights).max(1) as f64;
+    let zeros = format!("{zeros} of {weights} weights ({fraction:.2}%) in {matrices} matrices");
     println!("{}", line("zeros", &zeros));
     let dense = match dense {
         Dense::NotThere(model) => {

@@ -14,13 +14,13 @@ use crate::{
 /// How many questions a model answers rightly.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Accuracy {
-    /// The share of questions whose likeliest choice is right.
+    /// The fraction of questions whose likeliest choice is right.
     #[serde(deserialize_with = "or_nan")]
     pub acc: f64,
     /// Its standard error.
     #[serde(deserialize_with = "or_nan")]
     pub acc_stderr: f64,
-    /// The share of questions whose likeliest choice is right, each choice's log-likelihood being
+    /// The fraction of questions whose likeliest choice is right, each choice's log-likelihood being
     /// divided by its length in characters. Some tasks have none, as in lm-eval.
     #[serde(default, deserialize_with = "some_or_nan", skip_serializing_if = "Option::is_none")]
     pub acc_norm: Option<f64>,
@@ -84,7 +84,7 @@ pub(super) struct Request {
     pub(super) continuation: usize,
 }
 
-/// The accuracy of the model, as pruning left it. Calls `done_so_far` with the share of
+/// The accuracy of the model, as pruning left it. Calls `done_so_far` with the fraction of
 /// the work that is done.
 ///
 /// # Errors
@@ -129,7 +129,7 @@ pub fn accuracy<D: Ops>(
     Ok(Accuracy {
         acc,
         acc_stderr,
-        acc_norm: normed.map(|(share, _)| share),
+        acc_norm: normed.map(|(fraction, _)| fraction),
         acc_norm_stderr: normed.map(|(_, error)| error),
         questions: questions.len(),
     })
@@ -177,11 +177,11 @@ fn first_highest(scores: impl Iterator<Item = f64>) -> usize {
     highest.0
 }
 
-/// The share of the right ones, and its standard error by the sample's deviation.
+/// The fraction of the right ones, and its standard error by the sample's deviation.
 fn mean(right: &[bool]) -> (f64, f64) {
     let count = right.len() as f64;
-    let share = right.iter().filter(|right| **right).count() as f64 / count;
-    (share, (share * (1.0 - share) / (count - 1.0).max(1.0)).sqrt())
+    let fraction = right.iter().filter(|right| **right).count() as f64 / count;
+    (fraction, (fraction * (1.0 - fraction) / (count - 1.0).max(1.0)).sqrt())
 }
 
 #[cfg(test)]
@@ -190,8 +190,8 @@ mod tests {
 
     #[test]
     fn means_have_the_samples_standard_error() {
-        let (share, error) = mean(&[true, false, true, true]);
-        assert_eq!((share, error), (0.75, 0.25));
+        let (fraction, error) = mean(&[true, false, true, true]);
+        assert_eq!((fraction, error), (0.75, 0.25));
         assert_eq!(mean(&[true]), (1.0, 0.0));
         assert_eq!(first_highest([1.0, 3.0, 3.0].into_iter()), 1);
     }

@@ -13,7 +13,7 @@ pub const GENERATED: usize = 40;
 /// The continuations of some prompts by the model, as pruning left it: token by token the most likely
 /// one, of equals the first. A continuation ends early with the token that ends texts, which is left
 /// out, or where the model has no more positions. All prompts go through each layer together, so that
-/// its weights are read once for a token of each. Calls `done_so_far` with the share of the work that
+/// its weights are read once for a token of each. Calls `done_so_far` with the fraction of the work that
 /// is done.
 ///
 /// # Errors

@@ -14,8 +14,8 @@ use crate::{
 /// Logits, in numbers, that are held at a time: 32 MiB.
 pub(crate) const LOGITS: usize = 1 << 23;
 
-/// The share that the head has in the matrix products of an evaluation.
-pub(super) fn share(decoder: &Decoder) -> f64 {
+/// Fraction of an evaluation's matrix products that the output head takes.
+pub(super) fn head_fraction(decoder: &Decoder) -> f64 {
     let head = (decoder.vocab_size * decoder.embedding.width) as f64;
     let layers: usize = decoder.projections().map(|linear| linear.dims.len()).sum();
     head / (head + layers as f64)

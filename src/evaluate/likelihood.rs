@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use super::{
     accuracy::Request,
-    head::{Head, share},
+    head::{Head, head_fraction},
     perplexity::{STATES, hidden},
 };
 use crate::{
@@ -81,7 +81,7 @@ pub(super) fn log_likelihoods<D: Ops>(
         }
     }
     let all: usize = forests.iter().map(|forest| forest.ids.len()).sum();
-    let head_share = share(&model.decoder);
+    let head_fraction = head_fraction(&model.decoder);
     let mut done = 0;
     for batch in batches(&forests, (STATES / model.decoder.hidden_size).max(1)) {
         let batch = &forests[batch];
@@ -92,7 +92,8 @@ pub(super) fn log_likelihoods<D: Ops>(
         let stream = model.embed_at(samples, 0)?;
         let mut so_far =
             |of_batch: f64| done_so_far((done as f64 + tokens as f64 * of_batch) / all as f64);
-        let states = hidden(model, pruned, stream, |layers| so_far((1.0 - head_share) * layers))?;
+        let states =
+            hidden(model, pruned, stream, |layers| so_far((1.0 - head_fraction) * layers))?;
         let head = Head::new(model)?;
         model.executor.each_sample(&states, |i, states| {
             let forest = &batch[i];
@@ -108,7 +109,7 @@ pub(super) fn log_likelihoods<D: Ops>(
                 }
                 Ok(())
             })?;
-            so_far(1.0 - head_share + head_share * (i + 1) as f64 / batch.len() as f64);
+            so_far(1.0 - head_fraction + head_share * (i + 1) as f64 / batch.len() as f64);
             Ok::<_, Error>(())
         })?;
         done += tokens;

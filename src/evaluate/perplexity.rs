@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    head::{Head, share},
+    head::{Head, head_fraction},
     losses::{CERTAIN, Loss, MOST, difference, mean},
 };
 use crate::{
@@ -52,8 +52,8 @@ impl Perplexity {
         }
     }
 
-    /// By what share this perplexity is above another's on the same segments, and the standard error
-    /// of that share. `None` if the segments are not the same ones, or there is only one.
+    /// By what fraction this perplexity is above another's on the same segments, and the standard error
+    /// of that fraction. `None` if the segments are not the same ones, or there is only one.
     pub fn above(&self, other: &Self) -> Option<[f64; 2]> {
         let [nats, error] = difference(&self.losses, &other.losses)?;
         Some([nats.exp_m1(), nats.exp() * error])
@@ -77,7 +77,7 @@ impl Perplexity {
 pub const STATES: usize = 1 << 26;
 
 /// The perplexity of the model, as pruning left it, on segments of at least two tokens. Calls
-/// `done_so_far` with the share of the work that is done, after each decoder layer and the logits of
+/// `done_so_far` with the fraction of the work that is done, after each decoder layer and the logits of
 /// each segment.
 ///
 /// # Errors
@@ -90,7 +90,7 @@ pub fn perplexity<D: Ops>(
 ) -> Result<Perplexity, Error> {
     let longest = segments.iter().map(Vec::len).max().unwrap_or(1);
     let batch = (STATES / (longest * model.decoder.hidden_size)).max(1);
-    let head_share = share(&model.decoder);
+    let head_fraction = head_fraction(&model.decoder);
     let (mut sum, mut predictions, mut done) = (0.0, 0, 0);
     let mut losses = vec![Loss::default(); segments.len().min(MOST)];
     for batch in segments.chunks(batch) {
@@ -98,7 +98,8 @@ pub fn perplexity<D: Ops>(
         let mut so_far =
             |of_batch: f64| done_so_far((done as f64 + of_batch * batch.len() as f64) / all);
         let stream = model.embed(batch, 0)?;
-        let states = hidden(model, pruned, stream, |layers| so_far((1.0 - head_share) * layers))?;
+        let states =
+            hidden(model, pruned, stream, |layers| so_far((1.0 - head_fraction) * layers))?;
         let head = Head::new(model)?;
         model.executor.each_sample(&states, |i, states| {
             let targets = &batch[i][1..];
@@ -114,7 +115,7 @@ pub fn perplexity<D: Ops>(
                 own.nats += loss;
                 Ok(())
             })?;
-            so_far(1.0 - head_share + head_share * (i + 1) as f64 / batch.len() as f64);
+            so_far(1.0 - head_fraction + head_share * (i + 1) as f64 / batch.len() as f64);
             Ok::<_, Error>(())
         })?;
         done += batch.len();

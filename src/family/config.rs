@@ -141,7 +141,7 @@ impl<'a> Object<'a> {
     }
 
     /// A number from 0 to below 1, such as a norm's epsilon.
-    pub(super) fn share(&self, key: &str) -> Result<Option<f64>, Error> {
+    pub(super) fn below_one(&self, key: &str) -> Result<Option<f64>, Error> {
         match self.number(key)? {
             Some(value) if !(0.0..1.0).contains(&value) => {
                 Err(self.invalid(key, value, "it must be from 0 to below 1"))

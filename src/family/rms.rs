@@ -17,7 +17,7 @@ const WIDEST_HEAD: usize = 1 << 16;
 pub(super) struct Style {
     /// The default of `num_key_value_heads`; that of the query heads if it has none.
     pub(super) kv_heads: Option<usize>,
-    /// The default of `head_dim`; an even share of the hidden size if it has none.
+    /// The default of `head_dim`; an equal part of the hidden size for each head if it has none.
     pub(super) head_dim: Option<usize>,
     /// The default of `rms_norm_eps`.
     pub(super) epsilon: f64,
@@ -96,7 +96,7 @@ impl Style {
         let count = "num_hidden_layers";
         let count = config.layers(count)?.ok_or_else(|| config.missing(count))?;
         let (heads, kv_heads, head_dim) = self.heads(config, hidden_size)?;
-        let epsilon = config.share("rms_norm_eps")?.unwrap_or(self.epsilon);
+        let epsilon = config.below_one("rms_norm_eps")?.unwrap_or(self.epsilon);
         let (key, default) = self.activation;
         let activation = config.choice(key, activation::NAMES)?.unwrap_or(default);
         let rope = rope::read(config, &self.rope, head_dim)?;

@@ -435,16 +435,16 @@ pub(super) fn read(config: &Object<'_>, style: &Style, head_dim: usize) -> Resul
         return Err(keys.unknown(key, found, TYPES.iter().map(|kind| kind.name).collect()));
     };
     let partial = "partial_rotary_factor";
-    let (place, share) = match keys.number(partial)? {
+    let (place, fraction) = match keys.number(partial)? {
         Some(inside) => (keys, inside),
         None => (*config, config.number(partial)?.unwrap_or(1.0)),
     };
     // Where the family has no such key, only scalings read it.
     let counts = style.partial || name != "default";
-    let rotated = if counts { (head_dim as f64 * share) as usize } else { head_dim };
+    let rotated = if counts { (head_dim as f64 * fraction) as usize } else { head_dim };
     let wrong = |problem: &str| {
         let problem = format!("it rotates {rotated} of a head's {head_dim} channels; {problem}");
-        Err(place.invalid(partial, share, problem))
+        Err(place.invalid(partial, fraction, problem))
     };
     if rotated == 0 || rotated > head_dim {
         return wrong("it must be at least one, and at most all");
@@ -610,8 +610,8 @@ mod tests {
 
     #[test]
     fn only_some_families_rotate_a_part_of_a_head() {
-        let rotated = |share: f64, partial| {
-            let keys = json!({ "partial_rotary_factor": share });
+        let rotated = |fraction: f64, partial| {
+            let keys = json!({ "partial_rotary_factor": fraction });
             let rope = read(&Object::top(&keys).unwrap(), &Style { partial, ..STYLE }, 16);
             rope.map(|rope| rope.planes())
         };
@@ -619,8 +619,8 @@ mod tests {
         assert_eq!(rotated(1.5, false), Ok(8));
         assert_eq!(rotated(0.5, true), Ok(4));
         assert_eq!(rotated(0.45, true), Ok(4));
-        for share in [-1.0, 0.0, 1.5] {
-            let error = rotated(share, true).unwrap_err().to_string();
+        for fraction in [-1.0, 0.0, 1.5] {
+            let error = rotated(fraction, true).unwrap_err().to_string();
             assert!(error.contains("at least one, and at most all"), "{error}");
         }
     }

@@ -202,8 +202,8 @@ impl Mask {
 
     /// Makes zeros of the pruned weights, by what leaves a weight the bits that are set.
     fn clear<T: Copy + Send>(&self, weights: &mut [T], leave: impl Fn(T, u32) -> T + Sync) {
-        let shares = weights.par_chunks_mut(BITS * WORDS).zip(self.words.par_chunks(WORDS));
-        shares.for_each(|(weights, words)| {
+        let chunks = weights.par_chunks_mut(BITS * WORDS).zip(self.words.par_chunks(WORDS));
+        chunks.for_each(|(weights, words)| {
             // No branch: nobody could foresee it. Halves of words, as vectors of them are the wider.
             simd!(for (weights, word) in weights.chunks_mut(BITS).zip(words) {
                 let halves = [*word as u32, (word >> HALF) as u32];

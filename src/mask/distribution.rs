@@ -61,15 +61,15 @@ impl Histogram {
         }
     }
 
-    /// The base-2 logarithm of the score below which a share of the scores lies, as if those of a
+    /// The base-2 logarithm of the score below which a fraction of the scores lies, as if those of a
     /// bin were spread over it evenly; none where that score is zero, or there are no scores.
     ///
     /// ```
     /// let histogram = llm_barber::mask::Histogram { zero: 0, first: 2, counts: vec![1, 1] };
     /// assert_eq!(histogram.quantile(0.5), Some(1.5));
     /// ```
-    pub fn quantile(&self, share: f64) -> Option<f64> {
-        let mut left = share * self.len() as f64 - self.zero as f64;
+    pub fn quantile(&self, fraction: f64) -> Option<f64> {
+        let mut left = fraction * self.len() as f64 - self.zero as f64;
         if left <= 0.0 {
             return None;
         }

@@ -96,7 +96,7 @@ pub enum Error {
     NotPositiveDefinite {
         /// The matrix.
         name: String,
-        /// The damping, as a share of the mean diagonal.
+        /// The damping, as a fraction of the mean diagonal.
         damping: f64,
     },
     /// Making up for pruned weights went beyond what a number can hold.

@@ -24,7 +24,7 @@ use super::{Error, Mask, OutputError};
 const MOST_DAMPING: f64 = 100.0;
 
 /// The values of a matrix's weights that its `mask` keeps, fitted; those of pruned ones are as
-/// they are in `weight`, and so are all where every input is zero. `damping` is λ as a share of the
+/// they are in `weight`, and so are all where every input is zero. `damping` is λ as a scale of the
 /// mean diagonal of G.
 ///
 /// # Errors
@@ -43,8 +43,8 @@ pub fn least_squares(
     let sum = MatMut::from_row_major_slice_mut(&mut right, rows, columns);
     let dense = MatRef::from_row_major_slice(weight, rows, columns);
     let gram = MatRef::from_row_major_slice(error.gram, columns, columns);
-    let (share, shrinkage) = (1.0 - error.shrinkage, error.shrinkage);
-    matmul(sum, Accum::Add, dense, gram, share, Par::rayon(0));
+    let (scale, shrinkage) = (1.0 - error.shrinkage, error.shrinkage);
+    matmul(sum, Accum::Add, dense, gram, scale, Par::rayon(0));
     let diagonal: Vec<f32> = (0..columns).map(|j| error.gram[j * (columns + 1)]).collect();
     for (right, weight) in right.chunks_mut(columns.max(1)).zip(weight.chunks(columns.max(1))) {
         let inputs = weight.iter().zip(&diagonal);

@@ -383,7 +383,7 @@ proptest! {
             ..LayerStats::default()
         };
         let init = Init::named(if wanda { "wanda" } else { "magnitude" }).expect("an initial mask");
-        let kept = init.start(&stats, pattern, ratio, None).expect("valid input").mask.to_bools();
+        let kept = init.choose(&stats, pattern, ratio, None).expect("valid input").mask.to_bools();
         let scores: Vec<f32> = weight
             .iter()
             .enumerate()

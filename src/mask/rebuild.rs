@@ -109,7 +109,7 @@ struct Pair {
     gain: f32,
 }
 
-/// Swaps the share `alpha` of the pairs within each matrix's tiles; returns the swaps of each matrix.
+/// Swaps the fraction `alpha` of the pairs within each matrix's tiles; returns the swaps of each matrix.
 fn swap_pairs(group: &mut [Scored<'_>], scope: Scope, tiles: &[Tile], alpha: f64) -> Vec<usize> {
     let mut pairs = Vec::new();
     for (matrix, (Scored { scores, mask, .. }, Tile { m, .. })) in

@@ -65,7 +65,7 @@ pub struct Swapped {
 /// none of them has one, all are tried.
 const CANDIDATES: usize = 8;
 
-/// A swap has to lower the error by more than rounding might: this share of what its weights
+/// A swap has to lower the error by more than rounding might: this scale of what its weights
 /// weigh.
 const TOLERANCE: f32 = 1e-5;
 
@@ -100,8 +100,8 @@ pub fn swap(
     let mut slope = slopes(weight, &kept, error, dims.rows, columns);
     let before = value(weight, &kept, &slope, error.shift);
     let diagonal: Vec<f32> = (0..columns).map(|j| error.gram[j * columns + j]).collect();
-    let share = 1.0 - error.shrinkage;
-    let problem = Problem { gram: error.gram, share, diagonal: &diagonal, tile };
+    let scale = 1.0 - error.shrinkage;
+    let problem = Problem { gram: error.gram, scale, diagonal: &diagonal, tile };
     let rows = weight.par_chunks(columns);
     let rows = rows.zip(kept.par_chunks_mut(columns).zip(slope.par_chunks_mut(columns)));
     let mut rows: Vec<Row<'_>> =
@@ -177,7 +177,7 @@ struct Swap {
 struct Problem<'a> {
     gram: &'a [f32],
     /// What counts of what is off the diagonal.
-    share: f32,
+    scale: f32,
     diagonal: &'a [f32],
     tile: Option<Tile>,
 }
@@ -256,8 +256,8 @@ impl Problem<'_> {
 
     /// Notes that `change` more of input `i` is removed.
     fn change(&self, row: &mut Row<'_>, i: usize, change: f32) {
-        add(row.slope, self.gram_row(i), self.share * change);
-        row.slope[i] += (1.0 - self.share) * change * self.diagonal[i];
+        add(row.slope, self.gram_row(i), self.scale * change);
+        row.slope[i] += (1.0 - self.scale) * change * self.diagonal[i];
     }
 
     fn bring_back(&self, row: &mut Row<'_>, j: usize) {
@@ -329,7 +329,7 @@ impl Problem<'_> {
     ) -> Option<Swap> {
         let mut found: Option<Swap> = None;
         for &comes in candidates {
-            let factor = -2.0 * self.share * row.weight[comes];
+            let factor = -2.0 * self.scale * row.weight[comes];
             let gain = gains[comes];
             let gram = self.gram_row(comes);
             let best = found.map_or(0.0, |found| found.change);
@@ -353,7 +353,7 @@ impl Problem<'_> {
                 let (gain, gram) = (work.gains[comes], self.gram_row(comes));
                 for goes in (start..start + m).filter(|&i| row.kept[i]) {
                     let both =
-                        -2.0 * self.share * row.weight[comes] * row.weight[goes] * gram[goes];
+                        -2.0 * self.scale * row.weight[comes] * row.weight[goes] * gram[goes];
                     let swap = Swap { goes, comes, change: gain + work.costs[goes] + both };
                     if swap.change < found.map_or(0.0, |found| found.change)
                         && self.lowers(row, &swap)
@@ -397,7 +397,7 @@ pub fn row_ends(
     Error::check_length(name, "squares of inputs", squares.len(), dims.columns)?;
     pattern.check(name, mask)?;
     let tile = pattern.tile_of(name, dims.columns)?;
-    let problem = Problem { gram: &[], share: 0.0, diagonal: squares, tile };
+    let problem = Problem { gram: &[], scale: 0.0, diagonal: squares, tile };
     let mut kept = mask.to_bools();
     let rows = weight.par_chunks(dims.columns);
     let rows = rows.zip(kept.par_chunks_mut(dims.columns).zip(slope.par_chunks_mut(dims.columns)));

@@ -1,13 +1,13 @@
-//! How many weights each decoder layer loses, where that is not the same share of all.
+//! How many weights each decoder layer loses, where that is not the same ratio of all.
 //!
-//! One pass over the dense layers gives each of them a share of the budget; the budget as a whole is
+//! One pass over the dense layers gives each of them a ratio of the budget; the budget as a whole is
 //! met to the weight.
 
 use std::slice::from_ref;
 
 use barber_metric::Needs;
 
-use super::{Error, Sampled, Start, failed, members};
+use super::{Error, InitialMasks, Sampled, failed, members};
 use crate::{
     checkpoint::Pruned,
     executor::{Outputs, Pass, Probe, Targets, ops::Ops},
@@ -17,13 +17,13 @@ use crate::{
     plan::{Plan, Rule},
 };
 
-/// What decides about a layer's share.
+/// What decides about a layer's ratio.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum By {
-    /// Its share of outliers: weights with |W|·‖x‖ above this many times the layer's mean. Layers
+    /// Its ratio of outliers: weights with |W|·‖x‖ above this many times the layer's mean. Layers
     /// with many keep more (OWL, arXiv 2310.05175).
     Outliers(f64),
-    /// By how much its output changes at the least, the mean and the largest share: layers whose
+    /// By how much its output changes at the least, the mean and the largest ratio: layers whose
     /// output changes little lose more.
     Error,
 }
@@ -33,13 +33,13 @@ pub enum By {
 pub struct Allocation {
     /// What decides.
     pub by: By,
-    /// How far a layer's share may be from the mean.
+    /// How far a layer's ratio may be from the mean.
     pub spread: f64,
 }
 
-/// Gives the matrices of a plan that are pruned unstructured to the share `ratio` counts of their
+/// Gives the matrices of a plan that are pruned unstructured to the ratio `ratio` counts of their
 /// own, by layers. Their sum is ⌊`ratio`·n⌋ for the n weights of all of them. Returns each layer's
-/// share; `layer_done` is called after each.
+/// ratio; `layer_done` is called after each.
 ///
 /// # Errors
 /// If the model cannot be run on the samples, or a mask cannot be made.
@@ -47,7 +47,7 @@ pub fn allocate<D: Ops>(
     model: &Model<'_, D>,
     plan: &mut Plan,
     (allocation, ratio): (Allocation, f64),
-    start: &Start<'_>,
+    initial: &InitialMasks<'_>,
     samples: Sampled<'_>,
     layer_done: &mut dyn FnMut(),
 ) -> Result<Vec<f64>, Error> {
@@ -61,23 +61,23 @@ pub fn allocate<D: Ops>(
             own.map(|(_, linear)| linear.dims.len()).sum()
         })
         .collect();
-    let shares = match by {
+    let ratios = match by {
         By::Outliers(factor) => {
             let found = outliers(model, plan, samples, factor, layer_done)?;
             spread_by(&found, &weights, ratio, spread)
         }
         By::Error => {
             let tried = [ratio - spread, ratio, ratio + spread];
-            let found = errors(model, plan, start, samples, tried, &allocated, layer_done)?;
+            let found = errors(model, plan, initial, samples, tried, &allocated, layer_done)?;
             least_error(&found, &weights, ratio, spread)
         }
     };
     let all: usize = weights.iter().sum();
     let mut wanted = Vec::new();
-    for (layer, share) in shares.iter().enumerate() {
+    for (layer, ratio) in ratios.iter().enumerate() {
         for (member, linear) in plan.matrices(&model.decoder, layer) {
             if allocated(&member.rule) {
-                wanted.push(share * linear.dims.len() as f64);
+                wanted.push(ratio * linear.dims.len() as f64);
             }
         }
     }
@@ -87,10 +87,10 @@ pub fn allocate<D: Ops>(
             member.rule.count = counts.next();
         }
     }
-    Ok(shares)
+    Ok(ratios)
 }
 
-/// The share of outliers of each layer.
+/// The ratio of outliers of each layer.
 fn outliers<D: Ops>(
     model: &Model<'_, D>,
     plan: &Plan,
@@ -125,14 +125,14 @@ fn outliers<D: Ops>(
     Ok(found)
 }
 
-/// The mean over tokens of ‖h − h̃‖² / ‖h̃‖² of each layer's hidden states h at each of some shares,
+/// The mean over tokens of ‖h − h̃‖² / ‖h̃‖² of each layer's hidden states h at each of some ratios,
 /// for those of the dense layer h̃.
 fn errors<D: Ops>(
     model: &Model<'_, D>,
     plan: &Plan,
-    start: &Start<'_>,
+    initial: &InitialMasks<'_>,
     samples: Sampled<'_>,
-    shares: [f64; 3],
+    ratios: [f64; 3],
     allocated: &dyn Fn(&Rule) -> bool,
     layer_done: &mut dyn FnMut(),
 ) -> Result<Vec<[f64; 3]>, Error> {
@@ -146,24 +146,24 @@ fn errors<D: Ops>(
             Ok(parts.into_iter().collect::<Result<_, _>>()?)
         };
         let dense = weights(&Pruned::dense())?;
-        let (wanted, needs) = (members(plan, layer), start.needs());
+        let (wanted, needs) = (members(plan, layer), initial.needs());
         let run = |pass: Pass<'_, D>| executor.run(pass).map_err(|e| failed()(e));
         let probe = Some(Probe::new(&wanted, needs));
         let statistics = run(Pass { probe, ..Pass::new(&dense, &stream) })?.statistics;
         let outputs = Outputs::Kept;
         let dense_outputs = run(Pass { outputs, ..Pass::new(&dense, &stream) })?.outputs;
         let mut errors = [0.0; 3];
-        for (error, share) in errors.iter_mut().zip(shares) {
+        for (error, ratio) in errors.iter_mut().zip(ratios) {
             let mut pruned = Pruned::default();
             for (member, linear) in plan.matrices(&model.decoder, layer) {
                 let mut rule = member.rule;
                 if allocated(&rule) {
-                    (rule.ratio, rule.count) = (share, None);
+                    (rule.ratio, rule.count) = (ratio, None);
                 }
                 let values = model.values(linear)?;
                 let stats = &statistics[member.part as usize][member.linear];
                 let stats = stats.of(&linear.weight, linear.dims, &values);
-                start.matrix(model.reader, &stats, rule, &mut pruned)?;
+                initial.matrix(model.reader, &stats, rule, &mut pruned)?;
             }
             let (sparse, targets) = (weights(&pruned)?, Targets::Relative(&dense_outputs));
             *error = run(Pass { targets, ..Pass::new(&sparse, &stream) })?.loss.calibration;
@@ -188,7 +188,7 @@ fn spread_by(scores: &[f64], weights: &[usize], ratio: f64, spread: f64) -> Vec<
     above.iter().map(|above| ratio - scale * above).collect()
 }
 
-/// The shares between `ratio` − `spread` and `ratio` + `spread` with the least sum of errors, where a
+/// The ratios between `ratio` − `spread` and `ratio` + `spread` with the least sum of errors, where a
 /// layer's error goes straight between its three: what costs least per weight is pruned first.
 fn least_error(errors: &[[f64; 3]], weights: &[usize], ratio: f64, spread: f64) -> Vec<f64> {
     let mut steps = Vec::new();
@@ -205,16 +205,16 @@ fn least_error(errors: &[[f64; 3]], weights: &[usize], ratio: f64, spread: f64) 
         (a * weights[*j] as f64).total_cmp(&(b * weights[*i] as f64)).then(i.cmp(j))
     });
     let mut left = spread * weights.iter().map(|n| *n as f64).sum::<f64>();
-    let mut shares = vec![ratio - spread; errors.len()];
+    let mut ratios = vec![ratio - spread; errors.len()];
     for (_, layer, width) in steps {
         let weights = weights[layer] as f64;
         let taken = (width * weights).min(left);
         left -= taken;
         if weights > 0.0 {
-            shares[layer] += taken / weights;
+            ratios[layer] += taken / weights;
         }
     }
-    shares
+    ratios
 }
 
 /// Whole numbers next to those that are `wanted`, whose sum is `all`: the largest remainders are
@@ -244,9 +244,9 @@ mod tests {
 
     #[test]
     fn layers_with_outliers_keep_more() {
-        let shares = spread_by(&[0.0, 0.1, 0.2], &[10, 10, 10], 0.5, 0.1);
-        for (share, expected) in shares.iter().zip([0.6, 0.5, 0.4]) {
-            assert!((share - expected).abs() < 1e-12, "{shares:?}");
+        let ratios = spread_by(&[0.0, 0.1, 0.2], &[10, 10, 10], 0.5, 0.1);
+        for (ratio, expected) in ratios.iter().zip([0.6, 0.5, 0.4]) {
+            assert!((ratio - expected).abs() < 1e-12, "{ratios:?}");
         }
         assert_eq!(spread_by(&[0.3, 0.3], &[1, 1], 0.5, 0.1), [0.5, 0.5]);
     }
@@ -255,9 +255,9 @@ mod tests {
     fn layers_that_suffer_least_lose_most() {
         // The second layer's error hardly grows; the third's first step costs more than its second.
         let errors = [[0.0, 1.0, 3.0], [0.0, 0.1, 0.3], [0.0, 3.0, 4.0]];
-        let shares = least_error(&errors, &[10, 10, 10], 0.5, 0.1);
-        for (share, expected) in shares.iter().zip([0.5, 0.6, 0.4]) {
-            assert!((share - expected).abs() < 1e-12, "{shares:?}");
+        let ratios = least_error(&errors, &[10, 10, 10], 0.5, 0.1);
+        for (ratio, expected) in ratios.iter().zip([0.5, 0.6, 0.4]) {
+            assert!((ratio - expected).abs() < 1e-12, "{ratios:?}");
         }
     }
 
@@ -274,9 +274,9 @@ mod tests {
             let all: usize = weights.iter().sum();
             let budget = (ratio * all as f64 + 1e-6) as usize;
             let by_error = least_error(&errors[..weights.len()], &weights, ratio, spread);
-            for shares in [spread_by(&scores, &weights, ratio, spread), by_error] {
+            for ratios in [spread_by(&scores, &weights, ratio, spread), by_error] {
                 let wanted: Vec<f64> =
-                    shares.iter().zip(&weights).map(|(s, n)| s * *n as f64).collect();
+                    ratios.iter().zip(&weights).map(|(s, n)| s * *n as f64).collect();
                 let counts = rounded(&wanted, budget);
                 prop_assert_eq!(counts.iter().sum::<usize>(), budget);
                 for (count, wanted) in counts.iter().zip(&wanted) {

@@ -5,17 +5,17 @@
 
 mod allocate;
 mod group;
+mod initial_masks;
 mod objective;
 pub(crate) mod pipeline;
 pub(crate) mod stage;
-mod start;
 mod tally;
 
 pub use self::{
     allocate::{Allocation, By, allocate},
+    initial_masks::{InitialMasks, initial_masks},
     pipeline::MetricStep,
     stage::{Alpha, EndToEnd, ModelState, Rebuild, Reconstruct, Refine, Rounds, Stage, Step, Swap},
-    start::{Start, start},
     tally::{Cost, Pruning, Tally},
 };
 
@@ -123,7 +123,7 @@ pub struct Refinement<'a> {
     /// Which model's hidden states the statistics of inputs are computed on.
     pub statistics: Side,
     /// The initialiser, where a layer's masks start when the layer is reached.
-    pub start: Option<Start<'a>>,
+    pub initial: Option<InitialMasks<'a>>,
     /// The format in which changed weights are stored; as in the checkpoint if there is none.
     pub dtype: Option<Dtype>,
     /// The directory for the scratch file of changed weights.
@@ -288,7 +288,7 @@ impl<D: Ops> Streams<D> {
 
 /// Refines masks, block by block, on the hidden states of the refined model, from the masks that there
 /// are or from where a pass was left. Without `pruned` masks
-/// [`Refinement::start`] makes those of each layer when it is reached, from the hidden states of the
+/// [`Refinement::initial`] makes those of each layer when it is reached, from the hidden states of the
 /// refined layers before it; a dense forward pass that gives its statistics serves the first stage
 /// too. A layer with a block across parts gets the initial masks of both parts first.
 ///
@@ -314,18 +314,18 @@ pub fn refine<D: Ops>(
     for (layer, groups) in plan.layers.iter().enumerate().skip(first) {
         let event = &mut |event: Event<'_>| observer.event(event);
         let refining = Refining { model, layer, groups, refinement, members: members(plan, layer) };
-        let mut start = refinement.start;
-        if let Some(of) = start
+        let mut initial = refinement.initial;
+        if let Some(of) = initial
             && (!of.needs().inputs() || refining.across().next().is_some())
         {
             let stream = of.needs().inputs().then_some(streams.of(refinement.statistics));
             of.layer(model, plan, layer, stream, &mut pruned)?;
-            start = None;
+            initial = None;
         }
         for part in Part::ALL {
-            let dense = refining.dense_part(part, start.as_ref(), &streams)?;
-            if let Some(start) = start {
-                start.part(model, plan, layer, part, &dense.statistics, &mut pruned)?;
+            let dense = refining.dense_part(part, initial.as_ref(), &streams)?;
+            if let Some(initial) = initial {
+                initial.part(model, plan, layer, part, &dense.statistics, &mut pruned)?;
             }
             refining.part(part, &dense, &mut streams, &mut pruned, event)?;
         }
@@ -391,15 +391,15 @@ impl<D: Ops> Refining<'_, D> {
     fn dense_part(
         &self,
         part: Part,
-        start: Option<&Start<'_>>,
+        initial: Option<&InitialMasks<'_>>,
         streams: &Streams<D>,
     ) -> Result<DensePart<D>, Error> {
         let Self { model, layer, refinement, .. } = *self;
         let (executor, members) = (&model.executor, from_ref(&self.members[part as usize]));
-        let needs = start.map_or(Needs::NOTHING, |start| start.needs());
+        let needs = initial.map_or(Needs::NOTHING, |initial| initial.needs());
         let needs_gram = refinement.stages.first().is_some_and(|stage| stage.needs_gram());
         let gives_target = needs_gram || streams.dense.is_some();
-        if !gives_target && start.is_none() {
+        if !gives_target && initial.is_none() {
             let (statistics, cache, target, on_dense) = (Vec::new(), None, None, None);
             return Ok(DensePart { statistics, cache, target, on_dense });
         }

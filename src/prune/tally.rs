@@ -17,7 +17,7 @@ pub struct Pruning<'a> {
     /// Calibration samples.
     pub calibration: Extent,
     /// What the initial masks need.
-    pub start: Needs,
+    pub initial_needs: Needs,
     /// Whether the initial masks are made in one pass with the refinement.
     pub single: bool,
     /// The stages of the refinement that work group by group, if there are some.
@@ -102,7 +102,7 @@ impl Pruning<'_> {
         let (needs, tried) = match by {
             By::Outliers(_) => (Needs::INPUT_SQUARE, 0_u32),
             // The dense layer, and three sparse ones.
-            By::Error => (self.start, 4),
+            By::Error => (self.initial_needs, 4),
         };
         let (whole, probe) =
             (PassShape::new(work.parts.clone(), tokens), Probe::new(&work.members, needs));
@@ -119,11 +119,11 @@ impl Pruning<'_> {
     pub fn initial(&self, plan: &Plan, (index, layer): (usize, &Layer)) -> Cost {
         let work = Work::new(self, plan, (index, layer));
         let mut cost = Cost::default();
-        if !self.start.inputs() || self.single && !work.is_across() {
+        if !self.initial_needs.inputs() || self.single && !work.is_across() {
             return cost;
         }
         let tokens = Tokens { held_out: 0.0, ..self.tokens() };
-        let probe = Some(Probe::new(&work.members, self.start));
+        let probe = Some(Probe::new(&work.members, self.initial_needs));
         let pass = PassShape { probe, ..PassShape::new(work.parts.clone(), tokens) };
         cost.add(&pass, &work.stores(1.0, tokens));
         if !self.single && index + 1 < plan.layers.len() {
@@ -181,10 +181,10 @@ impl<'a> Work<'a> {
 
     /// The refinement of a part's groups; groups across parts come before the first.
     fn part(&self, part: Part) -> Cost {
-        let Pruning { start, single, stages, dense, statistics, .. } = self.pruning;
+        let Pruning { initial_needs, single, stages, dense, statistics, .. } = self.pruning;
         let of_inputs = stages.first().is_some_and(|stage| stage.needs_gram());
-        let starts = *single && start.inputs() && !self.is_across();
-        let needs = if starts { *start } else { Needs::NOTHING };
+        let starts = *single && initial_needs.inputs() && !self.is_across();
+        let needs = if starts { *initial_needs } else { Needs::NOTHING };
         let needs = if of_inputs { needs.or(Needs::GRAM) } else { needs };
         let tokens = self.pruning.tokens();
         let members = std::slice::from_ref(&self.members[part as usize]);

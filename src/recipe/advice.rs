@@ -1,6 +1,6 @@
 //! What a recipe says to no effect. That is no error, and mostly not what was meant.
 
-use super::{Loaded, Prompts, Scope, Stage};
+use super::{Loaded, MetricStep, Prompts, Scope};
 
 impl Loaded {
     /// What has no effect, in sentences that name the key and its place.
@@ -35,10 +35,15 @@ impl Loaded {
         advice
     }
 
-    /// The stages `normalise` of a pipeline that change no order among the weights that compete.
-    fn idle_normalising(&self, key: &str, pipeline: &[Stage], scopes: &[Scope]) -> Vec<String> {
-        let stages = pipeline.iter().enumerate().filter(|(_, of)| of.metric == "normalise");
-        let idle = stages.filter_map(|(i, of)| {
+    /// The steps `normalise` of a pipeline that change no order among the weights that compete.
+    fn idle_normalising(
+        &self,
+        key: &str,
+        pipeline: &[MetricStep],
+        scopes: &[Scope],
+    ) -> Vec<String> {
+        let steps = pipeline.iter().enumerate().filter(|(_, of)| of.metric == "normalise");
+        let idle = steps.filter_map(|(i, of)| {
             let over = of.parameters.get("over").and_then(|over| over.as_str()).unwrap_or("row");
             // Each of these scopes is a part of what the mean is taken over, or all of it.
             let within: &[Scope] = match over {

@@ -1,11 +1,11 @@
 //! What a recipe does, in words.
 
-use super::{Recipe, Stage};
+use super::{MetricStep, Recipe};
 use crate::prune::stage::Described;
 
 /// The metrics of a pipeline.
-fn names(pipeline: &[Stage]) -> String {
-    pipeline.iter().map(|stage| stage.metric.as_str()).collect::<Vec<_>>().join(" · ")
+fn names(pipeline: &[MetricStep]) -> String {
+    pipeline.iter().map(|step| step.metric.as_str()).collect::<Vec<_>>().join(" · ")
 }
 
 /// How initial masks are made.

@@ -10,6 +10,7 @@ mod extends;
 mod keys;
 mod layers;
 mod loaded;
+mod metric_step;
 mod pipeline;
 mod preset;
 mod prompts;
@@ -21,7 +22,6 @@ mod rules;
 mod schema;
 mod sections;
 mod settings;
-mod stage;
 mod study;
 mod sweep;
 mod text;
@@ -31,6 +31,7 @@ pub use self::{
     error::{Fault, Problem, RecipeError},
     keys::{Key, keys},
     loaded::Loaded,
+    metric_step::MetricStep,
     prompts::Prompts,
     resolve::{load, load_runs, load_text, misspelt_settings},
     rules::Rules,
@@ -40,7 +41,6 @@ pub use self::{
         Recipe, Sparsity, Streams,
     },
     settings::Setting,
-    stage::Stage,
     study::{Study, Variant, load_study},
     sweep::Point,
 };

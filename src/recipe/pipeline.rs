@@ -1,25 +1,25 @@
-//! The metric pipelines of a recipe: their stages, built by the registered plugins.
+//! The metric pipelines of a recipe: their steps, built by the registered plugins.
 
 use figment::value::{Dict, Value};
 
 use super::{
-    Loaded, Mask, RecipeError, Stage,
+    Loaded, Mask, MetricStep, RecipeError,
     diagnose::read_all,
     error::{Fault, Problem, alternatives, segments},
 };
 use crate::{nearest::nearest, prune};
 
 impl Loaded {
-    /// Builds the stages of the metric pipeline that scores weights for rebuilds.
+    /// Builds the steps of the metric pipeline that scores weights for rebuilds.
     ///
     /// # Errors
-    /// If a stage names no registered metric or has parameters that the metric does not know, or
+    /// If a step names no registered metric or has parameters that the metric does not know, or
     /// if two plugins have one name.
     pub fn pipeline(&self) -> Result<Vec<prune::MetricStep>, RecipeError> {
         pipeline(&self.recipe.metric).map_err(|problems| self.source.error(problems))
     }
 
-    /// Builds the stages of the pipeline that scores weights for initial masks; there are none unless
+    /// Builds the steps of the pipeline that scores weights for initial masks; there are none unless
     /// `mask.init` is `metric`.
     ///
     /// # Errors
@@ -29,19 +29,19 @@ impl Loaded {
     }
 }
 
-/// The stages that score weights for rebuilds, or all that is wrong with them.
-pub(super) fn pipeline(metric: &[Stage]) -> Result<Vec<prune::MetricStep>, Vec<Problem>> {
-    stages("metric", metric)
+/// The steps that score weights for rebuilds, or all that is wrong with them.
+pub(super) fn pipeline(metric: &[MetricStep]) -> Result<Vec<prune::MetricStep>, Vec<Problem>> {
+    steps("metric", metric)
 }
 
-/// The stages that score weights for initial masks, or all that is wrong with them.
+/// The steps that score weights for initial masks, or all that is wrong with them.
 pub(super) fn initial_pipeline(mask: &Mask) -> Result<Vec<prune::MetricStep>, Vec<Problem>> {
-    let stages = stages("mask.metric", &mask.metric)?;
-    let gradient = stages.iter().position(|(_, metric)| metric.needs().squared_gradient);
+    let steps = steps("mask.metric", &mask.metric)?;
+    let gradient = steps.iter().position(|(_, metric)| metric.needs().squared_gradient);
     match gradient.filter(|_| mask.init.metrics) {
-        None => Ok(stages),
+        None => Ok(steps),
         Some(i) => {
-            let why = format!("`{}` needs gradients of an error", stages[i].0);
+            let why = format!("`{}` needs gradients of an error", steps[i].0);
             let problem = Problem::at(&format!("mask.metric.{i}.use"), Fault::Value(why));
             let help = "before there is a mask, there is no error; `barber metrics` shows what \
                         metrics need";
@@ -50,20 +50,20 @@ pub(super) fn initial_pipeline(mask: &Mask) -> Result<Vec<prune::MetricStep>, Ve
     }
 }
 
-/// Builds the stages at a key.
-fn stages(key: &str, stages: &[Stage]) -> Result<Vec<prune::MetricStep>, Vec<Problem>> {
+/// Builds the steps at a key.
+fn steps(key: &str, steps: &[MetricStep]) -> Result<Vec<prune::MetricStep>, Vec<Problem>> {
     let plugins = barber_metric::registered().map_err(|duplicate| {
         let problem = Problem::new(Vec::new(), Fault::DuplicateMetric(duplicate));
         vec![problem.help("rename one of them, or link only one")]
     })?;
     let (mut built, mut problems) = (Vec::new(), Vec::new());
-    for (i, stage) in stages.iter().enumerate() {
+    for (i, step) in steps.iter().enumerate() {
         let table = format!("{key}.{i}");
         let at = format!("{table}.use");
-        let name = stage.metric.as_str();
+        let name = step.metric.as_str();
         match plugins.get(name) {
             Some(plugin) => {
-                let mut parameters = Value::from(stage.parameters.clone());
+                let mut parameters = Value::from(step.parameters.clone());
                 let build = |given: &Value| {
                     plugin.build(given.as_dict().map_or_else(Dict::new, Dict::clone))
                 };
@@ -80,7 +80,7 @@ fn stages(key: &str, stages: &[Stage]) -> Result<Vec<prune::MetricStep>, Vec<Pro
                 built.extend(metric.map(|metric| (name.to_owned(), metric)));
             }
             None if name.is_empty() => {
-                let help = "name the stage's metric; `barber metrics` lists them";
+                let help = "name the step's metric; `barber metrics` lists them";
                 problems.push(Problem::at(&at, Fault::Missing).help(help));
             }
             None => {

@@ -9,7 +9,7 @@ use super::{Loaded, load_text};
 
 /// A key, and values that it can have whatever the others are.
 fn setting() -> impl Strategy<Value = (&'static str, Value)> {
-    let share = || (0.0..1.0_f64).prop_map(Value::from);
+    let fraction = || (0.0..1.0_f64).prop_map(Value::from);
     let any = |values: &'static [&'static str]| select(values).prop_map(parse);
     let of = |key: &'static str, value: BoxedStrategy<Value>| (Just(key), value);
     prop_oneof![
@@ -20,12 +20,12 @@ fn setting() -> impl Strategy<Value = (&'static str, Value)> {
         of("calibration.held_out", (0..1000i64).prop_map(Value::from).boxed()),
         of("calibration.seed", (0..=i64::MAX).prop_map(Value::from).boxed()),
         of("calibration.selection", any(&["'random'", "'packed'"]).boxed()),
-        of("sparsity.ratio", share().boxed()),
-        of("sparsity.spread", share().boxed()),
+        of("sparsity.ratio", fraction().boxed()),
+        of("sparsity.spread", fraction().boxed()),
         of("sparsity.exclude", any(&["[]", "['lm_head', '*.q_proj']"]).boxed()),
         of("mask.init", any(&["'wanda'", "'sparsegpt'", "'magnitude'"]).boxed()),
         of("mask.passes", (1..=2_i64).prop_map(Value::from).boxed()),
-        of("streams.blend", share().boxed()),
+        of("streams.blend", fraction().boxed()),
         of("executor.memory", any(&["'6 GiB'", "'1.5 GB'", "12345", "0"]).boxed()),
         of("output.dtype", any(&["'f32'", "'bf16'"]).boxed()),
         of("evaluate.perplexity", any(&["[]", "['a', { path = 'b', join = ' ' }]"]).boxed()),

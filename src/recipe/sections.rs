@@ -16,7 +16,8 @@ use serde::{
 use serde_json::{Map, Value, json};
 
 use super::{
-    Device, Dtype, Format, Init, Pattern, Prompts, Refine, Scope, Selection, Stage, Text, preset,
+    Device, Dtype, Format, Init, MetricStep, Pattern, Prompts, Refine, Scope, Selection, Text,
+    preset,
 };
 use crate::{
     choice::{optional_word, word},
@@ -59,7 +60,7 @@ pub struct Recipe {
     pub refine: Vec<Refine>,
     /// The pipeline that scores weights for the stage `rebuild`, a metric after the other. Left
     /// out: the one metric `weight-gradient`.
-    pub metric: Vec<Stage>,
+    pub metric: Vec<MetricStep>,
     /// What runs the model.
     pub executor: Executor,
     /// The pruned checkpoint.
@@ -80,7 +81,7 @@ impl Default for Recipe {
             overrides: Vec::new(),
             streams: Streams::default(),
             refine: Vec::new(),
-            metric: vec![Stage::new("weight-gradient")],
+            metric: vec![MetricStep::new("weight-gradient")],
             executor: Executor::default(),
             output: Output::default(),
             evaluate: Evaluate::default(),
@@ -235,7 +236,7 @@ pub struct Mask {
     /// Of `metric`: the metrics that score the weights, one after the other, as for a rebuild.
     /// Metrics of gradients cannot be used here: there is no error yet.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub metric: Vec<Stage>,
+    pub metric: Vec<MetricStep>,
     /// Of `metric`: the weights that compete, those of a `row` (an output), which is left out, or all
     /// of a `layer`.
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
@@ -447,8 +448,8 @@ impl Recipe {
     /// The statistics that the initial masks need, as far as their metrics are known.
     pub fn initial_needs(&self) -> Needs {
         let plugins = barber_metric::registered().unwrap_or_default();
-        let needs = |stage: &Stage| {
-            let built = plugins.get(stage.metric.as_str())?.build(stage.parameters.clone());
+        let needs = |step: &MetricStep| {
+            let built = plugins.get(step.metric.as_str())?.build(step.parameters.clone());
             built.ok().map(|metric| metric.needs())
         };
         let Mask { init, metric, .. } = &self.mask;

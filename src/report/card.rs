@@ -57,7 +57,7 @@ impl Card<'_> {
     fn done(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Recipe { sparsity, calibration, .. } = self.recipe;
         let Report { prunable_weights, pruned_weights, changed_weights, sizes, .. } = self.report;
-        let share = 100.0 * *pruned_weights as f64 / (*prunable_weights).max(1) as f64;
+        let fraction = 100.0 * *pruned_weights as f64 / (*prunable_weights).max(1) as f64;
         let (path, revision) = self.recipe.model.reference();
         let name = file_name(path);
         writeln!(f, "# {}, {} pruned\n", plain(&name), headline(self.report.sparsity()))?;
@@ -71,7 +71,7 @@ impl Card<'_> {
         writeln!(
             f,
             " with zeros for {pruned_weights} of the {prunable_weights} weights of \
-             {} matrices ({share:.2}%; {:.2}% of all of the model's weights, embeddings included), \
+             {} matrices ({fraction:.2}%; {:.2}% of all of the model's weights, embeddings included), \
              made by Barber {}, an implementation of \
              [LLM-Barber](https://arxiv.org/abs/2408.10631).\n",
             sizes.pruned_matrices,

@@ -69,8 +69,9 @@ impl Scale {
             Some((low.min(value), high.max(value)))
         });
         let (low, high) = ends?;
-        let percent = |share: f64| format!("{:.4}", 100.0 * share).parse::<f64>().unwrap_or(0.0);
-        let percent = |share| format!("{}%", percent(share));
+        let percent =
+            |fraction: f64| format!("{:.4}", 100.0 * fraction).parse::<f64>().unwrap_or(0.0);
+        let percent = |fraction| format!("{}%", percent(fraction));
         Some(match self {
             Self::Percent => Axis::linear(0.0, 1.0, percent),
             Self::Share => Axis::linear(0.0, high * 1.05, percent),

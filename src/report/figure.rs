@@ -53,11 +53,11 @@ pub(super) fn ten_to(exponent: &str) -> String {
     format!("10{}", exponent.chars().map(raised).collect::<String>())
 }
 
-/// A share in percent.
-pub(super) fn percent(share: f64) -> String {
-    match share.is_finite() {
-        true => format!("{:.2}%", 100.0 * share),
-        false => number(share),
+/// A fraction in percent.
+pub(super) fn percent(fraction: f64) -> String {
+    match fraction.is_finite() {
+        true => format!("{:.2}%", 100.0 * fraction),
+        false => number(fraction),
     }
 }
 

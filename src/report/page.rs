@@ -72,9 +72,9 @@ pub(super) fn page(report: &Report) -> Result<String, chart::Error> {
 /// The figures that matter most: a name, the figure, and what more there is to say.
 fn tiles(report: &Report) -> Vec<(String, String, String)> {
     let mut weights = format!("of {} weights", count(report.prunable_weights));
-    if let Some(share) = report.model_sparsity() {
+    if let Some(fraction) = report.model_sparsity() {
         let all = count(report.model_weights);
-        weights += &format!("; {} of the whole model's {all}", percent(share));
+        weights += &format!("; {} of the whole model's {all}", percent(fraction));
     }
     let mut tiles = vec![("pruned".into(), percent(report.sparsity()), weights)];
     if let Some(text) = report.perplexity.first() {

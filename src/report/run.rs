@@ -39,7 +39,7 @@ pub struct Report {
     pub pruned_weights: usize,
     /// How many of the kept ones are not the dense model's.
     pub changed_weights: usize,
-    /// The share of each layer that is pruned, where it is not the same of all.
+    /// The fraction of each layer that is pruned, where it is not the same of all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allocation: Vec<f64>,
     /// The perplexities, text by text.
@@ -90,7 +90,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// The share of the prunable weights that is pruned.
+    /// The fraction of the prunable weights that is pruned.
     pub fn sparsity(&self) -> f64 {
         self.pruned_weights as f64 / self.prunable_weights.max(1) as f64
     }
@@ -108,7 +108,7 @@ impl Report {
         }
     }
 
-    /// The share of the weights of all of the model's matrices, embeddings included, that is pruned;
+    /// The fraction of the weights of all of the model's matrices, embeddings included, that is pruned;
     /// `None` where the report does not say how many these are.
     pub fn model_sparsity(&self) -> Option<f64> {
         (self.model_weights > 0).then(|| self.pruned_weights as f64 / self.model_weights as f64)

@@ -33,10 +33,10 @@ pub(super) fn details(summary: &str, content: &Markup) -> Markup {
     html! { details { summary { (summary) } (content) } }
 }
 
-/// Text with a bar that is as long as a share says.
-pub(super) fn bar(text: &str, share: f64) -> Markup {
-    let share = if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 };
-    let width = format!("width:{:.1}%", 100.0 * share);
+/// Text with a bar that is as long as a fraction says.
+pub(super) fn bar(text: &str, fraction: f64) -> Markup {
+    let fraction = if fraction.is_finite() { fraction.clamp(0.0, 1.0) } else { 0.0 };
+    let width = format!("width:{:.1}%", 100.0 * fraction);
     html! { span.figure { (text) } span.bar aria-hidden="true" { span style=(width) {} } }
 }
 

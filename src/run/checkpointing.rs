@@ -98,7 +98,7 @@ pub(crate) struct Checkpointing {
 }
 
 /// Saves take at most one part in so many of the time.
-const SHARE: u32 = 50;
+const COST_RATIO: u32 = 50;
 
 impl From<journal::Error> for Error {
     fn from(error: journal::Error) -> Self {
@@ -183,7 +183,8 @@ impl Checkpointing {
 
     fn is_due(&self) -> bool {
         let (ended, took) = self.last;
-        let long = |every: Duration| every.is_zero() || ended.elapsed() >= every.max(took * SHARE);
+        let long =
+            |every: Duration| every.is_zero() || ended.elapsed() >= every.max(took * COST_RATIO);
         self.every.is_some_and(long)
     }
 

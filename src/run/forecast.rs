@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dfdx::tensor::Cpu;
 
-use super::{Error, Tests, ToCome, expected, on_device, to_come::to_come};
+use super::{Error, ScheduledPhase, Tests, expected, on_device, schedule::schedule};
 use crate::{
     calibration::Extent,
     estimate::{Estimate, estimate},
@@ -20,7 +20,7 @@ pub(crate) struct Forecast {
     /// Memory, and the operations of matrix products.
     pub(crate) takes: Estimate,
     /// What it does, phase by phase.
-    pub(crate) phases: Vec<ToCome>,
+    pub(crate) phases: Vec<ScheduledPhase>,
     device: Device,
     /// Swaps that stages may make, times the weights of the rows that they are looked for in.
     search: f64,
@@ -51,7 +51,7 @@ impl Forecast {
     ) -> Result<Self, Error> {
         let (recipe, decoder) = (&loaded.recipe, &model.decoder);
         let takes = estimate(decoder, plan, &expected(loaded, model, &tests.texts, calibration)?);
-        let phases = to_come(recipe, decoder, tests, &takes);
+        let phases = schedule(recipe, decoder, tests, &takes);
         let limit: usize = recipe.refine.iter().map(|stage| stage.searches()).sum();
         let layers = 0..plan.layers.len();
         let dims = layers.flat_map(|layer| plan.matrices(decoder, layer)).map(|(_, of)| of.dims);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, ToCome, Watch, to_come::measuring};
+use super::{Error, ScheduledPhase, Watch, schedule::measuring};
 use crate::{
     calibration::{Text, Tokens, segments},
     checkpoint::Pruned,
@@ -193,8 +193,8 @@ impl Asked {
     }
 
     /// What it is to answer them.
-    pub(crate) fn to_come(&self, decoder: &Decoder) -> ToCome {
-        ToCome::task(self.task.name, &self.questions, decoder)
+    pub(crate) fn scheduled(&self, decoder: &Decoder) -> ScheduledPhase {
+        ScheduledPhase::task(self.task.name, &self.questions, decoder)
     }
 
     /// What a model, as pruning left it, answers; behind a progress bar.
@@ -215,8 +215,8 @@ impl Asked {
 /// How finely the progress of a measurement is shown.
 const PARTS: u64 = 1000;
 
-fn parts(share: f64) -> u64 {
-    (share * PARTS as f64) as u64
+fn parts(fraction: f64) -> u64 {
+    (fraction * PARTS as f64) as u64
 }
 
 /// The tokenizer of a model.

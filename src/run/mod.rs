@@ -11,11 +11,11 @@ mod measure;
 mod phases;
 mod progress;
 mod reproduce;
+mod schedule;
 mod scratch;
 mod shared;
 #[cfg(test)]
 mod tests;
-mod to_come;
 mod verify;
 mod watch;
 
@@ -45,8 +45,8 @@ pub use self::{
     convert::{Converted, convert},
     error::Error,
     reproduce::{Difference, Reproduced, reproduce},
+    schedule::ScheduledPhase,
     scratch::ScratchDir,
-    to_come::ToCome,
     verify::{Dense, Finding, Verified, verify},
     watch::Watch,
 };
@@ -64,8 +64,8 @@ use crate::{
     plan::Plan,
     progress::Steps,
     prune::{
-        Allocation, MetricStep, ModelState, Pass, Pruning, Refinement, Sampled, Side, Start,
-        allocate, pipeline, refine, refine_model, start,
+        Allocation, InitialMasks, MetricStep, ModelState, Pass, Pruning, Refinement, Sampled, Side,
+        allocate, initial_masks, pipeline, refine, refine_model,
     },
     recipe::{Calibration, Loaded, Recipe},
     report::{
@@ -540,14 +540,15 @@ impl<D: Ops> Run<'_, D> {
             let bar = self.watch.bar("allocation", Steps::Layers(self.plan.layers.len()));
             let mut plan = self.plan.clone();
             let budget = (allocation, self.loaded.recipe.sparsity.ratio);
-            let (start, samples) = (self.start(), self.samples());
+            let (initial, samples) = (self.initial_masks(), self.samples());
             let before = Products::so_far();
-            let allocate =
-                || allocate(self.model, &mut plan, budget, &start, samples, &mut || bar.advance(1));
-            let shares = notes.phases.run("allocation", allocate);
+            let allocate = || {
+                allocate(self.model, &mut plan, budget, &initial, samples, &mut || bar.advance(1))
+            };
+            let ratios = notes.phases.run("allocation", allocate);
             notes.products += Products::so_far() - before;
             drop(bar);
-            notes.allocation = shares?;
+            notes.allocation = ratios?;
             notes.counts = plan.counts(&self.model.decoder);
         }
         self.plan.count(&self.model.decoder, &notes.counts);
@@ -558,21 +559,21 @@ impl<D: Ops> Run<'_, D> {
         Sampled { ids: &self.ids, held_out: self.loaded.recipe.calibration.held_out }
     }
 
-    fn start(&self) -> Start<'_> {
+    fn initial_masks(&self) -> InitialMasks<'_> {
         let Recipe { mask, output, .. } = &self.loaded.recipe;
         let side = self.loaded.recipe.streams.statistics;
         let metric = (&self.initial_pipeline[..], mask.scope);
         let Self { zeros, scratch, .. } = *self;
-        Start { init: mask.init, metric, zeros, side, dtype: output.dtype, scratch }
+        InitialMasks { init: mask.init, metric, zeros, side, dtype: output.dtype, scratch }
     }
 
     /// Makes the initial masks; the run `ends` with them, or not.
     fn initial(&self, progress: &mut Progress<D>, ends: bool) -> Result<(), Error> {
         let bar = self.watch.bar("initial masks", Steps::Layers(self.plan.layers.len()));
         bar.advance(progress.pass.layer as u64);
-        let (model, plan, settings) = (self.model, &self.plan, self.start());
+        let (model, plan, settings) = (self.model, &self.plan, self.initial_masks());
         progress.go((model, plan), &*bar, ends, |from, observer| {
-            start(model, plan, &settings, self.samples(), from, observer)
+            initial_masks(model, plan, &settings, self.samples(), from, observer)
         })
     }
 
@@ -585,7 +586,7 @@ impl<D: Ops> Run<'_, D> {
             pipeline: &pipeline,
             blend: recipe.streams.blend as f32,
             statistics: recipe.streams.statistics,
-            start: single_pass(recipe).then(|| self.start()),
+            initial: single_pass(recipe).then(|| self.initial_masks()),
             dtype: recipe.output.dtype,
             scratch: self.scratch,
         };
@@ -630,7 +631,7 @@ pub(crate) fn expected<'a, D: Ops>(
     let metrics = pipeline::needs(&loaded.pipeline()?);
     let pruning = Pruning {
         calibration,
-        start: recipe.initial_needs(),
+        initial_needs: recipe.initial_needs(),
         single,
         stages: recipe.stages().0,
         model_stages: recipe.stages().1,

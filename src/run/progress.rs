@@ -30,7 +30,7 @@ pub(crate) struct Notes {
     pub(crate) initial: Option<Found>,
     /// Of the refined ones, if there is a refinement.
     pub(crate) refined: Option<Found>,
-    /// The share of each layer that is pruned, where it is not the same of all.
+    /// The fraction of each layer that is pruned, where it is not the same of all.
     pub(crate) allocation: Vec<f64>,
     /// How many weights of a tensor are pruned, where the allocation says so.
     pub(crate) counts: BTreeMap<String, usize>,

@@ -15,7 +15,7 @@ use crate::{
 #[derive(Default)]
 pub(crate) struct Shared {
     /// The recipes of the runs to come.
-    to_come: VecDeque<Recipe>,
+    remaining: VecDeque<Recipe>,
     tests: Kept<Rc<Tests>>,
     samples: Kept<Rc<Vec<Vec<u32>>>>,
     /// What was found out of the dense model.
@@ -30,12 +30,12 @@ type Kept<T> = Option<(Recipe, T)>;
 impl Shared {
     /// For runs of these recipes, in their order.
     pub(crate) fn among<'a>(recipes: impl Iterator<Item = &'a Recipe>) -> Self {
-        Self { to_come: recipes.cloned().collect(), ..Self::default() }
+        Self { remaining: recipes.cloned().collect(), ..Self::default() }
     }
 
     /// Goes on to the next run.
     pub(crate) fn go_on(&mut self) {
-        self.to_come.pop_front();
+        self.remaining.pop_front();
     }
 
     /// What the models of a run are tested on.
@@ -94,7 +94,7 @@ impl Shared {
         let known = self.begun.as_ref().is_some_and(|(known, _)| *known == of);
         if progress.is_begun() && !known {
             self.begun = None;
-            if self.to_come.iter().any(|recipe| of_beginning(recipe) == of) {
+            if self.remaining.iter().any(|recipe| of_beginning(recipe) == of) {
                 let pruned = progress.pass.pruned.copy(scratch)?;
                 self.begun = Some((of, (progress.notes.clone(), pruned)));
             }

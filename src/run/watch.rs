@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Error, ToCome};
+use super::{Error, ScheduledPhase};
 use crate::{
     family::Decoder,
     plan::Plan,
@@ -23,7 +23,7 @@ pub trait Watch {
     fn resumes(&self, _from: Option<&str>) {}
 
     /// What the run will do, phase by phase. Some of it may be done already, or not be needed.
-    fn expect(&self, _phases: &[ToCome]) {}
+    fn expect(&self, _phases: &[ScheduledPhase]) {}
 
     /// A phase begins; the bar that is returned counts its steps, and is dropped at the phase's end.
     fn bar(&self, _phase: &str, _steps: Steps) -> Box<dyn Bar> {

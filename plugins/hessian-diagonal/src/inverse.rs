@@ -14,10 +14,10 @@ use faer::{
 
 /// A damping beyond which nothing would be left of the Hessian.
 const MOST_DAMPING: f64 = 1.0;
-/// The shares of work do not depend on the machine's number of threads, so that the result does not.
+/// The division of the work does not depend on the machine's number of threads, so that the result does not.
 const WORK: Par = Par::Rayon(NonZeroUsize::new(16).unwrap());
 
-/// The diagonal of (H + λI)⁻¹ for H = 2·`gram` of n × n numbers, λ being a share of H's mean
+/// The diagonal of (H + λI)⁻¹ for H = 2·`gram` of n × n numbers, λ being a fraction of H's mean
 /// diagonal. Where rounding leaves the matrix not positive definite, λ is raised tenfold until it is.
 ///
 /// With H + λI = LLᵀ its inverse is L⁻ᵀL⁻¹, whose diagonal is the sums of squares of L⁻¹'s columns.

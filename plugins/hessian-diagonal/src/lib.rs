@@ -26,7 +26,7 @@ pub struct HessianDiagonal {
     /// Whose diagonal: the `hessian`'s, the other weights staying as they are, or that of its
     /// `inverse`, the others making up for the loss.
     pub of: Of,
-    /// λ as a share of the Hessian's mean diagonal, for its inverse.
+    /// λ as a fraction of the Hessian's mean diagonal, for its inverse.
     pub damping: Damping,
 }
 
@@ -41,7 +41,7 @@ pub enum Of {
     Inverse,
 }
 
-/// A share of the Hessian's mean diagonal, above 0; SparseGPT's 0.01 by default. A recipe that gives
+/// A fraction of the Hessian's mean diagonal, above 0; SparseGPT's 0.01 by default. A recipe that gives
 /// another does not resolve.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "f64", into = "f64")]
@@ -56,18 +56,18 @@ impl Default for Damping {
 impl TryFrom<f64> for Damping {
     type Error = String;
 
-    fn try_from(share: f64) -> Result<Self, String> {
-        if share.is_finite() && share > 0.0 {
-            Ok(Self(share))
+    fn try_from(fraction: f64) -> Result<Self, String> {
+        if fraction.is_finite() && fraction > 0.0 {
+            Ok(Self(fraction))
         } else {
-            Err(format!("the damping is {share}, not above 0; 0.01 is usual"))
+            Err(format!("the damping is {fraction}, not above 0; 0.01 is usual"))
         }
     }
 }
 
 impl From<Damping> for f64 {
-    fn from(Damping(share): Damping) -> Self {
-        share
+    fn from(Damping(fraction): Damping) -> Self {
+        fraction
     }
 }
 

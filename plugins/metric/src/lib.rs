@@ -1,8 +1,8 @@
 //! The interface of Barber's metric plugins.
 //!
 //! A metric turns what is known of one weight matrix, [`LayerStats`], into a score for each of its
-//! weights. Metrics form a pipeline: scores start at 1 and each stage transforms the scores of the
-//! stage before. The rebuild brings back pruned weights that score high and drops kept ones that
+//! weights. Metrics form a pipeline: scores start at 1 and each step transforms the scores of the
+//! step before. The rebuild brings back pruned weights that score high and drops kept ones that
 //! score low.
 //!
 //! A plugin is a crate that implements [`Metric`] and submits a [`MetricPlugin`]; nothing else has
@@ -48,9 +48,9 @@ pub use power::Power;
 pub use registry::{Duplicate, MetricPlugin, Parameter, registered};
 pub use stats::{Dims, Error, LayerStats, Needs};
 
-/// A stage of the metric pipeline. It works on slices of the host: a metric knows no device.
+/// A step of the metric pipeline. It works on slices in host memory: a metric knows no device.
 pub trait Metric: Send + Sync {
-    /// The statistics that [`Metric::score`] will ask for; what no stage needs is not computed.
+    /// The statistics that [`Metric::score`] will ask for; what no step needs is not computed.
     fn needs(&self) -> Needs;
 
     /// Transforms `scores`, one per weight in the row-major order of [`LayerStats::weight`].

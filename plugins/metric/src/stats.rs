@@ -51,7 +51,7 @@ impl Needs {
     /// The Gram matrix of the inputs.
     pub const GRAM: Self = Self { gram: true, ..Self::NOTHING };
 
-    /// What either of two stages needs.
+    /// What either of two steps needs.
     pub const fn or(self, other: Self) -> Self {
         Self {
             squared_gradient: self.squared_gradient || other.squared_gradient,

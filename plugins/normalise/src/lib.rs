@@ -1,4 +1,4 @@
-//! The metric stage `normalise`: scores relative to the mean of their row, column or matrix. It
+//! The metric step `normalise`: scores relative to the mean of their row, column or matrix. It
 //! makes scores of unlike scale comparable where they are pooled, as relative importance does
 //! with rows and columns (RIA, ICLR 2024).
 //!

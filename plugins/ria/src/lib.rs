@@ -1,5 +1,5 @@
 //! The metric `ria`: relative importance and activations (Zhang et al., ICLR 2024, "Plug-and-Play:
-//! An Efficient Post-training Pruning Method for Large Language Models"). A weight counts as a share
+//! An Efficient Post-training Pruning Method for Large Language Models"). A weight counts as a ratio
 //! of its row and of its column, so that no whole channel goes, and by the norm of its input.
 //!
 //! ```
@@ -46,16 +46,16 @@ impl Metric for Ria {
         for (scores, row) in scores.chunks_mut(columns).zip(stats.weight.chunks(columns)) {
             let of_row: f64 = row.iter().map(size).sum();
             for (j, (score, weight)) in scores.iter_mut().zip(row).enumerate() {
-                let share = share(size(weight), of_row) + share(size(weight), of_columns[j]);
-                *score *= share as f32 * norms[j];
+                let ratio = ratio(size(weight), of_row) + ratio(size(weight), of_columns[j]);
+                *score *= ratio as f32 * norms[j];
             }
         }
         Ok(())
     }
 }
 
-/// The share of a sum; of nothing there is none.
-fn share(part: f64, sum: f64) -> f64 {
+/// The ratio of a sum; of nothing there is none.
+fn ratio(part: f64, sum: f64) -> f64 {
     if sum == 0.0 { 0.0 } else { part / sum }
 }
 

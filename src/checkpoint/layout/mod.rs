@@ -345,7 +345,7 @@ mod tests {
     #[test]
     fn what_takes_no_less_room_stays_dense() {
         let dims = Dims { rows: 16, columns: 64 };
-        let kept = |share: usize| Mask::from_fn(dims, |i| i % 100 < share);
+        let kept = |percent: usize| Mask::from_fn(dims, |i| i % 100 < percent);
         let stored =
             |name: &str, mask: &Mask| format(name).parts("q.weight", mask, Dtype::Bf16).is_some();
         assert!(stored("sparse-bitmask", &kept(50)));

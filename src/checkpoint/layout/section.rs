@@ -9,7 +9,7 @@ use super::Format;
 /// The key of `config.json`.
 pub(in crate::checkpoint) const KEY: &str = "quantization_config";
 
-/// The section for these compressed modules, where `sparsity` is the share of all weights that is
+/// The section for these compressed modules, where `sparsity` is the fraction of all weights that is
 /// pruned. Every module is named: what is not may be dense, whatever its kind.
 pub(in crate::checkpoint) fn section(format: Format, modules: &[&str], sparsity: f64) -> Value {
     let structure = format.pattern.map_or("unstructured".into(), |pattern| pattern.to_string());

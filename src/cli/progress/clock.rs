@@ -6,13 +6,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::run::ToCome;
+use crate::run::ScheduledPhase;
 
 /// What a run has done, and what it has still to do.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
     /// Those that have not begun.
-    ahead: Vec<ToCome>,
+    ahead: Vec<ScheduledPhase>,
     current: Option<Current>,
     /// Work and seconds of what is over, by kinds.
     done: Vec<(String, f64, f64)>,
@@ -21,12 +21,12 @@ pub(super) struct Clock {
 /// The phase that is under way.
 #[derive(Debug)]
 struct Current {
-    phase: ToCome,
+    phase: ScheduledPhase,
     began: Instant,
     /// How much of it was done before: a run may go on with it.
     from: f64,
     /// How much of it was done at the last step, and when that was.
-    share: f64,
+    fraction: f64,
     at: Instant,
 }
 
@@ -37,7 +37,7 @@ const PRIOR: f64 = 0.05;
 
 impl Clock {
     /// What is to come. What is under way goes on.
-    pub(super) fn expect(&mut self, phases: &[ToCome]) {
+    pub(super) fn expect(&mut self, phases: &[ScheduledPhase]) {
         self.ahead = phases.to_vec();
     }
 
@@ -48,18 +48,19 @@ impl Clock {
             Some(i) => self.ahead.drain(..=i).next_back(),
             None => None,
         };
-        let unknown = || ToCome { name: name.into(), kind: name.into(), work: 0.0 };
+        let unknown = || ScheduledPhase { name: name.into(), kind: name.into(), work: 0.0 };
         let phase = phase.unwrap_or_else(unknown);
-        self.current = Some(Current { phase, began: now, from: 0.0, share: 0.0, at: now });
+        self.current = Some(Current { phase, began: now, from: 0.0, fraction: 0.0, at: now });
     }
 
     /// So much of the current phase is done. What has been said before is nothing new.
-    pub(super) fn step(&mut self, share: f64, now: Instant) {
-        if let Some(current) = self.current.as_mut().filter(|current| current.share != share) {
+    pub(super) fn step(&mut self, fraction: f64, now: Instant) {
+        if let Some(current) = self.current.as_mut().filter(|current| current.fraction != fraction)
+        {
             if seconds(current.began, now) < SETTLING {
-                current.from = share;
+                current.from = fraction;
             }
-            (current.share, current.at) = (share, now);
+            (current.fraction, current.at) = (fraction, now);
         }
     }
 
@@ -76,15 +77,15 @@ impl Clock {
     pub(super) fn left(&self, now: Instant) -> Option<Duration> {
         let mut left = 0.0;
         let mut measured = self.done.clone();
-        if let Some(Current { phase, began, from, share, at }) = &self.current {
-            let (done, spent) = (share - from, seconds(*began, *at));
+        if let Some(Current { phase, began, from, fraction, at }) = &self.current {
+            let (done, spent) = (fraction - from, seconds(*began, *at));
             let whole = match self.pace(&measured, &phase.kind).filter(|_| phase.work > 0.0) {
                 // Some steps of its own, and the rest as what was before.
                 Some(pace) => (spent + PRIOR * pace * phase.work) / (done + PRIOR),
                 None if done > 0.0 => spent / done,
                 None => return None,
             };
-            left += ((1.0 - share) * whole - seconds(*at, now)).max(0.0);
+            left += ((1.0 - fraction) * whole - seconds(*at, now)).max(0.0);
             measured.push((phase.kind.clone(), phase.work, whole));
         }
         for phase in &self.ahead {
@@ -143,13 +144,16 @@ pub(in crate::cli) fn on_this_machine(time: Duration) -> String {
 mod tests {
     use super::*;
 
-    fn phase(name: &str, kind: &str, work: f64) -> ToCome {
-        ToCome { name: name.into(), kind: kind.into(), work }
+    fn phase(name: &str, kind: &str, work: f64) -> ScheduledPhase {
+        ScheduledPhase { name: name.into(), kind: kind.into(), work }
     }
 
     /// A run whose kinds have these seconds for a unit of work, watched in steps of a tenth: the
     /// estimates and the truth, with the phase that they are made in.
-    fn watched(phases: &[ToCome], pace: impl Fn(&str) -> f64) -> Vec<(String, Option<f64>, f64)> {
+    fn watched(
+        phases: &[ScheduledPhase],
+        pace: impl Fn(&str) -> f64,
+    ) -> Vec<(String, Option<f64>, f64)> {
         let mut clock = Clock::default();
         let start = Instant::now();
         let all: f64 = phases.iter().map(|phase| phase.work * pace(&phase.kind)).sum();
@@ -175,7 +179,7 @@ mod tests {
         found
     }
 
-    fn run() -> Vec<ToCome> {
+    fn run() -> Vec<ScheduledPhase> {
         vec![
             phase("dense, a", "a", 10.0),
             phase("initial masks", "initial masks", 40.0),

@@ -25,7 +25,7 @@ use crate::{
     plan::Plan,
     progress::{Bar, Steps},
     recipe::Recipe,
-    run::{Error, ToCome, Watch},
+    run::{Error, ScheduledPhase, Watch},
 };
 
 /// What is drawn on standard error; nothing, where that is no terminal.
@@ -128,7 +128,7 @@ impl Watch for Terminal {
         }
     }
 
-    fn expect(&self, phases: &[ToCome]) {
+    fn expect(&self, phases: &[ScheduledPhase]) {
         clock().expect(phases);
     }
 

@@ -50,7 +50,7 @@ pub(super) struct Record {
     pub(super) inputs: Inputs,
     /// Text by text.
     pub(super) perplexity: Vec<Score>,
-    /// Task by task, the share of right answers.
+    /// Task by task, the fraction of right answers.
     pub(super) accuracy: Vec<Score>,
     /// What the masks took, initial and refined.
     pub(super) seconds: f64,

@@ -30,7 +30,7 @@ pub(super) fn tables(study: &Study, records: &[&Record]) -> Vec<Table> {
         };
         tables.push(table(title, study, records, 3, value));
     }
-    let percent = |(share, error): Value| (100.0 * share, error.map(|error| 100.0 * error));
+    let percent = |(fraction, error): Value| (100.0 * fraction, error.map(|error| 100.0 * error));
     for (i, score) in first.accuracy.iter().enumerate() {
         let (on, over) = (&score.on, over("± standard error, "));
         let dense = shown(percent((score.dense, score.dense_stderr)), 2);

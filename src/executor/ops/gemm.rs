@@ -156,13 +156,13 @@ pub(super) fn gemm(
 }
 
 /// Rows of a product that one task computes at most.
-pub(super) const SHARE: usize = 256;
+pub(super) const TASK_ROWS: usize = 256;
 
-/// Rows of a product that one task computes. The shares depend on the shape alone: the result must
+/// Rows of a product that one task computes. It depends on the shape alone: the result must
 /// not depend on the number of threads.
-pub(super) fn share(rows: usize) -> usize {
+pub(super) fn task_rows(rows: usize) -> usize {
     match rows {
-        1024.. => SHARE,
+        1024.. => TASK_ROWS,
         _ => rows.div_ceil(4).next_multiple_of(16),
     }
 }
@@ -170,16 +170,16 @@ pub(super) fn share(rows: usize) -> usize {
 /// a b, row-major, with `bias` in every row where there is one; on all threads. Threads that each
 /// have rows of their own do better than several that share one product.
 pub(super) fn product(a: View<'_>, b: &Panels, bias: Option<&[f32]>) -> Vec<f32> {
-    let (columns, share) = (b.columns(), share(a.rows));
+    let (columns, rows) = (b.columns(), task_rows(a.rows));
     let mut out = stale(a.rows * columns);
-    // A task for each share: a thread that is held up must not keep two of them.
-    let shares = out.par_chunks_mut((share * columns).max(1)).with_max_len(1);
-    shares.enumerate().for_each(|(i, out)| {
+    // A task for each block of rows: a thread that is held up must not keep two of them.
+    let tasks = out.par_chunks_mut((rows * columns).max(1)).with_max_len(1);
+    tasks.enumerate().for_each(|(i, out)| {
         if let Some(bias) = bias {
             out.chunks_exact_mut(columns).for_each(|row| row.copy_from_slice(bias));
         }
         let beta = if bias.is_some() { 1.0 } else { 0.0 };
-        let a = a.rows(i * share..a.rows.min((i + 1) * share));
+        let a = a.rows(i * rows..a.rows.min((i + 1) * rows));
         for (first, panel) in b.iter() {
             gemm(&mut out[first..], columns, beta, 1.0, a, panel);
         }

@@ -1,13 +1,13 @@
 //! The right factor of the CPU's matrix products, as they read it best: in panels of columns, each
 //! of them contiguous. A row-major factor is read a few columns at a time, with a page's step from
-//! row to row, and copied for every share of the product; its transpose is slower still.
+//! row to row, and copied for every task of the product; its transpose is slower still.
 
 use std::sync::{Arc, LazyLock, OnceLock};
 
 use rayon::prelude::*;
 
 use super::{
-    gemm::{SHARE, View},
+    gemm::{TASK_ROWS, View},
     transpose::transpose,
 };
 use crate::buffer::{Buffer, stale};
@@ -20,7 +20,7 @@ static WIDTH: LazyLock<usize> = LazyLock::new(|| {
         false if cfg!(target_arch = "x86_64") => (16, 4),
         false => (48, 4),
     };
-    gemm::set_lhs_packing_threshold_single_thread(SHARE.div_ceil(together));
+    gemm::set_lhs_packing_threshold_single_thread(TASK_ROWS.div_ceil(together));
     width
 });
 

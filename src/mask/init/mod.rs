@@ -78,7 +78,7 @@ impl InitialMask {
     /// the share is not within 0 and 1, the pattern's tiles do not divide the rows, weights do not
     /// compete in a row or a layer, the zeros do not follow the pattern (`none`), or the Hessian is
     /// not positive definite however damped (`sparsegpt`).
-    pub fn start(
+    pub fn choose(
         &self,
         stats: &LayerStats<'_>,
         pattern: Pattern,
@@ -129,8 +129,8 @@ impl Matrix<'_> {
             (Some(Tile { n, m }), _) => {
                 prune_lowest(dims, scores, m, |_| m.saturating_sub(n), Ties::First)
             }
-            (None, Amount::Share(ratio)) => {
-                prune_lowest(dims, scores, pool, |_| share(ratio, pool), ties)
+            (None, Amount::Ratio(ratio)) => {
+                prune_lowest(dims, scores, pool, |_| floored(ratio, pool), ties)
             }
             (None, Amount::Exactly(count)) => {
                 // As many of each pool, and one more of the first ones.
@@ -146,7 +146,7 @@ impl Matrix<'_> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Amount {
     /// A share r: exactly ⌊r·n⌋ of the weights that compete, a row's or a matrix's.
-    Share(f64),
+    Ratio(f64),
     /// So many of the matrix.
     Exactly(usize),
 }
@@ -155,7 +155,7 @@ impl Amount {
     /// The share of a matrix.
     fn ratio(self, dims: Dims) -> Result<f64, Error> {
         let ratio = match self {
-            Self::Share(ratio) => ratio,
+            Self::Ratio(ratio) => ratio,
             Self::Exactly(count) => count as f64 / dims.len().max(1) as f64,
         };
         if (0.0..=1.0).contains(&ratio) { Ok(ratio) } else { Err(Error::Ratio { ratio }) }
@@ -164,7 +164,7 @@ impl Amount {
 
 impl From<f64> for Amount {
     fn from(ratio: f64) -> Self {
-        Self::Share(ratio)
+        Self::Ratio(ratio)
     }
 }
 
@@ -175,7 +175,7 @@ pub struct Initial {
     pub mask: Mask,
     /// The weights, row-major, where the initialiser changed kept ones; pruned ones are as dense.
     pub values: Option<Vec<f32>>,
-    /// The damping of the Hessian as a share of its mean diagonal, where the usual one did not
+    /// The damping of the Hessian as a fraction of its mean diagonal, where the usual one did not
     /// make it positive definite.
     pub damping: Option<f64>,
 }
@@ -189,7 +189,7 @@ impl Initial {
 
 /// ⌊`ratio`·n⌋ for the decimal number that the user wrote: 0.29 of 100 are 29, though the nearest
 /// binary number is below 0.29.
-fn share(ratio: f64, weights: usize) -> usize {
+fn floored(ratio: f64, weights: usize) -> usize {
     (ratio * weights as f64 + 1e-6) as usize
 }
 
@@ -220,7 +220,7 @@ mod tests {
         pattern: Pattern,
         amount: impl Into<Amount>,
     ) -> Result<Initial, Error> {
-        Init::named(init).expect("an initial mask").start(stats, pattern, amount, None)
+        Init::named(init).expect("an initial mask").choose(stats, pattern, amount, None)
     }
 
     fn kept(init: &str, stats: &LayerStats<'_>, pattern: Pattern, ratio: f64) -> Vec<u8> {
@@ -233,7 +233,7 @@ mod tests {
         for (ratio, weights, pruned) in
             [(0.29, 100, 29), (0.57, 100, 57), (0.5, 3, 1), (0.7, 64, 44)]
         {
-            assert_eq!(share(ratio, weights), pruned);
+            assert_eq!(floored(ratio, weights), pruned);
         }
     }
 
@@ -263,7 +263,7 @@ mod tests {
         let stats = LayerStats { name: "w", dims, weight: &scores, ..LayerStats::default() };
         let metric = Init::named("metric").expect("an initial mask");
         let start = |scores: &[f32], scope, pattern| {
-            metric.start(&stats, pattern, 0.5, Some((scores, scope)))
+            metric.choose(&stats, pattern, 0.5, Some((scores, scope)))
         };
         let kept = |scope, pattern| {
             let initial = start(&scores, Some(scope), pattern);

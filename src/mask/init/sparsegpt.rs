@@ -16,9 +16,8 @@ use faer::{
 use rayon::prelude::*;
 
 use super::{
-    Initial, InitialMask,
+    Initial, InitialMask, floored,
     lowest::{Ties, prune_lowest},
-    share,
 };
 use crate::mask::{Error, Mask, Pattern, Scope, Tile};
 
@@ -35,11 +34,11 @@ pub(super) static SPARSEGPT: InitialMask = InitialMask {
 
 /// Columns that are pruned together; the paper's.
 const BLOCK: usize = 128;
-/// The first damping, as a share of the Hessian's mean diagonal; the paper's.
+/// The first damping, as a fraction of the Hessian's mean diagonal; the paper's.
 const DAMPING: f64 = 0.01;
 /// A damping beyond which nothing would be left of the Hessian.
 const MOST_DAMPING: f64 = 1.0;
-/// The shares of work do not depend on the machine's number of threads, so that the result does
+/// The division of the work does not depend on the machine's number of threads, so that the result does
 /// not.
 const WORK: Par = Par::Rayon(NonZeroUsize::new(16).unwrap());
 
@@ -70,8 +69,8 @@ fn prune(stats: &LayerStats<'_>, pattern: Pattern, ratio: f64) -> Result<Initial
         let end = dims.columns.min(start + block);
         let columns = Block { start, end, dims, dense: weight, factor: &factor };
         if tile.is_none() {
-            let gone = share(ratio, dims.rows * columns.start);
-            let count = share(ratio, dims.rows * columns.end) - gone;
+            let gone = floored(ratio, dims.rows * columns.start);
+            let count = floored(ratio, dims.rows * columns.end) - gone;
             columns.choose(&values, count, &mut kept);
         }
         columns.prune(&mut values, &mut kept, tile);
@@ -194,7 +193,7 @@ impl Block<'_> {
 }
 
 /// The upper Cholesky factor U of the inverse of the damped Hessian 2·`gram`, row-major, and the
-/// damping as a share of the mean diagonal; more than the paper's if the matrix was not positive
+/// damping as a fraction of the mean diagonal; more than the paper's if the matrix was not positive
 /// definite with that.
 ///
 /// With P reversing the order of rows and columns and PHP = LLᵀ, H⁻¹ = UᵀU for U = P L⁻¹ P: one
@@ -394,7 +393,7 @@ mod tests {
             (0..columns).for_each(|j| gram[j * (columns + 1)] = 1.0 + j as f32);
             let weight = noise(rows * columns, 7);
             let found = prune(&stats(&weight, &gram, rows), Pattern::UNSTRUCTURED, ratio).unwrap();
-            prop_assert_eq!(rows * columns - found.mask.kept(), share(ratio, rows * columns));
+            prop_assert_eq!(rows * columns - found.mask.kept(), floored(ratio, rows * columns));
         }
     }
 }

@@ -96,11 +96,11 @@ impl Measured for Accuracy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "unit", rename_all = "kebab-case")]
 pub enum Kind {
-    /// A share of the weights; neither more nor less is good.
+    /// A fraction of the weights; neither more nor less is good.
     Sparsity,
     /// A perplexity: the lower the better.
     Perplexity,
-    /// A share of right answers: the higher the better.
+    /// A fraction of right answers: the higher the better.
     Accuracy,
     /// A factor by which the refinement changed errors; runs may have different ones to begin with.
     Factor,

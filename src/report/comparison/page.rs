@@ -122,8 +122,8 @@ fn by_value(figures: &[&Figure], swept: &Swept) -> Result<Markup, chart::Error> 
     let x = match low > 0.0 && high >= 20.0 * low {
         true => Axis::logarithmic(low / 1.1, high * 1.1),
         false => {
-            let percent = |share: f64| format!("{}%", (1e3 * share).round() / 10.0);
-            let label = |value| if swept.share { percent(value) } else { short(value) };
+            let percent = |fraction: f64| format!("{}%", (1e3 * fraction).round() / 10.0);
+            let label = |value| if swept.fraction { percent(value) } else { short(value) };
             Axis::linear(low - room, high + room, label)
         }
     };
@@ -203,7 +203,7 @@ fn sparsity(runs: &[Run]) -> Result<Markup, chart::Error> {
             });
             (layer as f64, 1.0 - kept / weights)
         };
-        report.layers().into_iter().map(of).filter(|(_, share)| share.is_finite()).collect()
+        report.layers().into_iter().map(of).filter(|(_, fraction)| fraction.is_finite()).collect()
     })
 }
 

@@ -6,10 +6,10 @@ use crate::report::names;
 /// Runs along an axis: series of runs that differ in one number, and otherwise have the same recipe.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Swept {
-    /// The number: a key of the recipe, or the share that is pruned.
+    /// The number: a key of the recipe, or the fraction that is pruned.
     pub(super) name: String,
-    /// Whether it is a share of the weights.
-    pub(super) share: bool,
+    /// Whether it is a fraction of the weights.
+    pub(super) fraction: bool,
     /// Of each run.
     pub(super) values: Vec<f64>,
     /// The series, each with a name that tells it from the others, and its runs by the value.
@@ -17,7 +17,7 @@ pub(super) struct Swept {
 }
 
 impl Swept {
-    /// The number of the recipe with the most values; if there is none, the share that is pruned.
+    /// The number of the recipe with the most values; if there is none, the fraction that is pruned.
     /// `None` where no number differs among runs that have all else in common.
     pub(super) fn of(comparison: &Comparison) -> Option<Self> {
         let keys = comparison.settings.iter().filter(|of| !of.key.ends_with("seed"));
@@ -52,7 +52,7 @@ impl Swept {
     fn along(
         comparison: &Comparison,
         name: String,
-        share: bool,
+        fraction: bool,
         values: Vec<f64>,
         is_part: impl Fn(&str) -> bool,
     ) -> Option<Self> {
@@ -94,7 +94,7 @@ impl Swept {
             (if said.is_empty() { "pruned".into() } else { said }, runs)
         };
         let series = series.into_iter().map(named).collect();
-        Some(Self { name, share, values, series })
+        Some(Self { name, fraction, values, series })
     }
 }
 
@@ -145,7 +145,7 @@ mod tests {
             ],
         );
         let found = found.unwrap();
-        assert_eq!((&*found.name, found.share), ("sparsity.ratio", true));
+        assert_eq!((&*found.name, found.fraction), ("sparsity.ratio", true));
         let series = [
             ("init wanda".to_owned(), vec![1, 0, 2]),
             ("init magnitude".to_owned(), vec![3, 4, 5]),
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(swept(&[0.5, 0.5], &[("calibration.seed", &["1", "2"])]), None);
         assert_eq!(swept(&[0.5, 0.5], &[("preset", &["\"a\"", "\"b\""])]), None);
         assert_eq!(swept(&[0.5], &[]), None);
-        // Patterns are no numbers, but the share that they prune is.
+        // Patterns are no numbers, but the fraction that they prune is.
         let found = swept(&[0.5, 0.25], &[("sparsity.pattern", &["\"2:4\"", "\"3:4\""])]).unwrap();
         assert_eq!((&*found.name, &found.series[0].1), ("pruned", &vec![1, 0]));
         // One run without the key.

@@ -56,9 +56,9 @@ fn phases(report: &Report) -> Markup {
 
 fn size(report: &Report) -> Markup {
     let [dense, pruned] = [report.sizes.dense, report.sizes.output].map(|size| size.weight_bytes);
-    let share = |of: u64| of as f64 / dense.max(pruned).max(1) as f64;
+    let fraction = |of: u64| of as f64 / dense.max(pruned).max(1) as f64;
     let row = |name: &str, of: u64| {
-        vec![text(name), bar(&bytes(of), share(of)), text(times(of as f64 / dense as f64))]
+        vec![text(name), bar(&bytes(of), fraction(of)), text(times(of as f64 / dense as f64))]
     };
     let format = report.sizes.format;
     let stored = if format.is_dense() { "pruned".into() } else { format!("pruned, {format}") };

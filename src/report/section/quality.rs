@@ -95,6 +95,6 @@ fn tasks(report: &Report) -> Markup {
     }
 }
 
-fn accuracy(share: f64, error: f64) -> String {
-    format!("{} ± {:.2}", percent(share), 100.0 * error)
+fn accuracy(fraction: f64, error: f64) -> String {
+    format!("{} ± {:.2}", percent(fraction), 100.0 * error)
 }

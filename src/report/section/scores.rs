@@ -153,9 +153,9 @@ impl Stage<'_> {
         });
         let line = |(fate, scores): Fate| {
             let scores = scores(of);
-            let share = |count: &u64| *count as f64 / scores.len().max(1) as f64;
+            let fraction = |count: &u64| *count as f64 / scores.len().max(1) as f64;
             let points = (scores.first..).zip(&scores.counts);
-            let points = points.map(|(bin, count)| (score(bin), share(count))).collect();
+            let points = points.map(|(bin, count)| (score(bin), fraction(count))).collect();
             Line { name: fate.into(), points }
         };
         let title = format!("Layer {layer}, {group}: distribution of scores");

@@ -32,8 +32,8 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
         p {
             (count(report.pruned_weights as u64)) " of " (count(report.prunable_weights as u64))
             " weights are pruned, " (percent(report.sparsity()))
-            @if let Some(share) = report.model_sparsity() {
-                ", which is " (percent(share)) " of the " (count(report.model_weights))
+            @if let Some(fraction) = report.model_sparsity() {
+                ", which is " (percent(fraction)) " of the " (count(report.model_weights))
                 " weights of the whole model, embeddings included"
             }
             "."
@@ -55,7 +55,7 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
 
 const NAMES: [&str; 2] = ["initial masks", "in the end"];
 
-/// The pruned share of some matrices, given how many weights each keeps.
+/// The pruned fraction of some matrices, given how many weights each keeps.
 fn pruned<'a>(
     matrices: impl Iterator<Item = &'a Matrix>,
     kept: fn(&Matrix) -> usize,
@@ -102,14 +102,14 @@ fn by_group(report: &Report) -> Markup {
 fn by_matrix(report: &Report) -> Markup {
     let rows = report.matrices.iter().map(|matrix| {
         let weights = matrix.weights().max(1) as f64;
-        let share = |kept: usize| percent(1.0 - kept as f64 / weights);
+        let fraction = |kept: usize| percent(1.0 - kept as f64 / weights);
         let [rows, columns] = matrix.shape;
         [
             matrix.tensor.clone(),
             format!("{rows} × {columns}"),
             matrix.pattern.clone(),
-            share(matrix.initial),
-            share(matrix.kept),
+            fraction(matrix.initial),
+            fraction(matrix.kept),
         ]
         .map(text)
         .into()

@@ -37,8 +37,8 @@ impl Swaps {
         Self { kinds: names::short(&long, '.'), found }
     }
 
-    /// The share of a matrix's kept weights that came back.
-    fn share(&self, kind: usize, layer: usize) -> Option<f64> {
+    /// The fraction of a matrix's kept weights that came back.
+    fn fraction(&self, kind: usize, layer: usize) -> Option<f64> {
         let (swaps, kept) = self.found.get(&(kind, layer))?;
         Some(*swaps as f64 / (*kept).max(1) as f64)
     }
@@ -52,8 +52,8 @@ pub(in crate::report) fn kind(tensor: &str, layer: usize) -> String {
 
 pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
     let swaps = Swaps::of(report);
-    let shares = swaps.found.keys().filter_map(|(kind, layer)| swaps.share(*kind, *layer));
-    let most = shares.fold(0.0, f64::max);
+    let fractions = swaps.found.keys().filter_map(|(kind, layer)| swaps.fraction(*kind, *layer));
+    let most = fractions.fold(0.0, f64::max);
     if most == 0.0 {
         return Ok(html! { p.empty { "No weights changed places." } });
     }
@@ -61,7 +61,7 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
     let values = swaps
         .found
         .keys()
-        .filter_map(|&(kind, layer)| Some((kind, layer, swaps.share(kind, layer)? / most)));
+        .filter_map(|&(kind, layer)| Some((kind, layer, swaps.fraction(kind, layer)? / most)));
     let picture = heatmap(title, "layer", &swaps.kinds, report.last_layer(), values)?;
     Ok(html! {
         p {
@@ -84,8 +84,8 @@ fn all(report: &Report, swaps: &Swaps) -> Markup {
         let cells = (0..swaps.kinds.len()).map(|kind| match swaps.found.get(&(kind, layer)) {
             None => text("–"),
             Some((came_back, kept)) => {
-                let share = percent(*came_back as f64 / (*kept).max(1) as f64);
-                html! { (count(*came_back as u64)) br; span.note { (share) } }
+                let fraction = percent(*came_back as f64 / (*kept).max(1) as f64);
+                html! { (count(*came_back as u64)) br; span.note { (fraction) } }
             }
         });
         std::iter::once(text(layer.to_string())).chain(cells).collect()

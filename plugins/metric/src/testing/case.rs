@@ -15,7 +15,7 @@ const SIDE: usize = 6;
 /// The tokens whose inputs the statistics are of.
 const TOKENS: usize = 3;
 
-/// A weight matrix, all statistics of it, and the scores of the stage before.
+/// A weight matrix, all statistics of it, and the scores of the step before.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
     /// The matrix's shape.
@@ -30,7 +30,7 @@ pub struct Case {
     pub input_square: Vec<f32>,
     /// [`LayerStats::gram`], of which `input_square` is the diagonal.
     pub gram: Vec<f32>,
-    /// The scores of the stage before.
+    /// The scores of the step before.
     pub scores: Vec<f32>,
     /// A place for each row or column, to put them in another order.
     pub(super) places: Vec<u8>,

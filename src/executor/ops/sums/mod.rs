@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::{
     Hold, Matrix, Trace,
-    gemm::{View, gemm, share},
+    gemm::{View, gemm, task_rows},
     panels::{self, Panels},
 };
 use crate::{
@@ -54,11 +54,11 @@ pub trait Sums: Hold {
 /// How many numbers of a Gram matrix of so many columns are computed: whole panels up to the diagonal,
 /// and some beyond it.
 pub(crate) fn gram_numbers(columns: usize) -> usize {
-    let (share, panel) = (share(columns).max(1), panels::width());
-    let strips = (0..columns).step_by(share);
+    let (rows, panel) = (task_rows(columns).max(1), panels::width());
+    let strips = (0..columns).step_by(rows);
     strips
         .map(|first| {
-            let end = columns.min(first + share);
+            let end = columns.min(first + rows);
             (end - first) * end.next_multiple_of(panel).min(columns)
         })
         .sum()
@@ -86,23 +86,23 @@ impl Strip<'_> {
     }
 }
 
-/// For each share of the columns of `a`, on a thread of its own: what it adds to its rows of the sums.
-fn each_share(
+/// For each strip of columns of `a`, on its own thread: adds to its rows of the sums.
+fn each_strip(
     (sums, columns): &mut (Vec<f32>, usize),
     a: &Matrix<Cpu>,
     add: impl Fn(&mut [f32], Strip<'_>) + Sync,
 ) {
     let width = a.shape().1;
-    let share = share(width).max(1);
-    let shares = sums.par_chunks_mut((share * *columns).max(1)).with_max_len(1).enumerate();
-    shares.for_each(|(i, sums)| {
-        let first = i * share;
-        let columns = share.min(width - first);
+    let each = task_rows(width).max(1);
+    let strips = sums.par_chunks_mut((each * *columns).max(1)).with_max_len(1).enumerate();
+    strips.for_each(|(i, sums)| {
+        let first = i * each;
+        let columns = each.min(width - first);
         add(sums, Strip { values: &a.values, width, first, columns });
     });
 }
 
-/// Adds the products of the rows of `a` with the panels up to a column that its share tells.
+/// Adds the products of the rows of `a` with the panels up to the column at which its strip ends.
 fn add_panels(
     sums: &mut (Vec<f32>, usize),
     a: &Matrix<Cpu>,
@@ -110,7 +110,7 @@ fn add_panels(
     end: impl Fn(Strip<'_>) -> usize + Sync,
 ) {
     let (rows, columns) = (a.shape().0, b.columns());
-    each_share(sums, a, |sums, strip| {
+    each_strip(sums, a, |sums, strip| {
         let a = strip.rows(0..rows);
         let a = View::new(&a, rows, strip.columns).t();
         for (first, b) in b.iter().take_while(|(first, _)| *first < end(strip)) {
@@ -140,7 +140,7 @@ impl Sums for Cpu {
             let Some((_, Trace { input, .. })) = layers.first() else { continue };
             let (x, inputs) = (Panels::of(&input.values, input.shape().1), input.shape().1);
             for (sums, Trace { gradient, .. }) in layers {
-                each_share(sums, gradient, |sums, strip| {
+                each_strip(sums, gradient, |sums, strip| {
                     let outputs = strip.columns;
                     let mut tile = stale(outputs * x.width());
                     // A tile of one sample's gradient is squared while it is in the cache.

@@ -1,4 +1,4 @@
-//! A stage of the metric pipeline as a recipe writes it: a `[[metric]]` table.
+//! A step of the metric pipeline as a recipe writes it: a `[[metric]]` table.
 
 use std::{borrow::Cow, fmt};
 
@@ -11,26 +11,26 @@ use serde::{
 };
 use serde_json::{Map, json};
 
-/// A stage of the metric pipeline.
+/// A step of the metric pipeline.
 ///
 /// In TOML it is one table: `use` names the metric, every other key is a parameter of that metric.
 /// Only the metric knows which there are, so they are checked when the pipeline is built.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Stage {
+pub struct MetricStep {
     /// The metric's name, the key `use`.
     pub metric: String,
     /// The metric's parameters; those left out have the metric's defaults.
     pub parameters: Dict,
 }
 
-impl Stage {
+impl MetricStep {
     /// The metric of this name with its default parameters.
     pub fn new(metric: impl Into<String>) -> Self {
         Self { metric: metric.into(), parameters: Dict::new() }
     }
 }
 
-impl Serialize for Stage {
+impl Serialize for MetricStep {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(1 + self.parameters.len()))?;
         map.serialize_entry("use", &self.metric)?;
@@ -41,28 +41,28 @@ impl Serialize for Stage {
     }
 }
 
-impl<'de> Deserialize<'de> for Stage {
+impl<'de> Deserialize<'de> for MetricStep {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Table;
 
         impl<'de> Visitor<'de> for Table {
-            type Value = Stage;
+            type Value = MetricStep;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a table")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Stage, A::Error> {
-                let mut stage = Stage::default();
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<MetricStep, A::Error> {
+                let mut step = MetricStep::default();
                 while let Some(key) = map.next_key::<String>()? {
                     if key == "use" {
-                        stage.metric = map.next_value()?;
+                        step.metric = map.next_value()?;
                     } else {
                         let value: Value = map.next_value()?;
-                        stage.parameters.insert(key, value);
+                        step.parameters.insert(key, value);
                     }
                 }
-                Ok(stage)
+                Ok(step)
             }
         }
 
@@ -70,9 +70,9 @@ impl<'de> Deserialize<'de> for Stage {
     }
 }
 
-impl JsonSchema for Stage {
+impl JsonSchema for MetricStep {
     fn schema_name() -> Cow<'static, str> {
-        "Stage".into()
+        "MetricStep".into()
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
@@ -80,9 +80,9 @@ impl JsonSchema for Stage {
             "type": "string",
             "description": "The metric's name; the table's other keys are its parameters."
         });
-        let mut stage = json_schema!({
+        let mut step = json_schema!({
             "type": "object",
-            "description": "A stage of the metric pipeline.",
+            "description": "A step of the metric pipeline.",
             "properties": { "use": of_use },
             "required": ["use"]
         });
@@ -101,8 +101,8 @@ impl JsonSchema for Stage {
         });
         let known: Vec<_> = known.collect();
         if !known.is_empty() {
-            stage.insert("oneOf".into(), known.into());
+            step.insert("oneOf".into(), known.into());
         }
-        stage
+        step
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 
 /// A phase of a run, before it begins.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ToCome {
+pub struct ScheduledPhase {
     /// What it is called when it begins.
     pub name: String,
     /// What it does: phases of one kind take time in proportion to their work.
@@ -25,14 +25,14 @@ pub struct ToCome {
 }
 
 /// What a run does, phase by phase.
-pub(crate) fn to_come(
+pub(crate) fn schedule(
     recipe: &Recipe,
     decoder: &Decoder,
     tests: &Tests,
     expected: &Estimate,
-) -> Vec<ToCome> {
+) -> Vec<ScheduledPhase> {
     let mut phases = tests.phases("dense", decoder);
-    let own = |name: &str, work| ToCome { name: name.into(), kind: name.into(), work };
+    let own = |name: &str, work| ScheduledPhase { name: name.into(), kind: name.into(), work };
     if recipe.allocation().is_some() {
         phases.push(own("allocation", expected.allocation));
     }
@@ -49,12 +49,14 @@ pub(crate) fn to_come(
 
 impl Tests {
     /// The measuring of a model.
-    fn phases(&self, model: &str, decoder: &Decoder) -> Vec<ToCome> {
-        let texts = self.texts.iter().map(|(text, segments)| ToCome::text(text, segments, decoder));
-        let tasks = self.tasks.iter().map(|asked| asked.to_come(decoder));
-        let of = |phase: ToCome| ToCome { name: measuring(model, &phase.name), ..phase };
+    fn phases(&self, model: &str, decoder: &Decoder) -> Vec<ScheduledPhase> {
+        let texts =
+            self.texts.iter().map(|(text, segments)| ScheduledPhase::text(text, segments, decoder));
+        let tasks = self.tasks.iter().map(|asked| asked.scheduled(decoder));
+        let of =
+            |phase: ScheduledPhase| ScheduledPhase { name: measuring(model, &phase.name), ..phase };
         let prompts =
-            (!self.prompts.is_empty()).then(|| ToCome::generation(&self.prompts, decoder));
+            (!self.prompts.is_empty()).then(|| ScheduledPhase::generation(&self.prompts, decoder));
         texts.chain(tasks).chain(prompts).map(of).collect()
     }
 }
@@ -64,7 +66,7 @@ pub(crate) fn measuring(model: &str, on: &str) -> String {
     format!("{model}, {on}")
 }
 
-impl ToCome {
+impl ScheduledPhase {
     /// The measuring of a perplexity.
     pub(crate) fn text(text: &Text, segments: &[Vec<u32>], decoder: &Decoder) -> Self {
         let tokens: usize = segments.iter().map(Vec::len).sum();

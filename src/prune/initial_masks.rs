@@ -21,7 +21,7 @@ use crate::{
 
 /// How the masks start.
 #[derive(Clone, Copy)]
-pub struct Start<'a> {
+pub struct InitialMasks<'a> {
     /// Which initial masks.
     pub init: Init,
     /// The metrics that score the weights, where the initial masks are theirs, and the weights that
@@ -43,10 +43,10 @@ pub struct Start<'a> {
 ///
 /// # Errors
 /// [`Error`] if the model cannot be run on the samples or a mask cannot be made.
-pub fn start<D: Ops>(
+pub fn initial_masks<D: Ops>(
     model: &Model<'_, D>,
     plan: &Plan,
-    start: &Start<'_>,
+    initial: &InitialMasks<'_>,
     samples: Sampled<'_>,
     from: impl Into<Pass<D>>,
     observer: &mut dyn Observer<D>,
@@ -54,18 +54,18 @@ pub fn start<D: Ops>(
     let Pass { layer: first, mut pruned, mut streams } = from.into();
     let layers = model.decoder.layers.len();
     let mut stream = match streams.pop() {
-        None if start.needs().inputs() && first < layers => {
+        None if initial.needs().inputs() && first < layers => {
             Some(model.embed(samples.calibration(), 0)?)
         }
         given => given,
     };
     for layer in first..layers {
-        start.layer(model, plan, layer, stream.as_ref(), &mut pruned)?;
+        initial.layer(model, plan, layer, stream.as_ref(), &mut pruned)?;
         if let Some(stream) = &mut stream
             && layer + 1 < layers
         {
             for part in Part::ALL {
-                let weights = match start.side {
+                let weights = match initial.side {
                     Side::Sparse => model.part(layer, part, &pruned)?,
                     Side::Dense => model.part(layer, part, &Pruned::dense())?,
                 };
@@ -81,7 +81,7 @@ pub fn start<D: Ops>(
     Ok(pruned)
 }
 
-impl Start<'_> {
+impl InitialMasks<'_> {
     /// The statistics that the masks need.
     pub(super) fn needs(&self) -> Needs {
         self.init.needs.or(pipeline::needs(self.metric.0))
@@ -153,7 +153,7 @@ impl Start<'_> {
         pruned: &mut Pruned,
     ) -> Result<(), Error> {
         let name = stats.name;
-        let amount = rule.count.map_or(Amount::Share(rule.ratio), Amount::Exactly);
+        let amount = rule.count.map_or(Amount::Ratio(rule.ratio), Amount::Exactly);
         let (pipeline, scope) = self.metric;
         let scores = match self.init.metrics {
             true => {
@@ -164,7 +164,7 @@ impl Start<'_> {
         };
         let metric = scores.as_deref().map(|scores| (scores, scope));
         let Initial { mask, values, damping } =
-            self.init.start(stats, rule.pattern, amount, metric)?;
+            self.init.choose(stats, rule.pattern, amount, metric)?;
         if let Some(damping) = damping {
             tracing::warn!(
                 "`{name}`: the Hessian is not positive definite; its damping is raised to \

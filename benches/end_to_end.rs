@@ -83,7 +83,7 @@ fn main() {
         println!(
             "  they were {:.0}% of its time at the layers, {:.1} s, and ran at {:.0}% of the best rate, \
              {:.0} GFLOP/s",
-            found.share(),
+            found.product_time(),
             found.seconds,
             found.rate(peak),
             peak / 1e9

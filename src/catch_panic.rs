@@ -33,7 +33,7 @@ pub(crate) fn catch_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    format!("damaged: {}", text.unwrap_or("its reader fails"))
+    format!("damaged: {}", text.unwrap_or("its reader panics"))
 }
 
 #[cfg(test)]

@@ -75,7 +75,7 @@ impl Limit {
     pub(crate) fn read(self, file: &mut File) -> io::Result<Vec<u8>> {
         let too_large = || {
             let (most, what) = (ByteSize(self.bytes), self.what);
-            let problem = format!("larger than {most}, the most that is read of {what}");
+            let problem = format!("larger than {most}, the limit for {what}");
             Err(io::Error::new(io::ErrorKind::FileTooLarge, problem))
         };
         if file.metadata()?.len() > self.bytes {

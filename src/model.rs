@@ -100,8 +100,8 @@ fn named_as_in(reader: &Reader, mut decoder: Decoder) -> Decoder {
         } else if !same(reader, embedding, HEAD) {
             tracing::warn!(
                 "config.json ties the output head to the embedding, but the checkpoint's `{HEAD}` \
-                 is another than its `{embedding}`; the head is used as it is stored, as \
-                 transformers does; set `tie_word_embeddings` to false to say so"
+                 differs from its `{embedding}`; the stored head is used, as in transformers 5; \
+                 set `tie_word_embeddings` to false to silence this warning"
             );
             decoder.head = HEAD.to_owned();
         }
@@ -422,8 +422,8 @@ impl<'a, D: Ops> Model<'a, D> {
         }
         if found > longest {
             tracing::warn!(
-                "{what} of {found} tokens, but the model is made for {longest} positions: what it \
-                 says beyond them is of little worth. Set {key} to {longest} or less"
+                "{what} of {found} tokens, but the model is made for {longest} positions: its \
+                 predictions beyond them are unreliable. Set {key} to {longest} or less"
             );
         }
         Ok(())

@@ -67,10 +67,7 @@ pub type Block = (String, Vec<String>);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A block names a layer that the model has not.
-    #[error(
-        "block `{block}`: no decoder layer has a linear layer `{layer}`, and only these can be \
-         judged by a decoder layer's output: {known}"
-    )]
+    #[error("block `{block}`: no decoder layer has a linear layer `{layer}`, known: {known}")]
     UnknownLayer {
         /// The block.
         block: String,

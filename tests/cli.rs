@@ -580,7 +580,7 @@ fn an_output_is_replaced_only_by_force() {
         format!("output.path={}", std::env::current_dir().unwrap().join(util::TINY).display());
     let run = barber(&["prune", &recipe, "--force", "--set", &model]);
     assert_eq!(run.status, 1);
-    assert!(flat(&run.stderr).contains("inside one another"), "{}", run.stderr);
+    assert!(flat(&run.stderr).contains("one contains the other"), "{}", run.stderr);
 }
 
 /// Runs a recipe that must fail, and checks that it leaves nothing.
@@ -611,15 +611,15 @@ fn what_is_wrong_with_a_recipe_is_said() {
         ("sparsity.pattern=5:4", "0 < N < M"),
         ("sparsity.exclude=['*_proj']", "nothing is left to prune"),
         ("sparsity.exclude=['down_proj']", "did you mean `*.down_proj`?"),
-        ("sparsity.exclude=['lm_head', 're:.*up_proj$']", "no regular expression: `*up_proj`"),
-        ("sparsity.exclude=['model.layers.9.*']", "no tensor of the model has such a name"),
+        ("sparsity.exclude=['lm_head', 're:.*up_proj$']", "not a regular expression: `*up_proj`"),
+        ("sparsity.exclude=['model.layers.9.*']", "matches no tensor of the model"),
         ("override=[{ tensors = ['*.q_proj', 'v_proj'], ratio = 0.1 }]", "mean `*.v_proj`?"),
         ("refine.0.alpha=2", "refine.0.alpha"),
         ("metric=[{ use = 'weight-gradiant' }]", "did you mean `weight-gradient`"),
         ("metric=[{ use = 'magnitude', pwoer = 2 }]", "did you mean `power`"),
         ("blocks=[{ name = 'a', layers = ['fc1'] }]", "no decoder layer has a linear layer `fc1`"),
-        ("blocks=[{ name = 'a', layers = ['lm_head'] }]", "judged by a decoder layer's output"),
-        ("override=[{ tensors = '*.fc1', ratio = 0.1 }]", "called like `model.layers.0"),
+        ("blocks=[{ name = 'a', layers = ['lm_head'] }]", "a linear layer `lm_head`, known: "),
+        ("override=[{ tensors = '*.fc1', ratio = 0.1 }]", "such as `model.layers.0"),
         ("calibration.source=no/text.txt", "there is no file no/text.txt"),
         ("evaluate.perplexity=['no/text.txt']", "`evaluate.perplexity.0`: there is no file"),
     ] {
@@ -627,7 +627,7 @@ fn what_is_wrong_with_a_recipe_is_said() {
     }
     let swaps = "refine=[{ use = 'swap' }]";
     let scope = "override=[{ tensors = '*', scope = 'group' }]";
-    fails(dir.path(), &[swaps, scope], 2, &["override.0.scope", "is no scope of `swap`"]);
+    fails(dir.path(), &[swaps, scope], 2, &["override.0.scope", "is not a scope of `swap`"]);
     // In the file, the line is shown.
     let path = recipe(dir.path(), "sparsity.ratoi = 0.5");
     let run = barber(&["prune", &path]);
@@ -645,11 +645,11 @@ fn what_is_wrong_with_a_recipe_is_said() {
 #[test]
 fn a_pattern_has_to_divide_the_matrices_that_it_is_for() {
     let dir = tempfile::tempdir().unwrap();
-    let of_all = "the 64 columns of `model.layers.0.self_attn.q_proj.weight` are not whole tiles of \
-                  the pattern 5:10, nor are those of";
+    let of_all = "the pattern 5:10 does not divide the 64 columns of \
+                  `model.layers.0.self_attn.q_proj.weight`, nor those of";
     let over = "override=[{ tensors = '*.1.mlp.down_proj', pattern = '9:27' }]";
-    let of_one = "columns of `model.layers.1.mlp.down_proj.weight` are not whole tiles of the \
-                  pattern 9:27";
+    let of_one = "the pattern 9:27 does not divide the 160 columns of \
+                  `model.layers.1.mlp.down_proj.weight`";
     for (set, key, expected) in [
         ("sparsity.pattern=5:10", "`sparsity.pattern`", of_all),
         (over, "`override.0.pattern`", of_one),
@@ -899,7 +899,10 @@ fn a_text_is_read_whatever_its_file_is_called() {
     let (status, _, said) = measured("f.txt", lines.as_bytes(), &[]);
     assert!(status == 0 && said.contains("each line is a JSON object"), "{said}");
     let (status, _, said) = measured("g.CSV", b"text,n\nAnna had a brother,1\n", &[]);
-    assert!(status == 0 && said.contains("a table that is read as one plain text"), "{said}");
+    assert!(
+        status == 0 && said.contains("a table, but the file is read as one plain text"),
+        "{said}"
+    );
     let wide: Vec<u8> = lines.encode_utf16().flat_map(u16::to_le_bytes).collect();
     for name in ["h.jsonl", "h.json", "h.txt"] {
         let (status, _, said) = measured(name, &wide, &[]);

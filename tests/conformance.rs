@@ -15,7 +15,10 @@ use llm_barber::{
     mask::{Init, Mask, Pattern, Scope},
     model::Model,
     plan::{Plan, Rule},
-    prune::{Alpha, Event, Rebuild, Refine, Refinement, Sampled, Side, Start, refine, start},
+    prune::{
+        Alpha, Event, InitialMasks, Rebuild, Refine, Refinement, Sampled, Side, initial_masks,
+        refine,
+    },
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -134,7 +137,7 @@ fn family_conforms<D: Ops>(
     let samples = Sampled::from(&samples[..]);
 
     let scratch = tempfile::tempdir().unwrap();
-    let start_as = Start {
+    let first = InitialMasks {
         init: Init::named(init).unwrap(),
         metric: (&[], None),
         zeros: None,
@@ -143,7 +146,7 @@ fn family_conforms<D: Ops>(
         scratch: scratch.path(),
     };
     let initial =
-        start(&model, &exact, &start_as, samples, Pruned::default(), &mut |_: Event<'_>| ())
+        initial_masks(&model, &exact, &first, samples, Pruned::default(), &mut |_: Event<'_>| ())
             .unwrap();
     assert_eq!(initial.masks.len(), model.decoder.projections().count());
     let (differ, entries) = case.differences("init", &initial.masks);
@@ -164,12 +167,12 @@ fn family_conforms<D: Ops>(
         pipeline: &pipeline,
         blend: 0.0,
         statistics: Side::Sparse,
-        start: None,
+        initial: None,
         dtype: None,
         scratch: scratch.path(),
     };
     let initial =
-        start(&model, &plan, &start_as, samples, Pruned::default(), &mut |_: Event<'_>| ())
+        initial_masks(&model, &plan, &first, samples, Pruned::default(), &mut |_: Event<'_>| ())
             .unwrap();
     let rebuilt =
         refine(&model, &plan, &settings, samples, initial, &mut |_: Event<'_>| ()).unwrap();
@@ -180,7 +183,7 @@ fn family_conforms<D: Ops>(
 
     // Statistics are compared at the very masks at which the authors' code measured its own.
     let mut recorded =
-        start(&model, &plan, &start_as, samples, Pruned::default(), &mut |_: Event<'_>| ())
+        initial_masks(&model, &plan, &first, samples, Pruned::default(), &mut |_: Event<'_>| ())
             .unwrap();
     recorded.masks = case.initial(&recorded.masks);
     let mut losses = Vec::new();

@@ -14,7 +14,10 @@ use llm_barber::{
     mask::{Init, Pattern, Scope},
     model::Model,
     plan::{Plan, Rule},
-    prune::{Alpha, Event, Rebuild, Refine, Refinement, Sampled, Side, Start, refine, start},
+    prune::{
+        Alpha, Event, InitialMasks, Rebuild, Refine, Refinement, Sampled, Side, initial_masks,
+        refine,
+    },
     run::ScratchDir,
 };
 use util::{barber, calibration_samples, flat, recipe, tensors};
@@ -28,7 +31,7 @@ fn masks(name: &str, init: &str, storage: Storage, passes: usize) -> (Masks, Vec
     let plan = Plan::new(&model.decoder, &[], |_| Some(rule)).unwrap();
     let samples = calibration_samples(&reader);
     let scratch = tempfile::tempdir().unwrap();
-    let started = Start {
+    let init = InitialMasks {
         init: Init::named(init).unwrap(),
         metric: (&[], None),
         zeros: None,
@@ -54,14 +57,15 @@ fn masks(name: &str, init: &str, storage: Storage, passes: usize) -> (Masks, Vec
     let initial = if single {
         Pruned::default()
     } else {
-        start(&model, &plan, &started, samples, Pruned::default(), &mut |_: Event<'_>| ()).unwrap()
+        initial_masks(&model, &plan, &init, samples, Pruned::default(), &mut |_: Event<'_>| ())
+            .unwrap()
     };
     let settings = Refinement {
         stages: &[stage],
         pipeline: &pipeline,
         blend: 0.0,
         statistics: Side::Sparse,
-        start: single.then_some(started),
+        initial: single.then_some(init),
         dtype: None,
         scratch: scratch.path(),
     };
@@ -170,7 +174,7 @@ fn what_the_executor_cannot_do_is_said() {
     for (set, expected) in [
         ("executor.memory=1 MB", "executor.memory is too little"),
         ("executor.memory=much", "executor.memory"),
-        ("executor.device=gpu", "`gpu` is no device"),
+        ("executor.device=gpu", "unknown device `gpu`"),
         ("executor.stream_dtype=f8", "executor.stream_dtype"),
         ("mask.passes=3", "3 passes"),
         #[cfg(not(feature = "cuda"))]

@@ -264,12 +264,12 @@ fn a_damaged_matrix_is_named() {
         let shape = all.get_mut(&format!("{module}.shape")).unwrap();
         shape.2[8..].copy_from_slice(&(-1i64).to_le_bytes());
     });
-    assert!(message.contains("no shape of a matrix"), "{message}");
+    assert!(message.contains("not the shape of a matrix"), "{message}");
     let message = damage(&|all| {
         let shape = all.get_mut(&format!("{module}.shape")).unwrap();
         shape.2[0] += 1;
     });
-    assert!(message.contains("but config.json makes it"), "{message}");
+    assert!(message.contains("but config.json implies"), "{message}");
     let message = damage(&|all| {
         let values = all.get_mut(&format!("{module}.compressed")).unwrap();
         values.0 = Dtype::I16;
@@ -408,7 +408,7 @@ fn a_conversion_replaces_and_reads_nothing_that_it_should_not() {
     assert!(flat(&convert(&["--force"]).stderr).contains("holds notes.txt, which no run wrote"));
     fs::remove_dir_all(&target).unwrap();
     let run = barber(&["convert", &path, "--format", "dense", "--output", &path, "--force"]);
-    assert!(flat(&run.stderr).contains("inside one another"), "{}", run.stderr);
+    assert!(flat(&run.stderr).contains("one contains the other"), "{}", run.stderr);
     assert_eq!(barber(&["convert", &path, "--format", "sparse-bitmask"]).status, 2);
 
     // A checkpoint of other tools has no report, and gets none.

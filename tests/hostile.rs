@@ -190,7 +190,7 @@ fn indices_of_shards() {
     for (text, message) in [
         (
             r#"{"weight_map":{"a":"x.safetensors","a":"y.safetensors"}}"#,
-            "tensor `a` is there twice",
+            "tensor `a` is listed twice",
         ),
         (r#"{"weight_map":{"a":"x.safetensors"}}"#, "names the shard x.safetensors, which is not"),
         (r#"{"weight_map":[]}"#, "expected an object"),
@@ -212,7 +212,7 @@ fn links_out_of_the_checkpoint() {
         let (link, elsewhere) = (case.path("model").join(file), case.path(file));
         fs::rename(&link, &elsewhere).unwrap();
         symlink(&elsewhere, &link).unwrap();
-        case.is_refused(&[file, "is a link out of the checkpoint, to"]);
+        case.is_refused(&[file, ", outside the checkpoint"]);
     }
     // What would be copied to the output is not read from elsewhere either.
     let case = checkpoint();
@@ -244,8 +244,8 @@ fn configurations() {
         ("vocab_size", json!(1e300), "`vocab_size` must be a whole number"),
         ("num_hidden_layers", json!(4_000_000_000u64), "`num_hidden_layers` is 4000000000, but"),
         ("num_attention_heads", json!(2_147_483_647), "`num_key_value_heads` is 2, but"),
-        ("head_dim", json!(2_147_483_646), "more than can be"),
-        ("intermediate_size", json!(2_147_483_647), "config.json makes it [2147483647, 64]"),
+        ("head_dim", json!(2_147_483_646), "that is too many"),
+        ("intermediate_size", json!(2_147_483_647), "config.json implies [2147483647, 64]"),
         ("num_hidden_layers", json!(10_000), "has no tensor `model.layers.2."),
         ("rope_theta", json!(-1), "`rope_theta` is -1"),
         ("rms_norm_eps", json!("NaN"), "`rms_norm_eps` must be a number"),
@@ -339,7 +339,7 @@ fn tokenizers() {
         ("pre_tokenizer", json!({ "type": "Sequence", "pretokenizers": vec![bytes; 30] })),
     ] {
         fs::write(&path, changed(key, value).to_string()).unwrap();
-        case.is_refused(&["tokenizer.json: its ", " make more than 8 times as much of a text"]);
+        case.is_refused(&["tokenizer.json: its ", " expand a text to more than 8 times its size"]);
     }
     // A table that says that it has 4 GiB.
     let table = json!({ "type": "Precompiled", "precompiled_charsmap": "/P///w==" });
@@ -374,7 +374,7 @@ fn recipes() {
     let exclude = |globs: &[String]| format!("sparsity.exclude = {globs:?}");
     is_refused(
         &exclude(&["{".repeat(20_000)]),
-        &["`sparsity.exclude.0`: a glob of 20000 bytes; 256 are most"],
+        &["`sparsity.exclude.0`: the glob has 20000 bytes, at most 256 are allowed"],
     );
     is_refused(&exclude(&["{".repeat(250)]), &["sparsity.exclude.0"]);
     let nested = format!("{}{}", "{a,".repeat(60), "}".repeat(60));
@@ -402,7 +402,7 @@ fn globs_that_explode() {
     let recipe = util::recipe(case.dir.path(), &extra);
     let (run, memory) = measured(&["check", &recipe]);
     // They match nothing, which takes no longer to say.
-    let said = flat(&run.stderr).contains("no tensor of the model has such a name");
+    let said = flat(&run.stderr).contains("matches no tensor of the model");
     assert!(said && run.status == 2 && memory < MEMORY, "{} MiB: {}", memory >> 20, run.stderr);
 }
 
@@ -513,7 +513,7 @@ fn calibration_texts() {
     write("g.json", b"{\"token_ids\": [[4294967295, 1], [1, 2]]}");
     calibration(&case, "g.json", &[], &["gives token 4294967295, but the model's vocabulary"]);
     write("a.parquet", b"PAR1\xff\xff\xff\x7fPAR1");
-    calibration(&case, "a.parquet", &[], &["a.parquet: not a sound Parquet file"]);
+    calibration(&case, "a.parquet", &[], &["a.parquet: not a valid Parquet file"]);
 }
 
 #[test]
@@ -540,7 +540,7 @@ fn parquet_that_expands() {
     };
     let length = u32::try_from(footer.len()).unwrap();
     fs::write(case.path("deep.parquet"), file(&footer, length)).unwrap();
-    calibration(&case, "deep.parquet", &[], &["a schema of 100000 elements; 256 are most"]);
+    calibration(&case, "deep.parquet", &[], &["a schema of 100000 elements; at most 256 are read"]);
     sparse(&case.path("large.parquet"), 3 << 30);
     let mut large = fs::OpenOptions::new().append(true).open(case.path("large.parquet")).unwrap();
     large.write_all(&file(&[], 2 << 30)[4..]).unwrap();

@@ -417,7 +417,7 @@ fn no_answer_is_a_path_out_of_the_cache() {
             let known = (&*etag("config.json", b"{}"), &*told);
             request.is_for("config.json").then(|| file_reply(request, b"{}", known))
         });
-        fails(&barber(&hub, &home, &INSPECT, &[]), "answers for the commit");
+        fails(&barber(&hub, &home, &INSPECT, &[]), "answered for the commit");
         untouched(commit);
     }
     for sha in ["../../../../victim", &absolute, "main", "", "deadbeef"] {
@@ -582,7 +582,7 @@ fn sizes_and_digests_are_those_that_were_announced() {
     };
     let endless = vec![b'x'; 64 << 20];
     for (pieces, expected) in [
-        (with(&range, &size.to_string(), &other), "do not have the digest"),
+        (with(&range, &size.to_string(), &other), "do not match the hub's digest"),
         (with(&range, "", &long), "sends more than"),
         (with(&range, "", &endless), "sends more than"),
         (with(&range, &more, &long), "announces"),

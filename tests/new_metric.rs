@@ -71,7 +71,7 @@ fn a_recipe_finds_it() {
     // Barber's own binary does not know it.
     let unknown = barber(&["prune", &recipe, "--force"]);
     assert_eq!(unknown.status, 2);
-    assert!(flat(&unknown.stderr).contains("no metric is named `row-norm`"));
+    assert!(flat(&unknown.stderr).contains("unknown metric `row-norm`"));
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn nothing_is_overwritten_and_what_is_wrong_is_said() {
     let path = path.to_str().unwrap();
     for (arguments, expected) in [
         (&["RowNorm"][..], "lower-case words"),
-        (&["magnitude"], "there is a metric of this name"),
+        (&["magnitude"], "a metric has this name already"),
         (&["row-norm", "--barber", "tests"], "is not Barber's source tree"),
     ] {
         let run = barber(&[&["new-metric"], arguments, &["--path", path]].concat());

@@ -104,7 +104,7 @@ fn force_replaces_only_what_a_run_wrote() {
     ];
     for (name, words, make) in foreign {
         make(&out.join(name));
-        case.refuses(&["--force"], &[words, "move it out of there, or choose another output.path"]);
+        case.refuses(&["--force"], &[words, "move it elsewhere, or choose another output.path"]);
         // Nor is it taken along where a run is resumed.
         case.refuses(&["--force", "--resume"], &[words]);
         let path = out.join(name);
@@ -221,9 +221,9 @@ fn what_is_beside_an_output_and_not_a_runs_stays() {
                 write(&dir.join("checkpoint/step-1.bin"), "precious");
                 write(&dir.join("lock"), "");
             },
-            "has a lock that names no process",
+            "has a lock without a process id",
         ),
-        (&|dir| write(&dir.join("lock"), "the key is under the mat"), "names no process"),
+        (&|dir| write(&dir.join("lock"), "the key is under the mat"), "without a process id"),
         (
             &|dir| {
                 write(&dir.join("lock"), "123");
@@ -268,10 +268,10 @@ fn an_output_that_cannot_get_its_name_is_refused_at_the_start() {
     let mut places = vec![
         (case.path("file"), "is a file, not a directory"),
         (case.path("fifo"), "is a FIFO, not a directory"),
-        (case.path("dangling"), "is a link that leads nowhere"),
-        (case.path("dangling/out"), "is a link that leads nowhere"),
+        (case.path("dangling"), "is a link to nothing"),
+        (case.path("dangling/out"), "is a link to nothing"),
         (case.path("file/out"), "file/out"),
-        ("/".into(), "inside one another"),
+        ("/".into(), "one contains the other"),
     ];
     if cfg!(target_os = "linux") {
         places.push(("/proc".into(), "is a mount point, which cannot be replaced"));

@@ -348,14 +348,14 @@ fn a_sweep_is_checked() {
     recipes(dir.path(), &[("study.toml", study), ("top.toml", &fine)]);
     let run = barber(&["study", &dir.path().join("study.toml").display().to_string()]);
     assert_eq!(run.status, 2);
-    assert!(flat(&run.stderr).contains("makes 4 of the one run"), "{}", run.stderr);
+    assert!(flat(&run.stderr).contains("makes 4 runs"), "{}", run.stderr);
 }
 
 #[test]
 fn what_is_wrong_with_a_later_run_is_said_before_the_first_one() {
     let dir = tempfile::tempdir().unwrap();
     for (sweep, status, run, expected) in [
-        ("sparsity.pattern = ['2:4', '5:10']", 2, "pattern=5", "whole tiles of the pattern 5:10"),
+        ("sparsity.pattern = ['2:4', '5:10']", 2, "pattern=5", "the pattern 5:10 does not divide"),
         ("executor.memory = ['2 GiB', '1 KiB']", 2, "memory=1", "executor.memory is too little"),
         ("sparsity.exclude = [['lm_head'], ['typo']]", 2, "exclude=", "no tensor of the model"),
         ("calibration.samples = [2, 9000]", 1, "samples=9000", "calibration.txt"),

@@ -172,6 +172,6 @@ fn nothing_is_refined_without_a_dense_model_of_its_own() {
     });
     refused(
         &place.refine("narrow", &[&dense()]),
-        "`model.layers.0.mlp.up_proj.weight` is in one only, or of another shape",
+        "`model.layers.0.mlp.up_proj.weight` is missing from one of them, or has another shape",
     );
 }

@@ -706,7 +706,7 @@ fn runs_are_compared() {
     assert_eq!(barber(&["compare", &a, &path("old.json")]).status, 0);
     // What is none.
     fs::write(path("none.json"), "{\"barber\": 1}").unwrap();
-    for (given, expected) in [("nowhere", "nowhere: "), ("none.json", "no report of a run")] {
+    for (given, expected) in [("nowhere", "nowhere: "), ("none.json", "not the report of a run")] {
         let run = barber(&["compare", &path(given)]);
         assert_eq!(run.status, 1);
         assert!(flat(&run.stderr).contains(expected), "{}", run.stderr);

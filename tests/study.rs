@@ -149,7 +149,11 @@ fn what_is_wrong_with_a_study_is_said() {
         ("seeds = [0, 1]", "seeds = [0, 1", &["not TOML", "study.toml:"]),
         ("sparsity.ratio", "sparsity.ratoi", &["Wanda, 50%, seed 0", "did you mean `ratio`"]),
         ("refine=[]", "evaluate.segments=1", &["rebuilt, 50%, seed 0", "`evaluate` differs"]),
-        ("pattern=2:4", "pattern=5:10", &["Wanda, 2:4, seed 0", "whole tiles of the pattern 5:10"]),
+        (
+            "pattern=2:4",
+            "pattern=5:10",
+            &["Wanda, 2:4, seed 0", "the pattern 5:10 does not divide"],
+        ),
         ("refine=[]", "executor.memory=1 KiB", &["Wanda, 50%, seed 0", "memory is too little"]),
     ] {
         let run = barber(&["study", &study(dir.path(), from, to)]);
@@ -168,7 +172,7 @@ fn what_is_wrong_with_a_study_is_said() {
     fs::write(&file, "Wanda\n").unwrap();
     let run = barber(&["study", &path, "--output", &file.display().to_string()]);
     assert_eq!(run.status, 1);
-    assert!(flat(&run.stderr).contains("runs.jsonl, line 1, is no run"), "{}", run.stderr);
+    assert!(flat(&run.stderr).contains("runs.jsonl, line 1, is not a run"), "{}", run.stderr);
 }
 
 #[test]
@@ -214,7 +218,7 @@ fn a_study_goes_on_with_the_same_inputs_alone() {
             let refused = run(more);
             let message = flat(&refused.stderr);
             assert_eq!(refused.status, 1, "{message}");
-            for expected in ["a run, Wanda, 50%, seed 0, of other inputs", name, "has changed"] {
+            for expected in ["the run Wanda, 50%, seed 0 had other inputs", name, "has changed"] {
                 assert!(message.contains(expected), "{message}");
             }
         }

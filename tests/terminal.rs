@@ -174,7 +174,7 @@ fn a_forecast_is_given_before_a_run() {
     assert!(seconds > 0.0 && seconds.is_finite(), "{seconds}");
     // Where the device is not, the rest is said all the same.
     let gpu = barber(&["check", recipe, "--set", "executor.device=cuda:99"]);
-    assert!(succeeds(&gpu).contains("a time that cannot be measured here"), "{}", gpu.stdout);
+    assert!(succeeds(&gpu).contains("the time cannot be measured here"), "{}", gpu.stdout);
     let run = barber(&[&["prune", recipe][..], &set].concat());
     assert!(succeeds(&run).contains(takes), "{}", run.stdout);
     let swept = ["--set", "sweep.sparsity.ratio=[0.5, 0.6]"];
@@ -578,7 +578,7 @@ fn paths_that_no_shell_has_expanded_are_told() {
     for key in ["output.path", "model.path", "calibration.source", "evaluate.tasks.piqa"] {
         for value in ["~/x", "~"] {
             let message = mistaken(&["check", &target, "--set", &format!("{key}={value}")]);
-            let expected = format!("`{key}`: no shell has put the home directory");
+            let expected = format!("`{key}`: `~` is not expanded");
             assert!(message.contains(&expected), "no {expected:?} in {message}");
         }
         if key != "model.path" {
@@ -593,7 +593,7 @@ fn paths_that_no_shell_has_expanded_are_told() {
         &["init", util::TINY, "--output=~/r.toml"],
         &["eval", util::TINY, "--task=piqa=~/piqa.jsonl"],
     ] {
-        assert!(mistaken(arguments).contains("no shell has put the home directory"));
+        assert!(mistaken(arguments).contains("`~` is not expanded"));
     }
     assert!(!Path::new("~").exists());
 }
@@ -609,7 +609,7 @@ fn settings_with_one_underscore_are_warned_of() {
     assert!(succeeds(&run).contains("sparsity.ratio = 0.5"), "{}", run.stdout);
     let warnings: Vec<&str> = run.stderr.lines().collect();
     assert_eq!(warnings.len(), 1, "{}", run.stderr);
-    let expected = "BARBER_SPARSITY_RATIO is not used; did you mean BARBER_SPARSITY__RATIO?";
+    let expected = "BARBER_SPARSITY_RATIO; did you mean BARBER_SPARSITY__RATIO?";
     assert!(warnings[0].contains(expected), "{}", run.stderr);
 }
 

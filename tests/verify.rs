@@ -74,15 +74,14 @@ fn first(bytes: &[u8], zero: bool) -> usize {
 fn a_result_is_what_its_report_says() {
     let pruned = Pruned::new(&[]);
     let said = pruned.is_right("verify");
-    for expected in ["(50.00%) in 14 matrices", "bit for bit", "the result is what its report says"]
-    {
+    for expected in ["(50.00%) in 14 matrices", "bit for bit", "the result matches its report"] {
         assert!(said.contains(expected), "{said}");
     }
     let before = tensors(&pruned.path("out"));
     // What is found is named.
     pruned.change("out", O, |bytes| bytes[first(bytes, true)] = 1);
-    let file = "model.safetensors is not as it was written";
-    let zeros = format!("`{O}` has 2047 zeros, and should have at least 2048");
+    let file = "model.safetensors changed since the run wrote it";
+    let zeros = format!("`{O}` has 2047 zeros, fewer than the 2048 expected");
     let dense = format!("`{O}`: 1 kept weights are not the dense model's; the first at [");
     pruned.is_wrong("verify", &[file, &zeros, &dense]);
     write(&pruned.path("out/model.safetensors"), &before);
@@ -92,7 +91,7 @@ fn a_result_is_what_its_report_says() {
         let at = first(bytes, false);
         bytes[at..at + 4].fill(0);
     });
-    let more = format!("`{O}`: 2049 weights were pruned, and should have been at most 2048");
+    let more = format!("`{O}`: 2049 weights are pruned, at most 2048 are expected");
     pruned.is_wrong("verify", &[file, &more]);
     pruned.change("out", "model.norm.weight", |bytes| bytes[0] ^= 1);
     pruned.is_wrong("verify", &[file, &more, "`model.norm.weight`: 1 kept weights are not"]);
@@ -100,7 +99,7 @@ fn a_result_is_what_its_report_says() {
     without.remove(O).unwrap();
     write(&pruned.path("out/model.safetensors"), &without);
     let none = format!("there is no tensor `{O}`");
-    let one = format!("`{O}` is in one of the two models only");
+    let one = format!("`{O}` is missing from one of the two models");
     pruned.is_wrong("verify", &[file, &none, &one]);
 }
 
@@ -125,10 +124,10 @@ fn what_is_found_can_be_had_as_json() {
 
     pruned.change("out", O, |bytes| bytes[first(bytes, false)] ^= 1);
     let wrong = json("verify", 1)["wrong"].clone();
-    assert_eq!(wrong[0], "model.safetensors is not as it was written");
+    assert_eq!(wrong[0], "model.safetensors changed since the run wrote it");
     assert!(wrong[1].as_str().unwrap().contains(O), "{wrong}");
     let wrong = json("reproduce", 1)["wrong"].clone();
-    assert!(wrong[0].as_str().unwrap().contains("comes out differently"), "{wrong}");
+    assert!(wrong[0].as_str().unwrap().contains("differs from byte"), "{wrong}");
 }
 
 #[test]
@@ -152,12 +151,12 @@ fn inputs_and_files_are_compared_with_their_digests() {
     pruned.is_wrong("verify", &changed);
     pruned.is_wrong("reproduce", &changed);
     fs::remove_file(&text).unwrap();
-    assert!(pruned.is_right("verify").contains("not there, and not compared: "));
-    pruned.is_wrong("reproduce", &["text.json, which the run read, is not there any more"]);
+    assert!(pruned.is_right("verify").contains("missing, not compared: "));
+    pruned.is_wrong("reproduce", &["text.json, which the run read, no longer exists"]);
     // Without the dense model, the rest is checked; with one given, it is compared.
     fs::rename(pruned.path("model"), pruned.path("moved")).unwrap();
     let said = pruned.is_right("verify");
-    assert!(said.contains("is not there; to compare, give it with --dense"), "{said}");
+    assert!(said.contains("is missing; give it with --dense to compare"), "{said}");
     let moved = pruned.path("moved").display().to_string();
     let (status, said) = pruned.says("verify", &["--dense", &moved]);
     assert_eq!(status, 0, "{said}");
@@ -182,7 +181,7 @@ fn changed_weights_are_said_to_be_changed() {
     let said = pruned.is_right("verify");
     assert!(said.contains("the recipe changed ") && said.contains("kept weights"), "{said}");
     pruned.change("out", "model.norm.weight", |bytes| bytes[0] ^= 1);
-    let file = "model.safetensors is not as it was written";
+    let file = "model.safetensors changed since the run wrote it";
     pruned.is_wrong("verify", &[file, "`model.norm.weight`: 1 kept weights are not"]);
 }
 
@@ -221,13 +220,13 @@ fn what_is_added_is_found() {
 fn a_page_is_what_the_report_gives() {
     let pruned = Pruned::new(&[]);
     let said = pruned.is_right("verify");
-    assert!(said.contains("page      compared with what the report gives"), "{said}");
+    assert!(said.contains("page      compared with the page that the report gives"), "{said}");
     let page = pruned.path("out/barber-report.html");
     let before = fs::read_to_string(&page).unwrap();
     fs::write(&page, before.replace("<body>", "<body><script>")).unwrap();
-    pruned.is_wrong("verify", &["barber-report.html is not as it was written"]);
+    pruned.is_wrong("verify", &["barber-report.html changed since the run wrote it"]);
     fs::remove_file(&page).unwrap();
-    pruned.is_wrong("verify", &["barber-report.html is not there"]);
+    pruned.is_wrong("verify", &["barber-report.html is missing"]);
     // Of another version nobody knows what it would have made.
     fs::write(&page, &before).unwrap();
     let report = pruned.path("out/barber-report.json");
@@ -257,29 +256,23 @@ fn a_reports_own_figures_are_compared() {
         fs::write(&path, &before).unwrap();
         tampered(&pruned, |report| *report.pointer_mut(figure).unwrap() = 7.into());
         let name = figure[1..].replace('/', ".");
-        pruned.is_wrong("verify", &[&format!("the report's {name} is 7, and should be ")]);
+        pruned.is_wrong("verify", &[&format!("the report's {name} is 7, but the files have ")]);
     }
     fs::write(&path, &before).unwrap();
     tampered(&pruned, |report| report["changed_weights"] = 3.into());
-    pruned.is_wrong(
-        "verify",
-        &["0 kept weights are not the dense model's, and the report knows of 3"],
-    );
-    pruned.is_wrong("reproduce", &["the report's counts of weights come out differently"]);
+    pruned.is_wrong("verify", &["0 kept weights are not the dense model's, but the report says 3"]);
+    pruned.is_wrong("reproduce", &["the report's counts of weights differ"]);
     // A matrix that claims to keep more, and one that has another shape.
     fs::write(&path, &before).unwrap();
     tampered(&pruned, |report| {
         let kept = report["matrices"][0]["kept"].as_u64().unwrap();
         report["matrices"][0]["kept"] = (kept + 1).into();
     });
-    pruned.is_wrong(
-        "verify",
-        &["pruned_weights", "weights were pruned, and should have been at most"],
-    );
+    pruned.is_wrong("verify", &["pruned_weights", "weights are pruned, at most"]);
     fs::write(&path, &before).unwrap();
     tampered(&pruned, |report| report["matrices"][0]["shape"].as_array_mut().unwrap().reverse());
     let (status, said) = pruned.says("verify", &[]);
-    let square = said.contains("the result is what its report says");
+    let square = said.contains("the result matches its report");
     assert!(square || (status == 1 && said.contains(" has shape [")), "{said}");
     fs::write(&path, &before).unwrap();
     tampered(&pruned, |report| report["matrices"][1] = report["matrices"][0].clone());
@@ -311,7 +304,7 @@ fn a_report_leads_nowhere_else() {
         for command in ["verify", "reproduce", "compare"] {
             let (status, said) = pruned.says(command, &[]);
             assert_eq!(status, 1, "{said}");
-            assert!(util::flat(&said).contains("is no name of a file beside it"), "{said}");
+            assert!(util::flat(&said).contains("is not the name of a file beside it"), "{said}");
         }
     }
     // Files without end, or of gigabytes.
@@ -322,7 +315,7 @@ fn a_report_leads_nowhere_else() {
         fs::File::create(&file).unwrap().set_len(3 << 30).unwrap();
         let (status, said) = pruned.says("reproduce", &[]);
         assert_eq!(status, 1, "{said}");
-        assert!(util::flat(&said).contains("the most that is read of"), "{said}");
+        assert!(util::flat(&said).contains("the limit for"), "{said}");
         fs::remove_file(&file).unwrap();
         std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
         let (status, said) = pruned.says("reproduce", &[]);
@@ -368,13 +361,13 @@ fn verify_needs_no_metric() {
 fn a_result_comes_out_again() {
     let pruned = Pruned::new(&["refine=[{ use = 'swap' }]", "mask.init=wanda"]);
     let said = pruned.is_right("reproduce");
-    assert!(said.contains("the result is what comes out again"), "{said}");
+    assert!(said.contains("the result matches its rerun"), "{said}");
     let mut names: Vec<_> =
         fs::read_dir(pruned.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["model", "out", "recipe.toml", "text.json"]);
     pruned.change("out", O, |bytes| bytes[first(bytes, false)] ^= 1);
-    pruned.is_wrong("reproduce", &["model.safetensors comes out differently, from byte "]);
+    pruned.is_wrong("reproduce", &["model.safetensors differs from byte "]);
 }
 
 #[test]

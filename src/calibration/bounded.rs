@@ -60,8 +60,8 @@ pub(super) fn check(tokenizer: &Bounded) -> std::result::Result<(), String> {
 
 fn grows(part: &str) -> String {
     format!(
-        "its {part} make more than {GROWTH} times as much of a text, as none needs to; take the \
-         file from the model's publisher"
+        "its {part} expand a text to more than {GROWTH} times its size; download the file from the \
+         model's publisher"
     )
 }
 
@@ -442,7 +442,7 @@ fn check_model(model: &ModelWrapper) -> std::result::Result<(), String> {
         })
     });
     match longer.map(|(_, id)| *id).min() {
-        Some(id) => Err(format!("two tokens of very different lengths have the number {id}")),
+        Some(id) => Err(format!("two tokens of very different lengths have the id {id}")),
         None => Ok(()),
     }
 }

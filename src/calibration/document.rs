@@ -162,8 +162,8 @@ fn plain(path: &Path) -> Result<String, Error> {
         );
     } else if ["csv", "tsv"].contains(&extension(path).as_str()) {
         tracing::warn!(
-            "{}: a table that is read as one plain text; save it as JSON Lines or Parquet to read \
-             one of its columns",
+            "{}: a table, but the file is read as one plain text; save it as JSON Lines or Parquet \
+             to read one of its columns",
             path.display()
         );
     }

@@ -39,8 +39,8 @@ impl Tokens {
         let wrong = |problem: String| Error::Tokenizer { path: self.path.clone(), problem };
         if !self.path.exists() {
             return Err(wrong(
-                "not there, and texts need the model's tokenizer: copy it from where the model is \
-                 from, or write it with transformers' `AutoTokenizer`, `from_pretrained` and \
+                "missing, and texts need the model's tokenizer: copy it from the model's source, \
+                 or write it with transformers' `AutoTokenizer`, `from_pretrained` and \
                  `save_pretrained`"
                     .into(),
             ));
@@ -109,7 +109,7 @@ impl Tokens {
             };
             pieces::ids(text, tokens)?.ok_or_else(|| {
                 let most = ByteSize(MOST as u64);
-                wrong(format!("finds no end of a word in {most} of the text; break it into lines"))
+                wrong(format!("no word ends within {most} of the text; break it into lines"))
             })?
         };
         check_vocabulary(&self.path, &ids, self.vocabulary)?;
@@ -143,8 +143,6 @@ mod tests {
         let whole = tokens.open().unwrap().encode_fast(text.as_str(), true).unwrap();
         assert!(tokens.encode(&text).unwrap() == whole.get_ids());
         let error = tokens.encode(&"x".repeat(2 * MOST)).unwrap_err().to_string();
-        assert!(
-            error.ends_with("finds no end of a word in 2.0 MiB of the text; break it into lines")
-        );
+        assert!(error.ends_with("no word ends within 2.0 MiB of the text; break it into lines"));
     }
 }

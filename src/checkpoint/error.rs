@@ -15,7 +15,7 @@ pub enum Error {
     #[error("{} has no {file}; a checkpoint in the Hugging Face layout has one", dir.display())]
     NoFile { dir: PathBuf, file: &'static str },
     #[error(
-        "{} is a link out of the checkpoint, to {}; put the file itself in its place, or give the \
+        "{} is a link to {}, outside the checkpoint; put the file itself in its place, or give the \
          directory that it is in",
         path.display(), target.display()
     )]
@@ -47,7 +47,7 @@ pub enum Error {
     #[error("the checkpoint at {} has no tensor `{name}`, which its config.json calls for", dir.display())]
     NoTensor { dir: PathBuf, name: String },
     #[error(
-        "{}: tensor `{name}` has shape {found:?}, but config.json makes it {expected:?}",
+        "{}: tensor `{name}` has shape {found:?}, but config.json implies {expected:?}",
         path.display()
     )]
     Shape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<usize> },
@@ -80,14 +80,14 @@ pub enum Error {
     )]
     NoReport(PathBuf),
     #[error(
-        "{} holds {entries}, which no run wrote, so that --force does not replace it; move it out \
-         of there, or choose another output.path",
+        "{} holds {entries}, which no run wrote, so --force does not replace it; move it \
+         elsewhere, or choose another output.path",
         dir.display()
     )]
     Unlisted { dir: PathBuf, entries: String },
     #[error(
-        "{}: {entries} changed since the run wrote it, so that --force does not replace it; move it \
-         out of there, or choose another output.path",
+        "{}: {entries} changed since the run wrote it, so --force does not replace it; move it \
+         elsewhere, or choose another output.path",
         dir.display()
     )]
     Edited { dir: PathBuf, entries: String },
@@ -100,7 +100,8 @@ pub enum Error {
     #[error("the output {} {problem}; choose another output.path", output.display())]
     NoPlace { output: PathBuf, problem: String },
     #[error(
-        "the output {} and the model {} are inside one another; choose another output.path",
+        "the output {} and the model {} overlap: one contains the other; choose another \
+         output.path",
         output.display(), model.display()
     )]
     Overlap { output: PathBuf, model: PathBuf },
@@ -112,7 +113,7 @@ pub enum Error {
     #[error("another run, process {process}, writes to {}; wait for it, or choose another output.path", target.display())]
     Busy { target: PathBuf, process: String },
     #[error(
-        "{} holds the state of a run that was cut off ({label}); pass --resume to go on from there, or \
+        "{} holds the state of an interrupted run ({label}); pass --resume to continue it, or \
          --force to start anew",
         dir.display()
     )]

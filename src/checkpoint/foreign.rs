@@ -59,7 +59,7 @@ fn foreign_file(path: &Path) -> Option<Error> {
             "give the same model with safetensors, a directory in the Hugging Face layout",
         ),
         "safetensors" => (
-            "a file of weights alone",
+            "a single file of weights",
             "give the directory that holds it, with config.json and tokenizer.json",
         ),
         _ => return None,

@@ -251,7 +251,7 @@ fn lock(dir: &Path, target: &Path) -> Result<File, Error> {
             Err(e) => return Err(io(e)),
         }
     }
-    Err(io(io::Error::other("other runs remove it again and again")))
+    Err(io(io::Error::other("other processes keep removing it")))
 }
 
 /// Whether an entry of a run's directory is a run's.
@@ -312,7 +312,7 @@ fn check_own(dir: &Path) -> Result<(), Error> {
                 // A run has just ended.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
                 Err(e) if e.kind() != io::ErrorKind::InvalidData => Err(Error::io(&path, e)),
-                _ => not_own(format!("has a {LOCK} that names no process")),
+                _ => not_own(format!("has a {LOCK} without a process id")),
             }
         }
         Some(_) => not_own(format!("has no {LOCK}")),

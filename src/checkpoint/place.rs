@@ -27,7 +27,7 @@ pub(super) fn resolved(path: &Path) -> Result<PathBuf, Error> {
         match fs::symlink_metadata(&real) {
             Ok(found) if found.is_symlink() => {
                 real = fs::canonicalize(&real).map_err(|e| match e.kind() {
-                    io::ErrorKind::NotFound => no_place(&real, "is a link that leads nowhere"),
+                    io::ErrorKind::NotFound => no_place(&real, "is a link to nothing"),
                     _ => Error::io(&real, e),
                 })?;
             }
@@ -140,7 +140,7 @@ mod tests {
         }
         for path in ["dangling", "dangling/out"] {
             let error = resolved(&root.join(path)).unwrap_err().to_string();
-            assert!(error.contains("dangling is a link that leads nowhere"), "{error}");
+            assert!(error.contains("dangling is a link to nothing"), "{error}");
         }
     }
 

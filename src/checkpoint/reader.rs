@@ -165,7 +165,7 @@ pub fn parse_index(bytes: &[u8]) -> Result<BTreeMap<String, Vec<String>>, String
     let Pairs(pairs) =
         index.weight_map.ok_or("has no `weight_map` of tensor names to file names")?;
     if let Some(name) = repeated(pairs.iter().map(|(name, _)| name.as_str()).collect()) {
-        return Err(format!("tensor `{name}` is there twice"));
+        return Err(format!("tensor `{name}` is listed twice"));
     }
     let mut files: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (tensor, file) in pairs {
@@ -232,9 +232,8 @@ impl Shard {
         let length = u64::from_le_bytes(length);
         if length > most && length < found {
             let (length, all) = (ByteSize(length), ByteSize(HEADERS));
-            let problem = format!(
-                "it has {length}, and the headers of a checkpoint have at most {all} together"
-            );
+            let problem =
+                format!("it has {length}; all headers of a checkpoint together may have {all}");
             return Err(Error::Header { path, problem });
         }
         let (data, header) = match parse_header(&map) {
@@ -332,7 +331,7 @@ impl Reader {
         for (file, tensors) in parse_index(&bytes).map_err(wrong)? {
             let shard = self.dir.join(&file);
             if !shard.exists() {
-                return Err(wrong(format!("names the shard {file}, which is not there")));
+                return Err(wrong(format!("names the shard {file}, which does not exist")));
             }
             let shard = self.add(shard)?;
             for name in tensors {
@@ -373,7 +372,11 @@ impl Reader {
                 self.tensors.remove(&layout::tensor(&module, part));
             }
             if self.tensors.insert(name.clone(), place).is_some() {
-                return Err(Error::compressed(&self.dir, &name, "it is there as a dense one, too"));
+                return Err(Error::compressed(
+                    &self.dir,
+                    &name,
+                    "the file has it as a dense tensor, too",
+                ));
             }
         }
         Ok(())
@@ -403,7 +406,7 @@ impl Reader {
             Error::compressed(
                 path,
                 name,
-                format!("`{}` is no shape of a matrix", layout::tensor(module, SHAPE)),
+                format!("`{}` is not the shape of a matrix", layout::tensor(module, SHAPE)),
             )
         })?;
         let dtype = Dtype::of(values.dtype).ok_or_else(|| {

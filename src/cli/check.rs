@@ -57,8 +57,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         values(loaded, &settings);
         if !loaded.point.settings.is_empty() {
             let runs = runs.len();
-            let sweep =
-                format!("{runs} runs; the values above and what follows are the first one's");
+            let sweep = format!("{runs} runs; the values above and below are those of the first");
             println!("\n{}", labelled("sweep", &sweep));
         }
         for run in runs.iter().filter(|run| !run.point.settings.is_empty()) {
@@ -140,7 +139,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         );
         println!("{}", labelled("sparsity", &sparsity));
     }
-    let unknown = |problem| format!("a time that cannot be measured here: {problem}");
+    let unknown = |problem| format!("unknown: the time cannot be measured here: {problem}");
     let mut time = time.map_or_else(unknown, on_this_machine);
     if runs.len() > 1 {
         time += &format!(", for the first of the {} runs", runs.len());

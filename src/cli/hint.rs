@@ -30,7 +30,7 @@ pub(super) fn check(command: &Command) -> Result<(), Error> {
     };
     if matches!(command, Command::Prune(_) | Command::Check(_) | Command::Study(_)) {
         for (name, meant) in misspelt_settings() {
-            tracing::warn!("the environment variable {name} is not used; did you mean {meant}?");
+            tracing::warn!("unknown environment variable {name}; did you mean {meant}?");
         }
     }
     hint.map_or(Ok(()), |hint| Err(Error::Meant(hint)))
@@ -99,8 +99,8 @@ pub(super) fn home(arguments: &[String]) -> Option<Error> {
     });
     found.map(|(_, argument)| {
         Error::Meant(format!(
-            "{argument}: no shell has put the home directory in the place of `~`; write it without \
-             quotes and as a word of its own, or the directory in full"
+            "{argument}: `~` is not expanded inside a word or quotes; write the directory in full, \
+             or start a word with `~`"
         ))
     })
 }

@@ -13,9 +13,9 @@ pub(super) struct Arguments {
 }
 
 const HEAD: &str = "\
-Metrics for a recipe's [[metric]], by which rebuilds swap, and its [[mask.metric]], by which initial \
-masks are chosen where mask.init is \"metric\"; each works on the scores of the one before. Initial \
-masks know no gradients.";
+Metrics for [[metric]], whose scores choose the swaps of a rebuild, and for [[mask.metric]], whose \
+scores choose the initial masks with mask.init = \"metric\". Each metric transforms the scores of \
+the one before. Initial masks cannot use gradients.";
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let metrics = barber_metric::registered()?;

@@ -105,21 +105,21 @@ enum Error {
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: std::io::Error },
     #[error(
-        "{}, line {line}, is no run of a study: {problem}; remove the line, or choose another \
+        "{}, line {line}, is not a run of a study: {problem}; remove the line, or choose another \
          --output",
         path.display()
     )]
     NoRecord { path: PathBuf, line: usize, problem: String },
     #[error(
-        "{} has a run, {run}, of other inputs: {}; undo that, or choose another --output",
+        "{}: the run {run} had other inputs: {}; undo the change, or choose another --output",
         path.display(), differences.join("; ")
     )]
     OtherInputs { path: PathBuf, run: String, differences: Vec<String> },
     #[error("--only {name}: the study has no such method; there is {known}")]
     NoMethod { name: String, known: String },
     #[error(
-        "`{0}` differs from the study's first run, but all runs have one model, one device and the \
-         same texts and tasks; set it in the study's recipe, in the study's own `set`, or with --set"
+        "`{0}` differs from the study's first run, but all runs must have the same model, device, \
+         texts and tasks; set it in the study's recipe, in the study's own `set`, or with --set"
     )]
     Varies(&'static str),
     #[error("{0}")]
@@ -129,29 +129,31 @@ enum Error {
          --task NAME=FILE"
     )]
     Nothing,
-    #[error("the result is not {what}: {count} wrong")]
+    #[error("the result does not match {what}: {count} wrong")]
     Wrong { what: &'static str, count: usize },
     #[error("{run}: {error}")]
     Run { run: String, error: Box<Error> },
     #[error(transparent)]
     NoReport(#[from] crate::report::Error),
     #[error(
-        "{} is there, and not what the recipe's run would make of its inputs now; choose another \
-         output.path, or replace it with --force",
+        "{} exists, but was made with another recipe or other inputs; choose another output.path, \
+         or replace it with --force",
         .0.display()
     )]
     OtherRun(PathBuf),
     #[error(
-        "{} is a checkpoint, and the runs of a sweep do not go into one; choose another output.path",
+        "{} is a checkpoint, so the runs of a sweep cannot be written into it; choose another \
+         output.path",
         .0.display()
     )]
     InCheckpoint(PathBuf),
     #[error("{} exists; choose another file, or replace it with --force", .0.display())]
     Exists(PathBuf),
-    #[error("{} is {kind}, which is not replaced; choose another file", path.display())]
+    #[error("{} is {kind}, and only regular files are replaced; choose another file", path.display())]
     NotReplaced { path: PathBuf, kind: &'static str },
     #[error(
-        "BARBER_LOG: {0}; it takes a level, such as `info`, or a list such as `warn,llm_barber=debug`"
+        "BARBER_LOG: {0}; expected a level, such as `info`, or a list such as \
+         `warn,llm_barber=debug`"
     )]
     Log(String),
     #[error("the result cannot be printed: {0}")]

@@ -36,9 +36,9 @@ pub(super) struct Again {
     json: bool,
 }
 
-/// What is said of a result in which nothing is wrong.
-const VERIFIED: &str = "what its report says";
-const REPRODUCED: &str = "what comes out again";
+/// What a result is compared with.
+const VERIFIED: &str = "its report";
+const REPRODUCED: &str = "its rerun";
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let watch = Terminal { quiet: arguments.json };
@@ -66,30 +66,30 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         );
         return judge(findings, VERIFIED);
     }
-    let files = format!("{files} compared with their digests, and others looked for");
+    let files = format!("{files} compared with their digests, no other files");
     println!("{}", line("files", &files));
     let page = match page {
-        true => "compared with what the report gives",
-        false => "not compared: it is not there, or another version made it",
+        true => "compared with the page that the report gives",
+        false => "not compared: it is missing, or another version made it",
     };
     println!("{}", line("page", page));
     println!("{}", line("inputs", &format!("{inputs} compared with their digests")));
     for path in gone {
-        println!("          not there, and not compared: {}", show(path));
+        println!("          missing, not compared: {}", show(path));
     }
     let fraction = 100.0 * *zeros as f64 / (*weights).max(1) as f64;
     let zeros = format!("{zeros} of {weights} weights ({fraction:.2}%) in {matrices} matrices");
     println!("{}", line("zeros", &zeros));
     let dense = match dense {
         Dense::NotThere(model) => {
-            format!("{} is not there; to compare, give it with --dense", show(model))
+            format!("{} is missing; give it with --dense to compare", show(model))
         }
         Dense::Compared { model, changed: 0 } => {
             format!("every weight compared with {}, bit for bit", show(model))
         }
         Dense::Compared { model, changed } => format!(
-            "compared with {}: the recipe changed {changed} kept weights, so that only zeros and \
-             what is not pruned can be checked",
+            "compared with {}: the recipe changed {changed} kept weights, so only zeros and \
+             tensors that are not pruned can be checked",
             show(model)
         ),
     };
@@ -132,7 +132,7 @@ fn messages(findings: &[impl ToString]) -> Vec<String> {
 fn conclude(findings: &[impl ToString], what: &'static str) -> Result<(), Error> {
     messages(findings).iter().for_each(|finding| println!("{}", line("wrong", finding)));
     judge(findings, what)?;
-    println!("the result is {what}");
+    println!("the result matches {what}");
     Ok(())
 }
 

@@ -109,7 +109,7 @@ pub(super) fn log_likelihoods<D: Ops>(
                 }
                 Ok(())
             })?;
-            so_far(1.0 - head_fraction + head_share * (i + 1) as f64 / batch.len() as f64);
+            so_far(1.0 - head_fraction + head_fraction * (i + 1) as f64 / batch.len() as f64);
             Ok::<_, Error>(())
         })?;
         done += tokens;

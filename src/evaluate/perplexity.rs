@@ -115,7 +115,7 @@ pub fn perplexity<D: Ops>(
                 own.nats += loss;
                 Ok(())
             })?;
-            so_far(1.0 - head_fraction + head_share * (i + 1) as f64 / batch.len() as f64);
+            so_far(1.0 - head_fraction + head_fraction * (i + 1) as f64 / batch.len() as f64);
             Ok::<_, Error>(())
         })?;
         done += batch.len();

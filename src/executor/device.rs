@@ -21,7 +21,7 @@ pub fn cuda(number: usize) -> Result<(dfdx::tensor::Cuda, u64), String> {
         Ok((device, free as u64 / 10 * 9))
     };
     open().map_err(|why: String| {
-        format!("cuda:{number} cannot be opened: {why}. `nvidia-smi` lists the GPUs that there are")
+        format!("cuda:{number} cannot be opened: {why}. `nvidia-smi` lists the GPUs")
     })
 }
 

@@ -35,7 +35,7 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
     let biased = config.boolean("attention_bias")?.unwrap_or(false);
     let style = Style { qkv_bias: biased, output_bias: biased, ..style };
     if config.boolean("use_bidirectional_attention")?.unwrap_or(false) {
-        let problem = "tokens that see later ones are not supported";
+        let problem = "bidirectional attention is not supported";
         return Err(config.invalid("use_bidirectional_attention", true, problem));
     }
     let window = config.size_or("sliding_window", Some(4096))?;

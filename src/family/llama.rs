@@ -140,11 +140,11 @@ mod tests {
             ),
             (
                 json!({"hidden_size": 36}),
-                "`hidden_size` is 36, but 4 heads of 9 are odd, and positions rotate pairs of channels",
+                "`hidden_size` is 36, but 4 heads of 9 channels: rotary positions need an even number",
             ),
             (
                 json!({"head_dim": 7}),
-                "`head_dim` is 7, but 4 heads of 7 are odd, and positions rotate pairs of channels",
+                "`head_dim` is 7, but 4 heads of 7 channels: rotary positions need an even number",
             ),
             (
                 json!({"num_key_value_heads": 3}),

@@ -199,15 +199,16 @@ impl Style {
         };
         let odd = |problem: &str| {
             let found = config.size(source).ok().flatten().unwrap_or(head_dim);
-            config.invalid(source, found, format!("{heads} heads of {head_dim} are {problem}"))
+            let problem = format!("{heads} heads of {head_dim} channels: {problem}");
+            config.invalid(source, found, problem)
         };
         if !head_dim.is_multiple_of(2) {
-            return Err(odd("odd, and positions rotate pairs of channels"));
+            return Err(odd("rotary positions need an even number"));
         }
         let width = heads.checked_mul(head_dim).filter(|width| *width <= config::MOST / 3);
         match width.filter(|_| head_dim <= WIDEST_HEAD) {
             Some(_) => Ok((heads, kv_heads, head_dim)),
-            None => Err(odd("more than can be")),
+            None => Err(odd("that is too many")),
         }
     }
 

@@ -33,8 +33,8 @@ pub enum Error {
     )]
     Denied { name: String, status: u16 },
     #[error(
-        "`{name}` at revision `{revision}` is not in the cache {}, and HF_HUB_OFFLINE forbids to \
-         fetch it",
+        "`{name}` at revision `{revision}` is not in the cache {}, and HF_HUB_OFFLINE forbids \
+         fetching it",
         cache.display()
     )]
     Offline { name: String, revision: String, cache: PathBuf },
@@ -52,7 +52,7 @@ pub enum Error {
     )]
     Failed { name: String, problem: String },
     #[error(
-        "`{name}` cannot be taken from the hub: {problem}. Nothing of that is kept; if HF_ENDPOINT \
+        "`{name}` cannot be fetched from the hub: {problem}. Nothing of it is kept; if HF_ENDPOINT \
          is a mirror, try another one, or give the path of a directory"
     )]
     Refused { name: String, problem: String },

@@ -48,7 +48,7 @@ impl Identity {
                     value.map_or_else(|| "left out".to_owned(), ToString::to_string)
                 };
                 found.push(format!(
-                    "the recipe's `{key}` was {}, and is {}",
+                    "the recipe's `{key}` was {} and is now {}",
                     shown(was),
                     shown(is)
                 ));
@@ -74,8 +74,8 @@ pub(crate) fn changed(
                 short(was),
                 short(is)
             )),
-            [Some(_), None] => Some(format!("{file} was read, and is not now")),
-            _ => Some(format!("{file} was not read, and is now")),
+            [Some(_), None] => Some(format!("the earlier run read {file}, this one does not")),
+            _ => Some(format!("this run reads {file}, the earlier one did not")),
         }
     };
     paths.into_iter().filter_map(change).collect()

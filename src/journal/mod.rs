@@ -32,25 +32,25 @@ pub enum Error {
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error(
-        "{}: damaged: {problem}; the run cannot go on from there. Start it anew with --force",
+        "{}: damaged: {problem}; the run cannot continue from it. Start anew with --force",
         path.display()
     )]
     Damaged { path: PathBuf, problem: String },
     #[error(
-        "{} is missing, which the state of the run needs; the run cannot go on without it. Put it \
-         back, or start anew with --force",
+        "{} is missing from the state of the run, which cannot continue without it. Put it back, \
+         or start anew with --force",
         .0.display()
     )]
     Missing(PathBuf),
     #[error(
-        "{} is the state of a run of {by}, and cannot be resumed by this one, {}. Resume it with \
-         that one, or start anew with --force",
+        "{} is the state of a run of {by}, which {} cannot resume. Resume it with the former, or \
+         start anew with --force",
         dir.display(), Version::current()
     )]
     OtherVersion { dir: PathBuf, by: String },
     #[error(
-        "{} is the state of another run, and cannot be resumed by this one: {}. Undo that, or start \
-         anew with --force",
+        "{} is the state of a different run: {}. Undo the change to resume it, or start anew with \
+         --force",
         dir.display(), differences.join("; ")
     )]
     OtherRun { dir: PathBuf, differences: Vec<String> },
@@ -184,10 +184,10 @@ impl Journal {
         let mut entries = Entries::open(file(dir, save, STATE))?;
         let title: Title = entries.next_toml()?;
         if title.version != Version::current() {
-            return Err(entries.foreign(&title.version, "its version is another one"));
+            return Err(entries.foreign(&title.version, "its format has another version"));
         }
         if title.kept.len() as u64 != save + 1 {
-            return Err(entries.damaged("it is the state of another save"));
+            return Err(entries.damaged("it belongs to another save"));
         }
         Ok((title, entries))
     }

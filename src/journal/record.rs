@@ -135,11 +135,11 @@ impl Entries {
     pub(crate) fn end(mut self) -> Result<(), Error> {
         let digest = self.hasher.finalize_reset();
         if self.left > 0 || self.written_digest()? != digest[..] {
-            return Err(self.damaged("its digest is not that of its contents"));
+            return Err(self.damaged("its contents do not match its digest"));
         }
         match &self.expected {
             Some(expected) if *expected != format!("{digest:x}") => {
-                Err(self.damaged("it is not what this run saved there"))
+                Err(self.damaged("this run saved something else there"))
             }
             _ => Ok(()),
         }

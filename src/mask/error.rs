@@ -7,13 +7,13 @@ use crate::simd::first;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
     /// The sparsity ratio is no share.
-    #[error("the sparsity ratio is {ratio}, not within 0 and 1")]
+    #[error("the sparsity ratio must be from 0 to 1, got {ratio}")]
     Ratio {
         /// It.
         ratio: f64,
     },
     /// The rebuild's α is no share.
-    #[error("alpha is {alpha}, not within 0 and 1")]
+    #[error("alpha must be from 0 to 1, got {alpha}")]
     Alpha {
         /// It.
         alpha: f64,
@@ -51,7 +51,7 @@ pub enum Error {
         statistic: &'static str,
     },
     /// The pattern's tiles do not divide the rows.
-    #[error("`{name}`: its {columns} columns are not whole tiles of the pattern {pattern}")]
+    #[error("`{name}`: the pattern {pattern} does not divide its {columns} columns")]
     Indivisible {
         /// The matrix.
         name: String,
@@ -62,7 +62,8 @@ pub enum Error {
     },
     /// A tile keeps more weights than the pattern allows.
     #[error(
-        "`{name}`: {kept} weights are kept from row {row}, column {column} on: {pattern} allows {allowed}"
+        "`{name}`: the tile at row {row}, column {column} keeps {kept} weights, {pattern} allows \
+         {allowed}"
     )]
     Overfull {
         /// The matrix.

@@ -417,10 +417,10 @@ mod tests {
         let fine = [0.0, 1.0, 2.0, 3.0];
         let before = mask(2, &[1, 1, 0, 0]);
         for (scores, pattern, alpha, message) in [
-            (&fine[..], ALL, f64::NAN, "alpha is NaN, not within 0 and 1"),
-            (&fine, ALL, f64::INFINITY, "alpha is inf, not within 0 and 1"),
-            (&fine, ALL, -0.1, "alpha is -0.1, not within 0 and 1"),
-            (&fine, ALL, 1.1, "alpha is 1.1, not within 0 and 1"),
+            (&fine[..], ALL, f64::NAN, "alpha must be from 0 to 1, got NaN"),
+            (&fine, ALL, f64::INFINITY, "alpha must be from 0 to 1, got inf"),
+            (&fine, ALL, -0.1, "alpha must be from 0 to 1, got -0.1"),
+            (&fine, ALL, 1.1, "alpha must be from 0 to 1, got 1.1"),
             (&fine[1..], ALL, 1.0, "`k`: 3 scores, but the matrix needs 4"),
             (
                 &[0.0, 1.0, 2.0, f32::NAN],
@@ -428,12 +428,12 @@ mod tests {
                 1.0,
                 "`k`: the score at row 1, column 1 is not a number",
             ),
-            (&fine, TWO_OF_FOUR, 1.0, "`k`: its 2 columns are not whole tiles of the pattern 2:4"),
+            (&fine, TWO_OF_FOUR, 1.0, "`k`: the pattern 2:4 does not divide its 2 columns"),
             (
                 &fine,
                 Pattern::n_of_m(1, 2),
                 1.0,
-                "`k`: 2 weights are kept from row 0, column 0 on: 1:2 allows 1",
+                "`k`: the tile at row 0, column 0 keeps 2 weights, 1:2 allows 1",
             ),
         ] {
             let (mut first, mut second) = (mask(1, &[0, 0, 0, 1]), before.clone());

@@ -18,8 +18,8 @@ impl Loaded {
             advice.extend(self.idle_normalising("metric", &recipe.metric, &scopes));
         } else if !recipe.metric.is_empty() && self.origin(first) != "default" {
             advice.push(format!(
-                "`metric` ({}) has no effect: no stage uses it; `rebuild` does, and for initial \
-                 masks there is `mask.metric`",
+                "`metric` ({}) has no effect: only the stage `rebuild` uses it; initial masks use \
+                 `mask.metric`",
                 self.origin(first)
             ));
         }
@@ -27,8 +27,8 @@ impl Loaded {
             && recipe.evaluate.perplexity.is_empty()
         {
             advice.push(format!(
-                "`evaluate.generate` ({}) has no effect: it takes the beginnings of a text, and \
-                 `evaluate.perplexity` has none",
+                "`evaluate.generate` ({}) has no effect: it continues beginnings of the texts of \
+                 `evaluate.perplexity`, which has none",
                 self.origin("evaluate.generate")
             ));
         }

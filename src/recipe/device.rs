@@ -36,7 +36,7 @@ impl FromStr for Device {
             ("cpu", _) => Ok(Self::Cpu),
             (_, Some(number)) => Ok(Self::Cuda(number)),
             _ => Err(format!(
-                "`{text}` is no device: expected `cpu`, or `cuda:0` for the first NVIDIA GPU"
+                "unknown device `{text}`: expected `cpu`, or `cuda:0` for the first NVIDIA GPU"
             )),
         }
     }

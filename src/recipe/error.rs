@@ -171,7 +171,7 @@ impl fmt::Display for Problem {
             }
             Fault::Choice { found } => write!(f, "`{key}` cannot be `{found}`")?,
             Fault::Value(why) => write!(f, "`{key}`: {why}")?,
-            Fault::UnknownMetric { name } => write!(f, "`{key}`: no metric is named `{name}`")?,
+            Fault::UnknownMetric { name } => write!(f, "`{key}`: unknown metric `{name}`")?,
             Fault::DuplicateMetric(duplicate) => duplicate.fmt(f)?,
         }
         if let Some(origin) = self.origin.as_ref().filter(|_| self.excerpt.is_none()) {

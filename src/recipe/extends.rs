@@ -66,12 +66,12 @@ impl Chain {
         self.0.push(path);
         let (path, chain) = (self.last(), self.shown());
         if circle {
-            let why = format!("the recipes are built on one another in a circle: {chain}");
+            let why = format!("the recipes extend one another in a circle: {chain}");
             return Err(wrong(Fault::Value(why)).help("leave `extends` out of one of them"));
         }
         if self.0.len() > MOST {
-            let why = format!("more than {MOST} recipes, each built on the next one: {chain}");
-            return Err(wrong(Fault::Value(why)).help("build it on fewer"));
+            let why = format!("more than {MOST} recipes extend one another: {chain}");
+            return Err(wrong(Fault::Value(why)).help("extend fewer recipes"));
         }
         read_text(path).map_err(|why| {
             let why = format!("{} cannot be read: {why} ({chain})", path.display());

@@ -146,7 +146,7 @@ impl Layer {
         place: Place,
     ) -> std::result::Result<Self, Problem> {
         if path.iter().any(String::is_empty) || path.len() > DEPTH {
-            let why = format!("`{}` is no key", path.join("."));
+            let why = format!("`{}` is not a key", path.join("."));
             let mut problem = Problem::new(path, Fault::Assignment(why))
                 .help("a key is a section and a name, such as `sparsity.ratio`");
             problem.origin = Some(origin);
@@ -319,7 +319,7 @@ pub(super) fn merge(mut layers: Vec<Layer>) -> (Merged, Dict, Vec<Problem>) {
         let count = gap.unwrap_or(items.len());
         for (_, key, value) in &items[count..] {
             let path = [name.to_owned(), (*key).clone()];
-            let why = format!("`{name}` has no table of this index");
+            let why = format!("`{name}` has no table with this index");
             let mut problem = Problem::new(path.to_vec(), Fault::Value(why)).help(match count {
                 0 => format!("give `[[{name}]]` tables in the recipe first"),
                 1 => "it has one, of index 0".to_owned(),

@@ -66,7 +66,7 @@ impl Loaded {
                     ErrorKind::NotFound => format!("there is no file {}", path.display()),
                     _ => format!("{}: {error}", path.display()),
                 };
-                let help = "a path in a recipe's file begins at that file's own directory";
+                let help = "a path in a recipe is relative to the recipe's directory";
                 Some(Problem::at(&key, Fault::Value(why)).help(help))
             })
             .collect();

@@ -41,10 +41,10 @@ pub(super) fn initial_pipeline(mask: &Mask) -> Result<Vec<prune::MetricStep>, Ve
     match gradient.filter(|_| mask.init.metrics) {
         None => Ok(steps),
         Some(i) => {
-            let why = format!("`{}` needs gradients of an error", steps[i].0);
+            let why = format!("`{}` needs gradients of the output error", steps[i].0);
             let problem = Problem::at(&format!("mask.metric.{i}.use"), Fault::Value(why));
-            let help = "before there is a mask, there is no error; `barber metrics` shows what \
-                        metrics need";
+            let help = "there is no error before there is a mask; `barber metrics` shows what each \
+                        metric needs";
             Err(vec![problem.help(help)])
         }
     }

@@ -107,7 +107,10 @@ pub(super) fn check(prompts: &Prompts, problems: &mut Vec<Problem>) {
         problems.push(Problem::at("evaluate.generate", Fault::Value(why)).help(help));
     };
     if prompts.len() > MOST {
-        wrong(format!("has {} prompts", prompts.len()), "100 are the most; three or so say enough");
+        wrong(
+            format!("has {} prompts", prompts.len()),
+            "at most 100 are allowed; about three are enough",
+        );
     }
     if let Prompts::Texts(texts) = prompts
         && texts.iter().any(|text| text.trim().is_empty())

@@ -66,7 +66,7 @@ fn check_keys(kind: &Kind, keys: &mut Dict, path: &str) -> Vec<Problem> {
         if of.contains(&kind.name) {
             return true;
         }
-        let why = format!("is no key of the stage `{}`", kind.name);
+        let why = format!("is not a key of the stage `{}`", kind.name);
         let of: Vec<String> = of.iter().map(|name| format!("`{name}`")).collect();
         let problem = Problem::at(&format!("{path}.{key}"), Fault::Value(why));
         let problem = problem.help(format!("it is one of {}", of.join(" and ")));

@@ -60,7 +60,7 @@ fn only(mut runs: Vec<Loaded>) -> Result<Loaded, RecipeError> {
     if first.point.settings.is_empty() {
         return Ok(first);
     }
-    let why = format!("makes {count} of the one run that is wanted here");
+    let why = format!("makes {count} runs, but only one is wanted here");
     let problem = Problem::at(SWEEP, Fault::Value(why));
     Err(first.source.error(vec![problem.help("`barber prune` and `barber check` take a sweep")]))
 }
@@ -148,7 +148,7 @@ fn resolve(name: &str, given: Vec<Layer>, point: Point) -> Result<Loaded, Vec<Pr
     problems.extend(unmerged);
     if values.contains_key(EXTENDS) {
         // The files' own are followed and gone.
-        let why = "only a recipe's file is built on another".to_owned();
+        let why = "only a recipe's file can extend another recipe".to_owned();
         problems.push(
             Problem::at(EXTENDS, Fault::Value(why))
                 .help("write it in the file, or give its values"),
@@ -201,8 +201,8 @@ fn settle_ratio(source: &Source, recipe: &mut Recipe, problems: &mut Vec<Problem
     let given = source.value(&path).is_some();
     if given && (recipe.sparsity.ratio - implied).abs() > 1e-9 {
         let why = format!(
-            "{} is not what the pattern {} prunes",
-            recipe.sparsity.ratio, recipe.sparsity.pattern
+            "the pattern {} prunes {implied}, not {}",
+            recipe.sparsity.pattern, recipe.sparsity.ratio
         );
         problems.push(
             Problem::new(path.to_vec(), Fault::Value(why))
@@ -224,7 +224,7 @@ fn misread(at: &str, path: &Path) -> Option<Problem> {
     }
     path.starts_with("~").then(|| {
         wrong(
-            "no shell has put the home directory in the place of `~`",
+            "`~` is not expanded in a recipe",
             "write the directory in full, or ./~ for a directory of that name",
         )
     })
@@ -239,15 +239,15 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
     if !(0.0..1.0).contains(&ratio) {
         wrong(
             "sparsity.ratio",
-            format!("{ratio} is not a share of weights that can be pruned"),
-            "it must be at least 0 and below 1; 0.5 prunes half of the weights",
+            format!("must be at least 0 and below 1, got {ratio}"),
+            "0.5 prunes half of the weights",
         );
     }
     let Sparsity { pattern, allocation, spread, outlier, .. } = recipe.sparsity;
     if allocation != Allocate::Uniform && pattern.ratio().is_some() {
-        let why = format!("the pattern {pattern} has one ratio");
+        let why = format!("the pattern {pattern} prunes all layers alike");
         let problem = Problem::at("sparsity.allocation", Fault::Value(why));
-        let problem = problem.help("leave it out, or prune unstructured");
+        let problem = problem.help("leave it out, or set the pattern to `unstructured`");
         problems.push(problem.against("sparsity.pattern"));
     }
     let format = recipe.output.format;
@@ -262,33 +262,38 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         problems.push(Problem::at(key, Fault::Value(why)).help(help));
     };
     if !(0.0..1.0).contains(&spread) {
-        wrong("sparsity.spread", format!("{spread} is no spread"), "at least 0 and below 1: 0.08");
+        wrong(
+            "sparsity.spread",
+            format!("must be at least 0 and below 1, got {spread}"),
+            "0.08 is usual",
+        );
     }
     if !(outlier.is_finite() && outlier > 0.0) {
-        wrong("sparsity.outlier", format!("{outlier} is no factor"), "5 is usual");
+        wrong("sparsity.outlier", format!("must be > 0, got {outlier}"), "5 is usual");
     }
     if !(1..=2).contains(&recipe.mask.passes) {
-        let help = "2, all initial masks before the refinement, or 1, layer by layer";
-        wrong("mask.passes", format!("{} passes", recipe.mask.passes), help);
+        let help = "2 makes all initial masks before the refinement, 1 makes and refines them \
+                    layer by layer";
+        wrong("mask.passes", format!("must be 1 or 2, got {}", recipe.mask.passes), help);
     }
     let Mask { init, metric, scope, .. } = &recipe.mask;
-    let help = "a pipeline of metrics scores the weights where `mask.init` is `metric`";
+    let help = "set `mask.init` to `metric`, or leave this out";
     match init {
         of if of.metrics => {}
-        _ if !metric.is_empty() => wrong("mask.metric", format!("`{init}` has no metrics"), help),
+        _ if !metric.is_empty() => wrong("mask.metric", format!("`{init}` uses no metrics"), help),
         _ if scope.is_some() => wrong("mask.scope", format!("`{init}` has its own scope"), help),
         _ => {}
     }
     let Model { dense, dense_revision, .. } = &recipe.model;
     match (dense, init) {
         (None, _) if dense_revision.is_some() => {
-            let help = "the dense model of a sparse one is `model.dense`";
-            wrong("model.dense_revision", "there is no `model.dense`".into(), help);
+            let help = "set `model.dense` to the dense model, or leave this out";
+            wrong("model.dense_revision", "has no effect without `model.dense`".into(), help);
         }
         (None, init) if init.zeros && !recipe.refine.is_empty() => {
             let why = format!(
-                "`{init}` takes the zeros of `model.path`, whose weights would be the reference, too: \
-                 no stage could bring a weight back"
+                "`{init}` takes the zeros of `model.path`, which is also the reference: no stage \
+                 could bring a weight back"
             );
             let help = "set `model.dense` to the dense model that the sparse one was made of; or \
                         leave out the stages: `refine = []`";
@@ -307,13 +312,12 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         problems.push(Problem::at(key, Fault::Value(why)).help(help));
     };
     if let Some(scope @ (Scope::Group | Scope::Column)) = scope {
-        let why = format!("initial masks are not chosen in a `{scope}`");
+        let why = format!("initial masks cannot have the scope `{scope}`");
         wrong("mask.scope", why, "`row`, or `layer` for the whole matrix");
     }
     if !(0.0..=1.0).contains(&recipe.streams.blend) {
-        let help =
-            "it must be from 0, the pruned model's hidden states alone, to 1, the dense ones";
-        wrong("streams.blend", format!("{} is no share", recipe.streams.blend), help);
+        let help = "0 takes the pruned model's hidden states alone, 1 the dense ones";
+        wrong("streams.blend", format!("must be from 0 to 1, got {}", recipe.streams.blend), help);
     }
     let sizes = [
         ("calibration.samples", recipe.calibration.samples, 1),
@@ -345,7 +349,11 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         let help = "a glob such as `*.down_proj`";
         all += glob.len();
         if glob.len() > GLOB {
-            wrong(&key, format!("a glob of {} bytes; {GLOB} are most", glob.len()), help);
+            wrong(
+                &key,
+                format!("the glob has {} bytes, at most {GLOB} are allowed", glob.len()),
+                help,
+            );
         } else if all > GLOBS {
             wrong(&key, format!("more than {GLOBS} bytes of globs"), help);
             break;
@@ -375,7 +383,7 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
             let at = format!("blocks.{i}.layers.{j}");
             if let Some(other) = seen.get(layer.as_str()) {
                 let problem = Problem::at(&at, Fault::Value(format!("`{layer}` is in two blocks")));
-                let problem = problem.help("a layer is rebuilt with one block");
+                let problem = problem.help("leave the layer in one block");
                 problems.push(problem.against(other));
             }
             seen.insert(layer, at);
@@ -455,7 +463,7 @@ mod tests {
             ("sparsity.ratoi = 0.5", "sparsity.ratoi", "`ratio`"),
             ("sparsty.ratio = 0.5", "sparsty", "`sparsity`"),
             ("sparsity.ratio = 'half'", "sparsity.ratio", "fraction"),
-            ("sparsity.ratio = 1.5", "sparsity.ratio", "below 1"),
+            ("sparsity.ratio = 1.5", "sparsity.ratio", "half"),
             ("sparsity.pattern = '4:2'", "sparsity.pattern", "N:M"),
             ("mask.init = 'wandaa'", "mask.init", "`wanda`"),
             ("calibration.samples = -1", "calibration.samples", "samples"),
@@ -535,7 +543,7 @@ mod tests {
             ("override = [{ tensors = 3, ratio = 0.1 }]", "override.0.tensors", "glob"),
             ("override = [{ ratio = 0.1 }]", "override.0.tensors", "glob"),
             ("override = [{ tensors = '*' }]", "override.0", "`ratio`"),
-            ("override = [{ tensors = '*', ratio = 1 }]", "override.0.ratio", "below 1"),
+            ("override = [{ tensors = '*', ratio = 1 }]", "override.0.ratio", "30%"),
             ("override = [{ tensors = '*', scope = 'row' }]", "override.0.scope", "stage"),
             (
                 "override = [{ tensors = '*', ratio = 0.3, pattern = '2:4' }]",
@@ -615,12 +623,12 @@ mod tests {
     #[test]
     fn conflicts_show_both_keys() {
         let same = shown(&format!("{FINE}[sparsity]\npattern = '2:4'\nratio = 0.6\n"), &[], &[]);
-        for expected in ["not what the pattern 2:4 prunes", "╰── here", "╰── with this"]
+        for expected in ["the pattern 2:4 prunes 0.5, not 0.6", "╰── here", "╰── with this"]
         {
             assert!(same.contains(expected), "{same}");
         }
         let other = shown(&format!("{FINE}sparsity.ratio = 0.6\n"), &[], &["sparsity.pattern=2:4"]);
-        let expected = "prunes; `sparsity.pattern` is from --set sparsity.pattern=2:4";
+        let expected = "not 0.6; `sparsity.pattern` is from --set sparsity.pattern=2:4";
         assert!(other.contains(expected), "{other}");
         let refine = "refine = [{ use = 'swap', alpha = 0.1 }]\n";
         let stage = shown(&format!("{FINE}{refine}"), &[], &[]);

@@ -126,11 +126,11 @@ impl Loaded {
         for (key, glob, names) in exclude.chain(overrides) {
             if !matches(glob, names) {
                 let what = if key.starts_with("override") {
-                    "no weight matrix of the blocks has such a name"
+                    "matches no weight matrix of the blocks"
                 } else {
-                    "no tensor of the model has such a name"
+                    "matches no tensor of the model"
                 };
-                let problem = Problem::at(&key, Fault::Value(format!("`{glob}`: {what}")));
+                let problem = Problem::at(&key, Fault::Value(format!("`{glob}` {what}")));
                 problems.push(problem.help(suggestion(glob, names)));
             }
         }
@@ -150,7 +150,7 @@ impl Loaded {
         for (name, columns, pattern) in matrices.filter(|(_, columns, of)| !of.divides(*columns)) {
             let of = || {
                 let why = format!(
-                    "the {columns} columns of `{name}` are not whole tiles of the pattern {pattern}"
+                    "the pattern {pattern} does not divide the {columns} columns of `{name}`"
                 );
                 (why, 0)
             };
@@ -159,8 +159,8 @@ impl Loaded {
         let problems = found.into_iter().map(|(key, (why, count))| {
             let more = match count {
                 1 => String::new(),
-                2 => ", nor are those of another matrix".into(),
-                more => format!(", nor are those of {} others", more - 1),
+                2 => ", nor those of another matrix".into(),
+                more => format!(", nor those of {} others", more - 1),
             };
             Problem::at(&key, Fault::Value(format!("{why}{more}"))).help(
                 "choose a pattern N:M whose M divides them, or leave the matrices out with \
@@ -196,10 +196,10 @@ fn suggestion(glob: &str, tensors: &[&str]) -> String {
     });
     let likely = variants.into_iter().find(|glob| matches(glob, tensors));
     match (regex, likely, tensors.first()) {
-        (Some(_), Some(likely), _) => format!("it is a glob, no regular expression: `{likely}`"),
-        (Some(_), None, _) => "it is a glob, no regular expression: `*.down_proj`".into(),
+        (Some(_), Some(likely), _) => format!("it is a glob, not a regular expression: `{likely}`"),
+        (Some(_), None, _) => "it is a glob, not a regular expression: `*.down_proj`".into(),
         (None, Some(likely), _) => format!("did you mean `{likely}`?"),
-        (None, None, Some(tensor)) => format!("the model's are called like `{tensor}`"),
+        (None, None, Some(tensor)) => format!("the model has names such as `{tensor}`"),
         (None, None, None) => "the model has none".into(),
     }
 }
@@ -238,24 +238,25 @@ pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
             wrong("", "changes nothing", "give it a `ratio`, a `pattern` or a `scope`");
         }
         if of.scope.is_some() && recipe.refine.iter().all(|stage| stage.scope().is_none()) {
-            wrong(".scope", "has no effect", "a scope is where a stage's weights compete");
+            wrong(".scope", "has no effect", "no stage of the recipe has a scope");
         }
         let scoped = recipe.refine.iter().filter(|stage| stage.scope().is_some());
         for (stage, scope) in scoped.filter_map(|stage| Some((stage, of.scope?))) {
             if !stage.scopes().contains(&scope) {
                 let known = alternatives(stage.scopes().iter().map(|scope| scope.name()));
-                let why = format!("is no scope of `{}`", stage.name());
-                wrong(".scope", &why, &format!("it knows {known}"));
+                let why = format!("is not a scope of `{}`", stage.name());
+                wrong(".scope", &why, &format!("its scopes are {known}"));
             }
         }
         let pattern = of.pattern.unwrap_or(recipe.sparsity.pattern);
         let Some(ratio) = of.ratio else { continue };
         if !(0.0..1.0).contains(&ratio) {
-            wrong(".ratio", "is not a share", "it must be at least 0 and below 1");
+            let why = format!("must be at least 0 and below 1, got {ratio}");
+            wrong(".ratio", &why, "0.3 prunes 30% of the weights");
         } else if let Some(implied) = pattern.ratio()
             && (ratio - implied).abs() > 1e-9
         {
-            let why = format!("the pattern {pattern} prunes {implied}");
+            let why = format!("the pattern {pattern} prunes {implied}, not {ratio}");
             let problem = Problem::at(&format!("override.{i}.ratio"), Fault::Value(why));
             let problem = problem.help("leave it out, or add `pattern = \"unstructured\"`");
             problems.push(problem.against(&match of.pattern {
@@ -320,11 +321,11 @@ mod tests {
             ("layers.0", "did you mean `*.layers.0.*`?"),
             ("*.down_porj", "did you mean `*.down_proj`?"),
             ("model.layer.0.mlp.*", "did you mean `model.layers.0.mlp.*`?"),
-            ("re:.*down_proj", "no regular expression: `*down_proj`"),
+            ("re:.*down_proj", "not a regular expression: `*down_proj`"),
             ("re:^model\\.layers\\.\\d+\\.(mlp|self_attn).*$", "`model.layers.*.{mlp,self_attn}*`"),
-            ("re:.*typo.*", "no regular expression: `*.down_proj`"),
-            ("xyz", "called like `model.embed_tokens.weight`"),
-            ("model.layers.7.*", "called like"),
+            ("re:.*typo.*", "not a regular expression: `*.down_proj`"),
+            ("xyz", "such as `model.embed_tokens.weight`"),
+            ("model.layers.7.*", "names such as"),
         ] {
             let line = format!("sparsity.exclude = ['lm_head', '{glob}']");
             let error = of(&line).unwrap_err();
@@ -342,7 +343,7 @@ mod tests {
         let [(one, embedding), (other, short)] = &found[..] else { panic!("{found:?}") };
         assert_eq!((one.as_str(), other.as_str()), ("override.0.tensors", "override.1.tensors"));
         assert!(
-            embedding.contains("`*.embed_tokens`: no weight matrix of the blocks"),
+            embedding.contains("`*.embed_tokens` matches no weight matrix of the blocks"),
             "{found:?}"
         );
         assert!(short.contains("`q_proj`"), "{found:?}");
@@ -364,8 +365,8 @@ mod tests {
         let found: Vec<_> = error.problems().iter().map(|p| (p.key(), p.to_string())).collect();
         let [(over, two), (all, one)] = &found[..] else { panic!("{found:?}") };
         assert_eq!((over.as_str(), all.as_str()), ("override.1.pattern", "sparsity.pattern"));
-        let expected = "the 50 columns of `model.layers.0.self_attn.q_proj.weight` are not whole \
-                        tiles of the pattern 16:32, nor are those of another matrix";
+        let expected = "the pattern 16:32 does not divide the 50 columns of \
+                        `model.layers.0.self_attn.q_proj.weight`, nor those of another matrix";
         assert!(two.contains(expected), "{two}");
         assert!(one.contains("down_proj") && one.contains("2:4"), "{one}");
     }

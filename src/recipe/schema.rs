@@ -14,9 +14,9 @@ use super::Recipe;
 pub(super) const EXTENDS: &str = "extends";
 /// The table of a recipe's file that lists values for keys.
 pub(super) const SWEEP: &str = "sweep";
-const EXTENDS_HELP: &str = "Another recipe, relative to this one, that this one is built on: what this \
-    one leaves out is what the other says. Tables are merged key by key, arrays replaced as a whole. \
-    A preset is below both, and paths are relative to the recipe that they stand in.";
+const EXTENDS_HELP: &str = "The path of a recipe that this one extends, relative to this one: keys \
+    that this one leaves out come from there. Tables are merged key by key, arrays replaced as a \
+    whole. A preset is below both, and paths are relative to the recipe that they stand in.";
 const SWEEP_HELP: &str = "Lists of values for keys of the recipe, such as `sparsity.ratio = [0.5, 0.6]`: \
     the recipe is run for every combination of them, each into a directory of its own in \
     `output.path`.";

@@ -99,8 +99,8 @@ impl Study {
         }
         for (i, seed) in self.seeds.iter().enumerate() {
             if self.seeds[..i].contains(seed) {
-                let why = format!("{seed} is there already");
-                problems.push(wrong(&format!("seeds.{i}"), why, "a seed counts once"));
+                let why = format!("{seed} is listed twice");
+                problems.push(wrong(&format!("seeds.{i}"), why, "list each seed once"));
             }
         }
         for (key, variants) in [("case", &self.cases), ("method", &self.methods)] {

@@ -133,7 +133,7 @@ impl Found<'_> {
             self.given.iter().find(|layer| layer.assigns(key)).map(|layer| {
                 let (key, by) = (key.join("."), layer.origin(key));
                 let help = "narrow the sweep, as with `--set 'sweep.sparsity.ratio=[0.5]'`";
-                (format!("`{key}` is swept, and given by {by} too"), help)
+                (format!("`{key}` is swept, but {by} sets it, too"), help)
             })
         };
         if let Some((why, help)) = why {
@@ -144,8 +144,8 @@ impl Found<'_> {
         for (i, value) in values.iter().enumerate() {
             if texts[..i].contains(&texts[i]) {
                 let path = [path, &[i.to_string()]].concat();
-                let why = format!("{} is there already", texts[i]);
-                let problem = Problem::new(path, Fault::Value(why)).help("a value is run once");
+                let why = format!("{} is listed twice", texts[i]);
+                let problem = Problem::new(path, Fault::Value(why)).help("list each value once");
                 self.wrong(value, problem);
             }
         }
@@ -281,10 +281,10 @@ mod tests {
             ("sweep = [1]", &[][..], "sweep", "[1]", "a table of lists"),
             ("sweep.sparsity.ratio = 0.5", &[], "sweep.sparsity.ratio", "0.5", "a list of values"),
             ("sweep.sparsity.ratio = []", &[], "sweep.sparsity.ratio", "[]", "is empty"),
-            ("sweep.sparsity.ratio = [1, 1]", &[], "sweep.sparsity.ratio.1", "1", "there already"),
+            ("sweep.sparsity.ratio = [1, 1]", &[], "sweep.sparsity.ratio.1", "1", "listed twice"),
             ("sweep.sparsity.ratoi = [0.5]", &[], "sweep.sparsity.ratoi", "ratoi", "unknown key"),
             ("sweep.output.path = ['a']", &[], "sweep.output.path", "['a']", "cannot be swept"),
-            ("sweep.sparsity.ratio = [0.5, 2]", &[], "sparsity.ratio", "2", "2 is not a share"),
+            ("sweep.sparsity.ratio = [0.5, 2]", &[], "sparsity.ratio", "2", "below 1, got 2"),
             ("sweep.mask.init = ['wanda', 'wand']", &[], "mask.init", "'wand'", "cannot be `wand`"),
             (
                 "sweep.sparsity.ratio = [0.5, 0.6]",
@@ -309,6 +309,6 @@ mod tests {
         // What needs one run says that these are more.
         let text = format!("{FINE}sweep.sparsity.ratio = [0.5, 0.6]");
         let error = super::super::load_text(Path::new("r.toml"), &text, [], &[]).unwrap_err();
-        assert!(error.to_string().contains("makes 2 of the one run"), "{error}");
+        assert!(error.to_string().contains("makes 2 runs"), "{error}");
     }
 }

@@ -40,7 +40,7 @@ impl Elements {
                     continue;
                 }
                 State::After if byte.is_ascii_whitespace() => continue,
-                State::After => return Err(self.wrong("there is more behind the list's end")),
+                State::After => return Err(self.wrong("text follows the end of the list")),
                 State::Inside => {}
             }
             match byte {

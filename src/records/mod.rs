@@ -58,20 +58,19 @@ pub enum Error {
     )]
     Window { place: Place, kind: &'static str },
     #[error(
-        "{place}: the file expands to more than {EXPANSION} times its size, which no text does; \
-         decompress it and look"
+        "{place}: the file expands to more than {EXPANSION} times its size; decompress and check it"
     )]
     Bomb { place: Place },
     #[error(
-        "{place}: longer than {}, the most that a line of text or a record may have",
+        "{place}: longer than {}, the limit for a line of text or a record",
         ByteSize(LINE as u64)
     )]
     LongLine { place: Place },
-    #[error("{place}: more than {VALUES} values, the most that a record may have")]
+    #[error("{place}: more than {VALUES} values, the limit for a record")]
     ManyValues { place: Place },
     #[error(
-        "{}: more than {} of text, the most that is read as a whole; take fewer `documents` or \
-         `questions`, or a shorter text",
+        "{}: more than {} of text, the limit for one text; take fewer `documents` or `questions`, \
+         or a shorter text",
         path.display(), ByteSize(TEXT as u64)
     )]
     LongText { path: PathBuf },
@@ -81,7 +80,7 @@ pub enum Error {
     NotAnObject { place: Place, problem: String },
     #[error("{}: {what}", path.display())]
     Other { path: PathBuf, what: &'static str },
-    #[error("{}: not a sound Parquet file: {source}", path.display())]
+    #[error("{}: not a valid Parquet file: {source}", path.display())]
     Parquet { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("{place}: no field `{field}`; there is {known}")]
     NoField { place: Place, field: String, known: String },

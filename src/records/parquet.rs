@@ -192,7 +192,9 @@ fn check_footer(file: &mut File) -> Result<()> {
     file.read_exact(&mut bytes)?;
     match Thrift::new(&bytes).schema() {
         Some(..=ELEMENTS) => Ok(()),
-        Some(elements) => wrong(format!("a schema of {elements} elements; {ELEMENTS} are most")),
+        Some(elements) => {
+            wrong(format!("a schema of {elements} elements; at most {ELEMENTS} are read"))
+        }
         None => wrong("a footer that starts with no schema"),
     }
 }
@@ -228,13 +230,13 @@ impl Bounds {
     fn check(&self, start: u64, page: Page) -> Result<()> {
         let most = self.page;
         if page.expanded > most {
-            return wrong(format!("a page of {} bytes; {most} are most", page.expanded));
+            return wrong(format!("a page of {} bytes; at most {most} are read", page.expanded));
         }
         if page.dictionary {
             let held = page.expanded.saturating_add(page.values.saturating_mul(VALUE));
             if held > most {
                 return wrong(format!(
-                    "a dictionary that takes {held} bytes in memory; {most} are most"
+                    "a dictionary that takes {held} bytes in memory; at most {most} are read"
                 ));
             }
         } else if self.lists.iter().any(|list| list.contains(&start)) {
@@ -297,7 +299,7 @@ impl ChunkReader for Pages {
         let page = self.headers.lock().ok().and_then(|mut headers| headers.remove(&start));
         let most = self.bounds.get().map_or(FOOTER, |bounds| bounds.page.max(FOOTER));
         if length as u64 > most {
-            return wrong(format!("a page of {length} bytes; {most} are most"));
+            return wrong(format!("a page of {length} bytes; at most {most} are read"));
         }
         let bytes = self.file.get_bytes(start, length)?;
         match page {
@@ -320,7 +322,7 @@ impl Pages {
                 return Ok((page, (bytes.len() - thrift.bytes.len()) as u64));
             }
         }
-        wrong("a page without a sound header")
+        wrong("a page without a valid header")
     }
 }
 
@@ -660,6 +662,6 @@ mod tests {
         let path = dir.path().join("b.parquet");
         std::fs::write(&path, b"PAR1 and no more").unwrap();
         let error = records(&path, None).err().unwrap().to_string();
-        assert!(error.contains("not a sound Parquet file"), "{error}");
+        assert!(error.contains("not a valid Parquet file"), "{error}");
     }
 }

@@ -28,7 +28,7 @@ const WEIGHTS: usize = 1 << 40;
 pub(super) fn check(report: &Report) -> Result<(), String> {
     let most = |what: &str, found: usize, most: usize| match found <= most {
         true => Ok(()),
-        false => Err(format!("{found} {what}; a report has {most} at most")),
+        false => Err(format!("{found} {what}; a report has at most {most}")),
     };
     most("matrices", report.matrices.len(), MATRICES)?;
     most("groups", report.groups.len(), MATRICES)?;

@@ -23,7 +23,7 @@ pub enum Error {
         source: io::Error,
     },
     /// It is no report.
-    #[error("{}: no report of a run: {problem}", path.display())]
+    #[error("{}: not the report of a run: {problem}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -53,7 +53,9 @@ pub(super) fn of_files<'de, D: Deserializer<'de>>(
 ) -> Result<BTreeMap<String, String>, D::Error> {
     let digests = BTreeMap::<String, String>::deserialize(deserializer)?;
     match digests.keys().find(|name| !is_plain(name)) {
-        Some(name) => Err(D::Error::custom(format!("{name:?} is no name of a file beside it"))),
+        Some(name) => {
+            Err(D::Error::custom(format!("{name:?} is not the name of a file beside it")))
+        }
         None => Ok(digests),
     }
 }
@@ -84,7 +86,7 @@ mod tests {
         assert_eq!(report("model.safetensors").unwrap().outputs.len(), 1);
         for name in ["../a", "/dev/zero", "a/b", "", ".", "..", "a/"] {
             let error = report(name).unwrap_err();
-            assert!(error.contains("is no name of a file beside it"), "{name}: {error}");
+            assert!(error.contains("is not the name of a file beside it"), "{name}: {error}");
         }
     }
 
@@ -116,6 +118,6 @@ mod tests {
         let error = read(dir.path()).unwrap_err().to_string();
         assert!(error.contains("the most that is read of a report"), "{error}");
         let deep = written(&"[".repeat(1 << 20)).unwrap_err();
-        assert!(deep.contains("no report of a run"), "{deep}");
+        assert!(deep.contains("not the report of a run"), "{deep}");
     }
 }

@@ -154,7 +154,7 @@ impl Checkpointing {
         for count in counts {
             let held_out = if count == samples.ids.len() { samples.held_out } else { 0 };
             let ids = samples.ids.get(..count);
-            let ids = ids.ok_or_else(|| state.damaged("there are not so many samples"))?;
+            let ids = ids.ok_or_else(|| state.damaged("there are fewer samples"))?;
             streams.push(read_stream(&mut state, model, ids, held_out)?);
         }
         state.end()?;

@@ -161,7 +161,9 @@ fn alike(dense: &Reader, sparse: &Reader) -> Result<(), Error> {
         shape(dense) != shape(sparse)
     }) {
         None => Ok(()),
-        Some(name) => Err(unlike(format!("tensor `{name}` is in one only, or of another shape"))),
+        Some(name) => Err(unlike(format!(
+            "tensor `{name}` is missing from one of them, or has another shape"
+        ))),
     }
 }
 

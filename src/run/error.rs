@@ -127,7 +127,7 @@ pub enum Error {
     },
     /// A file of a result has changed.
     #[error(
-        "{} is not as the run wrote it, or is missing; `barber verify` says all that is wrong",
+        "{} is missing or changed since the run wrote it; `barber verify` lists all differences",
         .0.display()
     )]
     NotAsWritten(PathBuf),

@@ -32,15 +32,15 @@ pub struct Reproduced {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "each variant's message says what it is")]
 pub enum Difference {
-    #[error("{}, which the run read, is not there any more", .0.display())]
+    #[error("{}, which the run read, no longer exists", .0.display())]
     InputGone(PathBuf),
     #[error("{}, which the run read, has changed since", .0.display())]
     InputChanged(PathBuf),
-    #[error("{file} comes out differently, from byte {at} on")]
+    #[error("{file} differs from byte {at} on")]
     Bytes { file: String, at: u64 },
-    #[error("{file} is in one of the two only")]
+    #[error("only one of the two results has {file}")]
     File { file: String },
-    #[error("the report's {0} come out differently")]
+    #[error("the report's {0} differ")]
     Report(&'static str),
 }
 

@@ -24,41 +24,39 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "each variant's message says what it is")]
 pub enum Finding {
-    #[error("{file} is not there")]
+    #[error("{file} is missing")]
     Missing { file: String },
-    #[error("{file} is not as it was written")]
+    #[error("{file} changed since the run wrote it")]
     FileChanged { file: String },
     #[error("{file} was not written by the run")]
     Added { file: String },
     #[error("{count} more files were not written by the run")]
     MoreAdded { count: usize },
-    #[error("the report's {figure} is {reported}, and should be {found}")]
+    #[error("the report's {figure} is {reported}, but the files have {found}")]
     Figure { figure: &'static str, reported: u64, found: u64 },
     #[error("tensor `{tensor}` is in the report's matrices more than once")]
     Twice { tensor: String },
-    #[error("tensor `{tensor}` has shape {found:?}, and the report says {reported:?}")]
+    #[error("tensor `{tensor}` has shape {found:?}, but the report says {reported:?}")]
     Shape { tensor: String, found: Vec<usize>, reported: [usize; 2] },
     #[error("{}, which the run read, has changed since", path.display())]
     InputChanged { path: PathBuf },
     #[error("there is no tensor `{tensor}`")]
     NoTensor { tensor: String },
-    #[error("tensor `{tensor}` has {found} zeros, and should have at least {expected}")]
+    #[error("tensor `{tensor}` has {found} zeros, fewer than the {expected} expected")]
     Zeros { tensor: String, found: usize, expected: usize },
-    #[error("tensor `{tensor}`: the report has no pattern, but {pattern:?}")]
+    #[error("tensor `{tensor}`: the report's {pattern:?} is not a pattern")]
     NoPattern { tensor: String, pattern: String },
     #[error("tensor `{tensor}`: the tile at {index:?} keeps more than {pattern} allows")]
     Pattern { tensor: String, pattern: Pattern, index: Vec<usize> },
-    #[error("tensor `{tensor}` is in one of the two models only, or of another shape")]
+    #[error("tensor `{tensor}` is missing from one of the two models, or has another shape")]
     Other { tensor: String },
     #[error(
         "tensor `{tensor}`: {count} kept weights are not the dense model's; the first at {index:?}"
     )]
     NotDense { tensor: String, count: usize, index: Vec<usize> },
-    #[error(
-        "tensor `{tensor}`: {found} weights were pruned, and should have been at most {expected}"
-    )]
+    #[error("tensor `{tensor}`: {found} weights are pruned, at most {expected} are expected")]
     Pruned { tensor: String, found: usize, expected: usize },
-    #[error("{found} kept weights are not the dense model's, and the report knows of {expected}")]
+    #[error("{found} kept weights are not the dense model's, but the report says {expected}")]
     Changed { found: usize, expected: usize },
 }
 

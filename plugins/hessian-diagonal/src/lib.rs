@@ -60,7 +60,7 @@ impl TryFrom<f64> for Damping {
         if fraction.is_finite() && fraction > 0.0 {
             Ok(Self(fraction))
         } else {
-            Err(format!("the damping is {fraction}, not above 0; 0.01 is usual"))
+            Err(format!("the damping must be > 0, got {fraction}; 0.01 is usual"))
         }
     }
 }

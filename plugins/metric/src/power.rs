@@ -42,7 +42,7 @@ impl TryFrom<f32> for Power {
         if power.is_finite() {
             Ok(Self(power))
         } else {
-            Err(format!("the power is {power}, not a finite number"))
+            Err(format!("the power must be a finite number, got {power}"))
         }
     }
 }

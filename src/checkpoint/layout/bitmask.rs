@@ -18,7 +18,7 @@ pub(super) const OFFSETS: &str = "row_offsets";
 pub(super) const fn packing(parts: fn(&Mask, Dtype) -> Vec<Part>) -> Packing {
     Packing {
         readers: "compressed-tensors 0.9 to 0.14 read it, with transformers 4; later versions load \
-                  random weights in place of its pruned matrices, and want `dense`",
+                  random weights in place of its pruned matrices and need `dense`",
         tensors: &[SHAPE, OFFSETS, VALUES, BITMASK],
         index: BITMASK,
         parts,
@@ -64,14 +64,14 @@ impl<'a> Bitmask<'a> {
     pub(super) fn read(dims: Dims, bytes: &'a [u8]) -> Result<Self, String> {
         let width = width(dims.columns);
         if dims.rows.checked_mul(width) != Some(bytes.len()) {
-            return Err(format!("{} bytes are no bitmask of a {dims} matrix", bytes.len()));
+            return Err(format!("{} bytes are not the bitmask of a {dims} matrix", bytes.len()));
         }
         let padding = match dims.columns % 8 {
             0 => 0,
             used => !0 << used,
         };
         if bytes.chunks_exact(width.max(1)).any(|row| row[width - 1] & padding != 0) {
-            return Err("the bitmask goes on beyond the ends of rows".into());
+            return Err("the bitmask has bits beyond the ends of its rows".into());
         }
         Ok(Self { dims, bytes: bytes.into() })
     }
@@ -122,7 +122,7 @@ impl<'a> Bitmask<'a> {
         let count = offsets[self.dims.rows];
         if count * size != values.len() {
             let found = values.len() / size;
-            return Err(format!("the bitmask marks {count} values, and {found} are stored"));
+            return Err(format!("the bitmask marks {count} values, but {found} are stored"));
         }
         let mut dense = vec![0; self.dims.len() * size];
         let width = width(self.dims.columns).max(1);
@@ -165,14 +165,14 @@ mod tests {
         let dims = Dims { rows: 2, columns: 9 };
         assert!(Bitmask::read(dims, &[0; 4]).is_ok());
         let error = |dims, bytes| Bitmask::read(dims, bytes).err().unwrap();
-        assert_eq!(error(dims, &[0; 3]), "3 bytes are no bitmask of a [2, 9] matrix");
+        assert_eq!(error(dims, &[0; 3]), "3 bytes are not the bitmask of a [2, 9] matrix");
         let beyond = error(dims, &[0, 0, 0, 2]);
-        assert_eq!(beyond, "the bitmask goes on beyond the ends of rows");
+        assert_eq!(beyond, "the bitmask has bits beyond the ends of its rows");
         let huge = Dims { rows: usize::MAX, columns: 64 };
-        assert!(error(huge, &[0; 8]).contains("no bitmask"));
+        assert!(error(huge, &[0; 8]).contains("not the bitmask"));
         let bitmask = Bitmask::read(dims, &[1, 0, 1, 1]).unwrap();
         let values = bitmask.scatter(&[0; 4], 2).unwrap_err();
-        assert_eq!(values, "the bitmask marks 3 values, and 2 are stored");
+        assert_eq!(values, "the bitmask marks 3 values, but 2 are stored");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::Layout;
 
 pub(super) static DENSE: Layout = Layout {
     name: "dense",
-    help: "with their zeros, as any matrix",
+    help: "as dense matrices, zeros included",
     pattern: None,
     loading: include_str!("dense.md"),
     packing: None,

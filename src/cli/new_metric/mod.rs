@@ -38,9 +38,9 @@ pub(super) enum Error {
         show(.0)
     )]
     NoSource(PathBuf),
-    #[error("{} is no path that a Cargo.toml can say: it is not Unicode", .0.display())]
+    #[error("{} is not Unicode, so a Cargo.toml cannot name it", .0.display())]
     NotUnicode(PathBuf),
-    #[error("{} is {kind}, which is not replaced; give another --path", show(path))]
+    #[error("{} is {kind}, and only regular files are replaced; give another --path", show(path))]
     NotReplaced { path: PathBuf, kind: &'static str },
     #[error("{}: {source}", show(path))]
     File { path: PathBuf, source: std::io::Error },
@@ -232,11 +232,11 @@ fn name(text: &str) -> Result<String, String> {
         return Err("a name of 50 letters at most".into());
     }
     if TAKEN.contains(&&*type_name(text)) {
-        return Err(format!("`{}` means something else in the crate's code", type_name(text)));
+        return Err(format!("the crate's code already uses the name `{}`", type_name(text)));
     }
     match barber_metric::registered() {
         Ok(metrics) if metrics.contains_key(text) => {
-            Err("there is a metric of this name; `barber metrics` lists all".into())
+            Err("a metric has this name already; `barber metrics` lists all".into())
         }
         _ => Ok(text.into()),
     }
@@ -263,7 +263,7 @@ mod tests {
             ("../x", "such as"),
             ("layer-stats", "`LayerStats`"),
             ("self", "`Self`"),
-            ("magnitude", "there is a metric"),
+            ("magnitude", "has this name already"),
             (&"x".repeat(51), "50"),
         ] {
             let error = name(wrong).expect_err(wrong);

@@ -142,7 +142,7 @@ impl Described {
         let header = |name| text(headers, name);
         if let Some(other) = header("x-repo-commit").filter(|other| *other != commit.as_str()) {
             return Err(format!(
-                "the hub answers for the commit {:?}, asked for {}",
+                "the hub answered for the commit {:?}, not for {}",
                 short(other),
                 commit.as_str()
             ));
@@ -150,7 +150,7 @@ impl Described {
         let etag = header("x-linked-etag").or_else(|| header("etag"));
         let etag = etag.ok_or("the hub's answer has no ETag")?;
         let etag = Etag::parse(etag).ok_or_else(|| {
-            format!("the hub's answer has the ETag {:?}, which names no contents", short(etag))
+            format!("the hub's answer has the ETag {:?}, which is not a digest", short(etag))
         })?;
         let size = header("x-linked-size").or_else(|| {
             let range = header("content-range");

@@ -63,12 +63,10 @@ impl Download<'_> {
             // What was there before may have been damaged; what comes now is the server's.
             if !std::mem::take(&mut resumed) {
                 partial.remove().map_err(Problem::Disk)?;
-                return Err(Problem::Answer(
-                    "its bytes do not have the digest that the hub names them by".into(),
-                ));
+                return Err(Problem::Answer("its bytes do not match the hub's digest".into()));
             }
             tracing::warn!(
-                "{}: the part that was kept of it is damaged; fetching all of it again",
+                "{}: the partial download is damaged; fetching the whole file again",
                 file.as_str()
             );
         }

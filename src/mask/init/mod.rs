@@ -334,7 +334,7 @@ mod tests {
             for ratio in [-0.1, 1.1, f64::NAN] {
                 assert_eq!(
                     error(init, &fine, ALL, ratio),
-                    format!("the sparsity ratio is {ratio}, not within 0 and 1")
+                    format!("the sparsity ratio must be from 0 to 1, got {ratio}")
                 );
             }
             let nan = stats(&[1.0, 1.0, 1.0, 1.0, f32::NAN, 1.0], 2, &[1.0; 3]);
@@ -344,7 +344,7 @@ mod tests {
             );
             assert_eq!(
                 error(init, &fine, TWO_OF_FOUR, 0.5),
-                "`w`: its 3 columns are not whole tiles of the pattern 2:4"
+                "`w`: the pattern 2:4 does not divide its 3 columns"
             );
             let short = LayerStats { weight: &[1.0; 5], ..fine };
             assert_eq!(error(init, &short, ALL, 0.5), "`w`: 5 weights, but the matrix needs 6");

@@ -256,7 +256,7 @@ mod tests {
         let error = pattern.check("w", &mask).expect_err("three kept");
         assert_eq!(
             error.to_string(),
-            "`w`: 3 weights are kept from row 1, column 4 on: 2:4 allows 2"
+            "`w`: the tile at row 1, column 4 keeps 3 weights, 2:4 allows 2"
         );
         assert_eq!(Pattern::UNSTRUCTURED.check("w", &mask), Ok(()));
     }
@@ -265,7 +265,7 @@ mod tests {
     fn rows_are_whole_tiles() {
         let mask = Mask::kept_nowhere(Dims { rows: 2, columns: 6 });
         let error = Pattern::n_of_m(2, 4).check("w", &mask).expect_err("6 / 4");
-        assert_eq!(error.to_string(), "`w`: its 6 columns are not whole tiles of the pattern 2:4");
+        assert_eq!(error.to_string(), "`w`: the pattern 2:4 does not divide its 6 columns");
         assert!(Pattern::n_of_m(0, 0).check("w", &mask).is_err());
     }
 }

@@ -230,7 +230,7 @@ impl Stage for Rebuild {
     }
 
     fn count(&self, tally: &mut Tally<'_>) {
-        if self.is_catch_panic() {
+        if self.is_guarded() {
             tally.error();
         }
         match self.gradient {
@@ -238,7 +238,7 @@ impl Stage for Rebuild {
             Side::Sparse => tally.sparse_statistics(),
         }
         tally.error();
-        if self.is_catch_panic() {
+        if self.is_guarded() {
             // One round is counted, with all fractions tried.
             let tried = if self.alpha == Alpha::Auto { FRACTIONS.len() } else { 1 };
             (0..tried).for_each(|_| tally.forward());
@@ -312,7 +312,7 @@ impl Run for Rebuild {
 
 impl Rebuild {
     /// Whether what it does is taken back where it does not lower the error.
-    fn is_catch_panic(&self) -> bool {
+    fn is_guarded(&self) -> bool {
         self.alpha == Alpha::Auto || self.rounds != Rounds(1)
     }
 

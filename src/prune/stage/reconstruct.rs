@@ -133,7 +133,11 @@ impl Stage for Reconstruct {
                 wrong.extend(wrong_shrinkage(shrinkage));
                 if !(damping.is_finite() && damping >= 0.0) {
                     let why = format!("must be at least 0, got {damping}");
-                    wrong.push(Wrong { key: "damping", why, help: "0.01 is usual; 0 is none" });
+                    wrong.push(Wrong {
+                        key: "damping",
+                        why,
+                        help: "0.01 is usual, 0 turns it off",
+                    });
                 }
                 ["passes", "rate"]
             }
@@ -147,7 +151,7 @@ impl Stage for Reconstruct {
         };
         wrong.extend(others.into_iter().filter(|key| given.contains(key)).map(|key| Wrong {
             key,
-            why: "is no key of this method".into(),
+            why: "is not a key of this method".into(),
             help: "leave it out, or change `method`",
         }));
         wrong
@@ -177,8 +181,7 @@ impl Stage for Reconstruct {
 }
 
 impl Run for Reconstruct {
-    const HELP: &'static str = "other values for the kept weights, which the other stages leave as \
-                                they are";
+    const HELP: &'static str = "new values for the kept weights, which no other stage changes";
 
     fn run<D: Ops>(
         &self,

@@ -41,7 +41,7 @@ impl Stage for Swap {
     fn check(&self, _: &[&str]) -> Vec<Wrong> {
         let mut wrong = Vec::from_iter(wrong_shrinkage(self.shrinkage));
         if !self.scopes().contains(&self.scope) {
-            let why = format!("{} is no scope of swaps", self.scope);
+            let why = format!("`swap` cannot have the scope {}", self.scope);
             wrong.push(Wrong { key: "scope", why, help: "swaps are within a `row` or a `layer`" });
         }
         wrong
@@ -81,7 +81,7 @@ pub(super) fn wrong_shrinkage(shrinkage: f64) -> Option<Wrong> {
     (!(0.0..=1.0).contains(&shrinkage)).then(|| Wrong {
         key: "shrinkage",
         why: format!("must be from 0 to 1, got {shrinkage}"),
-        help: "0 takes correlations as the samples have them, 1 takes none",
+        help: "0 keeps the samples' correlations, 1 drops them",
     })
 }
 

@@ -1,7 +1,7 @@
-//! How many weights each decoder layer loses, where that is not the same ratio of all.
+//! Sparsity ratios that differ from layer to layer.
 //!
-//! One pass over the dense layers gives each of them a ratio of the budget; the budget as a whole is
-//! met to the weight.
+//! One pass over the dense layers gives each layer its ratio. The number of pruned weights over all
+//! layers is exactly the recipe's.
 
 use std::slice::from_ref;
 
@@ -17,29 +17,29 @@ use crate::{
     plan::{Plan, Rule},
 };
 
-/// What decides about a layer's ratio.
+/// What a layer's sparsity ratio depends on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum By {
-    /// Its ratio of outliers: weights with |W|·‖x‖ above this many times the layer's mean. Layers
-    /// with many keep more (OWL, arXiv 2310.05175).
+    /// The layer's fraction of outliers: weights with |W|·‖x‖ above this many times the layer's
+    /// mean. Layers with many outliers keep more weights (OWL, arXiv 2310.05175).
     Outliers(f64),
-    /// By how much its output changes at the least, the mean and the largest ratio: layers whose
-    /// output changes little lose more.
+    /// The error of the layer's output at the least, the mean and the largest ratio: layers with a
+    /// small error lose more weights.
     Error,
 }
 
-/// How a budget is spread over layers.
+/// How sparsity is spread over layers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Allocation {
-    /// What decides.
+    /// What a layer's ratio depends on.
     pub by: By,
-    /// How far a layer's ratio may be from the mean.
+    /// The largest difference between a layer's ratio and the mean.
     pub spread: f64,
 }
 
-/// Gives the matrices of a plan that are pruned unstructured to the ratio `ratio` counts of their
-/// own, by layers. Their sum is ⌊`ratio`·n⌋ for the n weights of all of them. Returns each layer's
-/// ratio; `layer_done` is called after each.
+/// Sets the number of weights to prune in each matrix of the plan that is pruned unstructured to
+/// `ratio`. The numbers sum to ⌊`ratio`·n⌋ for the n weights of all these matrices. Returns the
+/// ratio of each layer; calls `layer_done` after each.
 ///
 /// # Errors
 /// If the model cannot be run on the samples, or a mask cannot be made.
@@ -90,7 +90,7 @@ pub fn allocate<D: Ops>(
     Ok(ratios)
 }
 
-/// The ratio of outliers of each layer.
+/// The fraction of outliers in each layer.
 fn outliers<D: Ops>(
     model: &Model<'_, D>,
     plan: &Plan,
@@ -125,8 +125,8 @@ fn outliers<D: Ops>(
     Ok(found)
 }
 
-/// The mean over tokens of ‖h − h̃‖² / ‖h̃‖² of each layer's hidden states h at each of some ratios,
-/// for those of the dense layer h̃.
+/// The mean over tokens of ‖h − h̃‖² / ‖h̃‖², for the hidden states h of each layer pruned to each of
+/// `ratios` and the hidden states h̃ of the dense layer.
 fn errors<D: Ops>(
     model: &Model<'_, D>,
     plan: &Plan,
@@ -177,24 +177,26 @@ fn errors<D: Ops>(
     Ok(found)
 }
 
-/// Shares around `ratio` that fall with the `scores`, no further from it than `spread`.
+/// Ratios from `ratio` − `spread` to `ratio` + `spread`: the higher a layer's score, the lower its
+/// ratio.
 fn spread_by(scores: &[f64], weights: &[usize], ratio: f64, spread: f64) -> Vec<f64> {
     let all: f64 = weights.iter().map(|n| *n as f64).sum();
     let sum: f64 = scores.iter().zip(weights).map(|(s, n)| s * *n as f64).sum();
     let above: Vec<f64> = scores.iter().map(|score| score - sum / all.max(1.0)).collect();
     let most = above.iter().map(|above| above.abs()).fold(0.0, f64::max);
-    // What is no more than rounding is no difference.
+    // Differences as small as rounding do not count.
     let scale = if most > 1e-9 * (sum / all.max(1.0)).abs() { spread / most } else { 0.0 };
     above.iter().map(|above| ratio - scale * above).collect()
 }
 
-/// The ratios between `ratio` − `spread` and `ratio` + `spread` with the least sum of errors, where a
-/// layer's error goes straight between its three: what costs least per weight is pruned first.
+/// The ratios from `ratio` − `spread` to `ratio` + `spread` with the least sum of errors. A layer's
+/// error is interpolated linearly between its three values, and what costs least per weight is
+/// pruned first.
 fn least_error(errors: &[[f64; 3]], weights: &[usize], ratio: f64, spread: f64) -> Vec<f64> {
     let mut steps = Vec::new();
     for (layer, &[least, mean, most]) in errors.iter().enumerate() {
         let (first, second) = (mean - least, most - mean);
-        // A step that makes the next one cheaper is taken with it.
+        // Where the second step is cheaper, both are taken together.
         if first <= second {
             steps.extend([(first, layer, spread), (second, layer, spread)]);
         } else {
@@ -217,8 +219,8 @@ fn least_error(errors: &[[f64; 3]], weights: &[usize], ratio: f64, spread: f64) 
     ratios
 }
 
-/// Whole numbers next to those that are `wanted`, whose sum is `all`: the largest remainders are
-/// rounded up.
+/// The `wanted` numbers rounded to whole ones with the sum `all`: the largest remainders are rounded
+/// up.
 fn rounded(wanted: &[f64], all: usize) -> Vec<usize> {
     let mut counts: Vec<usize> = wanted.iter().map(|count| *count as usize).collect();
     let mut order: Vec<usize> = (0..wanted.len()).collect();

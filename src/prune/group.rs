@@ -1,4 +1,4 @@
-//! One group at work: its target output, its output error, and the statistics of its matrices.
+//! The state of a group while it is refined: target output, output error, statistics of its matrices.
 
 use barber_metric::Needs;
 
@@ -19,7 +19,7 @@ use crate::{
     plan::{Group, Member},
 };
 
-/// A group while its stages run. One set of weights at a time is held.
+/// A group while its stages run. It holds one set of weights at a time.
 pub(super) struct GroupState<'a, D: Ops> {
     pub(super) model: &'a Model<'a, D>,
     pub(super) layer: usize,
@@ -27,26 +27,26 @@ pub(super) struct GroupState<'a, D: Ops> {
     pub(super) refinement: &'a Refinement<'a>,
     /// Outputs of the part's dense linear layers on the sparse stream.
     pub(super) cache: Option<&'a ActivationCache<D>>,
-    /// Statistics of the part's dense linear layers, if they were gathered.
+    /// Statistics of the part's dense linear layers; empty if none were computed.
     pub(super) statistics: &'a [Statistics],
     /// The target output of the part's groups, if it is known.
     pub(super) shared_target: Option<&'a Store<D>>,
     pub(super) streams: &'a mut Streams<D>,
     pub(super) pruned: &'a mut Pruned,
-    /// The target output; made when it is first needed.
+    /// The target output, computed on first use.
     pub(super) own_target: Option<Store<D>>,
-    /// The output error of the group as it is, if it is known.
+    /// The output error with the current masks and weights, if it is known.
     pub(super) loss: Option<Loss>,
     /// Whether the sparse stream moves on with the result of the stage that runs.
     pub(super) advances: bool,
-    /// Outputs of the first layers of the group's part with masks that it had, and these masks.
+    /// Outputs of the first layers of the group's part with earlier masks, and these masks.
     pub(super) recorded: Option<(ActivationCache<D>, Masks)>,
 }
 
-/// What a changed weight costs more than one of a whole matrix.
+/// Cost of a changed weight in a sparse product, relative to a weight in a dense product.
 const ENTRY: usize = 8;
 
-/// The masks of a group's matrices, to go back to.
+/// The masks of a group's matrices, saved so that a stage can be undone.
 pub(super) type Masks = Vec<Mask>;
 
 impl<D: Ops> GroupState<'_, D> {
@@ -87,23 +87,23 @@ impl<D: Ops> GroupState<'_, D> {
         Ok((report, advanced))
     }
 
-    /// The weights of the group's parts, as `pruned` has them.
+    /// The weights of the group's parts, pruned as `pruned` says.
     fn weights(&self, pruned: &Pruned) -> Result<Vec<PartWeights<D>>, model::Error> {
         let parts = self.group.parts.iter();
         parts.map(|part| self.model.part(self.layer, *part, pruned)).collect()
     }
 
-    /// The same, as they are.
+    /// The current weights of the group's parts.
     pub(super) fn sparse(&self) -> Result<Vec<PartWeights<D>>, model::Error> {
         self.weights(self.pruned)
     }
 
-    /// The same, dense.
+    /// The dense weights of the group's parts.
     pub(super) fn dense(&self) -> Result<Vec<PartWeights<D>>, model::Error> {
         self.weights(&Pruned::dense())
     }
 
-    /// Where a matrix's part is among the group's.
+    /// The index of a matrix's part among the group's parts.
     pub(super) fn place(&self, member: Member) -> usize {
         self.group.parts.iter().position(|part| *part == member.part).unwrap_or(0)
     }
@@ -112,7 +112,7 @@ impl<D: Ops> GroupState<'_, D> {
         member.of(&self.model.decoder.layers[self.layer])
     }
 
-    /// Says where the executor failed.
+    /// Adds the layer and the group to an error of the executor.
     pub(super) fn failed(&self) -> impl FnOnce(executor::Error) -> model::Error + use<D> {
         failed(self.layer, &self.group.name)
     }
@@ -122,7 +122,7 @@ impl<D: Ops> GroupState<'_, D> {
         Ok(self.model.executor.run(pass).map_err(self.failed())?)
     }
 
-    /// Makes the target output, unless it is there.
+    /// Computes the target output unless it is known.
     pub(super) fn make_target(&mut self) -> Result<(), Error> {
         if self.shared_target.is_some() || self.own_target.is_some() {
             return Ok(());
@@ -142,13 +142,13 @@ impl<D: Ops> GroupState<'_, D> {
         Ok(())
     }
 
-    /// The target output, once it is made.
+    /// The target output; [`Self::make_target`] comes first.
     pub(super) fn target(&self) -> &Store<D> {
         let made = self.shared_target.or(self.own_target.as_ref());
         made.unwrap_or_else(|| unreachable!("it is made first"))
     }
 
-    /// The output error of the group as it is.
+    /// The output error with the current masks and weights.
     pub(super) fn error(&mut self) -> Result<Loss, Error> {
         if let Some(loss) = self.loss {
             return Ok(loss);
@@ -161,8 +161,8 @@ impl<D: Ops> GroupState<'_, D> {
         Ok(loss)
     }
 
-    /// Whether the output error of the group as it is is less than `before` on the held-out samples;
-    /// true where there are none.
+    /// Whether the current output error on the held-out samples is below `before`; true if there are
+    /// no held-out samples.
     pub(super) fn lowers_held_out(&mut self, before: Loss) -> Result<bool, Error> {
         let Some(before) = before.held_out else { return Ok(true) };
         self.make_target()?;
@@ -173,13 +173,13 @@ impl<D: Ops> GroupState<'_, D> {
         Ok(after.is_some_and(|after| after < before))
     }
 
-    /// What becomes of the outputs of the dense linear layers.
+    /// Whether a dense pass uses cached outputs.
     fn caching(&self) -> Caching<'_, D> {
         self.cache.map_or(Caching::Off, Caching::Use)
     }
 
-    /// The statistics of the paper, at the dense weights: the sparse outputs, and the gradients of
-    /// the dense outputs' error towards them.
+    /// The paper's statistics, at the dense weights: gradients of the dense outputs' error towards
+    /// the sparse outputs.
     pub(super) fn dense_statistics(&mut self, needs: Needs) -> Result<Vec<Vec<Statistics>>, Error> {
         let sparse = self.sparse()?;
         // The stream advances through one part, whose first layers change little.
@@ -201,13 +201,13 @@ impl<D: Ops> GroupState<'_, D> {
             ..Pass::new(&dense, &self.streams.sparse)
         })?;
         drop(dense);
-        // Without a dense stream the dense outputs, which took the sparse ones' place, are the target
-        // output.
+        // Without a dense stream the dense outputs are the target output. The pass stored them in
+        // place of the sparse ones.
         if self.streams.dense.is_none() {
             self.own_target = Some(found.outputs);
             let loss = self.finite(found.loss)?;
-            // In half precision it is the sparse outputs that were rounded here, and the targets
-            // elsewhere: errors that are compared are measured alike.
+            // In half precision the sparse outputs were rounded here; other errors round the
+            // targets, and only errors measured alike may be compared.
             if self.model.executor.storage.dtype() == Dtype::F32 {
                 self.loss.get_or_insert(loss);
             }
@@ -215,7 +215,7 @@ impl<D: Ops> GroupState<'_, D> {
         Ok(found.statistics)
     }
 
-    /// Statistics at the sparse weights: the gradients of their outputs' error towards the target.
+    /// Statistics at the sparse weights: gradients of the sparse outputs' error towards the target.
     pub(super) fn sparse_statistics(
         &mut self,
         needs: Needs,
@@ -232,8 +232,8 @@ impl<D: Ops> GroupState<'_, D> {
         Ok(found.statistics)
     }
 
-    /// Calls `run` for each matrix of the group, with the Gram matrix of its inputs in the dense
-    /// group.
+    /// Calls `run` for each matrix of the group with its statistics, Gram matrix included, in the
+    /// dense group.
     pub(super) fn each_matrix(
         &mut self,
         mut run: impl FnMut(&mut Self, Member, &Statistics) -> Result<(), Error>,
@@ -264,7 +264,7 @@ impl<D: Ops> GroupState<'_, D> {
         Ok(())
     }
 
-    /// A loss, if it is a finite number.
+    /// The loss itself, or an error if it is not finite.
     pub(super) fn finite(&self, loss: Loss) -> Result<Loss, Error> {
         let (layer, group) = (self.layer, self.group.name.clone());
         if !loss.calibration.is_finite() {
@@ -293,7 +293,8 @@ impl<D: Ops> GroupState<'_, D> {
         self.finite(found.map_err(self.failed())?.loss)
     }
 
-    /// The weights of the part's layers less those with other masks, where few differ.
+    /// The difference between the part's weights with the current masks and with `masks`, for the
+    /// matrices where few weights differ.
     fn since(&self, masks: &Masks) -> Result<Vec<Option<D::Entries>>, Error> {
         let part = self.group.parts[0];
         let linears = self.model.decoder.layers[self.layer].projections(part);
@@ -323,7 +324,7 @@ impl<D: Ops> GroupState<'_, D> {
         self.group.members.iter().map(|member| self.mask(*member)).collect()
     }
 
-    /// A matrix of the group always has a mask: the plan that started it is this one.
+    /// The mask of a matrix. It always exists: initial masks are made by the same plan.
     pub(super) fn mask(&self, member: Member) -> Mask {
         let linear = self.linear(member);
         let mask = self.pruned.masks.get(&linear.weight);
@@ -337,7 +338,7 @@ impl<D: Ops> GroupState<'_, D> {
         }
     }
 
-    /// The present values of a matrix, row-major; those of pruned weights too.
+    /// The current values of a matrix, row-major, those of pruned weights included.
     pub(super) fn values(&self, linear: &Projection) -> Result<Vec<f32>, Error> {
         Ok(match self.pruned.values(&linear.weight)? {
             Some(changed) => changed,
@@ -345,7 +346,7 @@ impl<D: Ops> GroupState<'_, D> {
         })
     }
 
-    /// What has become of the masks.
+    /// How each matrix's mask differs from the mask in `before`.
     fn changes(&self, before: &Masks) -> Vec<MatrixReport> {
         let of = |(member, before): (&Member, &Mask)| {
             let (linear, mask) = (self.linear(*member), self.mask(*member));

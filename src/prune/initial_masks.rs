@@ -19,27 +19,26 @@ use crate::{
     plan::{Plan, Rule},
 };
 
-/// How the masks start.
+/// The settings for initial masks.
 #[derive(Clone, Copy)]
 pub struct InitialMasks<'a> {
-    /// Which initial masks.
+    /// The initialiser.
     pub init: Init,
-    /// The metrics that score the weights, where the initial masks are theirs, and the weights that
-    /// compete, if not the usual ones.
+    /// The metric pipeline, for an initialiser that uses one, and the scope in which weights compete;
+    /// `None` for the initialiser's own.
     pub metric: (&'a [MetricStep], Option<Scope>),
-    /// The sparse checkpoint whose zeros are the initial masks, if it is not the model's own.
+    /// The sparse checkpoint whose zeros are the initial masks; `None` for the model's own zeros.
     pub zeros: Option<&'a Reader>,
-    /// On whose hidden states statistics are gathered.
+    /// Which model's hidden states the statistics are computed on.
     pub side: Side,
-    /// The format in which changed weights are stored; as in the checkpoint if there is none.
+    /// The format in which changed weights are stored; `None` for the checkpoint's.
     pub dtype: Option<Dtype>,
     /// The directory for the scratch file of changed weights.
     pub scratch: &'a Path,
 }
 
-/// Chooses the initial masks. The statistics of a layer come from the hidden states that the
-/// already pruned layers before it produce, or the dense ones; all of a layer's from one forward
-/// pass of it, dense.
+/// Chooses the initial masks, layer by layer. A dense forward pass of a layer gives its statistics;
+/// its input is the output of the layers before, pruned or dense as `side` says.
 ///
 /// # Errors
 /// [`Error`] if the model cannot be run on the samples or a mask cannot be made.
@@ -82,13 +81,13 @@ pub fn initial_masks<D: Ops>(
 }
 
 impl InitialMasks<'_> {
-    /// The statistics that the masks need.
+    /// The statistics that the initialiser and its metrics need.
     pub(super) fn needs(&self) -> Needs {
         self.init.needs.or(pipeline::needs(self.metric.0))
     }
 
-    /// Chooses the initial masks of a layer, with the statistics that one dense forward pass of it
-    /// gives.
+    /// Chooses the initial masks of a layer, with the statistics of one dense forward pass on
+    /// `stream`.
     pub(super) fn layer<D: Ops>(
         &self,
         model: &Model<'_, D>,

@@ -1,7 +1,7 @@
-//! The loop over the layers: initial masks, then the stages that refine them, block by block.
+//! The loop over the decoder layers: initial masks, then the stages that refine them, block by block.
 //!
-//! A pass goes through the decoder layers with one layer's weights at a time; only the hidden
-//! states of the calibration samples, and the masks, live from layer to layer.
+//! A pass holds the weights of one layer at a time. Only the masks and the hidden states of the
+//! calibration samples are kept from layer to layer.
 
 mod allocate;
 mod group;
@@ -46,39 +46,39 @@ pub enum Error {
     /// The model could not be run.
     #[error(transparent)]
     Model(#[from] model::Error),
-    /// A mask could not be made.
+    /// A mask could not be computed.
     #[error(transparent)]
     Mask(#[from] mask::Error),
     /// A metric failed.
     #[error("metric `{metric}` on `{tensor}`: {source}")]
     Metric {
-        /// Its name.
+        /// The metric's name.
         metric: String,
-        /// The matrix that it was to score.
+        /// The tensor name of the matrix to score.
         tensor: String,
-        /// What it says.
+        /// The metric's error.
         source: barber_metric::Error,
     },
-    /// The predictions overflow.
+    /// The divergence from the dense model's predictions is not finite.
     #[error(
         "the predictions' divergence from the dense model's is {divergence} nats per token; \
          the model's activations overflow f32 on the calibration samples"
     )]
     Divergence {
-        /// The divergence.
+        /// The divergence, in nats per token.
         divergence: f64,
     },
-    /// The activations overflow.
+    /// The output error of a group is not finite.
     #[error(
         "layer {layer}, {group}: the output error is {loss}; \
          the model's activations overflow f32 on the calibration samples"
     )]
     NotFinite {
-        /// The decoder layer.
+        /// Index of the decoder layer.
         layer: usize,
-        /// The group.
+        /// Name of the group.
         group: String,
-        /// Its loss.
+        /// The output error.
         loss: f64,
     },
 }
@@ -92,14 +92,14 @@ impl From<checkpoint::Error> for Error {
 /// The calibration samples, token ids each.
 #[derive(Clone, Copy, Debug)]
 pub struct Sampled<'a> {
-    /// All of them.
+    /// The token ids of each sample, the held-out ones last.
     pub ids: &'a [Vec<u32>],
-    /// How many, the last ones, are no part of any statistics: what is decided is judged by them.
+    /// Number of held-out samples. Statistics exclude them; they judge what a stage decided.
     pub held_out: usize,
 }
 
 impl<'a> Sampled<'a> {
-    /// Those that statistics are of.
+    /// The samples that statistics are computed on.
     fn calibration(self) -> &'a [Vec<u32>] {
         &self.ids[..self.ids.len().saturating_sub(self.held_out)]
     }
@@ -111,20 +111,20 @@ impl<'a> From<&'a [Vec<u32>]> for Sampled<'a> {
     }
 }
 
-/// How masks are refined.
+/// The settings of a refinement.
 pub struct Refinement<'a> {
     /// The stages, in order.
     pub stages: &'a [Refine],
-    /// What scores weights, for the stages that swap by scores.
+    /// The metric pipeline that scores weights, for stages that swap by scores.
     pub pipeline: &'a [MetricStep],
-    /// The weight, β, of the outputs on the dense model's own hidden states in a group's target
-    /// output; the rest is the dense outputs on the hidden states of the pruned model.
+    /// The weight β in a group's target output: β times the dense outputs on the dense model's hidden
+    /// states, plus 1 − β times the dense outputs on the pruned model's.
     pub blend: f32,
     /// Which model's hidden states the statistics of inputs are computed on.
     pub statistics: Side,
-    /// The initialiser, where a layer's masks start when the layer is reached.
+    /// The settings for initial masks, where these are made layer by layer with the refinement.
     pub initial: Option<InitialMasks<'a>>,
-    /// The format in which changed weights are stored; as in the checkpoint if there is none.
+    /// The format in which changed weights are stored; `None` for the checkpoint's.
     pub dtype: Option<Dtype>,
     /// The directory for the scratch file of changed weights.
     pub scratch: &'a Path,
@@ -133,27 +133,27 @@ pub struct Refinement<'a> {
 /// What the stages did to one group.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupReport {
-    /// The decoder layer.
+    /// Index of the decoder layer.
     pub layer: usize,
-    /// The group.
+    /// Name of the group.
     pub group: String,
-    /// Stage by stage.
+    /// What each stage did, in order.
     pub stages: Vec<StageReport>,
 }
 
 impl GroupReport {
-    /// Where the group is, as a reader is told: `layer 3's mlp`.
+    /// The group in words: `layer 3's mlp`.
     pub fn place(&self) -> String {
         place(self.layer, &self.group)
     }
 
-    /// The error before the first stage and after the last one.
+    /// The output errors before the first stage and after the last; `None` without stages.
     pub fn errors(&self) -> Option<[Loss; 2]> {
         Some([self.stages.first()?.before, self.stages.last()?.after])
     }
 }
 
-/// Where a group is, as a reader is told.
+/// A group in words: `layer 3's mlp`.
 pub(crate) fn place(layer: usize, group: &str) -> String {
     format!("layer {layer}'s {group}")
 }
@@ -161,17 +161,17 @@ pub(crate) fn place(layer: usize, group: &str) -> String {
 /// What a stage did to one group.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageReport {
-    /// The stage.
+    /// Name of the stage.
     pub stage: String,
-    /// Mean squared error of the group's output before it.
+    /// Mean squared error of the group's output before the stage.
     pub before: Loss,
-    /// And after it.
+    /// Mean squared error of the group's output after the stage.
     pub after: Loss,
-    /// Whether what it did stayed: a guarded stage takes back what does not lower the error.
+    /// Whether the changes were kept: a guarded stage is undone where it does not lower the error.
     pub accepted: bool,
-    /// What was done to each matrix.
+    /// What the stage did to each matrix.
     pub matrices: Vec<MatrixReport>,
-    /// The scores of the group's weights, where the stage swapped weights by such.
+    /// The distribution of the weights' scores, for a stage that swaps by scores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scores: Option<Distribution>,
 }
@@ -179,47 +179,47 @@ pub struct StageReport {
 /// What a stage did to one matrix.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MatrixReport {
-    /// Its tensor name.
+    /// Tensor name of the matrix.
     pub tensor: String,
-    /// How many of its weights came back.
+    /// Number of pruned weights that the stage kept again.
     pub came_back: usize,
-    /// How many it kept before.
+    /// Number of kept weights before the stage.
     #[serde(default)]
     pub kept_before: usize,
-    /// How many it keeps.
+    /// Number of kept weights after the stage.
     pub kept: usize,
-    /// How many it has.
+    /// Number of weights of the matrix.
     pub weights: usize,
 }
 
-/// A pass through the layers, as it is before one of them.
+/// The state of a pass through the layers, before one of them.
 #[derive(Debug)]
 pub struct Pass<D: Ops> {
-    /// The layer.
+    /// Index of the next layer.
     pub layer: usize,
-    /// What the layers before it decided, and a pass before this one.
+    /// The masks and changed weights of the layers before, and of earlier passes.
     pub pruned: Pruned,
-    /// The hidden states of the samples. None: those before the first layer, if it is that.
+    /// The hidden states of the samples at this layer; empty before the first layer.
     pub streams: Vec<Stream<D>>,
 }
 
 impl<D: Ops> From<Pruned> for Pass<D> {
-    /// The beginning of a pass.
+    /// A pass at its first layer.
     fn from(pruned: Pruned) -> Self {
         Self { layer: 0, pruned, streams: Vec::new() }
     }
 }
 
-/// Who is told how a pass goes on. A closure is told the events.
+/// Watches a pass. A closure gets the events.
 pub trait Observer<D: Ops> {
-    /// Something happens.
+    /// Called for each event.
     fn event(&mut self, event: Event<'_>);
 
-    /// The first `layers` layers are done: a [`Pass`] of the same would go on in the same way. After
-    /// the last one there are no streams any more.
+    /// Called after each layer, with the number of `layers` done. A [`Pass`] of these values
+    /// continues the run. After the last layer `streams` is empty.
     ///
     /// # Errors
-    /// If the pass is to end with that.
+    /// An error ends the pass.
     fn state(
         &mut self,
         layers: usize,
@@ -237,19 +237,19 @@ impl<D: Ops, F: FnMut(Event<'_>)> Observer<D> for F {
     }
 }
 
-/// What happens, as it happens.
+/// An event of a pass.
 pub enum Event<'a> {
-    /// What was measured of a matrix of a group.
+    /// The statistics of a matrix, by its tensor name, were computed.
     Measured(&'a str, &'a Statistics),
-    /// A group's stages are done.
+    /// All stages of a group are done.
     Group(&'a GroupReport),
-    /// A layer is done.
+    /// The layer of this index is done.
     Layer(usize),
     /// A step of a stage that works on the whole model is done.
     Step(&'a Step),
 }
 
-/// Says where the executor failed.
+/// Adds the layer and the step to an error of the executor.
 fn failed(layer: usize, what: &str) -> impl FnOnce(executor::Error) -> model::Error + use<> {
     model::Error::executor(format!("layer {layer}, {what}"))
 }
@@ -263,21 +263,21 @@ fn members(plan: &Plan, layer: usize) -> Vec<Vec<usize>> {
     Part::ALL.map(of).into()
 }
 
-/// The hidden states of the calibration samples.
+/// The hidden states of the calibration samples at the current layer.
 struct Streams<D: Ops> {
-    /// As the pruned layers so far gave them.
+    /// The outputs of the pruned layers before.
     sparse: Stream<D>,
-    /// As the dense ones did, where they are part of the target output.
+    /// The outputs of the dense layers before, where the target output or statistics use them.
     dense: Option<Stream<D>>,
 }
 
 impl<D: Ops> Streams<D> {
-    /// Each of them.
+    /// The sparse stream, then the dense one.
     fn all(&self) -> impl Iterator<Item = &Stream<D>> {
         std::iter::once(&self.sparse).chain(&self.dense)
     }
 
-    /// One of them.
+    /// The stream of a side; the sparse one where there is no dense one.
     fn of(&self, side: Side) -> &Stream<D> {
         match (side, &self.dense) {
             (Side::Dense, Some(dense)) => dense,
@@ -286,14 +286,15 @@ impl<D: Ops> Streams<D> {
     }
 }
 
-/// Refines masks, block by block, on the hidden states of the refined model, from the masks that there
-/// are or from where a pass was left. Without `pruned` masks
-/// [`Refinement::initial`] makes those of each layer when it is reached, from the hidden states of the
-/// refined layers before it; a dense forward pass that gives its statistics serves the first stage
-/// too. A layer with a block across parts gets the initial masks of both parts first.
+/// Refines the masks of `from`, block by block. A layer's input is the output of the refined layers
+/// before it.
+///
+/// With [`Refinement::initial`] each layer gets its initial masks when it is reached; the dense forward
+/// pass that gives their statistics also serves the first stage. In a layer with a block across parts,
+/// all parts get their initial masks first.
 ///
 /// # Errors
-/// [`Error`] if the model cannot be run on the samples, a metric fails or a mask cannot be made.
+/// [`Error`] if the model cannot be run on the samples, a metric fails or a mask cannot be computed.
 pub fn refine<D: Ops>(
     model: &Model<'_, D>,
     plan: &Plan,
@@ -337,7 +338,7 @@ pub fn refine<D: Ops>(
     Ok(pruned)
 }
 
-/// Refines the masks of the whole model by the stages that work on it, once its layers are done.
+/// Refines the masks of the whole model, after its layers, by the `stages` that work on all of it.
 ///
 /// # Errors
 /// [`Error`] if the model cannot be run on the samples.
@@ -352,15 +353,15 @@ pub fn refine_model<D: Ops>(
     Ok(state.pruned)
 }
 
-/// What a pass through a dense part left for the part's groups.
+/// The results of a pass through a dense part, for the groups of the part.
 struct DensePart<D: Ops> {
-    /// Statistics of its linear layers.
+    /// Statistics of the part's linear layers.
     statistics: Vec<Statistics>,
-    /// Outputs of its linear layers on the sparse stream.
+    /// Outputs of the part's linear layers on the sparse stream.
     cache: Option<ActivationCache<D>>,
-    /// The target output of its groups.
+    /// The target output of the part's groups.
     target: Option<Store<D>>,
-    /// Its outputs on the dense stream.
+    /// The part's outputs on the dense stream.
     on_dense: Option<Store<D>>,
 }
 
@@ -375,19 +376,19 @@ struct Refining<'a, D: Ops> {
 }
 
 impl<D: Ops> Refining<'_, D> {
-    /// The groups that are judged by more than one part.
+    /// The groups whose output error spans more than one part.
     fn across(&self) -> impl Iterator<Item = &Group> {
         self.groups.iter().filter(|group| group.parts.len() > 1)
     }
 
-    /// The weights of some parts, dense.
+    /// The dense weights of some parts.
     fn dense(&self, parts: &[Part]) -> Result<Vec<PartWeights<D>>, model::Error> {
         let dense = Pruned::dense();
         parts.iter().map(|part| self.model.part(self.layer, *part, &dense)).collect()
     }
 
-    /// Runs a part dense where that is of use: for the statistics that the initial masks and the
-    /// first stage need, and where there is a dense stream, for that.
+    /// Runs the dense part if anything needs it: statistics of the initial masks or of the first
+    /// stage, or a dense stream.
     fn dense_part(
         &self,
         part: Part,
@@ -428,8 +429,8 @@ impl<D: Ops> Refining<'_, D> {
         })
     }
 
-    /// Refines the masks of a part's groups and moves the hidden states on through it. Groups
-    /// across parts come before the first.
+    /// Refines the masks of a part's groups, then moves the hidden states through the part. Groups
+    /// across parts are refined with the first part.
     fn part(
         &self,
         part: Part,
@@ -463,7 +464,7 @@ impl<D: Ops> Refining<'_, D> {
                 advances: false,
                 recorded: None,
             };
-            // The last group's output with its last masks is what the stream goes on with.
+            // The stream advances with the output of the last group with its last masks.
             let last = i + 1 == groups.len() && own;
             let (report, advanced) = state.refine(refinement.stages, last, event)?;
             moved = advanced;

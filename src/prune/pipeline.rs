@@ -12,7 +12,7 @@ pub(crate) fn needs(pipeline: &[MetricStep]) -> Needs {
     pipeline.iter().fold(Needs::NOTHING, |needs, (_, metric)| needs.or(metric.needs()))
 }
 
-/// The scores of a matrix' weights.
+/// The scores of a matrix's weights, row-major.
 pub(super) fn score(pipeline: &[MetricStep], stats: &LayerStats<'_>) -> Result<Vec<f32>, Error> {
     let mut scores = vec![1.0; stats.weight.len()];
     for (name, metric) in pipeline {

@@ -1,5 +1,4 @@
-//! What pruning costs: the passes that the layers and the stages make, in their order, each counted
-//! from its shape.
+//! The cost of pruning: the passes of all layers and stages, in order, each counted from its shape.
 
 use barber_metric::Needs;
 
@@ -11,48 +10,48 @@ use crate::{
     plan::{Group, Plan},
 };
 
-/// What decides the cost of pruning.
+/// The settings that determine the cost of pruning.
 #[derive(Clone, Debug)]
 pub struct Pruning<'a> {
-    /// Calibration samples.
+    /// Number and lengths of the calibration samples.
     pub calibration: Extent,
-    /// What the initial masks need.
+    /// Statistics that the initial masks need.
     pub initial_needs: Needs,
     /// Whether the initial masks are made in one pass with the refinement.
     pub single: bool,
-    /// The stages of the refinement that work group by group, if there are some.
+    /// The stages that work group by group.
     pub stages: &'a [Refine],
-    /// Those that work on the whole model after them.
+    /// The stages that work on the whole model, after the others.
     pub model_stages: &'a [Refine],
-    /// What the metrics need that score weights for them.
+    /// Statistics that the metric pipeline of the stages needs.
     pub metrics: Needs,
-    /// Whether the dense model's hidden states are there too.
+    /// Whether the dense model's hidden states are kept, too.
     pub dense: bool,
     /// Which model's hidden states the statistics of inputs are computed on.
     pub statistics: Side,
-    /// Bytes of a number of a hidden state that waits.
+    /// Bytes per number of a stored hidden state.
     pub stream_size: usize,
 }
 
-/// What passes cost.
+/// The cost of some passes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cost {
     /// Floating-point operations of all matrix products.
     pub operations: f64,
-    /// Bytes of weights, and of the statistics that are gathered, at the peak.
+    /// Peak bytes of weights and statistics.
     pub held: f64,
-    /// Bytes of these statistics.
+    /// Peak bytes of statistics.
     pub gathered: f64,
-    /// Bytes of matrices of hidden states and outputs, at the peak.
+    /// Peak bytes of hidden states and outputs.
     pub matrices: f64,
-    /// Bytes of those that wait, at the peak.
+    /// Peak bytes of hidden states and outputs that are stored between passes.
     pub waiting: f64,
-    /// The matrices of each width, at its own peak: freed ones wait to be used again.
+    /// Peak number of rows of each width, per width: freed matrices are kept for reuse.
     pub widths: Rows,
 }
 
 impl Cost {
-    /// Adds a pass, while some matrices wait.
+    /// Adds a pass during which the matrices of `waiting` are stored.
     fn add(&mut self, pass: &PassShape<'_>, waiting: &Rows) {
         let widths = pass.matrices().and(waiting);
         let gathered = pass.gathered_bytes();
@@ -66,7 +65,7 @@ impl Cost {
         });
     }
 
-    /// Adds what comes after.
+    /// Adds the cost of later passes: operations add up, peaks are maxima.
     pub fn then(&mut self, other: Self) {
         self.operations += other.operations;
         self.held = self.held.max(other.held);
@@ -77,13 +76,13 @@ impl Cost {
     }
 }
 
-/// A layer that is to be pruned.
+/// A layer whose passes are counted.
 struct Work<'a> {
     pruning: &'a Pruning<'a>,
     groups: &'a [Group],
     /// Width of the hidden states.
     width: usize,
-    /// Its parts.
+    /// The shapes of the layer's parts.
     parts: Vec<PartShape>,
     /// The indices of the pruned matrices in each part.
     members: Vec<Vec<usize>>,
@@ -95,13 +94,13 @@ impl Pruning<'_> {
         Tokens { calibration, held_out, sequence: self.calibration.longest }
     }
 
-    /// A layer's passes for an allocation.
+    /// Cost of a layer's passes for an allocation.
     pub fn allocation(&self, plan: &Plan, (index, layer): (usize, &Layer), by: By) -> Cost {
         let (work, mut cost) = (Work::new(self, plan, (index, layer)), Cost::default());
         let tokens = Tokens { held_out: 0.0, ..self.tokens() };
         let (needs, tried) = match by {
             By::Outliers(_) => (Needs::INPUT_SQUARE, 0_u32),
-            // The dense layer, and three sparse ones.
+            // One dense layer and three sparse ones.
             By::Error => (self.initial_needs, 4),
         };
         let (whole, probe) =
@@ -115,7 +114,7 @@ impl Pruning<'_> {
         cost
     }
 
-    /// The passes of a layer for the initial masks that are made before any refinement of it.
+    /// Cost of a layer's passes for initial masks that are made before its refinement.
     pub fn initial(&self, plan: &Plan, (index, layer): (usize, &Layer)) -> Cost {
         let work = Work::new(self, plan, (index, layer));
         let mut cost = Cost::default();
@@ -132,7 +131,7 @@ impl Pruning<'_> {
         cost
     }
 
-    /// The passes of a layer's refinement, and for the initial masks that are made with it.
+    /// Cost of a layer's refinement, and of initial masks that are made with it.
     pub fn refinement(&self, plan: &Plan, (index, layer): (usize, &Layer)) -> Cost {
         let mut cost = Cost::default();
         if !self.stages.is_empty() {
@@ -153,7 +152,7 @@ impl<'a> Work<'a> {
         Self { pruning, groups, width, parts, members }
     }
 
-    /// The passes that move a stream on.
+    /// Adds the passes that advance a stream.
     fn advance(&self, cost: &mut Cost, tokens: Tokens) {
         for part in &self.parts {
             let pass = PassShape::new(vec![part.clone()], tokens);
@@ -161,7 +160,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// So many streams and outputs of all samples.
+    /// The rows of `count` streams or outputs of all samples.
     fn stores(&self, count: f64, tokens: Tokens) -> Rows {
         let mut rows = Rows::default();
         let rounded = self.pruning.stream_size as f64 / size_of::<f32>() as f64;
@@ -169,7 +168,7 @@ impl<'a> Work<'a> {
         rows
     }
 
-    /// Whether groups are judged by more than one part.
+    /// Whether the output error of a group spans more than one part.
     fn is_across(&self) -> bool {
         self.groups.iter().any(|group| group.parts.len() > 1)
     }
@@ -179,7 +178,7 @@ impl<'a> Work<'a> {
         parts.iter().map(|part| self.parts[*part as usize].clone()).collect()
     }
 
-    /// The refinement of a part's groups; groups across parts come before the first.
+    /// Cost of refining a part's groups; groups across parts count with the first part.
     fn part(&self, part: Part) -> Cost {
         let Pruning { initial_needs, single, stages, dense, statistics, .. } = self.pruning;
         let of_inputs = stages.first().is_some_and(|stage| stage.needs_gram());
@@ -190,7 +189,7 @@ impl<'a> Work<'a> {
         let members = std::slice::from_ref(&self.members[part as usize]);
         let pass = || PassShape::new(self.parts(&[part]), tokens);
         let probe = Some(Probe::new(members, needs));
-        // A stream and outputs, of each model.
+        // One stream and its outputs for each model.
         let mut waiting = self.stores(if *dense { 4.0 } else { 2.0 }, tokens);
         let mut cost = Cost::default();
         let mut known = None;
@@ -226,7 +225,7 @@ impl<'a> Work<'a> {
                 advances: false,
                 records: false,
             };
-            // The last group's output with its last masks is what the stream goes on with.
+            // The stream advances with the output of the last group with its last masks.
             advanced = tally.stages(own && i + 1 == groups.len());
             cost = tally.cost;
         }
@@ -237,14 +236,14 @@ impl<'a> Work<'a> {
     }
 }
 
-/// The cost of a group so far, and what is known of it. A stage counts its passes here.
+/// The cost of a group so far, and what is known of the group. A stage counts its passes here.
 pub struct Tally<'a> {
     pruning: &'a Pruning<'a>,
     parts: Vec<PartShape>,
     /// The indices of the group's matrices in each part.
     members: &'a [Vec<usize>],
     cost: Cost,
-    /// What waits between passes.
+    /// Matrices that are stored between passes.
     waiting: Rows,
     /// Which outputs of the dense part are known.
     known: Option<Recorded>,
@@ -252,11 +251,11 @@ pub struct Tally<'a> {
     has_grams: bool,
     /// Whether the output error is known.
     has_error: bool,
-    /// Whether the stage measures the output error of its result itself.
+    /// Whether the stage itself measures the output error of its result.
     measures_result: bool,
-    /// Whether the stream moves on with the stage's result.
+    /// Whether the stream advances with the stage's result.
     advances: bool,
-    /// Whether the outputs of the first layers are recorded for that.
+    /// Whether the outputs of the first layers are recorded for the advance.
     records: bool,
 }
 
@@ -283,7 +282,7 @@ impl<'a> Tally<'a> {
         self.cost.add(pass, &self.waiting);
     }
 
-    /// A pass of the group for its outputs.
+    /// A pass through the group that computes its outputs.
     fn pass(&self) -> PassShape<'a> {
         PassShape {
             needs_output: true,
@@ -291,23 +290,23 @@ impl<'a> Tally<'a> {
         }
     }
 
-    /// A forward pass of the group.
+    /// Counts a forward pass of the group.
     pub fn forward(&mut self) {
         self.add(&self.pass());
     }
 
-    /// A forward pass of the group over the held-out samples.
+    /// Counts a forward pass of the group over the held-out samples.
     pub fn held_out(&mut self) {
         let tokens = Tokens { calibration: 0.0, ..self.pruning.tokens() };
         self.add(&PassShape { tokens, ..self.pass() });
     }
 
-    /// A pass of the dense group, whose outputs may be known, or some of them.
+    /// A pass of the dense group; it reuses the outputs that are known.
     fn dense(&self) -> PassShape<'a> {
         PassShape { cache: self.known.map_or(CacheShape::Off, CacheShape::Use), ..self.pass() }
     }
 
-    /// The target output, unless it is known.
+    /// Counts the target output, unless it is known.
     pub fn target(&mut self) {
         if !std::mem::replace(&mut self.has_target, true) {
             self.add(&self.dense());
@@ -317,7 +316,7 @@ impl<'a> Tally<'a> {
         }
     }
 
-    /// The output error, unless it is known.
+    /// Counts the output error, unless it is known.
     pub fn error(&mut self) {
         if !self.has_error {
             self.target();
@@ -326,12 +325,12 @@ impl<'a> Tally<'a> {
         self.has_error = true;
     }
 
-    /// The sparse outputs, and what the metrics need, at the dense weights, which are compared with
-    /// them.
+    /// Counts the sparse outputs, and the metrics' statistics at the dense weights, whose outputs are
+    /// compared with the sparse ones.
     pub fn dense_statistics(&mut self) {
         let mut sparse = self.pass();
         if self.advances {
-            // For the pass that moves the stream on.
+            // For the pass that advances the stream.
             self.records = true;
             sparse.cache = CacheShape::Record(Recorded::First);
             self.waiting = std::mem::take(&mut self.waiting).and(&sparse.records());
@@ -339,13 +338,14 @@ impl<'a> Tally<'a> {
         self.add(&sparse);
         let probe = Some(Probe::new(self.members, self.pruning.metrics));
         self.add(&PassShape { probe, ..self.dense() });
-        // The dense outputs are the target output, unless that is blended; and their error counts,
-        // unless the sparse ones are rounded.
+        // Without blending, the dense outputs are the target output. Without rounding, their error is
+        // the output error.
         self.has_target |= !self.pruning.dense;
         self.has_error |= !self.pruning.dense && self.pruning.stream_size == size_of::<f32>();
     }
 
-    /// What the metrics need, at the sparse weights, which are compared with the target output.
+    /// Counts the metrics' statistics at the sparse weights, whose outputs are compared with the
+    /// target output.
     pub fn sparse_statistics(&mut self) {
         self.target();
         let probe = Some(Probe::new(self.members, self.pruning.metrics));
@@ -353,7 +353,7 @@ impl<'a> Tally<'a> {
         self.has_error = true;
     }
 
-    /// The Gram matrices of inputs, unless they are known.
+    /// Counts the Gram matrices of inputs, unless they are known.
     pub fn grams(&mut self) {
         if !self.has_grams {
             let beside = self.pruning.dense.then_some(self.pruning.statistics);
@@ -362,7 +362,7 @@ impl<'a> Tally<'a> {
         }
     }
 
-    /// So many passes over the calibration samples, each with a gradient.
+    /// Counts `passes` passes over the calibration samples, each with a gradient.
     pub fn gradients(&mut self, passes: usize) {
         let tokens = Tokens { held_out: 0.0, ..self.pruning.tokens() };
         let probe = Probe { members: self.members, needs: Needs::NOTHING, gradient: true };
@@ -370,7 +370,7 @@ impl<'a> Tally<'a> {
         (0..passes).for_each(|_| self.add(&pass));
     }
 
-    /// The stage measures the output error of its result itself.
+    /// Notes that the stage itself measures the output error of its result.
     pub fn measures_result(&mut self) {
         (self.measures_result, self.has_error) = (true, true);
     }

@@ -1,9 +1,9 @@
-//! What a recipe says to no effect. That is no error, and mostly not what was meant.
+//! Warnings about settings without effect, which are not errors.
 
 use super::{Loaded, MetricStep, Prompts, Scope};
 
 impl Loaded {
-    /// What has no effect, in sentences that name the key and its place.
+    /// Warnings about settings without effect; each names the key and where it is set.
     pub fn advice(&self) -> Vec<String> {
         let recipe = &self.recipe;
         let scored = recipe.refine.iter().filter(|stage| stage.uses_metrics());
@@ -35,7 +35,7 @@ impl Loaded {
         advice
     }
 
-    /// The steps `normalise` of a pipeline that change no order among the weights that compete.
+    /// Warnings about `normalise` steps that do not change the order of competing weights.
     fn idle_normalising(
         &self,
         key: &str,
@@ -45,7 +45,7 @@ impl Loaded {
         let steps = pipeline.iter().enumerate().filter(|(_, of)| of.metric == "normalise");
         let idle = steps.filter_map(|(i, of)| {
             let over = of.parameters.get("over").and_then(|over| over.as_str()).unwrap_or("row");
-            // Each of these scopes is a part of what the mean is taken over, or all of it.
+            // Scopes that lie within what the mean is taken over.
             let within: &[Scope] = match over {
                 "row" => &[Scope::Row],
                 "column" => &[Scope::Column],

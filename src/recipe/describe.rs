@@ -1,14 +1,14 @@
-//! What a recipe does, in words.
+//! Descriptions of a recipe's settings.
 
 use super::{MetricStep, Recipe};
 use crate::prune::stage::Described;
 
-/// The metrics of a pipeline.
+/// The names of a pipeline's metrics.
 fn names(pipeline: &[MetricStep]) -> String {
     pipeline.iter().map(|step| step.metric.as_str()).collect::<Vec<_>>().join(" · ")
 }
 
-/// How initial masks are made.
+/// The initial masks, in a line.
 pub(crate) fn init(recipe: &Recipe) -> String {
     let init = recipe.mask.init;
     if init.metrics {
@@ -21,7 +21,7 @@ pub(crate) fn init(recipe: &Recipe) -> String {
     }
 }
 
-/// The stages of the refinement, for these groups, each in a line.
+/// The stages of the refinement of these groups, one line each.
 pub(crate) fn stages(recipe: &Recipe, groups: &[&str]) -> Vec<String> {
     let metrics = &names(&recipe.metric);
     let described = Described { metrics, groups, blend: recipe.streams.blend };

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// assert_eq!(Device::Cpu.to_string(), "cpu");
 /// assert_eq!(
 ///     "gpu".parse::<Device>().unwrap_err(),
-///     "`gpu` is no device: expected `cpu`, or `cuda:0` for the first NVIDIA GPU",
+///     "unknown device `gpu`: expected `cpu`, or `cuda:0` for the first NVIDIA GPU",
 /// );
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ pub enum Device {
     /// The processor.
     #[default]
     Cpu,
-    /// The NVIDIA GPU with this number.
+    /// The NVIDIA GPU of this index.
     Cuda(usize),
 }
 

@@ -1,4 +1,4 @@
-//! What is wrong with the keys and the types of a recipe's values, and what its author may have meant.
+//! Finds unknown keys and values of the wrong type in a recipe, and suggests corrections.
 
 use figment::{
     error::{Actual, Kind},
@@ -11,14 +11,14 @@ use super::{
 };
 use crate::nearest::nearest;
 
-/// More are no help.
+/// Maximum number of type errors that are collected.
 const MOST_PROBLEMS: usize = 100;
 
-/// Removes the keys that no recipe has.
+/// Removes unknown keys and reports them.
 pub(super) fn take_unknown(value: &mut Value, path: &mut Vec<String>, problems: &mut Vec<Problem>) {
     match value {
         Value::Dict(_, dict) => {
-            // What a metric's parameters are, only the metric knows.
+            // Only a metric knows its parameters.
             let open = matches!(path.as_slice(), [first, ..] if first == "metric")
                 || matches!(path.as_slice(), [first, second, ..] if first == "mask" && second == "metric");
             if !open && has_children(path) {
@@ -71,7 +71,7 @@ pub(super) fn unknown(path: Vec<String>) -> Problem {
         Some((name, table)) => (name.clone(), table.to_vec()),
         None => (String::new(), Vec::new()),
     };
-    // It may stand in the wrong table.
+    // The key may be in the wrong table.
     let elsewhere = keys()
         .iter()
         .find(|key| key.path.rsplit('.').next() == Some(&name) && key.path.contains('.'));
@@ -104,7 +104,7 @@ pub(super) fn typed(error: figment::Error) -> Problem {
             (Fault::Choice { found }, Some(help))
         }
         Kind::UnknownField(name, known) => {
-            // figment has the key in the path where a map's own key is at fault.
+            // For a wrong key of a map, figment's path includes the key.
             if path.last() != Some(&name) {
                 path.push(name.clone());
             }
@@ -141,7 +141,7 @@ pub(super) fn shown(value: &Actual) -> String {
     }
 }
 
-/// What a type is to the author of a recipe.
+/// A Rust type in the words of a recipe's author.
 fn kind(expected: String) -> String {
     match expected.as_str() {
         "f32" | "f64" => "a number",
@@ -157,8 +157,7 @@ fn kind(expected: String) -> String {
     .into()
 }
 
-/// Reads values as what they should be, again and again, each time without what was found to be
-/// wrong: that finds all of it.
+/// Deserializes a value, and repeats that without each wrong value, so that all errors are found.
 pub(super) fn read_all<T>(
     values: &mut Value,
     read: impl Fn(&Value) -> figment::error::Result<T>,
@@ -186,7 +185,7 @@ pub(super) fn read_all<T>(
     }
 }
 
-/// Removes the value at `path`, or the array that it is in; returns whether there was one.
+/// Removes the value at `path`, or the array that holds it; returns whether there was one.
 fn remove(value: &mut Value, path: &[String]) -> bool {
     let Some((first, rest)) = path.split_first() else { return false };
     let Value::Dict(_, dict) = value else { return false };

@@ -1,5 +1,4 @@
-//! What is wrong with a recipe: every problem names its key, where its value comes from, and what
-//! to do about it.
+//! The errors of a recipe: every problem names its key, the source of its value, and what to do.
 
 use std::{fmt, ops::Range, sync::Arc};
 
@@ -9,13 +8,13 @@ use miette::{
 
 use crate::limits::PROBLEMS;
 
-/// Why a recipe could not be resolved: all that was found to be wrong, not just the first.
+/// All problems of a recipe that could not be resolved.
 #[derive(Debug)]
 pub struct RecipeError {
-    /// What the user calls the recipe: its file.
+    /// The recipe's file, as the user named it.
     name: String,
     problems: Vec<Problem>,
-    /// How many more there are.
+    /// Number of further problems, which are not kept.
     more: usize,
 }
 
@@ -28,7 +27,7 @@ impl RecipeError {
         Self { name: name.into(), problems, more }
     }
 
-    /// The problems, in the order they were found, as far as they are shown.
+    /// The problems in the order they were found, at most as many as are shown.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
@@ -80,25 +79,25 @@ impl Diagnostic for RecipeError {
     }
 }
 
-/// One thing that is wrong with a recipe.
+/// A problem with one key of a recipe.
 #[derive(Clone, Debug)]
 pub struct Problem {
     /// The segments of the key's path.
     pub(super) path: Vec<String>,
-    /// In which way it is wrong.
+    /// What is wrong.
     pub fault: Fault,
     /// What to do about it.
     pub help: Option<String>,
-    /// Where the value comes from: `recipe.toml line 12`, `environment variable BARBER_…`,
-    /// `--set …`; `None` if it is nowhere.
+    /// The source of the value: `recipe.toml line 12`, `environment variable BARBER_…`, `--set …`;
+    /// `None` if the key is not set.
     pub origin: Option<String>,
-    /// What of that to point at.
+    /// The piece of the source to point at.
     pub(super) excerpt: Option<Excerpt>,
-    /// The key that it is in conflict with.
+    /// The key that the value conflicts with.
     pub(super) against: Option<Against>,
 }
 
-/// A piece of a text that a recipe is made of.
+/// A piece of a recipe's file, of a `--set` or of an environment variable.
 #[derive(Clone, Debug)]
 pub(super) struct Excerpt {
     pub(super) name: Arc<str>,
@@ -106,13 +105,13 @@ pub(super) struct Excerpt {
     pub(super) span: Range<usize>,
 }
 
-/// A key that another one is in conflict with.
+/// A key that another key conflicts with.
 #[derive(Clone, Debug)]
 pub(super) struct Against {
     pub(super) path: Vec<String>,
-    /// Where it stands, if that is in the same text.
+    /// The place of the key, if it is in the same text.
     pub(super) span: Option<Range<usize>>,
-    /// Where it comes from, if that is anywhere else.
+    /// The source of the key, if it is in another text.
     pub(super) origin: Option<String>,
 }
 
@@ -121,7 +120,7 @@ impl Problem {
         Self { path, fault, help: None, origin: None, excerpt: None, against: None }
     }
 
-    /// A problem with the key `key`, written with dots.
+    /// A problem with `key`, whose segments are joined by dots.
     pub(super) fn at(key: &str, fault: Fault) -> Self {
         Self::new(segments(key), fault)
     }
@@ -136,18 +135,18 @@ impl Problem {
         self.path.join(".")
     }
 
-    /// Whether it is what another one is.
+    /// Whether two problems are the same.
     pub(super) fn is(&self, other: &Self) -> bool {
         (&self.path, &self.fault, &self.origin) == (&other.path, &other.fault, &other.origin)
     }
 
-    /// What it points at: a piece of a file's text, of a `--set` or of an environment variable.
+    /// The text that the problem points at, in a file, a `--set` or an environment variable.
     pub fn excerpt(&self) -> Option<&str> {
         let Excerpt { text, span, .. } = self.excerpt.as_ref()?;
         text.get(span.clone())
     }
 
-    /// Says which key, written with dots, makes the value wrong.
+    /// Adds the key that the value conflicts with; its segments are joined by dots.
     pub(super) fn against(mut self, key: &str) -> Self {
         self.against = Some(Against { path: segments(key), span: None, origin: None });
         self
@@ -186,7 +185,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Where a value is from, after "is".
+/// The source of a value, to follow "is".
 fn from(origin: &str) -> String {
     if origin == "default" { "the default".into() } else { format!("from {origin}") }
 }
@@ -235,48 +234,48 @@ impl SourceCode for Excerpt {
     }
 }
 
-/// In which way a key is wrong.
+/// What is wrong with a key.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fault {
     /// The file could not be read.
     Read(String),
     /// The text is not TOML.
     Syntax(String),
-    /// A `--set` or an environment variable does not say which key has which value.
+    /// A `--set` or an environment variable is not an assignment of a value to a key.
     Assignment(String),
-    /// There is no such key.
+    /// No recipe has this key.
     UnknownKey,
-    /// The key is needed, and not given.
+    /// The key is required but not set.
     Missing,
     /// The value has the wrong type.
     Type {
-        /// What it is.
+        /// The value's type, or the value.
         found: String,
-        /// What it should be.
+        /// The expected type.
         expected: String,
     },
-    /// The value is none of the allowed ones.
+    /// The value is not one of the allowed names.
     Choice {
-        /// It.
+        /// The value.
         found: String,
     },
-    /// The value cannot be, for the reason given.
+    /// The value is wrong for the given reason.
     Value(String),
     /// No metric of that name is linked into the program.
     UnknownMetric {
-        /// It.
+        /// The name.
         name: String,
     },
     /// Two metrics linked into the program have one name.
     DuplicateMetric(barber_metric::Duplicate),
 }
 
-/// The segments of a key written with dots.
+/// The segments of a key that are joined by dots.
 pub(super) fn segments(key: &str) -> Vec<String> {
     key.split('.').map(str::to_owned).collect()
 }
 
-/// Names as a sentence lists them: "`a`, `b` or `c`".
+/// Names as a list in a sentence: "`a`, `b` or `c`".
 pub(super) fn alternatives<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let names: Vec<_> = names.into_iter().map(|name| format!("`{name}`")).collect();
     match names.split_last() {

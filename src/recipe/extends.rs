@@ -1,4 +1,4 @@
-//! What a recipe's file is built on: `extends = "other.toml"`.
+//! Recipes that extend others: `extends = "other.toml"`.
 
 use std::{
     fs,
@@ -15,11 +15,11 @@ use super::{
     text::{Text, read_text},
 };
 
-/// More recipes, each built on the next one, are surely a mistake.
+/// Maximum number of recipes that extend one another.
 const MOST: usize = 16;
 
-/// The layers of a recipe's file, whose text is given, and of those that it is built on: the one that
-/// all others are built on first.
+/// The layers of a recipe's file, given by its text, and of the recipes that it extends, from the base
+/// upwards.
 pub(super) fn files(path: &Path, text: &str) -> Result<Vec<Layer>, Vec<Problem>> {
     let mut layers = Vec::new();
     let mut chain = Chain(vec![path.to_owned()]);
@@ -43,7 +43,7 @@ pub(super) fn files(path: &Path, text: &str) -> Result<Vec<Layer>, Vec<Problem>>
     }
 }
 
-/// Recipes, each built on the next one.
+/// Recipes, each of which extends the next.
 struct Chain(Vec<PathBuf>);
 
 impl Chain {
@@ -51,7 +51,7 @@ impl Chain {
         self.0.last().map_or(Path::new(""), PathBuf::as_path)
     }
 
-    /// Goes on to the recipe that the last one is built on; returns its text.
+    /// Adds the recipe that the last one extends; returns its text.
     fn follow(&mut self, base: &Value) -> Result<String, Problem> {
         let wrong = |fault| Problem::at(EXTENDS, fault);
         let Value::String(_, base) = base else {
@@ -60,7 +60,7 @@ impl Chain {
             return Err(wrong(Fault::Type { found, expected }));
         };
         let path = self.last().parent().unwrap_or(Path::new("")).join(base);
-        // What is not there yet is under no other name either.
+        // A file that does not exist has no other name.
         let same = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let circle = self.0.iter().any(|known| same(known) == same(&path));
         self.0.push(path);

@@ -9,14 +9,14 @@ use super::schema::plain;
 /// A key of the recipe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// Where it stands, such as `sparsity.ratio`; `N` is the index in an array of tables, such as
+    /// Path of the key, such as `sparsity.ratio`; `N` is the index in an array of tables, as in
     /// `blocks.N.name`.
     pub path: String,
-    /// What it means.
+    /// Description of the key.
     pub help: String,
 }
 
-/// Every key of a recipe, section by section; a section's own comes before those in it.
+/// All keys of a recipe, section by section; a section comes before the keys in it.
 ///
 /// ```
 /// let ratio = llm_barber::recipe::keys().iter().find(|key| key.path == "sparsity.ratio");
@@ -31,7 +31,7 @@ pub fn keys() -> &'static [Key] {
     &KEYS
 }
 
-/// What is known of the key at `path`, whose segments may be indices.
+/// The key at `path`, whose segments may be indices.
 pub(super) fn key(path: &[String]) -> Option<&'static Key> {
     let path: Vec<_> =
         path.iter().map(|s| if s.parse::<usize>().is_ok() { "N" } else { s }).collect();
@@ -39,7 +39,7 @@ pub(super) fn key(path: &[String]) -> Option<&'static Key> {
     keys().iter().find(|key| key.path == path)
 }
 
-/// Whether a recipe has a key at `path`; which parameters a metric has, only the metric knows.
+/// Whether a recipe has a key at `path`; any parameter of a metric counts.
 pub(super) fn is_key(path: &[String]) -> bool {
     let path_of: Vec<&str> = path.iter().map(String::as_str).collect();
     matches!(path_of[..], ["metric", _, ..] | ["mask", "metric", _, ..])

@@ -1,6 +1,5 @@
-//! The layers a recipe is made of, merged by figment: built-in defaults, a preset, the files, from
-//! the one that all others are built on to the recipe's own, `BARBER_*` environment variables,
-//! `--set`; a later one wins.
+//! The layers of a recipe, merged by figment: defaults, a preset, the extended files from the base
+//! upwards, the recipe's file, `BARBER_*` environment variables, `--set`. A later layer wins.
 
 use std::path::{Path, PathBuf};
 
@@ -19,10 +18,10 @@ use super::{
 };
 use crate::nearest::nearest;
 
-/// The arrays of tables. figment replaces arrays as a whole; as tables by index they merge, so
-/// that a `--set` can reach into one.
+/// The arrays of tables. figment replaces arrays as a whole, so these are merged as tables keyed by
+/// index: a `--set` can change a single entry.
 const ARRAYS: [&str; 4] = ["blocks", "metric", "override", "refine"];
-/// Deeper than any key.
+/// Maximum nesting of values that are looked at; keys are less deep.
 const DEPTH: usize = 16;
 const PREFIX: &str = "BARBER_";
 const SEPARATOR: &str = "__";
@@ -30,14 +29,14 @@ const SEPARATOR: &str = "__";
 /// One layer.
 #[derive(Clone, Debug)]
 pub(super) struct Layer {
-    /// What the user calls it.
+    /// Name of the layer, as the user sees it.
     name: String,
-    /// What it is written in; the defaults are in no text.
+    /// Text of the layer; `None` for the defaults.
     text: Option<Text>,
-    /// The recipe's file, if it is one: its paths are relative to the directory that it is in.
+    /// Path of the layer's file, if it has one; paths in it are relative to its directory.
     file: Option<PathBuf>,
     values: Dict,
-    /// The arrays that it gives as a whole, replacing those of the layers below.
+    /// The arrays that the layer gives as a whole, which replace those of the layers below.
     replaces: Vec<&'static str>,
 }
 
@@ -55,13 +54,13 @@ impl Layer {
         Self { name, text, file: None, values, replaces }
     }
 
-    /// What holds when nothing else is said.
+    /// The built-in defaults.
     pub(super) fn defaults() -> Self {
         let mut values = match Value::serialize(Recipe::default()) {
             Ok(Value::Dict(_, dict)) => dict,
             _ => Dict::new(),
         };
-        // These are no defaults: the one is the user's to give, the other follows from the pattern.
+        // These have no default: the path is required, and the pattern may imply the ratio.
         for (section, key) in [("model", "path"), ("sparsity", "ratio")] {
             if let Some(Value::Dict(_, dict)) = values.get_mut(section) {
                 dict.remove(key);
@@ -70,7 +69,7 @@ impl Layer {
         Self::new("default".into(), None, values)
     }
 
-    /// What a preset stands for.
+    /// The values of a preset.
     pub(super) fn preset(name: &str) -> std::result::Result<Self, Problem> {
         let (text, values) = preset(name)?;
         Ok(Self::new(text.name.clone(), Some(text), values))
@@ -87,12 +86,12 @@ impl Layer {
         Self { file, ..Self::new(text.name.clone(), Some(text), values) }
     }
 
-    /// An environment variable: `None` if it is none of a recipe's.
+    /// An environment variable; `None` if it does not set a key of a recipe.
     pub(super) fn variable(name: &str, value: &str) -> Option<std::result::Result<Self, Problem>> {
         let key = name.strip_prefix(PREFIX)?.to_ascii_lowercase();
         let path: Vec<String> = key.split(SEPARATOR).map(str::to_owned).collect();
         let section = path.first()?;
-        // `BARBER_LOG` is another's; `BARBER_SPARSTIY__RATIO` is surely not.
+        // `BARBER_LOG` is not a setting, `BARBER_SPARSTIY__RATIO` is a misspelt one.
         let meant = || path.len() > 1 && nearest(section, sections()).is_some();
         if !sections().any(|known| known == section) && !meant() {
             return None;
@@ -103,8 +102,7 @@ impl Layer {
         Some(Self::assignment(origin, "environment", &text, path, place))
     }
 
-    /// How an environment variable is surely meant that is no setting: its segments are joined by
-    /// single underscores.
+    /// The correct name of a misspelt variable whose segments are joined by single underscores.
     pub(super) fn meant(name: &str) -> Option<String> {
         let words = name.strip_prefix(PREFIX)?.to_ascii_lowercase();
         let words: Vec<&str> = words.split('_').filter(|word| !word.is_empty()).collect();
@@ -160,18 +158,18 @@ impl Layer {
         Ok(Self::new(origin, Some(text), nest(&path, value)))
     }
 
-    /// Of a file: the directory that its paths are relative to.
+    /// The directory that the paths of a file's layer are relative to.
     pub(super) fn dir(&self) -> Option<&Path> {
         self.file.as_deref().map(|file| file.parent().unwrap_or(Path::new("")))
     }
 
-    /// What it has at `path`.
+    /// The layer's value at `path`.
     pub(super) fn value(&self, path: &[String]) -> Option<&Value> {
         let (first, rest) = path.split_first()?;
         below(self.values.get(first)?, rest)
     }
 
-    /// Whether it is an assignment that gives the key at `path`, or something that the key is in.
+    /// Whether the layer is an assignment to the key at `path`, or to a table that holds the key.
     pub(super) fn assigns(&self, path: &[String]) -> bool {
         let mut table = &self.values;
         for segment in path {
@@ -188,7 +186,7 @@ impl Layer {
         self.text.is_some() && self.file.is_none()
     }
 
-    /// The layer that gives the key at `path` the value that this layer has at `from`.
+    /// A layer that sets the key at `path` to this layer's value at `from`.
     pub(super) fn choice(&self, from: &[String], path: &[String]) -> Option<Self> {
         let value = self.value(from)?.clone();
         let text = self.text.as_ref().map(|text| text.moved(from, path));
@@ -196,13 +194,13 @@ impl Layer {
         Some(Self { file: self.file.clone(), ..layer })
     }
 
-    /// Where in its text the key at `path` stands.
+    /// Offset of the key at `path` in the layer's text.
     pub(super) fn start(&self, path: &[String]) -> usize {
         let place = self.text.as_ref().and_then(|text| text.place(path));
         place.map_or(0, |place| place.key.start)
     }
 
-    /// What the user calls the place of the key at `path`: of a file, the line.
+    /// The source of the key at `path`, in words; for a file, with the line.
     pub(super) fn origin(&self, path: &[String]) -> String {
         let text = self.text.as_ref().filter(|_| self.file.is_some());
         match text.and_then(|text| Some((text, text.place(path)?))) {
@@ -211,7 +209,7 @@ impl Layer {
         }
     }
 
-    /// Says of a problem that the layer has it at `path`. The defaults have none.
+    /// Adds the layer's place of `path` to a problem. The defaults have no places.
     pub(super) fn blame(&self, problem: &mut Problem, path: &[String]) {
         let Some(text) = &self.text else { return };
         problem.origin = Some(self.origin(path));
@@ -222,7 +220,7 @@ impl Layer {
         }));
     }
 
-    /// Says what the layer has at the path that a problem is in conflict with, and where.
+    /// Adds the layer's place of the key that a problem's value conflicts with.
     pub(super) fn blame_too(&self, problem: &mut Problem) {
         let Some(against) = &mut problem.against else { return };
         let place = self.text.as_ref().and_then(|text| Some((text, text.place(&against.path)?)));
@@ -235,7 +233,7 @@ impl Layer {
     }
 }
 
-/// What a value has at `path`.
+/// The value at `path` in another value.
 pub(super) fn below<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
     path.iter().try_fold(value, |value, segment| match value {
         Value::Array(_, items) => items.get(segment.parse::<usize>().ok()?),
@@ -244,14 +242,14 @@ pub(super) fn below<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> 
     })
 }
 
-/// A table that has `value` at `path`, and nothing else.
+/// A table with only `value`, at `path`.
 fn nest(path: &[String], value: Value) -> Dict {
     let Some((first, rest)) = path.split_first() else { return Dict::new() };
     let value = if rest.is_empty() { value } else { nest(rest, value).into() };
     Dict::from([(first.clone(), value)])
 }
 
-/// A layer that figment knows by its number.
+/// A layer with its index, which is its name for figment.
 struct Numbered<'a>(usize, &'a Layer);
 
 impl Provider for Numbered<'_> {
@@ -264,7 +262,7 @@ impl Provider for Numbered<'_> {
     }
 }
 
-/// Layers that are merged.
+/// Merged layers.
 #[derive(Debug)]
 pub(super) struct Merged {
     layers: Vec<Layer>,
@@ -277,7 +275,7 @@ impl Merged {
         self.layers.iter().filter_map(|layer| layer.file.as_deref())
     }
 
-    /// The layer that a value of the merged ones is from; of a table, the one of its first value.
+    /// The layer of a merged value; for a table, the layer of its first value.
     pub(super) fn layer_of(&self, value: &Value) -> Option<&Layer> {
         match self.figment.get_metadata(value.tag()) {
             Some(metadata) => self.layers.get(metadata.name.parse::<usize>().ok()?),
@@ -286,8 +284,8 @@ impl Merged {
     }
 }
 
-/// Merges the layers, the lowest first. Each value of the result bears the tag of its layer's
-/// metadata; arrays of tables are arrays again.
+/// Merges the layers, the lowest first. Each value of the result has the tag of its layer's metadata;
+/// arrays of tables become arrays again.
 pub(super) fn merge(mut layers: Vec<Layer>) -> (Merged, Dict, Vec<Problem>) {
     for i in 0..layers.len() {
         let (below, this) = layers.split_at_mut(i);
@@ -311,7 +309,7 @@ pub(super) fn merge(mut layers: Vec<Layer>) -> (Merged, Dict, Vec<Problem>) {
             }
         }
         if items.len() != dict.len() {
-            // A table, where an array of them is needed: the types will say so.
+            // A table in place of an array of tables: the types report it.
             continue;
         }
         items.sort_by_key(|(i, ..)| *i);

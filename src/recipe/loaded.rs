@@ -1,4 +1,4 @@
-//! A resolved recipe: its values, where each comes from, and the files that it reads.
+//! A resolved recipe: its values, their sources, and the files that it reads.
 
 use std::{io::ErrorKind, path::Path};
 
@@ -11,44 +11,44 @@ use super::{
 };
 use crate::files;
 
-/// A resolved recipe, and where each of its values comes from.
+/// A resolved recipe, with the source of each value.
 #[derive(Debug)]
 pub struct Loaded {
-    /// What the recipe means. Paths of the file are relative to the file.
+    /// The resolved values. Relative paths of the file are joined to the file's directory.
     pub recipe: Recipe,
-    /// Which run of a sweep it is.
+    /// The run's point of the sweep.
     pub point: Point,
     pub(super) source: Source,
 }
 
-/// What a recipe was resolved from.
+/// The layers that a recipe was resolved from.
 #[derive(Debug)]
 pub(super) struct Source {
-    /// What the user calls the recipe.
+    /// Name of the recipe, as the user sees it.
     pub(super) name: String,
     pub(super) merged: Merged,
     pub(super) values: Value,
 }
 
 impl Loaded {
-    /// Where the value of a key comes from: `my.toml line 12`, `environment variable BARBER_…`,
-    /// `--set …`, or `default`.
+    /// The source of a key's value: `my.toml line 12`, `environment variable BARBER_…`, `--set …` or
+    /// `default`.
     pub fn origin(&self, key: &str) -> String {
         let key = segments(key);
         self.source.layer_of(&key).map_or_else(|| "default".into(), |layer| layer.origin(&key))
     }
 
-    /// The files that a run reads, but for the model's: texts, tasks, the recipe and those that it is
-    /// built on.
+    /// The files that a run reads, except the model's: texts, tasks, the recipe and those that it
+    /// extends.
     pub(crate) fn inputs(&self) -> impl Iterator<Item = &Path> {
         self.recipe.texts().chain(self.source.merged.files())
     }
 
-    /// Opens the texts and the tasks that the recipe reads, before anything is run. A run reads them
-    /// more than once, so each is a regular file.
+    /// Opens all texts and tasks before anything is run. A run reads them more than once, so each must
+    /// be a regular file.
     ///
     /// # Errors
-    /// If some of them are missing or cannot be read: all of those, each with its line.
+    /// All files that are missing or cannot be read, each with its line.
     pub fn find_texts(&self) -> Result<(), RecipeError> {
         let recipe = &self.recipe;
         let calibration = recipe.calibration.source.iter().filter(|_| recipe.calibrates());
@@ -79,12 +79,12 @@ impl Source {
         below(&self.values, path)
     }
 
-    /// The layer that the value at `path` is from.
+    /// The layer of the value at `path`.
     pub(super) fn layer_of(&self, path: &[String]) -> Option<&Layer> {
         self.merged.layer_of(self.value(path)?)
     }
 
-    /// The error of some problems, with the places where they are.
+    /// An error of these problems, each with its place.
     pub(super) fn error(&self, problems: Vec<Problem>) -> RecipeError {
         RecipeError::new(&self.name, self.located(problems))
     }
@@ -98,7 +98,7 @@ impl Source {
 
     fn locate(&self, problem: &mut Problem) {
         if problem.origin.is_none() {
-            // What is missing is pointed at by the table that it is missing from.
+            // For a missing key, the table that lacks it is shown.
             let mut path = problem.path.clone();
             while self.value(&path).is_none() && path.len() > 1 {
                 path.pop();

@@ -13,13 +13,13 @@ use serde_json::{Map, json};
 
 /// A step of the metric pipeline.
 ///
-/// In TOML it is one table: `use` names the metric, every other key is a parameter of that metric.
-/// Only the metric knows which there are, so they are checked when the pipeline is built.
+/// A table in TOML: `use` names the metric, every other key is a parameter of that metric. Parameters
+/// are checked when the pipeline is built.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MetricStep {
     /// The metric's name, the key `use`.
     pub metric: String,
-    /// The metric's parameters; those left out have the metric's defaults.
+    /// The metric's parameters; missing ones have the metric's defaults.
     pub parameters: Dict,
 }
 
@@ -86,7 +86,7 @@ impl JsonSchema for MetricStep {
             "properties": { "use": of_use },
             "required": ["use"]
         });
-        // Two metrics of one name are an error of the pipeline's: here all names are still free.
+        // The pipeline reports metrics with the same name.
         let plugins = barber_metric::registered().unwrap_or_default();
         let known = plugins.values().map(|plugin| {
             let mut schema = plugin.schema(generator);

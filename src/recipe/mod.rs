@@ -1,5 +1,4 @@
-//! Recipes: TOML text to a resolved [`Recipe`], by way of figment's layers, with diagnostics that
-//! show the line. Knows no tensors.
+//! Recipes: from TOML text to a resolved [`Recipe`], with diagnostics that show the line.
 
 mod advice;
 pub(crate) mod describe;

@@ -1,4 +1,4 @@
-//! The metric pipelines of a recipe: their steps, built by the registered plugins.
+//! Builds the metric pipelines of a recipe with the registered plugins.
 
 use figment::value::{Dict, Value};
 
@@ -10,16 +10,15 @@ use super::{
 use crate::{nearest::nearest, prune};
 
 impl Loaded {
-    /// Builds the steps of the metric pipeline that scores weights for rebuilds.
+    /// Builds the metric pipeline that scores weights for rebuilds.
     ///
     /// # Errors
-    /// If a step names no registered metric or has parameters that the metric does not know, or
-    /// if two plugins have one name.
+    /// If a metric or a parameter is unknown or wrong, or if two plugins have the same name.
     pub fn pipeline(&self) -> Result<Vec<prune::MetricStep>, RecipeError> {
         pipeline(&self.recipe.metric).map_err(|problems| self.source.error(problems))
     }
 
-    /// Builds the steps of the pipeline that scores weights for initial masks; there are none unless
+    /// Builds the metric pipeline that scores weights for initial masks; it is empty unless
     /// `mask.init` is `metric`.
     ///
     /// # Errors
@@ -29,12 +28,12 @@ impl Loaded {
     }
 }
 
-/// The steps that score weights for rebuilds, or all that is wrong with them.
+/// The pipeline that scores weights for rebuilds, or all its problems.
 pub(super) fn pipeline(metric: &[MetricStep]) -> Result<Vec<prune::MetricStep>, Vec<Problem>> {
     steps("metric", metric)
 }
 
-/// The steps that score weights for initial masks, or all that is wrong with them.
+/// The pipeline that scores weights for initial masks, or all its problems.
 pub(super) fn initial_pipeline(mask: &Mask) -> Result<Vec<prune::MetricStep>, Vec<Problem>> {
     let steps = steps("mask.metric", &mask.metric)?;
     let gradient = steps.iter().position(|(_, metric)| metric.needs().squared_gradient);
@@ -50,7 +49,7 @@ pub(super) fn initial_pipeline(mask: &Mask) -> Result<Vec<prune::MetricStep>, Ve
     }
 }
 
-/// Builds the steps at a key.
+/// Builds the steps of the pipeline at `key`.
 fn steps(key: &str, steps: &[MetricStep]) -> Result<Vec<prune::MetricStep>, Vec<Problem>> {
     let plugins = barber_metric::registered().map_err(|duplicate| {
         let problem = Problem::new(Vec::new(), Fault::DuplicateMetric(duplicate));

@@ -1,4 +1,4 @@
-//! Presets: refinements by one word. Each is a part of a recipe, under the recipe's own values.
+//! Presets: named parts of recipes. A recipe's own values override those of its preset.
 
 use figment::value::Dict;
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::nearest::nearest;
 
-/// The presets: their names, and what they stand for.
+/// The presets: names and texts.
 const PRESETS: [(&str, &str); 3] = [
     ("paper", include_str!("presets/paper.toml")),
     ("best", include_str!("presets/best.toml")),
@@ -20,7 +20,7 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
     PRESETS.iter().map(|(name, _)| *name)
 }
 
-/// The text of a preset, and the values that it stands for.
+/// The text of a preset and its values.
 pub(super) fn preset(name: &str) -> Result<(Text, Dict), Problem> {
     let found = PRESETS.iter().find(|(known, _)| *known == name);
     let parsed = found.and_then(|(name, text)| Text::parse(&format!("preset `{name}`"), text).ok());

@@ -1,4 +1,4 @@
-//! What a model is to go on from: `evaluate.generate`.
+//! Prompts for text generation: `evaluate.generate`.
 
 use std::{borrow::Cow, fmt};
 
@@ -10,16 +10,16 @@ use serde::{
 
 use super::error::{Fault, Problem};
 
-/// Prompts that the model is to continue.
+/// Prompts for the model to continue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompts {
-    /// The beginnings of so many segments of the first text that the perplexity is measured on.
+    /// Number of segments of the first perplexity text whose beginnings are prompts.
     Beginnings(usize),
-    /// These.
+    /// The prompts themselves.
     Texts(Vec<String>),
 }
 
-/// More prompts are surely a mistake.
+/// Maximum number of prompts.
 const MOST: usize = 100;
 
 impl Default for Prompts {
@@ -29,7 +29,7 @@ impl Default for Prompts {
 }
 
 impl Prompts {
-    /// How many there are.
+    /// Number of prompts.
     pub fn len(&self) -> usize {
         match self {
             Self::Beginnings(count) => *count,
@@ -37,7 +37,7 @@ impl Prompts {
         }
     }
 
-    /// Whether there are none.
+    /// Whether there are no prompts.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -101,7 +101,7 @@ impl JsonSchema for Prompts {
     }
 }
 
-/// What is wrong with the prompts, beyond their type.
+/// Checks the prompts, beyond their type.
 pub(super) fn check(prompts: &Prompts, problems: &mut Vec<Problem>) {
     let mut wrong = |why: String, help: &str| {
         problems.push(Problem::at("evaluate.generate", Fault::Value(why)).help(help));

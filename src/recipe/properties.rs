@@ -1,4 +1,4 @@
-//! What holds for any recipe.
+//! Properties of all recipes.
 
 use std::{fs, path::Path};
 
@@ -82,7 +82,7 @@ fn part() -> impl Strategy<Value = Table> {
     })
 }
 
-/// One table over another: what a user expects of layers.
+/// One table merged over another, as users expect of layers.
 fn over(below: Table, above: Table) -> Table {
     let mut merged = below;
     for (key, value) in above {
@@ -100,7 +100,7 @@ fn fine() -> Table {
     toml::from_str(text).unwrap()
 }
 
-/// Resolves recipes, each built on the one before it.
+/// Resolves recipes, each of which extends the one before it.
 fn load(dir: &Path, parts: &[&Table]) -> Loaded {
     let mut text = String::new();
     for (i, part) in parts.iter().enumerate() {
@@ -127,8 +127,8 @@ proptest! {
         prop_assert_eq!(again.to_toml().unwrap(), written);
     }
 
-    /// A recipe built on another that is built on a third: whichever two are written as one, it is
-    /// the same recipe.
+    /// Three recipes that extend one another resolve to the same values if the upper or the lower two
+    /// are merged first.
     #[test]
     fn layers_are_associative(low in part(), middle in part(), high in part()) {
         let dir = tempfile::tempdir().unwrap();

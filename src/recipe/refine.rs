@@ -1,5 +1,4 @@
-//! Reads `[[refine]]` tables: only a stage knows its keys, so each table is read by itself, and what
-//! is wrong in it is told by its key.
+//! Checks `[[refine]]` tables one by one, with the keys of each table's stage.
 
 use figment::value::{Dict, Value};
 
@@ -9,7 +8,8 @@ use super::{
 };
 use crate::prune::stage::{self, KINDS, Kind, NAMES, Wrong};
 
-/// Takes what is wrong out of a recipe's stages, so that they can be read; returns it.
+/// Removes wrong tables and keys from a recipe's stages, so that the rest can be read; returns the
+/// problems.
 pub(super) fn check(recipe: &mut Value) -> Vec<Problem> {
     let mut problems = Vec::new();
     let Value::Dict(_, recipe) = recipe else { return problems };
@@ -39,7 +39,7 @@ pub(super) fn check(recipe: &mut Value) -> Vec<Problem> {
     problems
 }
 
-/// The stage that a table uses.
+/// The stage that a table names.
 fn kind(keys: &Dict, path: &str) -> Result<&'static Kind, Problem> {
     let at = format!("{path}.use");
     let Some(named) = keys.get("use") else {
@@ -56,7 +56,7 @@ fn kind(keys: &Dict, path: &str) -> Result<&'static Kind, Problem> {
     known.ok_or_else(|| wrong(figment::error::Kind::UnknownVariant(name, NAMES).into()))
 }
 
-/// What is wrong with a stage's keys, which are taken out as far as they cannot be read.
+/// The problems of a stage's keys; removes keys that cannot be read.
 fn check_keys(kind: &Kind, keys: &mut Dict, path: &str) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut own = keys.clone();

@@ -1,4 +1,4 @@
-//! From a recipe's text and what is layered over it to what it means.
+//! Resolves a recipe: merges its text with the layers above and below, and checks the values.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -28,32 +28,31 @@ use crate::{
 /// assignments.
 ///
 /// # Errors
-/// All that is wrong with it, and that it is a sweep.
+/// All errors of the recipe; a sweep is an error, too.
 pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, RecipeError> {
     only(load_runs(path, sets)?)
 }
 
-/// Resolves the recipe in a file like [`load`]: every run of its sweep, in order, whose
-/// `output.path` is a directory of its own; or the one run that a recipe without a sweep is.
+/// Resolves the recipe in a file like [`load`], and returns the runs of its sweep in order, each with
+/// its own directory as `output.path`. A recipe without a sweep is one run.
 ///
 /// # Errors
-/// All that is wrong with it.
+/// All errors of the recipe.
 pub fn load_runs(path: &Path, sets: &[String]) -> Result<Vec<Loaded>, RecipeError> {
     let text = read(path, "a recipe, such as recipes/quickstart.toml")?;
-    // Unicode or not, a variable of another program is none of our concern.
+    // Variables of other programs may be anything but Unicode.
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     runs(path, &text, variables, sets)
 }
 
-/// Environment variables that are surely meant as settings and are none, each with how it is
-/// written.
+/// Environment variables that look like misspelt settings, each with the correct name.
 pub fn misspelt_settings() -> Vec<(String, String)> {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     names.filter_map(|name| Layer::meant(&name).map(|meant| (name, meant))).collect()
 }
 
-/// The run, if there is just one and it is of no sweep.
+/// The only run of a recipe without a sweep.
 fn only(mut runs: Vec<Loaded>) -> Result<Loaded, RecipeError> {
     let count = runs.len();
     let first = runs.swap_remove(0);
@@ -65,7 +64,7 @@ fn only(mut runs: Vec<Loaded>) -> Result<Loaded, RecipeError> {
     Err(first.source.error(vec![problem.help("`barber prune` and `barber check` take a sweep")]))
 }
 
-/// Resolves the text of a recipe that is or could be in the file `path`.
+/// Resolves a recipe from its text; `path` is its file, which need not exist.
 ///
 /// ```
 /// use std::path::Path;
@@ -87,7 +86,7 @@ fn only(mut runs: Vec<Loaded>) -> Result<Loaded, RecipeError> {
 /// ```
 ///
 /// # Errors
-/// All that is wrong with it.
+/// All errors of the recipe.
 pub fn load_text(
     path: &Path,
     text: &str,
@@ -97,7 +96,7 @@ pub fn load_text(
     only(runs(path, text, variables, sets)?)
 }
 
-/// Resolves every run of a recipe; there is at least one.
+/// Resolves all runs of a recipe, at least one.
 pub(super) fn runs(
     path: &Path,
     text: &str,
@@ -122,7 +121,7 @@ pub(super) fn runs(
         match resolve(&name, [&layers[..], &own].concat(), point) {
             Ok(run) => runs.push(run),
             Err(found) => {
-                // Most of what is wrong with one run is wrong with all.
+                // Most errors are the same in all runs.
                 let is_new = |new: &Problem| !problems.iter().any(|known| new.is(known));
                 let new: Vec<_> = found.into_iter().filter(is_new).collect();
                 problems.extend(new);
@@ -132,14 +131,14 @@ pub(super) fn runs(
     if problems.is_empty() { Ok(runs) } else { Err(fail(problems)) }
 }
 
-/// Resolves the layers that a recipe's author gave, those of a point of the sweep last; or says all
-/// that is wrong with them.
+/// Resolves the layers that a recipe's author gave, those of a sweep's point last. The error lists
+/// all problems.
 fn resolve(name: &str, given: Vec<Layer>, point: Point) -> Result<Loaded, Vec<Problem>> {
     let mut problems = Vec::new();
     let named = given.iter().rev().find_map(Layer::named_preset).map(str::to_owned);
     let mut layers = vec![Layer::defaults()];
     match named.as_deref().map(Layer::preset).transpose() {
-        // Above the defaults, below all that the author says.
+        // The preset is above the defaults and below all values of the author.
         Ok(preset) => layers.extend(preset),
         Err(problem) => problems.push(problem),
     }
@@ -147,7 +146,7 @@ fn resolve(name: &str, given: Vec<Layer>, point: Point) -> Result<Loaded, Vec<Pr
     let (merged, values, unmerged) = merge(layers);
     problems.extend(unmerged);
     if values.contains_key(EXTENDS) {
-        // The files' own are followed and gone.
+        // `extends` in a file was followed and removed before.
         let why = "only a recipe's file can extend another recipe".to_owned();
         problems.push(
             Problem::at(EXTENDS, Fault::Value(why))
@@ -165,7 +164,7 @@ fn resolve(name: &str, given: Vec<Layer>, point: Point) -> Result<Loaded, Vec<Pr
     let (recipe, mistyped) = read_all(&mut known, Value::deserialize::<Recipe>);
     problems.extend(mistyped);
     let Some(mut recipe) = recipe else { return Err(source.located(problems)) };
-    // What was left out because it is wrong is not missing.
+    // A value that was removed because it is wrong is not reported as missing.
     let mut found = Vec::new();
     settle_ratio(&source, &mut recipe, &mut found);
     check(&recipe, &mut found);
@@ -182,7 +181,7 @@ fn resolve(name: &str, given: Vec<Layer>, point: Point) -> Result<Loaded, Vec<Pr
     for (key, path) in recipe.paths_mut() {
         if let Some(dir) = source.layer_of(&segments(&key)).and_then(Layer::dir) {
             let joined = dir.join(&*path);
-            // A model's name on the hub has the form of a path.
+            // A model's name on the hub looks like a path.
             if !MODELS.contains(&&*key) || joined.is_dir() || !is_name(path) {
                 *path = joined;
             }
@@ -213,11 +212,11 @@ fn settle_ratio(source: &Source, recipe: &mut Recipe, problems: &mut Vec<Problem
     recipe.sparsity.ratio = implied;
 }
 
-/// Why a path cannot be meant as it stands.
+/// The problem of an empty path, or of one that starts with `~`.
 fn misread(at: &str, path: &Path) -> Option<Problem> {
     let wrong = |why: &str, help: &str| Problem::at(at, Fault::Value(why.into())).help(help);
     let empty = path.as_os_str().is_empty();
-    // It is missing then, which is said already.
+    // These keys are reported as missing.
     if empty && at != "model.path" && !at.starts_with("evaluate.perplexity") {
         let help = key(&segments(at)).map_or("give a path, or leave the key out", |key| &key.help);
         return Some(wrong("is an empty path", help));
@@ -230,7 +229,7 @@ fn misread(at: &str, path: &Path) -> Option<Problem> {
     })
 }
 
-/// What no type can say.
+/// Checks what the types cannot.
 fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
     let mut wrong = |key: &str, why: String, help: &str| {
         problems.push(Problem::at(key, Fault::Value(why)).help(help));
@@ -601,7 +600,7 @@ mod tests {
    ·                                       ──┬──
    ·                                         ╰── here
    ╰────
-  help: Of `swap`: how many swaps a row has at most.
+  help: Of `swap`: maximum number of swaps per row.
 "
             .trim_start_matches('\n')
         );

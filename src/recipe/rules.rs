@@ -1,4 +1,4 @@
-//! What a recipe says of one tensor: whether it is pruned, and how.
+//! The rules by which a recipe prunes each tensor.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{nearest::nearest, plan::Rule};
 
-/// The rules for tensors by their names.
+/// The rules for all tensors, by name.
 #[derive(Clone, Debug)]
 pub struct Rules {
     excluded: Names,
@@ -38,7 +38,7 @@ impl Names {
 }
 
 impl Recipe {
-    /// The rules for tensors.
+    /// The recipe's rules for tensors.
     ///
     /// ```
     /// use llm_barber::{mask::Pattern, recipe::{Override, Recipe}};
@@ -56,7 +56,7 @@ impl Recipe {
     /// ```
     ///
     /// # Errors
-    /// If a glob is none; loading a recipe has checked that they are.
+    /// If a glob is invalid, which loading a recipe rules out.
     pub fn rules(&self) -> Result<Rules, globset::Error> {
         let Sparsity { pattern, ratio, exclude, .. } = &self.sparsity;
         let overrides = self.overrides.iter();
@@ -70,8 +70,8 @@ impl Recipe {
 }
 
 impl Rules {
-    /// How the tensor of this name is pruned; `None` if it is not. Where several overrides match,
-    /// the last that says something wins.
+    /// The rule for the tensor of this name; `None` if it is excluded. Of several overrides that
+    /// match, the last one that sets a value wins.
     pub fn of(&self, tensor: &str) -> Option<Rule> {
         if self.excluded.match_tensor(tensor) {
             return None;
@@ -88,7 +88,7 @@ impl Rules {
         Some(rule)
     }
 
-    /// The key that gives a tensor its pattern.
+    /// The key that sets a tensor's pattern.
     fn pattern_key(&self, tensor: &str) -> String {
         let says =
             |(names, of): &(Names, Override)| of.pattern.is_some() && names.match_tensor(tensor);
@@ -97,14 +97,14 @@ impl Rules {
     }
 }
 
-/// What a model always has, though it may be stored with the embedding.
+/// The output head, which every model has; it may be stored as the embedding.
 const HEAD: &str = "lm_head.weight";
 
 impl Loaded {
-    /// The rules for tensors, for a model with these `tensors`, of which `matrices` can be pruned.
+    /// The rules for a model with these `tensors`, of which `matrices` can be pruned.
     ///
     /// # Errors
-    /// If a glob matches none of them.
+    /// If a glob of `sparsity.exclude` matches no tensor, or a glob of an override no matrix.
     pub fn rules<'a>(
         &self,
         tensors: impl Iterator<Item = &'a str>,
@@ -137,10 +137,10 @@ impl Loaded {
         if problems.is_empty() { Ok(rules) } else { Err(self.source.error(problems)) }
     }
 
-    /// That each matrix, with its number of columns, is whole tiles of its pattern.
+    /// Checks that each pattern divides the number of columns of its matrices.
     ///
     /// # Errors
-    /// With the key of each pattern that does not fit.
+    /// A problem for the key of each pattern that does not fit.
     pub fn check_widths<'a>(
         &self,
         rules: &Rules,
@@ -172,13 +172,13 @@ impl Loaded {
     }
 }
 
-/// Whether a glob matches one of some tensors.
+/// Whether a glob matches any of the tensors.
 fn matches(glob: &str, tensors: &[&str]) -> bool {
     let names = Names::new(&[glob.to_owned()]);
     names.is_ok_and(|names| tensors.iter().any(|tensor| names.match_tensor(tensor)))
 }
 
-/// What a glob that matches none of the tensors may have been meant to be.
+/// A suggestion for a glob that matches none of the tensors.
 fn suggestion(glob: &str, tensors: &[&str]) -> String {
     let regex = glob.strip_prefix("re:");
     let meant = match regex {
@@ -204,7 +204,7 @@ fn suggestion(glob: &str, tensors: &[&str]) -> String {
     }
 }
 
-/// A glob whose plain parts between dots are the nearest that the tensors' names have.
+/// The glob with each plain part between dots replaced by the nearest part of a tensor name.
 fn spelt(glob: &str, tensors: &[&str]) -> String {
     let known: BTreeSet<&str> = tensors.iter().flat_map(|tensor| tensor.split('.')).collect();
     let parts = glob.split('.').map(|part| {
@@ -215,7 +215,7 @@ fn spelt(glob: &str, tensors: &[&str]) -> String {
     parts.collect::<Vec<_>>().join(".")
 }
 
-/// What is wrong with the overrides and the order of the stages, beyond their types.
+/// Checks the overrides and the order of the stages, beyond their types.
 pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
     let groups = recipe.stages().0.len();
     for (i, stage) in recipe.refine.iter().enumerate().skip(groups) {

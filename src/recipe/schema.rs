@@ -1,5 +1,5 @@
-//! The JSON Schema of recipes, from the types' own documentation and the metrics that are linked:
-//! what editors complete and explain keys with, and where the keys' help comes from.
+//! The JSON Schema of recipes, from the documentation of the types and the linked metrics. Editors use
+//! it, and the help of keys comes from it.
 
 use schemars::{
     Schema,
@@ -10,9 +10,9 @@ use serde_json::{Map, Value, json};
 
 use super::Recipe;
 
-/// The key of a recipe's file that names the recipe that it is built on.
+/// The key of a recipe's file that names the recipe to extend.
 pub(super) const EXTENDS: &str = "extends";
-/// The table of a recipe's file that lists values for keys.
+/// The table of a recipe's file that lists the values of swept keys.
 pub(super) const SWEEP: &str = "sweep";
 const EXTENDS_HELP: &str = "The path of a recipe that this one extends, relative to this one: keys \
     that this one leaves out come from there. Tables are merged key by key, arrays replaced as a \
@@ -21,8 +21,8 @@ const SWEEP_HELP: &str = "Lists of values for keys of the recipe, such as `spars
     the recipe is run for every combination of them, each into a directory of its own in \
     `output.path`.";
 
-/// The JSON Schema of a recipe, with the parameters of every metric that is linked into the program.
-/// It is of draft 7 and without references, which is what editors of TOML know best.
+/// The JSON Schema of a recipe, with the parameters of all linked metrics: draft 7 without references,
+/// which TOML editors support best.
 ///
 /// ```
 /// let schema = llm_barber::recipe::schema();
@@ -49,7 +49,7 @@ pub fn schema() -> Value {
     all.into()
 }
 
-/// The schema of lists of values for the keys of a table: what a sweep says of it.
+/// The schema of a table in `[sweep]`, which has lists of values for its keys.
 fn swept(schema: &Value) -> Value {
     let help = &schema["description"];
     let of_table = |table: &Value| {
@@ -65,7 +65,7 @@ fn swept(schema: &Value) -> Value {
             "properties": of_table(schema),
             "additionalProperties": false
         }),
-        // Of an array of tables either the whole is swept, or a key of one of them.
+        // A sweep of an array of tables is over whole arrays, or over a key of one table.
         (None, Some(_)) if schema["items"]["type"] == "object" => {
             let open = schema["items"].get("oneOf").is_some();
             let table = json!({
@@ -89,7 +89,7 @@ fn swept(schema: &Value) -> Value {
     }
 }
 
-/// The schema as the types and their documentation say it.
+/// The schema as derived from the types.
 pub(super) fn plain() -> Schema {
     let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
     let mut schema = settings.into_generator().into_root_schema_for::<Recipe>();
@@ -101,7 +101,7 @@ pub(super) fn plain() -> Schema {
     schema
 }
 
-/// Leaves out what TOML has not, null, and what says nothing, and makes words a plain list.
+/// Removes `null`, which TOML lacks, and empty schemas; turns choices of words into plain lists.
 fn simplify(schema: &mut Schema) {
     let Some(schema) = schema.as_object_mut() else { return };
     schema.remove("format");
@@ -128,7 +128,7 @@ fn simplify(schema: &mut Schema) {
     if schema.get("default").is_some_and(says_nothing) {
         schema.remove("default");
     }
-    // Words with their documentation, each a schema of its own.
+    // A word with its documentation is a schema of its own.
     let word = |schema: &Value| Some((schema.get("const")?.clone(), schema["description"].clone()));
     let words = schema.get("oneOf").and_then(Value::as_array);
     let words = words.and_then(|all| all.iter().map(word).collect::<Option<Vec<_>>>());
@@ -141,8 +141,7 @@ fn simplify(schema: &mut Schema) {
     }
 }
 
-/// Puts descriptions into the form that editors show: paragraphs without line breaks, and the
-/// default, which they do not show of themselves.
+/// Formats descriptions for editors: paragraphs without line breaks, with the default at the end.
 fn explain(schema: &mut Schema) {
     let Some(schema) = schema.as_object_mut() else { return };
     let Some(help) = schema.get("description").and_then(Value::as_str) else { return };

@@ -1,4 +1,4 @@
-//! What a recipe says, section by section. The documentation of each key is its users' help.
+//! The sections of a recipe. The documentation of each key is the help that users see.
 
 use std::{
     collections::BTreeMap,
@@ -26,10 +26,10 @@ use crate::{
     prune::{Allocation, By, Side},
 };
 
-/// The most that a number of samples, tokens, segments or questions may be.
+/// Maximum number of samples, tokens, segments or questions.
 pub(super) const MOST: usize = 1 << 24;
 
-/// A pruning experiment, whole: who reads it knows what will happen.
+/// A complete pruning experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {
@@ -46,22 +46,21 @@ pub struct Recipe {
     pub sparsity: Sparsity,
     /// The mask that the refinement starts from.
     pub mask: Mask,
-    /// The groups of layers that are rebuilt as one. Left out: the model family's own grouping,
+    /// The groups of linear layers that are refined together. Left out: the model family's groups,
     /// self-attention and MLP.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<BlockGroup>,
-    /// Other settings for some of the tensors than those of `sparsity` and the stages.
+    /// Settings for some of the tensors, in place of those of `sparsity` and the stages.
     #[serde(rename = "override", skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
     /// Which model's hidden states statistics and targets are computed on.
     pub streams: Streams,
-    /// The stages that refine the masks, in order, group by group. Left out: the initial mask is
-    /// the result.
+    /// The stages that refine the masks, in order. Left out: the initial mask is the result.
     pub refine: Vec<Refine>,
-    /// The pipeline that scores weights for the stage `rebuild`, a metric after the other. Left
-    /// out: the one metric `weight-gradient`.
+    /// The metrics that score weights for the stage `rebuild`, in order. Left out:
+    /// `weight-gradient`.
     pub metric: Vec<MetricStep>,
-    /// What runs the model.
+    /// The device and memory to run the model with.
     pub executor: Executor,
     /// The pruned checkpoint.
     pub output: Output,
@@ -99,9 +98,9 @@ pub struct Model {
     /// The branch, tag or commit of a model on the hub. Left out: `main`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
-    /// The dense model that a sparse one, at `path`, was made of, in the same forms as `path`: with
-    /// `mask.init = "none"` the sparse one's zeros are refined, and the dense one's weights are the
-    /// reference, and come back.
+    /// The dense model that the sparse model at `path` was made from: a directory or a name on the
+    /// hub. With `mask.init = "none"` the zeros of the sparse model are refined; the dense model is
+    /// the reference and has the values of all weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dense: Option<PathBuf>,
     /// The branch, tag or commit of `dense` on the hub. Left out: `main`.
@@ -110,7 +109,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Path or name of the dense model, and its revision.
+    /// Path or hub name of the dense model, and its revision.
     pub fn reference(&self) -> (&Path, Option<&str>) {
         match &self.dense {
             Some(dense) => (dense, self.dense_revision.as_deref()),
@@ -123,34 +122,35 @@ impl Model {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Calibration {
-    /// Plain text; JSON Lines, a JSON list of objects (`.jsonl`, `.ndjson`, `.jsonlines`, `.json`) or
-    /// Parquet (`.parquet`), whose records are documents; or a JSON file `{"token_ids": [[…], …]}`.
-    /// Text and JSON may be compressed with gzip or Zstandard. Needed by the masks `wanda` and `sparsegpt`, by metrics of
-    /// inputs, by every stage of a refinement, and by the allocations `owl` and `error`.
+    /// A file of plain text; of JSON Lines, a JSON list of objects (`.jsonl`, `.ndjson`,
+    /// `.jsonlines`, `.json`) or Parquet (`.parquet`), whose records are documents; or of JSON
+    /// `{"token_ids": [[…], …]}`. Text and JSON may be compressed with gzip or Zstandard. Needed by
+    /// the masks `wanda` and `sparsegpt`, by metrics that use inputs, by every stage, and by the
+    /// allocations `owl` and `error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<PathBuf>,
-    /// The field of a record that holds its text; where no field has that whole name, `a.b` is the
-    /// field `b` of the object `a`.
+    /// The field of a record that holds its text. If no field is named `a.b`, it is the field `b` of
+    /// the object `a`.
     pub field: String,
-    /// How many samples to take from the text.
+    /// Number of samples to take from the text.
     #[schemars(range(min = 1, max = MOST))]
     pub samples: usize,
-    /// How many samples to hold out: no statistics are computed on them. The effect of each stage
-    /// is reported on them too, and swaps, guarded rebuilds and reconstructions that do not lower
-    /// the error on them are undone.
+    /// Number of further samples to hold out from all statistics. Reports have the effect of each
+    /// stage on them, too, and swaps, guarded rebuilds and reconstructions that do not lower the
+    /// error on them are undone.
     #[schemars(range(max = MOST))]
     pub held_out: usize,
-    /// The length of a sample, in tokens. Left out: the smaller of 2048 and the number of positions
-    /// that the model has.
+    /// Length of a sample, in tokens. Left out: the smaller of 2048 and the model's number of
+    /// positions.
     #[schemars(range(min = 2, max = MOST))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sequence_length: Option<usize>,
     /// The seed of the random selection.
     pub seed: u64,
-    /// Which parts of the text become samples: `random` draws places of the whole text with the
-    /// seed; `sequential` takes them from the beginning on, one after the other; `documents` draws
-    /// documents longer than a sample, and a place in each; `packed` tokenises the documents one by
-    /// one and packs them end to end.
+    /// Which parts of the text become samples: `random` draws places in the whole text with the seed;
+    /// `sequential` takes consecutive parts from the beginning; `documents` draws documents longer
+    /// than a sample, and a place in each; `packed` tokenises the documents one by one and packs them
+    /// end to end.
     #[serde(deserialize_with = "word")]
     pub selection: Selection,
     /// Whether each text, or each document of `documents` and `packed`, gets the special tokens
@@ -177,26 +177,26 @@ impl Default for Calibration {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sparsity {
-    /// Where zeros may be.
+    /// The pattern of the zeros.
     #[schemars(description = Pattern::help_on("Where zeros may be"))]
     pub pattern: Pattern,
     /// The fraction of the weights to prune, at least 0 and below 1. With a pattern N:M it is 1 −
     /// N/M, and can be left out.
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub ratio: f64,
-    /// How the ratio is spread over the decoder layers: `uniform`, the same in all; `owl`, less in
-    /// layers with more outliers (arXiv 2310.05175); `error`, more in layers whose output changes
-    /// less. Over all layers exactly the ratio is pruned. Unstructured only.
+    /// How the ratio is spread over the decoder layers: `uniform`, the same in all; `owl`, lower in
+    /// layers with more outliers (arXiv 2310.05175); `error`, higher in layers whose output changes
+    /// less. Over all layers exactly the ratio is pruned. Unstructured patterns only.
     #[serde(deserialize_with = "word")]
     pub allocation: Allocate,
-    /// How far a layer's ratio may be from `ratio` where the allocation is not uniform.
+    /// Of `owl` and `error`: the largest difference between a layer's ratio and `ratio`.
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub spread: f64,
-    /// Of `owl`: a weight is an outlier if its score is more than so many times its layer's mean.
+    /// Of `owl`: a weight is an outlier if its score exceeds the layer's mean by this factor.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub outlier: f64,
-    /// Tensors to leave as they are, as globs over their names with or without `.weight`:
-    /// `lm_head`, `*.down_proj`, `model.layers.0.*`.
+    /// Tensors to leave unpruned, as globs over their names with or without `.weight`: `lm_head`,
+    /// `*.down_proj`, `model.layers.0.*`.
     pub exclude: Vec<String>,
 }
 
@@ -204,12 +204,12 @@ pub struct Sparsity {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Allocate {
-    /// The same in all.
+    /// The same ratio in all layers.
     #[default]
     Uniform,
-    /// By outliers.
+    /// Lower ratios in layers with more outliers.
     Owl,
-    /// By measured errors.
+    /// Lower ratios in layers whose measured error is larger.
     Error,
 }
 
@@ -230,20 +230,20 @@ impl Default for Sparsity {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Mask {
-    /// What the initial mask prunes.
+    /// The initial mask.
     #[schemars(description = Init::help_on("What the initial mask prunes"))]
     pub init: Init,
     /// Of `metric`: the metrics that score the weights, one after the other, as for a rebuild.
-    /// Metrics of gradients cannot be used here: there is no error yet.
+    /// Metrics that need gradients cannot be used: there is no error yet.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub metric: Vec<MetricStep>,
-    /// Of `metric`: the weights that compete, those of a `row` (an output), which is left out, or all
-    /// of a `layer`.
+    /// Of `metric`: the weights that compete, those of a `row` (one output) or all of a `layer`. Left
+    /// out: `row`.
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
     pub scope: Option<Scope>,
-    /// How often the calibration samples go through the layers: 2, as the paper does, for all
-    /// initial masks first and then the refinement of all; 1 for both in one pass, in which a
-    /// layer's initial mask comes from the refined layers before it, and which takes less time.
+    /// Number of passes of the calibration samples through the layers: 2, as in the paper, makes all
+    /// initial masks first and then refines them; 1 makes and refines the masks layer by layer, so
+    /// that initial masks see refined layers before them, and takes less time.
     #[schemars(range(min = 1, max = 2))]
     pub passes: usize,
 }
@@ -254,18 +254,18 @@ impl Default for Mask {
     }
 }
 
-/// A group of layers that is rebuilt as one.
+/// A group of linear layers that are refined together.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(extend("required" = ["name", "layers"]))]
 pub struct BlockGroup {
-    /// What reports call the group.
+    /// Name of the group in reports.
     pub name: String,
-    /// The linear layers it consists of, such as `q_proj`.
+    /// The linear layers of the group, such as `q_proj`.
     pub layers: Vec<String>,
 }
 
-/// Tensors that are pruned otherwise than the rest.
+/// Settings for some of the tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(extend("required" = ["tensors"]))]
@@ -275,50 +275,50 @@ pub struct Override {
     #[serde(deserialize_with = "one_or_more")]
     #[schemars(extend("type" = ["string", "array"]))]
     pub tensors: Vec<String>,
-    /// The fraction of their weights to prune.
+    /// The fraction of these tensors' weights to prune.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub ratio: Option<f64>,
-    /// Their pattern.
+    /// The pattern of these tensors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pattern: Option<Pattern>,
-    /// Where their weights compete in rebuilds and swaps. Those of a group whose scope is `group`
-    /// compete with one another.
+    /// The scope in which these tensors' weights compete in rebuilds and swaps. With `group`, those
+    /// of a group compete with one another.
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
     pub scope: Option<Scope>,
 }
 
-/// Which model's hidden states statistics and targets are computed on: the dense model's, or those
-/// of the model as pruned so far.
+/// Which model's hidden states statistics and targets are computed on: the dense model's, or those of
+/// the model pruned so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Streams {
-    /// Which model's hidden states the statistics of inputs are computed on, for initial masks,
-    /// swaps and reconstruction: the `sparse` model's, as is usual, or the `dense` model's.
+    /// Which model's hidden states the statistics of inputs are computed on, for initial masks, swaps
+    /// and reconstructions: the `sparse` model's, as is usual, or the `dense` model's.
     #[serde(deserialize_with = "word")]
     pub statistics: Side,
-    /// The weight, from 0 to 1, of the dense model's own output in a group's target output. The
-    /// rest is the dense group's output on the pruned model's hidden states, which is the paper's
-    /// target. Above 0 it makes up for errors of the layers before, and takes one more forward pass
-    /// and one more set of hidden states.
+    /// The weight, from 0 to 1, of the dense model's output in a group's target output; the rest is
+    /// the dense group's output on the pruned model's hidden states, the paper's target. Values above
+    /// 0 correct errors of the layers before, and take one more forward pass and one more set of
+    /// hidden states.
     #[schemars(range(min = 0, max = 1))]
     pub blend: f64,
 }
 
-/// What runs the model.
+/// The device and memory to run the model with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Executor {
-    /// `cpu`, or `cuda:0` for the first NVIDIA GPU; that needs a binary with the feature `cuda`.
+    /// `cpu`, or `cuda:0` for the first NVIDIA GPU, which needs a binary with the feature `cuda`.
     pub device: Device,
-    /// How much memory the run may take, such as `6 GiB`: the device's, where that is a GPU. What
-    /// does not fit of the calibration samples' hidden states waits in a scratch file beside the
-    /// output. Left out: most of what is free, within the limits of the control group.
+    /// The memory that the run may take, such as `6 GiB`; on a GPU, the GPU's memory. Hidden states
+    /// of the calibration samples that do not fit go to a scratch file beside the output. Left out:
+    /// most of the free memory, within the limits of the control group.
     #[schemars(with = "Option<String>", extend("type" = ["string", "integer"]))]
     #[serde(serialize_with = "exactly", skip_serializing_if = "Option::is_none")]
     pub memory: Option<ByteSize>,
-    /// How hidden states wait between two layers: `f32`, or in half the memory as `f16` or `bf16`,
-    /// which rounds them.
+    /// The format of hidden states between two layers: `f32`, or `f16` or `bf16`, which take half the
+    /// memory and round.
     #[serde(deserialize_with = "word")]
     pub stream_dtype: Dtype,
 }
@@ -333,13 +333,13 @@ impl Default for Executor {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Output {
-    /// The directory to write; pruning needs it.
+    /// The directory to write. Pruning needs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// How pruned matrices are stored.
+    /// The format of pruned matrices.
     #[schemars(description = Format::help_on("How pruned matrices are stored"))]
     pub format: Format,
-    /// How weights are stored: `f32`, `f16` or `bf16`. Left out: as in the dense checkpoint.
+    /// The number format of weights: `f32`, `f16` or `bf16`. Left out: that of the dense checkpoint.
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Dtype>,
 }
@@ -348,14 +348,14 @@ pub struct Output {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Evaluate {
-    /// Texts to measure the perplexity on: paths or, for data sets, tables with a `path`.
+    /// Texts to measure the perplexity on: paths, or tables with a `path` for data sets.
     pub perplexity: Vec<Text>,
-    /// The length of a segment of text, in tokens. Left out: the smaller of 2048 and the number of
-    /// positions that the model has.
+    /// Length of a segment of text, in tokens. Left out: the smaller of 2048 and the model's number of
+    /// positions.
     #[schemars(range(min = 2, max = MOST))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sequence_length: Option<usize>,
-    /// How many segments of each text to measure at most. Left out: all.
+    /// Maximum number of segments of each text. Left out: all.
     #[schemars(range(min = 1, max = MOST))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segments: Option<usize>,
@@ -366,13 +366,13 @@ pub struct Evaluate {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "tasks")]
     pub tasks: BTreeMap<String, PathBuf>,
-    /// How many questions of each task to ask at most. Left out: all.
+    /// Maximum number of questions of each task. Left out: all.
     #[schemars(range(min = 1, max = MOST))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub questions: Option<usize>,
-    /// Prompts that the dense and the pruned model continue, side by side on the page: how many
-    /// beginnings of segments of the first text, or a list of prompts. Each is continued by 40 tokens,
-    /// the most likely ones. Left out: none.
+    /// Prompts that the dense and the pruned model continue, side by side on the page: a number of
+    /// segments of the first text, whose beginnings are prompts, or a list of prompts. Each is
+    /// continued by the 40 most likely tokens, one after the other. Left out: none.
     #[serde(skip_serializing_if = "Prompts::is_empty")]
     pub generate: Prompts,
 }
@@ -395,16 +395,16 @@ impl Recipe {
     /// The resolved recipe as TOML, which loads as an equal recipe.
     ///
     /// # Errors
-    /// If TOML cannot say a value, such as a path that is not Unicode.
+    /// If TOML cannot represent a value, such as a path that is not Unicode.
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
-        // Each type's code once, not once for each of TOML's serialisers.
+        // Compiles each type's code once, not once for each of TOML's serialisers.
         toml::to_string_pretty::<dyn erased_serde::Serialize>(self)
     }
 
-    /// The recipe with absolute paths: it means the same from wherever it is read.
+    /// The recipe with absolute paths, which does not depend on the current directory.
     ///
     /// # Errors
-    /// If the current directory cannot be told.
+    /// If the current directory is unknown.
     pub fn absolute(mut self) -> std::io::Result<Self> {
         for (key, path) in self.paths_mut() {
             if !path.as_os_str().is_empty() && !is_of_hub(&key, path) {
@@ -414,8 +414,7 @@ impl Recipe {
         Ok(self)
     }
 
-    /// The recipe with the names of files and directories in place of their paths, and without an
-    /// output: for readers elsewhere.
+    /// The recipe with file names in place of paths, and without an output, for publication.
     pub fn without_directories(mut self) -> Self {
         self.output.path = None;
         for (key, path) in self.paths_mut() {
@@ -428,13 +427,13 @@ impl Recipe {
         self
     }
 
-    /// The dense model's name on the hub, if it is from there.
+    /// The dense model's name on the hub; `None` for a directory.
     pub fn hub_name(&self) -> Option<&str> {
         let (path, _) = self.model.reference();
         path.to_str().filter(|_| is_of_hub("model.path", path))
     }
 
-    /// How the ratio is spread over the layers, if that is not uniform.
+    /// The allocation of the ratio to layers; `None` if uniform.
     pub fn allocation(&self) -> Option<Allocation> {
         let Sparsity { allocation, spread, outlier, .. } = self.sparsity;
         let by = match allocation {
@@ -445,7 +444,7 @@ impl Recipe {
         Some(Allocation { by, spread })
     }
 
-    /// The statistics that the initial masks need, as far as their metrics are known.
+    /// The statistics that the initial masks need; unknown metrics count as needing none.
     pub fn initial_needs(&self) -> Needs {
         let plugins = barber_metric::registered().unwrap_or_default();
         let needs = |step: &MetricStep| {
@@ -457,7 +456,7 @@ impl Recipe {
         metrics.filter_map(needs).fold(init.needs, Needs::or)
     }
 
-    /// The texts and the tasks that a run reads.
+    /// The files of the texts and tasks that a run reads.
     pub(crate) fn texts(&self) -> impl Iterator<Item = &Path> {
         let calibration = self.calibration.source.iter().filter(|_| self.calibrates());
         let perplexity = self.evaluate.perplexity.iter().map(|text| &text.path);
@@ -465,13 +464,13 @@ impl Recipe {
         files.map(PathBuf::as_path)
     }
 
-    /// The stages that work group by group, and those that work on the whole model after them.
+    /// The stages that work group by group, and then those that work on the whole model.
     pub fn stages(&self) -> (&[Refine], &[Refine]) {
         let groups = self.refine.iter().take_while(|stage| stage.is_of_groups()).count();
         self.refine.split_at(groups)
     }
 
-    /// Whether the recipe gathers statistics on the calibration text.
+    /// Whether the recipe needs the calibration text.
     pub fn calibrates(&self) -> bool {
         self.allocation().is_some() || self.initial_needs().inputs() || !self.refine.is_empty()
     }
@@ -498,7 +497,7 @@ fn is_of_hub(key: &str, path: &Path) -> bool {
     MODELS.contains(&key) && !path.is_dir() && is_name(path)
 }
 
-/// A number of bytes in the largest unit in which it loses nothing.
+/// A number of bytes in the largest unit that represents it exactly.
 fn exactly<S: Serializer>(size: &Option<ByteSize>, serializer: S) -> Result<S::Ok, S::Error> {
     let Some(size) = size else { return serializer.serialize_none() };
     let short = size.to_string();

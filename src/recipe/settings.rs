@@ -1,4 +1,4 @@
-//! The values of a recipe, key by key, and where each comes from.
+//! The values of a recipe, key by key, with their sources.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -8,16 +8,16 @@ use super::{Loaded, Recipe};
 /// A value of a recipe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setting {
-    /// Its key, such as `sparsity.ratio` or `refine.0.use`.
+    /// Path of the key, such as `sparsity.ratio` or `refine.0.use`.
     pub key: String,
-    /// It, as JSON and as TOML write it.
+    /// The value in the common syntax of JSON and TOML.
     pub value: String,
-    /// Where it comes from; see [`Loaded::origin`].
+    /// The source of the value; see [`Loaded::origin`].
     pub source: String,
 }
 
 impl Loaded {
-    /// All values of the recipe, in its order.
+    /// All values of the recipe, in the order of the sections.
     ///
     /// ```
     /// let loaded = llm_barber::recipe::load("recipes/quickstart.toml".as_ref(), &[]).unwrap();
@@ -32,7 +32,7 @@ impl Loaded {
         self.settings_of(&self.recipe)
     }
 
-    /// All values of the recipe once it is `settled`, which leaves nothing to the model.
+    /// All values of the `settled` recipe, in which the model's defaults are filled in.
     pub(crate) fn settings_of(&self, settled: &Recipe) -> Result<Vec<Setting>, serde_json::Error> {
         let mut settings = Vec::new();
         let value = serde_json::to_value(settled as &dyn erased_serde::Serialize)?;
@@ -44,7 +44,7 @@ impl Loaded {
     }
 }
 
-/// Calls a function with each value and its key.
+/// Calls `found` with each key and its value.
 fn flatten(value: &Value, path: &mut Vec<String>, found: &mut impl FnMut(String, String)) {
     let children: Vec<(String, &Value)> = match value {
         Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), value)).collect(),

@@ -1,4 +1,4 @@
-//! A study as its file says it: what is varied about a recipe.
+//! Studies: a recipe with varied methods, cases and seeds.
 
 use std::path::{Path, PathBuf};
 
@@ -16,17 +16,17 @@ use super::{
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Study {
-    /// The recipe that all runs have in common; in the file relative to the file.
+    /// Path of the recipe of all runs; in the file it is relative to the file.
     pub recipe: PathBuf,
-    /// What it has otherwise in all runs, written as for `--set`.
+    /// Settings of all runs, written as for `--set`.
     #[serde(default)]
     pub set: Vec<String>,
-    /// What `calibration.seed` is, run by run.
+    /// The values of `calibration.seed`.
     pub seeds: Vec<u64>,
-    /// The columns of the tables: how much is pruned, and in which pattern.
+    /// The columns of the tables: ratios and patterns.
     #[serde(rename = "case")]
     pub cases: Vec<Variant>,
-    /// The rows: how.
+    /// The rows of the tables.
     #[serde(rename = "method")]
     pub methods: Vec<Variant>,
 }
@@ -35,17 +35,17 @@ pub struct Study {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Variant {
-    /// What tables call it.
+    /// Name in the tables.
     pub name: String,
-    /// What the recipe has otherwise, written as for `--set`.
+    /// Settings, written as for `--set`.
     #[serde(default)]
     pub set: Vec<String>,
 }
 
-/// The study in a file. Its runs are recipes, which are not looked at yet.
+/// Reads a study from a file. The recipes of its runs are not checked.
 ///
 /// # Errors
-/// All that is wrong with it.
+/// All errors of the study.
 pub fn load_study(path: &Path) -> Result<Study, RecipeError> {
     parse(path, &read(path, "a study, such as recipes/study-smollm2.toml")?)
 }
@@ -70,7 +70,7 @@ fn parse(path: &Path, text: &str) -> Result<Study, RecipeError> {
     }
 }
 
-/// Gives a problem its place in the text: its key's, or that of the table that the key is in.
+/// Adds the place of the problem's key, or of the table that the key is in.
 fn locate(mut problem: Problem, text: &Text) -> Problem {
     let lengths = (1..=problem.path.len()).rev();
     let place = lengths.filter_map(|length| text.place(&problem.path[..length])).next();
@@ -85,7 +85,7 @@ fn locate(mut problem: Problem, text: &Text) -> Problem {
 }
 
 impl Study {
-    /// What no type can say.
+    /// The problems that the types cannot rule out.
     fn problems(&self) -> Vec<Problem> {
         let wrong = |key: &str, why: String, help| Problem::at(key, Fault::Value(why)).help(help);
         let mut problems = Vec::new();

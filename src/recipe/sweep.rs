@@ -1,4 +1,4 @@
-//! A grid of runs: `[sweep]` has lists of values for keys of the recipe.
+//! Sweeps: `[sweep]` lists values for keys, and the recipe is run for every combination.
 
 use figment::value::{Dict, Value};
 
@@ -10,35 +10,35 @@ use super::{
     schema::SWEEP,
 };
 
-/// More runs are surely a mistake.
+/// Maximum number of runs.
 const MOST: usize = 1000;
-/// The most characters of a value in the name of a directory.
+/// Maximum number of characters of a value in the name of a directory.
 const LONGEST: usize = 40;
 
-/// What tells one run of a sweep from the others; a run that is of no sweep has no settings.
+/// The settings that distinguish one run of a sweep; without a sweep there are none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Point {
-    /// What its directory under `output.path` is called, such as `ratio=0.5,init=wanda`.
+    /// Name of the run's directory under `output.path`, such as `ratio=0.5,init=wanda`.
     pub name: String,
-    /// The swept keys and their values, in the order of the file: a text as it is, other values as
-    /// TOML writes them.
+    /// The swept keys and their values, in the order of the file: strings without quotes, other
+    /// values in TOML.
     pub settings: Vec<(String, String)>,
 }
 
-/// The values of a key.
+/// A swept key and its values.
 struct Axis {
     /// The key's path in the recipe.
     path: Vec<String>,
-    /// The values, as messages show them and as directories are named by them.
+    /// Each value as it appears in messages and in the names of directories.
     values: Vec<(String, String)>,
-    /// The layer of each.
+    /// The layer of each value.
     layers: Vec<Layer>,
-    /// The first layer that has it, and where in its text it stands: the order of the axes.
+    /// Index of the first layer that has the key, and its place in the text; orders the axes.
     order: (usize, usize),
 }
 
-/// The points of the sweep that the layers describe, each with the layers of its values; if they
-/// describe none, the one point that has no settings.
+/// The points of the sweep in the layers, each with the layers of its values; without a sweep, one
+/// point without settings.
 pub(super) fn points(given: &[Layer]) -> Result<Vec<(Point, Vec<Layer>)>, Vec<Problem>> {
     let (merged, values, _) = merge(given.to_vec());
     let mut found = Found { given, merged: &merged, axes: Vec::new(), problems: Vec::new() };
@@ -73,7 +73,7 @@ pub(super) fn points(given: &[Layer]) -> Result<Vec<(Point, Vec<Layer>)>, Vec<Pr
     Ok(points)
 }
 
-/// The swept keys as directories name them: their last segments, where that tells them apart.
+/// The swept keys as they appear in the names of directories: the last segments, where these differ.
 fn names(axes: &[Axis]) -> Vec<String> {
     let last = |axis: &Axis| axis.path.last().cloned().unwrap_or_default();
     let alone = |axis: &Axis| axes.iter().filter(|other| last(other) == last(axis)).count() == 1;
@@ -81,7 +81,7 @@ fn names(axes: &[Axis]) -> Vec<String> {
     axes.iter().map(name).collect()
 }
 
-/// What was found of a sweep so far.
+/// The axes and problems of a sweep found so far.
 struct Found<'a> {
     given: &'a [Layer],
     merged: &'a Merged,
@@ -90,7 +90,7 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
-    /// Looks for lists at and below `path`, which begins with `sweep`.
+    /// Looks for lists at and below `path`, whose first segment is `sweep`.
     fn look(&mut self, value: &Value, path: &mut Vec<String>) {
         match value {
             Value::Dict(_, table) => self.table(table, path),
@@ -155,7 +155,7 @@ impl Found<'_> {
         });
         let layers = layers.collect();
         let values = texts.into_iter().zip(labels(values)).collect();
-        // A list that is given again stays where it was.
+        // A list that a later layer replaces keeps its place.
         let first = self.given.iter().position(|layer| layer.value(path).is_some());
         let order = first.map_or((0, 0), |first| (first, self.given[first].start(path)));
         self.axes.push(Axis { path: key.to_vec(), values, layers, order });
@@ -170,7 +170,7 @@ impl Found<'_> {
     }
 }
 
-/// A value as messages show it.
+/// A value as it appears in messages.
 fn text(value: &Value) -> String {
     match toml::Value::try_from(value) {
         Ok(toml::Value::String(text)) => text,
@@ -179,8 +179,8 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// The values of a key as directories are named by them: what is no word, or not the only one of its
-/// name, goes by its place in the list.
+/// The values of a key as they appear in the names of directories: the index in the list for a value
+/// that is not a word, or whose name is not unique.
 fn labels(values: &[Value]) -> Vec<String> {
     let allowed = |c: char| if c.is_ascii_alphanumeric() || "._+-".contains(c) { c } else { '-' };
     let word = |value: &Value| match value {

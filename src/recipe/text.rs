@@ -1,5 +1,4 @@
-//! The texts that a recipe is made of, files and assignments: their TOML, and where in the text
-//! every key stands.
+//! The texts of a recipe, files and assignments: their TOML, and the place of every key.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,21 +13,21 @@ use toml::de::{DeTable, DeValue};
 use super::error::{Excerpt, Fault, Problem, RecipeError};
 use crate::limits;
 
-/// Deeper than any recipe: what is nested further is not looked into.
+/// Maximum nesting that is looked into; recipes are less deep.
 const DEPTH: usize = 16;
 
 /// A text with keys in it.
 #[derive(Clone, Debug)]
 pub(super) struct Text {
-    /// What the user calls it.
+    /// Name of the text, as the user sees it.
     pub(super) name: String,
     text: Arc<str>,
     places: BTreeMap<Vec<String>, Place>,
-    /// Where lines end.
+    /// Byte offsets of the ends of lines.
     ends: Vec<usize>,
 }
 
-/// Where a key stands.
+/// The place of a key in a text.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) key: Range<usize>,
@@ -42,7 +41,7 @@ impl Text {
         Self { name: name.into(), text: text.into(), places: BTreeMap::new(), ends }
     }
 
-    /// Reads a file's text as TOML; returns all that is wrong with its syntax.
+    /// Parses a file's text as TOML; the error has all problems of the syntax.
     pub(super) fn parse(name: &str, text: &str) -> Result<(Self, Dict), Vec<Problem>> {
         let mut this = Self::new(name, text);
         let (table, errors) = DeTable::parse_recoverable(text);
@@ -51,7 +50,7 @@ impl Text {
         for error in errors {
             let mut problem = Problem::new(Vec::new(), Fault::Syntax(error.message().into()));
             if let Some(span) = error.span() {
-                // One slip of the pen is one problem, however many the parser makes of it.
+                // One mistake may make several errors of the parser in a line; the first counts.
                 if !lines.insert(this.line(span.start)) {
                     continue;
                 }
@@ -67,8 +66,8 @@ impl Text {
         Ok((this, dict))
     }
 
-    /// Reads the value of an assignment to the key at `path`, which stands at `place` in `text`: TOML,
-    /// or a text without its quotes.
+    /// Parses the value of an assignment to the key at `path`, at `place` in `text`: TOML, or a string
+    /// without quotes.
     pub(super) fn assignment(
         name: &str,
         text: &str,
@@ -83,7 +82,7 @@ impl Text {
         let written = &text[place.value];
         let found = match DeValue::parse(written) {
             Ok(found) => this.value(found.get_ref(), value, &mut path.to_vec()),
-            // What opens like TOML was meant as TOML.
+            // A value that starts like TOML is meant as TOML.
             Err(error) if written.starts_with(['[', '{', '"', '\'']) => {
                 let mut problem =
                     Problem::new(path.to_vec(), Fault::Syntax(error.message().into()))
@@ -97,7 +96,7 @@ impl Text {
         Ok((this, found))
     }
 
-    /// The text as one in which what is at `from` is the key at `path`.
+    /// The text with the key at `from` moved to `path`.
     pub(super) fn moved(&self, from: &[String], path: &[String]) -> Self {
         let below = self.places.range(from.to_vec()..);
         let below = below.map_while(|(key, place)| Some((key.strip_prefix(from)?, place)));
@@ -105,17 +104,17 @@ impl Text {
         Self { name: self.name.clone(), text: self.text.clone(), places, ends: self.ends.clone() }
     }
 
-    /// Where the key at `path` stands.
+    /// The place of the key at `path`.
     pub(super) fn place(&self, path: &[String]) -> Option<&Place> {
         self.places.get(path)
     }
 
-    /// Whether a piece is one of this text.
+    /// Whether an excerpt is from this text.
     pub(super) fn holds(&self, excerpt: &Excerpt) -> bool {
         Arc::ptr_eq(&self.text, &excerpt.text)
     }
 
-    /// A piece of the text.
+    /// An excerpt of the text.
     pub(super) fn excerpt(&self, span: Range<usize>) -> Excerpt {
         let end = span.end.min(self.text.len());
         Excerpt {
@@ -125,7 +124,7 @@ impl Text {
         }
     }
 
-    /// What the user calls a place in the text.
+    /// A place in the text, in words.
     pub(super) fn origin(&self, offset: usize) -> String {
         format!("{} line {}", self.name, self.line(offset))
     }
@@ -134,7 +133,7 @@ impl Text {
         1 + self.ends.partition_point(|end| *end < offset)
     }
 
-    /// A table's values; `start` is where in the text what was parsed starts.
+    /// A table's values; `start` is the offset of the parsed part in the text.
     fn table(&mut self, table: &DeTable<'_>, start: usize, path: &mut Vec<String>) -> Dict {
         let mut dict = Dict::new();
         for (key, value) in table {
@@ -184,7 +183,7 @@ fn scalar(value: &DeValue<'_>) -> Value {
         DeValue::Integer(integer) => {
             match i64::from_str_radix(integer.as_str(), integer.radix()) {
                 Ok(value) => value.into(),
-                // TOML has no larger ones, nor has any key of a recipe: the types will say so.
+                // Larger than TOML allows, and than any key: the types report it.
                 Err(_) => match i128::from_str_radix(integer.as_str(), integer.radix()) {
                     Ok(value) => (value as f64).into(),
                     Err(_) => integer.as_str().into(),
@@ -196,7 +195,7 @@ fn scalar(value: &DeValue<'_>) -> Value {
     }
 }
 
-/// The text of a file that is `what` it should be.
+/// Reads a file; `what` says what it should be.
 pub(super) fn read(path: &Path, what: &str) -> Result<String, RecipeError> {
     read_text(path).map_err(|why| {
         let name = path.display().to_string();

@@ -1,5 +1,5 @@
-//! The refinement stages: what a `[[refine]]` table of a recipe may say. A stage is one file, with
-//! its keys, what it needs, what it costs and how it runs, and one line in the list below.
+//! The refinement stages, the `[[refine]]` tables of a recipe. A stage is one file, with its keys,
+//! needs, cost and run, and one line in the list below.
 
 mod end_to_end;
 mod rebuild;
@@ -34,48 +34,48 @@ use crate::{
     plan::Plan,
 };
 
-/// What a recipe, `barber check` and the forecast ask of a stage.
+/// A stage as recipes, `barber check` and the forecast see it.
 pub trait Stage {
-    /// What is wrong with the keys, beyond their types; `given` are those that the recipe gives.
+    /// Errors in the keys' values, beyond their types; `given` lists the keys that the recipe has.
     fn check(&self, given: &[&str]) -> Vec<Wrong>;
 
-    /// The stage in a line.
+    /// The stage and its settings in one line.
     fn describe(&self, refinement: &Described<'_>) -> String;
 
-    /// The scope in which weights compete, where an override may say otherwise.
+    /// The scope in which weights compete, if an override may change it.
     fn scope(&self) -> Option<Scope> {
         None
     }
 
-    /// The scopes that it knows.
+    /// The scopes that the stage supports.
     fn scopes(&self) -> &'static [Scope] {
         &[]
     }
 
-    /// Whether the recipe's `metric` pipeline scores its weights.
+    /// Whether the stage uses the recipe's `metric` pipeline.
     fn uses_metrics(&self) -> bool {
         false
     }
 
-    /// Whether it works on the Gram matrices of inputs.
+    /// Whether the stage needs the Gram matrices of inputs.
     fn needs_gram(&self) -> bool {
         false
     }
 
-    /// The number of swaps per row that it may search for, at most.
+    /// Maximum number of swaps per row that the stage searches for.
     fn searches(&self) -> usize {
         0
     }
 
-    /// The number of steps that it makes over the whole model, at most.
+    /// Maximum number of steps over the whole model.
     fn steps(&self) -> usize {
         0
     }
 
-    /// Counts the matrix products of one group.
+    /// Adds the passes of one group to `tally`.
     fn count(&self, tally: &mut Tally<'_>);
 
-    /// What it takes on the whole model, at most.
+    /// Maximum cost on the whole model.
     fn model_cost(&self, pruning: &Pruning<'_>, decoder: &Decoder, plan: &Plan) -> Cost {
         let _ = (pruning, decoder, plan);
         Cost::default()
@@ -120,19 +120,19 @@ pub struct ModelState<'a, D: Ops> {
     pub pruned: Pruned,
 }
 
-/// What came of a stage.
+/// The result of a stage on a group.
 pub(super) struct Outcome {
-    /// The output error before it.
+    /// The output error before the stage.
     pub(super) before: Loss,
-    /// The output error after it, if it was measured.
+    /// The output error after the stage, if the stage measured it.
     pub(super) after: Option<Loss>,
-    /// Whether its changes stayed.
+    /// Whether the changes were kept.
     pub(super) accepted: bool,
-    /// The scores of the weights, by what became of them.
+    /// The distribution of scores of swapped and unchanged weights, if the stage uses scores.
     pub(super) scores: Option<Distribution>,
 }
 
-/// What is wrong with a key of a stage.
+/// A wrong value of a stage's key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wrong {
     /// The key.
@@ -143,25 +143,25 @@ pub struct Wrong {
     pub help: &'static str,
 }
 
-/// The rest of the refinement, as far as the description of a stage tells it.
+/// Settings outside a stage that its description mentions.
 pub struct Described<'a> {
-    /// The metrics of the pipeline.
+    /// The names of the pipeline's metrics.
     pub metrics: &'a str,
     /// The names of the groups.
     pub groups: &'a [&'a str],
-    /// The weight of the dense model's output in the target.
+    /// The weight β of the outputs on the dense model's hidden states in the target output.
     pub blend: f64,
 }
 
-/// A stage's entry in the list.
+/// An entry of the list of stages.
 pub(crate) struct Kind {
-    /// What a recipe calls it.
+    /// The stage's name in a recipe.
     pub(crate) name: &'static str,
-    /// What it does, as a part of a sentence.
+    /// What the stage does, as a part of a sentence.
     help: &'static str,
-    /// The schema of its keys.
+    /// The schema of the stage's keys.
     schema: fn(&mut SchemaGenerator) -> Schema,
-    /// Reads its keys.
+    /// Reads the stage's keys.
     pub(crate) read: fn(&Value) -> figment::error::Result<Refine>,
 }
 
@@ -173,8 +173,8 @@ macro_rules! stages {
         stages!(@all $($group_name: $group,)* $($model_name: $model,)*);
 
         impl Refine {
-            /// Whether it works group by group; if not, it works on the whole model once its layers
-            /// are done.
+            /// Whether the stage works group by group; if not, it works on the whole model after all
+            /// layers.
             pub const fn is_of_groups(&self) -> bool {
                 match self {
                     $(Self::$group(_) => true,)*
@@ -182,7 +182,7 @@ macro_rules! stages {
                 }
             }
 
-            /// Refines a group, if it works group by group.
+            /// Refines a group, for a stage that works group by group.
             pub(super) fn run<D: Ops>(
                 &self,
                 state: &mut GroupState<'_, D>,
@@ -194,7 +194,7 @@ macro_rules! stages {
                 }
             }
 
-            /// Refines the whole model, if it works on that.
+            /// Refines the whole model, for a stage that works on all of it.
             pub(super) fn run_model<D: Ops>(
                 &self,
                 state: &mut ModelState<'_, D>,
@@ -227,11 +227,11 @@ macro_rules! stages {
             read: |keys| keys.deserialize().map(Refine::$stage),
         },)*];
 
-        /// Their names.
+        /// The stages' names.
         pub(crate) static NAMES: &[&str] = &[$($name,)*];
 
         impl Refine {
-            /// What a recipe calls it.
+            /// The stage's name in a recipe.
             pub const fn name(&self) -> &'static str {
                 match self {
                     $(Self::$stage(_) => $name,)*
@@ -277,7 +277,7 @@ pub(crate) fn with_key(key: &str) -> &'static [&'static str] {
 }
 
 impl Kind {
-    /// Its keys, each with its schema.
+    /// The stage's keys and their schemas.
     fn keys(&self, generator: &mut SchemaGenerator) -> Map<String, serde_json::Value> {
         match (self.schema)(generator).remove("properties") {
             Some(serde_json::Value::Object(keys)) => keys,
@@ -286,7 +286,7 @@ impl Kind {
     }
 }
 
-/// One table with the keys of all stages, each of which says whose it is.
+/// One table with the keys of all stages; the description of a key names its stages.
 impl JsonSchema for Refine {
     fn inline_schema() -> bool {
         true

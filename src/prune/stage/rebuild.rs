@@ -1,5 +1,5 @@
-//! LLM-Barber's rebuild as a stage (arXiv 2408.10631): gradients of the group's output error give
-//! scores, and weights change places by them.
+//! LLM-Barber's rebuild as a stage (arXiv 2408.10631): pruned weights with high scores and kept
+//! weights with low scores change places. Gradients of the group's output error give the scores.
 
 use std::{fmt, iter::zip};
 
@@ -25,29 +25,28 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rebuild {
-    /// The weights that compete, all of a `group`, all of a `layer`, those of a `row` (an output)
-    /// or those of a `column` (an input). Swaps know `row` and `layer`.
+    /// The weights that compete: all of a `group`, a `layer`, a `row` (one output) or a `column` (one
+    /// input). The stage `swap` has only `row` and `layer`.
     #[serde(deserialize_with = "word")]
     pub scope: Scope,
-    /// The fraction of the worthwhile swaps to make, those that raise the kept weights' score, from
-    /// 0 to 1; or `auto`, the fraction that lowers the group's output error most. The paper has 0.1,
-    /// and 0.01 for Wanda's mask on models of 7 billion weights. Where a scope has fewer than
-    /// 1/alpha worthwhile swaps, none is made: the rows of small models need 0.1.
+    /// The fraction of worthwhile swaps to make, from 0 to 1. A swap is worthwhile if it raises the
+    /// score of the kept weights. `auto` takes the fraction that lowers the group's output error
+    /// most. The paper has 0.1, and 0.01 for Wanda's mask on models of 7 billion weights. A scope
+    /// with fewer than 1/alpha worthwhile swaps gets none: the rows of small models need 0.1.
     #[schemars(schema_with = "alpha")]
     pub alpha: Alpha,
-    /// Where gradients are taken, at the `dense` weights, as the paper does, or at the `sparse`
-    /// ones.
+    /// The weights at which gradients are computed: `dense`, as in the paper, or `sparse`.
     // At the sparse weights, their output is compared with the target output.
     #[serde(deserialize_with = "word")]
     pub gradient: Side,
-    /// How many rounds to make at most, each with new gradients, or `until-converged`. It stops as
-    /// soon as a round does not lower the error.
-    // More than one are guarded. The masks alone decide the error, which falls from round to round,
-    // so that no masks come twice: any number of rounds ends.
+    /// Maximum number of rounds, each with new gradients, or `until-converged`. The first round that
+    /// does not lower the error is undone and ends the stage.
+    // The error depends on the masks alone and falls in every round, so no masks come twice: any
+    // number of rounds ends.
     #[schemars(schema_with = "rounds")]
     pub rounds: Rounds,
-    /// Whether kept weights that the initial mask's rule changed (`sparsegpt`) stay as it left them.
-    /// Otherwise every kept weight is the dense one.
+    /// Whether kept weights that the initial mask changed (`sparsegpt`) stay changed. If not, they
+    /// get their dense values back.
     pub retain: bool,
 }
 
@@ -63,16 +62,16 @@ impl Default for Rebuild {
     }
 }
 
-/// The fraction of the worthwhile swaps that are made, α.
+/// The fraction α of worthwhile swaps to make.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Alpha {
-    /// This fraction of them, whatever that does to the error.
+    /// A fixed fraction, from 0 to 1.
     Fraction(f64),
-    /// The fraction that lowers the group's output error most, and none where none lowers it.
+    /// The fraction that lowers the group's output error most; no swap if none lowers it.
     Auto,
 }
 
-/// A number of rounds, [`Rounds::UNTIL_CONVERGED`] for as many as lower the error.
+/// The maximum number of rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rounds(pub usize);
 
@@ -81,7 +80,7 @@ impl Alpha {
 }
 
 impl Rounds {
-    /// As many as lower the error.
+    /// As many rounds as lower the error.
     pub const UNTIL_CONVERGED: Self = Self(usize::MAX);
     const CONVERGED: &str = "until-converged";
 }
@@ -197,7 +196,7 @@ impl Stage for Rebuild {
 
     fn describe(&self, refinement: &Described<'_>) -> String {
         let Self { scope, alpha, .. } = self;
-        // What is not the paper's way.
+        // The settings that differ from the paper's.
         let mut otherwise = String::new();
         match self.rounds {
             Rounds(1) => {}
@@ -239,7 +238,7 @@ impl Stage for Rebuild {
         }
         tally.error();
         if self.is_guarded() {
-            // One round is counted, with all fractions tried.
+            // Counts one round, in which all fractions are tried.
             let tried = if self.alpha == Alpha::Auto { FRACTIONS.len() } else { 1 };
             (0..tried).for_each(|_| tally.forward());
             tally.measures_result();
@@ -247,7 +246,7 @@ impl Stage for Rebuild {
     }
 }
 
-/// The fractions that [`Alpha::Auto`] tries, from the smallest on until the error rises.
+/// The fractions that [`Alpha::Auto`] tries in order, until the error rises.
 const FRACTIONS: [f64; 6] = [0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
 
 /// The scores of each matrix of a group.
@@ -286,7 +285,7 @@ impl Run for Rebuild {
             for &alpha in fractions {
                 self.swap(state, &scores, alpha, Comparison::Tiles)?;
                 let tried = state.masks();
-                // A few more swaps than none may change nothing yet.
+                // A small fraction may round down to no swap.
                 if tried == masks {
                     continue;
                 }
@@ -311,12 +310,12 @@ impl Run for Rebuild {
 }
 
 impl Rebuild {
-    /// Whether what it does is taken back where it does not lower the error.
+    /// Whether the stage is undone where it does not lower the error.
     fn is_guarded(&self) -> bool {
         self.alpha == Alpha::Auto || self.rounds != Rounds(1)
     }
 
-    /// Makes kept weights that the initialiser changed dense again.
+    /// Restores the dense values of kept weights that the initialiser changed.
     fn restore<D: Ops>(&self, state: &mut GroupState<'_, D>) {
         if self.retain {
             return;
@@ -329,7 +328,7 @@ impl Rebuild {
         }
     }
 
-    /// The scores of the group's weights, and its error as it is.
+    /// The scores of the group's weights, and its current output error.
     fn scores<D: Ops>(
         &self,
         state: &mut GroupState<'_, D>,
@@ -346,7 +345,7 @@ impl Rebuild {
         for member in &state.group.members {
             let linear = state.linear(*member);
             let (tensor, dims) = (&linear.weight, linear.dims);
-            // Statistics are as large as the weights: each goes when its matrix has scores.
+            // Statistics are as large as the weights, so they are dropped once a matrix has scores.
             let place = state.place(*member);
             let statistics = std::mem::take(&mut statistics[place][member.linear]);
             event(Event::Measured(tensor, &statistics));
@@ -360,7 +359,7 @@ impl Rebuild {
         Ok((before, scores))
     }
 
-    /// Makes the fraction `alpha` of the swaps.
+    /// Makes the fraction `alpha` of the worthwhile swaps.
     fn swap<D: Ops>(
         &self,
         state: &mut GroupState<'_, D>,
@@ -372,8 +371,7 @@ impl Rebuild {
         let members = &state.group.members;
         let scope = |rule: &Rule| rule.scope.unwrap_or(self.scope);
         for (i, Member { rule, .. }) in members.iter().enumerate() {
-            // Matrices with one scope and one pattern are rebuilt together, when the first is
-            // reached.
+            // All matrices with the same scope and pattern are rebuilt together with the first.
             let alike = |of: &Rule| (scope(of), of.pattern) == (scope(rule), rule.pattern);
             if members[..i].iter().any(|member| alike(&member.rule)) {
                 continue;
@@ -394,14 +392,14 @@ impl Rebuild {
     }
 }
 
-/// The distribution of the pipeline's scores, before there are any.
+/// An empty distribution of the pipeline's scores.
 fn no_scores<D: Ops>(state: &GroupState<'_, D>) -> Distribution {
     let metrics = state.refinement.pipeline.iter();
     let names: Vec<&str> = metrics.map(|(name, _)| name.as_str()).collect();
     Distribution::new(names.join(" · "))
 }
 
-/// Adds the scores of each matrix.
+/// Adds the scores of each matrix to a distribution.
 fn distribute(all: &mut Distribution, scores: &Scores, before: &[Mask], after: &[Mask]) {
     for (scores, (before, after)) in zip(scores, zip(before, after)) {
         all.matrix(before, after, |i| scores[i]);

@@ -1,5 +1,4 @@
-//! Reconstruction as a stage: other values for the kept weights. It changes weights, and is named
-//! so.
+//! Reconstruction as a stage: new values for the kept weights.
 
 use std::{borrow::Cow, iter::zip};
 
@@ -18,21 +17,20 @@ use crate::{
     prune::{Tally, group::GroupState},
 };
 
-/// The reconstruction, and how it finds values.
+/// A reconstruction: the method that computes the new values, and its settings.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Keys", into = "Keys")]
 pub enum Reconstruct {
     /// Least squares of each row, in closed form.
     LeastSquares {
-        /// How strongly the weights are held at their values, as a fraction of the mean squared
-        /// input.
+        /// Penalty on changes of the weights, as a fraction of the mean squared input.
         damping: f64,
-        /// How far the Gram matrix is shrunk towards its diagonal, from 0 to 1.
+        /// Shrinkage of the Gram matrix towards its diagonal, from 0 to 1.
         shrinkage: f64,
     },
     /// Steps down the gradient of the group's output error (arXiv 2510.14444).
     Gradient {
-        /// How often the calibration samples are gone through.
+        /// Number of passes over the calibration samples.
         passes: usize,
         /// Step size, as a fraction of the root mean square of the matrix's weights.
         rate: f64,
@@ -49,39 +47,39 @@ impl Default for Reconstruct {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Keys {
-    /// How values are found, by `least-squares` of each row, or by steps down the `gradient` of the
-    /// group's output error (arXiv 2510.14444).
+    /// The method: `least-squares` of each row, or steps down the `gradient` of the group's output
+    /// error (arXiv 2510.14444).
     #[serde(deserialize_with = "word")]
     method: Method,
-    /// How often the calibration samples are gone through, with the method `gradient`.
+    /// Number of passes over the calibration samples, for the method `gradient`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = 8))]
     passes: Option<usize>,
-    /// The step size, as a fraction of the root mean square of the matrix's weights, with the method
+    /// Step size, as a fraction of the root mean square of the matrix's weights, for the method
     /// `gradient`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("exclusiveMinimum" = 0, "default" = 0.002))]
     rate: Option<f64>,
-    /// How strongly the weights are held at their values, as a fraction of the mean squared input,
-    /// with the method `least-squares`.
+    /// Penalty on changes of the weights, as a fraction of the mean squared input, for the method
+    /// `least-squares`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0), extend("default" = 0.01))]
     damping: Option<f64>,
-    /// How far the correlations of inputs are shrunk towards zero, from 0 to 1. With few samples,
-    /// much of a measured correlation is chance.
+    /// Shrinkage of the inputs' correlations towards zero, from 0 to 1. With few samples, much of a
+    /// measured correlation is chance.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1), extend("default" = 0.2))]
     shrinkage: Option<f64>,
 }
 
-/// How a reconstruction finds values.
+/// The method of a reconstruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 enum Method {
     /// Least squares of each row.
     #[default]
     LeastSquares,
-    /// Steps down the gradient.
+    /// Steps down the gradient of the output error.
     Gradient,
 }
 
@@ -240,7 +238,7 @@ fn fit<D: Ops>(state: &mut GroupState<'_, D>, damping: f64, shrinkage: f32) -> R
     })
 }
 
-/// Adam on all matrices of the group together, a run of samples at a time.
+/// Adam on all matrices of the group together, one batch of samples at a time.
 fn descend<D: Ops>(state: &mut GroupState<'_, D>, passes: usize, rate: f32) -> Result<(), Error> {
     state.make_target()?;
     let group = state.group;
@@ -248,7 +246,7 @@ fn descend<D: Ops>(state: &mut GroupState<'_, D>, passes: usize, rate: f32) -> R
     for member in &group.members {
         let linear = state.linear(*member);
         let (dense, mask) = (state.model.values(linear)?, state.mask(*member));
-        // A weight that the checkpoint has as zero stays zero.
+        // Weights that are zero in the checkpoint stay zero.
         let free = Mask::from_fn(linear.dims, |i| mask.get(i) && dense[i] != 0.0);
         matrices.push(Adam::new(state.values(linear)?, free, rate));
     }
@@ -281,7 +279,7 @@ fn descend<D: Ops>(state: &mut GroupState<'_, D>, passes: usize, rate: f32) -> R
 /// Adam (arXiv 1412.6980) on the weights of one matrix that may change.
 struct Adam {
     values: Vec<f32>,
-    /// Which these are; the others count as zero.
+    /// The weights that may change; the others count as zero.
     mask: Mask,
     moments: Vec<[f32; 2]>,
     rate: f32,
@@ -306,7 +304,7 @@ impl Adam {
             *mean = first * *mean + (1.0 - first) * g;
             *square = second * *square + (1.0 - second) * g * g;
             if self.mask.get(i) {
-                // The square of a gradient below this is no number of its own.
+                // Smaller gradients have squares below the smallest normal f32.
                 let scale = (*square / fix_square).sqrt() + f32::MIN_POSITIVE.sqrt();
                 *w -= self.rate * (*mean / fix) / scale;
             }

@@ -19,14 +19,14 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Swap {
-    /// The weights that compete, all of a `group`, all of a `layer`, those of a `row` (an output)
-    /// or those of a `column` (an input). Swaps know `row` and `layer`.
+    /// The weights that compete: all of a `group`, a `layer`, a `row` (one output) or a `column` (one
+    /// input). The stage `swap` has only `row` and `layer`.
     #[serde(deserialize_with = "word")]
     pub scope: Scope,
-    /// How many swaps a row has at most.
+    /// Maximum number of swaps per row.
     pub limit: usize,
-    /// How far the correlations of inputs are shrunk towards zero, from 0 to 1. With few samples,
-    /// much of a measured correlation is chance.
+    /// Shrinkage of the inputs' correlations towards zero, from 0 to 1. With few samples, much of a
+    /// measured correlation is chance.
     #[schemars(range(min = 0, max = 1))]
     pub shrinkage: f64,
 }
@@ -76,7 +76,7 @@ impl Stage for Swap {
     }
 }
 
-/// What is wrong with a shrinkage, if anything is.
+/// The error of a shrinkage outside 0 to 1.
 pub(super) fn wrong_shrinkage(shrinkage: f64) -> Option<Wrong> {
     (!(0.0..=1.0).contains(&shrinkage)).then(|| Wrong {
         key: "shrinkage",
@@ -99,8 +99,8 @@ impl Run for Swap {
         let mut scores = Distribution::new("|w|·‖x‖");
         state.each_matrix(|state, member, found| self.matrix(state, member, found, &mut scores))?;
         state.loss = None;
-        // Each matrix' error falls on the calibration samples; the group's has to fall on the held-out
-        // ones, too.
+        // Each matrix's error falls on the calibration samples; the group's must fall on the held-out
+        // samples, too.
         let accepted = state.lowers_held_out(before)?;
         if !accepted {
             state.set(&masks);
@@ -133,7 +133,7 @@ impl Swap {
         let before = state.mask(member);
         let mut mask = before.clone();
         mask::swap(&stats, &mut mask, error, scope, member.rule.pattern, self.limit)?;
-        // What the output would lose with a weight alone.
+        // The output error that each weight's removal alone would cause.
         let squares: Vec<f32> = error.gram.iter().step_by(dims.columns + 1).copied().collect();
         let stats = LayerStats { input_square: Some(&squares), ..stats };
         let lost = mask::weight_norm(&stats)?;
@@ -143,14 +143,14 @@ impl Swap {
     }
 }
 
-/// A Gram matrix that was asked for.
+/// The Gram matrix, which the pass computed.
 pub(super) fn gram(statistics: &Statistics) -> &[f32] {
     statistics.gram.as_ref().map_or(&[], |gram| &gram[..])
 }
 
-/// Σ e xᵀ of a matrix, [rows, columns], where e is by how much its target differs from what its
-/// present `values`, or the dense ones, would give unpruned: β W (x̃ − x) on a dense stream, and
-/// (W − V) x where the values V are not the dense W.
+/// Σ e xᵀ of a matrix, [rows, columns], where e is the target minus the unpruned output with the
+/// current `values` V, or with the dense weights W: β W (x̃ − x) on a dense stream, and (W − V) x where
+/// V differs from W.
 pub(super) fn shift(
     dense: &[f32],
     values: Option<&[f32]>,

@@ -1,4 +1,4 @@
-//! The mask of one weight matrix, a bit per weight.
+//! The mask of a weight matrix, one bit per weight.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use crate::simd::simd;
 
 const BITS: usize = u64::BITS as usize;
 const HALF: usize = BITS / 2;
-/// Words that one task works on: enough to be worth a task.
+/// Number of words that one task works on.
 const WORDS: usize = 256;
 
 /// Which weights of a matrix are kept. Weights are numbered row-major.
@@ -27,12 +27,12 @@ const WORDS: usize = 256;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mask {
     dims: Dims,
-    /// Set is kept; the bits past the last weight are never set.
+    /// Set bits are kept weights; bits past the last weight are never set.
     words: Vec<u64>,
 }
 
 impl Mask {
-    /// The mask that keeps the weights for which `kept` is true, asked in order.
+    /// The mask that keeps the weights for which `kept` is true; it is called in order.
     pub fn from_fn(dims: Dims, mut kept: impl FnMut(usize) -> bool) -> Self {
         let words = (0..dims.len())
             .step_by(BITS)
@@ -74,12 +74,12 @@ impl Mask {
         Self { dims, words }
     }
 
-    /// The bits, a word of 64 weights after the other, little-endian.
+    /// The bits in words of 64 weights, little-endian.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 
-    /// The mask of a matrix with these bits, if they are those of a mask of its shape.
+    /// The mask with these bits; `None` if they do not fit the shape.
     pub fn from_bytes(dims: Dims, bytes: &[u8]) -> Option<Self> {
         let weights = dims.rows.checked_mul(dims.columns)?;
         let (words, rest) = bytes.as_chunks();
@@ -116,7 +116,7 @@ impl Mask {
         *word = if kept { *word | bit } else { *word & !bit };
     }
 
-    /// The bits past the last weight exist but are nobody's.
+    /// Panics if there is no weight `i`; the last word may have further bits.
     #[inline]
     fn check(&self, i: usize) {
         assert!(i < self.dims.len(), "no weight {i} in a {} matrix", self.dims);
@@ -129,7 +129,7 @@ impl Mask {
         }
     }
 
-    /// How many weights are kept that `other` prunes.
+    /// Number of kept weights that `other` prunes.
     pub fn without(&self, other: &Self) -> usize {
         let words = self.words.iter().zip(&other.words);
         words.map(|(own, other)| (own & !other).count_ones() as usize).sum()
@@ -148,7 +148,7 @@ impl Mask {
         })
     }
 
-    /// Shows each of some consecutive weights, and whether it is kept.
+    /// Calls `see` with each of some consecutive weights, and whether it is kept.
     #[inline(always)]
     pub(super) fn each(&self, weights: Range<usize>, mut see: impl FnMut(usize, bool)) {
         let mut start = weights.start;
@@ -163,7 +163,7 @@ impl Mask {
         }
     }
 
-    /// How many weights are kept.
+    /// Number of kept weights.
     pub fn kept(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
@@ -186,7 +186,7 @@ impl Mask {
         self.clear(weight, |x, bits| f32::from_bits(x.to_bits() & bits));
     }
 
-    /// The same of weights of `SIZE` bytes each.
+    /// [`Mask::apply`] for weights of `SIZE` bytes each.
     ///
     /// # Panics
     /// If `bytes` does not have the mask's shape.
@@ -200,11 +200,11 @@ impl Mask {
         self.clear(weights, |x, bits| x.map(|byte| byte & bits as u8));
     }
 
-    /// Makes zeros of the pruned weights, by what leaves a weight the bits that are set.
+    /// Sets the pruned weights to zero; `leave` keeps the bits of a weight that are set in its mask.
     fn clear<T: Copy + Send>(&self, weights: &mut [T], leave: impl Fn(T, u32) -> T + Sync) {
         let chunks = weights.par_chunks_mut(BITS * WORDS).zip(self.words.par_chunks(WORDS));
         chunks.for_each(|(weights, words)| {
-            // No branch: nobody could foresee it. Halves of words, as vectors of them are the wider.
+            // No branch, as it would be unpredictable. Half words, as they make wider vectors.
             simd!(for (weights, word) in weights.chunks_mut(BITS).zip(words) {
                 let halves = [*word as u32, (word >> HALF) as u32];
                 for (weights, half) in weights.chunks_mut(HALF).zip(halves) {

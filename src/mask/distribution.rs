@@ -1,4 +1,4 @@
-//! How the scores of weights are distributed, by what became of the weights.
+//! The distribution of scores of kept, pruned and swapped weights.
 
 use std::iter::zip;
 
@@ -7,21 +7,21 @@ use serde::{Deserialize, Serialize};
 
 use super::Mask;
 
-/// Distribution by their sizes, in bins of half an octave. Histograms of several matrices can be added:
-/// all have the same bins.
+/// A histogram of scores in bins of half an octave. All histograms have the same bins, so they can be
+/// added.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Histogram {
-    /// How many scores are zero, or less, or too small to be normal numbers.
+    /// Number of scores that are zero, negative or subnormal.
     pub zero: u64,
-    /// The first bin that holds any: bin *i* has the scores from 2^(*i*/2) to 2^((*i* + 1)/2).
+    /// The first bin that is not empty: bin *i* has the scores from 2^(*i*/2) to 2^((*i* + 1)/2).
     pub first: i32,
-    /// How many scores are in each bin from the first on, to the last that holds any.
+    /// Number of scores in each bin, from the first to the last that is not empty.
     pub counts: Vec<u64>,
 }
 
-/// The bin of a score; none if it is no normal positive number.
+/// The bin of a score; `None` if it is not a normal positive number.
 fn bin(score: f32) -> Option<i32> {
-    /// The bits of a mantissa, and those of √2.
+    /// The mask of the mantissa's bits, and the mantissa of √2.
     const MANTISSA: u32 = (1 << 23) - 1;
     const HALF: u32 = std::f32::consts::SQRT_2.to_bits() & MANTISSA;
     if score.is_nan() || score < f32::MIN_POSITIVE {
@@ -32,28 +32,28 @@ fn bin(score: f32) -> Option<i32> {
     Some(2 * exponent + i32::from(bits & MANTISSA >= HALF))
 }
 
-/// The bin of the smallest normal number, and how many places there are up to that of infinity.
+/// The bin of the smallest normal number, and the number of places up to infinity.
 const LOWEST: i32 = 2 * -126;
 const BINS: usize = (2 * 128 - LOWEST + 2) as usize;
 
-/// The place of a score's bin among all; the first is of those that have none.
+/// The index of a score's bin among all bins; index 0 is for scores without a bin.
 #[inline]
 fn place(score: f32) -> usize {
     bin(score).map_or(0, |bin| (bin - LOWEST + 1) as usize)
 }
 
 impl Histogram {
-    /// How many scores there are.
+    /// Number of scores.
     pub fn len(&self) -> u64 {
         self.zero + self.counts.iter().sum::<u64>()
     }
 
-    /// Whether there are none.
+    /// Whether there are no scores.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Adds the scores of another.
+    /// Adds the scores of another histogram.
     pub fn add(&mut self, other: &Self) {
         self.zero += other.zero;
         for (bin, &count) in zip(other.first.., &other.counts) {
@@ -61,8 +61,8 @@ impl Histogram {
         }
     }
 
-    /// The base-2 logarithm of the score below which a fraction of the scores lies, as if those of a
-    /// bin were spread over it evenly; none where that score is zero, or there are no scores.
+    /// The base-2 logarithm of the score below which a fraction of the scores lies, interpolated
+    /// within its bin; `None` if that score is zero, or there are no scores.
     ///
     /// ```
     /// let histogram = llm_barber::mask::Histogram { zero: 0, first: 2, counts: vec![1, 1] };
@@ -102,43 +102,43 @@ impl Histogram {
         self.counts[place] += more;
     }
 
-    /// Adds so many scores of each [`place`].
+    /// Adds `counts` scores to the bin of each [`place`].
     fn add_places(&mut self, counts: &[u64; BINS]) {
         self.zero += counts[0];
         zip(LOWEST.., &counts[1..]).for_each(|(bin, count)| self.count(bin, *count));
     }
 }
 
-/// The scores of weights, by what a stage made of them.
+/// The scores of weights, by what a stage did to the weights.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Distribution {
-    /// What the scores are.
+    /// Name of the scores.
     pub measure: String,
-    /// Of the weights that were kept and are.
+    /// Scores of weights that stayed kept.
     pub kept: Histogram,
-    /// Of those that were pruned and came back.
+    /// Scores of pruned weights that were kept again.
     pub came_back: Histogram,
-    /// Of those that were kept and went.
+    /// Scores of kept weights that were pruned.
     pub went: Histogram,
-    /// Of those that were pruned and are.
+    /// Scores of weights that stayed pruned.
     pub pruned: Histogram,
 }
 
 impl Distribution {
-    /// No scores, of what `measure` calls them.
+    /// An empty distribution of scores named `measure`.
     pub fn new(measure: impl Into<String>) -> Self {
         Self { measure: measure.into(), ..Self::default() }
     }
 
-    /// Adds those of a matrix, whose masks are `before` and `after`; `score` says the score of a
-    /// weight by its number, row-major.
+    /// Adds the scores of a matrix with the masks `before` and `after`; `score` gives the score of a
+    /// weight by its row-major index.
     pub fn matrix(&mut self, before: &Mask, after: &Mask, score: impl Fn(usize) -> f32 + Sync) {
-        /// Weights that a thread takes at a time.
+        /// Number of weights that a thread takes at a time.
         const RUN: usize = 1 << 16;
         let weights = after.dims().len();
         let run = |mut found: Self, run: usize| {
-            // Without a branch on what became of a weight: nobody could foresee it. In two counts by
-            // turns, as a weight's place is often that of the one before, whose sum is still to come.
+            // No branch on a weight's fate, as it would be unpredictable. Two alternating counts, as
+            // consecutive weights often have the same place, and a sum must not wait for the last.
             let mut counts = [[[0; BINS]; 2]; 4];
             before.each(run * RUN..weights.min((run + 1) * RUN), |i, kept| {
                 let of = 2 * usize::from(kept) + usize::from(after.get(i));
@@ -158,7 +158,7 @@ impl Distribution {
         self.add(&found);
     }
 
-    /// Adds others.
+    /// Adds another distribution.
     pub fn add(&mut self, other: &Self) {
         self.kept.add(&other.kept);
         self.came_back.add(&other.came_back);

@@ -1,61 +1,61 @@
-//! Every way in which a mask cannot be made.
+//! The errors of masks.
 
 use super::{Pattern, Scope};
 use crate::simd::first;
 
-/// Why a mask could not be made.
+/// Why a mask could not be computed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
-    /// The sparsity ratio is no share.
+    /// The sparsity ratio is not within 0 and 1.
     #[error("the sparsity ratio must be from 0 to 1, got {ratio}")]
     Ratio {
-        /// It.
+        /// The ratio.
         ratio: f64,
     },
-    /// The rebuild's α is no share.
+    /// The rebuild's α is not within 0 and 1.
     #[error("alpha must be from 0 to 1, got {alpha}")]
     Alpha {
-        /// It.
+        /// α.
         alpha: f64,
     },
-    /// Swaps do not know the scope.
+    /// Swaps do not support the scope.
     #[error("swaps are within a `row` or a `layer`, not a `{scope}`")]
     SwapScope {
-        /// It.
+        /// The scope.
         scope: Scope,
     },
-    /// Initial masks do not know the scope.
+    /// Initial masks do not support the scope.
     #[error("scores of an initial mask compete in a `row` or a `layer`, not in a `{scope}`")]
     InitialScope {
-        /// It.
+        /// The scope.
         scope: Scope,
     },
-    /// A slice does not fit its matrix.
+    /// A slice does not have the length that its matrix needs.
     #[error("`{name}`: {found} {what}, but the matrix needs {expected}")]
     Length {
-        /// The matrix.
+        /// Name of the matrix.
         name: String,
         /// What the slice holds.
         what: &'static str,
         /// The slice's length.
         found: usize,
-        /// The length that fits.
+        /// The length that the matrix needs.
         expected: usize,
     },
     /// A statistic was not computed.
     #[error("`{name}`: the initial mask needs `{statistic}`, which was not computed")]
     Missing {
-        /// The matrix.
+        /// Name of the matrix.
         name: String,
-        /// The statistic.
+        /// Name of the statistic.
         statistic: &'static str,
     },
-    /// The pattern's tiles do not divide the rows.
+    /// The pattern does not divide the matrix's columns.
     #[error("`{name}`: the pattern {pattern} does not divide its {columns} columns")]
     Indivisible {
-        /// The matrix.
+        /// Name of the matrix.
         name: String,
-        /// Its number of columns.
+        /// Number of columns.
         columns: usize,
         /// The pattern.
         pattern: Pattern,
@@ -66,20 +66,20 @@ pub enum Error {
          {allowed}"
     )]
     Overfull {
-        /// The matrix.
+        /// Name of the matrix.
         name: String,
         /// The tile's row.
         row: usize,
         /// The tile's first column.
         column: usize,
-        /// How many weights it keeps.
+        /// Number of weights that the tile keeps.
         kept: usize,
-        /// How many it may keep.
+        /// Number of weights that the pattern allows.
         allowed: usize,
         /// The pattern.
         pattern: Pattern,
     },
-    /// A score is not a number: nothing can be said about its weight.
+    /// A score is NaN, so its weight cannot be ranked.
     #[error("`{name}`: the score at row {row}, column {column} is not a number")]
     NotANumber {
         /// The matrix.
@@ -100,7 +100,7 @@ pub enum Error {
         /// The damping, as a fraction of the mean diagonal.
         damping: f64,
     },
-    /// Making up for pruned weights went beyond what a number can hold.
+    /// A weight that was changed to compensate for pruned ones overflowed.
     #[error("`{name}`: the changed weight at row {row}, column {column} is {value}")]
     NotFinite {
         /// The matrix.
@@ -109,7 +109,7 @@ pub enum Error {
         row: usize,
         /// The weight's column.
         column: usize,
-        /// It.
+        /// The weight's new value.
         value: f32,
     },
 }
@@ -127,7 +127,7 @@ impl Error {
         Err(Self::Length { name: name.into(), what, found, expected })
     }
 
-    /// That no score of matrix `name` is NaN.
+    /// Checks that no score of matrix `name` is NaN.
     pub(super) fn check_numbers(name: &str, columns: usize, scores: &[f32]) -> Result<(), Self> {
         match first(scores, f32::is_nan) {
             None => Ok(()),

@@ -1,9 +1,9 @@
-//! Values for the kept weights of a matrix that bring its output nearest to its target: least
-//! squares of each row on the inputs that it keeps.
+//! Values for the kept weights of a matrix that minimise the error of its output: least squares of
+//! each row on the inputs that it keeps.
 //!
 //! With K the kept inputs of a row w and b as in [`OutputError`], the values v of the kept weights
-//! solve (G_KK + λ) v = (G w + b)_K + λ w_K: what is damped is the change, so that inputs that say
-//! nothing leave their weights as they are. Weights that are zero stay zero: K is without them.
+//! solve (G_KK + λ) v = (G w + b)_K + λ w_K. λ damps the change, so weights of inputs without
+//! information stay as they are. Weights that are zero are not in K and stay zero.
 
 use faer::{
     Accum, MatMut, MatRef, Par, Spec,
@@ -20,12 +20,11 @@ use rayon::prelude::*;
 
 use super::{Error, Mask, OutputError};
 
-/// More damping does not help a matrix that is not positive definite with this.
+/// Maximum damping: more does not make a matrix positive definite.
 const MOST_DAMPING: f64 = 100.0;
 
-/// The values of a matrix's weights that its `mask` keeps, fitted; those of pruned ones are as
-/// they are in `weight`, and so are all where every input is zero. `damping` is λ as a scale of the
-/// mean diagonal of G.
+/// The fitted values of a matrix, row-major. Pruned weights have their values in `weight`; so have all
+/// weights if every input is zero. `damping` is λ as a fraction of the mean diagonal of G.
 ///
 /// # Errors
 /// If a slice does not fit the matrix, or no damping makes a row's part of G positive definite.
@@ -51,7 +50,7 @@ pub fn least_squares(
         right.iter_mut().zip(inputs).for_each(|(b, (w, g))| *b += shrinkage * w * g);
     }
 
-    // Where every input is zero, any damping holds the weights where they are.
+    // If every input is zero, the weights stay as they are with any damping.
     let mean = match diagonal.iter().map(|g| f64::from(*g)).sum::<f64>() / columns.max(1) as f64 {
         0.0 => 1.0,
         mean => mean,
@@ -82,7 +81,7 @@ pub fn least_squares(
     Ok(values)
 }
 
-/// The values of a row's kept weights; none if the matrix is not positive definite.
+/// The values of a row's kept weights; `None` if the matrix is not positive definite.
 fn solve(
     kept: &[usize],
     weight: &[f32],

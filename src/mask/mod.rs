@@ -1,5 +1,4 @@
-//! Which weights are kept: masks, the patterns they follow, how they start and how they are
-//! rebuilt. Pure: slices of scores in, masks out.
+//! Masks: patterns, initial masks, rebuilds and swaps. All functions are pure: scores in, masks out.
 
 mod bits;
 mod distribution;

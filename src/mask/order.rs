@@ -1,16 +1,15 @@
-//! The order of scores: what the lowest of a pool are, exactly as many as asked for and always the
-//! same ones.
+//! The order of scores: selects exactly the requested number of lowest scores, deterministically.
 
-/// A number that is lower where the score is lower; `!key` reverses the order. The two zeros are
-/// equal, as scores are. NaN has no place in the order.
+/// An integer with the same order as the scores; `!key` reverses the order. Both zeros have the same
+/// key. NaN has no place in the order.
 #[inline]
 pub(super) fn key(score: f32) -> u32 {
     let bits = (score + 0.0).to_bits();
     if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
 }
 
-/// The lowest of a list of keys: all below the threshold, and so many of those equal to it, from
-/// the list's start on. Knowing them needs no list of indices.
+/// The lowest keys of a list: all below a threshold, and the first few of those equal to it. This
+/// needs no list of indices.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lowest {
     threshold: u32,
@@ -26,7 +25,7 @@ impl Lowest {
         Self { threshold, ties: count - below }
     }
 
-    /// Whether the next key of the list is one of them.
+    /// Whether the next key of the list is one of the lowest.
     #[inline]
     pub(super) fn takes(&mut self, key: u32) -> bool {
         if key == self.threshold && self.ties > 0 {

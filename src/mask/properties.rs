@@ -1,4 +1,4 @@
-//! What holds for every mask, whatever the weights.
+//! Properties of all masks.
 
 use barber_metric::{Dims, LayerStats};
 use proptest::{collection::vec, prelude::*};
@@ -358,7 +358,7 @@ proptest! {
         }
     }
 
-    /// An initial mask prunes exactly the share of each pool or tile, and the lowest of it.
+    /// An initial mask prunes exactly the lowest scores of each pool or tile, as many as the ratio says.
     #[test]
     fn initial_masks_prune_the_lowest(
         (pattern, weight, mask, norms) in any_pattern().prop_flat_map(|pattern| {

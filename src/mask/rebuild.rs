@@ -1,4 +1,4 @@
-//! LLM-Barber's rebuild: pruned weights that score high come back, kept ones that score low go
+//! LLM-Barber's rebuild: pruned weights with high scores and kept weights with low scores change places
 //! (arXiv 2408.10631).
 
 use rayon::prelude::*;
@@ -9,38 +9,38 @@ use super::{
     scope::Pool,
 };
 
-/// A weight matrix whose mask is to be rebuilt.
+/// A weight matrix whose mask is rebuilt.
 #[derive(Debug)]
 pub struct Scored<'a> {
     /// The matrix's tensor name.
     pub name: &'a str,
-    /// The score of each weight, row-major: what would be lost without it.
+    /// The score of each weight, row-major: the loss that its removal would cause.
     pub scores: &'a [f32],
     /// The mask.
     pub mask: &'a mut Mask,
 }
 
-/// With what a pruned weight is compared under an N:M pattern.
+/// The kept weights that a pruned weight is compared with under an N:M pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparison {
-    /// With the kept weights of its pool, as the paper does; a tile's own score may fall by that.
+    /// The kept weights of its pool, as in the paper; the score of a tile may fall.
     Pools,
-    /// With those of its tile: no tile's score falls.
+    /// The kept weights of its tile: the score of no tile falls.
     Tiles,
 }
 
-/// Rebuilds the masks of a group of matrices, and returns how many weights of each came back.
+/// Rebuilds the masks of a group of matrices; returns the number of swaps in each matrix.
 ///
-/// Within each pool of the scope, the pruned weights in descending order of their scores are
-/// compared with the kept ones in ascending order, pair by pair. Of the *c* pairs in which the
-/// pruned weight scores higher, the first ⌊*c*·`alpha`⌋ change places, so that the pool keeps as
-/// many weights as before. Among equal scores the first weights are the ones that move.
+/// In each pool of the scope, the pruned weights in descending order of their scores are paired with
+/// the kept weights in ascending order. Of the *c* pairs whose pruned weight scores higher, the first
+/// ⌊*c*·`alpha`⌋ change places, so that the pool keeps as many weights as before. Among equal scores
+/// the first weights move.
 ///
-/// Under an N:M pattern the pools decide only which weights come back; then in each tile as many
-/// of its lowest kept weights go as came back in it. If more would come back than the tile keeps,
-/// only the highest of them do. As in the authors' code, a tile's own score may fall by that. With
-/// [`Comparison::Tiles`] the pairs are those of each tile instead, and of a pool's *c* pairs in which
-/// the pruned weight scores higher the first ⌊*c*·`alpha`⌋ by the difference change places.
+/// Under an N:M pattern the pools decide only which weights come back. Each tile then drops as many of
+/// its lowest kept weights as came back in it; if more would come back than the tile keeps, only the
+/// highest do. As in the authors' code, the score of a tile may fall. With [`Comparison::Tiles`] the
+/// pairs are made within each tile, and of a pool's *c* pairs whose pruned weight scores higher, the
+/// ⌊*c*·`alpha`⌋ with the largest differences change places.
 ///
 /// ```
 /// use barber_metric::Dims;
@@ -54,8 +54,8 @@ pub enum Comparison {
 /// ```
 ///
 /// # Errors
-/// If `alpha` is not within 0 and 1, a matrix has not one score per weight or one that is not a
-/// number, or a mask does not follow the pattern. No mask is changed then.
+/// If `alpha` is not within 0 and 1, a matrix does not have one score per weight, a score is NaN, or a
+/// mask does not follow the pattern. On an error no mask is changed.
 pub fn rebuild(
     group: &mut [Scored<'_>],
     scope: Scope,
@@ -100,9 +100,9 @@ pub fn rebuild(
         .collect())
 }
 
-/// A pair of weights of a tile of which the pruned one scores higher.
+/// A pair of weights of a tile whose pruned weight scores higher.
 struct Pair {
-    /// The pool that it counts in.
+    /// The pool of the pair.
     pool: [usize; 2],
     comes: usize,
     goes: usize,
@@ -134,7 +134,7 @@ fn swap_pairs(group: &mut [Scored<'_>], scope: Scope, tiles: &[Tile], alpha: f64
             }));
         }
     }
-    // Stable: of equal gains the first pairs come first.
+    // The sort is stable: among equal gains the first pairs come first.
     pairs.sort_by(|(_, a), (_, b)| a.pool.cmp(&b.pool).then(b.gain.total_cmp(&a.gain)));
     let mut swaps = vec![0; group.len()];
     for pool in pairs.chunk_by(|(_, a), (_, b)| a.pool == b.pool) {
@@ -147,7 +147,7 @@ fn swap_pairs(group: &mut [Scored<'_>], scope: Scope, tiles: &[Tile], alpha: f64
     swaps
 }
 
-/// A weight of a pool: its matrix, and its number there.
+/// A weight of a pool: index of its matrix, and row-major index of the weight.
 type Place = (usize, usize);
 
 /// The weights of a pool that change places.
@@ -158,9 +158,10 @@ struct Moving {
 }
 
 impl Moving {
-    /// Of a pool that keeps *k* weights, let τ be the *k*-th highest score. The *i*-th pair is worth
-    /// swapping if its pruned weight is above τ or its kept one below, and so is every pair up to the
-    /// larger of both numbers: as τ is the *k*-th, weights equal to it fill up the shorter list.
+    /// The worthwhile swaps of a pool. Let the pool keep *k* weights, and let τ be the *k*-th highest
+    /// score. A pair is worth swapping if its pruned weight is above τ or its kept weight below τ. The
+    /// number of worthwhile pairs is the larger of the numbers of such weights: weights equal to τ
+    /// fill up the shorter list.
     fn of(pool: &Pool, group: &[Scored<'_>], alpha: f64) -> Self {
         let mut keys = Vec::with_capacity(pool.runs.iter().map(|run| run.len).sum());
         for run in &pool.runs {
@@ -176,8 +177,8 @@ impl Moving {
             return Self::default();
         }
         let (_, &mut middle, _) = keys.select_nth_unstable(pruned);
-        // Mostly few are on the wrong side, which can be foreseen; whether one is kept cannot. The
-        // keys of pruned weights are reversed: the lowest of them score highest.
+        // Branches on the side are predictable, as few weights are on the wrong one; branches on
+        // `kept` are not. The keys of pruned weights are reversed: the lowest keys score highest.
         let mut wrong = [Vec::new(), Vec::new()];
         each_weight(pool, group, |place, key, kept| {
             let reverse = u32::from(kept).wrapping_sub(1);
@@ -194,7 +195,7 @@ impl Moving {
         if count == 0 {
             return Self::default();
         }
-        // In lists of their own: those of all pools are held together.
+        // Copied into lists of their own size, as the lists of all pools are held together.
         let lowest = |weights: &[(u32, Place)]| {
             let mut keys: Vec<u32> = weights.iter().map(|(key, _)| *key).collect();
             let mut lowest = Lowest::of(&mut keys, count);
@@ -205,7 +206,7 @@ impl Moving {
     }
 }
 
-/// Shows each weight of a pool: where it is, its key, and whether it is kept.
+/// Calls `see` with each weight of a pool: its place, its key, and whether it is kept.
 #[inline(always)]
 fn each_weight(pool: &Pool, group: &[Scored<'_>], mut see: impl FnMut(Place, u32, bool)) {
     for run in &pool.runs {
@@ -219,13 +220,13 @@ fn each_weight(pool: &Pool, group: &[Scored<'_>], mut see: impl FnMut(Place, u32
 }
 
 impl Scored<'_> {
-    /// Brings back what came back and drops what goes; returns how many came back.
+    /// Keeps the weights of `back` and prunes those of `gone`; returns the number of swaps.
     fn swap(&mut self, back: &Mask, gone: &Mask) -> usize {
         self.mask.exchange(back, gone);
         back.kept()
     }
 
-    /// Brings back what came back, and in each tile drops as many of the lowest kept weights.
+    /// Keeps the weights of `back`, and prunes as many of the lowest kept weights in each tile.
     fn swap_in_tiles(&mut self, back: &Mask, Tile { m, .. }: Tile) -> usize {
         let key = |i: usize| key(self.scores[i]);
         let (mut returning, mut kept) = (vec![], vec![]);
@@ -241,7 +242,7 @@ impl Scored<'_> {
             kept.extend(tile.filter(|&i| self.mask.get(i)));
             returning.sort_unstable_by_key(|&i| (!key(i), i));
             kept.sort_unstable_by_key(|&i| (key(i), i));
-            // More may want to come back than the tile keeps: the last of them stay away.
+            // At most as many come back as the tile keeps, the highest first.
             for (&comes, &goes) in returning.iter().zip(&kept) {
                 self.mask.set(comes, true);
                 self.mask.set(goes, false);

@@ -1,14 +1,14 @@
-//! Exact swaps (SparseSwaps, arXiv 2512.10922): one kept and one pruned weight of a matrix change
-//! places where that lowers the squared error of its output most, again and again.
+//! Exact swaps (SparseSwaps, arXiv 2512.10922): again and again, the kept and the pruned weight of a
+//! matrix change places whose swap lowers the squared error of the output most.
 //!
-//! With r = w − m⊙w, what pruning takes from a row w, and e, by how much the target differs from
-//! the row's dense output, the error over the tokens x is
+//! Let r = w − m⊙w be the pruned part of a row w, and e the target minus the row's dense output. The
+//! error over the tokens x is
 //!
 //! Σ (rᵀx + e)² = rᵀG r + 2 rᵀb + Σ e², with G = Σ x xᵀ and b = Σ e x.
 //!
-//! With c = G r + b, pruning i adds wᵢ²Gᵢᵢ + 2 wᵢcᵢ, bringing j back adds wⱼ²Gⱼⱼ − 2 wⱼcⱼ, and
-//! both at once −2 wᵢwⱼGᵢⱼ more. A swap changes c by two rows of G. Where G is shrunk towards its
-//! diagonal, all of that is so with the shrunk matrix.
+//! With c = G r + b, pruning i adds wᵢ²Gᵢᵢ + 2 wᵢcᵢ, bringing j back adds wⱼ²Gⱼⱼ − 2 wⱼcⱼ, and doing
+//! both adds another −2 wᵢwⱼGᵢⱼ. A swap changes c by two rows of G. G may be shrunk towards its
+//! diagonal first.
 
 use std::ops::Range;
 
@@ -18,26 +18,26 @@ use rayon::prelude::*;
 
 use super::{Error, Mask, Pattern, Scope, Tile};
 
-/// The error of a matrix's output, as the swaps see it.
+/// The error of a matrix's output, as a quadratic function of its weights.
 #[derive(Clone, Copy, Debug)]
 pub struct OutputError<'a> {
     /// G = Σ x xᵀ, [columns, columns], symmetric; or its mean over samples.
     pub gram: &'a [f32],
-    /// Σ e xᵀ, [rows, columns], e being by how much the target differs from the dense output;
-    /// none where the target is the dense output.
+    /// Σ e xᵀ, [rows, columns], with e the target minus the dense output; `None` if the target is the
+    /// dense output.
     pub shift: Option<&'a [f32]>,
-    /// By how much what is off the diagonal of G counts less than it says, from 0 to 1: few samples
-    /// let inputs seem to hang together that do not (Ledoit and Wolf, 2004).
+    /// Shrinkage of G towards its diagonal, from 0 to 1: with few samples, inputs that are independent
+    /// seem correlated (Ledoit and Wolf, 2004).
     pub shrinkage: f32,
 }
 
 impl OutputError<'_> {
-    /// Whether each of so many inputs is zero in all tokens, so that the weights do not matter.
+    /// Whether all inputs are zero in all tokens, so that the weights have no effect.
     pub fn has_no_inputs(&self, columns: usize) -> bool {
         self.gram.iter().step_by(columns + 1).all(|square| *square == 0.0)
     }
 
-    /// That it fits a matrix, and that all numbers are some.
+    /// Checks that the sums fit the matrix, and that no number is NaN.
     pub(super) fn check(&self, name: &str, dims: Dims, weight: &[f32]) -> Result<(), Error> {
         let (columns, gram) = (dims.columns, "numbers of its Gram matrix");
         Error::check_length(name, "weights", weight.len(), dims.len())?;
@@ -53,29 +53,28 @@ impl OutputError<'_> {
 /// What swaps did to a matrix.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Swapped {
-    /// How many pairs of weights changed places.
+    /// Number of swaps.
     pub swaps: usize,
-    /// The error before, less Σ e², which no mask changes.
+    /// The error before the swaps, without Σ e², which no mask changes.
     pub before: f64,
-    /// And after.
+    /// The error after the swaps, without Σ e².
     pub after: f64,
 }
 
-/// Pruned weights whose partners are looked for in each step: those that would be missed most. When
-/// none of them has one, all are tried.
+/// Number of pruned weights for which a partner is searched in each step: those that lower the error
+/// most. If none has a partner, all are tried.
 const CANDIDATES: usize = 8;
 
-/// A swap has to lower the error by more than rounding might: this scale of what its weights
-/// weigh.
+/// The least relative gain of a swap, so that it exceeds rounding errors: a multiple of wᵢ²Gᵢᵢ + wⱼ²Gⱼⱼ.
 const TOLERANCE: f32 = 1e-5;
 
-/// Swaps weights of a matrix until no swap lowers the error, or `limit` swaps a row are done.
-/// Weights change places within rows; with [`Scope::Layer`] then also between rows, so that rows
-/// may keep more or fewer than before; under an N:M pattern within tiles.
+/// Swaps weights of a matrix until no swap lowers the error, or `limit` swaps per row are done. Swaps
+/// are within rows; with [`Scope::Layer`] then also between rows, which may change the number of
+/// weights that a row keeps; under an N:M pattern within tiles.
 ///
 /// # Errors
 /// If a slice does not fit the matrix, a value is not a number, the mask does not follow the
-/// pattern, or the scope is neither row nor layer. The mask is not changed then.
+/// pattern, or the scope is neither row nor layer. On an error the mask is not changed.
 pub fn swap(
     stats: &LayerStats<'_>,
     mask: &mut Mask,
@@ -115,7 +114,7 @@ pub fn swap(
         }
     }
     drop(rows);
-    // The slopes have gathered the rounding of all swaps: the result is judged by fresh ones.
+    // Rounding has accumulated in the slopes, so the final error is computed from new ones.
     let slope = slopes(weight, &kept, error, dims.rows, columns);
     let after = value(weight, &kept, &slope, error.shift);
     *mask = Mask::from_bools(dims, &kept);
@@ -157,15 +156,15 @@ fn value(weight: &[f32], kept: &[bool], slope: &[f32], shift: Option<&[f32]>) ->
     (0..weight.len()).filter(|&i| !kept[i]).map(at).sum()
 }
 
-/// A row as it changes.
+/// The state of a row.
 struct Row<'a> {
     weight: &'a [f32],
     kept: &'a mut [bool],
-    /// c.
+    /// c, half the derivatives of the error.
     slope: &'a mut [f32],
 }
 
-/// A swap and by how much it changes the error.
+/// A swap, and its change of the error.
 #[derive(Clone, Copy)]
 struct Swap {
     goes: usize,
@@ -173,23 +172,23 @@ struct Swap {
     change: f32,
 }
 
-/// What all rows have in common.
+/// The part of the problem that all rows share.
 struct Problem<'a> {
     gram: &'a [f32],
-    /// What counts of what is off the diagonal.
+    /// Factor of the Gram matrix off the diagonal: 1 − shrinkage.
     scale: f32,
     diagonal: &'a [f32],
     tile: Option<Tile>,
 }
 
-/// Room for what is known of a row's weights.
+/// Buffers for the search in a row.
 #[derive(Default)]
 struct Work {
-    /// What pruning each kept weight adds to the error; infinite for pruned ones.
+    /// Change of the error if a kept weight is pruned; infinite for pruned weights.
     costs: Vec<f32>,
-    /// What bringing back each pruned weight adds; infinite for kept ones.
+    /// Change of the error if a pruned weight comes back; infinite for kept weights.
     gains: Vec<f32>,
-    /// Pruned weights by their gains.
+    /// Pruned weights, ordered by their gains.
     candidates: Vec<usize>,
 }
 
@@ -210,8 +209,8 @@ impl Problem<'_> {
         rows.par_iter_mut().map_init(Work::default, row).sum()
     }
 
-    /// Exchanges weights between rows, at most `limit` times: the weight that costs least to prune
-    /// goes, wherever it is, and of another row the one that is missed most comes back.
+    /// Swaps weights between rows, at most `limit` times: prunes the weight with the least cost of all
+    /// rows, and brings back the weight with the best gain of another row.
     fn between(&self, rows: &mut [Row<'_>], limit: usize) -> usize {
         let mut ends: Vec<Ends> = rows.par_iter().map(|row| self.ends(row)).collect();
         let mut swaps = 0;
@@ -224,7 +223,7 @@ impl Problem<'_> {
             let Some(to) = least(&|ends| ends.gain.1, Some(from)) else { break };
             let ((goes, cost), (comes, gain)) = (ends[from].cost, ends[to].gain);
             let weighs = self.weighs(&rows[from], goes) + self.weighs(&rows[to], comes);
-            // What is not a number lowers nothing.
+            // False if the sum is NaN.
             let lowers = cost + gain < -TOLERANCE * weighs;
             if !lowers {
                 break;
@@ -254,7 +253,7 @@ impl Problem<'_> {
         self.change(row, i, row.weight[i]);
     }
 
-    /// Notes that `change` more of input `i` is removed.
+    /// Updates the row after the removed part of weight `i` changed by `change`.
     fn change(&self, row: &mut Row<'_>, i: usize, change: f32) {
         add(row.slope, self.gram_row(i), self.scale * change);
         row.slope[i] += (1.0 - self.scale) * change * self.diagonal[i];
@@ -287,8 +286,7 @@ impl Problem<'_> {
         ends
     }
 
-    /// The swap of a row that lowers the error most, as far as it was looked for; none where none
-    /// lowers it.
+    /// The best swap of a row that the search finds; `None` if no swap lowers the error.
     fn best(&self, row: &Row<'_>, work: &mut Work) -> Option<Swap> {
         work.costs.resize(row.weight.len(), 0.0);
         work.gains.resize(row.weight.len(), 0.0);
@@ -313,13 +311,13 @@ impl Problem<'_> {
         found.filter(|swap| self.lowers(row, swap))
     }
 
-    /// Whether a swap lowers the error for certain.
+    /// Whether a swap lowers the error by more than rounding errors.
     fn lowers(&self, row: &Row<'_>, swap: &Swap) -> bool {
         let weighs = self.weighs(row, swap.goes) + self.weighs(row, swap.comes);
         swap.change < -TOLERANCE * weighs
     }
 
-    /// The best swap that brings back one of the candidates, if one lowers the error.
+    /// The best swap that brings back one of the candidates; `None` if none lowers the error.
     fn best_of(
         &self,
         row: &Row<'_>,
@@ -367,20 +365,19 @@ impl Problem<'_> {
     }
 }
 
-/// The kept weight of a row that costs least to prune, and the pruned one that is missed most, with
-/// what that changes; infinite where there is none.
+/// The kept weight of a row with the least cost, and the pruned weight with the best gain, each with
+/// its change of the error; infinite if there is none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ends {
-    /// The column of the weight to prune, and what pruning it adds to the error.
+    /// Column of the weight to prune, and the change of the error.
     pub cost: (usize, f32),
-    /// The column of the weight to bring back, and what bringing it back adds.
+    /// Column of the weight to bring back, and the change of the error.
     pub gain: (usize, f32),
 }
 
-/// The best swap of each row, for any error that is a quadratic function of what is removed from the
-/// row: `slope`, [rows, columns], has half its derivatives c, and `squares` the diagonal of its
-/// matrix G. What two weights change together, −2 wᵢwⱼGᵢⱼ, is not part of it. Under an N:M pattern
-/// both weights are of one tile.
+/// The best swap of each row, for an error that is a quadratic function of the pruned part of the row.
+/// `slope`, [rows, columns], is c, half the derivatives; `squares` is the diagonal of G. The term
+/// −2 wᵢwⱼGᵢⱼ is left out. Under an N:M pattern both weights are in the same tile.
 ///
 /// # Errors
 /// If a slice does not fit the matrix, or the mask does not follow the pattern.
@@ -413,7 +410,7 @@ pub fn row_ends(
     Ok(rows.map(ends).collect())
 }
 
-/// What each weight's going or coming changes.
+/// Computes the change of the error for each weight.
 fn changes(row: &Row<'_>, diagonal: &[f32], costs: &mut [f32], gains: &mut [f32]) {
     pulp::Arch::new().dispatch(
         #[inline(always)]

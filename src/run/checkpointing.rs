@@ -1,5 +1,5 @@
-//! Saves a run's state in a journal, layer by layer, and reads it again: the masks and the changed
-//! weights of the layers that are done, and the hidden states that the next layer begins with.
+//! Saves the state of a run in a journal, layer by layer, and reads it again: masks and changed weights
+//! of the finished layers, and the hidden states before the next layer.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,13 +22,13 @@ use crate::{
     prune::{Error, Pass, Sampled},
 };
 
-/// Which pass through the layers.
+/// A pass through the layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Phase {
     /// The pass that makes the initial masks.
     InitialMasks,
-    /// The pass that runs the stages; the initial masks too, where it is the only pass.
+    /// The pass that runs the stages; it also makes the initial masks if it is the only pass.
     Refinement,
 }
 
@@ -41,12 +41,12 @@ impl fmt::Display for Phase {
     }
 }
 
-/// Place of a run: a pass, and a layer in it.
+/// A place in a run: a pass and a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Place {
     /// The pass.
     pub(crate) phase: Phase,
-    /// How many of its layers are done.
+    /// Number of finished layers.
     pub(crate) layers: usize,
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct Place {
 #[derive(Serialize, Deserialize)]
 struct Head<N> {
     place: Place,
-    /// The samples of each stream.
+    /// Number of samples of each stream.
     streams: Vec<usize>,
     identity: Identity,
     notes: N,
@@ -66,7 +66,7 @@ struct Matrix {
     name: String,
     rows: usize,
     columns: usize,
-    /// The format of its weights, where they are not the dense ones.
+    /// The number format of changed weights; `None` if the weights are the dense ones.
     changed: Option<safetensors::Dtype>,
 }
 
@@ -75,13 +75,13 @@ struct Matrices {
     matrices: Vec<Matrix>,
 }
 
-/// A saved state, which the run goes on from.
+/// A saved state, from which a run continues.
 pub(crate) struct Saved<D: Ops, N> {
-    /// Place of the run when it was saved.
+    /// The place at which the run was saved.
     pub(crate) place: Place,
-    /// The pass at that place.
+    /// The state of the pass at that place.
     pub(crate) pass: Pass<D>,
-    /// Notes saved with it.
+    /// Notes of the run.
     pub(crate) notes: N,
 }
 
@@ -89,15 +89,15 @@ pub(crate) struct Saved<D: Ops, N> {
 pub(crate) struct Checkpointing {
     journal: Journal,
     identity: Identity,
-    /// The least time between two saves; none: there are none.
+    /// Minimum time between two saves; `None` for no saves.
     every: Option<Duration>,
-    /// The layers whose matrices are not in any save as they are now.
+    /// The layers whose matrices changed since they were saved.
     unsaved: BTreeSet<usize>,
     /// When the last save ended, and how long it took.
     last: (Instant, Duration),
 }
 
-/// Saves take at most one part in so many of the time.
+/// Minimum time between saves, as a multiple of the time that a save takes.
 const COST_RATIO: u32 = 50;
 
 impl From<journal::Error> for Error {
@@ -107,12 +107,12 @@ impl From<journal::Error> for Error {
 }
 
 impl Checkpointing {
-    /// Checkpointing of the run that `identity` describes, in the directory `dir`, which holds the
-    /// states saved before. The run is saved when the time since the last save is `every` and at least
-    /// fifty times what a save takes: after each layer if `every` is zero, never if it is `None`.
+    /// Opens the journal of the run that `identity` describes in the directory `dir`. The run is saved
+    /// when the time since the last save is at least `every` and at least fifty times what a save
+    /// takes: after each layer if `every` is zero, never if it is `None`.
     ///
     /// # Errors
-    /// If the state there cannot be read, is not whole, or is that of another run or version.
+    /// If the saved state cannot be read, is incomplete, or is that of another run or version.
     pub(crate) fn open(
         dir: &Path,
         identity: Identity,
@@ -162,7 +162,7 @@ impl Checkpointing {
         Ok(Some(Saved { place, pass, notes }))
     }
 
-    /// The run has reached `place`: saves its state if it is time, or if the work on masks `ends` here.
+    /// Saves the state of the run at `place` if it is time, or if the work on masks `ends` here.
     ///
     /// # Errors
     /// If the state cannot be written.

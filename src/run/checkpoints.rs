@@ -1,5 +1,5 @@
-//! The checkpoints that a recipe names: the dense one, and where the masks of a sparse one are
-//! refined, that too.
+//! The checkpoints that a recipe names: the dense one, and the sparse one whose masks are refined, if
+//! there is one.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -20,21 +20,21 @@ use crate::{
 
 /// The checkpoints of a recipe.
 pub(crate) struct Checkpoints {
-    /// The dense one: its weights are those that are kept and that come back.
+    /// The dense checkpoint, which has the values of all weights.
     pub(crate) dense: Reader,
-    /// The sparse one, whose zeros are the initial masks, if there is one beside the dense one.
+    /// The sparse checkpoint whose zeros are the initial masks, if it is not the dense one.
     pub(crate) sparse: Option<Reader>,
-    /// Number of positions that the model has.
+    /// Number of positions of the model.
     positions: usize,
-    /// The commits of `model.path` and `model.dense`, as far as they are from the hub.
+    /// The commits of `model.path` and `model.dense`; `None` for a model that is not from the hub.
     commits: [Option<String>; 2],
 }
 
 impl Checkpoints {
-    /// Opens those of a recipe; what is on the hub is fetched.
+    /// Opens the checkpoints of a recipe, fetching those on the hub.
     ///
     /// # Errors
-    /// If one cannot be had or read, or the two are not of one model.
+    /// If one cannot be fetched or read, or the two are not the same model.
     pub(crate) fn open(recipe: &Recipe, watch: &dyn Watch) -> Result<Self, Error> {
         let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
         let recipe::Model { path, revision, dense, dense_revision } = &recipe.model;
@@ -58,12 +58,12 @@ impl Checkpoints {
         Ok(Self { dense, sparse, positions, commits })
     }
 
-    /// The files of the sparse one that a run reads.
+    /// The files of the sparse checkpoint that a run reads.
     pub(crate) fn sparse_files(&self) -> impl Iterator<Item = &Path> {
         self.sparse.iter().flat_map(Reader::weight_files)
     }
 
-    /// The recipe with the lengths of sequences that it leaves to the model.
+    /// The recipe with the model's default lengths of sequences filled in.
     pub(crate) fn settled(&self, recipe: &Recipe) -> Recipe {
         let length = self.positions.min(SEQUENCE);
         let mut settled = recipe.clone();
@@ -72,18 +72,18 @@ impl Checkpoints {
         settled
     }
 
-    /// The recipe as it is written beside the result: it means the same from wherever it is read.
+    /// The recipe as written beside the result, with absolute paths and the hub's commits.
     pub(crate) fn resolved(&self, recipe: &Recipe) -> Result<Recipe, Error> {
         let mut resolved = self.settled(recipe);
         [resolved.model.revision, resolved.model.dense_revision] = self.commits.clone();
         resolved.absolute().map_err(|e| Error::Report(e.to_string()))
     }
 
-    /// Sees to what the sparse checkpoint has otherwise than the dense one, and warns of what will not
-    /// be in the result.
+    /// Compares the sparse checkpoint with the dense one, and warns of differences that the result will
+    /// not have.
     ///
     /// # Errors
-    /// If it prunes none of the matrices that the plan names, or a tensor is damaged.
+    /// If the sparse checkpoint prunes no matrix of the plan, or a tensor is damaged.
     pub(crate) fn compare<D: Ops>(
         &self,
         model: &Model<'_, D>,
@@ -135,7 +135,7 @@ fn decoder(reader: &Reader) -> Result<Decoder, Error> {
     Ok(family::decoder(reader.config()).map_err(model::Error::from)?)
 }
 
-/// Adds to a count that has the name of its first tensor.
+/// Adds to a count, which has the name of its first tensor.
 fn add((count, first): &mut (usize, String), more: usize, name: &str) {
     if *count == 0 && more > 0 {
         *first = name.to_owned();
@@ -143,8 +143,7 @@ fn add((count, first): &mut (usize, String), more: usize, name: &str) {
     *count += more;
 }
 
-/// Checks that two checkpoints are of one model: their configurations mean the same, and they have
-/// the same tensors.
+/// Checks that two checkpoints are the same model: equivalent configurations, the same tensors.
 fn alike(dense: &Reader, sparse: &Reader) -> Result<(), Error> {
     let unlike = |problem: String| Error::Unlike {
         sparse: sparse.path().to_owned(),
@@ -167,7 +166,7 @@ fn alike(dense: &Reader, sparse: &Reader) -> Result<(), Error> {
     }
 }
 
-/// The keys whose values differ.
+/// The keys whose values differ between two JSON objects.
 fn differing(one: &Value, other: &Value) -> Vec<String> {
     let keys = |of: &Value| of.as_object().into_iter().flat_map(|of| of.keys().cloned()).collect();
     let keys: [BTreeSet<String>; 2] = [keys(one), keys(other)];

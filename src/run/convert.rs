@@ -1,4 +1,4 @@
-//! A compressed checkpoint, written dense.
+//! Converts a compressed checkpoint to a dense one.
 
 use std::path::Path;
 
@@ -10,22 +10,22 @@ use crate::{
     report::{self, Report, Size},
 };
 
-/// What came of a conversion.
+/// The result of a conversion.
 #[derive(Clone, Copy, Debug)]
 pub struct Converted {
-    /// Bytes of all tensors before.
+    /// Bytes of all tensors of the compressed checkpoint.
     pub from: u64,
-    /// What was written.
+    /// The dense checkpoint.
     pub written: Written,
 }
 
-/// Writes the compressed checkpoint in `dir` to `target`, with every matrix dense: the bytes that a
-/// run with the format `dense` would have written. The report, the card and the resolved recipe of a
-/// run's result say so then. With `force`, a result that is at `target` is replaced.
+/// Writes the compressed checkpoint in `dir` to `target` with every matrix dense: the same bytes as a
+/// run with the format `dense`. In a run's result, report, card and recipe are changed to that
+/// format. `force` replaces a result at `target`.
 ///
 /// # Errors
-/// If the checkpoint is damaged, not as its run wrote it, or not compressed, or if `target` cannot be
-/// written.
+/// If the checkpoint is damaged, changed since its run wrote it, or not compressed, or if `target`
+/// cannot be written.
 pub fn convert(
     dir: &Path,
     target: &Path,
@@ -54,7 +54,7 @@ pub fn convert(
     Ok(Converted { from: reader.weight_bytes(), written })
 }
 
-/// The recipe and the report of a result whose files are as they were written.
+/// The recipe and the report of a result, whose files must be unchanged.
 fn result(dir: &Path) -> Result<(recipe::Recipe, Report), Error> {
     let report = report::read(dir).map_err(Error::NoReport)?;
     for (file, written) in &report.outputs {
@@ -65,7 +65,7 @@ fn result(dir: &Path) -> Result<(recipe::Recipe, Report), Error> {
     Ok((verify::recipe(dir)?.recipe, report))
 }
 
-/// Says in the output's report, card and recipe how it is stored.
+/// Writes the output's report, card and recipe with the new format.
 fn record(
     mut recipe: recipe::Recipe,
     mut report: Report,

@@ -8,19 +8,19 @@ use crate::{
     evaluate, executor, hub, journal, model, plan, prune, recipe, records, report,
 };
 
-/// Why a run failed. A recipe's problems are all there, with their lines.
+/// Why a run failed. For a recipe, all problems with their lines.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The recipe is wrong.
     #[error(transparent)]
     Recipe(#[from] recipe::RecipeError),
-    /// The dense checkpoint cannot be read, or the pruned one not written.
+    /// The dense checkpoint cannot be read, or the pruned one cannot be written.
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
-    /// The model cannot be had from the hub.
+    /// The model cannot be fetched from the hub.
     #[error(transparent)]
     Hub(#[from] hub::Error),
-    /// A text does not give the samples that are asked for.
+    /// A text cannot be read, or has too little for the samples.
     #[error(transparent)]
     Calibration(#[from] calibration::Error),
     /// The model cannot be run.
@@ -29,10 +29,10 @@ pub enum Error {
     /// The recipe's blocks or rules do not fit the model.
     #[error(transparent)]
     Plan(#[from] plan::Error),
-    /// A mask cannot be made.
+    /// The model cannot be pruned.
     #[error(transparent)]
     Prune(prune::Error),
-    /// A hidden state does not fit the format in which the recipe stores it.
+    /// A hidden state does not fit into `executor.stream_dtype`.
     #[error("{0}; set executor.stream_dtype to \"bf16\" or \"f32\"")]
     Overflow(model::Error),
     /// A task's file cannot be read.
@@ -41,7 +41,7 @@ pub enum Error {
     /// A task's questions cannot be answered.
     #[error(transparent)]
     Accuracy(#[from] evaluate::Error),
-    /// The device cannot be used; what is missing.
+    /// The device cannot be used, for the given reason.
     #[error("{0}; without a driver, or without a GPU, set executor.device to \"cpu\"")]
     #[cfg(feature = "cuda")]
     Device(String),
@@ -58,60 +58,60 @@ pub enum Error {
          raise it, or lower calibration.sequence_length"
     )]
     Memory {
-        /// What it needs.
+        /// Bytes that the run needs.
         needed: bytesize::ByteSize,
     },
-    /// The two models of a recipe are not one.
+    /// `model.path` and `model.dense` are not the same model.
     #[error(
         "{} is not the dense model of {}: {problem}; correct model.path or model.dense",
         dense.display(),
         sparse.display()
     )]
     Unlike {
-        /// The sparse checkpoint.
+        /// Path of the sparse checkpoint.
         sparse: PathBuf,
-        /// The dense one.
+        /// Path of the dense checkpoint.
         dense: PathBuf,
-        /// What differs.
+        /// The difference.
         problem: String,
     },
-    /// A checkpoint whose masks are to be refined prunes nothing.
+    /// The sparse checkpoint, whose masks are to be refined, prunes nothing.
     #[error(
         "{sparse} has no zeros beyond those of {dense} in the matrices that the recipe prunes: there \
          is no mask to refine; name a sparse checkpoint as model.path, or choose another mask.init"
     )]
     NoZeros {
-        /// The sparse checkpoint.
+        /// Name of the sparse checkpoint.
         sparse: String,
-        /// The dense one.
+        /// Name of the dense checkpoint.
         dense: String,
     },
     /// A task's file has no questions.
     #[error("{}: no questions", .0.display())]
     NoQuestions(PathBuf),
-    /// A file of the checkpoints cannot be looked at.
+    /// A file cannot be read.
     #[error("{}: {source}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// The state of the run cannot be kept, or is not that of this run.
+    /// The state of the run cannot be saved, or is that of another run.
     #[error(transparent)]
     Journal(#[from] journal::Error),
-    /// The run is cut off, and can go on from where it was last saved.
+    /// The run was interrupted and can be resumed from its last save.
     #[error(
         "{error}\n{} holds the run as of its last save ({label}): run again with --resume to go on \
          from there",
         dir.display()
     )]
     CutOff {
-        /// Why.
+        /// The error that interrupted the run.
         error: Box<Error>,
-        /// Where the state is.
+        /// Directory of the saved state.
         dir: PathBuf,
-        /// Where the run was.
+        /// The saved place, in words.
         label: String,
     },
     /// A report cannot be read.
@@ -120,9 +120,9 @@ pub enum Error {
     /// A directory is not one that a run wrote.
     #[error("{}: {problem}; give a directory that a run of `barber prune` wrote", path.display())]
     NoResult {
-        /// What is missing.
+        /// Path of the missing or wrong file.
         path: PathBuf,
-        /// Why.
+        /// What is wrong with the file.
         problem: String,
     },
     /// A file of a result has changed.
@@ -163,7 +163,7 @@ impl From<prune::Error> for Error {
 }
 
 impl Error {
-    /// Whether the fault is in what the user wrote, and not in what happened.
+    /// Whether the recipe or the command line is at fault: exit status 2, not 1.
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Recipe(_) | Self::Plan(_) | Self::Memory { .. } => true,
@@ -176,7 +176,7 @@ impl Error {
         }
     }
 
-    /// The same, with what the run to an output leaves to go on from, if that is something.
+    /// The error with the saved state that the run left at `output`, if it left one.
     pub(super) fn leaves(self, output: &Output) -> Self {
         match output.left_over() {
             Ok(Some(label)) => {

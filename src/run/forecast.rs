@@ -1,4 +1,4 @@
-//! What a run will take, before it begins.
+//! Forecasts the memory, work and time of a run.
 
 use std::time::Duration;
 
@@ -15,24 +15,24 @@ use crate::{
     recipe::{Device, Loaded},
 };
 
-/// What a run will take.
+/// The forecast of a run.
 pub(crate) struct Forecast {
-    /// Memory, and the operations of matrix products.
+    /// Memory and operations of the run.
     pub(crate) takes: Estimate,
-    /// What it does, phase by phase.
+    /// The phases of the run.
     pub(crate) phases: Vec<ScheduledPhase>,
     device: Device,
-    /// Swaps that stages may make, times the weights of the rows that they are looked for in.
+    /// Maximum number of swaps, each times the number of weights of its row.
     search: f64,
 }
 
-/// Operations of matrix products that take as long as a swap's search takes for each weight of its
-/// row: on SmolLM2-135M and 32 × 256 tokens, the search takes about as long as all products.
+/// Operations of matrix products that take as long as the search for a swap, per weight of its row. On
+/// SmolLM2-135M and 32 × 256 tokens, the search takes about as long as all products.
 const SEARCH: f64 = 1000.0;
 
-/// The fraction of a run's time, but for such searches, that its matrix products take. On
-/// SmolLM2-135M and on a layer of LLaMA-7B's shape it was between 82% and 94%; a GPU waits for the
-/// CPU to choose masks.
+/// The fraction of a run's time without such searches that its matrix products take. On SmolLM2-135M
+/// and on a layer of LLaMA-7B's shape it was between 82% and 94%; a GPU waits for the CPU to choose
+/// masks.
 const fn products(device: Device) -> f64 {
     match device {
         Device::Cpu => 0.85,
@@ -60,9 +60,8 @@ impl Forecast {
         Ok(Self { takes, phases, device: recipe.executor.device, search })
     }
 
-    /// About how long the run takes on its device, by the rate of its matrix products, which is
-    /// measured: that takes about a second, and a small part of the run's time at most. Zero where
-    /// there are no products.
+    /// Estimated time of the run on its device, from the rate of matrix products. Measuring that rate
+    /// takes about a second, and at most a small part of the run's time. Zero without products.
     pub(crate) fn time<D: Ops>(&self, device: &D, decoder: &Decoder) -> Result<Duration, Error> {
         let (work, search) =
             (self.phases.iter().map(|phase| phase.work).sum(), SEARCH * self.search);
@@ -78,7 +77,7 @@ impl Forecast {
         Ok(Duration::from_secs_f64(seconds))
     }
 
-    /// [`Forecast::time`] on the device, which is opened for it.
+    /// [`Forecast::time`] on the recipe's device, which it opens.
     pub(crate) fn time_here(&self, decoder: &Decoder) -> Result<Duration, Error> {
         on_device!(self.device, timed(self, decoder))
     }

@@ -1,4 +1,4 @@
-//! What models are measured on: texts and tasks.
+//! Measures models on texts, tasks and prompts.
 
 use std::path::{Path, PathBuf};
 
@@ -31,13 +31,13 @@ fn texts<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Texts, Error> 
     perplexity.iter().map(read).collect()
 }
 
-/// Predictions below which a perplexity tells little. On ordinary text the loss of a token varies by
-/// 2 to 3 nats, so that a perplexity over 1,000 of them is uncertain by nearly a tenth: as much as
-/// many methods are apart.
+/// Number of predictions below which a perplexity is called uncertain. On ordinary text the loss of a
+/// token varies by 2 to 3 nats, so a perplexity over 1,000 tokens is uncertain by nearly a tenth,
+/// which is as much as many methods differ by.
 const FEW: usize = 1000;
 
-/// Warns of a text's segments that a model has not the positions for, or that are too few; `key` is
-/// what makes them as long.
+/// Warns if the model has too few positions for a text's segments, or if the segments are too few;
+/// `key` sets their length.
 pub(crate) fn check_text<D: Ops>(
     model: &Model<'_, D>,
     text: &Text,
@@ -65,7 +65,7 @@ fn tasks(recipe: &Recipe) -> Result<Vec<Asked>, Error> {
     tasks.map(|(task, file)| Asked::read(task, &file, recipe.evaluate.questions)).collect()
 }
 
-/// What the models of a run are tested on.
+/// The texts, tasks and prompts of a run.
 pub(crate) struct Tests {
     /// Texts, in segments.
     pub(crate) texts: Texts,
@@ -77,7 +77,7 @@ pub(crate) struct Tests {
 }
 
 impl Tests {
-    /// Those that a recipe names.
+    /// Reads the texts, tasks and prompts of a recipe.
     pub(crate) fn read<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Self, Error> {
         let tokens = tokens(model, recipe.evaluate.special_tokens);
         let (texts, tasks) = (texts(recipe, model)?, tasks(recipe)?);
@@ -85,7 +85,7 @@ impl Tests {
         Ok(Self { texts, tasks, prompts, tokens })
     }
 
-    /// What they say of a model as pruning left it, which the progress bars call `name`.
+    /// Measures a pruned model, which progress bars call `name`.
     pub(crate) fn measure<D: Ops>(
         &self,
         model: &Model<'_, D>,
@@ -114,32 +114,32 @@ impl Tests {
     }
 }
 
-/// What was measured of one model.
+/// The measurements of one model.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Found {
-    /// Text by text.
+    /// Perplexity on each text.
     pub(crate) perplexity: Vec<Perplexity>,
-    /// Task by task.
+    /// Accuracy on each task.
     pub(crate) accuracy: Vec<Accuracy>,
-    /// What it goes on to say, prompt by prompt.
+    /// Continuation of each prompt.
     #[serde(default)]
     pub(crate) generations: Vec<String>,
 }
 
-/// What the progress bars call the continuing of prompts.
+/// Name of text generation in progress bars.
 pub(super) const GENERATION: &str = "examples";
 
-/// A prompt, and its tokens.
+/// A prompt and its token ids.
 pub(crate) struct Prompt {
     pub(crate) text: String,
     pub(crate) ids: Vec<u32>,
 }
 
 impl Prompt {
-    /// The text of tokens that continue it.
+    /// The text of token ids that continue the prompt.
     fn continuation(&self, ids: &[u32], tokens: &Tokens) -> Result<String, Error> {
         let (before, all) = (tokens.decode(&self.ids)?, [&self.ids[..], ids].concat());
-        // The first word's space is only told in its context.
+        // Whether the first word begins with a space depends on the prompt.
         match tokens.decode(&all)?.strip_prefix(&before) {
             Some(text) => Ok(text.to_owned()),
             None => Ok(tokens.decode(ids)?),
@@ -147,9 +147,9 @@ impl Prompt {
     }
 }
 
-/// The prompts that a recipe asks for: the beginnings are those of segments from all over the text.
+/// The prompts of a recipe. Beginnings are taken from segments spread over the whole text.
 fn prompts(of: &Prompts, texts: &Texts, tokens: &Tokens) -> Result<Vec<Prompt>, Error> {
-    /// Tokens of a beginning.
+    /// Number of tokens of a beginning.
     const BEGINNING: usize = 16;
     match (of, texts.first()) {
         (Prompts::Texts(texts), _) => {
@@ -173,13 +173,13 @@ fn prompts(of: &Prompts, texts: &Texts, tokens: &Tokens) -> Result<Vec<Prompt>, 
 pub(crate) struct Asked {
     /// The task.
     pub(crate) task: &'static Task,
-    /// Where its questions are from.
+    /// File of the questions.
     pub(crate) file: PathBuf,
     questions: Vec<Question>,
 }
 
 impl Asked {
-    /// The questions of a file.
+    /// Reads the questions of a file.
     pub(crate) fn read(
         task: &'static Task,
         file: &Path,
@@ -192,12 +192,12 @@ impl Asked {
         Ok(Self { task, file: file.to_owned(), questions })
     }
 
-    /// What it is to answer them.
+    /// The phase in which the questions are answered.
     pub(crate) fn scheduled(&self, decoder: &Decoder) -> ScheduledPhase {
         ScheduledPhase::task(self.task.name, &self.questions, decoder)
     }
 
-    /// What a model, as pruning left it, answers; behind a progress bar.
+    /// The accuracy of a pruned model; shows a progress bar.
     pub(crate) fn answer<D: Ops>(
         &self,
         model: &Model<'_, D>,
@@ -212,7 +212,7 @@ impl Asked {
     }
 }
 
-/// How finely the progress of a measurement is shown.
+/// Number of steps in the progress bar of a measurement.
 const PARTS: u64 = 1000;
 
 fn parts(fraction: f64) -> u64 {
@@ -224,7 +224,7 @@ pub(crate) fn tokens<D: Ops>(model: &Model<'_, D>, special: bool) -> Tokens {
     Tokens::of(model.reader.path(), model.decoder.vocab_size, special)
 }
 
-/// The perplexity of a model as pruning left it, behind a progress bar.
+/// The perplexity of a pruned model; shows a progress bar.
 pub(crate) fn measure<D: Ops>(
     model: &Model<'_, D>,
     pruned: &Pruned,

@@ -1,6 +1,4 @@
-//! A run: a recipe from its text to a checkpoint.
-//!
-//! [`prune`] is all of it; the command line calls it too.
+//! A pruning run, from a recipe to a checkpoint: [`prune`], which the command line calls, too.
 
 mod checkpointing;
 mod checkpoints;
@@ -75,7 +73,7 @@ use crate::{
     version::Version,
 };
 
-/// Calls a function with the device that a recipe names and the bytes of memory that it has free.
+/// Calls a function with the device that a recipe names and the device's free memory in bytes.
 macro_rules! on_device {
     ($device:expr, $run:ident($($argument:expr),*)) => {
         match $device {
@@ -98,21 +96,20 @@ macro_rules! on_device {
 }
 pub(crate) use on_device;
 
-/// The phase in which no masks are made.
+/// Name of the phase that measures models.
 pub(crate) const EVALUATION: &str = "evaluation";
 
-/// How a run deals with what is there, and who watches it.
+/// How a run treats existing files, when it saves its state, and who watches it.
 #[derive(Clone, Copy)]
 pub struct Settings<'a> {
-    /// Replace the output directory if it exists, and start anew where a run to it was cut off.
+    /// Replace the output directory if it exists, and discard the state of an interrupted run.
     pub force: bool,
-    /// Go on from where a run to the same output was cut off, if one was.
+    /// Continue an interrupted run to the same output, if there is one.
     pub resume: bool,
-    /// The least time between two saves of what a run that is cut off can go on from. Saves are
-    /// farther apart where they would take more than a fiftieth of the time. Nothing: after each
-    /// layer. None: nothing is saved.
+    /// Minimum time between two saves of the run's state. Saves are farther apart where they would
+    /// take more than a fiftieth of the time. Zero: after each layer. `None`: never.
     pub save_every: Option<Duration>,
-    /// Who watches; `&()` for nobody.
+    /// The watcher; `&()` for none.
     pub watch: &'a dyn Watch,
 }
 
@@ -123,18 +120,18 @@ impl Default for Settings<'_> {
     }
 }
 
-/// Prunes a checkpoint as a recipe says, and writes the pruned one to the recipe's `output.path`,
-/// with the report and the resolved recipe beside its weights.
+/// Prunes a checkpoint as a recipe says, and writes the pruned checkpoint, the report and the resolved
+/// recipe to the recipe's `output.path`.
 ///
 /// # Errors
-/// If the recipe does not fit the model, something cannot be read, run or written, or the output is
-/// there and may not be replaced. Nothing half-written has the output's name; what the run can go on
-/// from is beside it.
+/// If the recipe does not fit the model, something cannot be read, run or written, or the output
+/// exists and may not be replaced. An incomplete output never has the output's name; the saved state
+/// is beside it.
 pub fn prune(loaded: &Loaded, settings: &Settings<'_>) -> Result<Report, Error> {
     prune_among(loaded, settings, &mut Shared::default())
 }
 
-/// [`prune`] with what the run shares with others.
+/// [`prune`] with data that runs of a sweep or study share.
 pub(crate) fn prune_among(
     loaded: &Loaded,
     settings: &Settings<'_>,
@@ -143,7 +140,7 @@ pub(crate) fn prune_among(
     on_device!(loaded.recipe.executor.device, prune_on(loaded, settings, shared))
 }
 
-/// Runs on a device with so many bytes of memory free.
+/// Runs on a device with `available` bytes of free memory.
 fn prune_on<D: Ops>(
     device: D,
     available: u64,
@@ -179,13 +176,13 @@ fn prune_on<D: Ops>(
     finished(run, resolved, checkpointing, &output, shared).map_err(|error| error.leaves(&output))
 }
 
-/// What decides about the result of a run.
+/// All that determines the result of a run.
 fn identity(resolved: &Recipe, checkpoints: &Checkpoints) -> Result<Identity, Error> {
     let recipe = Table::try_from(resolved).map_err(|e| Error::Report(e.to_string()))?;
     Ok(Identity { recipe, inputs: digests(resolved, checkpoints)? })
 }
 
-/// Gives a checkpoint that is complete its name, if it is what the run would make.
+/// Renames a complete checkpoint to the output's name, if it is the result of this run.
 fn completed(now: &Identity, output: &Output, watch: &dyn Watch) -> Result<Report, Error> {
     let dir = output.complete();
     let report = report::read(dir).map_err(Error::NoReport)?;
@@ -203,7 +200,7 @@ fn completed(now: &Identity, output: &Output, watch: &dyn Watch) -> Result<Repor
     Ok(report)
 }
 
-/// Runs to the end, and gives the output its name.
+/// Runs to the end, and renames the checkpoint to the output's name.
 fn finished<D: Ops>(
     mut run: Run<'_, D>,
     resolved: Recipe,
@@ -315,7 +312,7 @@ fn finished<D: Ops>(
     finish(&resolved, report, output)
 }
 
-/// The plan of a recipe for a model, whose other tensors are checked to be finite.
+/// The plan of a recipe for a model. Checks that all other tensors are finite.
 pub(crate) fn plan<D: Ops>(loaded: &Loaded, model: &Model<'_, D>) -> Result<Plan, Error> {
     let blocks = loaded.recipe.blocks.iter();
     let blocks: Vec<_> = blocks.map(|block| (block.name.clone(), block.layers.clone())).collect();
@@ -330,7 +327,7 @@ pub(crate) fn plan<D: Ops>(loaded: &Loaded, model: &Model<'_, D>) -> Result<Plan
     Ok(plan)
 }
 
-/// The calibration text of a recipe, and the samples that are wanted of it, if any are.
+/// The calibration text of a recipe and the samples to take from it; `None` if it needs none.
 fn calibration<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Option<(Text, Samples)> {
     let source = recipe.calibration.source.as_deref().filter(|_| recipe.calibrates())?;
     let Calibration { samples, held_out, seed, selection, .. } = recipe.calibration;
@@ -352,16 +349,16 @@ pub(crate) fn calibrate<D: Ops>(
     Ok(samples)
 }
 
-/// How many calibration samples a recipe takes, and how long they are, before they are read.
+/// Number and lengths of a recipe's calibration samples, known before they are read.
 pub(crate) fn extent<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Extent, Error> {
     let Some((text, wanted)) = calibration(recipe, model) else { return Ok(Extent::default()) };
     Ok(calibration::extent(&text, wanted, model.decoder.vocab_size)?)
 }
 
-/// That a run's samples are there, and that it may take the memory that it needs.
+/// Checks that a run's samples exist and that the recipe allows the memory that it needs.
 ///
 /// # Errors
-/// If that is not so.
+/// If the samples cannot be read, or the memory is too little.
 pub(crate) fn foresee<D: Ops>(
     loaded: &Loaded,
     model: &Model<'_, D>,
@@ -376,12 +373,11 @@ pub(crate) fn foresee<D: Ops>(
     Ok(())
 }
 
-/// Sees to all that can be known of a run before it begins: that its recipe fits its model, that its
-/// texts, tasks and samples are there, that its output could be written, and that it may take the
-/// memory that it needs.
+/// Checks a run before it begins: its recipe fits its model, its texts, tasks and samples exist, its
+/// output can be written, and the recipe allows the memory that it needs.
 ///
 /// # Errors
-/// If something of that is not so.
+/// The first of these checks that fails.
 pub(crate) fn look_ahead(
     loaded: &Loaded,
     shared: &mut Shared,
@@ -402,7 +398,7 @@ pub(crate) fn look_ahead(
     foresee(loaded, &model, &plan, &tests, shared)
 }
 
-/// The memory that a recipe allows, if it says so, beyond what the run needs.
+/// Bytes of `executor.memory` beyond what the run needs; `None` if the recipe does not set it.
 fn allowed(recipe: &Recipe, needed: f64) -> Result<Option<u64>, Error> {
     let Some(given) = recipe.executor.memory else { return Ok(None) };
     let needed = needed as u64;
@@ -412,7 +408,7 @@ fn allowed(recipe: &Recipe, needed: f64) -> Result<Option<u64>, Error> {
     }
 }
 
-/// Bytes of memory that are left for what waits between layers.
+/// Bytes of memory left for hidden states between layers.
 fn left(recipe: &Recipe, available: u64, needed: f64) -> Result<u64, Error> {
     let left = allowed(recipe, needed)?.or_else(|| available.checked_sub(needed as u64));
     Ok(left.unwrap_or_else(|| {
@@ -425,12 +421,12 @@ fn left(recipe: &Recipe, available: u64, needed: f64) -> Result<u64, Error> {
     }))
 }
 
-/// A run of a recipe on a model, ready to go.
+/// A run of a recipe on a model, ready to begin.
 pub(crate) struct Run<'a, D: Ops> {
     loaded: &'a Loaded,
     model: &'a Model<'a, D>,
     plan: Plan,
-    /// What scores weights for initial masks.
+    /// The metric pipeline for initial masks.
     initial_pipeline: Vec<MetricStep>,
     /// The sparse checkpoint whose zeros are the initial masks, if there is one.
     zeros: Option<&'a Reader>,
@@ -443,8 +439,8 @@ pub(crate) struct Run<'a, D: Ops> {
 }
 
 impl<'a, D: Ops> Run<'a, D> {
-    /// Sees to where the calibration samples wait: in what is left of so many bytes of memory that are
-    /// `available`, or in files in the directory `scratch`.
+    /// Prepares a run whose hidden states are kept in what is left of `available` bytes of memory, and
+    /// beyond that in files in the directory `scratch`.
     pub(crate) fn prepare(
         loaded: &'a Loaded,
         plan: Plan,
@@ -476,21 +472,21 @@ impl<'a, D: Ops> Run<'a, D> {
         })
     }
 
-    /// The same from the zeros of a sparse checkpoint, if there is one.
+    /// The run with initial masks from the zeros of a sparse checkpoint, if there is one.
     pub(crate) fn with_zeros_of(self, sparse: Option<&'a Reader>) -> Self {
         Self { zeros: sparse, ..self }
     }
 }
 
 impl<D: Ops> Run<'_, D> {
-    /// Makes the masks, as far as they are not made, and measures the last ones, and those before
-    /// their refinement if `both`.
+    /// Makes and refines the masks from where `progress` is, and measures the result; if `both`, also
+    /// measures the model with its initial masks.
     pub(crate) fn prune(&mut self, both: bool, progress: &mut Progress<D>) -> Result<(), Error> {
         self.begin(both, progress)?;
         self.end(progress)
     }
 
-    /// Does what comes before the refinement.
+    /// Makes the initial masks, and all that comes before them.
     fn begin(&mut self, both: bool, progress: &mut Progress<D>) -> Result<(), Error> {
         let recipe = &self.loaded.recipe;
         let (refines, single) = (!recipe.refine.is_empty(), single_pass(recipe));
@@ -510,7 +506,7 @@ impl<D: Ops> Run<'_, D> {
         Ok(())
     }
 
-    /// Refines the masks, if that is wanted and not done.
+    /// Refines the masks, if the recipe has stages and they are not done.
     fn end(&self, progress: &mut Progress<D>) -> Result<(), Error> {
         if !self.loaded.recipe.refine.is_empty() && progress.notes.refined.is_none() {
             let (groups, model) = self.loaded.recipe.stages();
@@ -526,7 +522,7 @@ impl<D: Ops> Run<'_, D> {
         Ok(())
     }
 
-    /// What the tests say of the model as it would be written now.
+    /// Measures the model as it would be written now.
     fn measured(&self, progress: &mut Progress<D>, name: &str) -> Result<Found, Error> {
         let Progress { pass, notes, .. } = progress;
         let written = self.model.written(self.loaded.recipe.output.dtype);
@@ -534,7 +530,7 @@ impl<D: Ops> Run<'_, D> {
         notes.phases.run(EVALUATION, measure)
     }
 
-    /// Allocates the zeros to the layers, unless that is done.
+    /// Allocates the ratio to the layers, unless that is done.
     fn allocate(&mut self, allocation: Allocation, notes: &mut Notes) -> Result<(), Error> {
         if notes.allocation.is_empty() {
             let bar = self.watch.bar("allocation", Steps::Layers(self.plan.layers.len()));
@@ -567,7 +563,7 @@ impl<D: Ops> Run<'_, D> {
         InitialMasks { init: mask.init, metric, zeros, side, dtype: output.dtype, scratch }
     }
 
-    /// Makes the initial masks; the run `ends` with them, or not.
+    /// Makes the initial masks; `ends` says whether the run ends with them.
     fn initial(&self, progress: &mut Progress<D>, ends: bool) -> Result<(), Error> {
         let bar = self.watch.bar("initial masks", Steps::Layers(self.plan.layers.len()));
         bar.advance(progress.pass.layer as u64);
@@ -577,7 +573,7 @@ impl<D: Ops> Run<'_, D> {
         })
     }
 
-    /// Refines the masks.
+    /// Refines the masks, group by group.
     fn refined(&self, progress: &mut Progress<D>) -> Result<(), Error> {
         let recipe = &self.loaded.recipe;
         let pipeline = self.loaded.pipeline()?;
@@ -598,8 +594,7 @@ impl<D: Ops> Run<'_, D> {
         })
     }
 
-    /// Refines the masks of the whole model. A run that was interrupted meanwhile begins with it
-    /// again.
+    /// Refines the masks of the whole model. Saves do not cover its steps: a resumed run repeats them.
     fn refined_as_a_whole(&self, progress: &mut Progress<D>) -> Result<(), Error> {
         let stages = self.loaded.recipe.stages().1;
         let steps = stages.iter().map(|stage| stage.steps()).sum::<usize>();
@@ -618,7 +613,7 @@ pub(crate) fn single_pass(recipe: &Recipe) -> bool {
     recipe.mask.passes == 1 && !recipe.stages().0.is_empty()
 }
 
-/// What decides how much the run will take.
+/// The expected memory and work of a run.
 pub(crate) fn expected<'a, D: Ops>(
     loaded: &'a Loaded,
     model: &Model<'_, D>,
@@ -649,7 +644,7 @@ pub(crate) fn expected<'a, D: Ops>(
     })
 }
 
-/// The digests of all that a run reads.
+/// The digests of all files that a run reads.
 fn digests(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<BTreeMap<PathBuf, String>, Error> {
     let digests = inputs(recipe, checkpoints)?.into_par_iter().map(|file| {
         let digest = digest(&file)?;
@@ -658,7 +653,7 @@ fn digests(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<BTreeMap<PathBu
     digests.collect()
 }
 
-/// All that a run reads, by paths that are right in any directory.
+/// Absolute paths of all files that a run reads.
 pub(crate) fn inputs(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Vec<PathBuf>, Error> {
     let Checkpoints { dense: reader, sparse, .. } = checkpoints;
     let files = [reader].into_iter().chain(sparse).flat_map(|reader| {
@@ -680,7 +675,7 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     files.collect::<Result<_, _>>().map_err(failed)
 }
 
-/// Adds the resolved recipe and the report, and gives the output its name.
+/// Writes the resolved recipe and the report, and renames the checkpoint to the output's name.
 fn finish(resolved: &Recipe, mut report: Report, output: &Output) -> Result<Report, Error> {
     let failed = |e: &dyn std::fmt::Display| Error::Report(e.to_string());
     let resolved = resolved.to_toml().map_err(|e| failed(&e))?;
@@ -695,7 +690,7 @@ fn finish(resolved: &Recipe, mut report: Report, output: &Output) -> Result<Repo
     let json = serde_json::to_string_pretty::<dyn erased_serde::Serialize>(&report)
         .map_err(|e| failed(&e))?;
     output.add_file(report::JSON, format!("{json}\n").as_bytes())?;
-    // Of what the JSON says, so that whoever reads it can make the same page.
+    // The page is made from the JSON, so that it can be made again from the report.
     let read = serde_json::from_slice(json.as_bytes()).map_err(|e| failed(&e))?;
     let page = report::page(&read).map_err(|e| failed(&e))?;
     output.add_file(report::HTML, page.as_bytes())?;

@@ -1,4 +1,4 @@
-//! What the phases of a run take: time, and memory.
+//! Measures time and memory of a run's phases.
 
 use std::{
     collections::BTreeMap,
@@ -10,18 +10,18 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// What each phase of a run took so far.
+/// Time and memory of each phase so far.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Phases {
-    /// Seconds.
+    /// Seconds of each phase.
     pub(crate) seconds: BTreeMap<String, f64>,
-    /// The most memory that the process had of its own, in bytes; the pages of the mapped
-    /// checkpoint are not counted, nor is a GPU's memory. Empty where the system does not say.
+    /// Peak memory of the process in each phase, in bytes, without pages of the mapped checkpoint and
+    /// without a GPU's memory. Empty if the system does not tell.
     pub(crate) memory: BTreeMap<String, u64>,
 }
 
 impl Phases {
-    /// Runs a phase, or goes on with it, and notes what it took.
+    /// Runs a phase, or continues it, and adds its time and memory.
     pub(crate) fn run<T, E>(
         &mut self,
         phase: &str,
@@ -39,9 +39,9 @@ impl Phases {
     }
 }
 
-/// Calls a function and watches the memory meanwhile: what it returns, and the most that was seen.
+/// Calls a function; returns its result and the peak memory meanwhile, in bytes.
 fn watched<T>(run: impl FnOnce() -> T) -> (T, Option<u64>) {
-    /// How long it takes for memory to be looked at again.
+    /// Time between two looks at the memory.
     const PAUSE: Duration = Duration::from_millis(20);
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -60,7 +60,7 @@ fn watched<T>(run: impl FnOnce() -> T) -> (T, Option<u64>) {
     })
 }
 
-/// The process's memory without the pages of files, in bytes, where Linux says it.
+/// Memory of the process without pages of files, in bytes; `None` if not on Linux.
 fn own_memory() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;

@@ -1,4 +1,4 @@
-//! How far a run has come: what it knows, and where it goes on.
+//! The progress of a run: its place, and its results so far.
 
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
@@ -21,32 +21,32 @@ use crate::{
     prune::{self, Event, GroupReport, MatrixReport, Observer, Pass, Sampled, Step},
 };
 
-/// What a run has found out so far.
+/// The results of a run so far.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Notes {
-    /// What was measured of the dense model.
+    /// Measurements of the dense model.
     pub(crate) dense: Option<Found>,
-    /// Of the initial masks.
+    /// Measurements with the initial masks.
     pub(crate) initial: Option<Found>,
-    /// Of the refined ones, if there is a refinement.
+    /// Measurements with the refined masks.
     pub(crate) refined: Option<Found>,
-    /// The fraction of each layer that is pruned, where it is not the same of all.
+    /// The sparsity ratio of each layer; empty for a uniform ratio.
     pub(crate) allocation: Vec<f64>,
-    /// How many weights of a tensor are pruned, where the allocation says so.
+    /// Number of weights to prune in each tensor, where the allocation sets it.
     pub(crate) counts: BTreeMap<String, usize>,
-    /// The groups that are refined.
+    /// The reports of the refined groups.
     pub(crate) groups: Vec<GroupReport>,
     /// The steps of the stages that work on the whole model.
     #[serde(default)]
     pub(crate) steps: Vec<Step>,
-    /// What each phase took.
+    /// Time and memory of each phase.
     pub(crate) phases: Phases,
-    /// The matrix products that the masks took.
+    /// Operations and seconds of the matrix products for the masks.
     pub(crate) products: Products,
 }
 
 impl Notes {
-    /// The same, once a phase that makes masks has gone on since then.
+    /// The notes with the time and products of a phase that makes masks, from `since` until now.
     fn after(&self, phase: Phase, since: Since) -> Self {
         let mut notes = self.clone();
         let seconds = notes.phases.seconds.entry(phase.to_string()).or_default();
@@ -56,7 +56,7 @@ impl Notes {
     }
 }
 
-/// When a phase was begun, or gone on with.
+/// The moment at which a phase began or was resumed.
 #[derive(Clone, Copy)]
 struct Since {
     instant: Instant,
@@ -69,25 +69,25 @@ impl Since {
     }
 }
 
-/// How far a run has come.
+/// The progress of a run.
 pub(crate) struct Progress<D: Ops> {
-    /// Saves it to disk, if it is saved at all.
+    /// Saves the progress; `None` if it is not saved.
     checkpointing: Option<Checkpointing>,
     place: Place,
-    /// The pass that it is in. What it has decided so far is what the run has.
+    /// The state of the current pass, with the masks and changed weights so far.
     pub(super) pass: Pass<D>,
-    /// What it has found out.
+    /// The results so far.
     pub(crate) notes: Notes,
 }
 
 impl<D: Ops> Progress<D> {
-    /// The beginning of a run.
+    /// The progress of a run that begins.
     pub(crate) fn new(checkpointing: Option<Checkpointing>) -> Self {
         let place = Place { phase: Phase::InitialMasks, layers: 0 };
         Self { checkpointing, place, pass: Pass::from(Pruned::default()), notes: Notes::default() }
     }
 
-    /// A run that goes on from its saved state, or begins where there is none.
+    /// The saved progress, or that of a run that begins.
     pub(crate) fn resumed(
         checkpointing: Checkpointing,
         model: &Model<'_, D>,
@@ -108,26 +108,26 @@ impl<D: Ops> Progress<D> {
         nothing && self.place.phase == Phase::InitialMasks
     }
 
-    /// Whether all that comes before the refinement is done, and nothing of it.
+    /// Whether the run is between initial masks and refinement.
     pub(super) fn is_begun(&self) -> bool {
         let nothing = self.notes.refined.is_none() && self.pass.layer == 0;
         nothing && self.place.phase == Phase::Refinement && self.notes.groups.is_empty()
     }
 
-    /// Takes what another run has begun with.
+    /// Takes over the notes and initial masks of another run.
     pub(super) fn take(&mut self, notes: Notes, pruned: Pruned) {
         self.notes = notes;
         self.pass = Pass::from(pruned);
         self.enter(Phase::Refinement);
     }
 
-    /// The pass that the run is in.
+    /// The current pass.
     pub(super) fn phase(&self) -> Phase {
         self.place.phase
     }
 
-    /// Goes through the layers, or those that are left, with `run`; its products and seconds count,
-    /// and its state is kept. What the last pass of the run ends with is kept in any case.
+    /// Takes the pass through the remaining layers with `run`, counts its products and seconds, and
+    /// saves its state when it is time. The end of the last pass is always saved.
     pub(super) fn go(
         &mut self,
         (model, plan): (&Model<'_, D>, &Plan),
@@ -149,16 +149,16 @@ impl<D: Ops> Progress<D> {
         Ok(())
     }
 
-    /// Begins a pass, with what those before it have decided.
+    /// Begins a pass, with the masks and changed weights so far.
     pub(super) fn enter(&mut self, phase: Phase) {
         self.place = Place { phase, layers: 0 };
         self.pass.layer = 0;
     }
 
-    /// Keeps what was found out between two passes, if it is time.
+    /// Saves the notes between two passes, if it is time.
     pub(super) fn keep(&mut self, of: (&Model<'_, D>, &Plan)) -> Result<(), Error> {
         let Self { checkpointing, place, pass, notes } = self;
-        // In the middle of a pass, what it goes on with is kept already.
+        // In the middle of a pass, the state was saved after the last layer.
         if let Some(checkpointing) = checkpointing.as_mut().filter(|_| pass.streams.is_empty()) {
             checkpointing.reached(of, *place, (&pass.pruned, &[]), false, || &*notes)?;
         }
@@ -166,7 +166,7 @@ impl<D: Ops> Progress<D> {
     }
 }
 
-/// A pass as it goes on.
+/// An observer that saves a pass.
 struct Passing<'a, D: Ops> {
     of: (&'a Model<'a, D>, &'a Plan),
     checkpointing: &'a mut Option<Checkpointing>,

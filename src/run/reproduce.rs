@@ -1,4 +1,4 @@
-//! Whether a result comes out again.
+//! Runs the recipe of a result again, and compares.
 
 use std::{
     collections::BTreeSet,
@@ -17,18 +17,18 @@ use crate::{
     version::Version,
 };
 
-/// What [`reproduce`] compared, and what it found.
+/// The result of [`reproduce`].
 #[derive(Clone, Debug)]
 pub struct Reproduced {
-    /// How many files came out.
+    /// Number of files that were compared.
     pub files: usize,
-    /// The program that made the result, if it is another one.
+    /// The version that made the result; `None` if it is this one.
     pub version: Option<Version>,
-    /// What is different.
+    /// All differences.
     pub differences: Vec<Difference>,
 }
 
-/// How a result differs from what comes out again.
+/// A difference between a result and its rerun.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "each variant's message says what it is")]
 pub enum Difference {
@@ -44,12 +44,11 @@ pub enum Difference {
     Report(&'static str),
 }
 
-/// Runs the recipe of the result in `dir` again, in a directory beside it that goes afterwards, and
-/// compares what comes out, byte for byte. Where an input is not what it was, nothing is run.
+/// Runs the recipe of the result in `dir` again, in a temporary directory beside it, and compares byte
+/// for byte. If an input has changed, nothing is run.
 ///
 /// # Errors
-/// If the directory is no result of a run, or the run fails. What is different is no error but a
-/// [`Difference`].
+/// If the directory is not the result of a run, or the run fails. Differences are not errors.
 pub fn reproduce(dir: &Path, watch: &dyn Watch) -> Result<Reproduced, Error> {
     let before = report::read(dir).map_err(Error::NoReport)?;
     let now = Version::current();
@@ -100,12 +99,12 @@ pub fn reproduce(dir: &Path, watch: &dyn Watch) -> Result<Reproduced, Error> {
     Ok(found)
 }
 
-/// What of a report that was read and of a new one is not the same, and should be.
+/// The parts of a report, read from a file, that should be the same in a new one but differ.
 fn differing(one: &Report, other: &Report) -> Vec<&'static str> {
-    // A number that went through JSON may be off in its last bit: let both have gone.
+    // A number read from JSON may differ in its last bit, so both reports go through JSON.
     let text = serde_json::to_vec::<dyn erased_serde::Serialize>(other).unwrap_or_default();
     let other: Report = serde_json::from_slice(&text).unwrap_or_default();
-    // A text without a name is called by its path, which may be written in other ways.
+    // Texts are not compared by name: a name may be a path, which can be written in several ways.
     let perplexities = |report: &Report| {
         report.perplexity.iter().map(|text| text.found.clone()).collect::<Vec<_>>()
     };
@@ -129,7 +128,7 @@ fn differing(one: &Report, other: &Report) -> Vec<&'static str> {
     same.iter().filter(|(_, same)| !same).map(|(name, _)| *name).collect()
 }
 
-/// Where the bytes of two files begin to differ.
+/// The offset of the first byte in which two files differ.
 fn first_difference(one: &Path, other: &Path) -> Result<Option<u64>, checkpoint::Error> {
     let at = checkpoint::Error::at;
     let open = |path| File::open(path).map(BufReader::new).map_err(at(path));

@@ -1,4 +1,4 @@
-//! What a run will do, phase by phase.
+//! The phases that a run will go through.
 
 use super::{
     Tests,
@@ -16,15 +16,15 @@ use crate::{
 /// A phase of a run, before it begins.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScheduledPhase {
-    /// What it is called when it begins.
+    /// Name of the phase.
     pub name: String,
-    /// What it does: phases of one kind take time in proportion to their work.
+    /// Kind of the phase. Phases of the same kind take time in proportion to their work.
     pub kind: String,
-    /// Floating-point operations of its matrix products, about.
+    /// Estimated floating-point operations of the phase's matrix products.
     pub work: f64,
 }
 
-/// What a run does, phase by phase.
+/// The phases of a run, in order.
 pub(crate) fn schedule(
     recipe: &Recipe,
     decoder: &Decoder,
@@ -48,7 +48,7 @@ pub(crate) fn schedule(
 }
 
 impl Tests {
-    /// The measuring of a model.
+    /// The phases that measure a model.
     fn phases(&self, model: &str, decoder: &Decoder) -> Vec<ScheduledPhase> {
         let texts =
             self.texts.iter().map(|(text, segments)| ScheduledPhase::text(text, segments, decoder));
@@ -61,20 +61,20 @@ impl Tests {
     }
 }
 
-/// What the measuring of a model on a text or a task is called.
+/// Name of the phase that measures a model on a text or a task.
 pub(crate) fn measuring(model: &str, on: &str) -> String {
     format!("{model}, {on}")
 }
 
 impl ScheduledPhase {
-    /// The measuring of a perplexity.
+    /// The phase that measures a perplexity.
     pub(crate) fn text(text: &Text, segments: &[Vec<u32>], decoder: &Decoder) -> Self {
         let tokens: usize = segments.iter().map(Vec::len).sum();
         let work = 2.0 * tokens as f64 * (body(decoder) + head(decoder));
         Self { name: text.short(), kind: text.label(), work }
     }
 
-    /// The continuing of prompts: for each token, all those before it are computed again.
+    /// The phase that continues prompts: each new token takes a pass over all tokens before it.
     fn generation(prompts: &[Prompt], decoder: &Decoder) -> Self {
         let steps =
             (0..GENERATED).flat_map(|step| prompts.iter().map(move |of| of.ids.len() + step));
@@ -83,7 +83,7 @@ impl ScheduledPhase {
         Self { name: GENERATION.into(), kind: GENERATION.into(), work: 2.0 * work }
     }
 
-    /// The answering of questions.
+    /// The phase that answers a task's questions.
     pub(crate) fn task(name: &str, questions: &[Question], decoder: &Decoder) -> Self {
         let work = questions.iter().map(|question| {
             let context = question.requests.iter().map(|(context, _)| context.len()).max();
@@ -95,15 +95,15 @@ impl ScheduledPhase {
     }
 }
 
-/// Bytes of a token, about.
+/// Estimated number of bytes per token.
 const BYTES: f64 = 4.0;
 
-/// The weights of the decoder layers.
+/// Number of weights of the decoder layers.
 fn body(decoder: &Decoder) -> f64 {
     decoder.projections().map(|linear| linear.dims.len() as f64).sum()
 }
 
-/// The weights of the output head.
+/// Number of weights of the output head.
 fn head(decoder: &Decoder) -> f64 {
     (decoder.vocab_size * decoder.embedding.width) as f64
 }

@@ -4,7 +4,7 @@ use std::{fmt, io, path::PathBuf};
 
 use crate::executor::{Scratch, Spill};
 
-/// A directory for scratch files, which go when they are closed.
+/// A directory for scratch files, which are deleted when they are closed.
 #[derive(Clone, Debug)]
 pub struct ScratchDir(PathBuf);
 

@@ -1,5 +1,5 @@
-//! What the runs of a sweep or a study have in common: made once, and kept for the runs to come that
-//! need the same.
+//! Data that runs of a sweep or a study share: computed once, and kept for later runs that need the
+//! same.
 
 use std::{collections::VecDeque, path::Path, rc::Rc};
 
@@ -10,35 +10,35 @@ use crate::{
     recipe::{Executor, Output, Recipe, Streams},
 };
 
-/// What is kept, each with the part of recipes that decides about it. Masks are kept for runs to come
-/// alone.
+/// The shared data, each with the part of the recipe that determines it. Masks are kept only as long
+/// as a later run needs them.
 #[derive(Default)]
 pub(crate) struct Shared {
-    /// The recipes of the runs to come.
+    /// The recipes of later runs.
     remaining: VecDeque<Recipe>,
     tests: Kept<Rc<Tests>>,
     samples: Kept<Rc<Vec<Vec<u32>>>>,
-    /// What was found out of the dense model.
+    /// The measurements of the dense model.
     dense: Kept<Notes>,
-    /// What comes before the refinement: what was found out, and the initial masks, unless they are
-    /// made layer by layer with it.
+    /// The notes before the refinement, and the initial masks, unless these are made layer by layer
+    /// with it.
     begun: Kept<(Notes, Pruned)>,
 }
 
 type Kept<T> = Option<(Recipe, T)>;
 
 impl Shared {
-    /// For runs of these recipes, in their order.
+    /// Shared data for runs of these recipes, in order.
     pub(crate) fn among<'a>(recipes: impl Iterator<Item = &'a Recipe>) -> Self {
         Self { remaining: recipes.cloned().collect(), ..Self::default() }
     }
 
-    /// Goes on to the next run.
+    /// Moves on to the next run.
     pub(crate) fn go_on(&mut self) {
         self.remaining.pop_front();
     }
 
-    /// What the models of a run are tested on.
+    /// The texts, tasks and prompts of a run.
     pub(crate) fn tests(
         &mut self,
         recipe: &Recipe,
@@ -56,7 +56,7 @@ impl Shared {
         kept(&mut self.samples, of_samples(recipe), make)
     }
 
-    /// Gives a run that is new what is known already. Changed weights wait in `scratch`.
+    /// Gives a run that begins the results that are known. Changed weights are stored in `scratch`.
     pub(super) fn begin<D: Ops>(
         &self,
         recipe: &Recipe,
@@ -78,12 +78,12 @@ impl Shared {
         Ok(())
     }
 
-    /// Keeps what a run that has done nothing else has found out of the dense model.
+    /// Keeps the measurements of the dense model.
     pub(super) fn keep_dense(&mut self, recipe: &Recipe, notes: &Notes) {
         self.dense = Some((of_evaluation(recipe), notes.clone()));
     }
 
-    /// Keeps what a run has begun with, if runs to come need it.
+    /// Keeps a run's initial masks and notes, if later runs need them.
     pub(super) fn keep<D: Ops>(
         &mut self,
         recipe: &Recipe,
@@ -103,7 +103,7 @@ impl Shared {
     }
 }
 
-/// What is kept, if it is of the same, or else what is made now.
+/// The kept value if it is for the same settings; otherwise the value that `make` computes.
 fn kept<T>(
     slot: &mut Kept<Rc<T>>,
     of: Recipe,
@@ -118,24 +118,24 @@ fn kept<T>(
     Ok(value)
 }
 
-/// What decides about the evaluation of the dense model.
+/// The settings that determine the measurements of the dense model.
 fn of_evaluation(recipe: &Recipe) -> Recipe {
     let Recipe { model, evaluate, executor, .. } = recipe.clone();
     Recipe { model, evaluate, executor: anywhere(executor), ..Recipe::default() }
 }
 
-/// What decides about the calibration samples.
+/// The settings that determine the calibration samples.
 fn of_samples(recipe: &Recipe) -> Recipe {
     let Recipe { model, calibration, .. } = recipe.clone();
     let mut of = Recipe { model, ..Recipe::default() };
-    // A recipe that needs none has none.
+    // A recipe that needs no samples has none.
     if recipe.calibrates() {
         of.calibration = calibration;
     }
     of
 }
 
-/// What decides about all that comes before the refinement, and about what it is worth.
+/// The settings that determine all results before the refinement.
 pub(crate) fn of_beginning(recipe: &Recipe) -> Recipe {
     let mut of = recipe.clone();
     of.preset = None;
@@ -145,14 +145,14 @@ pub(crate) fn of_beginning(recipe: &Recipe) -> Recipe {
     of.streams = Streams { statistics: recipe.streams.statistics, ..Streams::default() };
     of.executor = anywhere(of.executor);
     of.output = Output { dtype: recipe.output.dtype, ..Output::default() };
-    // With the refinement gone, samples are needed for the masks alone.
+    // Without the refinement, only the initial masks need samples.
     if !of.calibrates() {
         of.calibration = Recipe::default().calibration;
     }
     of
 }
 
-/// The executor, but for how much memory it may take.
+/// The executor's settings without the memory limit.
 fn anywhere(executor: Executor) -> Executor {
     Executor { memory: None, ..executor }
 }

@@ -1,5 +1,5 @@
-//! Each step of writing fails in turn, for itself or as on a disk that stays full; and what a run that
-//! was cut off left is no longer what it was.
+//! Each step of writing fails in turn, once or as on a disk that stays full; and the state of an
+//! interrupted run is damaged.
 
 use std::{cell::Cell, collections::BTreeMap, fs, path::Path, rc::Rc, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
     recipe::{Loaded, load},
 };
 
-/// What a run wrote, but for its report, which has times.
+/// The files that a run wrote, except its report, which has times.
 fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let files = files.map(|path| {
@@ -55,7 +55,7 @@ fn whatever_step_fails_nothing_is_half_done_and_the_run_goes_on() {
     gated(count, || prune(&loaded, &settings)).unwrap();
     let expected = contents(&out);
     assert!(steps.get() > 80, "{}", steps.get());
-    // There is a result that the run is to replace, or there is none.
+    // With and without a result to replace.
     for failing in 0..steps.get() {
         let (lasting, replaces) = (failing % 2 == 0, failing % 3 == 0);
         let settings = Settings { force: replaces, ..settings };
@@ -80,13 +80,13 @@ fn whatever_step_fails_nothing_is_half_done_and_the_run_goes_on() {
             assert!(!error.is_usage(), "step {failing}: {error}");
             assert!(error.to_string().contains("out"), "step {failing}: {error}");
         }
-        // Under the output's name is a whole checkpoint, or the old one, or nothing.
+        // The output's name has the complete checkpoint, the old one, or nothing.
         if out.is_dir() {
             let found = contents(&out);
             let old = replaces && found.keys().eq(["config.json"]) && found["config.json"] == b"{}";
             assert!(old || found == expected, "step {failing}");
         }
-        // What failed may have come after the output had its name.
+        // The step may have failed after the rename to the output's name.
         if out.is_dir() && contents(&out) == expected && !partial.exists() {
             continue;
         }
@@ -175,7 +175,7 @@ fn what_is_written_already_is_the_result_of_the_same_run_or_an_error() {
     prune(&run, &Settings::default()).unwrap();
     let expected = contents(&out);
     fs::remove_dir_all(&out).unwrap();
-    // All is written, and has not got its name yet.
+    // All files are written, but the output is not renamed yet.
     cut_off(&run, |step| matches!(step, Step::Rename(from, _) if from.ends_with("checkpoint")));
     assert!(dir.path().join("out.partial/finished").is_file());
     let settings = Settings { resume: true, ..Settings::default() };
@@ -188,7 +188,7 @@ fn what_is_written_already_is_the_result_of_the_same_run_or_an_error() {
     assert!(other.contains("text.json has changed") && other.contains("--force"), "{other}");
     fs::write(&text, samples).unwrap();
     assert!(!out.exists());
-    // What the run may take is no part of the result.
+    // The memory limit does not affect the result.
     prune(&loaded(dir.path(), &[&source, "executor.memory=2 GiB"]), &settings).unwrap();
     assert!(contents(&out) == expected);
     assert!(!dir.path().join("out.partial").exists());

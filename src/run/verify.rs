@@ -1,4 +1,4 @@
-//! Whether a result is what its report says, and nothing but the dense model with zeros in it.
+//! Checks that a result matches its report, and that its kept weights are the dense model's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +20,7 @@ use crate::{
     version::Version,
 };
 
-/// What is wrong with a result.
+/// A fault of a result.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "each variant's message says what it is")]
 pub enum Finding {
@@ -60,52 +60,51 @@ pub enum Finding {
     Changed { found: usize, expected: usize },
 }
 
-/// What became of the comparison with the dense model.
+/// The outcome of the comparison with the dense model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Dense {
-    /// It was compared.
+    /// The result was compared.
     Compared {
-        /// The model.
+        /// Path of the dense model.
         model: PathBuf,
-        /// How many kept weights the run changed, as its recipe wanted.
+        /// Number of kept weights that the recipe's stages changed.
         changed: usize,
     },
-    /// It is not on this machine.
+    /// The dense model of this path does not exist.
     NotThere(PathBuf),
 }
 
-/// What [`verify`] looked at, and what it found.
+/// The result of [`verify`].
 #[derive(Clone, Debug)]
 pub struct Verified {
-    /// How many files were compared with their digests.
+    /// Number of files that were compared with their digests.
     pub files: usize,
-    /// Whether the page was compared with what the report gives. Another version of the program may
-    /// have made another page of the same report.
+    /// Whether the page was compared with the page that the report gives. Another version of the
+    /// program may make another page.
     pub page: bool,
-    /// How many inputs of the run were.
+    /// Number of the run's inputs that were compared with their digests.
     pub inputs: usize,
-    /// Inputs that are not there any more.
+    /// Inputs that no longer exist.
     pub gone: Vec<PathBuf>,
-    /// How many matrices were pruned.
+    /// Number of pruned matrices.
     pub matrices: usize,
-    /// How many weights they have.
+    /// Number of weights of the pruned matrices.
     pub weights: usize,
-    /// How many of them are zero.
+    /// Number of zeros in the pruned matrices.
     pub zeros: usize,
-    /// Whether it was compared with the dense model.
+    /// The outcome of the comparison with the dense model.
     pub dense: Dense,
-    /// What is wrong.
+    /// All faults.
     pub findings: Vec<Finding>,
 }
 
-/// Checks the result of a run in `dir` against its report: its files, and that there are no others,
-/// its page, the report's counts and sizes, what the run read, the zeros of each matrix, and bit for
-/// bit the weights of the dense model, which is `dense` or else what the recipe names, if that is a
-/// directory.
+/// Checks the result of a run in `dir` against its report: its files, and that there are no others, its
+/// page, the report's counts and sizes, the run's inputs, and the zeros of each matrix. Compares all
+/// weights bit for bit with the dense model, `dense` or else the directory that the recipe names.
 ///
 /// # Errors
-/// If the directory is no result of a run, or something cannot be read. What is wrong with the
-/// result is no error but a [`Finding`].
+/// If the directory is not the result of a run, or something cannot be read. Faults of the result are
+/// not errors but [`Finding`]s.
 pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Verified, Error> {
     let written = report::read(dir).map_err(Error::NoReport)?;
     let mut findings = Vec::new();
@@ -161,11 +160,11 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
     })
 }
 
-/// How many added files are named.
+/// Maximum number of added files that are named.
 const NAMED: usize = 20;
 
-/// Compares the files of a result with their digests, and looks for others; returns whether all are
-/// there and as they were written.
+/// Compares the files of a result with their digests, and looks for others; returns whether all exist
+/// and are unchanged.
 fn outputs(dir: &Path, written: &Report, findings: &mut Vec<Finding>) -> Result<bool, Error> {
     for (file, expected) in &written.outputs {
         match digest_if_there(&dir.join(file))? {
@@ -193,7 +192,7 @@ fn outputs(dir: &Path, written: &Report, findings: &mut Vec<Finding>) -> Result<
     Ok(intact)
 }
 
-/// Makes the page again, if this program made it, and compares it; returns whether it did.
+/// Makes the page again, if this version made it, and compares; returns whether it compared.
 fn page(dir: &Path, written: &Report, findings: &mut Vec<Finding>) -> Result<bool, Error> {
     let file = report::HTML.to_owned();
     let path = dir.join(&file);
@@ -214,7 +213,7 @@ fn page(dir: &Path, written: &Report, findings: &mut Vec<Finding>) -> Result<boo
     Ok(true)
 }
 
-/// Compares the report's counts with those of its matrices.
+/// Compares the report's totals with the counts of its matrices.
 fn counts(written: &Report, findings: &mut Vec<Finding>) {
     let sum = |of: fn(&Matrix) -> usize| {
         let counts = written.matrices.iter().map(of);
@@ -229,7 +228,7 @@ fn counts(written: &Report, findings: &mut Vec<Finding>) {
     );
 }
 
-/// Compares the report's sizes with those of the files, which are as they were written.
+/// Compares the report's sizes with those of the files, which are unchanged.
 fn sizes_on_disk(
     sparse: &Reader,
     written: &Report,
@@ -251,7 +250,7 @@ fn sizes_on_disk(
     Ok(())
 }
 
-/// Compares figures of a report with what was found.
+/// Compares figures of a report with those of the files.
 fn compared(figures: &[(&'static str, u64, u64)], findings: &mut Vec<Finding>) {
     let wrong = figures.iter().filter(|(_, reported, found)| reported != found);
     findings.extend(wrong.map(|&(figure, reported, found)| Finding::Figure {
@@ -261,7 +260,7 @@ fn compared(figures: &[(&'static str, u64, u64)], findings: &mut Vec<Finding>) {
     }));
 }
 
-/// The models that the recipe of a result names; the metrics of the recipe may not be linked here.
+/// The models that the recipe of a result names. The recipe's metrics need not be linked.
 fn models(dir: &Path) -> Result<Model, Error> {
     #[derive(Deserialize)]
     struct Models {
@@ -285,13 +284,13 @@ fn recipe_text(dir: &Path) -> Result<(PathBuf, String), Error> {
     }
 }
 
-/// The recipe of a result, whatever the environment says.
+/// The recipe of a result, without environment variables.
 pub(crate) fn recipe(dir: &Path) -> Result<Loaded, Error> {
     let (path, text) = recipe_text(dir)?;
     Ok(load_text(&path, &text, [], &[])?)
 }
 
-/// The digest of a file, if there is one.
+/// The digest of a file; `None` if it does not exist.
 pub(super) fn digest_if_there(path: &Path) -> Result<Option<String>, Error> {
     match fs::metadata(path).map_err(|e| e.kind()) {
         Err(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
@@ -299,12 +298,12 @@ pub(super) fn digest_if_there(path: &Path) -> Result<Option<String>, Error> {
     }
 }
 
-/// How many weights of a matrix are pruned.
+/// Number of pruned weights of a matrix.
 fn pruned(matrix: &Matrix) -> usize {
     matrix.weights().saturating_sub(matrix.kept)
 }
 
-/// Checks the zeros of each matrix; returns how many there are.
+/// Checks the zeros of each matrix; returns their number.
 fn zeros(sparse: &Reader, written: &Report, findings: &mut Vec<Finding>) -> Result<usize, Error> {
     let (mut all, mut seen) = (0, BTreeSet::new());
     for matrix in &written.matrices {
@@ -340,8 +339,8 @@ fn zeros(sparse: &Reader, written: &Report, findings: &mut Vec<Finding>) -> Resu
     Ok(all)
 }
 
-/// Compares each tensor with the dense one; returns how many kept weights are changed. `zeros` are
-/// those of the pruned matrices.
+/// Compares each tensor with the dense one; returns the number of changed kept weights. `zeros` is the
+/// number of zeros in the pruned matrices.
 fn compare(
     sparse: &Reader,
     dense: &Reader,

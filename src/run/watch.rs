@@ -1,4 +1,4 @@
-//! Who watches a run.
+//! Watchers of a run.
 
 use std::time::Duration;
 
@@ -10,26 +10,25 @@ use crate::{
     recipe::Recipe,
 };
 
-/// Who watches a run. What a watcher does not say, nobody hears.
+/// Watches a run, for example to print its progress.
 pub trait Watch {
-    /// The run is ready to go: which matrices of a decoder it will prune, and how.
+    /// The run is about to begin; the plan has the matrices that it will prune.
     fn begin(&self, _recipe: &Recipe, _decoder: &Decoder, _plan: &Plan) {}
 
-    /// A run that begins anew can say about how long it will take; to find that out takes up to a
-    /// second.
+    /// The run begins anew; `time` estimates its duration, which takes up to a second.
     fn takes(&self, _time: &dyn Fn() -> Result<Duration, Error>) {}
 
-    /// The run goes on from where one was cut off, if one was.
+    /// The run resumes from a saved place; `None` if nothing was saved.
     fn resumes(&self, _from: Option<&str>) {}
 
-    /// What the run will do, phase by phase. Some of it may be done already, or not be needed.
+    /// The phases of the run. Some may be done already, or turn out not to be needed.
     fn expect(&self, _phases: &[ScheduledPhase]) {}
 
-    /// A phase begins; the bar that is returned counts its steps, and is dropped at the phase's end.
+    /// A phase begins. The returned bar counts its steps, and is dropped when the phase ends.
     fn bar(&self, _phase: &str, _steps: Steps) -> Box<dyn Bar> {
         Box::new(())
     }
 }
 
-/// Nobody watches.
+/// Watches nothing.
 impl Watch for () {}

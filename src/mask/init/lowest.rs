@@ -8,7 +8,7 @@ use crate::mask::{
     order::{Lowest, key},
 };
 
-/// Pruning pools smaller than this together is faster than one by one.
+/// Pools smaller than this are pruned several per task.
 const BATCH: usize = 1 << 14;
 
 /// Which of equal scores are pruned.
@@ -18,7 +18,8 @@ pub(super) enum Ties {
     Last,
 }
 
-/// The mask that prunes the `count` lowest of every `pool` consecutive scores, by the pool's number.
+/// The mask that prunes the lowest scores of every `pool` consecutive ones; `count` gives their number
+/// by the pool's index.
 pub(super) fn prune_lowest(
     dims: Dims,
     scores: &[f32],

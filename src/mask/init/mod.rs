@@ -1,5 +1,4 @@
-//! Initial masks, which the refinement starts from: one file for each way to make them, and one
-//! table of all.
+//! Initial masks, from which the refinement starts: one file per initialiser, and a table of all.
 
 mod lowest;
 mod scores;
@@ -22,21 +21,21 @@ static ALL: Table<InitialMask> = Table::new(&[
     &zeros::NONE,
 ]);
 
-/// Which weights of a matrix are pruned before the masks are refined.
+/// An initialiser of masks.
 pub struct InitialMask {
     /// The name in a recipe's `mask.init`.
     pub name: &'static str,
-    /// What it prunes.
+    /// Description of the weights that the initialiser prunes.
     pub prunes: &'static str,
-    /// The statistics that it needs, beside those of the recipe's metrics.
+    /// The statistics that the initialiser needs, in addition to those of the recipe's metrics.
     pub needs: Needs,
     /// The weights that compete: those of each row, or of the whole matrix.
     pub scope: Scope,
-    /// Whether the recipe's metrics score the weights; the recipe may name another scope then.
+    /// Whether the recipe's metrics score the weights; the recipe may then set the scope.
     pub metrics: bool,
-    /// Whether it takes the zeros of a sparse checkpoint, however many they are.
+    /// Whether the mask is the zeros of a sparse checkpoint, whatever their number.
     pub zeros: bool,
-    /// Makes the mask of a matrix.
+    /// Computes the mask of a matrix.
     run: fn(&Matrix<'_>) -> Result<Initial, Error>,
 }
 
@@ -66,18 +65,17 @@ impl Named for InitialMask {
 }
 
 impl InitialMask {
-    /// The initial mask of a matrix, with so many weights pruned. A pattern with tiles has its own
-    /// number: the highest scores of each tile are kept, and `amount` is not used. Among equal scores
-    /// the first weights are pruned, as the stable sort of Wanda's authors does; under unstructured
-    /// magnitude, where the authors' code prunes all of them, the last. Where metrics score the
-    /// weights, `metric` has the scores, row-major, and the weights that compete, if not the usual
-    /// ones.
+    /// The initial mask of a matrix with `amount` weights pruned. A pattern with tiles ignores
+    /// `amount` and keeps the highest scores of each tile. Among equal scores the first weights are
+    /// pruned, like the stable sort of Wanda's authors; under unstructured magnitude the last, as the
+    /// authors' code prunes all of them. For an initialiser with metrics, `metric` is the scores,
+    /// row-major, and the scope; `None` for the initialiser's own scope.
     ///
     /// # Errors
-    /// If the statistics lack something or do not fit the matrix, a score is not a number,
-    /// the share is not within 0 and 1, the pattern's tiles do not divide the rows, weights do not
-    /// compete in a row or a layer, the zeros do not follow the pattern (`none`), or the Hessian is
-    /// not positive definite however damped (`sparsegpt`).
+    /// If a statistic is missing or does not fit the matrix, a score is NaN, the ratio is not within
+    /// 0 and 1, the pattern does not divide the columns, the scope is neither row nor layer, the zeros
+    /// do not follow the pattern (`none`), or the Hessian is not positive definite with any damping
+    /// (`sparsegpt`).
     pub fn choose(
         &self,
         stats: &LayerStats<'_>,
@@ -133,7 +131,7 @@ impl Matrix<'_> {
                 prune_lowest(dims, scores, pool, |_| floored(ratio, pool), ties)
             }
             (None, Amount::Exactly(count)) => {
-                // As many of each pool, and one more of the first ones.
+                // The same number from each pool, and one more from the first pools.
                 let pools = dims.len() / pool.max(1);
                 let (each, more) = (count / pools.max(1), count % pools.max(1));
                 prune_lowest(dims, scores, pool, |i| each + usize::from(i < more), ties)
@@ -142,17 +140,20 @@ impl Matrix<'_> {
     }
 }
 
-/// How many weights of a matrix are pruned.
+/// The number of weights of a matrix to prune.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Amount {
-    /// A share r: exactly ⌊r·n⌋ of the weights that compete, a row's or a matrix's.
+    /// A ratio r: exactly ⌊r·n⌋ of the n weights that compete, of a row or of a matrix.
     Ratio(f64),
-    /// So many of the matrix.
+    /// A number of weights of the matrix.
     Exactly(usize),
 }
 
 impl Amount {
-    /// The share of a matrix.
+    /// The amount as a fraction of the matrix.
+    ///
+    /// # Errors
+    /// If the fraction is not within 0 and 1.
     fn ratio(self, dims: Dims) -> Result<f64, Error> {
         let ratio = match self {
             Self::Ratio(ratio) => ratio,
@@ -168,15 +169,15 @@ impl From<f64> for Amount {
     }
 }
 
-/// How one matrix starts.
+/// The initial mask of a matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Initial {
-    /// Its mask.
+    /// The mask.
     pub mask: Mask,
-    /// The weights, row-major, where the initialiser changed kept ones; pruned ones are as dense.
+    /// All weights, row-major, if the initialiser changed kept ones; pruned ones have dense values.
     pub values: Option<Vec<f32>>,
-    /// The damping of the Hessian as a fraction of its mean diagonal, where the usual one did not
-    /// make it positive definite.
+    /// The damping of the Hessian as a fraction of its mean diagonal, if the usual damping did not
+    /// suffice.
     pub damping: Option<f64>,
 }
 
@@ -187,7 +188,7 @@ impl Initial {
     }
 }
 
-/// ⌊`ratio`·n⌋ for the decimal number that the user wrote: 0.29 of 100 are 29, though the nearest
+/// ⌊`ratio`·n⌋ for the decimal number that the user wrote: 0.29 of 100 is 29, though the nearest
 /// binary number is below 0.29.
 fn floored(ratio: f64, weights: usize) -> usize {
     (ratio * weights as f64 + 1e-6) as usize

@@ -1,5 +1,4 @@
-//! Initial masks that prune the lowest of some scores: |W|, Wanda's |W|·‖x‖, and those of a recipe's
-//! metrics.
+//! Initial masks that prune the lowest scores: |W|, Wanda's |W|·‖x‖, or scores of a recipe's metrics.
 
 use barber_metric::{LayerStats, Needs};
 use rayon::prelude::*;
@@ -40,10 +39,10 @@ pub(super) static METRIC: InitialMask = InitialMask {
     run: |matrix| matrix.lowest(matrix.scores()?, Ties::First),
 };
 
-/// |W_ij|·‖x_j‖, row-major: what a weight adds to its output (Wanda, arXiv 2306.11695).
+/// |W_ij|·‖x_j‖, row-major: what a weight contributes to its output (Wanda, arXiv 2306.11695).
 ///
 /// # Errors
-/// If the statistics lack the inputs' norms, or have not one for each column.
+/// If the statistics do not have the norm of the input of each column.
 pub fn weight_norm(stats: &LayerStats<'_>) -> Result<Vec<f32>, Error> {
     let &LayerStats { name, dims, weight, .. } = stats;
     let norms = stats

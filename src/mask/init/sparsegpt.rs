@@ -1,5 +1,5 @@
-//! SparseGPT (arXiv 2301.00774): prune a block of columns, and let the kept weights to its right
-//! make up for the error.
+//! SparseGPT (arXiv 2301.00774): prunes a block of columns, and changes the kept weights to its right
+//! to compensate for the error.
 
 use std::num::NonZeroUsize;
 
@@ -32,20 +32,19 @@ pub(super) static SPARSEGPT: InitialMask = InitialMask {
     run: |matrix| prune(matrix.stats, matrix.pattern, matrix.ratio),
 };
 
-/// Columns that are pruned together; the paper's.
+/// Number of columns that are pruned together, as in the paper.
 const BLOCK: usize = 128;
-/// The first damping, as a fraction of the Hessian's mean diagonal; the paper's.
+/// The first damping, as a fraction of the Hessian's mean diagonal, as in the paper.
 const DAMPING: f64 = 0.01;
-/// A damping beyond which nothing would be left of the Hessian.
+/// Maximum damping; more would dominate the Hessian.
 const MOST_DAMPING: f64 = 1.0;
-/// The division of the work does not depend on the machine's number of threads, so that the result does
-/// not.
+/// The division of the work. It must not depend on the number of threads, nor may the result.
 const WORK: Par = Par::Rayon(NonZeroUsize::new(16).unwrap());
 
-/// Prunes a matrix. Within each block of columns the weights with the lowest w²/U_jj² go, over all
-/// rows, so that after each block ⌊`ratio`·n⌋ of the n weights up to there are gone; with an N:M
-/// pattern, the lowest of each tile, as it is reached. U is the upper Cholesky factor of the damped
-/// Hessian's inverse. Weights that are zero go before all others, and stay zero where they are kept.
+/// Prunes a matrix. In each block of columns, the weights with the lowest w²/U_jj² over all rows are
+/// pruned, so that ⌊`ratio`·n⌋ of the n weights up to the block's end are pruned; with an N:M pattern,
+/// the lowest of each tile when it is reached. U is the upper Cholesky factor of the damped Hessian's
+/// inverse. Zero weights are pruned first, and stay zero if kept.
 fn prune(stats: &LayerStats<'_>, pattern: Pattern, ratio: f64) -> Result<Initial, Error> {
     let &LayerStats { name, dims, weight, gram, .. } = stats;
     Error::check_numbers(name, dims.columns, weight)?;
@@ -58,12 +57,12 @@ fn prune(stats: &LayerStats<'_>, pattern: Pattern, ratio: f64) -> Result<Initial
     let (factor, damping) = inverse_factor(name, gram, dims.columns)?;
 
     let mut values = weight.to_vec();
-    // An input that is always zero has no use for its weights.
+    // Weights of an input that is always zero have no effect.
     for dead in (0..dims.columns).filter(|j| gram[j * dims.columns + j] == 0.0) {
         values.iter_mut().skip(dead).step_by(dims.columns).for_each(|w| *w = 0.0);
     }
     let mut kept = vec![true; dims.len()];
-    // A tile is never cut by a block's end.
+    // Blocks consist of whole tiles.
     let block = tile.map_or(BLOCK, |Tile { m, .. }| (BLOCK / m).max(1) * m);
     for start in (0..dims.columns).step_by(block) {
         let end = dims.columns.min(start + block);
@@ -94,7 +93,7 @@ struct Block<'a> {
     start: usize,
     end: usize,
     dims: Dims,
-    /// The weights of the matrix as the checkpoint has them, row-major.
+    /// The checkpoint's weights of the matrix, row-major.
     dense: &'a [f32],
     /// The factor U, row-major.
     factor: &'a [f32],
@@ -110,8 +109,8 @@ impl Block<'_> {
         &self.factor[j * self.dims.columns..][j..self.end]
     }
 
-    /// The score of a weight of column `j` that was `dense` and is `value` now; below all others if
-    /// it was zero.
+    /// The score of a weight of column `j` with the dense value `dense` and the current value `value`;
+    /// below all others if `dense` is zero.
     fn score(&self, j: usize, dense: f32, value: f32) -> f32 {
         let ratio = value / self.factor(j)[0];
         if dense == 0.0 { -1.0 } else { ratio * ratio }
@@ -133,8 +132,8 @@ impl Block<'_> {
         rows.for_each(|(kept, mask)| kept[self.start..self.end].copy_from_slice(mask));
     }
 
-    /// Prunes the block's columns from left to right; each row's error e = w/U_jj is taken from
-    /// the weights to the right, as e · U_j.
+    /// Prunes the block's columns from left to right; subtracts e · U_j from the weights to the right,
+    /// with each row's error e = w/U_jj.
     fn prune(&self, values: &mut [f32], kept: &mut [bool], tile: Option<Tile>) {
         let Dims { rows, columns } = self.dims;
         let mut errors = vec![0.0; rows * self.width()];
@@ -150,7 +149,7 @@ impl Block<'_> {
                         let weights = (&dense[tile.clone()], &values[tile.clone()]);
                         self.choose_in_tile(weights, &mut kept[tile], m - n, j);
                     }
-                    // A zero that is kept has to be zero again: what it became is an error, too.
+                    // A kept zero becomes zero again, so its current value is an error, too.
                     if kept[j] && dense[j] != 0.0 {
                         continue;
                     }
@@ -192,9 +191,9 @@ impl Block<'_> {
     }
 }
 
-/// The upper Cholesky factor U of the inverse of the damped Hessian 2·`gram`, row-major, and the
-/// damping as a fraction of the mean diagonal; more than the paper's if the matrix was not positive
-/// definite with that.
+/// The upper Cholesky factor U of the inverse of the damped Hessian 2·`gram`, [n, n], row-major, and
+/// the damping as a fraction of the mean diagonal. The damping is raised until the matrix is positive
+/// definite.
 ///
 /// With P reversing the order of rows and columns and PHP = LLᵀ, H⁻¹ = UᵀU for U = P L⁻¹ P: one
 /// factorisation and one triangular inverse instead of an inverse between two factorisations.
@@ -210,7 +209,7 @@ fn inverse_factor(name: &str, gram: &[f32], n: usize) -> Result<(Vec<f32>, f64),
     let mut work = vec![0.0; n * n];
     let mut damping = DAMPING;
     loop {
-        // P H P is the symmetric matrix's numbers in reverse.
+        // As H is symmetric, P H P is its numbers in reverse order.
         work.par_iter_mut().zip(gram.par_iter().rev()).for_each(|(h, g)| *h = 2.0 * f64::from(*g));
         for j in 0..n {
             work[(n - 1 - j) * (n + 1)] = diagonal(j) + damping * mean;

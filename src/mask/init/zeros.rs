@@ -1,4 +1,4 @@
-//! The zeros that the weights have already, as an initial mask.
+//! The existing zeros of a checkpoint as an initial mask.
 
 use barber_metric::Needs;
 

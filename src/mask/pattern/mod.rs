@@ -1,7 +1,7 @@
-//! Where zeros may be: one file for each kind of pattern, and one table of all.
+//! Sparsity patterns: one file per kind, and a table of all.
 //!
-//! What prunes and what rebuilds knows of a pattern no more than its tiles, if it has some: runs of
-//! consecutive inputs of a row, each of which keeps so many.
+//! Code that prunes or rebuilds uses only a pattern's tiles, if it has tiles: runs of consecutive
+//! inputs of a row, each of which keeps a fixed number of weights.
 
 mod n_of_m;
 mod unstructured;
@@ -17,30 +17,30 @@ use super::{Error, Mask};
 /// Every kind of pattern.
 static ALL: [&Kind; 2] = [&unstructured::UNSTRUCTURED, &n_of_m::N_OF_M];
 
-/// The numbers in a pattern's name, or what is wrong with the name.
+/// The numbers in a pattern's name, or the error in the name.
 type Numbers = Result<[usize; 2], ParsePatternError>;
 
 /// A kind of pattern.
 struct Kind {
-    /// How it is written, for messages.
+    /// Syntax of the name, for messages.
     form: &'static str,
-    /// Where zeros may be, after its form.
+    /// Description, to follow the syntax.
     help: &'static str,
-    /// Patterns of the kind that an editor proposes.
+    /// Patterns of the kind that editors propose.
     examples: &'static [&'static str],
-    /// What the others look like.
+    /// Regular expression of the kind's other names.
     regex: Option<&'static str>,
-    /// The numbers in a pattern's name; `None` where the text is not of this kind.
+    /// Reads the numbers in a pattern's name; `None` if the text is not of this kind.
     read: fn(&str) -> Option<Numbers>,
-    /// The name, from the numbers.
+    /// Writes the name with the numbers.
     write: fn([usize; 2], &mut fmt::Formatter<'_>) -> fmt::Result,
-    /// The tile of rows of so many columns, if there is one.
+    /// The tile of rows with this number of columns, if the kind has tiles.
     tile: fn([usize; 2], usize) -> Option<Tile>,
-    /// The fraction of the weights that is pruned, if the pattern decides it.
+    /// The fraction of pruned weights, if the pattern fixes it.
     ratio: fn([usize; 2]) -> Option<f64>,
 }
 
-/// Where the zeros of a weight matrix may be.
+/// A sparsity pattern: the allowed places of zeros in a weight matrix.
 ///
 /// ```
 /// use llm_barber::mask::Pattern;
@@ -56,7 +56,7 @@ struct Kind {
 #[serde(try_from = "String", into = "String")]
 pub struct Pattern {
     kind: &'static Kind,
-    /// The numbers in its name; zeros where it has none.
+    /// The numbers in the name; zeros if there are none.
     numbers: [usize; 2],
 }
 
@@ -81,29 +81,32 @@ impl Pattern {
         Self { kind: &n_of_m::N_OF_M, numbers: [n, m] }
     }
 
-    /// A line of help: what the pattern decides, and what each kind is.
+    /// A line of help: what the pattern decides, and all kinds.
     pub(crate) fn help_on(decides: &str) -> String {
         let each = ALL.map(|kind| format!("{}, {}", kind.form, kind.help));
         format!("{decides}: {}.", each.join("; "))
     }
 
-    /// The fraction of the weights that is pruned, if the pattern decides it.
+    /// The fraction of pruned weights, if the pattern fixes it.
     pub fn ratio(self) -> Option<f64> {
         (self.kind.ratio)(self.numbers)
     }
 
-    /// The tile of rows of so many columns, if the pattern has one. Tile `i` is the weights from
-    /// `i * m` on.
+    /// The tile of rows with this number of columns, if the pattern has tiles. Tile `i` is the weights
+    /// from `i * m` on.
     pub(crate) fn tile(self, columns: usize) -> Option<Tile> {
         (self.kind.tile)(self.numbers, columns)
     }
 
-    /// Whether rows of so many columns are whole tiles.
+    /// Whether the pattern's tiles divide this number of columns.
     pub fn divides(self, columns: usize) -> bool {
         self.tile(columns).is_none_or(|Tile { m, .. }| columns.checked_rem(m) == Some(0))
     }
 
-    /// The tile that divides the rows of matrix `name`, if the pattern has one.
+    /// The tile of the pattern, if it has tiles, for matrix `name`.
+    ///
+    /// # Errors
+    /// If the tile does not divide the columns.
     pub(super) fn tile_of(self, name: &str, columns: usize) -> Result<Option<Tile>, Error> {
         if self.divides(columns) {
             return Ok(self.tile(columns));
@@ -111,11 +114,11 @@ impl Pattern {
         Err(Error::Indivisible { name: name.into(), columns, pattern: self })
     }
 
-    /// Whether `mask`, of matrix `name`, follows the pattern: no tile keeps more than it may.
+    /// Checks that the mask of matrix `name` follows the pattern: no tile keeps too many weights.
     ///
     /// # Errors
-    /// [`Error::Overfull`] for the first tile that does not, and [`Error::Indivisible`] if the
-    /// rows are not whole tiles.
+    /// [`Error::Overfull`] for the first tile that keeps too many weights, and [`Error::Indivisible`]
+    /// if the tile does not divide the columns.
     pub fn check(self, name: &str, mask: &Mask) -> Result<(), Error> {
         let dims = mask.dims();
         let Some(Tile { n, m }) = self.tile_of(name, dims.columns)? else { return Ok(()) };

@@ -1,5 +1,5 @@
-//! Outputs of the linear layers of a part, kept so that they are not computed again, or only as far
-//! as weights have changed since.
+//! Outputs of the linear layers of a part, cached so that later passes need not compute them again, or
+//! only correct them where weights have changed.
 
 use std::rc::Rc;
 
@@ -11,11 +11,10 @@ use super::{
 };
 use crate::family::Feed;
 
-/// Bytes of outputs of a part that wait at most, beside the hidden states of so many tokens.
+/// Maximum bytes of cached outputs of a part, with the hidden states of this number of tokens.
 pub(super) fn recorded_limit(recorded: Recorded, part: &PartShape, tokens: usize) -> usize {
     match recorded {
-        // With all that would fit, a small model's memory would be several times what its samples
-        // need.
+        // Filling all memory would take several times what a small model's samples need.
         Recorded::All => {
             let channels = part.output().map_or(0, |of| of.outputs);
             (2 * tokens * channels * size_of::<f32>()).max(128 << 20)
@@ -37,53 +36,53 @@ pub(super) fn recorded_widths(
     outputs.chain(attention.filter(|_| has_attention))
 }
 
-/// The outputs of the linear layers of a part for each run of samples, as far as they were recorded.
+/// The recorded outputs of the linear layers of a part, for each run of samples.
 #[derive(Debug)]
 pub struct ActivationCache<D: Ops> {
     recorded: Recorded,
-    /// One per linear layer.
+    /// The outputs of each linear layer.
     outputs: Vec<Store<D>>,
-    /// The outputs of attention itself.
+    /// The outputs of attention, before the output projection.
     attention: Store<D>,
 }
 
-/// For each linear layer, its present weights less those with which its outputs were recorded; `None`
-/// where so many differ that the outputs are better computed again.
+/// For each linear layer, its current weights minus those with which its outputs were recorded; `None`
+/// where so many differ that computing the outputs again is faster.
 pub type Changes<D> = [Option<<D as super::ops::SparseProduct>::Entries>];
 
 /// What a pass through one part does with an [`ActivationCache`].
 #[derive(Default)]
 pub enum Caching<'a, D: Ops> {
-    /// Nothing.
+    /// Ignores the cache.
     #[default]
     Off,
     /// Records outputs: [`Found::cache`](super::Found::cache).
     Record(Recorded),
-    /// Uses the outputs of the same weights.
+    /// Uses recorded outputs of the same weights.
     Use(&'a ActivationCache<D>),
-    /// Uses the outputs of other weights for the same inputs, corrected by the changes, and forgets
-    /// them.
+    /// Uses recorded outputs of other weights for the same inputs, corrected by the changes; removes
+    /// them from the cache.
     Correct(&'a mut ActivationCache<D>, &'a Changes<D>),
 }
 
-/// Which outputs are recorded. Those of the first runs are, as many as fit.
+/// Which outputs are recorded, for as many of the first runs as fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recorded {
-    /// Those of all linear layers and of attention, as far as they fit into memory.
+    /// Outputs of all linear layers and of attention.
     All,
-    /// Those of the layers that share the part's input.
+    /// Outputs of the layers that read the part's input.
     First,
 }
 
 impl Recorded {
-    /// Whether the outputs of a projection that is fed so are recorded.
+    /// Whether the outputs of projections with this feed are recorded.
     fn has(self, feed: Feed) -> bool {
         self == Self::All || feed == Feed::Hidden
     }
 }
 
 impl<D: Ops> Caching<'_, D> {
-    /// The same without outputs.
+    /// The setting without the outputs, for counting costs.
     pub(super) fn shape(&self) -> CacheShape {
         match self {
             Self::Off => CacheShape::Off,
@@ -93,7 +92,7 @@ impl<D: Ops> Caching<'_, D> {
         }
     }
 
-    /// The recorder of a pass through a part, where it records.
+    /// The recorder of a pass through a part; `None` if the pass does not record.
     pub(super) fn recorder(
         &self,
         executor: &Executor<D>,
@@ -104,7 +103,7 @@ impl<D: Ops> Caching<'_, D> {
         Some(Recorder::new(*recorded, executor, part, stream))
     }
 
-    /// The outputs that are known for a run.
+    /// The cached outputs for a run.
     pub(super) fn known(&mut self, run: usize, device: &D) -> Result<KnownOutputs<'_, D>, Error> {
         let of = match self {
             Self::Off | Self::Record(_) => return Ok(KnownOutputs::default()),
@@ -127,7 +126,7 @@ impl<D: Ops> Caching<'_, D> {
     }
 }
 
-/// The outputs of the layers of a part that are known for a run.
+/// The cached outputs of the layers of a part for a run.
 pub(super) struct KnownOutputs<'a, D: Ops> {
     outputs: Vec<Option<Matrix<D>>>,
     attention: Option<Matrix<D>>,
@@ -135,14 +134,14 @@ pub(super) struct KnownOutputs<'a, D: Ops> {
 }
 
 impl<D: Ops> Default for KnownOutputs<'_, D> {
-    /// None.
+    /// No cached outputs.
     fn default() -> Self {
         Self { outputs: Vec::new(), attention: None, changes: None }
     }
 }
 
 impl<D: Ops> KnownOutputs<'_, D> {
-    /// The output of a layer for its input `x`, which then need not be computed.
+    /// The cached output of a layer for its input `x`; `None` if it must be computed.
     pub(super) fn output(
         &mut self,
         layer: usize,
@@ -158,7 +157,7 @@ impl<D: Ops> KnownOutputs<'_, D> {
         }
     }
 
-    /// The output of attention, which then is computed for the backward pass alone.
+    /// The cached output of attention, which then is computed only for a backward pass.
     pub(super) fn attention(&mut self) -> Option<Matrix<D>> {
         self.attention.take()
     }
@@ -170,7 +169,7 @@ pub(super) struct Recorder<D: Ops> {
     /// Whether the outputs of a projection are recorded.
     wanted: Rc<[bool]>,
     attention: bool,
-    /// How many runs are recorded, from the first on.
+    /// Number of runs that are recorded, from the first.
     runs: usize,
 }
 
@@ -202,7 +201,7 @@ impl<D: Ops> Recorder<D> {
         Self { cache, wanted, attention: is_all && shape.attention.is_some(), runs }
     }
 
-    /// What records a run, if it is one that is recorded.
+    /// The recording of a run; `None` if the run is not recorded.
     pub(super) fn recording(&self, run: usize) -> Option<Recording<D>> {
         let wanted = self.wanted.clone();
         let (wants_attention, outputs) = (self.attention, Vec::new());
@@ -220,7 +219,7 @@ impl<D: Ops> Recorder<D> {
     }
 }
 
-/// Takes the outputs of projections of a part for a run, and of attention where they are wanted.
+/// The outputs of a part's projections and of attention in one run.
 pub(super) struct Recording<D: Ops> {
     wanted: Rc<[bool]>,
     wants_attention: bool,

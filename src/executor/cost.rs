@@ -1,5 +1,4 @@
-//! What a pass costs, counted from the shapes of what it runs: a pass that runs and one that is only
-//! planned are counted alike.
+//! The cost of a pass, counted from shapes, so that a planned pass counts like one that runs.
 
 use std::collections::BTreeMap;
 
@@ -10,18 +9,18 @@ use super::{
 };
 use crate::family::{self, Attention, Feed, Projection, Sublayer};
 
-/// Bytes of a number.
+/// Bytes per number.
 const SIZE: f64 = size_of::<f32>() as f64;
 
 /// The shapes of a part of a decoder layer.
 #[derive(Clone, Debug)]
 pub struct PartShape {
-    /// The projections.
+    /// The shapes of the projections.
     pub(super) linears: Vec<ProjectionShape>,
     pub(super) attention: Option<Attention>,
 }
 
-/// The shape of a projection, and what feeds it.
+/// The shape of a projection, and its feed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProjectionShape {
     pub(super) outputs: usize,
@@ -61,18 +60,18 @@ impl<D: Ops> From<&PartWeights<D>> for PartShape {
     }
 }
 
-/// The samples of a pass.
+/// The numbers of tokens in a pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tokens {
-    /// Tokens of the calibration samples.
+    /// Number of tokens of the calibration samples.
     pub calibration: f64,
-    /// Tokens of the held-out samples.
+    /// Number of tokens of the held-out samples.
     pub held_out: f64,
-    /// Tokens of one sample.
+    /// Number of tokens of one sample.
     pub sequence: usize,
 }
 
-/// Matrices, by their width: the number of their rows.
+/// Number of rows of matrices, by the matrices' width.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rows(BTreeMap<usize, f64>);
 
@@ -82,14 +81,14 @@ impl Rows {
         *self.0.entry(width).or_default() += rows;
     }
 
-    /// These and others.
+    /// The sum of both: these and others at the same time.
     #[must_use]
     pub fn and(mut self, others: &Self) -> Self {
         others.0.iter().for_each(|(width, rows)| self.add(*width, *rows));
         self
     }
 
-    /// Those that serve for these and for others, one after the other.
+    /// The maximum of both: these and others, one after the other.
     #[must_use]
     pub fn or(mut self, others: &Self) -> Self {
         for (width, others) in &others.0 {
@@ -99,56 +98,55 @@ impl Rows {
         self
     }
 
-    /// Their bytes.
+    /// Bytes of all rows.
     pub fn bytes(&self) -> f64 {
         self.0.iter().map(|(width, rows)| SIZE * *width as f64 * rows).sum()
     }
 }
 
-/// A [`Pass`](super::Pass) without weights and samples: what its cost depends on.
+/// The shape of a [`Pass`](super::Pass), which determines its cost.
 #[derive(Clone, Debug)]
 pub struct PassShape<'a> {
-    /// The parts.
+    /// The shapes of the parts.
     pub parts: Vec<PartShape>,
-    /// The samples that go through.
+    /// The numbers of tokens.
     pub tokens: Tokens,
-    /// Whether a dense stream goes through beside the sparse one, and the side that statistics are
-    /// of.
+    /// The side whose statistics are computed, if a dense stream goes through beside the sparse one.
     pub beside: Option<Side>,
-    /// Whether the outputs are wanted, or the stream advances.
+    /// Whether the outputs are used, or the stream advances.
     pub needs_output: bool,
-    /// What is gathered of linear layers.
+    /// The statistics of linear layers.
     pub probe: Option<Probe<'a>>,
-    /// What becomes of the outputs of linear layers.
+    /// The use of the cache.
     pub cache: CacheShape,
 }
 
-/// What becomes of the outputs of linear layers, as [`Caching`](super::Caching) has it.
+/// The use of the cache, as in [`Caching`](super::Caching).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CacheShape {
-    /// Nothing.
+    /// The cache is ignored.
     #[default]
     Off,
-    /// They are recorded.
+    /// Outputs are recorded.
     Record(Recorded),
-    /// They are known, as far as they were recorded, where weights are the same.
+    /// Recorded outputs are used; the weights are the same.
     Use(Recorded),
-    /// They are known, and corrected where a few weights have changed.
+    /// Recorded outputs are used and corrected, as a few weights have changed.
     Correct(Recorded),
 }
 
 impl<'a> PassShape<'a> {
-    /// A pass of which nothing is wanted yet.
+    /// A pass without outputs, statistics and cache.
     pub fn new(parts: Vec<PartShape>, tokens: Tokens) -> Self {
         let cache = CacheShape::Off;
         Self { parts, tokens, beside: None, needs_output: false, probe: None, cache }
     }
 
-    /// Floating-point operations of its matrix products.
+    /// Floating-point operations of all matrix products.
     pub fn operations(&self) -> f64 {
         let Tokens { calibration, held_out, .. } = self.tokens;
         let all = calibration + held_out;
-        // The input of the last linear layer is shown, and nobody wants its output.
+        // The pass ends with the input of the last linear layer if its output is not used.
         let inner = |tokens| {
             let last = self.parts.last().map_or(0.0, |part| part.weights()[1]);
             self.forward(tokens) - 2.0 * tokens * last
@@ -174,7 +172,7 @@ impl<'a> PassShape<'a> {
         forward + beside + self.backward() + self.grams()
     }
 
-    /// The parts from end to end.
+    /// Operations of a whole forward pass.
     fn forward(&self, tokens: f64) -> f64 {
         let of = |part: &PartShape| {
             let [first, last] = part.weights();
@@ -183,7 +181,7 @@ impl<'a> PassShape<'a> {
         self.parts.iter().map(of).sum()
     }
 
-    /// The products of queries and keys, and of probabilities and values.
+    /// Operations of the products of queries and keys, and of probabilities and values.
     fn attention(&self, part: &PartShape, tokens: f64) -> f64 {
         let Some(attention) = &part.attention else { return 0.0 };
         let length = self.tokens.sequence.max(1);
@@ -191,22 +189,22 @@ impl<'a> PassShape<'a> {
         2.0 * 2.0 * tokens * seen * (attention.heads * attention.head_dim) as f64
     }
 
-    /// The gradients of the outputs, and those of weights from them.
+    /// Operations of the backward pass: gradients of outputs and of weights.
     fn backward(&self) -> f64 {
         let Some(probe) = self.probe.filter(Probe::is_backward) else { return 0.0 };
         let (tokens, mut numbers, mut attention) = (self.tokens.calibration, 0.0, 0.0);
         for (i, (part, members)) in self.parts.iter().zip(probe.members).enumerate() {
             let [first, last] = part.weights();
-            // The first layers' input has no weights before it.
+            // The gradient of the first layers' input is not needed.
             numbers += if i > 0 { first + last } else { last };
-            // Its scores once more, and four gradients.
+            // Attention's scores are computed again, and four gradients.
             attention += 2.5 * self.attention(part, tokens);
             numbers += members.iter().map(|&i| part.weight(i)).sum::<f64>();
         }
         2.0 * tokens * numbers + attention
     }
 
-    /// The Gram matrices of inputs, and how inputs on two streams differ.
+    /// Operations of Gram matrices of inputs, and of products of two streams' inputs.
     fn grams(&self) -> f64 {
         let differ = self.beside == Some(Side::Sparse);
         let numbers = self.gram_widths().map(|columns| {
@@ -216,14 +214,14 @@ impl<'a> PassShape<'a> {
         2.0 * self.tokens.calibration * numbers.sum::<f64>()
     }
 
-    /// The widths of the inputs whose Gram matrices are gathered.
+    /// The widths of the inputs whose Gram matrices are computed.
     fn gram_widths(&self) -> impl Iterator<Item = usize> {
         let members = self.probe.filter(|probe| probe.needs.gram);
         let members = members.map_or(&[][..], |probe| probe.members);
         self.parts.iter().zip(members).flat_map(|(part, members)| {
             let mut seen = Vec::new();
             let members = members.iter().map(|&member| part.linears[member]);
-            // Those with one input share its Gram matrix.
+            // Projections with the same input share its Gram matrix.
             let first = members.filter(move |of| {
                 let is_new = !seen.contains(&(of.feed, of.expert));
                 seen.push((of.feed, of.expert));
@@ -233,19 +231,18 @@ impl<'a> PassShape<'a> {
         })
     }
 
-    /// Bytes of the weights that it needs.
+    /// Bytes of the weights.
     pub fn weight_bytes(&self) -> f64 {
         let weights: f64 = self.parts.iter().flat_map(PartShape::weights).sum();
         let again = match self.is_backward() {
-            // Once more for the gradients of inputs; but the first layers' input has no weights
-            // before it.
+            // The gradients of inputs take the weights once more, except for the first layers.
             true => weights - self.parts.first().map_or(0.0, |part| part.weights()[0]),
             false => 0.0,
         };
         SIZE * (weights + again)
     }
 
-    /// The matrices of a run of samples that are there at a time.
+    /// The matrices of a run of samples that are held at the same time.
     pub fn matrices(&self) -> Rows {
         let Tokens { calibration, held_out, sequence } = self.tokens;
         let run = (BATCH / sequence.max(1)).max(1) * sequence;
@@ -254,7 +251,7 @@ impl<'a> PassShape<'a> {
         let mut all = Rows::default();
         for part in &self.parts {
             let of_part = part.matrices(rows, self.is_backward());
-            // A tape holds those of all parts.
+            // A tape holds the matrices of all parts.
             all = if self.is_backward() { all.and(&of_part) } else { all.or(&of_part) };
         }
         all
@@ -264,7 +261,7 @@ impl<'a> PassShape<'a> {
         self.probe.is_some_and(|probe| probe.is_backward())
     }
 
-    /// Bytes of the statistics that it gathers.
+    /// Bytes of the statistics.
     pub fn gathered_bytes(&self) -> f64 {
         let Some(probe) = self.probe else { return 0.0 };
         let mut numbers: f64 = self.gram_widths().map(|columns| (columns * columns) as f64).sum();
@@ -277,7 +274,7 @@ impl<'a> PassShape<'a> {
         SIZE * numbers
     }
 
-    /// The outputs that it records.
+    /// The outputs that the pass records.
     pub fn records(&self) -> Rows {
         let mut rows = Rows::default();
         if let (CacheShape::Record(recorded), [part]) = (self.cache, &self.parts[..]) {
@@ -288,7 +285,7 @@ impl<'a> PassShape<'a> {
         rows
     }
 
-    /// The fraction of the tokens for which outputs are recorded: not all may fit.
+    /// The fraction of tokens whose outputs are recorded, as far as they fit.
     fn recorded(&self, recorded: Recorded) -> f64 {
         let [part] = &self.parts[..] else { return 0.0 };
         let tokens = self.tokens.calibration + self.tokens.held_out;
@@ -303,22 +300,23 @@ impl PartShape {
         Self { linears, attention: attention.cloned() }
     }
 
-    /// Weights of the projections fed by the hidden states, and of those fed by the inner function.
+    /// Number of weights of the projections fed by the hidden states, and of those fed by the inner
+    /// function.
     fn weights(&self) -> [f64; 2] {
         let fed = |feed| self.linears.iter().filter(move |of| of.feed == feed);
         Feed::ALL.map(|feed| fed(feed).map(|of| (of.outputs * of.inputs) as f64).sum())
     }
 
-    /// The projection whose output is the part's.
+    /// The projection that gives the part's output.
     pub(super) fn output(&self) -> Option<&ProjectionShape> {
         self.linears.iter().find(|of| of.feed == Feed::Inner)
     }
 
-    /// The matrices that a pass makes of some rows of hidden states.
+    /// The matrices that a pass makes for some rows of hidden states.
     fn matrices(&self, rows: f64, is_backward: bool) -> Rows {
         let mut all = Rows::default();
         let Some(output) = self.output() else { return all };
-        // The normalised input, the output and its target; backward, their gradients.
+        // The normalised input, the output and its target; in a backward pass also their gradients.
         all.add(output.outputs, rows * if is_backward { 6.0 } else { 3.0 });
         for of in self.linears.iter().filter(|of| of.feed == Feed::Hidden) {
             all.add(of.outputs, rows * if is_backward { 2.0 } else { 1.0 });
@@ -327,7 +325,7 @@ impl PartShape {
         all
     }
 
-    /// The number of a projection's weights.
+    /// Number of weights of a projection.
     fn weight(&self, projection: usize) -> f64 {
         let of = self.linears[projection];
         (of.outputs * of.inputs) as f64

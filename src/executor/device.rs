@@ -2,10 +2,10 @@
 
 use sysinfo::System;
 
-/// Opens an NVIDIA GPU; with the bytes of memory that it has free.
+/// Opens an NVIDIA GPU; returns it and its free memory in bytes.
 ///
 /// # Errors
-/// What is missing.
+/// If there is no driver, or no GPU of this index.
 #[cfg(feature = "cuda")]
 pub fn cuda(number: usize) -> Result<(dfdx::tensor::Cuda, u64), String> {
     let open = || {
@@ -25,11 +25,12 @@ pub fn cuda(number: usize) -> Result<(dfdx::tensor::Cuda, u64), String> {
     })
 }
 
-/// The memory that is taken to be free where the system does not say: in a sandbox without /proc.
+/// Bytes of memory that are assumed to be free if the system does not tell, as in a sandbox without
+/// /proc.
 const ASSUMED: u64 = 8 << 30;
 
-/// The memory that a run may take where the recipe does not say: most of what the machine has free,
-/// or of what the control group allows.
+/// Bytes of memory that a run may take by default: most of what the machine has free, or of what the
+/// control group allows.
 pub fn available_memory() -> u64 {
     let mut system = System::new();
     system.refresh_memory();

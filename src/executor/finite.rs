@@ -1,5 +1,4 @@
-//! Activations are finite, or it is said which are not: a number that is none spreads over all that
-//! comes after it.
+//! Finds activations that are not finite, and the first place where one occurs.
 
 use super::{
     Error, PartWeights,
@@ -13,12 +12,12 @@ use crate::family::{Part, Projection};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Broken {
     part: Part,
-    /// The first of the projections.
+    /// Index of the first of the input's projections.
     linear: usize,
     place: Place,
 }
 
-/// A value of a matrix.
+/// A place in a matrix, and its value.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     row: usize,
@@ -27,7 +26,7 @@ struct Place {
 }
 
 impl Broken {
-    /// What is not finite of the input of some linear layers of a part.
+    /// The first value of an input that is not finite.
     pub(super) fn find<D: Ops>(input: &Input<'_, D>) -> Result<Option<Self>, D::Err> {
         let linear = input.projections.first().copied().unwrap_or_default();
         let row = |row: usize| input.rows.map_or(row, |rows| rows[row]);
@@ -47,7 +46,7 @@ fn find<D: Ops>(x: &Matrix<D>) -> Result<Option<Place>, D::Err> {
 }
 
 impl<D: Ops> Batch<D> {
-    /// That no input of the parts' linear layers was found to be broken.
+    /// Checks that no input of the parts' linear layers was found to be broken.
     pub(super) fn check_inputs(
         &self,
         parts: &[PartWeights<D>],
@@ -59,7 +58,7 @@ impl<D: Ops> Batch<D> {
         Err(self.error("input", of, place))
     }
 
-    /// That the hidden states that parts leave are finite.
+    /// Checks that the hidden states after the parts are finite.
     pub(super) fn check_states(
         &self,
         parts: &[PartWeights<D>],

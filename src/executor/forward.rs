@@ -1,4 +1,4 @@
-//! The forward pass of one part of a decoder layer: one for all families.
+//! The forward pass of one part of a decoder layer, for all families.
 
 use dfdx::tensor::Tape;
 
@@ -12,30 +12,30 @@ use crate::family::{Activation, Attention, Feed, Part, Projection};
 /// The weights of one part of a decoder layer.
 #[derive(Clone, Debug)]
 pub struct PartWeights<D: Ops> {
-    /// Which part they are of.
+    /// The part.
     pub part: Part,
-    /// Its projections.
+    /// The part's projections.
     pub projections: Vec<Projection>,
     /// The norm before the part.
     pub input_norm: Option<Norm<D>>,
     /// The weight of each projection.
     pub linears: Vec<Weight<D>>,
-    /// The function inside it.
+    /// The function between the projections.
     pub inner: Inner<D>,
     /// The norm of the part's output.
     pub output_norm: Option<Norm<D>>,
-    /// The norm of the hidden states that it was added to.
+    /// The norm of the hidden states after the part's output was added.
     pub residual_norm: Option<Norm<D>>,
 }
 
-/// The function inside a part, as [`crate::family::Inner`] tells.
+/// The function between the projections of a part; see [`crate::family::Inner`].
 #[derive(Clone, Debug)]
 pub enum Inner<D: Ops> {
     /// Causal attention, with the norms of queries and keys.
     Attention(Attention, Option<Box<[Norm<D>; 2]>>),
     /// activation(gate) · up.
     Gated(Activation),
-    /// The activation.
+    /// activation(x).
     Plain(Activation),
 }
 
@@ -67,20 +67,20 @@ impl<D: Ops> PartWeights<D> {
         normalise(D::add(output, states)?, self.residual_norm.as_ref())
     }
 
-    /// The projections that are fed so.
+    /// The indices of the projections with this feed.
     pub(super) fn fed_by(&self, feed: Feed) -> Vec<usize> {
         let all = self.projections.iter().enumerate();
         all.filter(|(_, of)| of.feed() == feed).map(|(i, _)| i).collect()
     }
 
-    /// The projection whose output is the part's. A part with experts has several, which nothing
-    /// runs yet.
+    /// Index of the projection that gives the part's output. (A part with experts would have several;
+    /// these are not supported.)
     pub(super) fn output(&self) -> usize {
         let inner = self.projections.iter().position(|of| of.feed() == Feed::Inner);
         inner.unwrap_or_default()
     }
 
-    /// The part with projections in `members` that note what their gradients consist of.
+    /// The part, with the projections of `members` traced for their gradients.
     pub(super) fn traced(&self, members: &[usize]) -> Self {
         let mut traced = self.clone();
         members.iter().for_each(|&i| traced.linears[i] = traced.linears[i].traced());
@@ -88,30 +88,30 @@ impl<D: Ops> PartWeights<D> {
     }
 }
 
-/// The input of projections of a part that share it.
+/// An input that several projections of a part share.
 pub(super) struct Input<'a, D: Ops> {
     pub(super) part: Part,
     pub(super) feed: Feed,
-    /// The projections.
+    /// The indices of the projections.
     pub(super) projections: &'a [usize],
-    /// Its rows among those of the batch, in their order: all of them if there are none.
+    /// The indices of the input's rows in the batch, in order; `None` for all rows.
     pub(super) rows: Option<&'a [usize]>,
-    /// Its values, [tokens, channels].
+    /// The values, [tokens, channels].
     pub(super) x: &'a Matrix<D>,
 }
 
-/// Is shown the inputs and outputs of projections.
+/// Gets the inputs and outputs of projections in a forward pass.
 pub(super) trait Hook<D: Ops> {
-    /// Is shown an input.
+    /// Gets an input.
     fn input(&mut self, input: &Input<'_, D>) -> Result<(), D::Err>;
 
-    /// `y` is the output of a projection.
+    /// Gets the output `y` of a projection.
     fn output(&mut self, projection: usize, y: &Matrix<D>) {
         let _ = (projection, y);
     }
 }
 
-/// Who is shown the inputs and outputs of a forward pass, and which outputs are known before it.
+/// The hook of a forward pass, and the outputs that are cached.
 pub(super) struct Hooks<'a, D: Ops> {
     pub(super) hooks: Vec<&'a mut dyn Hook<D>>,
     pub(super) known: KnownOutputs<'a, D>,
@@ -124,7 +124,7 @@ impl<D: Ops> Hooks<'_, D> {
 }
 
 impl<D: Ops> Default for Hooks<'_, D> {
-    /// Nobody is shown anything, and nothing is known.
+    /// No hook, and no cached outputs.
     fn default() -> Self {
         Self { hooks: Vec::new(), known: KnownOutputs::default() }
     }
@@ -180,7 +180,7 @@ pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
     hooks: &mut Hooks<'_, D>,
 ) -> Result<Matrix<D, T>, D::Err> {
     let width = weights.linears[weights.output()].inputs();
-    // These projections share their input; the tape goes with the first of them.
+    // These projections share their input; the first one takes the tape.
     let (input, tape) = input.split_tape();
     let of = |feed| (weights.part, feed, weights.fed_by(feed));
     let (part, feed, fed) = of(Feed::Hidden);
@@ -231,7 +231,7 @@ pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
     Ok(inner.put_tape(tape))
 }
 
-/// The projections of so many columns each: those there are, or the parts of a fused one.
+/// The outputs of projections with the given numbers of columns, which may be fused into one.
 fn split<D: Ops, T: Tape<f32, D> + 'static, const N: usize>(
     projections: Vec<Matrix<D, T>>,
     widths: [usize; N],

@@ -1,4 +1,4 @@
-//! The error of outputs.
+//! The output error.
 
 use std::iter::zip;
 
@@ -12,16 +12,16 @@ use super::{
 /// Mean over samples of the squared error between outputs and their targets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Loss {
-    /// Over the calibration samples.
+    /// Mean over the calibration samples.
     #[serde(deserialize_with = "or_nan")]
     pub calibration: f64,
-    /// Over the held-out samples, if there are any.
+    /// Mean over the held-out samples; `None` if there are none.
     pub held_out: Option<f64>,
 }
 
 impl Loss {
-    /// Whether it is lower than another: on the samples that are held out, if there are any, and
-    /// on the others at least not higher.
+    /// Whether the loss is lower than another. With held-out samples, it must be lower on them, and
+    /// not higher on the calibration samples.
     pub fn improves(self, on: Self) -> bool {
         match (self.held_out, on.held_out) {
             (Some(own), Some(other)) => own < other && self.calibration <= on.calibration,
@@ -56,7 +56,7 @@ impl Loss {
         Ok(())
     }
 
-    /// The means of sums over so much for calibration, and so much that is held out.
+    /// The means of the sums, over these numbers for calibration and held-out samples.
     pub(super) fn mean(self, [calibration, held_out]: [f64; 2]) -> Self {
         Self {
             calibration: self.calibration / calibration,
@@ -65,12 +65,12 @@ impl Loss {
     }
 }
 
-/// A number; not a number where JSON says `null`.
+/// A number; NaN if JSON has `null`.
 pub(crate) fn or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
-/// [`or_nan`] of a key that may be left out.
+/// [`or_nan`] for a key that may be missing.
 pub(crate) fn some_or_nan<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<f64>, D::Error> {

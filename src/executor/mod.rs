@@ -1,7 +1,7 @@
-//! Decoder layers on dfdx, generic over the device; gradients come from its tape.
+//! Runs decoder layers on dfdx, generic over the device; dfdx's tape gives gradients.
 //!
-//! The executor knows no files and no recipes: it is given values and gives back hidden states,
-//! losses and statistics.
+//! The executor knows neither files nor recipes. It takes weights and hidden states, and returns
+//! hidden states, losses and statistics.
 
 mod activation_cache;
 mod backward;
@@ -45,7 +45,7 @@ pub enum Error {
     /// The device failed.
     #[error("{0}")]
     Device(String),
-    /// The scratch space of what does not fit into memory failed.
+    /// The scratch space failed.
     #[error("{0}")]
     Scratch(String),
     /// An activation is NaN or infinite.
@@ -54,42 +54,42 @@ pub enum Error {
          {channel}: the checkpoint is damaged, or its activations overflow f32"
     )]
     Activation {
-        /// Input or output.
+        /// `input` or `output`.
         what: &'static str,
-        /// Of which weight.
+        /// Tensor name of the layer's weight.
         tensor: String,
-        /// The sample, from 0 on.
+        /// Index of the sample.
         sample: usize,
-        /// The row, from 0 on.
+        /// Index of the token in the sample.
         token: usize,
-        /// The column, from 0 on.
+        /// Index of the channel.
         channel: usize,
-        /// The activation.
+        /// Value of the activation.
         value: f32,
     },
-    /// A hidden state does not fit the format in which it is to be stored.
+    /// A hidden state is too large for its storage format.
     #[error("a hidden state is {value}, too large for {dtype}")]
     Overflow {
-        /// The state.
+        /// Value of the hidden state.
         value: f32,
-        /// The format.
+        /// Name of the format.
         dtype: &'static str,
     },
 }
 
 impl Error {
-    /// A device's own error.
+    /// An error of the device.
     pub(crate) fn device(problem: impl fmt::Display) -> Self {
         Self::Device(problem.to_string())
     }
 }
 
-/// What runs decoder layers: a device, and where samples wait between two layers.
+/// Runs decoder layers on a device, and stores hidden states between layers.
 #[derive(Clone, Debug)]
 pub struct Executor<D> {
     /// The device.
     pub device: D,
-    /// Where samples wait.
+    /// The storage of hidden states.
     pub storage: Storage,
 }
 

@@ -1,5 +1,4 @@
-//! A pass of hidden states through parts of a decoder layer: one loop over the runs of samples, for
-//! all that is wanted of it.
+//! A pass of hidden states through parts of a decoder layer: one loop over the runs of samples.
 
 use std::ops::Range;
 
@@ -17,41 +16,40 @@ use super::{
     stream::Batch,
 };
 
-/// A pass through consecutive parts of a decoder layer, and what is wanted of it. What nobody wants
-/// is not computed: runs of samples, or the output of the last linear layer.
+/// A pass through consecutive parts of a decoder layer, and the results that it should give. Runs of
+/// samples and outputs that no result needs are not computed.
 pub struct Pass<'a, D: Ops> {
-    /// The parts.
+    /// The weights of the parts.
     pub parts: &'a [PartWeights<D>],
-    /// The hidden states before them.
+    /// The hidden states before the parts.
     pub stream: Through<'a, D>,
-    /// The hidden states of the same samples in the dense model, where these go through the parts
-    /// side by side.
+    /// The dense model's hidden states of the same samples, if they go through the parts, too.
     pub beside: Option<Beside<'a, D>>,
-    /// The runs of samples that go through; all of them if there are none.
+    /// The runs of samples that go through; `None` for all.
     pub runs: Option<Range<usize>>,
-    /// What the outputs are compared with.
+    /// The targets that the outputs are compared with.
     pub targets: Targets<'a, D>,
-    /// What becomes of the outputs: one part's own, without the residual; or the hidden states after
-    /// several.
+    /// The use of the outputs: for one part its own output, without the residual; for several parts
+    /// the hidden states after them.
     pub outputs: Outputs<'a, D>,
-    /// What is gathered of linear layers.
+    /// The statistics of linear layers.
     pub probe: Option<Probe<'a>>,
-    /// What becomes of the outputs of linear layers.
+    /// The use of the cache.
     pub cache: Caching<'a, D>,
 }
 
 impl<'a, D: Ops> Pass<'a, D> {
-    /// A pass of which nothing is wanted yet.
+    /// A pass without results.
     pub fn new(parts: &'a [PartWeights<D>], stream: &'a Stream<D>) -> Self {
         Self::through(parts, Through::Stay(stream))
     }
 
-    /// The same, after which the stream stands behind the parts.
+    /// A pass that advances the stream through the parts.
     pub fn advancing(parts: &'a [PartWeights<D>], stream: &'a mut Stream<D>) -> Self {
         Self::through(parts, Through::Advance(stream))
     }
 
-    /// What its cost is counted from.
+    /// The shape, from which the cost is counted.
     pub fn shape(&self) -> PassShape<'a> {
         let parts = match self.outputs {
             Outputs::Known(_) => &[],
@@ -68,12 +66,12 @@ impl<'a, D: Ops> Pass<'a, D> {
         }
     }
 
-    /// Whether something becomes of the outputs.
+    /// Whether the outputs are kept, or the stream advances.
     fn goes_on(&self) -> bool {
         matches!(self.outputs, Outputs::Kept) || matches!(self.stream, Through::Advance(_))
     }
 
-    /// Whether the outputs of all samples are wanted.
+    /// Whether the outputs of all samples are needed.
     fn needs_output(&self) -> bool {
         self.goes_on() || !matches!(self.targets, Targets::None)
     }
@@ -95,9 +93,9 @@ impl<'a, D: Ops> Pass<'a, D> {
 /// The stream of a pass.
 #[derive(Debug)]
 pub enum Through<'a, D: Ops> {
-    /// It stays as it is.
+    /// The stream does not change.
     Stay(&'a Stream<D>),
-    /// The hidden states after the parts take the place of those before them.
+    /// The hidden states after the parts replace those before them.
     Advance(&'a mut Stream<D>),
 }
 
@@ -115,47 +113,48 @@ impl<D: Ops> Through<'_, D> {
 pub struct Beside<'a, D: Ops> {
     /// The dense stream.
     pub stream: &'a Stream<D>,
-    /// On which of the two the statistics of inputs are computed. Where they are Gram matrices on the
-    /// sparse one, how the inputs differ is gathered too.
+    /// The stream that the statistics of inputs are computed on. With Gram matrices on the sparse
+    /// stream, [`Statistics::departure`](super::Statistics::departure) is computed, too.
     pub side: Side,
 }
 
-/// What the outputs of a pass are compared with.
+/// The targets that the outputs of a pass are compared with.
 #[derive(Debug, Default)]
 pub enum Targets<'a, D: Ops> {
-    /// Nothing.
+    /// No targets.
     #[default]
     None,
-    /// Target outputs, by the mean squared error.
+    /// Target outputs; the loss is the mean squared error.
     Outputs(&'a Store<D>),
-    /// The same; the pass's outputs take their place, and are [`Found::outputs`].
+    /// Target outputs, which the pass's outputs replace in the store, returned as
+    /// [`Found::outputs`].
     Replaced(Store<D>),
-    /// Target outputs t, by the mean over tokens of ‖y − t‖² / ‖t‖² for the outputs y.
+    /// Target outputs t; the loss is the mean over tokens of ‖y − t‖² / ‖t‖² for the outputs y.
     Relative(&'a Store<D>),
 }
 
-/// What becomes of the outputs of a pass.
+/// The use of the outputs of a pass.
 #[derive(Debug, Default)]
 pub enum Outputs<'a, D: Ops> {
-    /// They are dropped.
+    /// The outputs are dropped.
     #[default]
     Dropped,
-    /// They are [`Found::outputs`].
+    /// The outputs are returned as [`Found::outputs`].
     Kept,
-    /// They are known, and not computed.
+    /// The outputs are known, and not computed again.
     Known(&'a Store<D>),
 }
 
-/// What a pass found.
+/// The results of a pass.
 #[derive(Debug)]
 pub struct Found<D: Ops> {
     /// The error of the outputs; 0 without targets.
     pub loss: Loss,
-    /// One per linear layer of each part; none without a probe.
+    /// The statistics of each linear layer of each part; empty without a probe.
     pub statistics: Vec<Vec<Statistics>>,
-    /// The outputs; empty unless they were kept, or took the place of targets.
+    /// The outputs; empty unless they were kept or replaced the targets.
     pub outputs: Store<D>,
-    /// The outputs on the stream beside, if there is one and outputs were kept.
+    /// The outputs on the dense stream, if there is one and outputs were kept.
     pub beside: Option<Store<D>>,
     /// The outputs of linear layers, if they were recorded.
     pub cache: Option<ActivationCache<D>>,
@@ -297,8 +296,8 @@ impl<D: Ops> Executor<D> {
     }
 }
 
-/// The output of consecutive parts: one part's own, without the residual; or the hidden states after
-/// several. Without `needs_output` the last linear layer is shown its input, and does not run.
+/// The output of consecutive parts: for one part its own output, without the residual; for several
+/// parts the hidden states after them. Without `needs_output` the last linear layer does not run.
 fn forward_parts<D: Ops, T: Tape<f32, D> + 'static>(
     parts: &[PartWeights<D>],
     batch: &Batch<D>,
@@ -309,7 +308,7 @@ fn forward_parts<D: Ops, T: Tape<f32, D> + 'static>(
     let (positions, mut states) = (&batch.positions, batch.states.clone().put_tape(tape));
     for (i, part) in parts.iter().enumerate() {
         let (x, tape) = states.split_tape();
-        // The norm before the first part has no weights before it.
+        // Before the first part there are no weights, so its norm needs no gradient.
         let (input, gradient) = if i == 0 {
             (part.normalise(x.clone())?.put_tape(tape), InputGradient::Skipped)
         } else {
@@ -328,7 +327,7 @@ fn forward_parts<D: Ops, T: Tape<f32, D> + 'static>(
     Ok(Some(states))
 }
 
-/// The squared errors of samples' outputs, their means summed; with a tape, goes backward from it.
+/// The sum of the samples' mean squared errors; with a tape, runs the backward pass from it.
 fn squared_error<D: Ops>(
     output: Matrix<D>,
     tape: Option<OwnedTape<f32, D>>,

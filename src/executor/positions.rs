@@ -5,20 +5,21 @@ use std::{ops::Range, sync::Arc};
 use super::ops::{AttentionMask, Rotation};
 use crate::family::Decoder;
 
-/// Rows of a matrix of tokens that go on in several ways: each branch sees the root and itself.
+/// Rows of a matrix of tokens that form a root and several continuations. Each branch sees the root
+/// and itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tree {
-    /// What the branches have in common.
+    /// Rows of the common beginning.
     pub root: Range<usize>,
-    /// How it goes on, each at the position after the root's last.
+    /// Rows of each continuation; each starts at the position after the root.
     pub branches: Vec<Range<usize>>,
 }
 
-/// What attention knows of the rows of a matrix: their positions, and which see which.
+/// The positions of the rows of a matrix, and the rows that each of them sees.
 #[derive(Clone, Debug)]
 pub struct Positions {
     pub(super) length: usize,
-    /// Without one, the rows are one sequence.
+    /// The mask of each row; `None` if the rows are one sequence.
     pub(super) masks: Option<Arc<Vec<AttentionMask>>>,
     pub(super) rotation: Option<Rotation>,
 }

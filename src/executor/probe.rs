@@ -1,4 +1,4 @@
-//! What a pass gathers of linear layers: statistics of their inputs, and gradients of their weights.
+//! The statistics of linear layers that a pass computes: sums over inputs, and gradients of weights.
 
 use std::{borrow::Cow, iter::zip, ops::Range, sync::Arc};
 
@@ -13,36 +13,36 @@ use super::{
 };
 use crate::family::Part;
 
-/// What is gathered of linear layers, over the calibration samples.
+/// The statistics of linear layers to compute over the calibration samples.
 #[derive(Clone, Copy, Debug)]
 pub struct Probe<'a> {
-    /// The indices of the layers, a list for each part.
+    /// The indices of the layers, one list for each part.
     pub members: &'a [Vec<usize>],
     /// The statistics. The gradients are those of a sample's mean squared error with respect to the
     /// parts' weights; they are squared sample by sample, then averaged (LLM-Barber, arXiv
     /// 2408.10631, where the parts are the dense ones and the targets the sparse ones' outputs).
     pub needs: Needs,
-    /// Whether the sum of these gradients is wanted too.
+    /// Whether the sum of these gradients is computed, too.
     pub gradient: bool,
 }
 
 impl<'a> Probe<'a> {
-    /// Gathers statistics.
+    /// A probe for statistics, without the sum of gradients.
     pub fn new(members: &'a [Vec<usize>], needs: Needs) -> Self {
         Self { members, needs, gradient: false }
     }
 
-    /// Whether it takes a backward pass.
+    /// Whether the probe needs a backward pass.
     pub(super) fn is_backward(&self) -> bool {
         self.gradient || self.needs.squared_gradient
     }
 }
 
-/// The statistics of one projection, over the rows (tokens) that it has seen; those that were not
-/// asked for are `None`. Means are over the samples that have such rows.
+/// The statistics of one projection, over the rows (tokens) of its input; `None` if not requested.
+/// Means are over the samples that have such rows.
 #[derive(Clone, Debug, Default)]
 pub struct Statistics {
-    /// Number of rows that the projection has seen.
+    /// Number of rows of the projection's input.
     pub rows: usize,
     /// Mean over samples of the squared gradient, [rows, columns].
     pub squared_gradient: Option<Vec<f32>>,
@@ -58,7 +58,7 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// With the matrix that they are of: its name, its shape and its weights, row-major.
+    /// The statistics with the matrix's name, shape and weights, row-major.
     pub fn of<'a>(&'a self, name: &'a str, dims: Dims, weight: &'a [f32]) -> LayerStats<'a> {
         LayerStats {
             name,
@@ -72,11 +72,11 @@ impl Statistics {
     }
 }
 
-/// The sums so far that a [`Probe`] asks for.
+/// The sums so far for a [`Probe`].
 pub(super) struct Gathered<'a, D: Ops> {
     probe: Probe<'a>,
     inputs: Vec<InputSums<D>>,
-    /// Of each part's linear layers.
+    /// Sums of gradients for each part's linear layers.
     gradients: Vec<Vec<GradientSums<D>>>,
 }
 
@@ -100,13 +100,13 @@ impl<'a, D: Ops> Gathered<'a, D> {
         Self { probe, inputs, gradients: parts.iter().map(none).collect() }
     }
 
-    /// The parts, whose linear layers of interest trace what their gradients consist of.
+    /// The parts, with the probe's linear layers traced for their gradients.
     pub(super) fn traced(&self, parts: &[PartWeights<D>]) -> Vec<PartWeights<D>> {
         zip(parts, self.probe.members).map(|(part, members)| part.traced(members)).collect()
     }
 
-    /// The hook that adds the inputs of some samples, which are rows. Beside them may be the inputs
-    /// on another stream, and the side that the statistics are of.
+    /// The hook that adds the inputs of some samples, given by their rows. `beside` has the inputs on
+    /// another stream, and the side of the statistics.
     pub(super) fn inputs<'b>(
         &'b mut self,
         samples: &'b [Range<usize>],
@@ -116,7 +116,7 @@ impl<'a, D: Ops> Gathered<'a, D> {
         GatherInputs { sums: &mut self.inputs, samples, beside, broken: None }
     }
 
-    /// Adds the gradients that traced parts found in the backward pass of some samples.
+    /// Adds the gradients of traced parts after the backward pass of some samples.
     pub(super) fn add_gradients(
         &mut self,
         traced: &[PartWeights<D>],
@@ -140,7 +140,7 @@ impl<'a, D: Ops> Gathered<'a, D> {
         Ok(())
     }
 
-    /// The statistics of each part's linear layers: means over so many `samples`.
+    /// The statistics of each part's linear layers: means over this number of `samples`.
     pub(super) fn finish(self, samples: usize) -> Result<Vec<Vec<Statistics>>, D::Err> {
         let mean = |mut sums: Vec<f32>| {
             sums.par_iter_mut().for_each(|sum| *sum /= samples as f32);
@@ -161,7 +161,7 @@ impl<'a, D: Ops> Gathered<'a, D> {
     }
 }
 
-/// What an option holds, which is made if it is empty.
+/// The value of an option, which is computed if it is `None`.
 fn get_or_insert<T, E>(
     option: &mut Option<T>,
     make: impl FnOnce() -> Result<T, E>,
@@ -219,7 +219,8 @@ impl<D: Ops> Hook<D> for GatherInputs<'_, D> {
     }
 }
 
-/// The samples, which are rows of a batch, as rows of an input that has only some of those.
+/// The row ranges of samples, converted from rows of the batch to rows of an input with only some of
+/// them.
 fn among<'a>(rows: Option<&[usize]>, samples: &'a [Range<usize>]) -> Cow<'a, [Range<usize>]> {
     let Some(rows) = rows else { return samples.into() };
     let before = |end: usize| rows.partition_point(|row| *row < end);
@@ -227,11 +228,11 @@ fn among<'a>(rows: Option<&[usize]>, samples: &'a [Range<usize>]) -> Cow<'a, [Ra
     of.filter(|sample| !sample.is_empty()).collect()
 }
 
-/// The sums so far of one part's projections; those that share an input share them.
+/// The sums so far for one input, which several projections of a part may share.
 #[derive(Debug)]
 struct InputSums<D: Ops> {
     part: Part,
-    /// The projections that are of interest.
+    /// The indices of the projections.
     members: Vec<usize>,
     needs: Needs,
     sums: Vec<Sum<D>>,
@@ -241,7 +242,7 @@ struct InputSums<D: Ops> {
 struct Sum<D: Ops> {
     projections: Vec<usize>,
     width: usize,
-    /// Number of rows, and of the samples that they are of.
+    /// Numbers of rows and of samples.
     rows: usize,
     samples: usize,
     square: Vec<f32>,
@@ -261,7 +262,7 @@ impl<D: Ops> InputSums<D> {
         Self { part, members: members.to_vec(), needs, sums: Vec::new() }
     }
 
-    /// Adds an input, in which each of the samples has rows.
+    /// Adds an input; `samples` has the rows of each sample.
     fn add(&mut self, input: &Input<'_, D>, samples: &[Range<usize>]) -> Result<(), D::Err> {
         let (x, projections) = (input.x, input.projections.iter().copied());
         let projections: Vec<usize> = projections.filter(|of| self.members.contains(of)).collect();
@@ -290,7 +291,8 @@ impl<D: Ops> InputSums<D> {
         Ok(())
     }
 
-    /// Adds how an input on another stream differs from the input that was added.
+    /// Adds the product of the difference between an input on another stream and the input that was
+    /// added.
     fn depart(&mut self, input: &Input<'_, D>, other: &Matrix<D>) -> Result<(), D::Err> {
         let x = input.x;
         let is_of =
@@ -303,7 +305,7 @@ impl<D: Ops> InputSums<D> {
         D::add_product(sum, &D::difference(x, other)?, x)
     }
 
-    /// Hands the means over samples to each projection's statistics.
+    /// Writes the means over samples to each projection's statistics.
     ///
     /// # Errors
     /// If the device is lost.
@@ -330,8 +332,8 @@ impl<D: Ops> InputSums<D> {
     }
 }
 
-/// Copies what is below the diagonal of a matrix to above it, a tile at a time: a column read from
-/// top to bottom would miss the cache at every number.
+/// Copies the lower triangle of a matrix to the upper one, tile by tile: reading whole columns would
+/// miss the cache at every number.
 fn mirror(matrix: &mut [f32], width: usize) {
     const TILE: usize = 64;
     if matrix.is_empty() {

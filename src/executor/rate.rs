@@ -1,4 +1,4 @@
-//! How fast a device multiplies matrices of a model's shapes: measured, not looked up.
+//! Measures the rate of matrix products on a device, with the shapes of a model.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -8,18 +8,18 @@ use super::{
 };
 use crate::family::Decoder;
 
-/// Seconds that a measurement takes, about.
+/// Approximate time of a measurement, in seconds.
 const SECONDS: f64 = 1.0;
-/// The fraction of the work ahead that a measurement may cost: a run of two seconds does not wait
-/// a third one for its forecast.
+/// Maximum cost of a measurement as a fraction of the work ahead: short runs should not wait for their
+/// forecast.
 const COST: f64 = 0.01;
-/// Outputs that are computed of a weight at most. A product of more of them has the same rate, and
-/// would not fit in the time.
+/// Maximum number of outputs of a measured product. Larger products have the same rate, and would take
+/// too long.
 const OUTPUTS: usize = 1024;
 
-/// The floating-point operations a second of matrix products on a device: a batch of hidden states
-/// times each weight of a decoder, on all threads. It is measured in about a second, or in less
-/// where only `work` operations are to come.
+/// Floating-point operations per second of matrix products on a device: a batch of hidden states times
+/// each weight of a decoder, on all threads. The measurement takes about a second, or less if only
+/// `work` operations are ahead.
 ///
 /// # Errors
 /// If the device has not enough memory, or is lost.
@@ -41,15 +41,15 @@ pub fn rate<D: Ops>(device: &D, decoder: &Decoder, work: f64) -> Result<f64, Err
     Ok(weights / seconds)
 }
 
-/// Products with one weight, (outputs, inputs), that took about half of so many `seconds`, or less
-/// where `enough` operations were done before.
+/// Measures products with one weight for about half of `seconds`, or until `enough` operations are
+/// done.
 fn products<D: Ops>(
     device: &D,
     (outputs, inputs): (usize, usize),
     seconds: f64,
     enough: f64,
 ) -> Result<Products, D::Err> {
-    // Any numbers will do that are not denormal.
+    // The values do not matter as long as they are not denormal.
     let numbers = |count: usize| (0..count).map(|i| (i % 7) as f32 - 3.0).collect::<Vec<_>>();
     let weight = Weight::new(device, &numbers(outputs * inputs), (outputs, inputs), None)?;
     let batch = device.hold(numbers(BATCH * inputs), (BATCH, inputs))?;
@@ -60,7 +60,7 @@ fn products<D: Ops>(
         for _ in 0..count {
             product(&batch)?;
         }
-        // A GPU computes in the background, in order: this waits for all of it.
+        // A GPU computes asynchronously, in order: this waits for the last product.
         product(&row)?.on_host()?;
         let operations = count * 2 * (BATCH * outputs * inputs) as u64;
         Ok(Products { operations, seconds: started.elapsed().as_secs_f64() })
@@ -70,7 +70,7 @@ fn products<D: Ops>(
     let mut count = 1;
     loop {
         let timed = timed(count)?;
-        // The ones before, each half as long, have taken the other half of the time.
+        // The measurements before took the other half, as each takes twice as long as the last.
         if timed.seconds >= seconds / 2.0 || timed.operations as f64 >= enough {
             return Ok(timed);
         }

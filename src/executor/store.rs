@@ -1,4 +1,4 @@
-//! What is kept of the samples between two layers: on the device, or beyond a budget in scratch space.
+//! Stores matrices of samples between two layers: on the device, and beyond a budget in scratch space.
 
 use std::{
     fmt,
@@ -15,12 +15,12 @@ use super::{
 };
 use crate::dtype::Dtype;
 
-/// Where matrices that do not fit into memory go. Its text form names it in errors.
+/// Opens scratch space for matrices that do not fit into memory. Its `Display` names it in errors.
 pub trait Spill: fmt::Debug + fmt::Display + Send + Sync {
-    /// New, empty scratch space.
+    /// Opens new, empty scratch space.
     ///
     /// # Errors
-    /// If there is none to be had.
+    /// If the scratch space cannot be created.
     fn open(&self) -> io::Result<Box<dyn Scratch>>;
 }
 
@@ -29,17 +29,17 @@ pub trait Scratch: fmt::Debug + Read + Write + Seek + Send {}
 
 impl<T: fmt::Debug + Read + Write + Seek + Send> Scratch for T {}
 
-/// How matrices of samples are stored.
+/// The format and the memory budget of stored matrices.
 #[derive(Clone, Debug)]
 pub struct Storage {
     dtype: Dtype,
-    /// Bytes of memory that are left for all stores together.
+    /// Bytes of memory left for all stores together.
     left: Arc<AtomicU64>,
     spill: Option<Arc<dyn Spill>>,
 }
 
 impl Storage {
-    /// Values as `dtype`, in at most `memory` bytes of memory, the others in scratch space.
+    /// Stores values as `dtype`, in at most `memory` bytes of memory and then in scratch space.
     pub fn new(dtype: Dtype, memory: u64, spill: impl Spill + 'static) -> Self {
         Self { dtype, left: Arc::new(AtomicU64::new(memory)), spill: Some(Arc::new(spill)) }
     }
@@ -49,7 +49,7 @@ impl Storage {
         self.dtype
     }
 
-    /// Whether so many numbers fit into the memory that is left, as they are.
+    /// Whether this count of f32 numbers fits into the memory that is left.
     pub(super) fn fits(&self, numbers: usize) -> bool {
         numbers as u64 * Dtype::F32.size() as u64 <= self.left.load(Ordering::Relaxed)
     }
@@ -60,12 +60,12 @@ impl Storage {
         Store { slots, scratch: None, end: 0, held: 0, storage: self.clone() }
     }
 
-    /// The same, in which values are not rounded.
+    /// The storage without rounding.
     pub(crate) fn exact(&self) -> Self {
         Self { dtype: Dtype::F32, ..self.clone() }
     }
 
-    /// The same in half precision, with the range of single precision.
+    /// The storage in bf16: half precision with the range of f32.
     pub(crate) fn half(&self) -> Self {
         Self { dtype: Dtype::Bf16, ..self.clone() }
     }
@@ -84,20 +84,20 @@ impl Storage {
 }
 
 impl Default for Storage {
-    /// f32 in memory, as much as there is.
+    /// f32 in unlimited memory.
     fn default() -> Self {
         Self { dtype: Dtype::F32, left: Arc::new(AtomicU64::new(u64::MAX)), spill: None }
     }
 }
 
-/// Matrices, one for each run of samples.
+/// Stored matrices, one for each run of samples.
 #[derive(Debug)]
 pub struct Store<D: Hold> {
     slots: Vec<Slot<D>>,
     scratch: Option<Mutex<Box<dyn Scratch>>>,
-    /// Where the scratch space ends.
+    /// End of the used scratch space, in bytes.
     end: u64,
-    /// Bytes in memory.
+    /// Bytes held in memory.
     held: u64,
     storage: Storage,
 }
@@ -105,11 +105,11 @@ pub struct Store<D: Hold> {
 #[derive(Debug)]
 enum Slot<D: Hold> {
     Empty,
-    /// On the device, as it is.
+    /// On the device, in f32.
     Held(Matrix<D>),
-    /// In half precision.
+    /// On the host, in half precision, with the shape.
     Half(Vec<u8>, (usize, usize)),
-    /// In the scratch space, from this byte on.
+    /// In scratch space at this offset, with the shape.
     Scratch(u64, (usize, usize)),
 }
 
@@ -124,13 +124,13 @@ impl<D: Hold> Slot<D> {
 }
 
 impl<D: Hold> Store<D> {
-    /// Stores one matrix more.
+    /// Stores another matrix.
     pub(crate) fn push(&mut self, matrix: Matrix<D>) -> Result<(), Error> {
         self.slots.push(Slot::Empty);
         self.put(self.slots.len() - 1, matrix)
     }
 
-    /// Stores a matrix in the place of the one that was there.
+    /// Replaces a stored matrix.
     pub(crate) fn put(&mut self, i: usize, matrix: Matrix<D>) -> Result<(), Error> {
         let (dtype, shape) = (self.storage.dtype, matrix.shape());
         let bytes = (shape.0 * shape.1 * dtype.size()) as u64;
@@ -188,7 +188,7 @@ impl<D: Hold> Store<D> {
         scratch.read_exact(bytes)
     }
 
-    /// A matrix that was stored.
+    /// A stored matrix, which must exist.
     pub(crate) fn get(&self, i: usize, device: &D) -> Result<Matrix<D>, Error> {
         let dtype = self.storage.dtype;
         let (values, shape) = match &self.slots[i] {
@@ -204,7 +204,7 @@ impl<D: Hold> Store<D> {
         device.hold(values, shape).map_err(Error::device)
     }
 
-    /// A matrix, if one was stored.
+    /// A stored matrix; `None` if it does not exist.
     pub(super) fn find(&self, i: usize, device: &D) -> Result<Option<Matrix<D>>, Error> {
         self.slots[i].shape().map(|_| self.get(i, device)).transpose()
     }
@@ -216,7 +216,7 @@ impl<D: Hold> Store<D> {
         Ok(found)
     }
 
-    /// Blends matrices: each becomes (1 − `fraction`) of itself and `fraction` of `other`'s.
+    /// Blends matrices: a ← (1 − `fraction`) · a + `fraction` · b, for b in `other`.
     ///
     /// # Errors
     /// If the device has not enough memory, or the scratch space fails.
@@ -231,7 +231,7 @@ impl<D: Hold> Store<D> {
         Ok(())
     }
 
-    /// Gives back the memory of a matrix.
+    /// Releases the memory of a matrix.
     fn release(&mut self, i: usize) {
         let bytes = match &self.slots[i] {
             Slot::Empty | Slot::Scratch(..) => 0,

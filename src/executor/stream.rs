@@ -7,7 +7,7 @@ use super::{
     ops::{Matrix, Ops},
 };
 
-/// One of the two models: the dense one, or the one that is pruned so far.
+/// One of the two models: the dense one, or the one pruned so far.
 #[derive(
     Clone,
     Copy,
@@ -23,13 +23,13 @@ use super::{
 pub enum Side {
     /// The dense model.
     Dense,
-    /// The pruned one.
+    /// The model pruned so far.
     #[default]
     Sparse,
 }
 
-/// The hidden states of all samples between two layers, in runs that go through a layer as one
-/// matrix each. The runs depend on the samples alone, and so does the result.
+/// The hidden states of all samples between two layers, in runs of samples; a run goes through a layer
+/// as one matrix. The runs depend on the samples alone, and so does the result.
 #[derive(Debug)]
 pub struct Stream<D: Ops> {
     pub(super) runs: Vec<Run>,
@@ -38,19 +38,18 @@ pub struct Stream<D: Ops> {
     pub(super) calibration: usize,
 }
 
-/// Consecutive samples of one length.
+/// Consecutive samples of the same length.
 #[derive(Clone, Debug)]
 pub(super) struct Run {
     pub(super) samples: Range<usize>,
     positions: Positions,
 }
 
-/// Tokens that go through a layer as one matrix, unless one sample has more: enough for all threads
-/// to have rows of their own.
+/// Maximum number of tokens of a run, unless one sample has more: enough rows for all threads.
 pub const BATCH: usize = 2048;
 
 impl Run {
-    /// Whether a sample goes with those that are there.
+    /// Whether a sample fits into the run.
     fn takes(&self, positions: &Positions) -> bool {
         let alike = |a: &Positions, b: &Positions| {
             a.masks.is_none() && b.masks.is_none() && a.length == b.length
@@ -64,22 +63,22 @@ impl Run {
 }
 
 impl<D: Ops> Stream<D> {
-    /// How many samples there are.
+    /// Number of samples.
     pub fn len(&self) -> usize {
         self.runs.last().map_or(0, |run| run.samples.end)
     }
 
-    /// Whether there are none.
+    /// Whether there are no samples.
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
     }
 
-    /// Number of calibration samples, and of those that are held out.
+    /// Numbers of calibration samples and of held-out samples.
     pub(super) fn samples(&self) -> [f64; 2] {
         [self.calibration, self.len() - self.calibration].map(|count| count as f64)
     }
 
-    /// The tokens of some runs.
+    /// Numbers of tokens in some runs.
     pub(super) fn tokens(&self, runs: Range<usize>) -> Tokens {
         let mut tokens = Tokens::default();
         for index in runs {
@@ -109,19 +108,19 @@ impl<D: Ops> Stream<D> {
     }
 }
 
-/// The samples of a run as they go through a layer.
+/// The samples of a run on their way through a layer.
 pub(super) struct Batch<D: Ops> {
     pub(super) states: Matrix<D>,
     pub(super) positions: Positions,
     /// The rows of each sample.
     pub(super) samples: Vec<Range<usize>>,
-    /// Number of the first sample.
+    /// Index of the first sample.
     pub(super) first: usize,
 }
 
 impl<D: Ops> Executor<D> {
-    /// The stream of some samples' hidden states, [tokens, channels] each, row-major. The last
-    /// `held_out` of them are no part of any statistics.
+    /// A stream of samples' hidden states, [tokens, channels] each, row-major. Statistics exclude the
+    /// last `held_out` samples.
     ///
     /// # Errors
     /// If the device has not enough memory, or the scratch file fails.
@@ -160,7 +159,7 @@ impl<D: Ops> Executor<D> {
         Ok(Stream { runs, states, calibration })
     }
 
-    /// The hidden states of each sample in turn, [tokens, channels], row-major.
+    /// Calls `see` with the hidden states of each sample in turn, [tokens, channels], row-major.
     ///
     /// # Errors
     /// Whatever `see` returns, or if the scratch file fails.
@@ -179,7 +178,7 @@ impl<D: Ops> Executor<D> {
         Ok(())
     }
 
-    /// The same hidden states once more.
+    /// A copy of a stream.
     ///
     /// # Errors
     /// If the scratch space fails.
@@ -205,7 +204,7 @@ impl<D: Ops> Executor<D> {
         Ok(states[first..first + width].to_vec())
     }
 
-    /// A matrix for each run of a stream, of what each sample has for its tokens.
+    /// A matrix for each run of a stream, from the values of each sample, [tokens, channels].
     ///
     /// # Errors
     /// If the device has not enough memory.

@@ -1,10 +1,9 @@
-//! What the CPU's kernels share: sums in lanes, the exponential.
+//! Functions that the CPU's kernels share: sums in lanes, the exponential.
 
-/// Elements that one task works on: enough to be worth a task.
+/// Number of elements that one task works on.
 pub(super) const CHUNK: usize = 1 << 14;
 
-/// Lanes in which sums run, so that the compiler keeps them in vector registers. Their number is
-/// part of the result.
+/// Number of lanes of sums, which the compiler keeps in vector registers. The result depends on it.
 pub(super) const LANES: usize = 16;
 
 /// Σ f(a, b).

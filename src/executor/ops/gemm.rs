@@ -66,17 +66,17 @@ fn fits(len: usize, rows: usize, columns: usize, row_stride: usize) -> bool {
 static OPERATIONS: AtomicU64 = AtomicU64::new(0);
 static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
 
-/// Matrix products that were computed.
+/// The work of matrix products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Products {
-    /// Their floating-point operations.
+    /// Floating-point operations of the products.
     pub operations: u64,
-    /// Seconds that each thread spent on them, on average. A GPU does not say: 0.
+    /// Mean seconds per thread spent on the products; 0 on a GPU, which does not tell.
     pub seconds: f64,
 }
 
 impl Products {
-    /// All that were computed so far.
+    /// The work of all products so far.
     pub fn so_far() -> Self {
         let [operations, nanoseconds] =
             [&OPERATIONS, &NANOSECONDS].map(|count| count.load(Ordering::Relaxed));
@@ -155,11 +155,11 @@ pub(super) fn gemm(
     NANOSECONDS.fetch_add(nanoseconds, Ordering::Relaxed);
 }
 
-/// Rows of a product that one task computes at most.
+/// Maximum number of rows of a product that one task computes.
 pub(super) const TASK_ROWS: usize = 256;
 
-/// Rows of a product that one task computes. It depends on the shape alone: the result must
-/// not depend on the number of threads.
+/// Number of rows of a product that one task computes. It depends on the shape alone, as the result
+/// must not depend on the number of threads.
 pub(super) fn task_rows(rows: usize) -> usize {
     match rows {
         1024.. => TASK_ROWS,
@@ -167,8 +167,8 @@ pub(super) fn task_rows(rows: usize) -> usize {
     }
 }
 
-/// a b, row-major, with `bias` in every row where there is one; on all threads. Threads that each
-/// have rows of their own do better than several that share one product.
+/// a b, row-major, plus `bias` in every row; on all threads. Each thread computes its own rows, which is
+/// faster than sharing one product.
 pub(super) fn product(a: View<'_>, b: &Panels, bias: Option<&[f32]>) -> Vec<f32> {
     let (columns, rows) = (b.columns(), task_rows(a.rows));
     let mut out = stale(a.rows * columns);

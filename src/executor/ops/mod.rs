@@ -1,12 +1,12 @@
 //! Differentiable operations of our own on dfdx's tape, where dfdx's are slow or missing.
 //!
-//! An operation is a trait. A device implements its pure functions: the output for the inputs, and
-//! the gradients of the inputs for that of the output. What puts them on the tape is written once
-//! for all devices. A folder owns one operation: its mathematics, the CPU's kernels and their tests
-//! against finite differences or literals in `mod.rs`, the GPU's kernels in `cuda.rs`; tests compare
-//! them with the CPU's.
+//! An operation is a trait. A device implements its pure functions: the output from the inputs, and
+//! the gradients of the inputs from that of the output. The code for the tape is written once for all
+//! devices. A folder has one operation: in `mod.rs` its mathematics, the CPU's kernels and their tests
+//! against finite differences or literals; in `cuda.rs` the GPU's kernels, which tests compare with
+//! the CPU's.
 //!
-//! What can fail fails if the device has not enough memory, or is lost.
+//! All functions that return a `Result` fail if the device lacks memory or is lost.
 
 #![allow(clippy::missing_errors_doc, reason = "all fail for the reason above")]
 
@@ -53,7 +53,7 @@ pub use self::{
     transpose::transpose,
 };
 
-/// Sums up the operations, and the CUDA kernels beside them.
+/// Declares the modules of all operations, the trait that sums them up, and the list of CUDA kernels.
 macro_rules! operations {
     ($($module:ident::$operation:ident),* $(,)?) => {
         $(pub use self::$module::$operation;)*

@@ -1,6 +1,6 @@
-//! The right factor of the CPU's matrix products, as they read it best: in panels of columns, each
-//! of them contiguous. A row-major factor is read a few columns at a time, with a page's step from
-//! row to row, and copied for every task of the product; its transpose is slower still.
+//! The layout of the right factor of the CPU's matrix products: contiguous panels of columns. Products
+//! read a few columns at a time; in a row-major factor, rows would be a page apart, and every task
+//! would copy them. A transposed factor is even slower.
 
 use std::sync::{Arc, LazyLock, OnceLock};
 
@@ -12,8 +12,8 @@ use super::{
 };
 use crate::buffer::{Buffer, stale};
 
-/// Columns of a panel: what the widest kernels take at a time, for these then read it from start to
-/// end. They must not copy it, which they do by themselves for products of many rows.
+/// Number of columns of a panel: as many as the widest kernels take at a time, so that they read a panel
+/// from start to end. Copying is turned off, which they would do for products of many rows.
 static WIDTH: LazyLock<usize> = LazyLock::new(|| {
     let (width, together) = match wide() {
         true => (64, 6),
@@ -24,12 +24,12 @@ static WIDTH: LazyLock<usize> = LazyLock::new(|| {
     width
 });
 
-/// Columns of a panel.
+/// Number of columns of a panel.
 pub(super) fn width() -> usize {
     *WIDTH
 }
 
-/// Whether there are vectors of 512 bits.
+/// Whether the CPU has vectors of 512 bits.
 fn wide() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("avx512f");
@@ -78,7 +78,7 @@ impl Panels {
         let mut panels = stale(rows * columns);
         panels.par_chunks_mut((most * rows).max(1)).enumerate().for_each(|(i, panel)| {
             let width = panel.len() / rows;
-            // Its rows are the columns of one panel after the other.
+            // The rows of the transpose are the columns of one panel after the other.
             for (j, block) in panel.chunks_mut(most * width).enumerate() {
                 let columns = block.len() / width;
                 let first = most * (j * self.rows + i * columns);
@@ -92,7 +92,7 @@ impl Panels {
         self.columns
     }
 
-    /// Columns of all panels but the last.
+    /// Number of columns of all panels except the last.
     pub(super) fn width(&self) -> usize {
         self.width
     }
@@ -119,7 +119,7 @@ pub struct Factor(Arc<Both>);
 struct Both {
     /// [inputs, outputs], for outputs.
     forward: Panels,
-    /// [outputs, inputs], for the gradients of inputs; made when it is first needed.
+    /// [outputs, inputs], for the gradients of inputs; computed on first use.
     backward: OnceLock<Panels>,
 }
 

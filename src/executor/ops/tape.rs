@@ -1,5 +1,5 @@
-//! How pure functions get on dfdx's tape: the only place that knows how gradients get from the
-//! output of an operation to its inputs, whatever the device.
+//! Puts pure functions on dfdx's tape, for all devices. Only this module passes gradients from the
+//! output of an operation to its inputs.
 
 use dfdx::{
     tensor::{OwnedTape, PutTape, Tape, Tensor},
@@ -8,8 +8,8 @@ use dfdx::{
 
 use super::{Hold, Matrix, Name};
 
-/// `y` with the tape, on which `backward` is put: it makes the gradients of the `inputs` of that of
-/// `y`. It holds what it needs until then, and is dropped at once where nothing is recorded.
+/// Puts `backward` on the tape; returns `y` with the tape. `backward` computes the gradients of the
+/// `inputs` from that of `y`. It is dropped at once if nothing is recorded.
 pub(super) fn record<D: Hold, T: Tape<f32, D>, const N: usize>(
     mut tape: T,
     inputs: [Name<D>; N],
@@ -25,8 +25,8 @@ pub(super) fn record<D: Hold, T: Tape<f32, D>, const N: usize>(
     y.put_tape(tape)
 }
 
-/// A loss that depends on `x`, with the tape: `backward` makes the gradient of `x` of the loss's
-/// own.
+/// A loss that depends on `x`, with the tape; `backward` computes the gradient of `x` from that of the
+/// loss.
 pub(super) fn record_loss<D: Hold, T: Tape<f32, D>>(
     mut tape: T,
     x: Matrix<D>,
@@ -42,8 +42,8 @@ pub(super) fn record_loss<D: Hold, T: Tape<f32, D>>(
     Ok(loss.put_tape(tape))
 }
 
-/// A loss whose gradient with respect to `y` is `gradient`, whatever its value: where a backward pass
-/// that ended before `y` goes on.
+/// A loss whose gradient with respect to `y` is `gradient`; its value does not matter. It continues a
+/// backward pass that ended at `y`.
 pub fn seeded<D: Hold, T: Tape<f32, D>>(
     y: Matrix<D, T>,
     gradient: Matrix<D>,

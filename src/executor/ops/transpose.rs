@@ -1,13 +1,13 @@
-//! Transposes of row-major matrices, a tile at a time: a column read from top to bottom would miss
-//! the cache at every number.
+//! Transposes row-major matrices tile by tile: reading whole columns would miss the cache at every
+//! number.
 
 /// Rows and columns of a tile that is turned in vector registers.
 const TILE: usize = 8;
-/// Rows that are gone through together: what is read of them stays in the cache until the next tiles
-/// need the rest of its lines.
+/// Number of rows that are processed together: their cache lines stay in the cache until the next tiles
+/// need the rest of them.
 const TOGETHER: usize = 8 * TILE;
 
-/// Writes the transpose of a matrix of so many columns, [rows, columns].
+/// Writes the transpose of a matrix [rows, columns] with this number of columns.
 pub fn transpose(values: &[f32], columns: usize, to: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
@@ -27,7 +27,7 @@ pub fn transpose(values: &[f32], columns: usize, to: &mut [f32]) {
 
 type Tile = [[f32; TILE]; TILE];
 
-/// The transpose, with what turns a whole tile.
+/// The transpose; `turn` transposes a whole tile.
 #[inline(always)]
 fn each_tile(values: &[f32], columns: usize, to: &mut [f32], turn: impl Fn(Tile) -> Tile) {
     let rows = values.len().checked_div(columns).unwrap_or(0);

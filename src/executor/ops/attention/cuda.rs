@@ -72,7 +72,7 @@ struct Tile {
     seen: Slice<u32>,
 }
 
-/// How the matrices of a tile's heads are laid out in some numbers.
+/// The layout of the matrices of a tile's heads in memory.
 #[derive(Clone, Copy)]
 enum Layout {
     /// [rows, width], the heads side by side, among all tokens.
@@ -124,8 +124,8 @@ impl Tile {
         }
     }
 
-    /// Where the matrices lie of those heads that are the `member` of each key head's, in the
-    /// sequence whose first token is `first`.
+    /// The place of the matrices of each key head's query head number `member`, in the sequence whose
+    /// first token is `first`.
     fn place(&self, layout: Layout, first: usize, member: usize) -> Place {
         let Heads { queries, keys, width, .. } = self.heads;
         match layout {
@@ -156,7 +156,7 @@ impl Tile {
         let (_, a_layout, turned) = a;
         let (a_rows, a_columns) = self.shape(a_layout);
         let depth = if turned { a_rows } else { a_columns };
-        // Heads that share a key head take turns: some add to what is the key head's.
+        // Heads that share a key head take turns, as their gradients add up.
         (0..self.heads.queries / self.heads.keys).try_for_each(|member| {
             let [a, b] = [a, b].map(|(numbers, layout, turned)| {
                 let factor = Factor::new(numbers, self.place(layout, first, member));

@@ -30,23 +30,23 @@ pub(super) mod cuda;
 /// The heads of an attention layer and the sequences that it sees.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {
-    /// Query heads.
+    /// Number of query heads.
     pub queries: usize,
-    /// Key and value heads; each serves `queries / keys` query heads.
+    /// Number of key and value heads; each serves `queries / keys` query heads.
     pub keys: usize,
-    /// Width of a head.
+    /// Number of channels of a head.
     pub width: usize,
-    /// Tokens of a sequence; a token sees those before it in its own sequence.
+    /// Number of tokens of a sequence; a token sees those before it in its own sequence.
     pub sequence_length: usize,
-    /// What scores are multiplied by, such as 1 / √width.
+    /// Factor of the scores, such as 1 / √width.
     pub scale: f32,
-    /// How many tokens a token sees at most, itself included (arXiv 2004.05150).
+    /// Maximum number of tokens that a token sees, itself included (arXiv 2004.05150).
     pub window: Option<usize>,
-    /// Scores s become c · tanh(s / c), where there is such a c (arXiv 2408.00118).
+    /// Soft cap c: scores s become c · tanh(s / c) (arXiv 2408.00118).
     pub cap: Option<f32>,
 }
 
-/// What a row sees: the rows of its root, and those of its branch up to itself.
+/// The rows that a row sees: those of its root, and those of its branch up to itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AttentionMask {
     /// The root, before the branch.
@@ -95,8 +95,8 @@ pub trait Attention: Hold {
     ) -> Result<[Self::Numbers; 3], Self::Err>;
 
     /// The heads' outputs, [tokens, queries · width], for `q` of that shape and `k`, `v` of
-    /// [tokens, keys · width]. `masks` tells what each row of a sequence sees; without them, all
-    /// rows before it. Where the outputs are `known` already, they are not computed.
+    /// [tokens, keys · width]. `masks` has the rows that each row of a sequence sees; without masks, a
+    /// row sees all rows before it. `known` outputs are not computed again.
     fn attention<T: Tape<f32, Self>>(
         q: Matrix<Self, T>,
         k: Matrix<Self, T>,
@@ -120,7 +120,7 @@ pub trait Attention: Hold {
     }
 }
 
-/// Heads, and what each row of a sequence sees.
+/// Heads, and the rows that each row of a sequence sees.
 #[derive(Debug)]
 pub struct Plan {
     heads: Heads,
@@ -163,7 +163,7 @@ impl<'a> Head<'a> {
         View::strided(&self.v[keys.start * stride..], keys.len(), self.heads.width, stride)
     }
 
-    /// What `row` sees of its root and its branch.
+    /// The rows of its root and of its branch that `row` sees.
     fn seen(self, row: usize) -> [Range<usize>; 2] {
         match self.masks {
             Some(masks) => masks[row].seen(row, self.heads.window),
@@ -246,18 +246,18 @@ impl Heads {
         self.keys * self.width
     }
 
-    /// The number of heads of all sequences of so many tokens.
+    /// Number of heads of all sequences in this number of tokens.
     fn count(self, tokens: usize) -> usize {
         tokens / self.sequence_length * self.queries
     }
 
-    /// Query heads that share a key head.
+    /// Number of query heads that share a key head.
     fn per_key(self) -> usize {
         self.queries / self.keys
     }
 
-    /// Query rows whose probabilities are held at a time: more of a long sequence, whose keys and
-    /// values are read again for each tile; but a tile's rows do not all see its own keys.
+    /// Number of query rows whose probabilities are held at a time. Long sequences have larger tiles,
+    /// as keys and values are read again for each tile; but a tile computes scores that no row sees.
     fn tile(self) -> usize {
         (self.sequence_length / 8).clamp(64, 256).min(self.sequence_length)
     }
@@ -267,8 +267,8 @@ impl Heads {
         (0..length).step_by(tile).map(move |start| start..length.min(start + tile))
     }
 
-    /// Puts the rows of [sequence_length, width] of each head side by side; where `each` heads
-    /// share a place, their sum.
+    /// Joins the matrices [sequence_length, width] of all heads side by side; `each` consecutive heads
+    /// are summed.
     fn join(self, heads: &[&[f32]], row_heads: usize, each: usize) -> Vec<f32> {
         let (row, length) = (row_heads * self.width, self.sequence_length);
         let sequences = heads.len() / (row_heads * each);
@@ -326,8 +326,8 @@ impl Attention for Cpu {
     }
 }
 
-/// How many scores a head computes for a sequence of `length` tokens, each of which sees so many at
-/// most: whole tiles, so that some of them are of tokens that do not see each other.
+/// Number of scores that a head computes for a sequence of `length` tokens with a window. Tiles are
+/// computed as a whole, including scores of tokens that do not see each other.
 pub(crate) fn scores(length: usize, window: Option<usize>) -> usize {
     let heads = Heads {
         queries: 1,

@@ -15,7 +15,7 @@ pub trait Blend: Hold {
     /// The blend of two matrices of one shape.
     fn blend(a: &Matrix<Self>, b: &Matrix<Self>, t: f32) -> Result<Matrix<Self>, Self::Err>;
 
-    /// What `b` has more than `a`: b − a.
+    /// b − a.
     fn difference(a: &Matrix<Self>, b: &Matrix<Self>) -> Result<Matrix<Self>, Self::Err>;
 }
 

@@ -1,6 +1,6 @@
-//! A GPU: its memory, our kernels on it, and products of matrices.
+//! A GPU: its memory, kernels and matrix products.
 //!
-//! All work goes through one queue, in which memory is taken and given back too.
+//! All work goes through one queue, including allocations and releases of memory.
 
 #![allow(unsafe_code, reason = "cudarc launches kernels and products by address")]
 
@@ -25,7 +25,7 @@ use dfdx::tensor::{Cuda, CudaError, Storage};
 pub(super) use self::kernels::{Grid, Kernel, Kernels, Parameter, kernels};
 use super::{KERNELS, gemm};
 
-/// What an operation gives, or why it failed.
+/// The result of an operation, or its error.
 pub(super) type Result<T, E = CudaError> = std::result::Result<T, E>;
 
 /// Values in a GPU's memory.
@@ -112,7 +112,7 @@ impl Gpu {
         Ok(self.device.dtoh_sync_copy(x)?)
     }
 
-    /// Memory for so many numbers; what is in it is not theirs.
+    /// Uninitialised memory for this count of numbers.
     pub(super) fn stale(self: &Arc<Self>, count: usize) -> Result<Numbers> {
         // SAFETY: every pattern of bits is a number, and whoever asks writes them all.
         Ok(self.hold(unsafe { self.device.alloc(count) }?))
@@ -211,11 +211,11 @@ impl Gpu {
 /// Where a matrix lies in some numbers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    /// Its first number.
+    /// Offset of the first number.
     pub(super) start: usize,
-    /// From one row to the next.
+    /// Distance from one row to the next.
     pub(super) stride: usize,
-    /// From one matrix to the next.
+    /// Distance from one matrix to the next.
     pub(super) next: usize,
 }
 
@@ -266,13 +266,12 @@ impl<'a> Factor<'a> {
     }
 }
 
-/// What is said of kernels that are not there.
+/// The error of a missing kernel.
 fn missing() -> cudarc::driver::DriverError {
     cudarc::driver::DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)
 }
 
-/// Memory that is given back stays with the process, where the next one who asks finds it: the
-/// driver would otherwise unmap it at each wait for the GPU.
+/// Makes the driver keep released memory for reuse, instead of unmapping it at each wait for the GPU.
 fn keep_memory(device: &CudaDevice) -> Result<(), cudarc::driver::DriverError> {
     let pools = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
     if device.attribute(pools)? == 0 {

@@ -1,7 +1,7 @@
 //! The linear layer y = x Wᵀ + b.
 //!
-//! ∂L/∂x = ∂L/∂y W. The gradient of W, ∂L/∂yᵀ x, is never made as a whole: the layer notes x and
-//! ∂L/∂y, and [`Sums`](super::Sums) makes of them what is wanted.
+//! ∂L/∂x = ∂L/∂y W. The gradient of W, ∂L/∂yᵀ x, is never computed as a whole: the layer records x and
+//! ∂L/∂y, and [`Sums`](super::Sums) computes the requested sums from them.
 
 use std::{
     fmt,
@@ -23,20 +23,19 @@ pub(super) mod cuda;
 #[derive(Clone, Debug)]
 pub struct Weight<D: Linear> {
     factor: D::Factor,
-    /// Outputs and inputs.
+    /// Numbers of outputs and inputs.
     dims: (usize, usize),
     /// [1, outputs].
     bias: Option<Matrix<D>>,
     trace: Option<Arc<Mutex<Option<Trace<D>>>>>,
 }
 
-/// What the gradient of a weight consists of: ∂L/∂W = `gradient`ᵀ `input`, for the rows of each
-/// sample.
+/// The factors of a weight's gradient: ∂L/∂W = `gradient`ᵀ `input`, for the rows of each sample.
 #[derive(Clone, Debug)]
 pub struct Trace<D: Hold> {
     /// The layer's input, [tokens, inputs].
     pub input: Matrix<D>,
-    /// The gradient of its output, [tokens, outputs].
+    /// The gradient of the layer's output, [tokens, outputs].
     pub gradient: Matrix<D>,
 }
 
@@ -62,48 +61,48 @@ impl<D: Linear> Weight<D> {
         Ok(Self { factor, dims, bias, trace: None })
     }
 
-    /// The same weight, which notes what its gradient consists of.
+    /// The weight, with a backward pass recording its [`Trace`].
     #[must_use]
     pub fn traced(&self) -> Self {
         Self { trace: Some(Arc::default()), ..self.clone() }
     }
 
-    /// Takes what the backward pass noted, if the weight is a traced one.
+    /// Takes the trace that the backward pass recorded, if the weight is traced.
     pub fn take_trace(&self) -> Option<Trace<D>> {
         let mut trace = self.trace.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
         trace.take()
     }
 
-    /// Notes what the gradient consists of, if the weight is a traced one.
+    /// Records the trace, if the weight is traced.
     fn note(&self, trace: Trace<D>) {
         if let Some(slot) = &self.trace {
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(trace);
         }
     }
 
-    /// The number of inputs.
+    /// Number of inputs.
     pub fn inputs(&self) -> usize {
         self.dims.1
     }
 
-    /// The number of outputs.
+    /// Number of outputs.
     pub fn outputs(&self) -> usize {
         self.dims.0
     }
 }
 
-/// Whether the gradient of a linear layer's input is wanted.
+/// Whether the gradient of a linear layer's input is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputGradient {
-    /// It is: something before this layer has weights.
+    /// Computed, as weights before this layer need it.
     Wanted,
-    /// It is not, and not computed: this layer is the first of its group.
+    /// Not computed, as this layer is the first of its group.
     Skipped,
 }
 
 /// y = x Wᵀ + b.
 pub trait Linear: Hold {
-    /// A weight as the device's products take it.
+    /// A weight in the layout of the device's products.
     type Factor: Clone + fmt::Debug;
 
     /// The factor of a weight of `dims`, (outputs, inputs), from its row-major values.
@@ -115,8 +114,8 @@ pub trait Linear: Hold {
     /// ∂L/∂x, for ∂L/∂y in `g`.
     fn linear_backward(g: &Matrix<Self>, weight: &Weight<Self>) -> Computed<Self>;
 
-    /// The layer's output, [tokens, outputs], for `x` of [tokens, inputs]; it is not computed where
-    /// it is `known` already.
+    /// The layer's output, [tokens, outputs], for `x` of [tokens, inputs]; a `known` output is not
+    /// computed again.
     fn linear<T: Tape<f32, Self>>(
         x: Matrix<Self, T>,
         weight: &Weight<Self>,

@@ -18,25 +18,25 @@ use crate::{
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
 
-/// Where a device keeps the numbers of matrices and their gradients.
+/// A device that stores the numbers of matrices and their gradients.
 ///
-/// They lie beside the tensor, which is empty and only the name under which the tape knows the
-/// matrix: dfdx lends no slice of a tensor, on the CPU copying each operand of each operation would
-/// cost a tenth of the time, and on a GPU only dfdx's own kernels could work on it.
+/// The numbers are stored beside dfdx's tensor, which is empty and only identifies the matrix on the
+/// tape. dfdx lends no slices of tensors: on the CPU, copying each operand would cost a tenth of the
+/// time; on a GPU, only dfdx's own kernels could use them.
 pub trait Hold: Device<f32> {
     /// Numbers in the device's memory.
     type Numbers: fmt::Debug + 'static;
 
-    /// The numbers of a matrix, from the host; an error where its shape has more or fewer.
+    /// Uploads the numbers of a matrix from the host; an error if they do not fit the shape.
     fn upload(&self, values: Vec<f32>, shape: (usize, usize)) -> Computed<Self>;
 
     /// The numbers on the host.
     fn download(numbers: &Self::Numbers) -> Result<Vec<f32>, Self::Err>;
 
-    /// The same numbers again.
+    /// A copy of the numbers.
     fn copy(numbers: &Self::Numbers) -> Computed<Self>;
 
-    /// The first value that is NaN or infinite, if there is one, and where it is, row-major.
+    /// The first value that is NaN or infinite, with its row-major index.
     fn first_not_finite(matrix: &Matrix<Self>) -> Result<Option<(usize, f32)>, Self::Err>;
 
     /// Takes the gradient of a matrix out of the gradients; zeros if it has none.
@@ -72,7 +72,7 @@ pub struct Matrix<D: Hold, T = NoneTape> {
     shape: (usize, usize),
 }
 
-/// The name under which the tape knows a matrix, without its numbers.
+/// The identity of a matrix on the tape, without its numbers.
 #[derive(Debug)]
 pub struct Name<D: Hold> {
     tensor: Tensor<(usize, usize), f32, D>,
@@ -86,7 +86,7 @@ impl<D: Hold, T: Clone> Clone for Matrix<D, T> {
 }
 
 impl<D: Hold, T> Matrix<D, T> {
-    /// Rows and columns.
+    /// Numbers of rows and columns.
     pub fn shape(&self) -> (usize, usize) {
         self.shape
     }
@@ -96,7 +96,7 @@ impl<D: Hold, T> Matrix<D, T> {
         D::download(&self.values)
     }
 
-    /// Its device.
+    /// The matrix's device.
     pub fn device(&self) -> &D {
         self.tensor.device()
     }
@@ -135,12 +135,12 @@ impl<D: Hold> Matrix<D> {
         Matrix { tensor: self.tensor.put_tape(tape), values: self.values, shape: self.shape }
     }
 
-    /// Takes its gradient out of the gradients that a backward pass found; zeros if it has none.
+    /// Takes the matrix's gradient out of the gradients of a backward pass; zeros if it has none.
     pub fn take_gradient(&self, gradients: &mut Gradients<f32, D>) -> Result<Self, D::Err> {
         self.beside(D::take_gradient(gradients, &self.name())?, self.shape)
     }
 
-    /// The name under which the tape knows it.
+    /// The identity of the matrix on the tape.
     pub fn name(&self) -> Name<D> {
         Name { tensor: self.tensor.clone(), shape: self.shape }
     }

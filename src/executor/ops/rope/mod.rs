@@ -22,7 +22,7 @@ pub struct Rotation {
     pub cos: Arc<Vec<f32>>,
     /// Sines, times the attention factor.
     pub sin: Arc<Vec<f32>>,
-    /// Half the number of channels of a head that are rotated, its first ones.
+    /// Half the number of rotated channels, which are the first ones of each head.
     pub half: usize,
 }
 
@@ -35,7 +35,7 @@ impl Rotation {
 
 /// Rotary position embedding.
 pub trait Rotary: Hold {
-    /// A rotation as the device's kernels take it.
+    /// A rotation in the layout of the device's kernels.
     type Angles: 'static;
 
     /// The rotation for the matrices on the device of `x`.
@@ -82,7 +82,7 @@ impl Rotary for Cpu {
         head: usize,
         sign: f32,
     ) -> Result<Buffer, CpuError> {
-        // A projection that nobody else holds is rotated where it is.
+        // A projection that has no other owner is rotated in place.
         let mut y = Arc::unwrap_or_clone(x);
         let (half, positions) = (rotation.half, rotation.positions());
         y.par_chunks_mut(width).with_min_len(32).enumerate().for_each(|(token, row)| {

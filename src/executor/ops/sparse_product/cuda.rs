@@ -17,7 +17,7 @@ kernels! {
 }
 
 impl SparseProduct for Cuda {
-    /// [outputs, inputs], as a whole: few entries take a GPU no less time than many.
+    /// [outputs, inputs], dense: on a GPU few entries take as long as many.
     type Entries = Numbers;
 
     fn entries(&self, entries: Vec<Entry>, (outputs, inputs): (usize, usize)) -> Result<Numbers> {
@@ -38,7 +38,7 @@ impl SparseProduct for Cuda {
     ) -> Result<Matrix<Self>> {
         let (gpu, inputs, shape) = (x.gpu(), x.shape().1, y.shape());
         let (tokens, outputs) = shape;
-        // An output that nobody else holds is added to where it is.
+        // An output that has no other owner is updated in place.
         let mut sum = match Arc::try_unwrap(y.values) {
             Ok(own) => own,
             Err(shared) => gpu.copy(&shared)?,

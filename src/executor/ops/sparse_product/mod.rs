@@ -1,7 +1,6 @@
 //! The product with a matrix that has few entries: y + x Δᵀ.
 //!
-//! Weights that change places are few among many; what they change of a layer's output costs less
-//! than the output does.
+//! Swapped weights are few among many, so correcting a layer's output costs less than computing it.
 
 use std::sync::Arc;
 
@@ -43,7 +42,7 @@ pub trait SparseProduct: Hold {
 /// The entries of the CPU, in compressed rows.
 #[derive(Debug)]
 pub struct Rows {
-    /// Where each row's entries end.
+    /// Index of the end of each row's entries.
     ends: Vec<usize>,
     entries: Vec<(u32, f32)>,
 }
@@ -55,8 +54,8 @@ impl Rows {
     }
 }
 
-/// Tokens that go together, a column of `x` being their inputs side by side; and outputs that are
-/// added to `y` together.
+/// Number of tokens that are processed together, with a column of `x` as their inputs side by side, and
+/// number of outputs that are added to `y` together.
 const TOKENS: usize = 64;
 const OUTPUTS: usize = 64;
 
@@ -84,7 +83,7 @@ impl SparseProduct for Cpu {
     ) -> Result<Matrix<Self>, CpuError> {
         let (inputs, shape) = (x.shape().1, y.shape());
         let outputs = shape.1;
-        // An output that nobody else holds is added to where it is.
+        // An output that has no other owner is updated in place.
         let mut values = Arc::unwrap_or_clone(y.values);
         let blocks = values.par_chunks_mut((TOKENS * outputs).max(1)).with_max_len(1);
         blocks.zip(x.values.par_chunks((TOKENS * inputs).max(1))).for_each(|(y, x)| {

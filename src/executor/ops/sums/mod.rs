@@ -25,7 +25,7 @@ pub trait Sums: Hold {
     /// A matrix of sums on the device.
     type Sum: fmt::Debug;
 
-    /// A sum of nothing, [rows, columns].
+    /// Zeros, [rows, columns].
     fn nothing(&self, rows: usize, columns: usize) -> Result<Self::Sum, Self::Err>;
 
     /// The sums, row-major, on the host.
@@ -39,8 +39,8 @@ pub trait Sums: Hold {
         samples: &[Range<usize>],
     ) -> Result<(), Self::Err>;
 
-    /// Adds the Gram matrix Σ x xᵀ of the rows of `x` at and below the diagonal; what it adds above
-    /// is of no meaning. Twice the mean is the Hessian of SparseGPT (arXiv 2301.00774).
+    /// Adds the Gram matrix Σ x xᵀ of the rows of `x` at and below the diagonal; values above it are
+    /// undefined. Twice the mean is the Hessian of SparseGPT (arXiv 2301.00774).
     fn add_gram(sum: &mut Self::Sum, x: &Matrix<Self>) -> Result<(), Self::Err>;
 
     /// Adds Σ a bᵀ of the rows of `a` and `b`: [columns of a, columns of b].
@@ -51,8 +51,8 @@ pub trait Sums: Hold {
     ) -> Result<(), Self::Err>;
 }
 
-/// How many numbers of a Gram matrix of so many columns are computed: whole panels up to the diagonal,
-/// and some beyond it.
+/// Number of computed values of a Gram matrix with this number of columns: whole panels up to the
+/// diagonal, and some beyond it.
 pub(crate) fn gram_numbers(columns: usize) -> usize {
     let (rows, panel) = (task_rows(columns).max(1), panels::width());
     let strips = (0..columns).step_by(rows);
@@ -75,7 +75,7 @@ struct Strip<'a> {
 }
 
 impl Strip<'_> {
-    /// Some of its rows, one right after the other: products read them again and again.
+    /// A contiguous copy of some rows, which products read repeatedly.
     fn rows(self, rows: Range<usize>) -> Buffer {
         let mut laid = stale(rows.len() * self.columns);
         for (row, to) in rows.zip(laid.chunks_exact_mut(self.columns)) {
@@ -120,7 +120,7 @@ fn add_panels(
 }
 
 impl Sums for Cpu {
-    /// With the number of columns.
+    /// The sums, and the number of columns.
     type Sum = (Vec<f32>, usize);
 
     fn nothing(&self, rows: usize, columns: usize) -> Result<Self::Sum, CpuError> {

@@ -1,4 +1,4 @@
-//! A tensor of a pruned checkpoint: its zeros, and how it differs from the dense one.
+//! Compares a tensor of a pruned checkpoint with the dense tensor, and counts its zeros.
 
 use std::borrow::Cow;
 
@@ -11,16 +11,16 @@ use crate::mask::{Pattern, Tile};
 /// How a pruned tensor differs from the dense one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
-    /// How many weights are zero that are not in the dense tensor.
+    /// Number of weights that are zero but not zero in the dense tensor.
     pub pruned: usize,
-    /// How many others have other bits than in the dense tensor.
+    /// Number of other weights whose bits differ from the dense tensor's.
     pub changed: usize,
-    /// The first of these, row-major.
+    /// Row-major index of the first changed weight.
     pub first: Option<usize>,
 }
 
 impl TensorView<'_> {
-    /// Bytes of an element; a format that Barber does not compute with has those of its bytes.
+    /// Bytes of an element; 1 for formats that Barber does not compute with.
     fn element(&self) -> usize {
         Dtype::of(self.dtype).map_or(1, Dtype::size)
     }
@@ -29,7 +29,7 @@ impl TensorView<'_> {
         element.iter().all(|byte| *byte == 0)
     }
 
-    /// How many weights are zero, as a pruned one is: with no bit set.
+    /// Number of weights that are zero like pruned ones: with no bit set.
     ///
     /// # Errors
     /// If it is compressed and damaged.
@@ -38,7 +38,7 @@ impl TensorView<'_> {
         Ok(bytes.chunks_exact(self.element()).filter(|element| Self::is_zero(element)).count())
     }
 
-    /// The first weight, row-major, of the first tile of a row that keeps more than `pattern` allows.
+    /// Row-major index of the first weight of the first tile that keeps more than `pattern` allows.
     ///
     /// # Errors
     /// If it is compressed and damaged.
@@ -56,8 +56,8 @@ impl TensorView<'_> {
         }))
     }
 
-    /// How this tensor, of a pruned checkpoint, differs from the dense one of the same name in the
-    /// format of this one. None: it has another shape, or is no rounding of it.
+    /// The difference between this tensor of a pruned checkpoint and the dense tensor, rounded to the
+    /// format of this one. `None` if the shapes differ, or the format is not a rounding of the dense one.
     ///
     /// # Errors
     /// If a dense weight does not fit the format, or one of them is compressed and damaged.
@@ -65,7 +65,7 @@ impl TensorView<'_> {
         self.compared(dense, Self::is_zero)
     }
 
-    /// The same for a tensor that another program has pruned, whose zeros may have a sign.
+    /// [`TensorView::difference`] for a tensor that another program pruned: zeros may have a sign.
     ///
     /// # Errors
     /// As [`TensorView::difference`].

@@ -1,4 +1,4 @@
-//! Digests of files and texts, which say what a result was made from.
+//! Digests of files and texts, which identify the inputs of a result.
 
 use std::{
     io::{self, Read},
@@ -18,7 +18,7 @@ pub fn digest(path: &Path) -> Result<String, Error> {
     let io = |e| Error::io(path, e);
     let mut hasher = Sha256::new();
     let file = files::open(path).map_err(io)?;
-    // Not what is written to it meanwhile: that could go on for ever.
+    // Reads no more than the present length, as a process could append for ever.
     let length = file.metadata().map_err(io)?.len();
     io::copy(&mut file.take(length), &mut hasher).map_err(io)?;
     Ok(format!("{:x}", hasher.finalize()))

@@ -1,8 +1,8 @@
-//! The ways in which a checkpoint can be wrong.
+//! The errors of checkpoints.
 
 use std::{io, path::Path, path::PathBuf};
 
-/// What is wrong with a checkpoint, where, and what to do.
+/// An error of a checkpoint: what is wrong, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each variant's message says what it is")]
 pub enum Error {
@@ -127,7 +127,7 @@ impl Error {
         Self::Io { path: path.to_owned(), source }
     }
 
-    /// The same, for a `map_err`.
+    /// [`Error::io`] for a `map_err`.
     pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::io(path, source)
     }

@@ -1,10 +1,10 @@
-//! What stands where a checkpoint was looked for: other forms of a model, and what to do with each.
+//! Recognises other forms of models in place of a checkpoint, and says what to do with each.
 
 use std::{fs, path::Path};
 
 use super::Error;
 
-/// Why there is no checkpoint in a directory, or in a file that was given for one.
+/// The error for a path that is not a checkpoint.
 pub(super) fn no_checkpoint(path: &Path) -> Error {
     if !path.exists() {
         return Error::Missing(path.to_owned());
@@ -41,7 +41,7 @@ pub(super) fn no_checkpoint(path: &Path) -> Error {
     })
 }
 
-/// What is wrong with a file of weights, if it is one by its name.
+/// The error for a single file of weights; `None` if its name does not look like one.
 fn foreign_file(path: &Path) -> Option<Error> {
     let (form, todo) = match path.extension()?.to_str()? {
         "bin" | "pt" | "pth" | "ckpt" => {

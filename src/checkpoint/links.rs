@@ -1,15 +1,15 @@
-//! Symbolic links in a checkpoint. An archive from outside may hold links to any file of this
-//! machine, which would be read and copied to the output.
+//! Checks symbolic links in a checkpoint. A downloaded archive may have links to any file of this
+//! machine, which would be copied to the output.
 
 use std::{fs, path::Path};
 
 use super::Error;
 
-/// That a file of the checkpoint in `dir` is truly there, whatever links lead to it: below `dir` or,
-/// where `dir` is a snapshot in the hub's cache, among the blobs that its links lead to.
+/// Checks that a file of the checkpoint in `dir`, with links resolved, is below `dir`, or among the
+/// cache's blobs if `dir` is a snapshot in the hub's cache.
 ///
 /// # Errors
-/// If it is elsewhere, or not there at all.
+/// If the file is elsewhere, or does not exist.
 pub(crate) fn check_inside(dir: &Path, path: &Path) -> Result<(), Error> {
     let real = |path: &Path| fs::canonicalize(path).map_err(|e| Error::io(path, e));
     let (home, target) = (real(dir)?, real(path)?);
@@ -54,7 +54,7 @@ mod tests {
             assert_eq!(result.is_ok(), fine, "{target}: {result:?}");
             fs::remove_file(&link).unwrap();
         }
-        // A link to the directory as a whole is its owner's choice.
+        // The directory itself may be a link.
         let elsewhere = dir.path().join("model");
         symlink(&snapshot, &elsewhere).unwrap();
         assert!(check_inside(&elsewhere, &elsewhere.join("own")).is_ok());

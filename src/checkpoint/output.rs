@@ -1,5 +1,5 @@
-//! Writing a pruned checkpoint: everything goes to a directory beside the output's place, which is
-//! renamed to it when complete. What is under the output's name is always a whole checkpoint.
+//! Writes a pruned checkpoint into a directory beside the output, which is renamed to the output when
+//! complete. A directory with the output's name is always a complete checkpoint.
 
 use std::{
     borrow::Cow,
@@ -22,8 +22,8 @@ use super::{
 };
 use crate::files;
 
-/// A checkpoint in the making. Dropped before [`Output::finish`], it leaves nothing behind but what
-/// a run can go on from.
+/// A checkpoint that is being written. If it is dropped before [`Output::finish`], only the saved state
+/// of the run is left.
 #[derive(Debug)]
 pub struct Output {
     target: PathBuf,
@@ -31,25 +31,25 @@ pub struct Output {
     partial: Partial,
 }
 
-/// What to do about what is there already.
+/// What to do with an existing output or saved state.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Existing {
-    /// Replace a checkpoint that has the output's name, and start anew where a run was cut off.
+    /// Replace an existing checkpoint, and discard the saved state of an interrupted run.
     pub force: bool,
-    /// Go on from where a run was cut off.
+    /// Continue from the saved state of an interrupted run.
     pub resume: bool,
 }
 
-/// What was written.
+/// Counts of a written checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Written {
-    /// Kept weights that are not the dense ones.
+    /// Number of kept weights that differ from the dense ones.
     pub changed: usize,
     /// Bytes of all tensors.
     pub weight_bytes: u64,
-    /// Bytes of all files: the shards, their index, and those that came along, but for the card.
+    /// Bytes of all files except the card: shards, index and copied files.
     pub directory_bytes: u64,
-    /// Matrices that are compressed.
+    /// Number of compressed matrices.
     pub compressed: usize,
 }
 
@@ -58,24 +58,23 @@ struct Entry<'a> {
     name: String,
     dtype: safetensors::Dtype,
     shape: Vec<usize>,
-    /// The checkpoint's tensor that it is, or tells something of.
+    /// The checkpoint's tensor that the entry is made from.
     view: TensorView<'a>,
-    /// The format that the checkpoint's elements change to.
+    /// The format that the elements are converted to; `None` for the checkpoint's.
     to: Option<Dtype>,
-    /// What it is of a compressed matrix: its name and what makes its bytes.
+    /// For a tensor of a compressed matrix: its name, and the function that computes its bytes.
     part: Option<(&'static str, Content)>,
 }
 
 impl Output {
-    /// Checks that a run of `model` could write its result to `target`, as far as that can be known,
-    /// without writing anything. `inputs` are files that the run reads, besides those of the model;
-    /// `bytes` are written at least. Returns where `target` leads to.
+    /// Checks, as far as possible without writing, that a run of `model` can write its result to
+    /// `target`. `inputs` are files that the run reads, in addition to the model's; `bytes` is the least
+    /// size of the result. Returns `target` with links resolved.
     ///
     /// # Errors
-    /// If `target` is anything but a directory or free, leads nowhere, overlaps the model's directory
-    /// or holds an input or anything that no run wrote, if nothing can be written there, if what is
-    /// beside it under the name of a run's directory is not a run's, or if a file that is to be copied
-    /// cannot be read.
+    /// If `target` exists and is not a directory, is a link to nothing, overlaps the model's directory,
+    /// or holds an input or a file that no run wrote; if it cannot be written; if the directory beside
+    /// it with the name of a run's directory is not a run's; or if a file to be copied cannot be read.
     pub fn check<'a>(
         target: &Path,
         model: &'a Reader,
@@ -87,13 +86,12 @@ impl Output {
         Ok(target)
     }
 
-    /// Prepares to write to `target`, and fails early if it could not be finished: to be called
-    /// before a long run. No other run can write there meanwhile. `inputs` are files that the run
-    /// reads, besides those of the model; `bytes` are written at least.
+    /// Prepares to write to `target`, before a long run, so that errors show early. Locks out other runs
+    /// to `target`. `inputs` and `bytes` are as for [`check`](Self::check).
     ///
     /// # Errors
-    /// As [`check`](Self::check), if `target`, or the state of a run that was cut off, is there and
-    /// `existing` does not say what to do about it, if `target` is not as a run wrote it, or if
+    /// As [`check`](Self::check); if `target`, or the saved state of an interrupted run, exists and
+    /// `existing` does not say what to do with it; if `target` has changed since a run wrote it; or if
     /// another run writes there.
     pub fn create<'a>(
         target: &Path,
@@ -103,7 +101,7 @@ impl Output {
         bytes: u64,
     ) -> Result<Self, Error> {
         let target = apart(target, model, inputs)?;
-        // One that is resumed may have given the result its name.
+        // A resumed run may have renamed its result already.
         if target.exists() && !existing.force && !existing.resume {
             return Err(Error::Exists(target));
         }
@@ -116,8 +114,8 @@ impl Output {
         Ok(output)
     }
 
-    /// Bytes of the tensors of `model` when they are written in this format, or fewer: how small
-    /// compressed matrices get shows when they are pruned.
+    /// Least bytes of the tensors of `model` in this format. The size of compressed matrices is known
+    /// only after pruning.
     pub fn least_bytes(model: &Reader, format: Format, dtype: Option<Dtype>) -> u64 {
         if !format.is_dense() {
             return 0;
@@ -129,15 +127,15 @@ impl Output {
         model.names().filter_map(|name| model.tensor(name).ok()).map(length).sum()
     }
 
-    /// Removes what a run that has written `target` did not come to remove beside it.
+    /// Removes files that a finished run to `target` left beside it when it was interrupted.
     ///
     /// # Errors
-    /// If it cannot be removed, or another run is writing there.
+    /// If they cannot be removed, or another run is writing there.
     pub fn tidy(target: &Path) -> Result<(), Error> {
         Partial::tidy(place::resolved(target)?)
     }
 
-    /// Sees to what is there already.
+    /// Checks or clears an existing output and saved state.
     fn look(&self, existing: Existing) -> Result<(), Error> {
         let Self { target, partial, staging } = self;
         if existing.resume && self.is_complete() && !staging.is_dir() {
@@ -164,13 +162,13 @@ impl Output {
         Ok(())
     }
 
-    /// A directory for scratch files and the run's state, which goes when the output is finished or
-    /// given up.
+    /// The directory for scratch files and saved state, which is removed when the output is finished or
+    /// dropped.
     pub fn scratch(&self) -> &Path {
         self.partial.path()
     }
 
-    /// What would be left to go on from if the run ended now, in words.
+    /// The saved state that would be left if the run ended now, in words; `None` if none would.
     ///
     /// # Errors
     /// If the state cannot be read.
@@ -178,30 +176,30 @@ impl Output {
         self.partial.left_over()
     }
 
-    /// Where the checkpoint will be.
+    /// The final directory of the checkpoint.
     pub fn target(&self) -> &Path {
         &self.target
     }
 
-    /// Where its files are until then.
+    /// The directory of the files until the checkpoint is finished.
     pub fn staging(&self) -> &Path {
         &self.staging
     }
 
-    /// The directory that the complete checkpoint has now.
+    /// The current directory of the complete checkpoint.
     pub fn complete(&self) -> &Path {
         if self.staging.is_dir() { &self.staging } else { &self.target }
     }
 
-    /// Whether a run that was cut off had written all of it: nothing is left but to finish.
+    /// Whether an interrupted run had written all files, so that only the rename is left.
     pub fn is_complete(&self) -> bool {
         self.partial.is_finished()
     }
 
-    /// Writes the weights of `reader`, in the same shards: zeros where masks prune, the changed
-    /// weights where there are such, every other weight bit for bit unless `dtype` asks for another
-    /// one. Pruned matrices are stored in `format` where that takes less room. Calls `written` with
-    /// the number of bytes after each tensor, counted dense. The files that come along are copied.
+    /// Writes the weights of `reader` in the same shards: zeros for pruned weights, changed values for
+    /// changed weights, and all others bit for bit unless `dtype` converts them. Pruned matrices are
+    /// stored in `format` where that is smaller. Copies the other files. Calls `written` after each
+    /// tensor with its number of bytes, counted dense.
     ///
     /// # Errors
     /// If a file cannot be written, or a weight does not fit the format.
@@ -224,7 +222,7 @@ impl Output {
             let tensors = reader.in_shard(shard).into_iter();
             let mut entries: Vec<_> =
                 tensors.flat_map(|view| Entry::of(view, format, dtype, pruned)).collect();
-            // Those with the widest elements first, so that each is aligned.
+            // Tensors with the widest elements come first, so that all are aligned.
             entries.sort_by_key(|entry| Reverse(entry.dtype.bitsize()));
             entries
         };
@@ -255,25 +253,25 @@ impl Output {
         Ok(all)
     }
 
-    /// Adds a file, or replaces one that came along.
+    /// Adds a file, or replaces a copied one.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn add_file(&self, name: &str, contents: &[u8]) -> Result<(), Error> {
         let path = self.staging.join(name);
         files::write(&path, contents).map_err(|e| Error::io(&path, e))
     }
 
-    /// Gives the checkpoint its name, replacing what `force` allowed to be replaced.
+    /// Renames the checkpoint to its final name, replacing an existing one if `force` allowed it.
     ///
     /// # Errors
-    /// If it cannot be renamed; what was there before is then there still.
+    /// If it cannot be renamed; the existing one then stays.
     pub fn finish(&self) -> Result<(), Error> {
         self.partial.finish()
     }
 }
 
-/// Where `target` leads to, if it is apart from all that the run reads.
+/// `target` with links resolved; an error if it overlaps files that the run reads.
 fn apart<'a>(
     target: &Path,
     model: &'a Reader,
@@ -286,7 +284,7 @@ fn apart<'a>(
         return Err(Error::Overlap { output: target, model: dir });
     }
     for input in model.weight_files().chain(inputs) {
-        // What is not there is missed where it is read.
+        // A missing input is reported when it is read.
         if fs::canonicalize(input).is_ok_and(|input| input.starts_with(&target)) {
             return Err(Error::Holds { output: target, input: input.to_owned() });
         }
@@ -294,9 +292,9 @@ fn apart<'a>(
     Ok(target)
 }
 
-/// Checks that what `target` needs is there to be taken, and that what is to be copied can be read.
+/// Checks that `target` can be written, and that the files to be copied can be read.
 fn possible(target: &Path, model: &Reader, bytes: u64) -> Result<(), Error> {
-    // What a run that was cut off has written there already is not known to be missing.
+    // An interrupted run may have written some of the bytes already.
     let bytes = if Partial::beside(target).exists() { 0 } else { bytes };
     place::check(target, bytes)?;
     Partial::check(target)?;
@@ -309,8 +307,8 @@ fn possible(target: &Path, model: &Reader, bytes: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// What this process's run to the output `target` leaves to go on from, if the process ends now: the
-/// directory, and where the run is, in words. If it is nothing, no directory is left.
+/// The saved state that this process's run to `target` leaves if the process ends now: the directory,
+/// and the saved place in words. Without a saved state, the directory is removed.
 pub fn left_behind(target: &Path) -> Option<(PathBuf, String)> {
     Partial::left_behind(&place::resolved(target).ok()?)
 }
@@ -319,7 +317,7 @@ fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
-/// The configuration of the output, where it is not the dense one's: what it says of formats.
+/// The `config.json` of the output, if its formats differ from the dense checkpoint's.
 fn config<'a>(
     reader: &Reader,
     format: Format,
@@ -351,8 +349,7 @@ fn config<'a>(
     (config != *reader.config()).then_some(config)
 }
 
-/// Writes a file of tensors, one after the other; returns how many kept weights are not the dense
-/// ones.
+/// Writes a file of tensors; returns the number of kept weights that differ from the dense ones.
 fn write_shard(
     path: &Path,
     shard: &Shard,
@@ -399,20 +396,20 @@ fn header(shard: &Shard, entries: &[Entry<'_>]) -> Vec<u8> {
         );
     }
     let mut bytes = Value::Object(header).to_string().into_bytes();
-    // The tensors begin at a multiple of eight.
+    // The tensors start at a multiple of eight bytes.
     bytes.resize(bytes.len().next_multiple_of(8), b' ');
     bytes
 }
 
 impl<'a> Entry<'a> {
-    /// What a tensor is written as: itself, or the parts of a compressed matrix.
+    /// The entries for a tensor: the tensor itself, or the tensors of a compressed matrix.
     fn of(
         view: TensorView<'a>,
         format: Format,
         dtype: Option<Dtype>,
         pruned: &Pruned,
     ) -> Vec<Self> {
-        // Only floating-point tensors change their format.
+        // Only floating-point tensors are converted.
         let from = Dtype::of(view.dtype);
         let to = dtype.filter(|to| from.is_some_and(|from| from != *to));
         let mask = pruned.masks.get(view.name).zip(to.or(from));
@@ -430,17 +427,17 @@ impl<'a> Entry<'a> {
         parts.into_iter().map(entry).collect()
     }
 
-    /// Whether it has the values of a compressed matrix.
+    /// Whether the entry has the values of a compressed matrix.
     fn has_values(&self) -> bool {
         self.part.is_some_and(|(name, _)| name == VALUES)
     }
 
-    /// How many bytes it has.
+    /// Number of bytes.
     fn length(&self) -> usize {
         layout::length(self.dtype, &self.shape)
     }
 
-    /// Its bytes, and how many of the kept weights in them are not the dense ones.
+    /// The bytes, and the number of kept weights in them that differ from the dense ones.
     fn bytes(&self, pruned: &Pruned) -> Result<(Cow<'a, [u8]>, usize), Error> {
         let mask = pruned.masks.get(self.view.name).zip(Dtype::of(self.view.dtype));
         let Some(((_, content), (mask, from))) = self.part.zip(mask) else {
@@ -455,7 +452,7 @@ impl<'a> Entry<'a> {
         })
     }
 
-    /// The bytes of the whole tensor, with zeros where it is pruned.
+    /// The bytes of the whole tensor, with zeros for pruned weights.
     fn dense(&self, pruned: &Pruned) -> Result<(Cow<'a, [u8]>, usize), Error> {
         let name = self.view.name;
         let stored = self.view.bytes()?;

@@ -1,5 +1,5 @@
-//! The files that a run wrote into a directory, by the report there: only these are ever removed to
-//! make room for another result.
+//! The files that a run wrote into a directory, according to its report. Only these are removed when a
+//! result is replaced.
 
 use std::{
     collections::BTreeMap,
@@ -30,25 +30,25 @@ pub const CARD: &str = "README.md";
 #[derive(Debug)]
 pub(super) struct Owned {
     dir: PathBuf,
-    /// The names of the files, with their digests where the report lists them.
+    /// The names of the files, with their digests if the report lists them.
     files: BTreeMap<OsString, Option<String>>,
 }
 
-/// What a report says of the files beside it.
+/// The files that a report lists.
 #[derive(Deserialize)]
 struct Listed {
     #[serde(default)]
     outputs: BTreeMap<String, String>,
 }
 
-/// How many entries a message names.
+/// Maximum number of entries that a message names.
 const NAMED: usize = 3;
 
 impl Owned {
-    /// The files in a directory, which may have lost some of them. An empty one is fine.
+    /// The files in a directory; some that the report lists may be missing. The directory may be empty.
     ///
     /// # Errors
-    /// If the directory has no report, or holds anything that no run wrote.
+    /// If the directory has no report, or has a file that no run wrote.
     pub(super) fn of(dir: &Path) -> Result<Self, Error> {
         let io = |e| Error::io(dir, e);
         let mut entries = BTreeMap::new();
@@ -70,7 +70,7 @@ impl Owned {
         let mut foreign = Vec::new();
         for (name, kind) in entries {
             let digest = name.to_str().and_then(|name| outputs.remove(name));
-            // A report cannot list itself, nor the page that is made of it.
+            // A report lists neither itself nor its page.
             let own = digest.is_some() || name == JSON || name == HTML;
             if own && kind.is_file() {
                 owned.files.insert(name, digest);
@@ -85,10 +85,10 @@ impl Owned {
         }
     }
 
-    /// Checks that the files are as the run wrote them.
+    /// Checks that the files are unchanged since the run wrote them.
     ///
     /// # Errors
-    /// If one is not, or cannot be read.
+    /// If a file has changed, or cannot be read.
     pub(super) fn unchanged(self) -> Result<Self, Error> {
         let changed = self.files.par_iter().filter_map(|(name, written)| {
             let written = written.as_ref()?;
@@ -105,11 +105,11 @@ impl Owned {
         }
     }
 
-    /// Removes the files and then the directory. The report goes last: where this is cut off, it says
-    /// what the rest is.
+    /// Removes the files and then the directory. The report is removed last, as it lists the rest if
+    /// this is interrupted.
     ///
     /// # Errors
-    /// If a file cannot be removed, or something else has come into the directory.
+    /// If a file cannot be removed, or a file was added to the directory.
     pub(super) fn remove(&self) -> Result<(), Error> {
         let remove = |name: &OsString| {
             let path = self.dir.join(name);
@@ -119,7 +119,7 @@ impl Owned {
         self.files.keys().filter(|name| *name == JSON).try_for_each(remove)?;
         match files::remove_dir(&self.dir) {
             Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                // It says what has come in.
+                // This error names the added files.
                 Self::of(&self.dir)?;
                 Err(Error::io(&self.dir, e))
             }
@@ -128,7 +128,7 @@ impl Owned {
     }
 }
 
-/// Names in a message: the first few, and how many more there are.
+/// Names in a message: the first few, and the number of the others.
 pub(super) fn listed(names: &[String]) -> String {
     let first = names[..names.len().min(NAMED)].join(", ");
     match names.len().saturating_sub(NAMED) {

@@ -1,5 +1,5 @@
-//! The directory beside an output in which it is made, `OUTPUT.partial`: the checkpoint as far as it
-//! is written, scratch files, and the state of the run, from which it goes on if it is cut off.
+//! The working directory of a run, `OUTPUT.partial` beside the output: the checkpoint that is being
+//! written, scratch files, and the saved state of the run.
 
 use std::{
     ffi::OsString,
@@ -14,55 +14,55 @@ use super::{
 };
 use crate::{files, journal::Journal};
 
-/// The directory of a run, which no other run has at the same time.
+/// The working directory of a run, locked against other runs.
 #[derive(Debug)]
 pub(super) struct Partial {
     target: PathBuf,
     dir: PathBuf,
-    /// Held as long as the process lives, however it ends.
+    /// The lock, which the system releases when the process ends.
     _lock: File,
 }
 
-/// What runs lock, and where they say who they are.
+/// The name of the file that runs lock, with the process id.
 const LOCK: &str = "lock";
-/// The checkpoint in the making.
+/// The name of the directory of the checkpoint that is being written.
 const CHECKPOINT: &str = "checkpoint";
-/// There once the checkpoint is complete.
+/// The name of the file that exists once the checkpoint is complete.
 const FINISHED: &str = "finished";
-/// What was under the output's name before.
+/// The name of the directory with the output that is being replaced.
 const REPLACED: &str = "replaced";
-/// Bytes of a lock at most: the number of a process.
+/// Maximum bytes of a lock, which has a process id.
 const LONGEST: u64 = 16;
 
 impl Partial {
-    /// The directory beside `target`.
+    /// The path of the directory beside `target`.
     pub(super) fn beside(target: &Path) -> PathBuf {
         let mut dir = target.as_os_str().to_owned();
         dir.push(".partial");
         dir.into()
     }
 
-    /// Checks that what is beside `target` under the names that a run takes is Barber's, if it is
-    /// there.
+    /// Checks that existing directories beside `target` with the names of working directories are
+    /// Barber's.
     pub(super) fn check(target: &Path) -> Result<(), Error> {
         [Self::beside(target), Self::over(target)].iter().try_for_each(|dir| check_own(dir))
     }
 
-    /// Takes the directory beside `target`, and puts right what a run that was cut off while it
-    /// replaced the target left.
+    /// Opens and locks the directory beside `target`, and repairs what a run left that was interrupted
+    /// while it replaced `target`.
     pub(super) fn open(target: PathBuf) -> Result<Self, Error> {
         Self::check(&target)?;
         let dir = Self::beside(&target);
         let new = !dir.exists();
         let lock = lock(&dir, &target).inspect_err(|error| {
-            // Nothing is in it but perhaps the lock.
+            // The directory has at most the lock.
             if new && !matches!(error, Error::Busy { .. }) {
                 let _ = fs::remove_file(dir.join(LOCK));
                 let _ = fs::remove_dir(&dir);
             }
         })?;
         let partial = Self { target, dir, _lock: lock };
-        // What the last run did not come to remove.
+        // The last run may have been interrupted while it removed its directory.
         remove_own(&Self::over(&partial.target))?;
         let replaced = partial.replaced();
         if replaced.exists() && !partial.target.exists() {
@@ -71,17 +71,17 @@ impl Partial {
         Ok(partial)
     }
 
-    /// Removes what a run which gave `target` its name did not come to remove.
+    /// Removes files that a finished run to `target` left when it was interrupted.
     pub(super) fn tidy(target: PathBuf) -> Result<(), Error> {
         let left = [Self::beside(&target), Self::over(&target)].iter().any(|dir| dir.exists());
-        // What is not Barber's is in nobody's way here.
+        // Files that are not Barber's may stay here.
         if left && Self::check(&target).is_ok() {
             Self::open(target)?;
         }
         Ok(())
     }
 
-    /// What this process's run to `target` leaves if it ends now, without a destructor.
+    /// The saved state that this process's run to `target` leaves if it ends now without destructors.
     pub(super) fn left_behind(target: &Path) -> Option<(PathBuf, String)> {
         let dir = Self::beside(target);
         let own = fs::read_to_string(dir.join(LOCK)).is_ok_and(|owner| owner == process());
@@ -91,7 +91,7 @@ impl Partial {
         if let Ok(Some(label)) = Journal::label(&dir) {
             return Some((dir, label));
         }
-        // What is written of a checkpoint, without a state beside it, stays for the next run to remove.
+        // An incomplete checkpoint without a saved state stays; the next run removes it.
         if !dir.join(FINISHED).is_file() && fs::remove_dir(dir.join(CHECKPOINT)).is_ok() {
             let _ = fs::remove_file(dir.join(LOCK)).and_then(|()| fs::remove_dir(&dir));
         }
@@ -110,12 +110,12 @@ impl Partial {
         self.dir.join(REPLACED)
     }
 
-    /// Whether the checkpoint is complete; it has its name, or is about to get it.
+    /// Whether the checkpoint is complete, before or after it is renamed.
     pub(super) fn is_finished(&self) -> bool {
         self.dir.join(FINISHED).is_file()
     }
 
-    /// Whether a run left something to go on from.
+    /// Whether a run left a saved state.
     fn is_left_over(&self) -> Result<bool, Error> {
         if self.is_finished() {
             return Ok(self.checkpoint().is_dir());
@@ -123,7 +123,7 @@ impl Partial {
         Ok(Journal::has_saves(&self.dir)?)
     }
 
-    /// What a run left to go on from, in words.
+    /// The saved state that a run left, in words; `None` if there is none.
     pub(super) fn left_over(&self) -> Result<Option<String>, Error> {
         Ok(match self.is_left_over()? {
             true if self.is_finished() => Some("all is written".into()),
@@ -139,13 +139,12 @@ impl Partial {
         files::remove(&finished).map_err(|e| Error::io(&finished, e))
     }
 
-    /// Removes what a run worked with. That it is over, if it is, stays true.
+    /// Removes the files of a run, except the mark that it is finished.
     fn empty(&self) -> Result<(), Error> {
         remove_entries(&self.dir, |name| name != LOCK && name != FINISHED)
     }
 
-    /// Gives the checkpoint, whose files are on the disk, its name. What was there goes when it has
-    /// it.
+    /// Renames the checkpoint, whose files are synced, to its final name; then removes the replaced one.
     pub(super) fn finish(&self) -> Result<(), Error> {
         let (checkpoint, target) = (self.checkpoint(), &self.target);
         let io = |e| Error::io(target, e);
@@ -161,11 +160,11 @@ impl Partial {
         if target.exists() {
             let replaced = self.replaced();
             remove_entries(&self.dir, |name| name == REPLACED)?;
-            // Something may have come into it while the run went on.
+            // Files may have been added during the run.
             Owned::of(target)?.unchanged()?;
             files::rename(target, &replaced).map_err(io)?;
             if let Err(error) = files::rename(&checkpoint, target) {
-                // Nothing is lost: the old one gets its name back.
+                // Renames the old one back.
                 let _ = files::rename(&replaced, target);
                 return Err(io(error));
             }
@@ -176,8 +175,8 @@ impl Partial {
         self.remove()
     }
 
-    /// Removes the directory. It goes at once: without the word that the run is over, a part of it
-    /// would say that the run is to be done again.
+    /// Removes the directory. It is renamed first: if half of it were left without the finished mark, the
+    /// run would seem unfinished.
     fn remove(&self) -> Result<(), Error> {
         if self.replaced().exists() && !self.target.exists() {
             return Ok(());
@@ -190,7 +189,7 @@ impl Partial {
         remove_own(&over)
     }
 
-    /// The name of a directory that is being removed.
+    /// The path of a directory that is being removed.
     fn over(target: &Path) -> PathBuf {
         let mut name = OsString::from(".");
         name.push(target.file_name().unwrap_or_default());
@@ -201,7 +200,7 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // After `finish` it is not there any more. There is nobody to tell that it cannot be tidied.
+        // After `finish` the directory is gone. Errors of tidying cannot be reported here.
         let _ = match self.is_left_over() {
             Ok(true) if self.is_finished() => Ok(()),
             Ok(true) => files::remove(&self.checkpoint()).map_err(|e| Error::io(&self.dir, e)),
@@ -211,15 +210,15 @@ impl Drop for Partial {
     }
 }
 
-/// How a process says who it is.
+/// The process id as text.
 fn process() -> String {
     std::process::id().to_string()
 }
 
-/// How many runs may end and remove the directory while this one takes it.
+/// Maximum number of attempts, as runs that end may remove the directory meanwhile.
 const ATTEMPTS: usize = 100;
 
-/// The lock of a directory, which is made if it is not there.
+/// Locks a directory, creating it if it does not exist.
 fn lock(dir: &Path, target: &Path) -> Result<File, Error> {
     let path = dir.join(LOCK);
     let io = |e| Error::io(&path, e);
@@ -229,7 +228,7 @@ fn lock(dir: &Path, target: &Path) -> Result<File, Error> {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let mut file = match file {
             Ok(file) => file,
-            // The run that had it has just ended.
+            // The run that held the lock has just ended.
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(e) => return Err(io(e)),
         };
@@ -241,11 +240,11 @@ fn lock(dir: &Path, target: &Path) -> Result<File, Error> {
             }
             Err(TryLockError::Error(e)) => return Err(io(e)),
         }
-        // It is never empty again, by which others know that it is a run's.
+        // The file is never empty again, so that others know that it is a run's.
         file.write_all(own.as_bytes()).and_then(|()| file.set_len(own.len() as u64)).map_err(io)?;
         match fs::read_to_string(&path) {
             Ok(found) if found == own => return Ok(file),
-            // That file was removed by a run which has just ended.
+            // A run that has just ended removed the locked file.
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(io(e)),
@@ -254,17 +253,17 @@ fn lock(dir: &Path, target: &Path) -> Result<File, Error> {
     Err(io(io::Error::other("other processes keep removing it")))
 }
 
-/// Whether an entry of a run's directory is a run's.
+/// Whether an entry of a working directory is a run's.
 fn is_own(name: &str, kind: FileType) -> bool {
     match name {
         CHECKPOINT | REPLACED => kind.is_dir(),
         LOCK | FINISHED => kind.is_file(),
-        // Scratch files have no name, but on some file systems for an instant.
+        // Scratch files have a name only for an instant, on some file systems.
         _ => kind.is_file() && (Journal::has(name) || name.starts_with(".tmp") && name.len() == 10),
     }
 }
 
-/// The entries of a directory with their kinds, the lock last; none, if there is no directory.
+/// The entries of a directory with their kinds, the lock last; empty if it does not exist.
 fn entries(dir: &Path) -> io::Result<Vec<(OsString, FileType)>> {
     let found = match fs::read_dir(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -279,8 +278,8 @@ fn entries(dir: &Path) -> io::Result<Vec<(OsString, FileType)>> {
     Ok(entries)
 }
 
-/// Checks that a directory is a run's, if it is there: it has the lock of one, and nothing but what
-/// runs make. An empty one may be where a run was cut off as it began.
+/// Checks that an existing directory is a run's: it has a lock, and only files that runs write. It may
+/// be empty, if a run was interrupted as it began.
 fn check_own(dir: &Path) -> Result<(), Error> {
     let io = |e| Error::io(dir, e);
     let not_own = |problem| Err(Error::NotPartial { dir: dir.to_owned(), problem });
@@ -319,8 +318,8 @@ fn check_own(dir: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes the entries of a run's directory whose names are wanted; of a result that was replaced,
-/// only what its run wrote.
+/// Removes the entries of a working directory for whose names `wanted` is true; of a replaced result,
+/// only the files that its run wrote.
 fn remove_entries(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<(), Error> {
     for (name, kind) in entries(dir).map_err(|e| Error::io(dir, e))? {
         let path = dir.join(&name);
@@ -335,7 +334,7 @@ fn remove_entries(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<(), Error
     Ok(())
 }
 
-/// Removes a run's directory, if it is there. The lock goes last, by which it is known until then.
+/// Removes an existing working directory. The lock is removed last, as it identifies the directory.
 fn remove_own(dir: &Path) -> Result<(), Error> {
     check_own(dir)?;
     remove_entries(dir, |_| true)?;

@@ -1,5 +1,5 @@
-//! The place of an output: where its path leads to, and whether a directory can be renamed to it. All
-//! that can be known of it before a run is found here, without writing anything.
+//! Checks the place of an output before a run, without writing: resolves its path, and checks that a
+//! directory can be renamed to it.
 
 use std::{
     fs, io,
@@ -11,10 +11,10 @@ use bytesize::ByteSize;
 use super::Error;
 use crate::files;
 
-/// Where a path leads to; its last parts need not be there.
+/// A path with links resolved; its last parts need not exist.
 ///
 /// # Errors
-/// If it is a link that leads nowhere, or cannot be looked at.
+/// If it is a link to nothing, or cannot be read.
 pub(super) fn resolved(path: &Path) -> Result<PathBuf, Error> {
     let absolute = std::path::absolute(path).map_err(|e| Error::io(path, e))?;
     let mut real = PathBuf::new();
@@ -38,11 +38,11 @@ pub(super) fn resolved(path: &Path) -> Result<PathBuf, Error> {
     Ok(real)
 }
 
-/// Checks that a directory of so many bytes could get this name, whose links are resolved.
+/// Checks that a directory of this number of bytes can be renamed to `target`, whose links are resolved.
 ///
 /// # Errors
-/// If what has the name is no directory or a mount point, or if nothing, or not so much, can be
-/// written beside it.
+/// If `target` exists and is not a directory, or is a mount point; or if the directory above it cannot
+/// be written to, or has too little space.
 pub(super) fn check(target: &Path, bytes: u64) -> Result<(), Error> {
     let Some(parent) = target.parent() else {
         return Err(no_place(target, "is the root of the file system"));
@@ -83,7 +83,7 @@ fn is_mount_point(dir: &Path) -> bool {
         .is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-/// Elsewhere it shows when the output gets its name.
+/// On other systems, the rename fails.
 #[cfg(not(target_os = "linux"))]
 fn is_mount_point(_: &Path) -> bool {
     false
@@ -96,17 +96,17 @@ fn writable(dir: &Path) -> io::Result<()> {
     Ok(rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK)?)
 }
 
-/// Elsewhere it shows when the run's directory is made.
+/// On other systems, creating the working directory fails.
 #[cfg(not(unix))]
 fn writable(_: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes that can still be written in a directory, if the system says so.
+/// Free bytes of a directory's file system; `None` if the system does not tell.
 #[cfg(unix)]
 fn free(dir: &Path) -> Option<u64> {
     let found = rustix::fs::statvfs(dir).ok()?;
-    // Some file systems count no blocks at all.
+    // Some file systems do not count blocks.
     (found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize))
 }
 

@@ -1,4 +1,4 @@
-//! What pruning decides about a checkpoint: masks, and weights that an initialiser changed.
+//! The result of pruning: masks, and weights that an initialiser or a stage changed.
 
 use std::{
     collections::BTreeMap,
@@ -10,18 +10,18 @@ use std::{
 use super::{Dtype, Error, Reader};
 use crate::mask::Mask;
 
-/// The masks of a model, by the tensor names of the weights; what has none is dense.
+/// The masks of a model, by tensor name; tensors without a mask are dense.
 pub type Masks = BTreeMap<String, Mask>;
 
-/// What pruning decided about a checkpoint. The default is to leave it dense.
+/// The masks and changed weights of a model. The default is the dense model.
 #[derive(Debug, Default)]
 pub struct Pruned {
-    /// The masks.
+    /// The masks of the pruned matrices.
     pub masks: Masks,
     changed: Option<Changed>,
 }
 
-/// Changed matrices, in a scratch file that goes with it: they would be as large as the model.
+/// Changed matrices, in a scratch file, as they may be as large as the model.
 #[derive(Debug)]
 struct Changed {
     file: File,
@@ -36,7 +36,7 @@ struct Stored {
     dtype: Dtype,
 }
 
-/// Weights that some matrices had.
+/// Saved weights of some matrices.
 #[derive(Debug)]
 pub struct Saved(Vec<(String, Option<Stored>)>);
 
@@ -47,14 +47,13 @@ impl From<Masks> for Pruned {
 }
 
 impl Pruned {
-    /// Nothing is pruned: the dense model.
+    /// The dense model: no masks, no changed weights.
     pub fn dense() -> Self {
         Self::default()
     }
 
-    /// Takes `values`, row-major, for the weights of matrix `name`, and returns them as they will
-    /// be stored: rounded to `dtype`, or to what `reader` has. They are kept in a file in
-    /// `scratch` until then.
+    /// Sets the weights of matrix `name` to `values`, row-major, rounded to `dtype`, or to the format in
+    /// `reader`; returns the rounded values. They are kept in a file in the directory `scratch`.
     ///
     /// # Errors
     /// If a value does not fit the format, or the file cannot be written.
@@ -73,7 +72,7 @@ impl Pruned {
         Ok(dtype.decode(&bytes))
     }
 
-    /// The same for weights in the format in which they are stored.
+    /// [`Pruned::change`] for weights that are rounded to `dtype` already.
     pub(crate) fn store(
         &mut self,
         name: &str,
@@ -97,7 +96,7 @@ impl Pruned {
         Ok(())
     }
 
-    /// The same once more, with a scratch file of its own in `scratch`.
+    /// A copy with its own scratch file in the directory `scratch`.
     ///
     /// # Errors
     /// If a scratch file cannot be read or written.
@@ -112,13 +111,13 @@ impl Pruned {
         Ok(Self { masks: self.masks.clone(), changed: changed.transpose()? })
     }
 
-    /// Goes back to the dense weights of a matrix; returns whether it had others.
+    /// Restores the dense weights of a matrix; returns whether it had changed ones.
     pub fn restore(&mut self, name: &str) -> bool {
         let changed = self.changed.as_mut();
         changed.is_some_and(|changed| changed.matrices.remove(name).is_some())
     }
 
-    /// Notes which weights some matrices have, so that they can be put back.
+    /// Saves the weights of some matrices, for [`Pruned::put_back`].
     pub fn save(&self, names: &[String]) -> Saved {
         let stored = |name: &String| self.changed.as_ref()?.matrices.get(name).copied();
         Saved(names.iter().map(|name| (name.clone(), stored(name))).collect())
@@ -135,7 +134,8 @@ impl Pruned {
         }
     }
 
-    /// The changed weights of a matrix, row-major, if it has any; pruned ones too.
+    /// The changed weights of a matrix, row-major, those of pruned weights included; `None` if the matrix
+    /// has its dense weights.
     ///
     /// # Errors
     /// If the scratch file cannot be read.
@@ -143,12 +143,13 @@ impl Pruned {
         Ok(self.bytes(name)?.map(|(dtype, bytes)| dtype.decode(&bytes)))
     }
 
-    /// The format in which the weights of a matrix are stored, if they are changed ones.
+    /// The format of a matrix's changed weights; `None` if the matrix has its dense weights.
     pub(crate) fn format(&self, name: &str) -> Option<Dtype> {
         Some(self.changed.as_ref()?.matrices.get(name)?.dtype)
     }
 
-    /// The changed weights of a matrix in the format in which they are stored, with their bytes.
+    /// The format and the bytes of a matrix's changed weights; `None` if the matrix has its dense
+    /// weights.
     pub(crate) fn bytes(&self, name: &str) -> Result<Option<(Dtype, Vec<u8>)>, Error> {
         let Some(changed) = &self.changed else { return Ok(None) };
         let Some(&Stored { start, length, dtype }) = changed.matrices.get(name) else {

@@ -1,4 +1,4 @@
-//! Reading a checkpoint: its configuration, and its weights from memory-mapped shards.
+//! Reads a checkpoint: its configuration, and its weights from memory-mapped shards.
 
 use std::{
     borrow::Cow,
@@ -36,17 +36,17 @@ pub struct Reader {
     dir: PathBuf,
     config: Value,
     shards: Vec<Shard>,
-    /// Where each tensor is.
+    /// The place of each tensor.
     tensors: BTreeMap<String, Place>,
     indexed: bool,
 }
 
-/// Where a tensor is.
+/// The place of a tensor.
 #[derive(Debug)]
 enum Place {
-    /// In a shard.
+    /// In the shard of this index.
     Stored(usize),
-    /// A matrix, in several tensors of shards.
+    /// A compressed matrix, in several tensors.
     Compressed {
         packing: &'static Packing,
         shape: [usize; 2],
@@ -57,7 +57,7 @@ enum Place {
     },
 }
 
-/// A tensor's bytes: the shard, and the offsets in its data.
+/// The place of a tensor's bytes: the shard, and start and end in its data.
 #[derive(Clone, Copy, Debug)]
 struct Span(usize, (usize, usize));
 
@@ -65,7 +65,7 @@ struct Span(usize, (usize, usize));
 pub(super) struct Shard {
     pub(super) path: PathBuf,
     pub(super) header: Metadata,
-    /// Where the header ends and the tensors begin.
+    /// Offset of the tensors, after the header.
     data: usize,
     map: Mmap,
 }
@@ -73,20 +73,20 @@ pub(super) struct Shard {
 /// A tensor of a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
-    /// Its name.
+    /// Name of the tensor.
     pub name: &'a str,
-    /// The format of its elements.
+    /// Format of the elements.
     pub dtype: safetensors::Dtype,
-    /// Its shape.
+    /// Shape of the tensor.
     pub shape: &'a [usize],
-    /// The file that holds it.
+    /// File of the tensor.
     pub file: &'a Path,
-    /// How many bytes it takes in the checkpoint, those beside a compressed matrix's values included.
+    /// Bytes in the checkpoint; for a compressed matrix, those of all its tensors.
     pub stored: usize,
     data: Data<'a>,
 }
 
-/// How a tensor is stored.
+/// The stored data of a tensor.
 #[derive(Clone, Copy, Debug)]
 enum Data<'a> {
     Dense(&'a [u8]),
@@ -94,7 +94,7 @@ enum Data<'a> {
 }
 
 impl<'a> TensorView<'a> {
-    /// A tensor that is stored as it is.
+    /// A tensor that is not compressed.
     pub(super) const fn dense(
         name: &'a str,
         dtype: safetensors::Dtype,
@@ -105,11 +105,10 @@ impl<'a> TensorView<'a> {
         Self { name, dtype, shape, file, stored: bytes.len(), data: Data::Dense(bytes) }
     }
 
-    /// Its bytes, little-endian, row-major: those of the file, or what a compressed matrix is
-    /// decompressed to.
+    /// The bytes, little-endian, row-major: those of the file, or of the decompressed matrix.
     ///
     /// # Errors
-    /// If it is compressed and damaged.
+    /// If the tensor is compressed and damaged.
     pub fn bytes(&self) -> Result<Cow<'a, [u8]>, Error> {
         match self.data {
             Data::Dense(bytes) => Ok(bytes.into()),
@@ -120,7 +119,7 @@ impl<'a> TensorView<'a> {
         }
     }
 
-    /// How many of its values are NaN or infinite; none, of a format that Barber does not read.
+    /// Number of values that are NaN or infinite; 0 for formats that Barber does not read.
     ///
     /// # Errors
     /// If it is compressed and damaged.
@@ -129,7 +128,7 @@ impl<'a> TensorView<'a> {
         Ok(dtype.not_finite(&self.bytes()?).0)
     }
 
-    /// How many bytes these are; of a compressed matrix more than are [`stored`](Self::stored).
+    /// Number of [`bytes`](Self::bytes); for a compressed matrix more than [`stored`](Self::stored).
     pub fn length(&self) -> usize {
         layout::length(self.dtype, self.shape)
     }
@@ -138,8 +137,8 @@ impl<'a> TensorView<'a> {
 /// The header of a safetensors file and the offset of its first tensor.
 ///
 /// # Errors
-/// What is wrong with the header: a length beyond the file, broken JSON, tensors that overlap,
-/// leave holes or whose sizes contradict their shapes, two tensors of one name.
+/// If the header is wrong: a length beyond the file, invalid JSON, tensors that overlap, leave gaps or
+/// have sizes that contradict their shapes, or two tensors with the same name.
 pub fn parse_header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
     let (length, header) = SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
     let Pairs(tensors) = serde_json::from_slice::<Pairs<IgnoredAny>>(&bytes[8..length + 8])
@@ -153,8 +152,8 @@ pub fn parse_header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
 /// The tensors in each file of an index of shards.
 ///
 /// # Errors
-/// What is wrong with the index: broken JSON, no map, a tensor that is there twice, or the name of
-/// a file that is not beside the index or no safetensors file.
+/// If the index is wrong: invalid JSON, no map, a tensor that is listed twice, or the name of a file that
+/// is not a safetensors file of the same directory.
 pub fn parse_index(bytes: &[u8]) -> Result<BTreeMap<String, Vec<String>>, String> {
     #[derive(Deserialize)]
     struct Index {
@@ -181,7 +180,7 @@ pub fn parse_index(bytes: &[u8]) -> Result<BTreeMap<String, Vec<String>>, String
     Ok(files)
 }
 
-/// The keys and values of a JSON object, each as often as it is there.
+/// The keys and values of a JSON object, repeated keys included.
 struct Pairs<T>(Vec<(String, T)>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Pairs<T> {
@@ -208,14 +207,14 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Pairs<T> {
     }
 }
 
-/// A name that is there more than once.
+/// A name that occurs more than once.
 fn repeated(mut names: Vec<&str>) -> Option<&str> {
     names.sort_unstable();
     names.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
 impl Shard {
-    /// Opens a file whose header may have so many bytes.
+    /// Opens a file whose header may have at most `most` bytes.
     fn open(path: PathBuf, most: u64) -> Result<Self, Error> {
         let file = files::open(&path).map_err(|e| Error::io(&path, e))?;
         let found = file.metadata().map_err(|e| Error::io(&path, e))?.len();
@@ -239,7 +238,7 @@ impl Shard {
         let (data, header) = match parse_header(&map) {
             Ok(parsed) => parsed,
             Err(problem) => {
-                // A plausible header that goes on beyond the end, or whose tensors do.
+                // A plausible header that extends beyond the end of the file, or whose tensors do.
                 let end = length.saturating_add(8);
                 let tensors = usize::try_from(end)
                     .ok()
@@ -265,7 +264,7 @@ impl Shard {
     }
 }
 
-/// Where the last tensor of a header ends.
+/// The end of the last tensor of a header.
 fn promised_bytes(header: &[u8]) -> Option<u64> {
     #[derive(Deserialize)]
     struct Extent {
@@ -275,25 +274,25 @@ fn promised_bytes(header: &[u8]) -> Option<u64> {
     header.into_iter().filter_map(|(_, tensor)| Some(tensor.data_offsets?.1)).max()
 }
 
-/// The whole of a file of the checkpoint in `dir`.
+/// Reads a whole file of the checkpoint in `dir`.
 fn read(dir: &Path, path: &Path, limit: Limit) -> Result<Vec<u8>, Error> {
     check_inside(dir, path)?;
     limits::read(path, limit).map_err(|e| Error::io(path, e))
 }
 
-/// The weights that other tools write; they are neither read nor copied.
+/// Endings of weight files of other tools, which are neither read nor copied.
 const OTHER_WEIGHTS: &[&str] =
     &["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "ot"];
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
-/// What tells of the run that made a checkpoint; the next run tells of itself.
+/// The files about the run that made a checkpoint, which the next run writes anew.
 const ABOUT_RUN: [&str; 3] = [RECIPE, JSON, HTML];
 
 impl Reader {
     /// Opens a checkpoint directory.
     ///
     /// # Errors
-    /// [`Error`] if anything that a checkpoint must have is missing or damaged.
+    /// If a required file or tensor is missing or damaged.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let config = dir.join("config.json");
         if !config.exists() {
@@ -303,7 +302,7 @@ impl Reader {
             serde_json::from_slice(&bytes)
                 .map_err(|e| Error::Json { path: config, problem: e.to_string() })
         })?;
-        // As in transformers, an index beside a whole file is none of it.
+        // As in transformers, an index beside model.safetensors is ignored.
         let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
         let mut reader = Self {
             dir: dir.to_owned(),
@@ -361,7 +360,7 @@ impl Reader {
         Ok(&self.shards[self.shards.len() - 1])
     }
 
-    /// Puts every compressed matrix in the place of the tensors that it is stored as.
+    /// Replaces the tensors of each compressed matrix by the matrix.
     fn find_compressed(&mut self, packing: &'static Packing) -> Result<(), Error> {
         let suffix = layout::tensor("", packing.index);
         let modules = self.tensors.keys().filter_map(|name| name.strip_suffix(&suffix));
@@ -382,7 +381,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Where a compressed matrix is, and what it is.
+    /// The place, shape and format of a compressed matrix.
     fn compressed(
         &self,
         packing: &'static Packing,
@@ -441,29 +440,29 @@ impl Reader {
         self.shards.iter().map(|shard| shard.path.as_path())
     }
 
-    /// Number of weights of all matrices, embeddings and zeros included; norms and biases are none.
+    /// Number of weights of all matrices, embeddings and zeros included, without norms and biases.
     pub fn weights(&self) -> usize {
         let tensors = self.tensors.iter().filter_map(|(name, place)| self.view(name, place));
         let matrices = tensors.filter(|tensor| tensor.shape.len() > 1);
         matrices.map(|matrix| matrix.shape.iter().product::<usize>()).sum()
     }
 
-    /// Bytes of all tensors, as they are stored.
+    /// Stored bytes of all tensors.
     pub fn weight_bytes(&self) -> u64 {
         self.shards.iter().map(|shard| (shard.map.len() - shard.data) as u64).sum()
     }
 
-    /// Bytes of all files: those that hold weights, and those that come along to a pruned checkpoint;
-    /// without its card, in whose place comes another one.
+    /// Bytes of all weight files and of the files that are copied to a pruned checkpoint, without the
+    /// card, which is replaced.
     ///
     /// # Errors
-    /// If a file's size cannot be told.
+    /// If the size of a file cannot be read.
     pub fn directory_bytes(&self) -> Result<u64, Error> {
         let index = self.indexed.then(|| self.dir.join(INDEX));
         sizes(self.weight_files().map(Path::to_owned).chain(self.companions()?).chain(index))
     }
 
-    /// How many matrices are compressed.
+    /// Number of compressed matrices.
     pub fn compressed_matrices(&self) -> usize {
         let compressed = |place: &&Place| matches!(place, Place::Compressed { .. });
         self.tensors.values().filter(compressed).count()
@@ -477,15 +476,15 @@ impl Reader {
         self.indexed
     }
 
-    /// The format in which a `config.json` says that matrices are compressed.
+    /// The format of pruned matrices that `config.json` declares.
     pub fn format(&self) -> Format {
         layout::declared(&self.config).unwrap_or_default()
     }
 
-    /// A tensor.
+    /// The tensor of this name.
     ///
     /// # Errors
-    /// If there is none of this name.
+    /// If it does not exist.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, Error> {
         let found = self.tensors.get_key_value(name);
         found
@@ -519,8 +518,8 @@ impl Reader {
         })
     }
 
-    /// The tensors of a shard, in the order of their bytes; a compressed matrix is where its values
-    /// are.
+    /// The tensors of a shard, in the order of their bytes; a compressed matrix is at the place of its
+    /// values.
     pub(super) fn in_shard(&self, shard: usize) -> Vec<TensorView<'_>> {
         let mut tensors: Vec<_> = self
             .tensors
@@ -612,9 +611,8 @@ impl Reader {
         Ok(values)
     }
 
-    /// The files that come along to a pruned checkpoint: tokenizer, configuration, licence and the
-    /// like; everything at the top of the directory but weights, hidden files, and what tells of the
-    /// run that made it.
+    /// The files that are copied to a pruned checkpoint, such as tokenizer, configuration and licence: all
+    /// at the top of the directory except weights, hidden files, and those about the run that made it.
     ///
     /// # Errors
     /// If the directory cannot be listed, or a link leads out of it.
@@ -636,7 +634,7 @@ impl Reader {
     }
 }
 
-/// Bytes of some files, but for what Barber adds about a run: the card, and what tells of the run.
+/// Bytes of some files, without those that Barber adds about a run, and without the card.
 pub(crate) fn sizes(files: impl Iterator<Item = PathBuf>) -> Result<u64, Error> {
     let mut all = 0;
     let added = |file: &PathBuf| {

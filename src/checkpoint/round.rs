@@ -1,12 +1,12 @@
-//! Weights as a format stores them: rounded to the nearest, or too large for it.
+//! Rounds weights to a storage format.
 
 use super::{Dtype, Error};
 
 impl Dtype {
-    /// The weights of tensor `name` to little-endian bytes, rounded to the nearest.
+    /// The weights of tensor `name`, rounded to the nearest values of the format, as little-endian bytes.
     ///
     /// # Errors
-    /// If one is too large for the format.
+    /// If a weight is too large for the format.
     pub(super) fn round(self, name: &str, values: &[f32]) -> Result<Vec<u8>, Error> {
         let bytes = self.encode(values);
         let mut pairs = values.iter().zip(self.decode(&bytes));
@@ -19,10 +19,10 @@ impl Dtype {
         }
     }
 
-    /// The weights of tensor `name` as they are when they are stored in this format.
+    /// The weights of tensor `name`, rounded to the nearest values of the format.
     ///
     /// # Errors
-    /// If one is too large for the format.
+    /// If a weight is too large for the format.
     pub(crate) fn rounded(self, name: &str, values: Vec<f32>) -> Result<Vec<f32>, Error> {
         match self {
             Self::F64 | Self::F32 => Ok(values),

@@ -1,33 +1,32 @@
-//! The zeros of a stored tensor: how many, and in which pattern.
+//! Counts the zeros of a stored tensor, and finds their pattern.
 
 use rayon::prelude::*;
 use safetensors::Dtype as Stored;
 
 use crate::mask::Pattern;
 
-/// What the zeros of a tensor are.
+/// The zeros of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Zeros {
-    /// How many elements are zero.
+    /// Number of zero elements.
     pub count: usize,
-    /// The pattern that they make; `None` where hardly any are there, and in vectors.
+    /// The pattern of the zeros; `None` if there are hardly any, and for vectors.
     pub pattern: Option<Pattern>,
 }
 
-/// The widest tile that is looked for.
+/// Maximum width of the tiles of a pattern.
 const WIDEST: usize = 32;
 /// The fraction of zeros below which a matrix is dense: trained weights have a few.
 const FEW: f64 = 0.01;
-/// How full the tiles of a pattern N:M are at least. Where zeros are many, some N:M holds by chance;
-/// but then most tiles keep fewer than N.
+/// Minimum fill of the tiles of a pattern N:M. With many zeros some N:M holds by chance, but then most
+/// tiles keep fewer than N weights.
 const FULL: f64 = 0.9;
 
-/// What one row, or several together, have: the zeros, and the most that a tile of each width keeps.
+/// Counts of some rows: zeros, and the most elements that a tile of each width keeps.
 type Counts = (usize, [usize; WIDEST + 1]);
 
 impl Zeros {
-    /// Looks at each element of a tensor once, a row at a time; `None` for formats whose elements
-    /// are no whole bytes.
+    /// The zeros of a tensor; `None` for formats whose elements are not whole bytes.
     ///
     /// ```
     /// use llm_barber::{checkpoint::Zeros, mask::Pattern};
@@ -76,7 +75,7 @@ impl Zeros {
     }
 }
 
-/// The tightest N:M that holds, if its tiles are full.
+/// The N:M with the lowest ratio that the zeros follow, if its tiles are full.
 fn pattern(
     elements: usize,
     zeros: usize,
@@ -103,7 +102,7 @@ fn pattern(
     }
 }
 
-/// Whether a format has a zero with a sign, in the last byte's highest bit.
+/// Whether a format has a negative zero, with the sign in the highest bit of the last byte.
 pub(super) const fn has_sign(dtype: Stored) -> bool {
     use Stored::{BF16, F8_E4M3, F8_E5M2, F16, F32, F64};
     matches!(dtype, F64 | F32 | F16 | BF16 | F8_E4M3 | F8_E5M2)

@@ -1,4 +1,5 @@
-//! Zero-shot accuracy: which choice of a question a model finds likeliest, as lm-eval counts it.
+//! Zero-shot accuracy on multiple-choice questions, computed like lm-eval: the answer is the choice with
+//! the highest likelihood.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,23 +12,23 @@ use crate::{
     model::{self, Model},
 };
 
-/// How many questions a model answers rightly.
+/// The accuracy of a model on a task.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Accuracy {
     /// The fraction of questions whose likeliest choice is right.
     #[serde(deserialize_with = "or_nan")]
     pub acc: f64,
-    /// Its standard error.
+    /// Standard error of `acc`.
     #[serde(deserialize_with = "or_nan")]
     pub acc_stderr: f64,
-    /// The fraction of questions whose likeliest choice is right, each choice's log-likelihood being
-    /// divided by its length in characters. Some tasks have none, as in lm-eval.
+    /// The fraction of questions whose likeliest choice is right, with log-likelihoods divided by the
+    /// choices' lengths in characters. Some tasks have none, as in lm-eval.
     #[serde(default, deserialize_with = "some_or_nan", skip_serializing_if = "Option::is_none")]
     pub acc_norm: Option<f64>,
     /// Its standard error.
     #[serde(default, deserialize_with = "some_or_nan", skip_serializing_if = "Option::is_none")]
     pub acc_norm_stderr: Option<f64>,
-    /// How many questions there are.
+    /// Number of questions.
     pub questions: usize,
 }
 
@@ -42,13 +43,13 @@ impl Accuracy {
 /// Why questions could not be answered.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// They cannot be tokenised.
+    /// The questions cannot be tokenised.
     #[error(transparent)]
     Tokens(#[from] calibration::Error),
     /// The model could not be run.
     #[error(transparent)]
     Model(#[from] model::Error),
-    /// A choice has nothing that could be likely or not.
+    /// A choice has no tokens.
     #[error("question {number}: the continuation {text:?} has no tokens")]
     Empty {
         /// The question, from 1 on.
@@ -56,7 +57,7 @@ pub enum Error {
         /// The continuation.
         text: String,
     },
-    /// Nothing can stand before a continuation without a context.
+    /// A question has no context, and the model has no token to stand in for it.
     #[error(
         "question {number} has no context, and the model's config.json names neither a \
          `bos_token_id` nor an `eos_token_id` to stand in its place"
@@ -65,7 +66,7 @@ pub enum Error {
         /// The question, from 1 on.
         number: usize,
     },
-    /// The model's answers are not numbers.
+    /// A log-likelihood is NaN.
     #[error(
         "question {number}: a log-likelihood is not a number; the model's activations overflow f32"
     )]
@@ -78,14 +79,13 @@ pub enum Error {
 /// A continuation and what it continues, in tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Request {
-    /// Context and continuation.
+    /// Token ids of context and continuation.
     pub(super) ids: Vec<u32>,
-    /// How many of them are the continuation.
+    /// Number of token ids of the continuation.
     pub(super) continuation: usize,
 }
 
-/// The accuracy of the model, as pruning left it. Calls `done_so_far` with the fraction of
-/// the work that is done.
+/// The accuracy of the pruned model. Calls `done_so_far` with the finished fraction of the work.
 ///
 /// # Errors
 /// If the questions cannot be tokenised or the model cannot be run.
@@ -135,9 +135,9 @@ pub fn accuracy<D: Ops>(
     })
 }
 
-/// The tokens of a request: spaces at the context's end belong to the continuation, and the
-/// continuation is what the tokens of both have beyond the context's own. `first` stands for a
-/// missing context; `None` if it is needed and there is none.
+/// The tokens of a request. Spaces at the end of the context count as part of the continuation. The
+/// continuation is the tokens of both together beyond those of the context. `first` stands for an empty
+/// context; `None` if it is needed but missing.
 fn request(
     tokens: &Tokens,
     context: &str,
@@ -148,7 +148,7 @@ fn request(
     let trimmed = context.trim_end();
     let rest = format!("{}{continuation}", &context[trimmed.len()..]);
     let (mut ids, start) = if trimmed.is_empty() {
-        // The tokenizer may have begun the text itself.
+        // The tokenizer may have added the first token already.
         let ids = tokens.encode(&rest)?;
         let begun = first.is_some() && ids.first() == first.as_ref();
         (ids, usize::from(begun))
@@ -157,7 +157,7 @@ fn request(
         (tokens.encode(&format!("{trimmed}{rest}"))?, start)
     };
     let continuation = ids.len().saturating_sub(start);
-    // Something must come before the first token that is predicted.
+    // A token must come before the first predicted one.
     if continuation == ids.len() {
         let Some(first) = first else { return Ok(None) };
         ids.insert(0, first);
@@ -177,7 +177,7 @@ fn first_highest(scores: impl Iterator<Item = f64>) -> usize {
     highest.0
 }
 
-/// The fraction of the right ones, and its standard error by the sample's deviation.
+/// The fraction of right answers, and its standard error from the sample's deviation.
 fn mean(right: &[bool]) -> (f64, f64) {
     let count = right.len() as f64;
     let fraction = right.iter().filter(|right| **right).count() as f64 / count;

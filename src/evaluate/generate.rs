@@ -1,4 +1,4 @@
-//! Greedy generation: what a model goes on to say.
+//! Greedy text generation.
 
 use super::{head::Head, perplexity::hidden};
 use crate::{
@@ -7,14 +7,13 @@ use crate::{
     model::{Error, Model},
 };
 
-/// How many tokens a prompt is continued by.
+/// Number of tokens by which a prompt is continued.
 pub const GENERATED: usize = 40;
 
-/// The continuations of some prompts by the model, as pruning left it: token by token the most likely
-/// one, of equals the first. A continuation ends early with the token that ends texts, which is left
-/// out, or where the model has no more positions. All prompts go through each layer together, so that
-/// its weights are read once for a token of each. Calls `done_so_far` with the fraction of the work that
-/// is done.
+/// The continuations of prompts by the pruned model. Each token is the most likely one, the first among
+/// equals. A continuation ends early at the end-of-text token, which is left out, or when the model has
+/// no more positions. All prompts go through a layer together, so that its weights are read once per
+/// token. Calls `done_so_far` with the finished fraction of the work.
 ///
 /// # Errors
 /// If the model cannot be run.

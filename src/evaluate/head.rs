@@ -11,7 +11,7 @@ use crate::{
     random::SplitMix64,
 };
 
-/// Logits, in numbers, that are held at a time: 32 MiB.
+/// Maximum number of logits held at a time: 32 MiB.
 pub(crate) const LOGITS: usize = 1 << 23;
 
 /// Fraction of an evaluation's matrix products that the output head takes.
@@ -62,20 +62,20 @@ impl<'a, D: Ops> Head<'a, D> {
         }
     }
 
-    /// Some tokens' hidden states as a matrix, of those of a sequence.
+    /// The hidden states of some tokens of a sequence as a matrix.
     fn hold(&self, states: &[f32], rows: &[usize]) -> Result<Matrix<D>, D::Err> {
         let width = self.model.decoder.hidden_size;
         let tile = rows.iter().flat_map(|row| &states[row * width..(row + 1) * width]);
         self.model.executor.device.hold(tile.copied().collect(), (rows.len(), width))
     }
 
-    /// Tokens whose logits are held at a time.
+    /// Number of tokens whose logits are held at a time.
     fn step(&self) -> usize {
         (LOGITS / self.model.decoder.vocab_size).max(1)
     }
 
-    /// Shows `see` the logits of some tokens, a few rows at a time: those of a whole segment
-    /// would be hundreds of megabytes.
+    /// Calls `see` with the logits of some tokens, a few rows at a time, as those of a whole segment
+    /// would take hundreds of megabytes.
     pub(super) fn tiles(
         &self,
         states: &[f32],
@@ -91,8 +91,8 @@ impl<'a, D: Ops> Head<'a, D> {
         run().map_err(|e: D::Err| Error::device("output head")(e))
     }
 
-    /// The sum over tokens of a loss of their logits; adds the gradient of their hidden states, [tokens,
-    /// channels], to what is `found`, if it is wanted. `loss` is of some rows and their logits.
+    /// The sum over tokens of a loss of their logits. Adds the gradient of their hidden states, [tokens,
+    /// channels], to `found`, if given. `loss` is called with some rows and their logits.
     pub(crate) fn loss(
         &self,
         states: &[f32],
@@ -115,8 +115,8 @@ impl<'a, D: Ops> Head<'a, D> {
         run().map_err(|e: D::Err| Error::device("output head")(e))
     }
 
-    /// The sum over tokens of KL(dense ‖ sparse), the divergence of the predictions at their hidden
-    /// states in the pruned model from those in the dense model.
+    /// The sum over tokens of KL(dense ‖ sparse), the divergence of the pruned model's predictions from
+    /// the dense model's.
     pub(crate) fn divergence(
         &self,
         sparse: &[f32],
@@ -128,7 +128,7 @@ impl<'a, D: Ops> Head<'a, D> {
         })
     }
 
-    /// The gradient of the cross-entropy of tokens that are drawn from the predictions themselves.
+    /// The gradient of the cross-entropy of tokens that are drawn from the model's own predictions.
     pub(crate) fn drawn_gradient(
         &self,
         states: &[f32],
@@ -148,12 +148,12 @@ impl<'a, D: Ops> Head<'a, D> {
     }
 }
 
-/// A number from 0 on, below 1.
+/// A uniform random number from 0 to below 1.
 fn uniform(random: &mut SplitMix64) -> f64 {
     (random.bits() >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// The token whose part of the probabilities of a row of logits a number below 1 falls into.
+/// The token drawn from the probabilities of a row of logits by the uniform number `at`.
 fn draw(logits: &[f32], at: f64) -> u32 {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weight = |logit: &f32| f64::from((logit - largest).exp());

@@ -1,5 +1,5 @@
-//! Log-likelihoods of continuations. What the requests of a question have in common is computed
-//! once: each question is a tree of a root and branches, and several trees fill a matrix.
+//! Log-likelihoods of continuations. The common beginning of a question's requests is computed once: a
+//! question is a tree with a root and branches, and several trees fill a matrix.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -14,22 +14,22 @@ use crate::{
     model::{Error, Model},
 };
 
-/// Tokens that run as one matrix.
+/// Number of tokens that run as one matrix.
 const TOKENS: usize = 512;
 
-/// Trees that run as one matrix, and what is asked of them.
+/// Trees that run as one matrix, and the predictions to read from them.
 #[derive(Default)]
 struct Forest {
     ids: Vec<u32>,
     trees: Vec<Tree>,
-    /// The row that predicts a token, the token, and the request that it belongs to.
+    /// For each row that predicts tokens: the tokens, and the indices of their requests.
     wanted: BTreeMap<usize, Vec<(u32, usize)>>,
 }
 
 impl Forest {
-    /// Adds the requests of a question, which are numbered from `first` on.
+    /// Adds the requests of a question; the first has the index `first`.
     fn plant(&mut self, requests: &[Request], first: usize) {
-        // The last token of a request is predicted, not read.
+        // The last token of a request is only predicted.
         let read = |request: &Request| request.ids.len() - 1;
         let shortest = requests.iter().map(read).min().unwrap_or(0);
         let common =
@@ -62,7 +62,7 @@ pub(super) fn log_likelihoods<D: Ops>(
     mut done_so_far: impl FnMut(f64),
 ) -> Result<Vec<Vec<f64>>, Error> {
     let mut sums = vec![0.0; questions.iter().map(Vec::len).sum()];
-    // Questions of one length fill their matrices evenly, and the widest come first.
+    // Questions of similar length fill matrices evenly; the longest come first.
     let mut order: Vec<(usize, &Vec<Request>)> = Vec::with_capacity(questions.len());
     let mut first = 0;
     for question in questions {
@@ -118,7 +118,7 @@ pub(super) fn log_likelihoods<D: Ops>(
     Ok(questions.iter().map(|question| sums.by_ref().take(question.len()).collect()).collect())
 }
 
-/// Runs of forests of at most so many tokens together.
+/// Ranges of forests with at most `most` tokens together.
 fn batches(forests: &[Forest], most: usize) -> Vec<Range<usize>> {
     let (mut runs, mut start, mut tokens) = (Vec::new(), 0, 0);
     for (i, forest) in forests.iter().enumerate() {

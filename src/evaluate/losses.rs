@@ -1,14 +1,14 @@
-//! The losses on a text's segments: how certain their mean is, and whether two models' means differ.
+//! The losses on a text's segments: the standard errors of their mean, and of two models' difference.
 
 use serde::{Deserialize, Serialize};
 
 use crate::executor::or_nan;
 
-/// Runs of consecutive segments whose losses are kept apart, at most.
+/// Maximum number of runs of consecutive segments whose losses are kept separately.
 pub(super) const MOST: usize = 256;
 
-/// Standard errors beyond which a difference is one: of those that chance makes, about 95% are
-/// within.
+/// Number of standard errors above which a difference counts: about 95% of random differences are
+/// smaller.
 pub(super) const CERTAIN: f64 = 2.0;
 
 /// The loss on some consecutive segments.
@@ -21,9 +21,8 @@ pub struct Loss {
     pub predictions: usize,
 }
 
-/// The mean loss of a prediction, and its standard error: the tokens of a segment are not
-/// independent of each other, so it is told from how much the segments differ. `None` for a single
-/// segment.
+/// The mean loss of a prediction, and its standard error, which is estimated from the differences
+/// between segments, as tokens of a segment are not independent. `None` for a single segment.
 pub(super) fn mean(losses: &[Loss]) -> Option<[f64; 2]> {
     let count = losses.len() as f64;
     let predictions = losses.iter().map(|of| of.predictions as f64).sum::<f64>();
@@ -35,9 +34,9 @@ pub(super) fn mean(losses: &[Loss]) -> Option<[f64; 2]> {
     (losses.len() > 1).then_some([mean, error])
 }
 
-/// The mean of how much higher one model's loss is than another's on the same tokens, and its
-/// standard error. Most of what makes a segment hard is so for both, and cancels. `None` if the
-/// segments are not the same ones, or there is only one.
+/// The mean difference of two models' losses on the same tokens, and its standard error. The difficulty
+/// of a segment affects both models and mostly cancels. `None` if the segments differ, or there is only
+/// one.
 pub(super) fn difference(one: &[Loss], other: &[Loss]) -> Option<[f64; 2]> {
     let alike = |(one, other): (&Loss, &Loss)| one.predictions == other.predictions;
     if one.len() != other.len() || !one.iter().zip(other).all(alike) {

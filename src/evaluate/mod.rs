@@ -1,4 +1,4 @@
-//! Judging a model: perplexity, the accuracy of its answers to questions, and what it goes on to say.
+//! Evaluates a model: perplexity, accuracy on tasks, and text generation.
 
 mod accuracy;
 mod generate;

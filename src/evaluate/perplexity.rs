@@ -1,4 +1,4 @@
-//! Perplexity over segments of a text, each on its own; a segment's first token is not predicted.
+//! Perplexity over independent segments of a text; the first token of a segment is not predicted.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,31 +14,30 @@ use crate::{
     model::{Error, Model},
 };
 
-/// How well a model predicts a text.
+/// The perplexity of a model on a text.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Perplexity {
     /// exp of the mean cross-entropy over all predicted tokens.
     #[serde(deserialize_with = "or_nan")]
     pub perplexity: f64,
-    /// Standard error of the perplexity, by how much the segments differ; of a single one it is not
-    /// known.
+    /// Standard error of the perplexity, from the differences between segments; `None` for a single
+    /// segment.
     #[serde(default)]
     pub perplexity_stderr: Option<f64>,
     /// The mean cross-entropy, in nats per token.
     #[serde(deserialize_with = "or_nan")]
     pub cross_entropy: f64,
-    /// How many tokens were predicted.
+    /// Number of predicted tokens.
     pub predictions: usize,
-    /// How many segments they are from.
+    /// Number of segments.
     pub segments: usize,
-    /// The losses of the segments, in their order; of consecutive ones together where there are
-    /// many.
+    /// The losses of the segments in order; if there are many, of runs of consecutive ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub losses: Vec<Loss>,
 }
 
 impl Perplexity {
-    /// The perplexity of a model that lost so much on the segments.
+    /// The perplexity from the losses on the segments.
     fn of(cross_entropy: f64, segments: usize, losses: Vec<Loss>) -> Self {
         let perplexity = cross_entropy.exp();
         Self {
@@ -52,16 +51,15 @@ impl Perplexity {
         }
     }
 
-    /// By what fraction this perplexity is above another's on the same segments, and the standard error
-    /// of that fraction. `None` if the segments are not the same ones, or there is only one.
+    /// The relative difference to another perplexity on the same segments, p / q − 1, and its standard
+    /// error. `None` if the segments differ, or there is only one.
     pub fn above(&self, other: &Self) -> Option<[f64; 2]> {
         let [nats, error] = difference(&self.losses, &other.losses)?;
         Some([nats.exp_m1(), nats.exp() * error])
     }
 
-    /// Whether this perplexity and another one differ by more than chance: by more than two standard
-    /// errors, of the difference on the same segments where both are of the same. Where neither has
-    /// an error, whether they differ at all.
+    /// Whether two perplexities differ by more than two standard errors: those of the difference if both
+    /// are on the same segments. Without standard errors, whether they differ at all.
     pub fn differs(&self, other: &Self) -> bool {
         if let Some([nats, error]) = difference(&self.losses, &other.losses) {
             return nats.abs() > CERTAIN * error;
@@ -72,13 +70,12 @@ impl Perplexity {
     }
 }
 
-/// Hidden states, in numbers, that are held at a time: 256 MiB. More segments run in several
+/// Maximum count of numbers in the hidden states held at a time: 256 MiB. More segments run in several
 /// passes over the layers.
 pub const STATES: usize = 1 << 26;
 
-/// The perplexity of the model, as pruning left it, on segments of at least two tokens. Calls
-/// `done_so_far` with the fraction of the work that is done, after each decoder layer and the logits of
-/// each segment.
+/// The perplexity of the pruned model on segments of at least two tokens. Calls `done_so_far` with the
+/// finished fraction of the work, after each decoder layer and each segment's logits.
 ///
 /// # Errors
 /// If the model cannot be run.
@@ -145,7 +142,7 @@ pub fn logits<D: Ops>(
     Ok(all)
 }
 
-/// The hidden states after the last layer, from those before the first.
+/// The hidden states after the last layer, from those before the first layer.
 pub(crate) fn hidden<D: Ops>(
     model: &Model<'_, D>,
     pruned: &Pruned,

@@ -1,5 +1,5 @@
-//! The zero-shot tasks: how a record of each data set becomes a question, word for word as lm-eval
-//! (EleutherAI's harness) asks it.
+//! The zero-shot tasks: turns records of each data set into questions, word for word like lm-eval
+//! (EleutherAI's harness).
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::{
 
 /// A zero-shot task.
 pub struct Task {
-    /// What lm-eval and recipes call it.
+    /// The task's name in lm-eval and in recipes.
     pub name: &'static str,
     read: fn(&Record) -> Result<Question, Error>,
 }
@@ -29,15 +29,15 @@ pub static TASKS: &[Task] = &[
     Task { name: "winogrande", read: winogrande },
 ];
 
-/// A multiple-choice question: the likeliest of its requests is the model's answer.
+/// A multiple-choice question. The model's answer is the request with the highest likelihood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// A context and its continuation, whose likelihood is asked for, for each choice.
+    /// The context and the continuation of each choice; the likelihood is that of the continuation.
     pub requests: Vec<(String, String)>,
-    /// The lengths of the choices, in characters, by which acc_norm divides; none for tasks of which
-    /// lm-eval has no acc_norm.
+    /// The lengths of the choices in characters, by which acc_norm divides; `None` for tasks without
+    /// acc_norm in lm-eval.
     pub lengths: Option<Vec<usize>>,
-    /// The right choice.
+    /// Index of the right choice.
     pub gold: usize,
 }
 
@@ -50,7 +50,7 @@ impl Task {
     /// The first `limit` questions of a file of records, in the data set's usual layout.
     ///
     /// # Errors
-    /// If a record has not the fields that the task needs, or the questions are too long together.
+    /// If a record lacks fields that the task needs, or the questions together are too long.
     pub fn questions(&self, path: &Path, limit: Option<usize>) -> Result<Vec<Question>, Error> {
         let (mut questions, mut length) = (Vec::new(), 0);
         for record in records(path, None)?.take(limit.unwrap_or(usize::MAX)) {
@@ -66,12 +66,12 @@ impl Task {
 }
 
 impl Question {
-    /// Bytes of its requests.
+    /// Bytes of all requests.
     fn len(&self) -> usize {
         self.requests.iter().map(|(context, choice)| context.len() + choice.len()).sum()
     }
 
-    /// One context and several choices.
+    /// A question with one context and several choices.
     fn choose(context: &str, choices: &[impl AsRef<str>], gold: usize) -> Self {
         let choices = choices.iter().map(AsRef::as_ref);
         Self {
@@ -84,13 +84,13 @@ impl Question {
         }
     }
 
-    /// The same without an acc_norm.
+    /// The question without lengths, for tasks without acc_norm.
     fn without_norm(self) -> Self {
         Self { lengths: None, ..self }
     }
 }
 
-/// A field that numbers the right one of `count` choices from `first` on.
+/// The index of the right choice of `count`, from a field that counts from `first`.
 fn number(record: &Record, name: &str, first: usize, count: usize) -> Result<usize, Error> {
     let value = record.field(name)?;
     let found = match value {
@@ -105,12 +105,12 @@ fn number(record: &Record, name: &str, first: usize, count: usize) -> Result<usi
         .ok_or_else(|| record.mistyped(name, "the number of a choice", value))
 }
 
-/// The place of `answerKey` among the choices' labels.
+/// The choices, and the index of the one whose label is `answerKey`.
 fn labelled(record: &Record) -> Result<(Vec<&str>, usize), Error> {
     let choices = record.texts("choices.text")?;
     let key = record.text("answerKey")?.trim();
     let gold = record.texts("choices.label")?.iter().position(|label| *label == key);
-    // Some files number the choices and name the answer by a letter, or the other way round.
+    // Some files label choices by numbers and the answer by a letter, or the other way round.
     let place = |key: &str| match key.as_bytes() {
         [letter @ b'A'..=b'Z'] => Some(usize::from(letter - b'A')),
         [digit @ b'1'..=b'9'] => Some(usize::from(digit - b'1')),
@@ -168,14 +168,14 @@ fn hellaswag(record: &Record) -> Result<Question, Error> {
     Ok(Question::choose(&without_brackets(&context), &choices, gold))
 }
 
-/// The first letter large, the others small.
+/// The text with its first letter in upper case and the others in lower case.
 fn capitalised(text: &str) -> String {
     let mut letters = text.chars();
     let first = letters.next().into_iter().flat_map(char::to_uppercase);
     first.chain(letters.flat_map(char::to_lowercase)).collect()
 }
 
-/// Without what is in brackets, which WikiHow's part of HellaSwag has left over.
+/// The text without parts in brackets, which are artefacts in WikiHow's part of HellaSwag.
 fn without_brackets(text: &str) -> String {
     let text = text.trim().replace(" [title]", ". ");
     let (mut rest, mut kept) = (text.as_str(), String::new());
@@ -192,7 +192,7 @@ fn without_brackets(text: &str) -> String {
     (kept + rest).replace("  ", " ")
 }
 
-/// The sentence goes on in the same way after either option.
+/// Both choices have the same continuation: the rest of the sentence after the option.
 fn winogrande(record: &Record) -> Result<Question, Error> {
     let sentence = record.text("sentence")?;
     let wrong = || record.mistyped("sentence", "a sentence with a `_`", &sentence.into());

@@ -1,24 +1,24 @@
-//! Reading the keys of a `config.json`: every error names the key.
+//! Reads keys of a `config.json`; every error names the key.
 
 use serde_json::{Map, Value};
 
 use crate::nearest::nearest;
 
-/// Decoder layers beyond which a `config.json` is taken to be wrong.
+/// Maximum number of decoder layers of a valid `config.json`.
 const MOST_LAYERS: usize = 10_000;
-/// Widths beyond which a `config.json` is taken to be wrong; the product of two fits in 64 bits.
+/// Maximum width in a valid `config.json`; the product of two widths fits into 64 bits.
 pub(super) const MOST: usize = i32::MAX as usize;
 
-/// A `config.json` that no [`Decoder`](super::Decoder) can be made of.
+/// Why a `config.json` does not describe a [`Decoder`](super::Decoder).
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
-    /// The file does not hold an object.
+    /// The file does not have an object.
     #[error("config.json: must be an object, found {found}")]
     NotObject {
-        /// What was found.
+        /// The value that the file has.
         found: String,
     },
-    /// A key is missing, or null where a value is needed.
+    /// A key is missing or null, but needs a value.
     #[error("config.json: missing key `{key}`")]
     Missing {
         /// The key, dotted from the top.
@@ -29,12 +29,12 @@ pub enum Error {
     Mistyped {
         /// The key, dotted from the top.
         key: String,
-        /// What was expected, with its article.
+        /// The expected type, with its article.
         expected: &'static str,
-        /// What was found.
+        /// The value.
         found: String,
     },
-    /// A key holds a name that is not one of those known.
+    /// A key's value is an unknown name.
     #[error(
         "config.json: unknown `{key}` {found:?}{}, known: {}",
         near.map_or_else(String::new, |near| format!(", the nearest known one is {near:?}")),
@@ -45,24 +45,24 @@ pub enum Error {
         key: String,
         /// The name.
         found: String,
-        /// The known name that is most like it, if any is alike.
+        /// The most similar known name, if one is similar.
         near: Option<&'static str>,
         /// The known names.
         known: Vec<&'static str>,
     },
-    /// A key's value cannot be used, in itself or beside another's.
+    /// A key's value is invalid, by itself or in combination with another key.
     #[error("config.json: `{key}` is {found}, but {problem}")]
     Invalid {
         /// The key, dotted from the top.
         key: String,
-        /// Its value.
+        /// The value.
         found: String,
-        /// What is wrong with it.
+        /// What is wrong with the value.
         problem: String,
     },
 }
 
-/// An object within `config.json`, and where it stands.
+/// An object in `config.json`, and its path.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Object<'a> {
     keys: &'a Map<String, Value>,
@@ -77,7 +77,7 @@ impl<'a> Object<'a> {
         Ok(Self { keys, path: "" })
     }
 
-    /// An object that says nothing.
+    /// An object without keys.
     pub(super) fn empty(keys: &'a Map<String, Value>) -> Self {
         Self { keys, path: "" }
     }
@@ -91,12 +91,12 @@ impl<'a> Object<'a> {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
-    /// Whether the key is there, be it null.
+    /// Whether the key exists, even with the value null.
     pub(super) fn has(&self, key: &str) -> bool {
         self.keys.contains_key(key)
     }
 
-    /// The first key that holds an object.
+    /// The first key whose value is an object.
     pub(super) fn nested(&self) -> Option<&'a str> {
         self.keys.iter().find(|(_, value)| value.is_object()).map(|(key, _)| key.as_str())
     }
@@ -150,7 +150,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// One of several names, as what it stands for.
+    /// The value that a known name stands for.
     pub(super) fn choice<T: Copy>(
         &self,
         key: &str,
@@ -163,14 +163,14 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// That a name is none of those known.
+    /// The error for an unknown name.
     pub(super) fn unknown(&self, key: &str, found: &str, known: Vec<&'static str>) -> Error {
         let near = nearest(found, known.iter().copied());
         Error::Unknown { key: self.path(key), found: start(found), near, known }
     }
 
-    /// The sliding window of each layer: `window` in the layers that the list of types calls
-    /// sliding, or in those for which `default` is true if there is no list.
+    /// The sliding window of each layer: `window` for layers of the type sliding in `layer_types`; without
+    /// that list, for layers for which `default` is true.
     pub(super) fn windows(
         &self,
         window: Option<usize>,
@@ -221,7 +221,7 @@ impl<'a> Object<'a> {
         self.size_up_to(key, MOST)
     }
 
-    /// A size that may be null, which is none; `default` where the key is left out.
+    /// A size, `None` if the value is null; `default` if the key is missing.
     pub(super) fn size_or(
         &self,
         key: &str,
@@ -262,12 +262,12 @@ impl<'a> Object<'a> {
     }
 }
 
-/// As much of a text as an error shows.
+/// The start of a text, as much as an error shows.
 fn start(text: &str) -> String {
     text.chars().take(40).collect()
 }
 
-/// A value as an error shows it, whatever its size.
+/// A value as shown in an error; long values are cut.
 fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),

@@ -15,7 +15,7 @@ pub(super) const FAMILY: Family = Family {
 
 /// The defaults are those of transformers' `Gemma2Config`.
 fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
-    // Left out, a cap is the published models'; null is none.
+    // A missing cap has the published models' value; null means no cap.
     let cap = |key, default| match config.above(key, 0.0)? {
         None if !config.has(key) => Ok(Some(default)),
         cap => Ok::<_, Error>(cap.map(|cap| cap as f32)),

@@ -1,5 +1,5 @@
-//! What a model family is, as data: tensor names, shapes, position code. One file per family; one
-//! forward for all of them in [`crate::executor`].
+//! Model families as data: tensor names, shapes, position code. One file per family; the forward pass in
+//! [`crate::executor`] serves all of them.
 
 mod activation;
 mod config;
@@ -22,16 +22,16 @@ use self::config::Object;
 use self::rope::Rope;
 pub use self::{activation::Activation, config::Error};
 
-/// A model family that Barber knows.
+/// A supported model family.
 pub struct Family {
-    /// What `config.json` calls it in `model_type`.
+    /// The family's `model_type` in `config.json`.
     pub model_type: &'static str,
-    /// One line of help.
+    /// Description in one line.
     pub doc: &'static str,
     decoder: fn(&Object<'_>) -> Result<Decoder, Error>,
 }
 
-/// Tensor name of an output head of its own.
+/// Tensor name of an output head that is not tied to the embedding.
 pub const HEAD: &str = "lm_head.weight";
 
 /// Every family, by `model_type`.
@@ -48,8 +48,7 @@ pub static FAMILIES: &[Family] = &[
 /// Reads a checkpoint's `config.json`.
 ///
 /// # Errors
-/// [`Error`] if the family is unknown, or the configuration cannot be one of that family; it names
-/// the key.
+/// [`Error`], which names the key, if the family is unknown or the configuration is not valid for it.
 ///
 /// ```
 /// let config = serde_json::json!({
@@ -80,39 +79,38 @@ pub fn decoder(config: &Value) -> Result<Decoder, Error> {
 /// A decoder-only transformer, read from a checkpoint's `config.json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decoder {
-    /// Width of the hidden states.
+    /// Number of channels of the hidden states.
     pub hidden_size: usize,
     /// Number of tokens in the vocabulary.
     pub vocab_size: usize,
-    /// How tokens become hidden states.
+    /// The embedding of tokens.
     pub embedding: Embedding,
-    /// The rotary position code, where there is one.
+    /// The rotary position code, if the model has one.
     pub rope: Option<Rope>,
     /// The decoder layers, in order.
     pub layers: Vec<Layer>,
-    /// The last norm, where there is one.
+    /// The norm after the last layer, if the model has one.
     pub final_norm: Option<Norm>,
-    /// From the last hidden states to the width of the embedding, where that is another.
+    /// Projection of the last hidden states to the width of the embedding, if the widths differ.
     pub project_out: Option<Projection>,
-    /// Tensor name of the output head, [vocab_size, embedding width]: the embedding's where they
-    /// are tied.
+    /// Tensor name of the output head, [vocab_size, embedding width]; the embedding's if tied.
     pub head: String,
-    /// Logits z become c · tanh(z / c), where there is such a c.
+    /// Soft cap c of logits: z becomes c · tanh(z / c).
     pub logit_cap: Option<f32>,
 }
 
-/// How tokens become hidden states.
+/// The embedding of tokens as hidden states.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embedding {
     /// Tensor name, [vocab_size, width].
     pub weight: String,
-    /// Its width.
+    /// Number of channels of the embedding.
     pub width: usize,
-    /// What its rows are multiplied by.
+    /// Factor of the embedding's rows.
     pub scale: f32,
-    /// To the width of the hidden states, where that is another.
+    /// Projection to the width of the hidden states, if the widths differ.
     pub project_in: Option<Projection>,
-    /// The learned position code, where there is one.
+    /// The learned position code, if the model has one.
     pub positions: Option<LearnedPositions>,
 }
 
@@ -121,13 +119,13 @@ pub struct Embedding {
 pub struct LearnedPositions {
     /// Tensor name, [offset + count, hidden_size].
     pub weight: String,
-    /// The row of the first position.
+    /// Row of the first position.
     pub offset: usize,
-    /// The longest sequence.
+    /// Number of positions.
     pub count: usize,
 }
 
-/// One decoder layer: each part is added to the hidden states.
+/// A decoder layer: the output of each part is added to the hidden states.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
     /// Self-attention.
@@ -136,24 +134,24 @@ pub struct Layer {
     pub mlp: Sublayer,
 }
 
-/// A part of a decoder layer: x + output_norm(y), where the projections fed by [`Feed::Hidden`] see
-/// input_norm(x), those fed by [`Feed::Inner`] see what `inner` makes of their outputs, and y is the
-/// sum of the latter's outputs.
+/// A part of a decoder layer, which computes x + output_norm(y). Projections fed by [`Feed::Hidden`] read
+/// input_norm(x); `inner` is applied to their outputs; projections fed by [`Feed::Inner`] read its result,
+/// and y is the sum of their outputs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sublayer {
-    /// The norm before it.
+    /// The norm before the part.
     pub input_norm: Option<Norm>,
-    /// The projections, those of one expert together; what feeds a projection comes before it.
+    /// The projections, those of an expert together; projections come after those that feed them.
     pub projections: Vec<Projection>,
-    /// The function between those fed by the hidden states and those that it feeds.
+    /// The function between the projections fed by the hidden states and those that it feeds.
     pub inner: Inner,
-    /// The norm of its output, before it is added to the hidden states.
+    /// The norm of the part's output, before it is added to the hidden states.
     pub output_norm: Option<Norm>,
-    /// The norm of the hidden states that it was added to.
+    /// The norm of the hidden states after the part's output was added.
     pub residual_norm: Option<Norm>,
 }
 
-/// The function inside a part of a decoder layer.
+/// The function between the projections of a part.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Inner {
     /// Causal attention of queries, keys and values.
@@ -164,37 +162,37 @@ pub enum Inner {
     Plain(Activation),
 }
 
-/// An attention's heads, and what they see.
+/// The heads of an attention layer, and the tokens that they see.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attention {
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// Key and value heads; each serves `heads / kv_heads` query heads.
+    /// Number of key and value heads; each serves `heads / kv_heads` query heads.
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Number of channels of a head.
     pub head_dim: usize,
-    /// What scores are multiplied by.
+    /// Factor of the scores.
     pub scale: f32,
-    /// How many tokens a token sees at most, itself included.
+    /// Maximum number of tokens that a token sees, itself included.
     pub window: Option<usize>,
-    /// Scores s become c · tanh(s / c), where there is such a c.
+    /// Soft cap c of scores: s becomes c · tanh(s / c).
     pub score_cap: Option<f32>,
-    /// The norms of each query and each key, before their positions.
+    /// The norms of queries and of keys, applied before the position code.
     pub head_norms: Option<[Norm; 2]>,
 }
 
 /// A norm of the channels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Norm {
-    /// Tensor name of its weight, `[width]`, where it has one; else it is 1.
+    /// Tensor name of the weight, `[width]`; `None` for a weight of 1.
     pub weight: Option<String>,
-    /// Tensor name of its bias, `[width]`, where it has one.
+    /// Tensor name of the bias, `[width]`, if there is one.
     pub bias: Option<String>,
-    /// How many channels are normalised together.
+    /// Number of channels that are normalised together.
     pub width: usize,
-    /// Added to the mean square before its root.
+    /// Constant that is added to the mean square before its root is taken.
     pub epsilon: f32,
-    /// Its kind.
+    /// Kind of the norm.
     pub kind: NormKind,
 }
 
@@ -203,26 +201,26 @@ pub struct Norm {
 pub enum NormKind {
     /// Root mean square (arXiv 1910.07467).
     Rms,
-    /// The same, scaled by 1 + weight.
+    /// Root mean square, scaled by 1 + weight.
     RmsOnePlus,
-    /// With the mean subtracted first (arXiv 1607.06450).
+    /// Layer norm: the mean is subtracted first (arXiv 1607.06450).
     Layer,
 }
 
 /// A linear projection: y = x Wᵀ + b.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Projection {
-    /// Name in its decoder layer, such as `self_attn.q_proj` or `mlp.experts.3.up_proj`.
+    /// Name in the decoder layer, such as `self_attn.q_proj` or `mlp.experts.3.up_proj`.
     pub name: String,
-    /// What it computes.
+    /// What the projection computes.
     pub role: Role,
-    /// Number of the expert that it is of, where it is of one: it sees that expert's tokens alone.
+    /// Index of the projection's expert, if it has one: it reads only that expert's tokens.
     pub expert: Option<usize>,
-    /// Tensor name of its weight, [rows, columns].
+    /// Tensor name of the weight, [rows, columns].
     pub weight: String,
-    /// Tensor name of its bias, `[rows]`, where it has one.
+    /// Tensor name of the bias, `[rows]`, if there is one.
     pub bias: Option<String>,
-    /// The shape of its weight.
+    /// Shape of the weight.
     pub dims: Dims,
 }
 
@@ -235,7 +233,7 @@ pub enum Role {
     Key,
     /// Values.
     Value,
-    /// Queries, keys and values, one above the other.
+    /// Queries, keys and values in one matrix, in this order of rows.
     QueryKeyValue,
     /// The output of attention.
     Output,
@@ -243,29 +241,29 @@ pub enum Role {
     Gate,
     /// The inner states of an MLP.
     Up,
-    /// Gate and inner states, one above the other.
+    /// Gate and inner states in one matrix, in this order of rows.
     GateUp,
     /// The output of an MLP.
     Down,
-    /// Hidden states of embeddings of another width, or embeddings of hidden states.
+    /// Conversion between the width of the embedding and that of the hidden states.
     Embedding,
 }
 
 /// What feeds a projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feed {
-    /// The hidden states, normalised where the part has a norm.
+    /// The hidden states, normalised if the part has a norm.
     Hidden,
-    /// The part's [`Inner`] function: of an expert's projection, of the same expert's.
+    /// The result of the part's [`Inner`] function; for an expert, that of the same expert.
     Inner,
 }
 
 impl Feed {
-    /// Every feed, in the order in which a pass reaches them.
+    /// All feeds, in the order of a forward pass.
     pub const ALL: [Self; 2] = [Self::Hidden, Self::Inner];
 }
 
-/// The parts of a decoder layer that have an output of their own.
+/// The parts of a decoder layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// Self-attention.
@@ -275,10 +273,10 @@ pub enum Part {
 }
 
 impl Part {
-    /// The parts in the order in which a hidden state passes them.
+    /// The parts, in the order of a forward pass.
     pub const ALL: [Self; 2] = [Self::Attention, Self::Mlp];
 
-    /// What the default grouping calls it.
+    /// The part's name in the default groups.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Attention => "self-attention",
@@ -287,28 +285,27 @@ impl Part {
     }
 }
 
-/// Projections whose masks are rebuilt as one.
+/// A group of projections whose masks are refined together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
-    /// What reports call it.
+    /// Name of the group in reports.
     pub name: &'static str,
-    /// The [`Projection::name`]s in it.
+    /// The [`Projection::name`]s of the group.
     pub layers: Vec<String>,
 }
 
 /// The longest sequence that a model has positions for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PositionLimit {
-    /// Its number of tokens.
+    /// Number of tokens.
     pub tokens: usize,
-    /// Whether the positions end there, as a learned table does. If not, a longer sequence can be
-    /// run, but the model was not made for it.
+    /// Whether longer sequences are impossible, as with a learned table. If not, they can be run, but the
+    /// model was not made for them.
     pub hard: bool,
 }
 
 impl Decoder {
-    /// The longest sequence that the model has positions for. A sliding window limits what a token
-    /// sees, and not the sequence.
+    /// The longest sequence that the model has positions for. A sliding window does not limit it.
     pub fn positions(&self) -> PositionLimit {
         match (&self.embedding.positions, &self.rope) {
             (Some(learned), _) => PositionLimit { tokens: learned.count, hard: true },
@@ -325,21 +322,21 @@ impl Decoder {
         }
     }
 
-    /// The family's own grouping, for a recipe that gives none: a block for each [`Part`].
+    /// The default groups, for a recipe without `blocks`: one for each [`Part`].
     pub fn default_blocks(&self) -> Vec<Block> {
         let Some(layer) = self.layers.first() else { return Vec::new() };
         let names = |part| layer.projections(part).iter().map(|of| of.name.clone()).collect();
         Part::ALL.map(|part| Block { name: part.name(), layers: names(part) }).into()
     }
 
-    /// Every projection of the decoder layers.
+    /// All projections of the decoder layers.
     pub fn projections(&self) -> impl Iterator<Item = &Projection> + Clone {
         let parts = self.layers.iter().flat_map(|layer| Part::ALL.map(|part| (layer, part)));
         parts.flat_map(|(layer, part)| layer.projections(part))
     }
 
-    /// The name and shape of every tensor that the checkpoint must hold, in the model's order; a
-    /// tied head is the embedding and not listed again.
+    /// The names and shapes of all tensors that the checkpoint must have, in the model's order; a tied head
+    /// is not listed.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
         let table = |name| (name, vec![self.vocab_size, self.embedding.width]);
         let positions = self.embedding.positions.iter();
@@ -358,7 +355,7 @@ impl Decoder {
             .chain(head)
     }
 
-    /// The same decoder in a checkpoint whose tensors have no `prefix` before their names.
+    /// The decoder with `prefix` removed from tensor names.
     #[must_use]
     pub fn without_prefix(mut self, prefix: &str) -> Self {
         let strip = |name: &mut String| {
@@ -411,7 +408,7 @@ impl Sublayer {
 }
 
 impl Projection {
-    /// What feeds it.
+    /// The feed of the projection.
     pub const fn feed(&self) -> Feed {
         match self.role {
             Role::Output | Role::Down => Feed::Inner,
@@ -419,18 +416,18 @@ impl Projection {
         }
     }
 
-    /// Last segment of its name, such as `q_proj`, which the projections of a role share.
+    /// The last segment of the name, such as `q_proj`, which all projections of a role have.
     pub fn short_name(&self) -> &str {
         self.name.rsplit('.').next().unwrap_or_default()
     }
 
-    /// Whether a recipe's `[[blocks]]` means it by `name`: its name, or the end of that from a dot on.
+    /// Whether a recipe's `[[blocks]]` can name the projection `name`: its name, or a suffix after a dot.
     pub fn is_called(&self, name: &str) -> bool {
         let before = self.name.strip_suffix(name);
         before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
     }
 
-    /// The name and shape of its weight and, where it has one, its bias.
+    /// The names and shapes of the weight and of the bias, if there is one.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
         let bias = self.bias.iter().map(|bias| (bias.as_str(), vec![self.dims.rows]));
         once((self.weight.as_str(), vec![self.dims.rows, self.dims.columns])).chain(bias)
@@ -438,7 +435,7 @@ impl Projection {
 }
 
 impl Layer {
-    /// One of its parts.
+    /// The sublayer of a part.
     pub fn part(&self, part: Part) -> &Sublayer {
         match part {
             Part::Attention => &self.attention,

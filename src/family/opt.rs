@@ -13,11 +13,10 @@ pub(super) const FAMILY: Family = Family {
     decoder,
 };
 
-/// The first rows of the position table are not used.
+/// Number of unused rows at the start of the position table.
 const OFFSET: usize = 2;
 
-/// The defaults are those of transformers' `OPTConfig`, but for the sizes that no checkpoint leaves
-/// out.
+/// The defaults are those of transformers' `OPTConfig`, except for sizes, which every checkpoint has.
 fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
     let required = |key| config.size(key)?.ok_or_else(|| config.missing(key));
     let yes = |key| Ok::<_, Error>(config.boolean(key)?.unwrap_or(true));

@@ -19,7 +19,7 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
     style.decoder(config, windows(config)?)
 }
 
-/// The window of each layer; the first layers have none.
+/// The sliding window of each layer; the first layers have none.
 pub(super) fn windows(config: &Object<'_>) -> Result<impl Fn(usize) -> Option<usize>, Error> {
     let sliding = config.boolean("use_sliding_window")?.unwrap_or(false);
     let window = config.size_or("sliding_window", Some(4096))?.filter(|_| sliding);

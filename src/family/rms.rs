@@ -1,5 +1,5 @@
-//! What LLaMA and the families after it have in common: RMS norms, rotary positions, a gated MLP.
-//! What they differ in is [`Style`].
+//! The architecture of LLaMA and its successors: RMS norms, rotary positions, a gated MLP. [`Style`] has
+//! the differences between families.
 
 use barber_metric::Dims;
 
@@ -10,14 +10,14 @@ use super::{
     rope,
 };
 
-/// Heads wider than this are taken for a mistake.
+/// Maximum number of channels of a head.
 const WIDEST_HEAD: usize = 1 << 16;
 
-/// What a family is beside the others.
+/// The settings that distinguish a family.
 pub(super) struct Style {
-    /// The default of `num_key_value_heads`; that of the query heads if it has none.
+    /// The default of `num_key_value_heads`; `None` for the number of query heads.
     pub(super) kv_heads: Option<usize>,
-    /// The default of `head_dim`; an equal part of the hidden size for each head if it has none.
+    /// The default of `head_dim`; `None` for the hidden size divided by the number of heads.
     pub(super) head_dim: Option<usize>,
     /// The default of `rms_norm_eps`.
     pub(super) epsilon: f64,
@@ -25,11 +25,11 @@ pub(super) struct Style {
     pub(super) tied: bool,
     /// Whether the query, key and value projections have biases.
     pub(super) qkv_bias: bool,
-    /// Whether the output projection of attention has one.
+    /// Whether the output projection of attention has a bias.
     pub(super) output_bias: bool,
-    /// Whether the linear layers of the MLP have.
+    /// Whether the linear layers of the MLP have biases.
     pub(super) mlp_bias: bool,
-    /// Whether query, key and value are one matrix, and gate and up.
+    /// Whether query, key and value are one matrix, and gate and up another.
     pub(super) fused: bool,
     /// Whether queries and keys have norms.
     pub(super) head_norms: bool,
@@ -37,26 +37,26 @@ pub(super) struct Style {
     pub(super) sandwich: bool,
     /// The key of the activation, and its default.
     pub(super) activation: (&'static str, Activation),
-    /// What scores are divided by the square root of; the width of a head if there is none.
+    /// The number whose square root divides the scores; `None` for the width of a head.
     pub(super) query_scale: Option<f64>,
-    /// The cap of the scores.
+    /// The soft cap of the scores.
     pub(super) score_cap: Option<f32>,
-    /// The cap of the logits.
+    /// The soft cap of the logits.
     pub(super) logit_cap: Option<f32>,
     /// Whether the embedding is multiplied by √hidden_size.
     pub(super) scaled_embedding: bool,
-    /// What is made of the keys of the position code.
+    /// The settings of the position code.
     pub(super) rope: rope::Style,
 }
 
 impl Style {
-    /// With positions for so many tokens by default.
+    /// The style with this default of `max_position_embeddings`.
     pub(super) const fn with_positions(mut self, max_positions: usize) -> Self {
         self.rope.max_positions = max_positions;
         self
     }
 
-    /// LLaMA's.
+    /// The style of LLaMA.
     pub(super) const fn llama() -> Self {
         Self {
             kv_heads: None,
@@ -83,7 +83,7 @@ impl Style {
         }
     }
 
-    /// The decoder of a `config.json`; `window` is how many tokens a token sees in each layer.
+    /// The decoder of a `config.json`; `window` gives the sliding window of each layer.
     pub(super) fn decoder(
         &self,
         config: &Object<'_>,
@@ -174,7 +174,7 @@ impl Style {
         })
     }
 
-    /// The numbers of query and key heads, and their width.
+    /// The numbers of query heads and key heads, and the width of a head.
     fn heads(
         &self,
         config: &Object<'_>,
@@ -242,7 +242,7 @@ impl Style {
     }
 }
 
-/// What all layers of a model share.
+/// The shape that all layers of a model share.
 struct Shape {
     hidden_size: usize,
     intermediate_size: usize,
@@ -250,7 +250,7 @@ struct Shape {
     keys: usize,
 }
 
-/// The projection of this name in a decoder layer, whose tensors are under `layer`.
+/// The projection of this name in the decoder layer whose tensor names start with `layer`.
 pub(super) fn projection(
     layer: &str,
     name: &str,

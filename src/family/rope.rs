@@ -1,8 +1,7 @@
 //! Rotary position embedding and its scaling variants.
 //!
-//! The numbers are those of transformers 5 (`modeling_rope_utils`), step by step in f32 where it
-//! computes in f32: positions run into the thousands, so that an angle is as wrong as thousands of
-//! times its frequency's rounding.
+//! The numbers are those of transformers 5 (`modeling_rope_utils`), computed in f32 step by step where it
+//! uses f32: positions run into the thousands, and multiply the rounding errors of frequencies.
 
 use std::f64::consts::TAU;
 
@@ -25,21 +24,21 @@ use super::config::{Error, MOST, Object};
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    /// The width of the frequencies' exponents: how many channels of a head are rotated, its first
-    /// ones; where that is odd, the next one is rotated too.
+    /// Number of rotated channels, the first ones of a head, which is also the width in the frequencies'
+    /// exponents. If it is odd, the next channel is rotated, too.
     pub head_dim: usize,
     /// The base θ of the frequencies.
     pub theta: f64,
     /// The sequence length that the model is made for, `max_position_embeddings`.
     pub max_positions: usize,
-    /// How the frequencies are changed for longer contexts.
+    /// The scaling of the frequencies for longer contexts.
     pub scaling: Scaling,
 }
 
-/// How a [`Rope`]'s frequencies are changed for contexts longer than the model was first trained on.
+/// The scaling of a [`Rope`]'s frequencies for contexts longer than the original training's.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scaling {
-    /// Not at all.
+    /// No scaling.
     Default,
     /// Position interpolation (arXiv 2306.15595): all frequencies divided by `factor`.
     Linear {
@@ -48,7 +47,7 @@ pub enum Scaling {
     },
     /// NTK-aware scaling: sequences longer than `max_positions` get a larger θ.
     Dynamic {
-        /// How far the context is stretched.
+        /// Factor by which the context is longer.
         factor: f64,
     },
     /// YaRN (arXiv 2309.00071): low frequencies divided by `factor`, high ones kept, a ramp between.
@@ -57,29 +56,29 @@ pub enum Scaling {
         factor: f64,
         /// The context of the first training.
         original_max_positions: usize,
-        /// Rotations over that context above which a frequency is kept.
+        /// Number of rotations over the original context above which a frequency is kept.
         beta_fast: f64,
-        /// Rotations over that context below which a frequency is divided.
+        /// Number of rotations over the original context below which a frequency is divided.
         beta_slow: f64,
         /// Whether the ramp's ends are rounded outwards to whole channels.
         truncate: bool,
-        /// What multiplies cosine and sine.
+        /// Factor of cosine and sine.
         attention_factor: f64,
     },
-    /// LLaMA 3.1's: wavelengths beyond the first training's context divided by `factor`, short ones
-    /// kept, interpolated between.
+    /// LLaMA 3.1: frequencies with wavelengths beyond the original context divided by `factor`, those with
+    /// short wavelengths kept, interpolated between.
     Llama3 {
         /// The divisor of low frequencies.
         factor: f64,
         /// The context of the first training.
         original_max_positions: usize,
-        /// Rotations over that context below which a frequency is divided.
+        /// Number of rotations over the original context below which a frequency is divided.
         low_frequency_factor: f64,
-        /// Rotations over that context above which a frequency is kept.
+        /// Number of rotations over the original context above which a frequency is kept.
         high_frequency_factor: f64,
     },
-    /// All frequencies divided by `factor`, those of the last planes zero; the exponents' width is
-    /// that of the whole head.
+    /// All frequencies divided by `factor`, those of the last planes zero. The exponents use the width of
+    /// the whole head.
     Proportional {
         /// The divisor.
         factor: f64,
@@ -94,7 +93,7 @@ pub enum Scaling {
         short: Vec<f64>,
         /// The divisors for longer sequences.
         long: Vec<f64>,
-        /// What multiplies cosine and sine.
+        /// Factor of cosine and sine.
         attention_factor: f64,
     },
 }
@@ -105,8 +104,8 @@ impl Rope {
         self.head_dim.div_ceil(2)
     }
 
-    /// The longest sequence, in tokens, that the model is made for: `max_position_embeddings`,
-    /// stretched where the scaling stretches it. LongRoPE and LLaMA 3 count that in.
+    /// The longest sequence, in tokens, that the model is made for: `max_position_embeddings`, times the
+    /// scaling's factor, except for LongRoPE and LLaMA 3, which include it.
     pub fn longest(&self) -> usize {
         let stretched = match &self.scaling {
             Scaling::Linear { factor } | Scaling::Dynamic { factor } => {
@@ -200,7 +199,7 @@ impl Rope {
         let (inverse, attention_factor) = self.frequencies(sequence_length);
         let angles = (0..sequence_length)
             .flat_map(|position| inverse.iter().map(move |f| f64::from(position as f32 * f)));
-        // In f64, then rounded: within half a unit in the last place of whatever f32 cosine.
+        // Computed in f64 and rounded, so within half a unit in the last place of any f32 cosine.
         let scaled = |value: f64| value as f32 * attention_factor;
         angles.map(|angle| (scaled(angle.cos()), scaled(angle.sin()))).unzip()
     }
@@ -228,7 +227,7 @@ impl Rope {
         theta * power(stretch - (factor - 1.0) as f32, exponent)
     }
 
-    /// The planes between which [`Scaling::Yarn`] goes from kept to divided.
+    /// The planes between which [`Scaling::Yarn`] interpolates from kept to divided.
     fn ramp(&self, original: usize, beta_fast: f64, beta_slow: f64, truncate: bool) -> (f64, f64) {
         let width = self.head_dim as f64;
         let plane = |rotations: f64| {
@@ -241,12 +240,12 @@ impl Rope {
     }
 }
 
-/// xʸ to the nearest f32; on f32 alone, libraries differ in the last place.
+/// xʸ rounded to the nearest f32; f32 functions of libraries differ in the last place.
 fn power(x: f32, y: f64) -> f32 {
     f64::from(x).powf(y) as f32
 }
 
-/// A type of scaling as a `config.json` names it.
+/// A type of scaling in a `config.json`.
 #[derive(Clone, Copy, Debug)]
 struct Type {
     name: &'static str,
@@ -263,26 +262,25 @@ static TYPES: &[Type] = &[
     Type { name: "yarn", read: yarn },
 ];
 
-/// What a family makes of the keys that describe its position code.
+/// A family's settings for reading its position code.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Style {
     /// The default of `max_position_embeddings`.
     pub(super) max_positions: usize,
-    /// The default of `original_max_position_embeddings` beside `max_position_embeddings`, which
-    /// hides the one in `rope_scaling`; `None` if that one counts, or else
-    /// `max_position_embeddings`.
+    /// The default of the top-level `original_max_position_embeddings`, which overrides the one in
+    /// `rope_scaling`; `None` to use that one, or else `max_position_embeddings`.
     pub(super) original_max_positions: Option<usize>,
-    /// Whether the last channels of a head may be left as they are (`partial_rotary_factor`).
+    /// Whether the last channels of a head may be unrotated (`partial_rotary_factor`).
     pub(super) partial: bool,
-    /// Older names of types.
+    /// Older names of scaling types, with the current ones.
     pub(super) renamed: &'static [(&'static str, &'static str)],
 }
 
 /// The keys of a `config.json` that describe the position code.
 struct Section<'a> {
-    /// `rope_scaling`, or transformers 5's `rope_parameters`, which has θ within.
+    /// `rope_scaling`, or transformers 5's `rope_parameters`, which includes θ.
     keys: Object<'a>,
-    /// How many of a head's channels are rotated.
+    /// Number of rotated channels of a head.
     rotated: usize,
     max_positions: usize,
     original_max_positions: usize,
@@ -297,13 +295,13 @@ impl Section<'_> {
         self.required("factor")
     }
 
-    /// `factor`, or how many times the original context the model's is.
+    /// `factor`, or the ratio of the model's context to the original one.
     fn factor_or_ratio(&self) -> Result<f64, Error> {
         let ratio = self.max_positions as f64 / self.original_max_positions as f64;
         Ok(self.keys.above("factor", 0.0)?.unwrap_or(ratio))
     }
 
-    /// A number that transformers takes from its default where it is 0, too.
+    /// A number; transformers uses the default for 0, too.
     fn beta(&self, key: &str, default: f64) -> Result<f64, Error> {
         let beta = self.keys.number(key)?.filter(|beta| *beta != 0.0).unwrap_or(default);
         if beta < 0.0 {
@@ -380,7 +378,7 @@ fn longrope(section: &Section<'_>) -> Result<Scaling, Error> {
 
 fn yarn(section: &Section<'_>) -> Result<Scaling, Error> {
     let keys = &section.keys;
-    // An explicit null asks for the ratio of the contexts; no key at all is a mistake.
+    // An explicit null asks for the ratio of the contexts; a missing key is an error.
     if !keys.has("factor") {
         return Err(keys.missing("factor"));
     }
@@ -439,7 +437,7 @@ pub(super) fn read(config: &Object<'_>, style: &Style, head_dim: usize) -> Resul
         Some(inside) => (keys, inside),
         None => (*config, config.number(partial)?.unwrap_or(1.0)),
     };
-    // Where the family has no such key, only scalings read it.
+    // In families without this key, only scalings read it.
     let counts = style.partial || name != "default";
     let rotated = if counts { (head_dim as f64 * fraction) as usize } else { head_dim };
     let wrong = |problem: &str| {
@@ -461,7 +459,7 @@ pub(super) fn read(config: &Object<'_>, style: &Style, head_dim: usize) -> Resul
     }
     let theta = theta.unwrap_or(10_000.0);
     let rope = Rope { head_dim: width, theta, max_positions, scaling };
-    // Numbers that are each fine can still leave f32 together, or at a late position.
+    // Valid numbers can still overflow f32 in combination, or at a late position.
     let finite = |length| {
         let (inverse, attention_factor) = rope.frequencies(length);
         let furthest = inverse.into_iter().map(|f| f * MOST as f32);

@@ -1,5 +1,5 @@
-//! Bitmasks as compressed-tensors packs them: a bit per weight, set where its value is stored; each
-//! row begins with a byte of its own, and a byte with its lowest bit.
+//! Bitmasks in the format of compressed-tensors: one bit per weight, set if its value is stored. Each
+//! row starts at a new byte; the lowest bit of a byte comes first.
 
 use std::borrow::Cow;
 
@@ -11,10 +11,10 @@ use crate::{dtype::Dtype, mask::Mask};
 
 /// The name of a bitmask's tensor.
 const BITMASK: &str = "bitmask";
-/// The name of the tensor that says how many values come before those of each row.
+/// The name of the tensor with the number of values before each row.
 pub(super) const OFFSETS: &str = "row_offsets";
 
-/// How compressed-tensors packs a matrix with a bitmask, by the tensors that it is stored as.
+/// The packing of a matrix with a bitmask in compressed-tensors, with these tensors.
 pub(super) const fn packing(parts: fn(&Mask, Dtype) -> Vec<Part>) -> Packing {
     Packing {
         readers: "compressed-tensors 0.9 to 0.14 read it, with transformers 4; later versions load \
@@ -38,7 +38,7 @@ pub(super) struct Bitmask<'a> {
     bytes: Cow<'a, [u8]>,
 }
 
-/// Bytes of a row.
+/// Number of bytes of a row.
 const fn width(columns: usize) -> usize {
     columns.div_ceil(8)
 }
@@ -57,10 +57,10 @@ impl<'a> Bitmask<'a> {
         Self { dims, bytes: bytes.into() }
     }
 
-    /// A stored bitmask.
+    /// Reads a stored bitmask.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// If the bytes do not fit the shape.
     pub(super) fn read(dims: Dims, bytes: &'a [u8]) -> Result<Self, String> {
         let width = width(dims.columns);
         if dims.rows.checked_mul(width) != Some(bytes.len()) {
@@ -86,7 +86,7 @@ impl<'a> Bitmask<'a> {
         self.bytes.chunks_exact(width(self.dims.columns).max(1))
     }
 
-    /// How many values are stored before each row, and after the last one.
+    /// Number of stored values before each row, and of all.
     pub(super) fn offsets(&self) -> Vec<usize> {
         let mut offsets = vec![0; self.dims.rows + 1];
         for (i, row) in self.rows().enumerate() {
@@ -96,7 +96,7 @@ impl<'a> Bitmask<'a> {
         offsets
     }
 
-    /// The values, of `size` bytes each, of a dense matrix at the set bits.
+    /// The values of a dense matrix at the set bits, `size` bytes each.
     pub(super) fn gather(&self, dense: &[u8], size: usize) -> Vec<u8> {
         let mut values = Vec::new();
         let row = (self.dims.columns * size).max(1);

@@ -1,4 +1,4 @@
-//! `dense`: every matrix as it is, with its zeros.
+//! `dense`: every matrix in full, zeros included.
 
 use super::Layout;
 

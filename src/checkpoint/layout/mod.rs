@@ -1,7 +1,7 @@
-//! How the pruned matrices of a checkpoint are stored: one file for each layout, and one table of all.
-//! A compressed matrix `M.weight` is several tensors `M.…`, among them its shape, the values that it
-//! keeps, and an index that says where they are; so it is in
-//! [compressed-tensors](https://github.com/vllm-project/compressed-tensors).
+//! The storage layouts of pruned matrices: one file per layout, and a table of all. As in
+//! [compressed-tensors](https://github.com/vllm-project/compressed-tensors), a compressed matrix
+//! `M.weight` is stored as several tensors `M.…`: its shape, the kept values, and an index of their
+//! places.
 
 mod bitmask;
 mod dense;
@@ -22,93 +22,93 @@ use crate::{
 static ALL: Table<Layout> =
     Table::new(&[&dense::DENSE, &sparse_bitmask::SPARSE_BITMASK, &sparse_24::SPARSE_24]);
 
-/// How the pruned matrices of a checkpoint are stored.
+/// A storage layout of the pruned matrices of a checkpoint.
 pub struct Layout {
-    /// What recipes and `config.json` call it.
+    /// The layout's name in recipes and in `config.json`.
     pub name: &'static str,
-    /// What it stores.
+    /// Description of the layout.
     pub help: &'static str,
-    /// The one pattern that it stores, if not any.
+    /// The only pattern that the layout stores; `None` for any.
     pub pattern: Option<Pattern>,
-    /// How to load such a checkpoint: the Markdown of its card.
+    /// Instructions to load such a checkpoint, in Markdown, for the model card.
     pub loading: &'static str,
-    /// How matrices are compressed, if they are.
+    /// The compression of matrices; `None` for the dense layout.
     packing: Option<Packing>,
 }
 
-/// The choice of a layout. The default is the dense one.
+/// The choice of a layout. The default is `dense`.
 pub type Format = Choice<Layout>;
 
-/// How matrices are compressed.
+/// The compression of matrices in a layout.
 #[derive(Debug)]
 pub(super) struct Packing {
-    /// Which programs read it, after its name.
+    /// The programs that read the layout, to follow its name.
     readers: &'static str,
-    /// The names of the tensors that a matrix may be stored as, after that of its module.
+    /// The names of a matrix's tensors, to follow the name of its module.
     pub(super) tensors: &'static [&'static str],
-    /// The one of them that says where the values are.
+    /// The name of the tensor with the places of the values.
     pub(super) index: &'static str,
-    /// The tensors of a matrix.
+    /// Computes the tensors of a matrix.
     parts: fn(&Mask, Dtype) -> Vec<Part>,
-    /// The dense matrix, or why index and values do not belong together.
+    /// Decompresses a matrix, or says why index and values do not fit.
     dense: fn(&Compressed<'_>) -> Result<Vec<u8>, String>,
 }
 
 /// The name of the tensor with a matrix's numbers of rows and columns.
 pub(super) const SHAPE: &str = "shape";
-/// The name of the tensor with the values that are stored, row-major.
+/// The name of the tensor with the stored values, row-major.
 pub(super) const VALUES: &str = "compressed";
 
 /// One of the tensors that a compressed matrix is stored as.
 pub(super) struct Part {
-    /// Its name, after that of the module.
+    /// Name of the tensor, to follow the name of the module.
     pub(super) name: &'static str,
-    /// Its format.
+    /// Format of the elements.
     pub(super) dtype: safetensors::Dtype,
-    /// Its shape.
+    /// Shape of the tensor.
     pub(super) shape: Vec<usize>,
-    /// Its bytes.
+    /// Function that computes the bytes.
     pub(super) content: Content,
 }
 
-/// What makes the bytes of a tensor of a compressed matrix.
+/// The function that computes the bytes of a tensor of a compressed matrix.
 #[derive(Clone, Copy)]
 pub(super) enum Content {
-    /// The mask alone.
+    /// From the mask alone.
     Index(fn(&Mask) -> Vec<u8>),
-    /// The mask, and the bytes of the dense matrix, with elements of so many bytes.
+    /// From the mask, the bytes of the dense matrix, and the number of bytes of an element.
     Values(fn(&Mask, &[u8], usize) -> Vec<u8>),
 }
 
 impl Part {
-    /// The tensor with a matrix's numbers of rows and columns, itself of this shape.
+    /// The tensor with a matrix's numbers of rows and columns; `shape` is its own shape.
     fn shape(shape: Vec<usize>) -> Self {
         let content = Content::Index(|mask| integers(&[mask.dims().rows, mask.dims().columns]));
         Self { name: SHAPE, dtype: safetensors::Dtype::I64, shape, content }
     }
 
-    /// The tensor with the values that are stored.
+    /// The tensor with the stored values.
     fn values(dtype: Dtype, shape: Vec<usize>, gather: fn(&Mask, &[u8], usize) -> Vec<u8>) -> Self {
         Self { name: VALUES, dtype: dtype.stored(), shape, content: Content::Values(gather) }
     }
 }
 
-/// The name of a tensor of a module.
+/// The full name of a tensor of a module.
 pub(super) fn tensor(module: &str, name: &str) -> String {
     format!("{module}.{name}")
 }
 
-/// The module of a matrix, with which the names of its tensors begin.
+/// The module of a matrix, which is the prefix of its tensors' names.
 pub(super) fn module(matrix: &str) -> Option<&str> {
     matrix.strip_suffix(".weight")
 }
 
-/// The matrix of a module.
+/// The tensor name of a module's matrix.
 pub(super) fn matrix(module: &str) -> String {
     format!("{module}.weight")
 }
 
-/// The shape that is stored with a matrix.
+/// Decodes the stored shape of a matrix.
 pub(super) fn shape(dtype: safetensors::Dtype, bytes: &[u8]) -> Option<[usize; 2]> {
     let (sizes, []) = bytes.as_chunks::<8>() else { return None };
     let size = |bytes: &[u8; 8]| usize::try_from(i64::from_le_bytes(*bytes)).ok();
@@ -141,25 +141,25 @@ impl Named for Layout {
 }
 
 impl Format {
-    /// How matrices are compressed, if they are.
+    /// The compression of matrices; `None` for the dense layout.
     pub(super) fn packing(self) -> Option<&'static Packing> {
         self.0.packing.as_ref()
     }
 }
 
 impl Layout {
-    /// Whether all matrices stay dense.
+    /// Whether all matrices are stored dense.
     pub fn is_dense(&self) -> bool {
         self.packing.is_none()
     }
 
-    /// What to know before anything but Barber loads it, if there is something.
+    /// The programs that read the layout, in a sentence; `None` if all do.
     pub fn readers(&self) -> Option<String> {
         self.packing.as_ref().map(|packing| format!("{}: {}", self.name, packing.readers))
     }
 
-    /// The tensors that the matrix `name` is stored as. `None`, and it stays dense, where its mask
-    /// has not the layout's pattern or where they would take no less room.
+    /// The tensors that the matrix `name` is stored as. `None` if it stays dense, because its mask does
+    /// not follow the layout's pattern, or because the tensors would not be smaller.
     pub(super) fn parts(&self, name: &str, mask: &Mask, dtype: Dtype) -> Option<Vec<Part>> {
         module(name)?;
         let packing = self.packing.as_ref()?;
@@ -177,12 +177,12 @@ pub(super) fn length(dtype: safetensors::Dtype, shape: &[usize]) -> usize {
     shape.iter().product::<usize>() * dtype.bitsize() / 8
 }
 
-/// Numbers as 64-bit integers.
+/// Numbers as little-endian 64-bit integers.
 fn integers(numbers: &[usize]) -> Vec<u8> {
     numbers.iter().flat_map(|&number| (number as i64).to_le_bytes()).collect()
 }
 
-/// A compressed matrix as it is stored.
+/// The stored form of a compressed matrix.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Compressed<'a> {
     pub(super) packing: &'static Packing,
@@ -194,10 +194,10 @@ pub(super) struct Compressed<'a> {
 }
 
 impl Compressed<'_> {
-    /// The dense matrix.
+    /// The bytes of the dense matrix.
     ///
     /// # Errors
-    /// If index and values do not belong together.
+    /// If index and values do not fit each other.
     pub(super) fn dense(&self) -> Result<Vec<u8>, String> {
         (self.packing.dense)(self)
     }

@@ -1,5 +1,5 @@
-//! `sparse-24-bitmask`: two values of every four consecutive inputs, as a matrix of half the width,
-//! which can be cut by rows and by columns.
+//! `sparse-24-bitmask`: two values of every four consecutive inputs, in a matrix of half the width,
+//! which can be sharded by rows and by columns.
 
 use barber_metric::Dims;
 
@@ -33,8 +33,8 @@ pub(super) fn parts(mask: &Mask, dtype: Dtype) -> Vec<Part> {
     ]
 }
 
-/// The mask with two weights in every tile: where it keeps fewer, the first pruned ones are stored
-/// as the zeros that they are.
+/// The mask filled up to two weights in every tile: where it keeps fewer, the first pruned ones are
+/// stored as zeros.
 fn filled(mask: &Mask) -> Mask {
     let mut filled = mask.clone();
     for start in (0..mask.dims().len()).step_by(4) {

@@ -1,5 +1,4 @@
-//! `sparse-bitmask`: the values of all kept weights, one after the other, and where those of each row
-//! begin.
+//! `sparse-bitmask`: the values of all kept weights in order, and the offset of each row in them.
 
 use barber_metric::Dims;
 use safetensors::Dtype::I64;

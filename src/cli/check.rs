@@ -1,4 +1,4 @@
-//! `barber check`: what a recipe means, without running it.
+//! `barber check`: shows and checks a recipe without running it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,9 +21,8 @@ use crate::{
     run::{self, Checkpoints, Forecast, Shared, Tests, extent, look_ahead, plan},
 };
 
-/// Shows what a recipe means without running it: each value and where it comes from, the groups and
-/// tensors that it matches, and about how much memory, work and time the run will take. A model on
-/// the hub is downloaded.
+/// Shows and checks a recipe without running it: each value with its source, the groups and tensors
+/// that it matches, and estimates of the run's memory, work and time. Downloads a model on the hub.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -46,7 +45,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let recipe = &loaded.recipe;
     let watch = Terminal { quiet: arguments.json };
     let checkpoints = Checkpoints::open(recipe, &watch);
-    // What a recipe says is shown even where its model is not there.
+    // The recipe is shown even if its model does not exist.
     let settled = match &checkpoints {
         Ok(checkpoints) => checkpoints.settled(recipe),
         Err(_) => recipe.clone(),
@@ -73,12 +72,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         Err(Error::from(error))
     })?;
     let forecast = Forecast::new(loaded, &model, &plan, &tests, extent(recipe, &model)?)?;
-    // A recipe may be checked on another machine than the one that will run it.
+    // The time cannot be measured if another machine will run the recipe.
     let time = forecast.time_here(&model.decoder);
     let found = forecast.takes;
     let advice: BTreeSet<String> = runs.iter().flat_map(Loaded::advice).collect();
     advice.iter().for_each(|advice| tracing::warn!("{advice}"));
-    // What is wrong with a run is said after what is shown of the first one.
+    // Errors of runs come after the output for the first run.
     let fine = |shared: &mut Shared| {
         runs.iter().try_for_each(|run| {
             look_ahead(run, shared, &watch).map_err(|error| match run.point.settings.is_empty() {
@@ -160,7 +159,7 @@ fn values(loaded: &Loaded, settings: &[Setting]) {
     println!("{}", commented(&lines.collect::<Vec<_>>()));
 }
 
-/// The matrices that are pruned, and how.
+/// The pruned matrices with their rules.
 fn members(model: &Model<'_, Cpu>, plan: &Plan) -> Vec<Value> {
     let groups = plan.layers.iter().zip(&model.decoder.layers).enumerate();
     let groups = groups
@@ -239,7 +238,7 @@ fn matrices(model: &Model<'_, Cpu>, plan: &Plan) {
     }
 }
 
-/// A module's name with `*` for its layer, by that of its weight.
+/// The name of a weight's module, with `*` in place of its layer.
 fn in_all_layers(name: &str, layer: usize) -> String {
     let name = name.strip_suffix(".weight").unwrap_or(name);
     name.replacen(&format!(".{layer}."), ".*.", 1)

@@ -1,5 +1,6 @@
-//! Texts as a terminal may have them. Names of tensors and files, configurations, recipes and reports
-//! come from outside, and a terminal obeys what it is sent: all that is printed passes through here.
+//! Escapes control characters in texts for the terminal. Names of tensors and files, configurations,
+//! recipes and reports come from outside and may have such characters, so all output passes through
+//! here.
 
 use std::{borrow::Cow, error::Error, fmt, fmt::Write};
 
@@ -7,14 +8,14 @@ use miette::{
     Diagnostic, LabeledSpan, MietteHandler, NamedSource, ReportHandler, SourceCode, SourceSpan,
 };
 
-/// Whether a character acts on the terminal, or on the order of those around it.
+/// Whether a character controls the terminal or the direction of text.
 fn acts(c: char) -> bool {
     let moves = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}');
     let isolates = matches!(c, '\u{2066}'..='\u{2069}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}');
     (c.is_control() && !matches!(c, '\n' | '\t')) || moves || isolates
 }
 
-/// The text with what acts on a terminal escaped, as JSON escapes it: JSON stays what it is.
+/// The text with control characters escaped as in JSON, so that JSON stays valid.
 pub(super) fn clean(text: &str) -> Cow<'_, str> {
     if !text.contains(acts) {
         return text.into();
@@ -23,7 +24,7 @@ pub(super) fn clean(text: &str) -> Cow<'_, str> {
     for c in text.chars() {
         if acts(c) {
             for unit in c.encode_utf16(&mut [0; 2]) {
-                // A string takes all that is written to it.
+                // Writing to a string cannot fail.
                 let _ = write!(cleaned, "\\u{unit:04x}");
             }
         } else {
@@ -33,13 +34,13 @@ pub(super) fn clean(text: &str) -> Cow<'_, str> {
     cleaned.into()
 }
 
-/// The same in one line.
+/// [`clean`], in one line.
 pub(super) fn line(text: &str) -> String {
     clean(text).replace('\n', "\\n").replace('\t', "\\t")
 }
 
-/// The text with question marks for what acts on a terminal, as many as it has bytes: what stands
-/// behind it stays in its place.
+/// The text with each byte of control characters replaced by a question mark, so that offsets stay the
+/// same.
 fn in_place(text: &str) -> String {
     let mut cleaned = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
@@ -54,7 +55,7 @@ fn in_place(text: &str) -> String {
     cleaned
 }
 
-/// Shows errors, cleaned before they get their colours.
+/// Shows errors, cleaned before they are coloured.
 pub(super) struct Handler(pub(super) MietteHandler);
 
 impl ReportHandler for Handler {
@@ -90,7 +91,7 @@ impl Cleaned {
         }
     }
 
-    /// Words alone, and those of their cause.
+    /// A message without a source, and the message of its cause.
     fn plain(message: &str, cause: Option<&(dyn Error + 'static)>) -> Self {
         let cause = cause.map(|cause| Box::new(Self::plain(&cause.to_string(), cause.source())));
         let message = clean(message).into();

@@ -1,17 +1,16 @@
-//! What stands in columns and fits the terminal: tables of words and figures, and text beside its
-//! label.
+//! Output in columns that fit the terminal: tables of words and figures, and texts beside labels.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::NOTHING};
 use textwrap::core::display_width;
 
 use super::clean;
 
-/// How a column stands under its heading.
+/// The alignment of a column, and its heading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Column {
-    /// Words, which begin together.
+    /// Words, aligned on the left.
     Words(&'static str),
-    /// Figures, which end together.
+    /// Figures, aligned on the right.
     Figures(&'static str),
 }
 
@@ -23,9 +22,9 @@ impl Column {
     }
 }
 
-/// The columns of the terminal, or as many as the variable COLUMNS says; `None` in a pipe.
+/// The width of the terminal, or the value of COLUMNS; `None` in a pipe.
 fn terminal() -> Option<usize> {
-    // Unit tests have no output of their own, and mean the same on any terminal.
+    // Unit tests must not depend on the terminal.
     if cfg!(test) {
         return None;
     }
@@ -34,7 +33,7 @@ fn terminal() -> Option<usize> {
     said.or_else(|| size().map(|(_, columns)| columns.into())).filter(|columns| *columns > 0)
 }
 
-/// The columns that lines of text are made for.
+/// The width of lines of text.
 fn width() -> usize {
     const WIDTH: usize = 80;
     terminal().map_or(WIDTH, |columns| columns.min(WIDTH))
@@ -59,7 +58,7 @@ pub(super) fn columns(columns: &[Column], rows: &[Vec<String>]) -> String {
     fitted(table.trim_fmt(), &headings, &rows)
 }
 
-/// A table, or its rows one after the other where it is wider than the terminal.
+/// A table, or its rows one below the other if it is wider than the terminal.
 pub(super) fn fitted(table: String, headings: &[impl AsRef<str>], rows: &[Vec<String>]) -> String {
     let widest = table.lines().map(display_width).max().unwrap_or(0);
     match terminal() {
@@ -68,8 +67,8 @@ pub(super) fn fitted(table: String, headings: &[impl AsRef<str>], rows: &[Vec<St
     }
 }
 
-/// The rows of a table one after the other: the first cell, and below it the others that say
-/// something, each beside its heading.
+/// The rows of a table one below the other: the first cell, and below it the other cells that are not
+/// empty, each beside its heading.
 fn stacked(headings: &[impl AsRef<str>], rows: &[Vec<String>]) -> String {
     let headings: Vec<&str> = headings.iter().map(AsRef::as_ref).collect();
     let widest = headings[1..].iter().map(|heading| display_width(heading)).max().unwrap_or(0);
@@ -85,16 +84,15 @@ fn stacked(headings: &[impl AsRef<str>], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
-/// Where the text beside a label begins.
+/// Column of the text beside a label.
 const TEXT: usize = 10;
 
-/// A text beside its label, in as many lines as it needs. No word is broken: a path stays whole.
+/// A text beside its label, wrapped between words only, so that paths stay whole.
 pub(super) fn labelled(label: &str, text: &str) -> String {
     wrapped(&format!("{label:0$} ", TEXT - 1), &" ".repeat(TEXT), &clean::line(text))
 }
 
-/// A text beside its label, in one line in a pipe, where programs read it, and on a terminal in as
-/// many as it needs.
+/// A text beside its label: wrapped on a terminal, in one line in a pipe, for programs.
 pub(super) fn line(label: &str, text: &str) -> String {
     let text = &clean::line(text);
     let first = if label.is_empty() { String::new() } else { format!("{label:0$} ", TEXT - 1) };
@@ -104,7 +102,7 @@ pub(super) fn line(label: &str, text: &str) -> String {
     }
 }
 
-/// A text in as many lines as it needs, with what the first and the others begin with.
+/// A wrapped text; `first` and `rest` are the indents of the first and the other lines.
 pub(super) fn wrapped(first: &str, rest: &str, text: &str) -> String {
     filled(width(), first, rest, text)
 }
@@ -118,8 +116,7 @@ fn filled(width: usize, first: &str, rest: &str, text: &str) -> String {
     textwrap::fill(text, options)
 }
 
-/// Texts with a comment each, the comments one under the other. Where a text is too long for its
-/// comment to stand there, the comment gets a line of its own.
+/// Texts with aligned comments. If a text is too long, its comment gets its own line.
 pub(super) fn commented(lines: &[(String, String)]) -> String {
     let widest = |of: fn(&(String, String)) -> &String| {
         lines.iter().map(|line| of(line).chars().count()).max().unwrap_or(0)

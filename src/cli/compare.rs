@@ -1,4 +1,4 @@
-//! `barber compare`: several runs side by side.
+//! `barber compare`: compares several runs.
 
 use std::{
     cmp::Ordering,
@@ -12,15 +12,15 @@ use crate::{
     run,
 };
 
-/// Puts runs side by side: their results, and what differs in their recipes. Reads the reports that
-/// `barber prune` wrote.
+/// Compares runs: their results, and the differences of their recipes. Reads the reports that `barber
+/// prune` wrote.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   barber compare out/50 out/60 --html comparison.html
   barber compare out/sweep")]
 pub(super) struct Arguments {
-    /// Directories that `barber prune` wrote, or directories of such, as a sweep's; or reports,
+    /// Directories that `barber prune` wrote, directories of such, as of a sweep, or reports,
     /// barber-report.json.
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
@@ -59,8 +59,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
-/// The runs in a directory of such, as a sweep makes one: by their names, in which numbers are in
-/// their order. Of a path that is no directory of runs, itself.
+/// The runs in a directory, such as a sweep's, ordered by name, with numbers in numeric order. If it has
+/// no runs, the path itself.
 fn runs_of(path: &Path) -> Vec<PathBuf> {
     let is_run = |path: &Path| path.join(JSON).is_file();
     if is_run(path) {
@@ -84,14 +84,14 @@ fn in_order(a: &str, b: &str) -> Ordering {
     first.unwrap_or_else(|| a.cmp(b))
 }
 
-/// The path of a run; that of its directory if a report in one is given.
+/// The path of a run; for a report, that of its directory.
 fn name(path: &Path) -> String {
     let report = path.file_name().is_some_and(|name| name == JSON);
     let dir = path.parent().filter(|dir| report && !dir.as_os_str().is_empty());
     dir.unwrap_or(path).display().to_string()
 }
 
-/// What came of the runs, and what differs in their recipes.
+/// Tables of the runs' results, and of the differences of their recipes.
 pub(super) fn tables(comparison: &Comparison) -> Vec<Table> {
     let mut head = vec![String::new()];
     for figure in &comparison.figures {

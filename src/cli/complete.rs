@@ -1,4 +1,4 @@
-//! `barber completions` and `barber man`: what shells and readers of manuals know of the program.
+//! `barber completions` and `barber man`: shell completions and manual pages.
 
 use std::{fs, path::PathBuf};
 
@@ -38,7 +38,7 @@ pub(super) fn completions(arguments: &CompletionsArguments) {
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct ManArguments {
-    /// Write barber.1, barber-prune.1 and so on into a directory; those that are there are replaced.
+    /// Write barber.1, barber-prune.1 and so on into a directory, replacing existing ones.
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
 }

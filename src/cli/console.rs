@@ -1,4 +1,4 @@
-//! How much the program says beside its results, and in which colours.
+//! Verbosity and colours of messages.
 
 use clap::{ArgAction, ColorChoice};
 use tracing_subscriber::{EnvFilter, field::MakeExt, fmt::format::debug_fn};
@@ -10,20 +10,20 @@ use super::{Error, clean, progress};
 #[command(next_help_heading = "Terminal")]
 #[group(skip)]
 pub(super) struct Arguments {
-    /// Say nothing but the result and errors: no progress, no warnings.
+    /// Print only the result and errors: no progress, no warnings.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Say more: each group's error before and after each stage; -vv: each matrix's swaps.
+    /// Print more: each group's error before and after each stage; -vv: each matrix's swaps.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
-    /// Whether messages and progress have colours; `auto` asks the terminal and NO_COLOR.
+    /// Whether messages and progress have colours; `auto` depends on the terminal and NO_COLOR.
     #[arg(long, global = true, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
     color: ColorChoice,
 }
 
 impl Arguments {
-    /// Makes errors, log lines and progress bars what the options say. These go before BARBER_LOG,
-    /// as `--set` goes before the environment.
+    /// Configures errors, log lines and progress bars. Options override BARBER_LOG, as `--set` overrides
+    /// the environment.
     pub(super) fn apply(&self) -> Result<(), Error> {
         match self.color {
             ColorChoice::Auto => {}
@@ -31,7 +31,7 @@ impl Arguments {
             ColorChoice::Never => console::set_colors_enabled_stderr(false),
         }
         let colours = console::colors_enabled_stderr();
-        // A path that is broken over two lines can be neither clicked nor searched for.
+        // Paths are not broken over lines, so that they can be clicked and searched for.
         let _ = miette::set_hook(Box::new(move |_| {
             let options = miette::MietteHandlerOpts::new().color(colours).wrap_lines(false);
             Box::new(clean::Handler(options.build()))

@@ -1,4 +1,4 @@
-//! `barber convert`: a compressed checkpoint, written dense.
+//! `barber convert`: writes a compressed checkpoint dense.
 
 use std::path::{Path, PathBuf};
 
@@ -11,10 +11,9 @@ use crate::{
     run::{Converted, convert},
 };
 
-/// Writes a checkpoint whose matrices are compressed, in any layout of `output.format`, with every
-/// matrix dense, as all loaders read it. Every weight keeps its bits.
-/// Of a result of `barber prune` the files are compared with their digests first, and the report and
-/// the card say how it is stored then.
+/// Writes a compressed checkpoint, in any layout of `output.format`, with every matrix dense, which all
+/// loaders read. Every weight keeps its bits. For a result of `barber prune`, the files are first
+/// compared with their digests, and report and card get the new format.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -26,7 +25,7 @@ pub(super) struct Arguments {
     /// The format to write.
     #[arg(long, value_parser = PossibleValuesParser::new([Format::default().name]))]
     format: String,
-    /// The directory to write; left out, the checkpoint's name with `-dense`, beside it.
+    /// The directory to write; by default beside the checkpoint, its name with `-dense`.
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Replace the directory if it holds a result.

@@ -39,7 +39,7 @@ pub(super) struct Arguments {
     /// winogrande. May be repeated.
     #[arg(long = "task", value_name = "NAME=FILE", value_parser = task)]
     tasks: Vec<(&'static Task, PathBuf)>,
-    /// How many questions of a task to ask at most; all if left out.
+    /// Maximum number of questions of a task; all if left out.
     #[arg(long, value_name = "N",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     questions: Option<usize>,
@@ -53,12 +53,11 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(2..=1 << 24))]
     sequence_length: Option<usize>,
-    /// How many segments to measure at most, from the start; all if left out.
+    /// Maximum number of segments, from the start; all if left out.
     #[arg(long, value_name = "N",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     segments: Option<usize>,
-    /// What runs the model: cpu, or cuda:0 for the first NVIDIA GPU, with a binary that has the
-    /// feature `cuda`.
+    /// The device: cpu, or cuda:0 for the first NVIDIA GPU, which needs a binary with the feature `cuda`.
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: Device,
     /// Print JSON, and no progress.
@@ -163,7 +162,7 @@ struct Answer {
     found: Accuracy,
 }
 
-/// A perplexity, and the text that it is on.
+/// A perplexity, and its text.
 #[derive(serde::Serialize)]
 struct Report {
     text: String,

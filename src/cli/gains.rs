@@ -1,4 +1,4 @@
-//! What a run gained: a table of what the model is worth, dense, with its initial masks and refined.
+//! A table of the measurements of a run: dense model, initial masks and refined masks.
 
 use std::path::Path;
 
@@ -17,9 +17,9 @@ type Of = fn(&Accuracy) -> Option<[f64; 2]>;
 /// A line of the table.
 struct Line {
     name: String,
-    /// Dense, with the initial masks, refined.
+    /// Figures of the dense model, with the initial masks, and with the refined masks.
     figures: [Option<String>; 3],
-    /// What the refinement changed.
+    /// The change by the refinement.
     change: String,
 }
 
@@ -99,7 +99,7 @@ pub(super) fn gains(report: &Report) -> Option<String> {
     Some(columns(&heads, &lines.into_iter().map(row).collect::<Vec<_>>()))
 }
 
-/// A figure of each stage that there is.
+/// A figure of each of the three models that was measured.
 fn each<T, U>(found: &Stages<T>, of: impl Fn(&T) -> U) -> [Option<U>; 3] {
     [Some(&found.dense), found.initial.as_ref(), found.refined.as_ref()].map(|found| found.map(&of))
 }

@@ -1,4 +1,4 @@
-//! What was surely meant by arguments that another command, option or key would take.
+//! Hints for arguments that another command, option or key takes.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use crate::{
 /// The keys of a study.
 const STUDY: [&str; 3] = ["case", "method", "seeds"];
 
-/// Whether a command was given what another one takes; the error says which.
+/// Checks whether an argument is for another command, which the error names.
 pub(super) fn check(command: &Command) -> Result<(), Error> {
     let hint = match command {
         Command::Prune(arguments) => recipe("prune", &arguments.recipe),
@@ -36,7 +36,7 @@ pub(super) fn check(command: &Command) -> Result<(), Error> {
     hint.map_or(Ok(()), |hint| Err(Error::Meant(hint)))
 }
 
-/// What is wrong with the recipe of a command.
+/// The problem of a file that a command takes for a recipe.
 fn recipe(command: &str, path: &Path) -> Option<String> {
     let shown = show(path);
     let init = format!("`barber init {shown}` writes one for it");
@@ -58,18 +58,18 @@ fn recipe(command: &str, path: &Path) -> Option<String> {
     is_study.then(|| format!("{shown} is a study, not a recipe; run `barber study {shown}`"))
 }
 
-/// What is wrong with a study.
+/// The problem of a file that is taken for a study.
 fn study(path: &Path) -> Option<String> {
     let table = table(path)?;
     let sections = || keys().iter().filter(|key| table.contains_key(&key.path));
-    // A study names its recipe, too.
+    // A study has a key `recipe`.
     let is_recipe =
         STUDY.iter().all(|key| !table.contains_key(*key)) && sections().next().is_some();
     let shown = show(path);
     is_recipe.then(|| format!("{shown} is a recipe, not a study; run `barber prune {shown}`"))
 }
 
-/// What is wrong with the model of a command.
+/// The problem of a path that a command takes for a model.
 fn model(command: &str, path: &Path) -> Option<String> {
     let is_toml = path.is_file() && path.extension().is_some_and(|of| of == "toml");
     let shown = show(path);
@@ -81,7 +81,7 @@ fn model(command: &str, path: &Path) -> Option<String> {
     })
 }
 
-/// The TOML in a file, if it is a file and has TOML in it.
+/// The TOML in a file; `None` if it is not a file or not TOML.
 fn table(path: &Path) -> Option<Table> {
     // A pipe can be read only once.
     let is_file = path.metadata().is_ok_and(|found| found.is_file());
@@ -89,7 +89,7 @@ fn table(path: &Path) -> Option<Table> {
     std::str::from_utf8(&bytes).ok()?.parse().ok()
 }
 
-/// The argument of which no shell has replaced the `~`. A recipe says that of its own values.
+/// The error for an argument with an unexpanded `~`. Values of recipes are checked elsewhere.
 pub(super) fn home(arguments: &[String]) -> Option<Error> {
     let before = std::iter::once("").chain(arguments.iter().map(String::as_str));
     let found = before.zip(arguments).find(|(before, argument)| {
@@ -105,7 +105,7 @@ pub(super) fn home(arguments: &[String]) -> Option<Error> {
     })
 }
 
-/// The key of a recipe that an unknown option is named like.
+/// A tip for an unknown option that has the name of a recipe's key.
 pub(super) fn option(error: &clap::Error, arguments: &[String]) -> Option<String> {
     let takes_keys = ["prune", "check", "study"];
     let of_recipe = arguments.first().is_some_and(|name| takes_keys.contains(&name.as_str()));
@@ -124,7 +124,7 @@ pub(super) fn option(error: &clap::Error, arguments: &[String]) -> Option<String
     Some(format!("\n  tip: a value of the recipe is set with `--set {}=VALUE`\n", key.path))
 }
 
-/// Whether a key is a section, with keys of its own.
+/// Whether a key is a section.
 fn has_keys(path: &str) -> bool {
     let inside = format!("{path}.");
     keys().iter().any(|key| key.path.starts_with(&inside))

@@ -1,4 +1,4 @@
-//! `barber init`: a recipe for a checkpoint, for its reader to go on from.
+//! `barber init`: writes a recipe for a checkpoint, to be edited.
 
 use std::{
     borrow::Cow,
@@ -29,9 +29,9 @@ use crate::{
     run::{Forecast, Tests, Watch, calibrate, extent, plan, tokens},
 };
 
-/// Writes a recipe for a checkpoint, to be changed as you like: the preset `best` on 32 × 256
-/// tokens, with the names of the model's layers, and the other keys as comments. Prints about how
-/// long the run will take on this machine.
+/// Writes a recipe for a checkpoint, to be edited: the preset `best` on 32 × 256 tokens, with the names
+/// of the model's layers, and the other keys as comments. Prints an estimate of the run's time on this
+/// machine.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -43,8 +43,8 @@ pub(super) struct Arguments {
     /// The branch, tag or commit of a model on the hub; main if left out.
     #[arg(long, value_name = "NAME")]
     revision: Option<String>,
-    /// The calibration text, on which statistics are computed. Left out, the recipe has
-    /// calibration.txt, and you put a text there.
+    /// The calibration text, on which statistics are computed. Left out, the recipe names
+    /// calibration.txt, which you have to provide.
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// A text to measure the perplexity on. May be repeated.
@@ -99,15 +99,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
-/// A path as a shell takes it on the command line.
+/// A path, quoted for a shell.
 fn argument(path: &Path) -> String {
     let shown = show(path);
-    // It is no option.
+    // A path must not look like an option.
     let shown = if shown.starts_with('-') { format!("./{shown}") } else { shown };
     shlex::try_quote(&shown).map_or_else(|_| shown.clone(), Cow::into_owned)
 }
 
-/// A text that fits into a comment of one line.
+/// A text for a comment of one line.
 fn one_line(text: &str) -> String {
     text.replace(char::is_control, "\u{fffd}")
 }
@@ -126,12 +126,12 @@ struct Draft<'a> {
     name: &'a str,
     located: &'a Located,
     model: &'a Model<'a, Cpu>,
-    /// Where it will be.
+    /// Path of the recipe.
     target: &'a Path,
 }
 
 impl Draft<'_> {
-    /// The recipe, with what it takes if that is known.
+    /// The text of the recipe, with the estimate of its cost, if known.
     fn text(&self, found: Option<Estimate>) -> String {
         let Self { arguments, name, model, .. } = self;
         let decoder = &model.decoder;
@@ -140,12 +140,12 @@ impl Draft<'_> {
             decoder.tensors().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         let dtype = model.reader.tensor(&decoder.embedding.weight);
         let longest = decoder.positions().tokens;
-        // A directory is found from the recipe's own; a name on the hub is what it is.
+        // A directory is relative to the recipe's; a name on the hub stays unchanged.
         let (path, revision) = match &self.located.commit {
             Some(commit) => (quoted(&arguments.model), format!("revision = \"{commit}\"")),
             None => (self.path(&arguments.model), String::new()),
         };
-        // A text that is still to be found is to be beside the recipe.
+        // A missing calibration text is expected beside the recipe.
         let calibration = arguments.calibration.as_deref().map(|text| self.path(text));
         let calibration = calibration.unwrap_or_else(|| quoted(Path::new("calibration.txt")));
         let texts: Vec<String> = arguments.texts.iter().map(|text| self.path(text)).collect();
@@ -189,8 +189,8 @@ impl Draft<'_> {
         aligned(&text)
     }
 
-    /// Where the result goes: beside the recipe or, where the recipe is in the model's own directory,
-    /// beside that.
+    /// Path of the output: beside the recipe or, if the recipe is in the model's directory, beside that
+    /// directory.
     fn output(&self) -> PathBuf {
         let name = format!("{}-pruned", self.name);
         let beside = || {
@@ -202,13 +202,13 @@ impl Draft<'_> {
         beside().unwrap_or_else(|| name.clone().into())
     }
 
-    /// The directory that the recipe will be in.
+    /// The directory of the recipe.
     fn home(&self) -> &Path {
         let dir = self.target.parent().filter(|dir| !dir.as_os_str().is_empty());
         dir.unwrap_or(Path::new("."))
     }
 
-    /// A path of the command line as the recipe names it, quoted.
+    /// A path of the command line, relative to the recipe, quoted.
     fn path(&self, path: &Path) -> String {
         let from_there = || {
             let home = fs::canonicalize(self.home()).ok()?;
@@ -221,15 +221,15 @@ impl Draft<'_> {
     }
 }
 
-/// The calibration samples that a recipe begins with.
+/// Number of calibration samples in the recipe.
 const SAMPLES: usize = 32;
-/// Tokens of a sample at most.
+/// Maximum number of tokens of a sample.
 const LENGTH: usize = 256;
-/// Tokens of a segment of an evaluation at most.
+/// Maximum number of tokens of a segment of an evaluation.
 const SEGMENT: usize = 512;
-/// The columns of its lines at most.
+/// Maximum length of a line.
 const WIDTH: usize = 100;
-/// Where the comments behind values stand.
+/// Column of the comments after values.
 const COMMENTS: usize = 29;
 
 fn quoted(path: &Path) -> String {
@@ -253,8 +253,7 @@ fn linears(decoder: &Decoder) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The text with the comments behind its values one under the other, and without empty lines in a
-/// row.
+/// The text with aligned comments, and without consecutive empty lines.
 fn aligned(text: &str) -> String {
     let mut lines: Vec<String> = Vec::new();
     for line in text.lines() {

@@ -1,4 +1,4 @@
-//! `barber inspect`: what is in a checkpoint, and how much of it is zero.
+//! `barber inspect`: shows the tensors of a checkpoint and their zeros.
 
 use std::path::PathBuf;
 
@@ -22,13 +22,13 @@ use crate::{
     run::Watch,
 };
 
-/// Shows what is in a checkpoint: for each decoder layer, and for each tensor with --tensors, how many
-/// weights it has and how many of them are zero, the pattern that the zeros make, the format, and the
-/// size in the file, which is smaller where matrices are compressed. Any safetensors checkpoint with a
-/// config.json will do, of whatever family. It is read a tensor at a time, however large it is.
+/// Shows the contents of a checkpoint: for each decoder layer, or for each tensor with --tensors, the
+/// number of weights and of zeros, the pattern of the zeros, the format, and the size in the file, which
+/// is smaller for compressed matrices. Reads any safetensors checkpoint with a config.json, of any
+/// family, one tensor at a time.
 ///
-/// The pattern is N:M where no M consecutive inputs of a row keep more than N weights and most keep as
-/// many, `dense` where less than 1% are zero, else `unstructured`.
+/// The pattern is N:M if no M consecutive inputs of a row keep more than N weights and most keep N;
+/// `dense` if less than 1% are zero; otherwise `unstructured`.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -98,30 +98,30 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
-/// What is known of a tensor.
+/// A tensor of the checkpoint.
 #[derive(Serialize)]
 struct Tensor {
     name: String,
-    /// The decoder layer that it is of.
+    /// Index of the tensor's decoder layer, if it is in one.
     layer: Option<usize>,
     shape: Vec<usize>,
     dtype: String,
-    /// In the file.
+    /// Bytes in the file.
     bytes: usize,
-    /// With all its zeros: more, if it is compressed.
+    /// Bytes with all zeros, which are more for a compressed matrix.
     dense_bytes: usize,
-    /// Its elements.
+    /// Number of elements.
     weights: usize,
-    /// How many of them are zero; `None` where its format does not tell.
+    /// Number of zeros; `None` if the format is unknown.
     zeros: Option<usize>,
-    /// How many of them are NaN or infinite.
+    /// Number of elements that are NaN or infinite.
     not_finite: usize,
-    /// Of a matrix: the pattern of its zeros.
+    /// The pattern of a matrix's zeros; `None` for vectors.
     pattern: Option<String>,
     file: String,
 }
 
-/// Looks at every tensor, in the order of the layers.
+/// All tensors, in the order of the layers.
 fn tensors(reader: &Reader, watch: Terminal) -> Result<Vec<Tensor>, Error> {
     let all: usize =
         reader.names().filter_map(|name| reader.tensor(name).ok()).map(|view| view.length()).sum();
@@ -179,21 +179,21 @@ fn places(tensors: &[Tensor]) -> Vec<Place> {
     tensors.chunk_by(together).filter_map(place).collect()
 }
 
-/// A tensor's name without what most have at its end.
+/// A tensor's name without the usual suffix.
 fn short(name: &str) -> &str {
     name.strip_suffix(".weight").unwrap_or(name)
 }
 
-/// What several tensors have together.
+/// The sum over several tensors.
 #[derive(Serialize)]
 struct Sum {
-    /// The elements of the matrices: nobody prunes norms and biases.
+    /// Number of elements of the matrices, without norms and biases.
     weights: usize,
-    /// How many of them are zero; `None` where a format does not tell.
+    /// Number of zeros in the matrices; `None` if a format is unknown.
     zeros: Option<usize>,
-    /// Their fraction.
+    /// Fraction of zeros in the matrices.
     sparsity: Option<f64>,
-    /// The pattern of the matrices' zeros, `mixed` where they have several.
+    /// The pattern of the matrices' zeros; `mixed` if they have several.
     pattern: Option<String>,
     /// The formats of the matrices.
     dtypes: Vec<String>,

@@ -1,7 +1,7 @@
-//! SIGINT and SIGTERM: the run ends at once, and says what is left of it.
+//! Handles SIGINT and SIGTERM: the run ends at once, and prints its saved state.
 //!
-//! The state of a run is whole at any instant, so the layer that is being worked on is dropped: it
-//! may take longer than whoever asked will wait.
+//! The saved state of a run is complete at any time, so the current layer is dropped: finishing it might
+//! take too long.
 
 use std::path::PathBuf;
 
@@ -10,11 +10,11 @@ use super::{clean::clean, print, show};
 #[cfg(unix)]
 use crate::checkpoint::left_behind;
 
-/// From now on, a signal that ends the run says what it leaves beside its output, one of these, to go
-/// on from. The exit status is 128 and the signal's number, as shells have it.
+/// Installs a handler: a signal prints the saved state beside one of these outputs and ends the process.
+/// The exit status is 128 plus the signal's number, as in shells.
 ///
 /// # Errors
-/// If the system does not hand the signals over.
+/// If the system refuses the handler.
 #[cfg(unix)]
 pub(super) fn announce(outputs: Vec<PathBuf>) -> std::io::Result<()> {
     use std::{sync::mpsc, thread, time::Duration};
@@ -32,7 +32,7 @@ pub(super) fn announce(outputs: Vec<PathBuf>) -> std::io::Result<()> {
                 print::message(&clean(&farewell(signal == SIGINT, &outputs)));
                 done.send(())
             });
-            // A pipe that nobody reads does not hold up the end.
+            // A pipe that nobody reads must not block the exit.
             let _ = said.recv_timeout(Duration::from_secs(1));
             std::process::exit(128 + signal);
         }
@@ -40,7 +40,7 @@ pub(super) fn announce(outputs: Vec<PathBuf>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// What a signal leaves.
+/// The message about the saved state.
 #[cfg(unix)]
 fn farewell(interrupt: bool, outputs: &[PathBuf]) -> String {
     let name = if interrupt { "SIGINT" } else { "SIGTERM" };
@@ -54,7 +54,7 @@ fn farewell(interrupt: bool, outputs: &[PathBuf]) -> String {
     }
 }
 
-/// Elsewhere a signal ends the run without words.
+/// On other systems, a signal ends the run without a message.
 #[cfg(not(unix))]
 pub(super) fn announce(_: Vec<PathBuf>) -> std::io::Result<()> {
     Ok(())

@@ -1,4 +1,4 @@
-//! The command line: arguments and printing. It knows everything, and nothing knows it.
+//! The command line: arguments and printing. No other module uses it.
 
 /// Prints a line of a command's result.
 macro_rules! println {
@@ -63,17 +63,17 @@ A model of your own:
 enum Command {
     /// Write a recipe for a checkpoint.
     Init(init::Arguments),
-    /// Show what a recipe means and what it will take, without running it.
+    /// Show a recipe's values and the cost of its run, without running it.
     Check(check::Arguments),
     /// Prune a checkpoint as a recipe says.
     Prune(prune::Arguments),
     /// Measure a checkpoint's perplexity on texts, and its accuracy on tasks.
     Eval(evaluate::Arguments),
-    /// Show what is in a checkpoint, and how much of it is zero.
+    /// Show the tensors of a checkpoint and their zeros.
     Inspect(inspect::Arguments),
     /// Compare methods: prune a model with each of them, in several cases and with several seeds.
     Study(study::Arguments),
-    /// Put runs side by side, in tables and on a page.
+    /// Compare runs in tables and on a page.
     Compare(compare::Arguments),
     /// Check a result of `prune`: digests, zeros, pattern, and every kept weight's bits.
     Verify(verify::Arguments),
@@ -87,13 +87,13 @@ enum Command {
     Schema,
     /// Write a crate for a metric of your own.
     NewMetric(new_metric::Arguments),
-    /// Print what a shell needs to complete commands and options.
+    /// Print shell completions of commands and options.
     Completions(complete::CompletionsArguments),
     /// Print or write the manual pages.
     Man(complete::ManArguments),
 }
 
-/// Why a command failed; each is shown with its causes.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
@@ -162,7 +162,7 @@ enum Error {
     Page(std::io::Error),
 }
 
-/// What fails a run fails a command.
+/// The errors of a run are errors of a command.
 impl<E> From<E> for Error
 where
     run::Error: From<E>,
@@ -173,7 +173,7 @@ where
 }
 
 impl Error {
-    /// 2 for what the user wrote, 1 for what went wrong.
+    /// The exit status: 2 if the recipe or the command line is wrong, otherwise 1.
     fn status(&self) -> u8 {
         match self {
             Self::Job(error) if error.is_usage() => 2,
@@ -185,7 +185,7 @@ impl Error {
         }
     }
 
-    /// As it is shown: a recipe's problems with their lines.
+    /// The error as it is printed, with the lines of a recipe's problems.
     fn report(self) -> Report {
         match self {
             Self::Job(run::Error::Recipe(error)) => Report::new(error),
@@ -205,7 +205,7 @@ pub fn main() -> ExitCode {
         Err(error) => return refused(&error, &words),
     };
     crate::buffer::keep_freed();
-    // The thread that waits for the others works too: nothing need be handed over to wake them.
+    // The main thread works, too, so that no other thread must be woken for small tasks.
     let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
     let meant = || hint::home(&words).map_or_else(|| hint::check(&command), Err);
     let result = console.apply().and_then(|()| meant()).and_then(|()| match command {
@@ -239,11 +239,11 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Prints why the arguments cannot be taken, or the help that they ask for.
+/// Prints the error in the arguments, or the requested help.
 fn refused(error: &clap::Error, words: &[String]) -> ExitCode {
     let text = error.render().to_string();
     match clean::clean(&text) {
-        // As it comes, in colours.
+        // Nothing to escape: printed in colours.
         Cow::Borrowed(_) => match error.print() {
             Err(lost) if lost.kind() != ErrorKind::BrokenPipe && !error.use_stderr() => {
                 print::message(&format!("the help cannot be printed: {lost}\n"));
@@ -254,11 +254,11 @@ fn refused(error: &clap::Error, words: &[String]) -> ExitCode {
         Cow::Owned(text) => print::message(&text),
     }
     print::message(&hint::option(error, words).unwrap_or_default());
-    // 2 for a usage error, clap's own.
+    // clap's status for a usage error is 2.
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
-/// A path as messages show it.
+/// A path as shown in messages.
 fn show(path: &std::path::Path) -> String {
     let current = std::env::current_dir().unwrap_or_else(|_| PathBuf::new());
     clean::line(&path.strip_prefix(&current).unwrap_or(path).display().to_string())

@@ -1,5 +1,5 @@
-//! What the program says: results on standard output, messages on standard error. A reader who has
-//! seen enough, or is gone, is no error of a run.
+//! Prints results to standard output and messages to standard error. A closed pipe is not an error of a
+//! run.
 
 use std::{
     fmt::Arguments,
@@ -9,11 +9,11 @@ use std::{
 
 use super::clean::clean;
 
-/// Why not all could be printed: the first error.
+/// The first error of printing.
 static FAILED: OnceLock<String> = OnceLock::new();
 
-/// Prints a line, as `println!` does within the command line. `barber … | head` closes the pipe: the
-/// rest is then printed for nobody, and the run goes on to write its files.
+/// Prints a line, for the command line's `println!`. If the pipe is closed, as by `barber … | head`, the
+/// rest is dropped, and the run continues to write its files.
 pub(super) fn line(line: Arguments<'_>) {
     bytes(clean(&format!("{line}\n")).as_bytes());
 }
@@ -29,13 +29,13 @@ pub(super) fn bytes(bytes: &[u8]) {
     }
 }
 
-/// Why not all could be printed, if so.
+/// The first error of printing, if there was one.
 pub(super) fn failed() -> Option<&'static str> {
     FAILED.get().map(String::as_str)
 }
 
-/// Prints a message that is clean, with its colours. Where standard error is closed or full, nobody
-/// reads it, and the exit status has to say it.
+/// Prints a message that is cleaned already, with its colours. If standard error is closed or full, only
+/// the exit status tells.
 pub(super) fn message(text: &str) {
     let _ = stderr().write_all(text.as_bytes());
 }

@@ -1,4 +1,4 @@
-//! `barber prune`: a recipe from its text to a checkpoint.
+//! `barber prune`: runs a recipe.
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
@@ -30,15 +30,15 @@ pub(super) struct Arguments {
     /// Overrides a value of the recipe, such as sparsity.ratio=0.6. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Replace the output directory if it exists, and start anew where a run to it was stopped. Of
-    /// a sweep, the directories of runs with other settings are replaced.
+    /// Replace the output directory if it exists, and discard the state of a stopped run to it. For a
+    /// sweep, replace the directories of runs with other settings.
     #[arg(long)]
     pub(super) force: bool,
-    /// Continue a stopped run to the same output; if there is none, begin.
+    /// Continue a stopped run to the same output; if there is none, begin anew.
     #[arg(long)]
     resume: bool,
-    /// The least time between two saves, from which a stopped run can continue. They are farther
-    /// apart where saving would take more than 2% of the time. 0: after each layer.
+    /// Minimum time between two saves, from which a stopped run can continue. Saves are farther apart
+    /// where they would take more than 2% of the time. 0: after each layer.
     #[arg(long, value_name = "SECONDS|never", default_value = "30")]
     save_every: Every,
     /// Print the report as JSON, and no progress.
@@ -46,7 +46,7 @@ pub(super) struct Arguments {
     pub(super) json: bool,
 }
 
-/// How often a run is saved, if it is.
+/// The minimum time between saves; `None` for no saves.
 #[derive(Clone, Copy)]
 struct Every(Option<Duration>);
 
@@ -81,7 +81,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     }
 }
 
-/// Prunes as one run says, with what it shares with others, and prints what came of it.
+/// Executes one run, with the data that it shares with others, and prints its summary.
 pub(super) fn one(
     loaded: &Loaded,
     arguments: &Arguments,
@@ -97,7 +97,7 @@ pub(super) fn one(
     Ok(report)
 }
 
-/// Says what will happen.
+/// Prints what the run will do.
 pub(super) fn introduce(recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
     let layers = plan.layers.len();
     let groups: Vec<&str> = plan
@@ -117,7 +117,7 @@ pub(super) fn introduce(recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
     };
     let [weights, pruned] = plan.weights(decoder);
     let ratio = match recipe.mask.init.zeros {
-        // As many as there are.
+        // The sparse checkpoint determines the number of zeros.
         true => format!("of {weights} weights"),
         false => {
             let ratio = headline(pruned as f64 / weights.max(1) as f64);

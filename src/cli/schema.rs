@@ -3,7 +3,7 @@
 use super::Error;
 
 pub(super) fn run() -> Result<(), Error> {
-    // Two metrics of one name would be one in the schema.
+    // Two metrics with the same name are an error.
     barber_metric::registered()?;
     println!("{:#}", crate::recipe::schema());
     Ok(())

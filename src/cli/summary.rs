@@ -1,4 +1,4 @@
-//! What a run did, for a reader.
+//! The summary of a run.
 
 use std::fmt;
 
@@ -92,7 +92,7 @@ impl fmt::Display for Summary<'_> {
     }
 }
 
-/// What the steps over the whole model did, if there were some.
+/// The steps over the whole model in a line; `None` without such steps.
 fn steps(steps: &[Step]) -> Option<String> {
     let held_out: Vec<f64> = steps.iter().filter_map(|step| step.held_out).collect();
     let (first, best) = (held_out.first()?, held_out.iter().copied().reduce(f64::min)?);
@@ -103,7 +103,7 @@ fn steps(steps: &[Step]) -> Option<String> {
     ))
 }
 
-/// What became of the groups' output errors.
+/// The change of the groups' output errors in a line.
 fn error(of: &OutputError) -> String {
     let [mean, worst] = [of.mean, of.worst].map(|quotient| Kind::Factor.show(quotient));
     let mut said = format!(
@@ -116,7 +116,7 @@ fn error(of: &OutputError) -> String {
     said
 }
 
-/// The first of some names, and how many more there are.
+/// The first few names, and the number of the others.
 fn some(names: &[String]) -> String {
     const MOST: usize = 4;
     let shown = names[..names.len().min(MOST)].join(", ");

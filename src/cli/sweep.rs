@@ -1,4 +1,4 @@
-//! `barber prune` of a recipe with a sweep: its runs, one after the other, and what compares them.
+//! `barber prune` for a recipe with a sweep: executes its runs, and compares them.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use crate::{
     run::{self, Checkpoints, Shared, look_ahead, of_beginning},
 };
 
-/// The page that compares the runs, beside their directories.
+/// Name of the page that compares the runs, beside their directories.
 const PAGE: &str = "barber-sweep.html";
 
 pub(super) fn run(runs: &[Loaded], arguments: &Arguments) -> Result<(), Error> {
@@ -45,7 +45,7 @@ pub(super) fn run(runs: &[Loaded], arguments: &Arguments) -> Result<(), Error> {
         }
     }
     let mut shared = Shared::among(left.iter().map(|run| &run.recipe));
-    // What is wrong with a later run is said before the first one begins.
+    // Errors of later runs are reported before the first one begins.
     for run in &left {
         look_ahead(run, &mut shared, &watch).map_err(|e| failed(run, e.into()))?;
     }
@@ -80,13 +80,13 @@ fn compared(runs: &[Loaded], path: &Path, arguments: &Arguments) -> Result<(), E
     Ok(())
 }
 
-/// A run as `--json` prints it.
+/// The JSON of a run for `--json`.
 fn described(run: &Loaded, report::Run { name, report }: &report::Run) -> serde_json::Value {
     let settings: BTreeMap<_, _> = run.point.settings.iter().cloned().collect();
     serde_json::json!({ "name": name, "settings": settings, "report": report })
 }
 
-/// The runs, those that have the initial masks in common one after the other.
+/// The runs, ordered so that those with the same initial masks follow each other.
 fn in_order(runs: &[Loaded]) -> Vec<&Loaded> {
     let mut groups: Vec<(Recipe, Vec<&Loaded>)> = Vec::new();
     for run in runs {
@@ -99,18 +99,18 @@ fn in_order(runs: &[Loaded]) -> Vec<&Loaded> {
     groups.into_iter().flat_map(|(_, group)| group).collect()
 }
 
-/// Where a run's checkpoint will be.
+/// The output of a run.
 fn target(run: &Loaded) -> &Path {
     run.recipe.output.path.as_deref().unwrap_or(Path::new(""))
 }
 
-/// Says which run failed.
+/// Adds the run to an error.
 fn failed(run: &Loaded, error: Error) -> Error {
     Error::Run { run: run.point.name.clone(), error: Box::new(error) }
 }
 
-/// Whether what the run would make is there: of an equal recipe, and of files that have not changed
-/// since. `digests` are those of files that were looked at already.
+/// Whether the result of a run exists already, from an equal recipe and unchanged files. `digests` caches
+/// the digests of files.
 fn done(
     run: &Loaded,
     watch: Terminal,
@@ -137,8 +137,8 @@ fn done(
     Ok(true)
 }
 
-/// What of a resolved recipe decides about the result: not the name of the preset that its values are
-/// from, nor how much memory it may take.
+/// The part of a resolved recipe that determines the result: without the preset's name and the memory
+/// limit.
 fn decisive(mut recipe: Recipe) -> Recipe {
     recipe.preset = None;
     recipe.executor.memory = None;

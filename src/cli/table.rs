@@ -16,7 +16,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// A table with a title. The first row is the head, the first cell of each names the row.
+    /// A table with a title. The first row is the head; the first cell of a row is its name.
     pub(super) fn new(title: impl Into<String>, rows: Vec<Vec<String>>) -> Self {
         let escaped = |cell: String| clean::line(&cell).replace('|', "\\|");
         let escaped = |row: Vec<String>| row.into_iter().map(escaped).collect();

@@ -1,4 +1,4 @@
-//! `barber verify` and `barber reproduce`: whether a result is what it says it is.
+//! `barber verify` and `barber reproduce`: check a result.
 
 use std::path::PathBuf;
 
@@ -7,11 +7,10 @@ use serde_json::json;
 use super::{Error, columns::line, progress::Terminal, show};
 use crate::run::{Dense, Reproduced, Verified, reproduce, verify};
 
-/// Checks a result of `barber prune` against its report: its files and the run's inputs by their
-/// digests, that no files were added, the page, the report's counts and sizes, the zeros and the
-/// pattern of each matrix, and that every kept weight has the bits of the dense model. What a run
-/// measured is not checked: `barber reproduce` measures it again. The exit status is 1 if something is
-/// wrong.
+/// Checks a result of `barber prune` against its report: the digests of its files and of the run's inputs,
+/// that no files were added, the page, the report's counts and sizes, the zeros and the pattern of each
+/// matrix, and that every kept weight has the dense model's bits. Measurements are not checked: `barber
+/// reproduce` measures again. The exit status is 1 if something is wrong.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// The directory that `barber prune` wrote.
@@ -128,7 +127,7 @@ fn messages(findings: &[impl ToString]) -> Vec<String> {
     findings.iter().map(ToString::to_string).collect()
 }
 
-/// Prints what is wrong.
+/// Prints all findings and the conclusion.
 fn conclude(findings: &[impl ToString], what: &'static str) -> Result<(), Error> {
     messages(findings).iter().for_each(|finding| println!("{}", line("wrong", finding)));
     judge(findings, what)?;

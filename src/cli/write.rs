@@ -1,4 +1,4 @@
-//! Writing a file that a user names, whole or not at all.
+//! Writes a file that a user names, completely or not at all.
 
 use std::{
     fs,
@@ -8,8 +8,8 @@ use std::{
 
 use super::Error;
 
-/// Checks that a file can be written, before the work that makes its contents. Only a regular file is
-/// ever replaced: what a link leads to is somebody else's, and a device is no file.
+/// Checks that a file can be written, before its contents are computed. Only regular files are replaced,
+/// not links or devices.
 pub(super) fn check(path: &Path, force: bool) -> Result<(), Error> {
     let failed = |source| Error::File { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {

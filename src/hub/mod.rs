@@ -1,4 +1,4 @@
-//! A model by its name on the Hugging Face hub: fetched into the hub's usual cache, or found there.
+//! Finds models by their name on the Hugging Face hub, in the hub's usual cache, or fetches them.
 
 #[cfg(feature = "hub")]
 mod fetch;
@@ -10,13 +10,13 @@ use crate::progress::Bar;
 /// A model's checkpoint on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Located {
-    /// Its directory.
+    /// Directory of the checkpoint.
     pub dir: PathBuf,
-    /// The commit that it is of, if it is from the hub.
+    /// Commit of the checkpoint; `None` if it is not from the hub.
     pub commit: Option<String>,
 }
 
-/// Why a model could not be had, and what to do.
+/// Why a model could not be located or fetched, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each variant's message says what it is")]
 pub enum Error {
@@ -82,13 +82,12 @@ pub fn is_name(path: &Path) -> bool {
         .is_some_and(|(owner, model)| allowed(owner) && allowed(model))
 }
 
-/// The checkpoint at a path, or of a name: a directory is itself; what looks like a hub's name and
-/// is no directory is fetched, as far as it is not in the cache. `bar` makes the progress bar of a
-/// file of so many bytes. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to
-/// the hub's own tools.
+/// The checkpoint at a path or with a name on the hub. A name that is not a directory is looked up in the
+/// cache, and missing files are fetched. `bar` makes the progress bar of a file from its name and size in
+/// bytes. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as in the hub's own tools.
 ///
 /// # Errors
-/// If it cannot be had.
+/// If it does not exist or cannot be fetched.
 pub fn locate(
     path: &Path,
     revision: Option<&str>,

@@ -1,4 +1,4 @@
-//! What a run is: two runs that are the same make the same bytes.
+//! The identity of a run: runs with the same identity have the same result, byte for byte.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,12 +10,12 @@ use toml::{Table, Value};
 
 use super::Error;
 
-/// All that decides about a run's result, but for the program.
+/// All that determines a run's result, except the program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     /// The resolved recipe.
     pub(crate) recipe: Table,
-    /// SHA-256 of each file that it reads.
+    /// SHA-256 of each file that the run reads.
     pub(crate) inputs: BTreeMap<PathBuf, String>,
 }
 
@@ -23,10 +23,10 @@ pub(crate) struct Identity {
 const FREE: &[&str] = &["output.path", "executor.memory"];
 
 impl Identity {
-    /// That the run whose state is in `dir` is the same as `now`.
+    /// Checks that the run whose state is in `dir` is the same as `now`.
     ///
     /// # Errors
-    /// [`Error::OtherRun`] with what is different now.
+    /// [`Error::OtherRun`] with the differences.
     pub(crate) fn check(&self, now: &Self, dir: &Path) -> Result<(), Error> {
         let differences = self.differences(now);
         if differences.is_empty() {
@@ -35,7 +35,7 @@ impl Identity {
         Err(Error::OtherRun { dir: dir.to_owned(), differences })
     }
 
-    /// What is different now, in words.
+    /// The differences to `now`, in words.
     fn differences(&self, now: &Self) -> Vec<String> {
         let mut found = Vec::new();
         let [mut before, mut after] = [BTreeMap::new(), BTreeMap::new()];
@@ -59,7 +59,7 @@ impl Identity {
     }
 }
 
-/// Which of a run's inputs are others now, in words.
+/// The changed inputs of a run, in words.
 pub(crate) fn changed(
     before: &BTreeMap<PathBuf, String>,
     now: &BTreeMap<PathBuf, String>,
@@ -81,7 +81,7 @@ pub(crate) fn changed(
     paths.into_iter().filter_map(change).collect()
 }
 
-/// The beginning of a digest.
+/// The first characters of a digest.
 fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
 }

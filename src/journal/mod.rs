@@ -1,11 +1,10 @@
-//! The state of a run on disk, from which it goes on when it was cut off.
+//! The saved state of a run on disk, from which an interrupted run continues.
 //!
-//! A journal is a directory of files that are written once. Save `n` is `n.kept`, what it adds to
-//! the saves before, and `n.state`, what takes the place of theirs; a save counts once its state has
-//! its name. Each file is complete and on the disk before it gets it, and what a save needs is named
-//! before the save is: wherever a run ends, or the power with it, the last save is whole. A state
-//! names the version that wrote it and the digests of the saves up to its own, so that a journal with
-//! a file missing, exchanged, or of another run is not taken for a whole one.
+//! A journal is a directory of files that are written once. Save `n` consists of `n.kept`, which adds to
+//! the saves before, and `n.state`, which replaces theirs; a save exists once `n.state` does. Each file is
+//! complete and synced before it is renamed to its name, and `n.kept` comes before `n.state`, so the last
+//! save is complete even after a power failure. A state has the version that wrote it and the digests of
+//! all saves up to its own, so missing, exchanged or foreign files are detected.
 
 mod identity;
 mod record;
@@ -25,7 +24,7 @@ pub(crate) use self::{
 };
 use crate::{files, version::Version};
 
-/// Why the state of a run cannot be kept, or used.
+/// Why the state of a run cannot be saved or used.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each variant's message says what it is")]
 pub enum Error {
@@ -68,24 +67,24 @@ impl Error {
 #[derive(Debug)]
 pub(crate) struct Journal {
     dir: PathBuf,
-    /// The digests of what the saves so far keep, in order.
+    /// The digests of the `kept` files so far, in order.
     kept: Vec<String>,
 }
 
-/// What a state begins with.
+/// The first entry of a state.
 #[derive(Serialize, Deserialize)]
 struct Title {
-    /// Where the run is, in words.
+    /// The place of the run, in words.
     label: String,
-    /// The program that wrote it.
+    /// The version of the program that wrote the state.
     version: Version,
-    /// The digests of what the saves up to this one keep, in order.
+    /// The digests of the `kept` files up to this save, in order.
     kept: Vec<String>,
 }
 
 const KEPT: &str = "kept";
 const STATE: &str = "state";
-/// A file until it is complete.
+/// Name of a file until it is complete.
 const DRAFT: &str = "draft";
 
 fn file(dir: &Path, save: u64, kind: &str) -> PathBuf {
@@ -93,11 +92,11 @@ fn file(dir: &Path, save: u64, kind: &str) -> PathBuf {
 }
 
 impl Journal {
-    /// The journal in `dir`, which must be there. What is left of a save that was cut off goes.
+    /// Opens the journal in the existing directory `dir`, and removes the remains of an incomplete save.
     ///
     /// # Errors
-    /// If the directory cannot be read or tidied, a file of it is missing, or another version wrote
-    /// it. Nothing is removed then.
+    /// If the directory cannot be read or tidied, a file is missing, or another version wrote it. On an
+    /// error nothing is removed.
     pub(crate) fn open(dir: &Path) -> Result<Self, Error> {
         let kept = match Self::last(dir)? {
             Some(last) => Self::title(dir, last)?.0.kept,
@@ -112,10 +111,10 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Whether there is a save in `dir`.
+    /// Whether `dir` has a save.
     ///
     /// # Errors
-    /// If the directory cannot be read, or the state of what is kept there is missing.
+    /// If the directory cannot be read, or a state is missing.
     pub(crate) fn has_saves(dir: &Path) -> Result<bool, Error> {
         Ok(Self::last(dir)?.is_some())
     }
@@ -123,7 +122,7 @@ impl Journal {
     /// The number of the last save in `dir`.
     fn last(dir: &Path) -> Result<Option<u64>, Error> {
         let last = Self::saves(dir, STATE)?.pop();
-        // What the next save keeps may be there without a state: it was cut off.
+        // The next save may be incomplete: kept without a state.
         match Self::saves(dir, KEPT)?.pop() {
             Some(kept) if kept > last.map_or(0, |last| last + 1) => {
                 Err(Error::Missing(file(dir, kept, STATE)))
@@ -156,7 +155,7 @@ impl Journal {
         name == DRAFT || name.split_once('.').is_some_and(save)
     }
 
-    /// Removes what is no part of the last save.
+    /// Removes files that are not part of the last save.
     fn tidy(&self) -> Result<(), Error> {
         let next = self.kept.len() as u64;
         let states = Self::saves(&self.dir, STATE)?.into_iter();
@@ -170,16 +169,16 @@ impl Journal {
         Ok(())
     }
 
-    /// What the last save in `dir` is called, if there is one.
+    /// The label of the last save in `dir`, if there is one.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If the save cannot be read.
     pub(crate) fn label(dir: &Path) -> Result<Option<String>, Error> {
         let last = Self::last(dir)?;
         last.map(|last| Ok(Self::title(dir, last)?.0.label)).transpose()
     }
 
-    /// The title of a save's state in `dir`, and what comes after it.
+    /// The title of a save's state in `dir`, and the entries after it.
     fn title(dir: &Path, save: u64) -> Result<(Title, Entries), Error> {
         let mut entries = Entries::open(file(dir, save, STATE))?;
         let title: Title = entries.next_toml()?;
@@ -192,11 +191,11 @@ impl Journal {
         Ok((title, entries))
     }
 
-    /// Saves: `kept` stays as long as the journal, `state` until the next save. `label` says to the
-    /// user where the run is.
+    /// Adds a save: `kept` stays as long as the journal, `state` until the next save. `label` is the place of
+    /// the run, for the user.
     ///
     /// # Errors
-    /// If a file cannot be written. The save before then is the last one still.
+    /// If a file cannot be written. The last save is then still the one before.
     pub(crate) fn save<E: From<Error>>(
         &mut self,
         label: &str,
@@ -229,7 +228,7 @@ impl Journal {
         Ok(digest)
     }
 
-    /// What the saves so far keep, in order.
+    /// The entries of the `kept` files so far, in order.
     pub(crate) fn kept(&self) -> impl Iterator<Item = Result<Entries, Error>> {
         let open = |(save, digest): (u64, &String)| {
             Ok(Entries::open(file(&self.dir, save, KEPT))?.expecting(digest))
@@ -237,10 +236,10 @@ impl Journal {
         (0..).zip(&self.kept).map(open)
     }
 
-    /// The state of the last save, if there is one.
+    /// The entries of the last save's state, if there is a save.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If the state cannot be read.
     pub(crate) fn state(&self) -> Result<Option<Entries>, Error> {
         let Some(last) = (self.kept.len() as u64).checked_sub(1) else { return Ok(None) };
         Ok(Some(Self::title(&self.dir, last)?.1))

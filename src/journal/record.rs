@@ -1,4 +1,4 @@
-//! A file of the journal: entries of bytes, each with its length before it, and a digest at the end.
+//! A file of the journal: entries of bytes, each preceded by its length, and a digest at the end.
 
 use std::{
     fs::File,
@@ -11,10 +11,10 @@ use sha2::{Digest, Sha256};
 use super::Error;
 use crate::files;
 
-/// The size of the digest at the end.
+/// Bytes of the digest at the end.
 const DIGEST: u64 = 32;
 
-/// A file in the making.
+/// A file that is being written.
 pub(crate) struct Record {
     path: PathBuf,
     file: files::Writing,
@@ -38,13 +38,13 @@ impl Record {
         self.write(entry)
     }
 
-    /// Adds an entry that says what follows.
+    /// Adds an entry of TOML, which describes the entries after it.
     pub(crate) fn add_toml(&mut self, entry: &dyn erased_serde::Serialize) -> Result<(), Error> {
         let text = toml::to_string(entry).map_err(|e| Error::Text(e.to_string()))?;
         self.add(text.as_bytes())
     }
 
-    /// Sees to it that the file is on the disk; returns its digest.
+    /// Syncs the file to the disk; returns its digest.
     pub(super) fn finish(mut self) -> Result<String, Error> {
         let digest = self.hasher.finalize_reset();
         let written = self.file.write_all(&digest).and_then(|()| self.file.finish());
@@ -53,7 +53,7 @@ impl Record {
     }
 }
 
-/// Who wrote a file whose entries are of other types.
+/// The assumed writer of a file whose entries have other types.
 const BY: &str = "another version of barber";
 
 /// The entries of a file, in order.
@@ -61,9 +61,9 @@ pub(crate) struct Entries {
     path: PathBuf,
     file: BufReader<File>,
     hasher: Sha256,
-    /// Bytes before the digest.
+    /// Number of unread bytes before the digest.
     left: u64,
-    /// The digest of the file that it should be, if that is known.
+    /// The expected digest of the file, if known.
     expected: Option<String>,
 }
 
@@ -82,18 +82,18 @@ impl Entries {
         Ok(entries)
     }
 
-    /// The same, of the file that has this digest and no other.
+    /// The entries, with an expected digest of the file.
     pub(super) fn expecting(self, digest: &str) -> Self {
         Self { expected: Some(digest.into()), ..self }
     }
 
-    /// What is wrong with the file.
+    /// The error of a damaged file.
     pub(crate) fn damaged(&self, problem: impl ToString) -> Error {
         Error::Damaged { path: self.path.clone(), problem: problem.to_string() }
     }
 
     fn read(&mut self, length: u64) -> Result<Vec<u8>, Error> {
-        // No more than there is: a length may be anything.
+        // A damaged length may be larger than the file.
         let left = self.left.checked_sub(length).ok_or_else(|| self.damaged("cut short"))?;
         let mut bytes = vec![0; length as usize];
         self.file.read_exact(&mut bytes).map_err(|e| Error::io(&self.path, e))?;
@@ -109,17 +109,17 @@ impl Entries {
         self.read(length)
     }
 
-    /// The next entry, which says what follows.
+    /// The next entry, as TOML.
     pub(crate) fn next_toml<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, Error> {
         let bytes = self.next()?;
         let text = std::str::from_utf8(&bytes).map_err(|e| self.damaged(e))?;
-        // Each type's code once, not once for each of TOML's deserialisers.
+        // Compiles each type's code once, not once for each of TOML's deserialisers.
         let parsed = toml::Deserializer::parse(text).map_err(|e| self.foreign(BY, e))?;
         erased_serde::deserialize(&mut <dyn erased_serde::Deserializer>::erase(parsed))
             .map_err(|e| self.foreign(BY, e))
     }
 
-    /// Why the file cannot be understood: another program wrote it, or it is damaged.
+    /// The error of a file that cannot be parsed: another program wrote it, or it is damaged.
     pub(super) fn foreign(&self, by: impl ToString, problem: impl ToString) -> Error {
         match Self::open(self.path.clone()).and_then(Self::whole) {
             Ok(true) => {
@@ -131,7 +131,7 @@ impl Entries {
         }
     }
 
-    /// Sees to it that all that was read is what was written, and that nothing follows.
+    /// Checks that nothing follows, and that the digest matches.
     pub(crate) fn end(mut self) -> Result<(), Error> {
         let digest = self.hasher.finalize_reset();
         if self.left > 0 || self.written_digest()? != digest[..] {
@@ -145,7 +145,7 @@ impl Entries {
         }
     }
 
-    /// Whether its digest is that of its contents, of which nothing has been read yet.
+    /// Whether the digest matches the contents, of which nothing has been read yet.
     fn whole(mut self) -> Result<bool, Error> {
         io::copy(&mut self.file.by_ref().take(self.left), &mut self.hasher)
             .map_err(|e| Error::io(&self.path, e))?;

@@ -1,4 +1,4 @@
-//! What a file holds: by its first and last bytes or, where they do not say, by its name.
+//! The form of a file's contents, by its first and last bytes, or else by its name.
 
 use std::{
     io::{Read, Seek, SeekFrom},
@@ -10,19 +10,19 @@ use crate::files;
 /// What a file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// One text.
+    /// Plain text.
     Text,
-    /// Records in JSON: one a line, or a list of them.
+    /// Records in JSON: one per line, or a list.
     Json,
     /// Records in Parquet.
     Parquet,
 }
 
-/// What every Parquet file begins and ends with.
+/// The first and last bytes of a Parquet file.
 const PARQUET: [u8; 4] = *b"PAR1";
 
 impl Form {
-    /// What a file holds. A file that cannot be read holds what its name says.
+    /// The form of a file; for a file that cannot be read, by its name.
     pub fn of(path: &Path) -> Self {
         if is_parquet(path).unwrap_or(false) {
             return Self::Parquet;
@@ -35,7 +35,7 @@ impl Form {
     }
 }
 
-/// Whether a file begins and ends as Parquet does.
+/// Whether a file begins and ends like Parquet.
 fn is_parquet(path: &Path) -> std::io::Result<bool> {
     let mut file = files::open(path)?;
     let (mut first, mut last) = ([0; 4], [0; 4]);
@@ -48,7 +48,7 @@ fn is_parquet(path: &Path) -> std::io::Result<bool> {
     Ok(last == PARQUET)
 }
 
-/// The ending of a file's name in lower case, without that of a compression.
+/// The extension of a file's name in lower case, without an extension of a compression.
 pub(crate) fn extension(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     let compressed = [".gz", ".gzip", ".zst", ".zstd"];

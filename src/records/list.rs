@@ -1,4 +1,4 @@
-//! The elements of a JSON list, one at a time: a file that is one list is never held as a whole.
+//! The elements of a JSON list, read one at a time, so that the list is never held as a whole.
 
 use super::{
     Error, Place,
@@ -6,7 +6,7 @@ use super::{
 };
 use crate::limits::LINE;
 
-/// The elements of the list that a stream holds, each as JSON.
+/// The elements of the list in a stream, each as JSON.
 pub(super) struct Elements {
     stream: Stream,
     state: State,
@@ -16,14 +16,14 @@ pub(super) struct Elements {
 enum State {
     /// Before the list.
     Before,
-    /// In it.
+    /// In the list.
     Inside,
-    /// Behind it.
+    /// After the list.
     After,
 }
 
 impl Elements {
-    /// Those of the stream of a file that begins with a list.
+    /// The elements of a stream that begins with a list.
     pub(super) fn new(stream: Stream) -> Self {
         Self { stream, state: State::Before }
     }

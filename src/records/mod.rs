@@ -1,6 +1,5 @@
-//! Files of records, a row of a data set each: JSON Lines, a JSON list or Parquet; and compressed
-//! text. Read as a stream: a shard of hundreds of megabytes is never held as a whole, nor is what a
-//! small file expands to.
+//! Files of records, the rows of a data set: JSON Lines, a JSON list or Parquet; and compressed text. All
+//! are read as streams and never held as a whole, compressed or not.
 
 mod form;
 mod list;
@@ -21,7 +20,7 @@ pub(crate) use self::form::extension;
 use self::{list::Elements, stream::Stream};
 use crate::limits::{EXPANSION, LINE, TEXT, VALUES};
 
-/// Where a record stands, for messages: `FILE, line 3` or `FILE, row 3`.
+/// The place of a record, for messages: `FILE, line 3` or `FILE, row 3`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     path: PathBuf,
@@ -38,13 +37,13 @@ impl fmt::Display for Place {
 /// A row of a data set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// Where it stands.
+    /// Place of the record.
     pub place: Place,
-    /// Its fields by their names.
+    /// Fields of the record, by name.
     pub fields: Map<String, Value>,
 }
 
-/// What is wrong with a file, where, and what to do.
+/// An error of a file: what is wrong, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each variant's message says what it is")]
 pub enum Error {
@@ -89,11 +88,10 @@ pub enum Error {
 }
 
 impl Record {
-    /// The field of this name. Where no field has the whole name, `a.b` is the field `b` of the
-    /// object `a`.
+    /// The field of this name. If no field is named `a.b`, it is the field `b` of the object `a`.
     ///
     /// # Errors
-    /// If there is none.
+    /// If there is no such field.
     pub fn field(&self, name: &str) -> Result<&Value, Error> {
         find(&self.fields, name).ok_or_else(|| {
             let mut known = Vec::new();
@@ -105,23 +103,23 @@ impl Record {
     /// The text of a field.
     ///
     /// # Errors
-    /// If there is none, or it is no text.
+    /// If there is no such field, or it is not a text.
     pub fn text(&self, name: &str) -> Result<&str, Error> {
         let value = self.field(name)?;
         value.as_str().ok_or_else(|| self.mistyped(name, "a string", value))
     }
 
-    /// The texts of a field that is a list of them.
+    /// The texts of a field that is a list of texts.
     ///
     /// # Errors
-    /// If there is none, or it is no list of texts.
+    /// If there is no such field, or it is not a list of texts.
     pub fn texts(&self, name: &str) -> Result<Vec<&str>, Error> {
         let value = self.field(name)?;
         let texts = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
         texts.ok_or_else(|| self.mistyped(name, "a list of strings", value))
     }
 
-    /// That a field is not what it must be.
+    /// The error of a field with the wrong type.
     pub fn mistyped(&self, name: &str, expected: &'static str, found: &Value) -> Error {
         let mut found = found.to_string();
         if let Some((end, _)) = found.char_indices().nth(40) {
@@ -141,7 +139,7 @@ fn find<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     fields.get(name).or_else(|| name.match_indices('.').find_map(inside))
 }
 
-/// The names of an object's fields, those of the objects in it included, as [`find`] takes them.
+/// The names of an object's fields, those of nested objects included, as [`find`] takes them.
 fn names(fields: &Map<String, Value>, before: &str, known: &mut Vec<String>) {
     for (name, value) in fields {
         match value {
@@ -153,7 +151,7 @@ fn names(fields: &Map<String, Value>, before: &str, known: &mut Vec<String>) {
     }
 }
 
-/// How many fields are named where one is missing.
+/// Maximum number of fields that the error of a missing field names.
 const NAMED: usize = 20;
 
 fn no_field(place: Place, field: &str, known: &[String]) -> Error {
@@ -166,11 +164,10 @@ fn no_field(place: Place, field: &str, known: &[String]) -> Error {
     Error::NoField { place, field: field.into(), known: named.join(", ") }
 }
 
-/// The records of a file of JSON or Parquet. If only a `field` of them is wanted, a Parquet file's
-/// other columns are not read.
+/// The records of a file of JSON or Parquet. With a `field`, other columns of a Parquet file are not read.
 ///
 /// # Errors
-/// If it cannot be opened, or is a Parquet file without that field.
+/// If the file cannot be opened, or is a Parquet file without that field.
 pub fn records(path: &Path, field: Option<&str>) -> Result<Records, Error> {
     let reader = if Form::of(path) == Form::Parquet {
         #[cfg(not(feature = "parquet"))]
@@ -224,7 +221,7 @@ impl Iterator for Records {
     }
 }
 
-/// The record that an object in JSON is.
+/// Parses a record from a JSON object.
 fn record(place: Place, json: &str) -> Result<Record, Error> {
     if json.len() > VALUES && values(json) > VALUES {
         return Err(Error::ManyValues { place });
@@ -238,16 +235,15 @@ fn record(place: Place, json: &str) -> Result<Record, Error> {
 /// The lines of a text, compressed or not.
 pub struct Lines(Stream);
 
-/// The lines of a file; gzip and Zstandard are told by their first bytes.
+/// The lines of a file; gzip and Zstandard are detected by their first bytes.
 ///
 /// # Errors
-/// If it cannot be opened.
+/// If the file cannot be opened.
 pub fn open(path: &Path) -> Result<Lines, Error> {
     Stream::open(path).map(Lines)
 }
 
-/// How many values a text in JSON has at most: as many as there are commas, and a first one in each
-/// list and object.
+/// Maximum number of values in a JSON text: one per comma, and a first one in each list and object.
 fn values(json: &str) -> usize {
     let (mut values, mut quoted, mut escaped) = (1, false, false);
     for byte in json.bytes() {
@@ -265,7 +261,7 @@ fn values(json: &str) -> usize {
 impl Iterator for Lines {
     type Item = Result<String, Error>;
 
-    /// The next line, with its end.
+    /// The next line, with its line break.
     fn next(&mut self) -> Option<Self::Item> {
         self.0.line()
     }

@@ -1,6 +1,6 @@
-//! Parquet files. The `parquet` crate allocates what a page says that it expands to, holds a record's
-//! lists as long as they are, follows a schema as deep as it goes and panics on some damage: all of
-//! that is bounded here, before the crate sees the bytes.
+//! Parquet files. The `parquet` crate allocates the size that a page claims, holds lists of any length,
+//! follows schemas of any depth, and panics on some damage. All of this is checked here, before the crate
+//! sees the bytes.
 
 use std::{
     collections::BTreeMap,
@@ -31,23 +31,22 @@ use super::{
 };
 use crate::{catch_panic::catch_panic, files};
 
-/// Bytes of a footer, which describes the columns of each row group.
+/// Maximum bytes of a footer, which describes the columns of each row group.
 const FOOTER: u64 = 4 << 20;
-/// Elements of a schema: columns, and the groups that they are in.
+/// Maximum number of elements of a schema: columns, and groups of columns.
 const ELEMENTS: u64 = 256;
-/// Bytes of the pages that are held at a time, one of each column that is read; and of the
-/// dictionaries.
+/// Maximum bytes of the pages held at a time, one of each column that is read, and of the dictionaries.
 const PAGES: u64 = 128 << 20;
-/// Values of all columns of lists that are read: a record's list is as long as its pages say.
+/// Maximum number of values in all columns of lists that are read.
 const LISTED: u64 = 1 << 22;
-/// Bytes of a dictionary's value in memory, besides its text.
+/// Bytes of a dictionary's value in memory, without its text.
 const VALUE: u64 = size_of::<ByteArray>() as u64;
 
-/// The rows of a file, as records up to the first that cannot be read. If only a `field` of them is
-/// wanted, other columns are not read.
+/// The rows of a file as records, up to the first that cannot be read. With a `field`, other columns are
+/// not read.
 ///
 /// # Errors
-/// If it cannot be opened, or has no such field.
+/// If the file cannot be opened, or has no such field.
 pub(super) fn records(
     path: &Path,
     field: Option<&str>,
@@ -112,7 +111,7 @@ impl Table {
             for field in group.get_fields() {
                 let name = format!("{before}{}", field.name());
                 let info = field.get_basic_info();
-                // Lists and maps are groups too.
+                // Lists and maps are groups, too.
                 let repeated = info.has_repetition() && info.repetition() == Repetition::REPEATED;
                 let plain = info.converted_type() == ConvertedType::NONE
                     && info.logical_type_ref().is_none()
@@ -128,12 +127,12 @@ impl Table {
         fields
     }
 
-    /// Whether there is a column that holds a field, see [`super::Record::field`].
+    /// Whether a column has this field, see [`super::Record::field`].
     pub(super) fn has(&self, field: &str) -> bool {
         self.schema().root_schema().get_fields().iter().any(|column| holds(column, field))
     }
 
-    /// The rows, of which only the column of a field is read, if one is given.
+    /// The rows; with a `field`, only its column is read.
     pub(super) fn rows(self, field: Option<&str>) -> Result<Rows> {
         caught(move || {
             let root = self.schema().root_schema();
@@ -144,14 +143,13 @@ impl Table {
             let bounds = Bounds::of(&self.reader, &SchemaDescriptor::new(Arc::new(root.clone())));
             self.bounds.get_or_init(|| bounds);
             let rows = RowIter::from_file_into(Box::new(self.reader)).project(Some(root))?;
-            // Each value that is read ahead would hold its page.
+            // Values that are read ahead would keep their pages in memory.
             Ok(Rows(rows.with_batch_size(1)))
         })
     }
 }
 
-/// Whether a column at the top of a schema holds a field: the one of this name or, if it is a group,
-/// `a.b` if it is `a`.
+/// Whether a top-level column has this field: the column of the same name, or the group `a` for `a.b`.
 fn holds(column: &TypePtr, field: &str) -> bool {
     let rest = field.strip_prefix(column.name());
     rest.is_some_and(|rest| rest.is_empty() || (rest.starts_with('.') && column.is_group()))
@@ -174,7 +172,7 @@ fn caught<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_panic(call).unwrap_or_else(wrong)
 }
 
-/// That the footer is there, and that it and its schema are within their bounds.
+/// Checks that the footer exists, and that it and its schema are within the limits.
 fn check_footer(file: &mut File) -> Result<()> {
     let length = file.seek(SeekFrom::End(0))?;
     let mut tail = [0; 8];
@@ -199,18 +197,18 @@ fn check_footer(file: &mut File) -> Result<()> {
     }
 }
 
-/// What the pages of a file may take.
+/// The limits of the pages of a file.
 struct Bounds {
-    /// Bytes of a page, and of a dictionary in memory.
+    /// Maximum bytes of a page, and of a dictionary in memory.
     page: u64,
-    /// Where the columns of lists are in the file.
+    /// Byte ranges of the columns of lists.
     lists: Vec<Range<u64>>,
-    /// Values of such columns so far.
+    /// Number of values of these columns so far.
     listed: atomic::AtomicU64,
 }
 
 impl Bounds {
-    /// Those of the columns of a file that are read.
+    /// The limits for the columns that are read.
     fn of(reader: &SerializedFileReader<Pages>, read: &SchemaDescriptor) -> Self {
         let lists = read.columns().iter().filter(|column| column.max_rep_level() > 0);
         let lists: Vec<_> = lists.map(|column| column.path()).collect();
@@ -226,7 +224,7 @@ impl Bounds {
         }
     }
 
-    /// That a page at this place is within them.
+    /// Checks that the page at this offset is within the limits.
     fn check(&self, start: u64, page: Page) -> Result<()> {
         let most = self.page;
         if page.expanded > most {
@@ -249,25 +247,25 @@ impl Bounds {
     }
 }
 
-/// A file that hands out pages within their bounds.
+/// A file that returns only pages within the limits.
 struct Pages {
     file: File,
-    /// Their bounds, once the footer was read: from then on, all that is read is pages.
+    /// The limits, once the footer was read; from then on, only pages are read.
     bounds: Arc<OnceLock<Bounds>>,
-    /// What was said of pages that were not read yet, by where they start behind their headers.
+    /// The headers of pages that were not read yet, by the offset after the header.
     headers: Mutex<BTreeMap<u64, Page>>,
 }
 
-/// What a page's header says of it.
+/// The header of a page.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Page {
-    /// Bytes that it expands to.
+    /// Bytes of the expanded page.
     expanded: u64,
-    /// Bytes at its start that are not compressed.
+    /// Bytes at the start that are not compressed.
     levels: usize,
-    /// The number of its values.
+    /// Number of values.
     values: u64,
-    /// Whether it is a dictionary.
+    /// Whether the page is a dictionary.
     dictionary: bool,
 }
 
@@ -281,7 +279,7 @@ impl ChunkReader for Pages {
     type T = BufReader<File>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
-        // The reader comes here a second time for some pages, behind their headers.
+        // For some pages the reader comes here a second time, at the offset after the header.
         let known = || self.headers.lock().is_ok_and(|headers| headers.contains_key(&start));
         if let Some(bounds) = self.bounds.get()
             && !known()
@@ -312,7 +310,7 @@ impl ChunkReader for Pages {
 }
 
 impl Pages {
-    /// The header of a page, and its length. Old writers put the largest and smallest values into it.
+    /// The header of a page, and its length, which may be large: old writers include extreme values.
     fn header(&self, start: u64) -> Result<(Page, u64)> {
         let rest = self.file.len().saturating_sub(start);
         for window in [1 << 10, 1 << 18] {
@@ -326,12 +324,12 @@ impl Pages {
     }
 }
 
-/// Whether a page of a stream format, which ends where it likes, has more in it than it says.
+/// Whether a page of a stream format, which has no length, expands to more bytes than its header says.
 fn expands_beyond(bytes: &[u8], page: Page) -> bool {
     let stream = bytes.get(page.levels..).unwrap_or_default();
     let most = page.expanded.saturating_add(1);
     let mut sink = io::sink();
-    // What is broken is for the reader to say.
+    // The reader reports broken streams.
     let found = if stream.starts_with(&[0x1f, 0x8b]) {
         io::copy(&mut flate2::read::MultiGzDecoder::new(stream).take(most), &mut sink).ok()
     } else if stream.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
@@ -343,10 +341,10 @@ fn expands_beyond(bytes: &[u8], page: Page) -> bool {
     found == Some(most)
 }
 
-/// Thrift's compact protocol, read as the crate reads it: what that takes for a number is the same
-/// number here, and what has another type than it should is refused.
+/// A reader of Thrift's compact protocol that interprets numbers exactly like the crate, and rejects values
+/// of the wrong type.
 struct Thrift<'a> {
-    /// What is left to read.
+    /// The unread bytes.
     bytes: &'a [u8],
 }
 
@@ -363,7 +361,7 @@ const LIST: u8 = 9;
 const SET: u8 = 10;
 const STRUCT: u8 = 12;
 
-/// How deep fields that are skipped are nested.
+/// Maximum nesting of skipped fields.
 const DEPTH: u8 = 16;
 
 impl<'a> Thrift<'a> {
@@ -377,7 +375,7 @@ impl<'a> Thrift<'a> {
         Some(*first)
     }
 
-    /// However many bytes it has: overlong ones are taken, too.
+    /// A number of variable length; overlong encodings are accepted.
     fn varint(&mut self) -> Option<u64> {
         let (mut value, mut shift) = (0, 0u32);
         loop {
@@ -395,7 +393,7 @@ impl<'a> Thrift<'a> {
         Some((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64))
     }
 
-    /// Cut to 32 bits.
+    /// A number, truncated to 32 bits.
     fn i32(&mut self) -> Option<i32> {
         self.i64().map(|value| value as i32)
     }
@@ -437,7 +435,7 @@ impl<'a> Thrift<'a> {
             }
             LIST | SET => {
                 let (kind, size) = self.list()?;
-                // A truth value of a list has a byte of its own.
+                // A Boolean in a list takes one byte.
                 let kind = if matches!(kind, TRUE | FALSE) { BYTE } else { kind };
                 for _ in 0..size {
                     self.skip(kind, depth.checked_sub(1)?)?;
@@ -449,13 +447,13 @@ impl<'a> Thrift<'a> {
                     self.skip(kind, depth.checked_sub(1)?)?;
                 }
             }
-            // Maps are in no header.
+            // Headers have no maps.
             _ => return None,
         }
         Some(())
     }
 
-    /// How many elements the schema of a footer has; it comes after the version.
+    /// Number of elements of a footer's schema, which comes after the version.
     fn schema(mut self) -> Option<u64> {
         let mut last = 0;
         let version = self.field(&mut last)? == Some((1, I32));
@@ -464,7 +462,7 @@ impl<'a> Thrift<'a> {
         self.list().filter(|_| list).map(|(_, size)| size)
     }
 
-    /// What the header of a page says.
+    /// Reads the header of a page.
     fn page(&mut self) -> Option<Page> {
         let (mut last, mut expanded, mut compressed) = (0, None, None);
         let (mut levels, mut values, mut dictionary) = (0, 0, false);
@@ -472,7 +470,7 @@ impl<'a> Thrift<'a> {
             match field {
                 (2, I32) => expanded = Some(self.i32()?),
                 (3, I32) => compressed = Some(self.i32()?),
-                // Its type, and a checksum.
+                // The page's type, and a checksum.
                 (1 | 4, I32) => drop(self.i32()?),
                 (5, STRUCT) => [values] = self.numbers([1])?,
                 (7, STRUCT) => ([values], dictionary) = (self.numbers([1])?, true),
@@ -490,7 +488,7 @@ impl<'a> Thrift<'a> {
         Some(Page { expanded, levels, values: values as u64, dictionary })
     }
 
-    /// Some numbers of a struct, none of them negative; zero where they are left out.
+    /// Some non-negative numbers of a struct; zero if missing.
     fn numbers<const N: usize>(&mut self, fields: [i16; N]) -> Option<[usize; N]> {
         let (mut last, mut numbers) = (0, [0; N]);
         while let Some((field, kind)) = self.field(&mut last)? {
@@ -522,11 +520,11 @@ fn value(field: &Field) -> Value {
         Field::Float(value) => (*value).into(),
         Field::Double(value) => (*value).into(),
         Field::Str(text) => text.as_str().into(),
-        // Some writers leave out that their bytes are text.
+        // Some writers do not mark bytes as text.
         Field::Bytes(bytes) => String::from_utf8_lossy(bytes.data()).into(),
         Field::Group(row) => object(row.get_column_iter()).into(),
         Field::ListInternal(list) => list.elements().iter().map(value).collect(),
-        // Dates, decimals and maps are in no field that Barber reads.
+        // Barber reads no fields with dates, decimals or maps.
         _ => Value::Null,
     }
 }

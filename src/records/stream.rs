@@ -1,5 +1,5 @@
-//! A file as a stream, decompressed: a line or an element of a JSON list at a time, neither of them
-//! longer than its limit, and all of them not much longer than the file.
+//! A decompressed stream of a file, read by lines or elements of a JSON list. The length of each, and the
+//! expansion of the file, are limited.
 
 use std::{
     io::{self, BufRead, BufReader, Read},
@@ -17,9 +17,9 @@ pub(super) struct Stream {
     path: PathBuf,
     kind: Option<&'static str>,
     reader: Box<dyn BufRead>,
-    /// The line that is read, from 1 on.
+    /// Number of the current line, from 1.
     line: usize,
-    /// Bytes so far, and how many there may be.
+    /// Number of bytes so far, and its maximum.
     read: u64,
     most: u64,
 }
@@ -30,7 +30,7 @@ const WINDOW: u32 = 27;
 pub(super) const GZIP: &[u8] = &[0x1f, 0x8b];
 pub(super) const ZSTANDARD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
-/// How files begin that hold text in a form which is not read.
+/// The first bytes of files in forms that are not supported.
 const OTHERS: [(&[u8], &str); 5] = [
     (b"\xfd7zXZ\0", "a file that xz compressed; decompress it, or compress it with gzip or zstd"),
     (
@@ -43,7 +43,7 @@ const OTHERS: [(&[u8], &str); 5] = [
 ];
 
 impl Stream {
-    /// The stream of a file; gzip and Zstandard are told by their first bytes.
+    /// The stream of a file; gzip and Zstandard are detected by their first bytes.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let io = |e| io_error(path, e);
         let file = files::open_or_pipe(path).map_err(io)?;
@@ -66,12 +66,12 @@ impl Stream {
         Ok(Self { path: path.to_owned(), kind, reader, line: 0, read: 0, most })
     }
 
-    /// Where the stream is.
+    /// The current place in the stream.
     pub(super) fn place(&self) -> Place {
         Place { path: self.path.clone(), unit: "line", number: self.line.max(1) }
     }
 
-    /// Whether what comes first, but for space, is the beginning of a JSON list.
+    /// Whether the stream begins, after spaces, with a JSON list.
     pub(super) fn begins_list(&mut self) -> Result<bool, Error> {
         let start = self.reader.fill_buf().map(|start| {
             let text = start[encoding::mark(start)..].trim_ascii_start();
@@ -80,7 +80,7 @@ impl Stream {
         start.map_err(|source| self.broken(source))
     }
 
-    /// The next line, with its end.
+    /// The next line, with its line break.
     pub(super) fn line(&mut self) -> Option<Result<String, Error>> {
         let mut line = Vec::new();
         self.line += 1;
@@ -99,7 +99,7 @@ impl Stream {
         Some(Err(problem))
     }
 
-    /// The first line, which says how the text is encoded.
+    /// The first line, without a byte order mark; checks the encoding.
     fn first(&self, mut line: Vec<u8>) -> Result<String, Error> {
         let path = || self.path.clone();
         let other = OTHERS.iter().find(|(start, _)| line.starts_with(start));
@@ -123,7 +123,7 @@ impl Stream {
         Ok(Some(byte))
     }
 
-    /// Ends the stream: one that is broken would fail again and again.
+    /// Ends the stream, as a broken one would fail repeatedly.
     pub(super) fn end(&mut self) {
         self.reader = Box::new(io::empty());
     }

@@ -1,4 +1,4 @@
-//! `barber new-metric`: a crate with a metric to start from.
+//! `barber new-metric`: writes a crate with a metric to start from.
 
 use std::{
     fs,
@@ -7,27 +7,26 @@ use std::{
 
 use super::show;
 
-/// Writes a crate with a metric to start from: its code, its tests and, with its feature `barber`, a
-/// binary that is Barber with the metric. In Barber's own source tree it becomes a plugin beside the others, elsewhere a crate of
-/// its own. `cargo test` passes at once.
+/// Writes a crate with a metric to start from: code, tests and, with its feature `barber`, a binary of
+/// Barber with the metric. In Barber's source tree it becomes a plugin, elsewhere a separate crate.
+/// `cargo test` passes at once.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// The metric, as a recipe will call it: lower-case words with hyphens, such as row-norm.
+    /// The metric's name in recipes: lower-case words with hyphens, such as row-norm.
     #[arg(value_parser = name)]
     name: String,
     /// The directory to write; NAME if left out, or plugins/NAME in Barber's source tree.
     #[arg(long, value_name = "DIR")]
     path: Option<PathBuf>,
-    /// Barber's source tree, for a crate outside it; the one that this binary was built from if left
-    /// out.
+    /// Barber's source tree, for a crate outside it; by default the one that this binary was built from.
     #[arg(long, value_name = "DIR")]
     barber: Option<PathBuf>,
-    /// Write into a directory that has files, over those of the same names.
+    /// Write into a directory that has files, replacing those of the same names.
     #[arg(long)]
     force: bool,
 }
 
-/// Why there is no crate.
+/// Why the crate could not be written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("{} exists; give another --path, or --force to write over its files", show(.0))]
@@ -47,7 +46,7 @@ pub(super) enum Error {
 }
 
 impl Error {
-    /// Whether it is what the user wrote that is wrong.
+    /// Whether the command line is wrong: exit status 2, not 1.
     pub(super) fn is_usage(&self) -> bool {
         !matches!(self, Self::File { .. })
     }
@@ -85,7 +84,7 @@ fn is_source(dir: &Path) -> bool {
     is_plugins(&dir.join("plugins"))
 }
 
-/// Whether a directory is the plugins' of Barber's source tree.
+/// Whether a directory is `plugins` in Barber's source tree.
 fn is_plugins(dir: &Path) -> bool {
     dir.ends_with("plugins")
         && dir.join("metric/Cargo.toml").is_file()
@@ -93,10 +92,10 @@ fn is_plugins(dir: &Path) -> bool {
             .is_ok_and(|manifest| manifest.contains("name = \"llm-barber\""))
 }
 
-/// A file of the crate: its path in it, and its text.
+/// The files of the crate: path in the crate, and text.
 type Files = Vec<(&'static str, String)>;
 
-/// What a template says of one metric.
+/// A template filled in for a metric.
 fn fill(template: &str, name: &str, more: &[(&str, &str)]) -> String {
     let package = format!("barber-{name}");
     let module = package.replace('-', "_");
@@ -107,7 +106,7 @@ fn fill(template: &str, name: &str, more: &[(&str, &str)]) -> String {
     })
 }
 
-/// The files that a crate has wherever it is; `test` and `run` are what tests it and runs its binary.
+/// The files that every crate has; `test` and `run` are the commands that test it and run its binary.
 fn common_files(name: &str, [test, run]: [&str; 2], readme: &str) -> Files {
     let readme = format!("{}{readme}", include_str!("template/README.md"));
     vec![
@@ -117,7 +116,7 @@ fn common_files(name: &str, [test, run]: [&str; 2], readme: &str) -> Files {
     ]
 }
 
-/// A plugin of Barber's workspace.
+/// The files of a plugin in Barber's workspace.
 fn inside_files(name: &str) -> Files {
     let test = format!("cargo test -p barber-{name}");
     let run = format!("cargo run --release -p barber-{name} --features barber --");
@@ -126,7 +125,7 @@ fn inside_files(name: &str) -> Files {
     files
 }
 
-/// A crate that finds Barber in a directory.
+/// The files of a crate that depends on Barber in a directory.
 fn outside_files(name: &str, barber: &Path) -> Result<Files, Error> {
     let barber = fs::canonicalize(barber).map_err(Error::file(barber))?;
     let quoted = |path: &Path| match path.to_str() {
@@ -142,19 +141,19 @@ fn outside_files(name: &str, barber: &Path) -> Result<Files, Error> {
     let template = format!("{}{}", include_str!("template/outside.toml"), profiles(&manifest));
     files.push(("Cargo.toml", fill(&template, name, &paths)));
     files.push((".gitignore", "/target\n".into()));
-    // The versions that Barber is tested with.
+    // The crate gets the versions that Barber is tested with.
     if let Ok(lock) = fs::read_to_string(barber.join("Cargo.lock")) {
         files.push(("Cargo.lock", lock));
     }
     Ok(files)
 }
 
-/// The profiles of a manifest, which are its last sections.
+/// The profile sections of a manifest, which come last.
 fn profiles(manifest: &str) -> &str {
     manifest.find("[profile.").map_or("", |start| &manifest[start..])
 }
 
-/// Checks that nothing but directories and regular files is where the files of a crate go.
+/// Checks that the places of a crate's files are free, or directories and regular files.
 fn check(target: &Path, files: &Files) -> Result<(), Error> {
     for (path, _) in files {
         let path = target.join(path);
@@ -170,7 +169,7 @@ fn check(target: &Path, files: &Files) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes the files of a crate; all of them, before the first is in its place.
+/// Writes the files of a crate as drafts, and then renames them.
 fn write(target: &Path, files: &Files) -> Result<(), Error> {
     check(target, files)?;
     let parent = target.parent().unwrap_or(target);
@@ -191,7 +190,7 @@ fn write(target: &Path, files: &Files) -> Result<(), Error> {
     Ok(())
 }
 
-/// `row-norm` as a type: `RowNorm`.
+/// The name of a metric's type: `RowNorm` for `row-norm`.
 fn type_name(name: &str) -> String {
     let capital = |word: &str| {
         let (first, rest) = word.split_at(word.len().min(1));
@@ -200,7 +199,7 @@ fn type_name(name: &str) -> String {
     name.split('-').map(capital).collect()
 }
 
-/// Names that the crate's code has for other things.
+/// Names that the crate's code already uses.
 const TAKEN: [&str; 14] = [
     "Deserialize",
     "Dims",
@@ -218,7 +217,7 @@ const TAKEN: [&str; 14] = [
     "Symmetry",
 ];
 
-/// Reads a metric's name.
+/// Parses and checks a metric's name.
 fn name(text: &str) -> Result<String, String> {
     let word = |word: &str| {
         !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())

@@ -1,47 +1,47 @@
-//! How long a run has still to go.
+//! Estimates the remaining time of a run.
 //!
-//! Phases of one kind take times in proportion to their work, and the dense model's evaluation, which
-//! comes first, tells what those of the pruned one will take. A kind that has not been seen yet is
-//! taken to be as fast as all that has, until its own first step tells better.
+//! Phases of the same kind take time in proportion to their work. The dense model's evaluation comes
+//! first, and gives the pace of later ones. A kind that has not run yet is assumed to have the mean pace
+//! of all phases so far, until its own first step.
 
 use std::time::{Duration, Instant};
 
 use crate::run::ScheduledPhase;
 
-/// What a run has done, and what it has still to do.
+/// The finished, current and scheduled phases of a run.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
-    /// Those that have not begun.
+    /// Phases that have not begun.
     ahead: Vec<ScheduledPhase>,
     current: Option<Current>,
-    /// Work and seconds of what is over, by kinds.
+    /// Kind, work and seconds of finished phases.
     done: Vec<(String, f64, f64)>,
 }
 
-/// The phase that is under way.
+/// The current phase.
 #[derive(Debug)]
 struct Current {
     phase: ScheduledPhase,
     began: Instant,
-    /// How much of it was done before: a run may go on with it.
+    /// Fraction that was done before the phase began, in a resumed run.
     from: f64,
-    /// How much of it was done at the last step, and when that was.
+    /// Fraction that was done at the last step, at the time `at`.
     fraction: f64,
     at: Instant,
 }
 
-/// Seconds in which nothing is done: what is done then was done before.
+/// Seconds after the start of a phase in which steps count as done before.
 const SETTLING: f64 = 0.05;
-/// How much of a phase other phases' speed stands for, beside what it has done itself.
+/// Weight of other phases' pace, as a fraction of a phase, against the phase's own steps.
 const PRIOR: f64 = 0.05;
 
 impl Clock {
-    /// What is to come. What is under way goes on.
+    /// Sets the scheduled phases; the current one continues.
     pub(super) fn expect(&mut self, phases: &[ScheduledPhase]) {
         self.ahead = phases.to_vec();
     }
 
-    /// A phase begins. Those expected before it will not come.
+    /// Begins a phase, and drops the scheduled phases before it.
     pub(super) fn begin(&mut self, name: &str, now: Instant) {
         self.end(now);
         let phase = match self.ahead.iter().position(|phase| phase.name == name) {
@@ -53,7 +53,7 @@ impl Clock {
         self.current = Some(Current { phase, began: now, from: 0.0, fraction: 0.0, at: now });
     }
 
-    /// So much of the current phase is done. What has been said before is nothing new.
+    /// Sets the finished fraction of the current phase; repeated values are ignored.
     pub(super) fn step(&mut self, fraction: f64, now: Instant) {
         if let Some(current) = self.current.as_mut().filter(|current| current.fraction != fraction)
         {
@@ -64,7 +64,7 @@ impl Clock {
         }
     }
 
-    /// The current phase is over.
+    /// Ends the current phase.
     fn end(&mut self, now: Instant) {
         if let Some(Current { phase, began, from, .. }) = self.current.take()
             && phase.work > 0.0
@@ -73,14 +73,14 @@ impl Clock {
         }
     }
 
-    /// How long all phases will still take, if anything can be said about it yet.
+    /// The remaining time of all phases; `None` if it cannot be estimated yet.
     pub(super) fn left(&self, now: Instant) -> Option<Duration> {
         let mut left = 0.0;
         let mut measured = self.done.clone();
         if let Some(Current { phase, began, from, fraction, at }) = &self.current {
             let (done, spent) = (fraction - from, seconds(*began, *at));
             let whole = match self.pace(&measured, &phase.kind).filter(|_| phase.work > 0.0) {
-                // Some steps of its own, and the rest as what was before.
+                // The phase's own steps, blended with the pace of other phases.
                 Some(pace) => (spent + PRIOR * pace * phase.work) / (done + PRIOR),
                 None if done > 0.0 => spent / done,
                 None => return None,
@@ -94,7 +94,7 @@ impl Clock {
         Some(Duration::from_secs_f64(left))
     }
 
-    /// Seconds for a unit of work of a kind, or of any where it has not been seen.
+    /// Seconds per unit of work of a kind; of all kinds if it has not run yet.
     fn pace(&self, measured: &[(String, f64, f64)], kind: &str) -> Option<f64> {
         let pace = |own: &dyn Fn(&str) -> bool| {
             let own = measured.iter().filter(|(kind, ..)| own(kind));
@@ -110,7 +110,7 @@ fn seconds(from: Instant, to: Instant) -> f64 {
     to.saturating_duration_since(from).as_secs_f64()
 }
 
-/// A duration as precisely as an estimate is.
+/// A duration, rounded to the precision of an estimate.
 pub(super) fn about(left: Duration) -> String {
     let seconds = left.as_secs_f64();
     match seconds {
@@ -118,7 +118,7 @@ pub(super) fn about(left: Duration) -> String {
         s if s < 57.5 => format!("{:.0} s", (s / 5.0).round() * 5.0),
         s if s < 3570.0 => format!("{:.0} min", s / 60.0),
         s => {
-            // To ten minutes.
+            // Rounded to ten minutes.
             let tens = (s / 600.0).round() as u64;
             let (hours, minutes) = (tens / 6, tens % 6 * 10);
             match (hours, minutes) {
@@ -130,7 +130,7 @@ pub(super) fn about(left: Duration) -> String {
     }
 }
 
-/// A forecast of how long a run takes, from its matrix products.
+/// The forecast of a run's time, in words.
 pub(in crate::cli) fn on_this_machine(time: Duration) -> String {
     if time.is_zero() {
         return "as long as copying the weights on this machine".into();

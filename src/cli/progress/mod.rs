@@ -1,4 +1,4 @@
-//! Progress: how far a run is and how long it will still take, on a terminal only.
+//! Shows the progress and the remaining time of a run, on a terminal only.
 
 mod clock;
 
@@ -28,20 +28,19 @@ use crate::{
     run::{Error, ScheduledPhase, Watch},
 };
 
-/// What is drawn on standard error; nothing, where that is no terminal.
+/// The bars on standard error, which are not drawn if it is not a terminal.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
-/// What the process has done, and has still to do.
+/// The clock of the process.
 static CLOCK: LazyLock<Mutex<Clock>> = LazyLock::new(Mutex::default);
-/// Whether nothing is to be said but results and errors.
+/// Whether only results and errors are printed.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
-/// From now on nothing is said but results and errors.
+/// Turns off all output except results and errors.
 pub(super) fn silence() {
     QUIET.store(true, Ordering::Relaxed);
 }
 
-/// Standard error for log lines, which stand above the bars. Where it is closed or full, nobody reads
-/// them.
+/// Standard error for log lines, which are printed above the bars. Errors of writing are ignored.
 pub(super) struct Lines;
 
 impl Write for Lines {
@@ -63,25 +62,25 @@ fn clock() -> MutexGuard<'static, Clock> {
     CLOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Shows how a run goes.
+/// Shows the progress of a run on the terminal.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terminal {
-    /// Says nothing.
+    /// Whether nothing is shown.
     pub(super) quiet: bool,
 }
 
 impl Terminal {
-    /// Whether it says anything.
+    /// Whether progress is shown.
     pub(super) fn speaks(self) -> bool {
         !self.quiet && !QUIET.load(Ordering::Relaxed)
     }
 
-    /// A line above the bars; where none are drawn, an entry of the log.
+    /// Prints a line above the bars; if no bars are drawn, a log entry.
     pub(super) fn note(&self, line: &str) {
         if BARS.is_hidden() {
             tracing::info!("{line}");
         } else if self.speaks() {
-            // Where the terminal is gone, nobody reads it.
+            // Errors are ignored: the terminal may be gone.
             let _ = BARS.println(clean(line));
         }
     }
@@ -114,7 +113,7 @@ impl Watch for Terminal {
     }
 
     fn takes(&self, time: &dyn Fn() -> Result<Duration, Error>) {
-        // What keeps the device from being measured will stop the run, and say so.
+        // An error of the device will be reported by the run.
         if self.speaks()
             && let Ok(time) = time()
         {
@@ -132,7 +131,7 @@ impl Watch for Terminal {
         clock().expect(phases);
     }
 
-    /// A line on the terminal's error stream; nothing is drawn elsewhere.
+    /// A bar on standard error, which is drawn only on a terminal.
     fn bar(&self, phase: &str, steps: Steps) -> Box<dyn Bar> {
         clock().begin(phase, Instant::now());
         if !self.speaks() {
@@ -145,7 +144,7 @@ impl Watch for Terminal {
             clock.step(f64::from(state.fraction()), now);
             let left = clock.left(now);
             let left = left.map_or_else(String::new, |left| format!(", {} left", about(left)));
-            // What cannot be formatted is not shown.
+            // Errors of formatting are ignored.
             let _ = write!(text, "{}{left}", far(state.pos(), steps));
         };
         let style = "{spinner:.cyan} {msg:26!} {wide_bar:.cyan/dim}  {place}";
@@ -158,7 +157,7 @@ impl Watch for Terminal {
     }
 }
 
-/// How far a phase is.
+/// The progress of a phase, in words.
 fn far(done: u64, steps: Steps) -> String {
     match steps {
         Steps::Layers(layers) => format!("layer {done}/{layers}"),

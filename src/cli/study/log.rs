@@ -1,4 +1,4 @@
-//! The finished runs of a study, in a file for a study that is started again.
+//! The log of a study's finished runs, from which an interrupted study continues.
 
 use std::{
     collections::BTreeMap,
@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{cli::Error, executor::or_nan, files, journal::changed, limits, run};
 
-/// What tells a run from others.
+/// The identity of a run in a study.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Id {
-    /// The method.
+    /// Name of the method.
     pub(super) method: String,
-    /// The case.
+    /// Name of the case.
     pub(super) case: String,
     /// The calibration's seed.
     pub(super) seed: u64,
@@ -26,7 +26,7 @@ pub(super) struct Id {
 }
 
 impl Id {
-    /// Says which run failed.
+    /// Adds the run to an error.
     pub(super) fn failed(&self, error: impl Into<Error>) -> Error {
         Error::Run { run: self.to_string(), error: Box::new(error.into()) }
     }
@@ -41,33 +41,33 @@ impl fmt::Display for Id {
 /// Files, each with its SHA-256.
 pub(super) type Inputs = BTreeMap<PathBuf, String>;
 
-/// A run that is done.
+/// A finished run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
     #[serde(flatten)]
     pub(super) id: Id,
-    /// SHA-256 of what it read.
+    /// SHA-256 of the files that the run read.
     pub(super) inputs: Inputs,
-    /// Text by text.
+    /// Perplexity on each text.
     pub(super) perplexity: Vec<Score>,
-    /// Task by task, the fraction of right answers.
+    /// Fraction of right answers on each task.
     pub(super) accuracy: Vec<Score>,
-    /// What the masks took, initial and refined.
+    /// Seconds for the initial masks and their refinement.
     pub(super) seconds: f64,
 }
 
-/// What was measured on a text or a task.
+/// The measurements on a text or a task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Score {
-    /// The text or the task.
+    /// Name of the text or the task.
     pub(super) on: String,
-    /// Of the dense model.
+    /// Value of the dense model.
     #[serde(deserialize_with = "or_nan")]
     pub(super) dense: f64,
     /// Its standard error, where it is known.
     #[serde(default)]
     pub(super) dense_stderr: Option<f64>,
-    /// Of the pruned one.
+    /// Value of the pruned model.
     #[serde(deserialize_with = "or_nan")]
     pub(super) pruned: f64,
     /// Its standard error, where it is known.
@@ -78,23 +78,23 @@ pub(super) struct Score {
 /// The perplexities and the accuracies of a model, with their standard errors where these are known.
 pub(super) type Figures = [Vec<(f64, Option<f64>)>; 2];
 
-/// The runs that are done.
+/// The finished runs, and their file.
 #[derive(Default)]
 pub(super) struct Log {
     file: Option<(PathBuf, File)>,
     records: Vec<Record>,
 }
 
-/// What the line of a run begins with.
+/// The beginning of a run's line.
 const BEGINNING: &[u8] = br#"{"method":""#;
 
 impl Log {
-    /// The runs in a file, which is made if there is none; without a file, none. A last line that was
-    /// cut off goes.
+    /// Opens the log in a file, creating it if necessary; without a path, the log is empty. Removes a last
+    /// line that was cut off.
     pub(super) fn open(path: Option<&Path>) -> Result<Self, Error> {
         let Some(path) = path else { return Ok(Self::default()) };
         let failed = |source| Error::File { path: path.to_owned(), source };
-        // A FIFO would wait for a line, and a device may have no end.
+        // A FIFO would block, and a device may be endless.
         if path.exists() {
             files::open(path).map_err(failed)?;
         }
@@ -108,7 +108,7 @@ impl Log {
             let read = |line| serde_json::from_slice(line);
             match read(line) {
                 Ok(record) => records.push(record),
-                // It was being written when the study ended.
+                // The line was being written when the study was interrupted.
                 Err(_) if !line.ends_with(b"\n") && is_torn(line) => {
                     tracing::warn!(
                         "{}: line {number} was cut off; its run is done again",
@@ -131,12 +131,12 @@ impl Log {
         Ok(Self { file: Some((path.to_owned(), file)), records })
     }
 
-    /// A run, if it is done.
+    /// The record of a run, if it is finished.
     pub(super) fn find(&self, id: &Id) -> Option<&Record> {
         self.records.iter().find(|record| record.id == *id)
     }
 
-    /// Adds a run that is done, on the disk.
+    /// Adds a finished run, also to the file.
     pub(super) fn add(&mut self, record: Record) -> Result<(), Error> {
         if let Some((path, file)) = &mut self.file {
             let line =
@@ -150,10 +150,10 @@ impl Log {
         Ok(())
     }
 
-    /// That what is known of a run is of the inputs that there are now.
+    /// Checks that a recorded run had the same inputs.
     ///
     /// # Errors
-    /// [`Error::OtherInputs`] with those that have changed.
+    /// [`Error::OtherInputs`] with the inputs that have changed.
     pub(super) fn check(&self, id: &Id, inputs: &Inputs) -> Result<(), Error> {
         let Some(((path, _), record)) = self.file.as_ref().zip(self.find(id)) else {
             return Ok(());
@@ -166,7 +166,7 @@ impl Log {
     }
 }
 
-/// Whether a line without an end is the beginning of a run's.
+/// Whether an incomplete line is the beginning of a run's line.
 fn is_torn(line: &[u8]) -> bool {
     line.starts_with(BEGINNING) || BEGINNING.starts_with(line)
 }

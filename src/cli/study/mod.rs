@@ -40,11 +40,11 @@ pub(super) struct Arguments {
     /// Print all runs as JSON in place of the tables, and no progress.
     #[arg(long)]
     json: bool,
-    /// Append each run to a file when it is done, a line of JSON each. A study that is started again
-    /// with it skips the runs that are there.
+    /// Append each finished run to a file, as a line of JSON. A study that is started again with the same
+    /// file skips its runs.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Run only this method. May be repeated, for several.
+    /// Run only this method. May be repeated.
     #[arg(long, value_name = "METHOD")]
     only: Vec<String>,
 }
@@ -83,7 +83,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
-/// Leaves the methods that are named; all, if none is.
+/// Keeps only the methods that are named; all if none is.
 fn keep_only(methods: &mut Vec<Variant>, only: &[String]) -> Result<(), Error> {
     let unknown = only.iter().find(|name| methods.iter().all(|method| method.name != **name));
     if let Some(name) = unknown {
@@ -94,14 +94,13 @@ fn keep_only(methods: &mut Vec<Variant>, only: &[String]) -> Result<(), Error> {
     Ok(())
 }
 
-/// A run, before it is run.
+/// A planned run.
 struct Planned {
     id: Id,
     loaded: Loaded,
 }
 
-/// All runs of a study, first those of the first seed, so that a study that is cut short can be
-/// compared.
+/// All runs of a study, ordered by seeds, so that an interrupted study has comparable runs.
 fn planned(study: &Study, sets: &[String]) -> Result<Vec<Planned>, Error> {
     let mut all: Vec<Planned> = Vec::new();
     for &seed in &study.seeds {
@@ -128,7 +127,7 @@ fn planned(study: &Study, sets: &[String]) -> Result<Vec<Planned>, Error> {
     Ok(all)
 }
 
-/// What two runs of a study must have in common, and have not.
+/// The first part of two recipes that must be equal in a study but differs.
 fn varying(one: &Recipe, other: &Recipe) -> Option<&'static str> {
     let alike = [
         ("model", one.model == other.model),
@@ -138,7 +137,7 @@ fn varying(one: &Recipe, other: &Recipe) -> Option<&'static str> {
     alike.into_iter().find(|(_, alike)| !alike).map(|(key, _)| key)
 }
 
-/// The digest of all that a recipe says, but for where its checkpoint would be written.
+/// The digest of a recipe without its output.
 fn settings(recipe: &Recipe) -> Result<String, Error> {
     let mut recipe = recipe.clone();
     recipe.output.path = None;
@@ -168,7 +167,7 @@ fn digested(all: &[Planned], checkpoints: &Checkpoints) -> Result<Vec<Inputs>, E
     Ok(each)
 }
 
-/// Runs what is left of a study on a device with so many bytes of memory free.
+/// Executes the remaining runs of a study on a device with `available` bytes of free memory.
 fn run_on<D: Ops>(
     device: D,
     available: u64,
@@ -185,11 +184,11 @@ fn run_on<D: Ops>(
     let scratch =
         tempfile::tempdir().map_err(|source| Error::File { path: std::env::temp_dir(), source })?;
     let mut shared = Shared::default();
-    // What is wrong with a later run is said before the first one begins.
+    // Errors of later runs are reported before the first one begins.
     for ((Planned { id, loaded }, _), plan) in zip(left, &plans) {
         foresee(loaded, &model, plan, &tests, &mut shared).map_err(|e| id.failed(e))?;
     }
-    // Also where a log has it: a number that went through JSON may have lost its last bit.
+    // Measured even if the log has it, as numbers read from JSON may differ in the last bit.
     let dense = tests.measure(&model.written(None), &Pruned::dense(), "dense", &watch)?;
     let dense = figures(&dense);
     for (i, ((planned, inputs), plan)) in zip(left, plans).enumerate() {
@@ -216,7 +215,7 @@ fn run_on<D: Ops>(
     Ok(())
 }
 
-/// What comes of a run, and the seconds that its masks took.
+/// The measurements of a run, and the seconds for its masks.
 fn measured<D: Ops>(mut run: Run<'_, D>) -> Result<(Figures, f64), run::Error> {
     let mut progress = Progress::new(None);
     run.prune(false, &mut progress)?;

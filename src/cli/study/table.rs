@@ -8,10 +8,10 @@ use crate::{
     recipe::Study,
 };
 
-/// A value, and its standard error where that is known.
+/// A value, and its standard error, if known.
 type Value = (f64, Option<f64>);
 
-/// The tables of a study: of each text, of each task, and of the seconds that the masks took.
+/// The tables of a study: one for each text, one for each task, and one of the seconds for the masks.
 pub(super) fn tables(study: &Study, records: &[&Record]) -> Vec<Table> {
     let Some(first) = records.first() else { return Vec::new() };
     let over = |error: &str| match study.seeds.as_slice() {
@@ -46,7 +46,7 @@ pub(super) fn tables(study: &Study, records: &[&Record]) -> Vec<Table> {
     tables
 }
 
-/// Methods × cases, of one value of each run, with so many decimals at most.
+/// A table of methods × cases with one value of each run, with at most this number of decimals.
 fn table(
     title: String,
     study: &Study,
@@ -72,8 +72,7 @@ fn table(
     Table::new(title, rows)
 }
 
-/// A value, `± ` how uncertain it is if that is known: five digits, of which so many decimals at
-/// most.
+/// A value and its uncertainty, if known, after `±`: five digits, with at most this number of decimals.
 fn shown((value, spread): Value, decimals: i32) -> String {
     let whole = value.abs().max(1.0).log10() as i32;
     let digits = 4_i32.saturating_sub(whole).clamp(0, decimals) as usize;

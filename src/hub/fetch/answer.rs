@@ -1,11 +1,11 @@
-//! What a hub's server says, checked: nothing of it becomes a path or a request otherwise.
+//! Parses and checks the answers of a hub's server, before any part becomes a path or a request.
 
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use ureq::http::HeaderMap;
 
-/// Files of a checkpoint that are fetched at most.
+/// Maximum number of files of a checkpoint.
 const FILES: usize = 4096;
 
 /// A commit's hash: 40 hexadecimal digits.
@@ -13,7 +13,7 @@ const FILES: usize = 4096;
 pub(super) struct Commit(String);
 
 impl Commit {
-    /// A text, if it is the hash of a commit.
+    /// Parses the hash of a commit; `None` if it is not one.
     pub(super) fn parse(text: &str) -> Option<Self> {
         is_hexadecimal(text, 40).then(|| Self(text.to_owned()))
     }
@@ -28,8 +28,8 @@ impl Commit {
 pub(super) struct FileName(String);
 
 impl FileName {
-    /// A name, if a checkpoint needs a file of this name: configuration, tokenizer, licence,
-    /// safetensors; nothing in folders, and no other form of the weights.
+    /// The name, if a checkpoint needs this file: configuration, tokenizer, licence or safetensors, not in
+    /// folders; otherwise `None`.
     fn parse(name: &str) -> Option<Self> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if name.len() > 200 || name.starts_with('.') || !name.chars().all(plain) {
@@ -47,19 +47,19 @@ impl FileName {
     }
 }
 
-/// What is in a repository at a revision.
+/// The files of a repository at a revision.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Listing {
     /// The commit that the revision names.
     pub(super) commit: Commit,
     /// The files that a checkpoint needs.
     pub(super) files: Vec<FileName>,
-    /// A file with weights as pickle, if there is one.
+    /// A file with pickled weights, if there is one.
     pub(super) pickle: Option<String>,
 }
 
 impl Listing {
-    /// Reads a hub's answer.
+    /// Parses a hub's answer.
     pub(super) fn parse(body: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Answer {
@@ -89,14 +89,14 @@ impl Listing {
     }
 }
 
-/// What the server names a file's contents by, its ETag, and so how they are stored and checked.
+/// The server's ETag of a file, which determines how the contents are stored and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Etag {
-    /// The SHA-256 of the contents, in hexadecimal: of large files.
+    /// The SHA-256 of the contents, in hexadecimal, for large files.
     Sha256(String),
-    /// The SHA-1 of the contents as git hashes a blob, in hexadecimal: of small files.
+    /// Git's SHA-1 of a blob with the contents, in hexadecimal, for small files.
     Git(String),
-    /// A mirror's own name. It says nothing of the contents.
+    /// A mirror's own tag, which is not a digest.
     Opaque(String),
 }
 
@@ -114,7 +114,7 @@ impl Etag {
         }
     }
 
-    /// What the contents are called in the cache: never what a server made up.
+    /// The name of the contents in the cache, which a server cannot choose.
     pub(super) fn blob(&self) -> String {
         match self {
             Self::Sha256(digest) | Self::Git(digest) => digest.clone(),
@@ -123,7 +123,7 @@ impl Etag {
     }
 }
 
-/// What the server says of a file.
+/// The server's description of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Described {
     pub(super) etag: Etag,
@@ -132,12 +132,12 @@ pub(super) struct Described {
 }
 
 impl Described {
-    /// Whether the headers tell all about a file that is fetched from elsewhere.
+    /// Whether the headers of a redirect fully describe the file.
     pub(super) fn is_complete(headers: &HeaderMap) -> bool {
         text(headers, "x-linked-etag").is_some() && text(headers, "x-linked-size").is_some()
     }
 
-    /// Reads the headers of an answer about the first byte of a file of a commit.
+    /// Parses the headers of an answer with the first byte of a commit's file.
     pub(super) fn parse(headers: &HeaderMap, commit: &Commit) -> Result<Self, String> {
         let header = |name| text(headers, name);
         if let Some(other) = header("x-repo-commit").filter(|other| *other != commit.as_str()) {
@@ -162,7 +162,7 @@ impl Described {
     }
 }
 
-/// Where the bytes of an answer begin in their file, and how many the file has: its Content-Range.
+/// The offset of an answer's bytes in the file, and the size of the file, from Content-Range.
 pub(super) fn content_range(headers: &HeaderMap) -> Option<(u64, u64)> {
     let range = text(headers, "content-range")?.strip_prefix("bytes ")?;
     let (range, size) = range.split_once('/')?;
@@ -177,7 +177,7 @@ fn is_hexadecimal(text: &str, length: usize) -> bool {
     text.len() == length && text.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c))
 }
 
-/// The beginning of a text, for a message.
+/// The start of a text, for a message.
 fn short(text: &str) -> String {
     text.chars().take(80).collect()
 }

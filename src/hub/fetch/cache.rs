@@ -1,10 +1,10 @@
-//! The hub's cache on this machine, in the layout of the hub's own tools, which share it:
+//! The hub's cache on this machine, shared with the hub's own tools and in their layout:
 //!
 //! ```text
-//! models--OWNER--NAME/refs/REVISION        the commit that a branch or a tag named last
+//! models--OWNER--NAME/refs/REVISION        the last commit of a branch or a tag
 //! models--OWNER--NAME/blobs/ETAG           the contents of a file
-//! models--OWNER--NAME/snapshots/COMMIT/…   links to them, by the names of the files
-//! .locks/models--OWNER--NAME/ETAG.lock     locked by who fetches the contents
+//! models--OWNER--NAME/snapshots/COMMIT/…   links to the contents, by file name
+//! .locks/models--OWNER--NAME/ETAG.lock     locked by the process that fetches the contents
 //! ```
 
 use std::{
@@ -28,7 +28,7 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// Where the environment says it is.
+    /// The cache at the place that the environment sets.
     pub(super) fn from_env() -> Result<Self, Error> {
         let home = match (variable("HF_HOME"), variable("XDG_CACHE_HOME")) {
             (Some(home), _) => expanded(home)?,
@@ -43,19 +43,19 @@ impl Cache {
         &self.root
     }
 
-    /// The token that `hf auth login` leaves.
+    /// The token that `hf auth login` saved.
     pub(super) fn token(&self) -> Option<String> {
         fs::read_to_string(&self.token).ok()
     }
 
-    /// The part of a model.
+    /// The cache of one model.
     pub(super) fn repo(&self, name: &str) -> Repo {
         let folder = format!("models--{}", name.replace('/', "--"));
         Repo { dir: self.root.join(&folder), locks: self.root.join(".locks").join(folder) }
     }
 }
 
-/// A variable of the environment that is set to something.
+/// A variable of the environment, unless it is empty.
 pub(super) fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
@@ -64,7 +64,7 @@ fn home() -> Result<PathBuf, Error> {
     env::home_dir().filter(|home| home.is_absolute()).ok_or(Error::NoHome)
 }
 
-/// A directory from the environment; `~` is the home directory, as to the hub's own tools.
+/// A directory from the environment, with `~` expanded, as in the hub's own tools.
 fn expanded(dir: OsString) -> Result<PathBuf, Error> {
     let dir = PathBuf::from(dir);
     dir.strip_prefix("~").map_or_else(|_| Ok(dir.clone()), |rest| Ok(home()?.join(rest)))
@@ -83,12 +83,12 @@ impl Repo {
         self.dir.join("snapshots").join(commit.as_str())
     }
 
-    /// Where contents are stored.
+    /// The path of contents.
     pub(super) fn blob(&self, etag: &Etag) -> PathBuf {
         self.dir.join("blobs").join(etag.blob())
     }
 
-    /// The commit of a revision, if its checkpoint was fetched.
+    /// The cached commit of a revision, if there is one.
     pub(super) fn commit(&self, revision: &str) -> Option<Commit> {
         let named = || Commit::parse(fs::read_to_string(self.reference(revision)).ok()?.trim());
         let commit = Commit::parse(revision).or_else(named)?;
@@ -99,7 +99,7 @@ impl Repo {
         self.dir.join("refs").join(revision)
     }
 
-    /// Notes which commit a branch or a tag names.
+    /// Records the commit of a branch or a tag.
     pub(super) fn note(&self, revision: &str, commit: &Commit) -> io::Result<()> {
         let path = self.reference(revision);
         let known = fs::read_to_string(&path).is_ok_and(|known| known == commit.as_str());
@@ -114,21 +114,21 @@ impl Repo {
         Ok(())
     }
 
-    /// Whether a commit's file is there.
+    /// Whether a commit's file is in the cache.
     pub(super) fn has(&self, commit: &Commit, file: &FileName) -> bool {
         self.snapshot(commit).join(file.as_str()).exists()
     }
 
-    /// Gives contents the name of a commit's file.
+    /// Links a commit's file to its contents.
     pub(super) fn link(&self, commit: &Commit, file: &FileName, etag: &Etag) -> io::Result<()> {
-        // Who reads it meanwhile finds it in its place.
+        // An existing file is left in place, as another process may be reading it.
         if self.has(commit, file) {
             return Ok(());
         }
         let dir = self.snapshot(commit);
         fs::create_dir_all(&dir)?;
         let path = dir.join(file.as_str());
-        // A link that leads nowhere is there too.
+        // The path may be a link to nothing.
         if fs::symlink_metadata(&path).is_ok() {
             fs::remove_file(&path)?;
         }
@@ -137,13 +137,13 @@ impl Repo {
         #[cfg(not(unix))]
         let linked = fs::copy(self.blob(etag), &path).map(drop);
         match linked {
-            // Another process was faster.
+            // Another process made the link.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             linked => linked,
         }
     }
 
-    /// Waits until no other process fetches the contents. While the file is held, none does.
+    /// Waits until no other process fetches the contents, and locks them until the file is dropped.
     pub(super) fn lock(&self, file: &FileName, etag: &Etag) -> io::Result<File> {
         fs::create_dir_all(&self.locks)?;
         fs::create_dir_all(self.dir.join("blobs"))?;
@@ -161,7 +161,7 @@ impl Repo {
             Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => {
                 return Err(error);
             }
-            // Without locks, two processes may spoil each other's part, which the digest tells.
+            // Without locks, two processes may damage each other's part, which the digest shows.
             _ => {}
         }
         Ok(lock)

@@ -1,5 +1,4 @@
-//! Requests to a hub: to whom the token goes, which redirects are followed, how long an answer may
-//! take.
+//! Requests to a hub: token, redirects and timeouts.
 
 use std::{
     io::{self, Read},
@@ -19,13 +18,13 @@ use super::{
     cache::variable,
 };
 
-/// Redirects of a request that are followed.
+/// Maximum number of redirects of a request.
 const REDIRECTS: usize = 10;
-/// The most that is read of a list of files.
+/// Maximum bytes of a list of files.
 const LISTING: u64 = 16 << 20;
-/// Bytes that have to arrive in each period of the timeout.
+/// Minimum number of bytes that must arrive in each period of the timeout.
 const TRICKLE: u64 = 1 << 10;
-/// What may stand in a part of a URL's path as it is.
+/// The characters to escape in a part of a URL's path.
 const PART: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// A client of one hub.
@@ -34,16 +33,16 @@ pub(super) struct Client {
     agent: Agent,
     /// URL without a slash at its end.
     endpoint: String,
-    /// For the endpoint's origin alone.
+    /// The token, which is sent only to the endpoint's origin.
     token: Option<HeaderValue>,
-    /// How long what is said about files may take.
+    /// Timeout of requests about files.
     asking: Duration,
-    /// How long a file's bytes may stay away.
+    /// Timeout between bytes of a file.
     fetching: Duration,
 }
 
 impl Client {
-    /// As the environment says, with the token that the cache has where it does not.
+    /// A client with the environment's settings, and the cached token if the environment has none.
     pub(super) fn from_env(cached_token: Option<String>) -> Result<Self, Error> {
         let text = |name| variable(name).map(|value| value.to_string_lossy().trim().to_owned());
         let endpoint = text("HF_ENDPOINT").filter(|endpoint| !endpoint.is_empty());
@@ -91,12 +90,12 @@ impl Client {
         })
     }
 
-    /// How long a file's bytes may stay away.
+    /// Timeout between bytes of a file.
     pub(super) fn fetching(&self) -> Duration {
         self.fetching
     }
 
-    /// Asks what is in a model's repository.
+    /// Requests the list of files of a model's repository.
     pub(super) fn listing(&self, model: &str, revision: &str) -> Result<Listing, Problem> {
         let revision = utf8_percent_encode(revision, &PART);
         let url = format!("{}/api/models/{model}/revision/{revision}", self.endpoint);
@@ -118,7 +117,7 @@ impl Client {
         format!("{}/{model}/resolve/{}/{}", self.endpoint, commit.as_str(), file.as_str())
     }
 
-    /// Asks about a file.
+    /// Requests the description of a file.
     pub(super) fn describe(
         &self,
         model: &str,
@@ -130,7 +129,7 @@ impl Client {
         Described::parse(answer.headers(), commit).map_err(Problem::Answer)
     }
 
-    /// Asks for a file's bytes from one on: the answer's headers and its body.
+    /// Requests a file's bytes from an offset; returns the headers and the body.
     pub(super) fn bytes(
         &self,
         model: &str,
@@ -144,7 +143,7 @@ impl Client {
         Ok((head.status, head.headers, Steady::new(body.into_reader(), self.fetching)))
     }
 
-    /// Sends a request, and follows redirects until an answer is no redirect or tells `enough`.
+    /// Sends a request, and follows redirects until an answer is not a redirect or `enough` is true.
     fn get(
         &self,
         url: &str,
@@ -157,7 +156,7 @@ impl Client {
         let mut token = self.token.as_ref();
         for _ in 0..=REDIRECTS {
             let here = origin(&url).map_err(Problem::Answer)?;
-            // Once away, it stays at home.
+            // The token is not sent again after a redirect to another origin.
             token = token.filter(|_| here == home);
             let mut request = self.agent.get(&url);
             if let Some(range) = range {
@@ -172,7 +171,7 @@ impl Client {
             let request = request.timeout_per_read(Some(within)).build();
             let answer = request.call().map_err(|error| Problem::of_request(error, within))?;
             let status = answer.status();
-            // An empty file has no first byte.
+            // An empty file has no first byte, so its range is not satisfiable.
             let empty = status == StatusCode::RANGE_NOT_SATISFIABLE;
             if status.is_success() || empty || status.is_redirection() && enough(answer.headers()) {
                 return Ok(answer);
@@ -186,7 +185,7 @@ impl Client {
     }
 }
 
-/// Where a redirect leads.
+/// The URL that a redirect leads to.
 fn target(from: &str, headers: &HeaderMap, status: StatusCode) -> Result<String, String> {
     let Some(location) = text(headers, "location") else {
         return Err(format!("the hub redirects (status {}) without a Location", status.as_u16()));
@@ -222,7 +221,7 @@ fn origin(url: &str) -> Result<(String, String, u16), String> {
         .ok_or_else(|| "must be a URL such as https://huggingface.co, without a password".into())
 }
 
-/// A body that has to go on arriving.
+/// A body that must keep arriving within the timeout.
 struct Steady<R> {
     body: R,
     period: Duration,

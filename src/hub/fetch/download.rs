@@ -1,6 +1,5 @@
-//! Fetching a file into the cache. Nothing is called by its name before all of it is there and is
-//! what the server says it is; what has arrived of a file whose contents are known by their digest
-//! is kept, to go on from.
+//! Fetches a file into the cache. A file gets its name only when it is complete and checked. Parts of
+//! files with a known digest are kept, so that a download can continue.
 
 use std::{
     fs::{self, File},
@@ -22,23 +21,23 @@ use super::{
 };
 use crate::progress::Bar;
 
-/// How often a transfer that breaks off is taken up again in a row.
+/// Maximum number of consecutive retries of a transfer.
 const RETRIES: u32 = 2;
-/// With at least as many new bytes, a transfer that broke off had been alive.
+/// Number of new bytes after which a broken transfer counts as progress, and retries start anew.
 const ALIVE: u64 = 1 << 20;
 
-/// Where the files of a commit come from, and where they go to.
+/// The source and the target of a commit's files.
 pub(super) struct Download<'a> {
     pub(super) client: &'a Client,
     pub(super) repo: &'a Repo,
     pub(super) model: &'a str,
     pub(super) commit: &'a Commit,
-    /// Makes the progress bar of a file of so many bytes.
+    /// Makes the progress bar of a file, from its name and size in bytes.
     pub(super) bar: &'a dyn Fn(&str, u64) -> Box<dyn Bar>,
 }
 
 impl Download<'_> {
-    /// Fetches a file, unless its contents are in the cache already.
+    /// Fetches a file unless its contents are in the cache.
     pub(super) fn file(&self, file: &FileName) -> Result<(), Problem> {
         let described = self.client.describe(self.model, self.commit, file)?;
         let etag = &described.etag;
@@ -60,7 +59,7 @@ impl Download<'_> {
                 break;
             }
             partial.clear().map_err(Problem::Disk)?;
-            // What was there before may have been damaged; what comes now is the server's.
+            // A kept part may be damaged, so the whole file is fetched once more.
             if !std::mem::take(&mut resumed) {
                 partial.remove().map_err(Problem::Disk)?;
                 return Err(Problem::Answer("its bytes do not match the hub's digest".into()));
@@ -74,7 +73,7 @@ impl Download<'_> {
         partial.finish(blob).map_err(Problem::Disk)
     }
 
-    /// Fetches what is missing.
+    /// Fetches the missing bytes.
     fn rest(&self, file: &FileName, partial: &mut Partial, bar: &dyn Bar) -> Result<(), Problem> {
         let mut retries = 0;
         while partial.length < partial.size || partial.size == 0 {
@@ -117,7 +116,7 @@ impl Download<'_> {
         }
         let (start, size) = match content_range(&headers) {
             Some(range) if status == StatusCode::PARTIAL_CONTENT => range,
-            // The server gives all of it.
+            // The server sends the whole file.
             _ => (0, partial.size),
         };
         if start != from {
@@ -147,7 +146,7 @@ impl Download<'_> {
             let read = match body.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(read) => read,
-                // All is there, however the connection ends.
+                // The file is complete, however the connection ended.
                 Err(_) if partial.length == partial.size => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
@@ -169,24 +168,24 @@ impl Download<'_> {
     }
 }
 
-/// A file's contents as they arrive.
+/// The arrived part of a file's contents.
 struct Partial {
     path: PathBuf,
     file: File,
     etag: Etag,
-    /// Size in bytes that the contents will have.
+    /// Size of the complete contents, in bytes.
     size: u64,
-    /// Bytes that are there.
+    /// Number of bytes that have arrived.
     length: u64,
     hasher: Hasher,
 }
 
 impl Partial {
-    /// Goes on with what an earlier run left, if there is something and its digest will tell whether
-    /// it is right.
+    /// Opens the part that an earlier run left, if the digest of the contents is known; otherwise an empty
+    /// part.
     fn open(blob: &Path, known: &Described) -> io::Result<Self> {
         let path = blob.with_extension("part");
-        // Whatever else has the name is not written through.
+        // A link or another special file of this name is removed.
         if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
             fs::remove_file(&path)?;
         }
@@ -223,7 +222,7 @@ impl Partial {
         Ok(())
     }
 
-    /// Drops what is there.
+    /// Drops all bytes.
     fn clear(&mut self) -> io::Result<()> {
         self.file.set_len(0)?;
         self.file.seek(SeekFrom::Start(0))?;
@@ -232,13 +231,13 @@ impl Partial {
         Ok(())
     }
 
-    /// Whether the bytes have the digest that they are named by, where that is one.
+    /// Whether the bytes match the digest, if the ETag is one.
     fn is_sound(&self) -> bool {
         match (&self.etag, self.hasher.clone()) {
             (Etag::Sha256(digest), Hasher::Sha256(hasher)) => {
                 format!("{:x}", hasher.finalize()) == *digest
             }
-            // Git's digest of a blob; some mirrors have that of the bytes alone.
+            // Git's digest of a blob; some mirrors use the digest of the bytes alone.
             (Etag::Git(digest), Hasher::Sha1(hashers)) => {
                 hashers.into_iter().any(|hasher| format!("{:x}", hasher.finalize()) == *digest)
             }
@@ -250,14 +249,14 @@ impl Partial {
         fs::remove_file(&self.path)
     }
 
-    /// Gives the contents their name.
+    /// Renames the contents to their final name.
     fn finish(self, blob: &Path) -> io::Result<()> {
         self.file.sync_all()?;
         fs::rename(&self.path, blob)
     }
 }
 
-/// The digest of what has arrived.
+/// The digest of the arrived bytes.
 #[derive(Clone)]
 enum Hasher {
     Sha256(Sha256),

@@ -1,4 +1,4 @@
-//! A model's files, fetched into the hub's cache.
+//! Fetches a model's files into the hub's cache.
 
 mod answer;
 mod cache;
@@ -24,11 +24,11 @@ use crate::progress::Bar;
 enum Problem {
     /// The server answers with this status.
     Status(u16),
-    /// There is no connection, or it ended.
+    /// The connection failed or ended.
     Connection(String),
-    /// Nothing, or next to nothing, came for so long.
+    /// Almost nothing arrived for this time.
     Stalled(Duration),
-    /// What came cannot be used.
+    /// The answer is invalid.
     Answer(String),
     /// The cache cannot be written.
     Disk(io::Error),
@@ -51,7 +51,7 @@ impl fmt::Display for Problem {
 }
 
 impl Problem {
-    /// Whether what was fetched before will do instead.
+    /// Whether a cached commit can be used instead.
     fn is_absence(&self) -> bool {
         match self {
             Self::Status(status) => *status == 429 || *status >= 500,
@@ -60,7 +60,7 @@ impl Problem {
         }
     }
 
-    /// As the error of a model, or of one of its files.
+    /// The error of a model, or of one of its files.
     fn of(self, name: &str, file: Option<&str>) -> Error {
         let name = name.to_owned();
         match self {
@@ -77,10 +77,10 @@ impl Problem {
     }
 }
 
-/// The checkpoint of this name, from the cache or fetched into it.
+/// The checkpoint of the model with this name, from the cache or fetched into it.
 ///
 /// # Errors
-/// If it cannot be had.
+/// If it cannot be fetched.
 pub(super) fn fetch(
     path: &Path,
     revision: Option<&str>,
@@ -88,7 +88,7 @@ pub(super) fn fetch(
 ) -> Result<Located, Error> {
     let name = path.to_string_lossy().into_owned();
     let revision = revision.unwrap_or("main");
-    // It becomes the name of a file in the cache.
+    // The revision becomes the name of a file in the cache.
     let plain = !revision.contains(|c: char| c.is_control() || c == '\\');
     if !plain || !Path::new(revision).components().all(|part| matches!(part, Component::Normal(_)))
     {
@@ -128,7 +128,7 @@ pub(super) fn fetch(
             None => Error::NoWeights { name },
         });
     }
-    // By its commit: the revision may move on while its files are fetched.
+    // Files are fetched by commit, as the revision may move meanwhile.
     let commit = &listing.commit;
     let download = Download { client: &client, repo: &repo, model: &name, commit, bar };
     for file in listing.files.iter().filter(|file| !repo.has(commit, file)) {

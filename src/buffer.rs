@@ -51,8 +51,8 @@ fn waiting() -> MutexGuard<'static, Waiting> {
     WAITING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lets the process keep the memory that it frees, as far as the C library can: it is soon asked for
-/// again, and the operating system would hand it out page by page, and clear each.
+/// Lets the process keep the memory that it frees, as far as the C library can: it is soon asked
+/// for again, and the operating system would hand it out page by page, and clear each.
 pub(crate) fn keep_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

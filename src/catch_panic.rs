@@ -1,5 +1,5 @@
-//! Calls into libraries that panic on damaged files, as the readers of Parquet and of tokenizers do:
-//! a panic becomes what is wrong with the file.
+//! Calls into libraries that panic on damaged files, as the readers of Parquet and of tokenizers
+//! do: a panic becomes what is wrong with the file.
 
 use std::{
     any::Any,

@@ -1,4 +1,5 @@
-//! How a text is encoded, by its first bytes. Barber reads UTF-8, with a byte order mark or without.
+//! How a text is encoded, by its first bytes. Barber reads UTF-8, with a byte order mark or
+//! without.
 
 use std::io;
 

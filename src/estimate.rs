@@ -165,7 +165,8 @@ mod tests {
             evaluated_longest: 5,
         };
         // Of 10 tokens: 64 weights in attention, 16 of them with an input that has weights before
-        // it, and scores of 5 by 5 tokens in two heads of two samples; 64 in the MLP, 32 of them so.
+        // it, and scores of 5 by 5 tokens in two heads of two samples; 64 in the MLP, 32 of them
+        // so.
         let attention = 2.0 * 2.0 * 25.0 * 2.0 * 4.0;
         let forward = 20.0 * 128.0 + attention;
         let backward = 20.0 * (16.0 + 64.0 + 32.0 + 64.0) + 2.5 * attention;
@@ -179,7 +180,8 @@ mod tests {
         let initial_needs = Needs::INPUT_SQUARE;
         let wanda = Pruning { initial_needs, stages: &[], ..pruning.clone() };
         let found = of(&wanda, (7, 2));
-        // The last linear layer's dense output is nobody's input, nor is the last layer's sparse one.
+        // The last linear layer's dense output is nobody's input, nor is the last layer's sparse
+        // one.
         assert_eq!(found.pruning, 2.0 * (forward - 20.0 * 32.0) + forward);
         assert_eq!(found.waiting, 10.0 * 4.0 * 4.0);
         assert_eq!(found.evaluation, 2.0 * 14.0 * (256.0 + 40.0));

@@ -1,6 +1,6 @@
-//! Files on disk. Reading opens regular files only: a FIFO would block, a device may have no end. All
-//! that writes checkpoints, and the state of a run beside them, goes through the steps here, so that
-//! tests can let any step fail, or end the world between two of them.
+//! Files on disk. Reading opens regular files only: a FIFO would block, a device may have no end.
+//! All that writes checkpoints, and the state of a run beside them, goes through the steps here, so
+//! that tests can let any step fail, or end the world between two of them.
 
 use std::{
     fs::{self, File, FileType, OpenOptions},
@@ -8,8 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Opens a regular file, or what a link to one leads to. Anything else is an error that says what it
-/// is, at once: nothing waits for the other end of a FIFO.
+/// Opens a regular file, or what a link to one leads to. Anything else is an error that says what
+/// it is, at once: nothing waits for the other end of a FIFO.
 ///
 /// # Errors
 /// If there is no such file, it cannot be read, or it is not a regular file.
@@ -17,8 +17,8 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     open_kind(path, FileType::is_file)
 }
 
-/// [`open`], or a pipe that the process was started with: `/dev/stdin`, or `/dev/fd/63` as a shell's
-/// `<(command)` has it. It can be read once.
+/// [`open`], or a pipe that the process was started with: `/dev/stdin`, or `/dev/fd/63` as a
+/// shell's `<(command)` has it. It can be read once.
 ///
 /// # Errors
 /// As [`open`].
@@ -200,8 +200,8 @@ pub(crate) fn remove_dir(path: &Path) -> io::Result<()> {
     fs::remove_dir(path)
 }
 
-/// Removes a file, or a directory with all that is in it; not what a link in it leads to. What is not
-/// there, or goes meanwhile, is no error.
+/// Removes a file, or a directory with all that is in it; not what a link in it leads to. What is
+/// not there, or goes meanwhile, is no error.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match remove_what_is_there(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),

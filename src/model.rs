@@ -136,8 +136,8 @@ impl<'a, D: Ops> Model<'a, D> {
     /// The model of a checkpoint; every tensor that it needs is checked to be there.
     ///
     /// # Errors
-    /// If its family is unknown, or a tensor is missing, has the wrong shape or format, or is larger
-    /// than the memory that is free.
+    /// If its family is unknown, or a tensor is missing, has the wrong shape or format, or is
+    /// larger than the memory that is free.
     pub fn new(reader: &'a Reader, executor: impl Into<Executor<D>>) -> Result<Self, Error> {
         let decoder = named_as_in(reader, family::decoder(reader.config())?);
         let available = available_memory();
@@ -153,8 +153,8 @@ impl<'a, D: Ops> Model<'a, D> {
         Ok(Self { reader, decoder, executor: executor.into(), dtype: None })
     }
 
-    /// The same model as whoever loads it has it, once it is written in a format, if one is given: its
-    /// weights are rounded to that, and hidden states that wait are not rounded.
+    /// The same model as whoever loads it has it, once it is written in a format, if one is given:
+    /// its weights are rounded to that, and hidden states that wait are not rounded.
     #[must_use]
     pub fn written(&self, dtype: Option<Dtype>) -> Self {
         let Executor { device, storage } = self.executor.clone();
@@ -410,8 +410,8 @@ impl<'a, D: Ops> Model<'a, D> {
         wanted.unwrap_or_else(|| self.decoder.positions().tokens.min(SEQUENCE))
     }
 
-    /// Sees whether a sequence of so many tokens, one of `what`, is within the model's positions, and
-    /// warns if it is not; `key` is what makes it as long.
+    /// Sees whether a sequence of so many tokens, one of `what`, is within the model's positions,
+    /// and warns if it is not; `key` is what makes it as long.
     ///
     /// # Errors
     /// If the positions end there.

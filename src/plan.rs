@@ -127,8 +127,8 @@ impl Plan {
 }
 
 impl Plan {
-    /// Number of weights of the matrices, and how many of them the ratios prune. Where weights compete
-    /// in rows, some fewer go: each row loses whole weights.
+    /// Number of weights of the matrices, and how many of them the ratios prune. Where weights
+    /// compete in rows, some fewer go: each row loses whole weights.
     pub fn weights(&self, decoder: &Decoder) -> [usize; 2] {
         let layers = 0..self.layers.len();
         let matrices = layers.flat_map(|layer| self.matrices(decoder, layer));

@@ -1,6 +1,6 @@
 //! A tokenizer that makes no more than a small multiple of a text. A `tokenizer.json` of a few
-//! kilobytes can say that a letter becomes two, over and over: each of its parts is looked at when it
-//! is read and, where that does not suffice, before it is given a text.
+//! kilobytes can say that a letter becomes two, over and over: each of its parts is looked at when
+//! it is read and, where that does not suffice, before it is given a text.
 
 use std::{ops::ControlFlow, sync::OnceLock};
 
@@ -226,8 +226,8 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The bytes that a text becomes at most by a table of SentencePiece. It replaces letters, and groups
-/// of them of up to five bytes, by what belongs to the shortest beginning that it knows.
+/// The bytes that a text becomes at most by a table of SentencePiece. It replaces letters, and
+/// groups of them of up to five bytes, by what belongs to the shortest beginning that it knows.
 fn mapped(map: &Precompiled, text: &str, most: usize) -> usize {
     sum(text.char_indices(), most, |(at, letter)| {
         let end = (at + letter.len_utf8()..=at + 5).rev().find(|&end| text.is_char_boundary(end));

@@ -1,4 +1,4 @@
-//! Texts as users have them: plain, or the documents of a data set; compressed or not.
+//! Reads texts: plain text or the documents of a data set, compressed or not.
 
 use std::{
     collections::BTreeMap,
@@ -25,16 +25,16 @@ pub struct Text {
     /// `.jsonlines`, `.json`) or Parquet (`.parquet`), whose records are documents. Text and JSON
     /// may be compressed with gzip or Zstandard.
     pub path: PathBuf,
-    /// What reports call it. Left out: its path.
+    /// Name of the text in reports. Left out: its path.
     pub name: Option<String>,
-    /// The field of a record that holds its text; where no field has that whole name, `a.b` is the
-    /// field `b` of the object `a`. Left out: `text`.
+    /// The field of a record that holds its text. If no field is named `a.b`, it is the field `b`
+    /// of the object `a`. Left out: `text`.
     pub field: Option<String>,
-    /// What stands between two documents. Left out: an empty line, `"\n\n"`.
+    /// Separator between documents. Left out: an empty line, `"\n\n"`.
     pub join: Option<String>,
-    /// How many documents to take, from the first on. Left out: all.
+    /// Number of documents to take, from the first. Left out: all.
     pub documents: Option<usize>,
-    /// How many segments of it to measure at most. Left out: what is said for all texts.
+    /// Maximum number of segments of this text. Left out: the setting for all texts.
     pub segments: Option<usize>,
 }
 
@@ -98,21 +98,21 @@ impl Serialize for Text {
 }
 
 impl Text {
-    /// What reports call it.
+    /// Name of the text in reports.
     pub fn label(&self) -> String {
         self.name.clone().unwrap_or_else(|| self.path.display().to_string())
     }
 
-    /// The same without directories.
+    /// The name without directories.
     pub fn short(&self) -> String {
         let file = || self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         self.name.clone().unwrap_or_else(file)
     }
 
-    /// The whole text: the documents, one after the other.
+    /// The whole text, with all documents.
     ///
     /// # Errors
-    /// If it cannot be read, is too large, or a record has no such field.
+    /// If the file cannot be read or is too large, or a record lacks the field.
     pub fn read(&self) -> Result<String, Error> {
         let join = self.join.as_deref().unwrap_or("\n\n");
         let mut text = String::new();
@@ -126,7 +126,7 @@ impl Text {
     }
 }
 
-/// The documents of a text, in order; a plain text is one.
+/// The documents of a text, in order; a plain text is one document.
 pub(super) fn documents(
     text: &Text,
 ) -> Result<Box<dyn Iterator<Item = Result<String, Error>>>, Error> {
@@ -143,7 +143,7 @@ pub(super) fn documents(
     Ok(Box::new(documents.take(most)))
 }
 
-/// A text that is no file of records. If it looks like one, a warning says so.
+/// A plain text; warns if it looks like a file of records.
 fn plain(path: &Path) -> Result<String, Error> {
     let mut whole = String::new();
     let mut objects = None;
@@ -170,7 +170,7 @@ fn plain(path: &Path) -> Result<String, Error> {
     Ok(whole)
 }
 
-/// Adds to a text that is read as a whole, which has its limit.
+/// Adds to a text, whose length is limited.
 fn append(text: &mut String, more: &str, path: &Path) -> Result<(), records::Error> {
     if more.len() > TEXT.saturating_sub(text.len()) {
         return Err(records::Error::LongText { path: path.to_owned() });

@@ -1,10 +1,10 @@
-//! The ways in which texts and tokenizers can be wrong.
+//! The errors of texts and tokenizers.
 
 use std::{io, path::PathBuf};
 
 use crate::records;
 
-/// What is wrong with a text or a tokenizer, where, and what to do.
+/// An error of a text or a tokenizer: what is wrong, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each variant's message says what it is")]
 pub enum Error {

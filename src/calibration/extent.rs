@@ -1,24 +1,24 @@
-//! How many calibration samples there are, and how long they are.
+//! Number and lengths of calibration samples.
 
 use serde::{Deserialize, Serialize};
 
-/// How many calibration samples there are, and how long they are.
+/// Number and lengths of calibration samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
-    /// Number of samples that statistics are of.
+    /// Number of samples for statistics.
     pub samples: usize,
     /// Number of held-out samples.
     pub held_out: usize,
-    /// Tokens of the shortest sample.
+    /// Number of tokens of the shortest sample.
     pub shortest: usize,
-    /// Tokens of the longest sample.
+    /// Number of tokens of the longest sample.
     pub longest: usize,
-    /// Tokens of all samples together.
+    /// Number of tokens of all samples together.
     pub tokens: usize,
 }
 
 impl Extent {
-    /// That of samples of these lengths, the last ones of which are held out.
+    /// The extent of samples with these lengths; the last `held_out` are held out.
     pub(super) fn of(
         lengths: impl ExactSizeIterator<Item = usize> + Clone,
         held_out: usize,
@@ -33,14 +33,14 @@ impl Extent {
         }
     }
 
-    /// Tokens of the samples that statistics are of, and of the held-out ones, where all are about as
-    /// long.
+    /// Numbers of tokens of the samples for statistics and of the held-out ones, for samples of
+    /// similar lengths.
     pub fn parts(&self) -> [f64; 2] {
         let all = (self.samples + self.held_out).max(1) as f64;
         [self.samples, self.held_out].map(|count| self.tokens as f64 * count as f64 / all)
     }
 
-    /// That of samples, the last ones of which are held out.
+    /// The extent of samples; the last `held_out` are held out.
     pub fn of_samples(samples: &[Vec<u32>], held_out: usize) -> Self {
         Self::of(samples.iter().map(Vec::len), held_out)
     }

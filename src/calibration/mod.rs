@@ -1,4 +1,4 @@
-//! Text to batches of tokens: the calibration samples and the segments of an evaluation.
+//! Turns texts into token ids: calibration samples, and segments of an evaluation.
 
 mod bounded;
 mod document;

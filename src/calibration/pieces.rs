@@ -1,29 +1,28 @@
-//! The tokens of a long text, a piece at a time. A tokenizer's work on a text takes some sixty times
-//! the text's memory, so that a text as a whole, such as perplexity is measured on, would take
-//! gigabytes.
+//! Tokenises a long text in pieces. A tokenizer takes about sixty times the memory of its text, so
+//! a whole evaluation text would take gigabytes.
 //!
-//! A tokenizer may look at what stands around a token, so a text cannot just be cut: pieces
-//! overlap, and are joined where both have the same tokens for a good way before and after.
+//! A token may depend on the text around it, so pieces overlap, and are joined where both have the
+//! same tokens for a while before and after.
 
 use std::ops::Range;
 
-/// Bytes of a piece, but for what it shares with its neighbours.
+/// Bytes of a piece, without the overlaps with its neighbours.
 const PIECE: usize = 1 << 18;
-/// Bytes before and after a join, which both pieces have.
+/// Bytes before and after a join that are in both pieces.
 const SHARED: usize = 1 << 13;
-/// Tokens before and after a join on which both pieces must agree.
+/// Number of tokens before and after a join that must be the same in both pieces.
 const AGREED: usize = 64;
-/// Bytes of the longest text that is tokenised at once.
+/// Maximum bytes of a text that is tokenised at once.
 pub(super) const MOST: usize = 1 << 21;
 
-/// A token, and which bytes of the text it stands for.
+/// A token id, and its bytes in the text.
 pub(super) type Token = (u32, Range<usize>);
 
-/// The ids of a text's tokens, from those of pieces of it. Nothing if there are [`MOST`] bytes
-/// within which no two pieces agree.
+/// The ids of a text's tokens, from those of its pieces; `None` if no two pieces agree within
+/// [`MOST`] bytes.
 ///
 /// # Errors
-/// Those of `encode`.
+/// The errors of `encode`.
 pub(super) fn ids<E>(
     text: &str,
     mut encode: impl FnMut(&str) -> Result<Vec<Token>, E>,
@@ -34,7 +33,7 @@ pub(super) fn ids<E>(
         Ok(tokens)
     };
     let mut ids = Vec::with_capacity(text.len() / 3);
-    // The piece, its tokens, and the byte from which on they are still to be taken.
+    // The piece, its tokens, and the byte from which its tokens are still to be taken.
     let mut piece = 0..boundary(text, PIECE + SHARED);
     let (mut tokens, mut from) = (tokens_of(piece.clone())?, 0);
     for join in (PIECE..text.len()).step_by(PIECE) {
@@ -44,7 +43,7 @@ pub(super) fn ids<E>(
             ids.extend(tokens[at(&tokens, from)..at(&tokens, join)].iter().map(|(id, _)| *id));
             (piece, tokens, from) = (next, more, join);
         } else {
-            // The join may be within a long word, such as a line of dashes: two pieces become one.
+            // The join may be in a long word, such as a line of dashes: the pieces are merged.
             piece.end = next.end;
             if piece.len() > MOST {
                 return Ok(None);
@@ -56,13 +55,13 @@ pub(super) fn ids<E>(
     Ok(Some(ids))
 }
 
-/// The last place up to this byte that is not within a character.
+/// The last character boundary up to this byte.
 pub(super) fn boundary(text: &str, byte: usize) -> usize {
     let byte = byte.min(text.len());
     (0..=byte).rev().find(|&byte| text.is_char_boundary(byte)).unwrap_or(0)
 }
 
-/// The number of the first token that starts at this byte or after it.
+/// The index of the first token that starts at this byte or after it.
 fn at(tokens: &[Token], byte: usize) -> usize {
     tokens.iter().position(|(_, at)| at.start >= byte).unwrap_or(tokens.len())
 }

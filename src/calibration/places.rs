@@ -1,13 +1,13 @@
-//! Where random samples of a text begin: anywhere, but no token is both in a sample that statistics
-//! are of and in one that is held out.
+//! Draws the places of random samples of a text, so that held-out samples have no token in common
+//! with the others.
 
 use std::ops::Range;
 
 use super::Samples;
 use crate::random::SplitMix64;
 
-/// The first tokens of the samples of a text of so many `tokens`, the held-out ones last; `None` if
-/// the text is too short for them.
+/// The indices of the first tokens of all samples in a text of `tokens` tokens, the held-out ones
+/// last; `None` if the text is too short.
 pub(super) fn places(tokens: usize, wanted: &Samples) -> Option<Vec<usize>> {
     let mut random = SplitMix64::new(wanted.seed);
     let [calibration, held_out] = stretches(tokens, wanted, &mut random)?;
@@ -28,16 +28,15 @@ pub(super) fn places(tokens: usize, wanted: &Samples) -> Option<Vec<usize>> {
     Some(places)
 }
 
-/// How many tokens a text must have.
+/// Minimum number of tokens of a text.
 pub(super) fn least(wanted: &Samples) -> usize {
     wanted.sequence_length.saturating_mul(if wanted.held_out > 0 { 2 } else { 1 })
 }
 
-/// The stretches of the text for the samples that statistics are of, and those for the held-out
-/// ones; each is long enough for a sample. The text is cut into blocks, and a stretch of each, at its
-/// beginning, its end or a random place, is held out: as much as there are held-out samples among
-/// all. There is a block for each held-out sample, or fewer where that would leave a stretch without
-/// a choice of places.
+/// The stretches of the text for statistics, and those for held-out samples; each is long enough
+/// for a sample. The text is cut into blocks, and a stretch of each block, at its start, its end or
+/// a random place, is held out: the same fraction as that of held-out samples. There is a block for
+/// each held-out sample, or fewer if a stretch would then have only one place.
 fn stretches(
     tokens: usize,
     wanted: &Samples,
@@ -57,7 +56,7 @@ fn stretches(
         let [start, end] = [block, block + 1].map(|block| block * tokens / blocks);
         let taken = (end - start) * held_out / (count + held_out);
         let taken = taken.clamp(length, end - start - length);
-        // What is left of the block beside it is nothing, or enough for a sample.
+        // The rest of the block is empty, or long enough for a sample.
         let rest = end - start - taken;
         let inside = (rest + 1).saturating_sub(2 * length);
         let offset = match random.below(if inside > 0 { 3 } else { 2 }) {

@@ -1,4 +1,4 @@
-//! Where the tokens come from: text, documents, or token ids.
+//! Takes samples from a source: text, documents, or token ids.
 
 use std::{collections::BinaryHeap, path::Path};
 
@@ -17,34 +17,34 @@ use crate::{
     records::{self, Form, records},
 };
 
-/// Which segments of the text are the calibration samples.
+/// The segments of the text that become calibration samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Selection {
-    /// Segments at random places of the whole text, which the seed decides.
+    /// Segments at random places of the whole text.
     #[default]
     Random,
     /// Consecutive segments of the whole text, from its start.
     Sequential,
-    /// A random segment of each of so many random documents, among those that are longer than a
-    /// segment: how SparseGPT and Wanda take samples of C4.
+    /// A random segment of each of some random documents that are longer than a segment, as
+    /// SparseGPT and Wanda sample C4.
     Documents,
-    /// Documents tokenised one by one and packed end to end, from the first on.
+    /// Documents tokenised one by one and packed end to end, from the first.
     Packed,
 }
 
-/// How many samples of what length are wanted, and which.
+/// The requested samples: number, length and selection.
 #[derive(Clone, Copy, Debug)]
 pub struct Samples {
-    /// The number of samples that statistics are of.
+    /// Number of samples for statistics.
     pub count: usize,
-    /// The number of held-out samples after them, with tokens of their own.
+    /// Number of held-out samples after them, which have no token in common with them.
     pub held_out: usize,
-    /// Tokens of each.
+    /// Number of tokens of a sample.
     pub sequence_length: usize,
-    /// What decides the random places.
+    /// Seed of the random places.
     pub seed: u64,
-    /// Which segments.
+    /// The selection of segments.
     pub selection: Selection,
 }
 
@@ -54,9 +54,9 @@ struct TokenIds {
     token_ids: Vec<Vec<u32>>,
 }
 
-/// The calibration samples of a source, the held-out ones last: a JSON file
-/// `{"token_ids": [[…], …]}`, whose rows are used as they are, a file of documents, or any other file
-/// as one text. No token of the source is both in a held-out sample and in another one.
+/// The calibration samples of a source, the held-out ones last: a JSON file `{"token_ids": [[…],
+/// …]}`, whose rows are used as they are, a file of documents, or any other file as one text. No
+/// token of the source is both in a held-out sample and in another one.
 ///
 /// # Errors
 /// If the source cannot be read, is not of its form, or is too short.
@@ -91,15 +91,15 @@ pub fn samples(source: &Text, wanted: Samples, tokens: &Tokens) -> Result<Vec<Ve
             Ok(places.into_iter().map(|start| ids[start..start + length].to_vec()).collect())
         }
         Selection::Documents => {
-            // Every document draws a number, and the lowest win: one pass that holds no more than
-            // the samples, and tokenises few documents that do not become one.
+            // Every document draws a number, and the lowest win. One pass holds only the samples,
+            // and tokenises few other documents.
             let mut random = SplitMix64::new(seed);
             let mut chosen = BinaryHeap::new();
             for document in documents(source)? {
                 let (document, draw) = (document?, (random.bits(), random.bits()));
                 let worst = chosen.peek().map(|(draw, _)| *draw);
                 let loses = chosen.len() == count && worst.is_some_and(|worst| draw >= worst);
-                // A token is at least a byte.
+                // A token has at least one byte.
                 if loses || document.len() <= length {
                     continue;
                 }
@@ -134,10 +134,10 @@ pub fn samples(source: &Text, wanted: Samples, tokens: &Tokens) -> Result<Vec<Ve
     }
 }
 
-/// How many samples [`samples`] gives, and how long they are; text is not read for that.
+/// Number and lengths of the samples that [`samples`] gives; does not read texts.
 ///
 /// # Errors
-/// If the source holds token ids and they are not of their form, or too few.
+/// If the source has token ids that are malformed or too few.
 pub fn extent(source: &Text, wanted: Samples, vocabulary: usize) -> Result<Extent, Error> {
     let Samples { held_out, sequence_length, .. } = wanted;
     let count = wanted.count + held_out;
@@ -147,13 +147,13 @@ pub fn extent(source: &Text, wanted: Samples, vocabulary: usize) -> Result<Exten
     })
 }
 
-/// The rows of token ids, if the file holds such: an object, in a file named so.
+/// The rows of token ids, if the file is a JSON object with token ids; otherwise `None`.
 fn token_ids(
     source: &Path,
     count: usize,
     vocabulary: usize,
 ) -> Result<Option<Vec<Vec<u32>>>, Error> {
-    // `.json` is a common name for JSON Lines and lists of records too.
+    // `.json` is also common for JSON Lines and lists of records.
     let named = source.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
     if !named || Form::of(source) != Form::Json {
         return Ok(None);
@@ -192,11 +192,11 @@ fn token_ids(
     Ok(Some(rows))
 }
 
-/// The segments of a text for an evaluation: consecutive, from the start, at most `limit`. The
-/// rest at the end is left out, unless the text is shorter than one segment.
+/// The segments of a text for an evaluation: consecutive, from the start, at most `limit`. An
+/// incomplete segment at the end is dropped, unless it is the only one.
 ///
 /// # Errors
-/// If the text cannot be read or has not two tokens: there would be nothing to predict.
+/// If the text cannot be read, or has less than two tokens, so that there is nothing to predict.
 pub fn segments(
     text: &Text,
     sequence_length: usize,

@@ -15,10 +15,10 @@ use super::{
 };
 use crate::{catch_panic::catch_panic, checkpoint::check_inside, limits};
 
-/// Bytes of a text's beginning that is tried before the whole.
+/// Bytes of a text's beginning that is tokenised first, as a test.
 const BEGINNING: usize = 1 << 14;
 
-/// A model's tokenizer, as its `tokenizer.json` describes it; read when it is first needed.
+/// A model's tokenizer, from its `tokenizer.json`, which is read on first use.
 pub struct Tokens {
     path: PathBuf,
     tokenizer: OnceCell<Bounded>,
@@ -27,9 +27,9 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// The tokenizer of the checkpoint in `dir`, whose model knows `vocabulary` tokens. With
-    /// `special`, each text gets the special tokens that the tokenizer adds, such as one that
-    /// begins it.
+    /// The tokenizer of the checkpoint in `dir`, whose model has `vocabulary` tokens. With
+    /// `special`, each text gets the special tokens that the tokenizer adds, such as the one that
+    /// begins a text.
     pub fn of(dir: &Path, vocabulary: usize, special: bool) -> Self {
         let path = dir.join("tokenizer.json");
         Self { path, tokenizer: OnceCell::new(), vocabulary, special }
@@ -52,7 +52,7 @@ impl Tokens {
         catch_panic(|| bounded::read(&bytes)).map_err(wrong)?.map_err(wrong)
     }
 
-    /// The number of tokens that the model knows.
+    /// Number of tokens in the model's vocabulary.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
     }
@@ -67,7 +67,7 @@ impl Tokens {
         })
     }
 
-    /// The text of tokens, without special ones.
+    /// The text of token ids, without special tokens.
     ///
     /// # Errors
     /// If there is no tokenizer, or it is damaged or fails.
@@ -78,11 +78,10 @@ impl Tokens {
         text.map_err(|e| wrong(e.to_string()))
     }
 
-    /// The tokens of a text.
+    /// The token ids of a text.
     ///
     /// # Errors
-    /// If there is no tokenizer, it is damaged or fails, or gives a token that the model does not
-    /// know.
+    /// If there is no tokenizer, it is damaged or fails, or gives a token outside the vocabulary.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
         let tokenizer = self.tokenizer()?;
         let wrong = |problem: String| Error::Tokenizer { path: self.path.clone(), problem };
@@ -95,7 +94,7 @@ impl Tokens {
             bounded::check(tokenizer).map_err(wrong)?;
             Ok(encoding)
         };
-        // A tokenizer that makes too much of a text makes too much of its beginning, in less memory.
+        // A tokenizer that expands a text too much also expands its beginning, in less memory.
         if text.len() > BEGINNING {
             encode(&text[..boundary(text, BEGINNING)], false)?;
         }

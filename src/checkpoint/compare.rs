@@ -56,8 +56,9 @@ impl TensorView<'_> {
         }))
     }
 
-    /// The difference between this tensor of a pruned checkpoint and the dense tensor, rounded to the
-    /// format of this one. `None` if the shapes differ, or the format is not a rounding of the dense one.
+    /// The difference between this tensor of a pruned checkpoint and the dense tensor, rounded to
+    /// the format of this one. `None` if the shapes differ, or the format is not a rounding of the
+    /// dense one.
     ///
     /// # Errors
     /// If a dense weight does not fit the format, or one of them is compressed and damaged.

@@ -1,5 +1,5 @@
-//! Writes a pruned checkpoint into a directory beside the output, which is renamed to the output when
-//! complete. A directory with the output's name is always a complete checkpoint.
+//! Writes a pruned checkpoint into a directory beside the output, which is renamed to the output
+//! when complete. A directory with the output's name is always a complete checkpoint.
 
 use std::{
     borrow::Cow,
@@ -22,8 +22,8 @@ use super::{
 };
 use crate::files;
 
-/// A checkpoint that is being written. If it is dropped before [`Output::finish`], only the saved state
-/// of the run is left.
+/// A checkpoint that is being written. If it is dropped before [`Output::finish`], only the saved
+/// state of the run is left.
 #[derive(Debug)]
 pub struct Output {
     target: PathBuf,
@@ -68,13 +68,14 @@ struct Entry<'a> {
 
 impl Output {
     /// Checks, as far as possible without writing, that a run of `model` can write its result to
-    /// `target`. `inputs` are files that the run reads, in addition to the model's; `bytes` is the least
-    /// size of the result. Returns `target` with links resolved.
+    /// `target`. `inputs` are files that the run reads, in addition to the model's; `bytes` is the
+    /// least size of the result. Returns `target` with links resolved.
     ///
     /// # Errors
-    /// If `target` exists and is not a directory, is a link to nothing, overlaps the model's directory,
-    /// or holds an input or a file that no run wrote; if it cannot be written; if the directory beside
-    /// it with the name of a run's directory is not a run's; or if a file to be copied cannot be read.
+    /// If `target` exists and is not a directory, is a link to nothing, overlaps the model's
+    /// directory, or holds an input or a file that no run wrote; if it cannot be written; if the
+    /// directory beside it with the name of a run's directory is not a run's; or if a file to be
+    /// copied cannot be read.
     pub fn check<'a>(
         target: &Path,
         model: &'a Reader,
@@ -86,13 +87,13 @@ impl Output {
         Ok(target)
     }
 
-    /// Prepares to write to `target`, before a long run, so that errors show early. Locks out other runs
-    /// to `target`. `inputs` and `bytes` are as for [`check`](Self::check).
+    /// Prepares to write to `target`, before a long run, so that errors show early. Locks out other
+    /// runs to `target`. `inputs` and `bytes` are as for [`check`](Self::check).
     ///
     /// # Errors
     /// As [`check`](Self::check); if `target`, or the saved state of an interrupted run, exists and
-    /// `existing` does not say what to do with it; if `target` has changed since a run wrote it; or if
-    /// another run writes there.
+    /// `existing` does not say what to do with it; if `target` has changed since a run wrote it; or
+    /// if another run writes there.
     pub fn create<'a>(
         target: &Path,
         existing: Existing,
@@ -114,8 +115,8 @@ impl Output {
         Ok(output)
     }
 
-    /// Least bytes of the tensors of `model` in this format. The size of compressed matrices is known
-    /// only after pruning.
+    /// Least bytes of the tensors of `model` in this format. The size of compressed matrices is
+    /// known only after pruning.
     pub fn least_bytes(model: &Reader, format: Format, dtype: Option<Dtype>) -> u64 {
         if !format.is_dense() {
             return 0;
@@ -162,8 +163,8 @@ impl Output {
         Ok(())
     }
 
-    /// The directory for scratch files and saved state, which is removed when the output is finished or
-    /// dropped.
+    /// The directory for scratch files and saved state, which is removed when the output is
+    /// finished or dropped.
     pub fn scratch(&self) -> &Path {
         self.partial.path()
     }
@@ -196,10 +197,10 @@ impl Output {
         self.partial.is_finished()
     }
 
-    /// Writes the weights of `reader` in the same shards: zeros for pruned weights, changed values for
-    /// changed weights, and all others bit for bit unless `dtype` converts them. Pruned matrices are
-    /// stored in `format` where that is smaller. Copies the other files. Calls `written` after each
-    /// tensor with its number of bytes, counted dense.
+    /// Writes the weights of `reader` in the same shards: zeros for pruned weights, changed values
+    /// for changed weights, and all others bit for bit unless `dtype` converts them. Pruned
+    /// matrices are stored in `format` where that is smaller. Copies the other files. Calls
+    /// `written` after each tensor with its number of bytes, counted dense.
     ///
     /// # Errors
     /// If a file cannot be written, or a weight does not fit the format.
@@ -307,8 +308,8 @@ fn possible(target: &Path, model: &Reader, bytes: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// The saved state that this process's run to `target` leaves if the process ends now: the directory,
-/// and the saved place in words. Without a saved state, the directory is removed.
+/// The saved state that this process's run to `target` leaves if the process ends now: the
+/// directory, and the saved place in words. Without a saved state, the directory is removed.
 pub fn left_behind(target: &Path) -> Option<(PathBuf, String)> {
     Partial::left_behind(&place::resolved(target).ok()?)
 }

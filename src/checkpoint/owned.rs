@@ -1,5 +1,5 @@
-//! The files that a run wrote into a directory, according to its report. Only these are removed when a
-//! result is replaced.
+//! The files that a run wrote into a directory, according to its report. Only these are removed
+//! when a result is replaced.
 
 use std::{
     collections::BTreeMap,
@@ -45,7 +45,8 @@ struct Listed {
 const NAMED: usize = 3;
 
 impl Owned {
-    /// The files in a directory; some that the report lists may be missing. The directory may be empty.
+    /// The files in a directory; some that the report lists may be missing. The directory may be
+    /// empty.
     ///
     /// # Errors
     /// If the directory has no report, or has a file that no run wrote.
@@ -105,8 +106,8 @@ impl Owned {
         }
     }
 
-    /// Removes the files and then the directory. The report is removed last, as it lists the rest if
-    /// this is interrupted.
+    /// Removes the files and then the directory. The report is removed last, as it lists the rest
+    /// if this is interrupted.
     ///
     /// # Errors
     /// If a file cannot be removed, or a file was added to the directory.

@@ -48,8 +48,8 @@ impl Partial {
         [Self::beside(target), Self::over(target)].iter().try_for_each(|dir| check_own(dir))
     }
 
-    /// Opens and locks the directory beside `target`, and repairs what a run left that was interrupted
-    /// while it replaced `target`.
+    /// Opens and locks the directory beside `target`, and repairs what a run left that was
+    /// interrupted while it replaced `target`.
     pub(super) fn open(target: PathBuf) -> Result<Self, Error> {
         Self::check(&target)?;
         let dir = Self::beside(&target);
@@ -81,7 +81,8 @@ impl Partial {
         Ok(())
     }
 
-    /// The saved state that this process's run to `target` leaves if it ends now without destructors.
+    /// The saved state that this process's run to `target` leaves if it ends now without
+    /// destructors.
     pub(super) fn left_behind(target: &Path) -> Option<(PathBuf, String)> {
         let dir = Self::beside(target);
         let own = fs::read_to_string(dir.join(LOCK)).is_ok_and(|owner| owner == process());
@@ -144,7 +145,8 @@ impl Partial {
         remove_entries(&self.dir, |name| name != LOCK && name != FINISHED)
     }
 
-    /// Renames the checkpoint, whose files are synced, to its final name; then removes the replaced one.
+    /// Renames the checkpoint, whose files are synced, to its final name; then removes the replaced
+    /// one.
     pub(super) fn finish(&self) -> Result<(), Error> {
         let (checkpoint, target) = (self.checkpoint(), &self.target);
         let io = |e| Error::io(target, e);
@@ -175,8 +177,8 @@ impl Partial {
         self.remove()
     }
 
-    /// Removes the directory. It is renamed first: if half of it were left without the finished mark, the
-    /// run would seem unfinished.
+    /// Removes the directory. It is renamed first: if half of it were left without the finished
+    /// mark, the run would seem unfinished.
     fn remove(&self) -> Result<(), Error> {
         if self.replaced().exists() && !self.target.exists() {
             return Ok(());
@@ -278,8 +280,8 @@ fn entries(dir: &Path) -> io::Result<Vec<(OsString, FileType)>> {
     Ok(entries)
 }
 
-/// Checks that an existing directory is a run's: it has a lock, and only files that runs write. It may
-/// be empty, if a run was interrupted as it began.
+/// Checks that an existing directory is a run's: it has a lock, and only files that runs write. It
+/// may be empty, if a run was interrupted as it began.
 fn check_own(dir: &Path) -> Result<(), Error> {
     let io = |e| Error::io(dir, e);
     let not_own = |problem| Err(Error::NotPartial { dir: dir.to_owned(), problem });
@@ -318,8 +320,8 @@ fn check_own(dir: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes the entries of a working directory for whose names `wanted` is true; of a replaced result,
-/// only the files that its run wrote.
+/// Removes the entries of a working directory for whose names `wanted` is true; of a replaced
+/// result, only the files that its run wrote.
 fn remove_entries(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<(), Error> {
     for (name, kind) in entries(dir).map_err(|e| Error::io(dir, e))? {
         let path = dir.join(&name);

@@ -1,5 +1,5 @@
-//! Checks the place of an output before a run, without writing: resolves its path, and checks that a
-//! directory can be renamed to it.
+//! Checks the place of an output before a run, without writing: resolves its path, and checks that
+//! a directory can be renamed to it.
 
 use std::{
     fs, io,
@@ -38,11 +38,12 @@ pub(super) fn resolved(path: &Path) -> Result<PathBuf, Error> {
     Ok(real)
 }
 
-/// Checks that a directory of this number of bytes can be renamed to `target`, whose links are resolved.
+/// Checks that a directory of this number of bytes can be renamed to `target`, whose links are
+/// resolved.
 ///
 /// # Errors
-/// If `target` exists and is not a directory, or is a mount point; or if the directory above it cannot
-/// be written to, or has too little space.
+/// If `target` exists and is not a directory, or is a mount point; or if the directory above it
+/// cannot be written to, or has too little space.
 pub(super) fn check(target: &Path, bytes: u64) -> Result<(), Error> {
     let Some(parent) = target.parent() else {
         return Err(no_place(target, "is the root of the file system"));

@@ -52,8 +52,9 @@ impl Pruned {
         Self::default()
     }
 
-    /// Sets the weights of matrix `name` to `values`, row-major, rounded to `dtype`, or to the format in
-    /// `reader`; returns the rounded values. They are kept in a file in the directory `scratch`.
+    /// Sets the weights of matrix `name` to `values`, row-major, rounded to `dtype`, or to the
+    /// format in `reader`; returns the rounded values. They are kept in a file in the directory
+    /// `scratch`.
     ///
     /// # Errors
     /// If a value does not fit the format, or the file cannot be written.
@@ -134,8 +135,8 @@ impl Pruned {
         }
     }
 
-    /// The changed weights of a matrix, row-major, those of pruned weights included; `None` if the matrix
-    /// has its dense weights.
+    /// The changed weights of a matrix, row-major, those of pruned weights included; `None` if the
+    /// matrix has its dense weights.
     ///
     /// # Errors
     /// If the scratch file cannot be read.

@@ -128,7 +128,8 @@ impl<'a> TensorView<'a> {
         Ok(dtype.not_finite(&self.bytes()?).0)
     }
 
-    /// Number of [`bytes`](Self::bytes); for a compressed matrix more than [`stored`](Self::stored).
+    /// Number of [`bytes`](Self::bytes); for a compressed matrix more than
+    /// [`stored`](Self::stored).
     pub fn length(&self) -> usize {
         layout::length(self.dtype, self.shape)
     }
@@ -137,8 +138,8 @@ impl<'a> TensorView<'a> {
 /// The header of a safetensors file and the offset of its first tensor.
 ///
 /// # Errors
-/// If the header is wrong: a length beyond the file, invalid JSON, tensors that overlap, leave gaps or
-/// have sizes that contradict their shapes, or two tensors with the same name.
+/// If the header is wrong: a length beyond the file, invalid JSON, tensors that overlap, leave gaps
+/// or have sizes that contradict their shapes, or two tensors with the same name.
 pub fn parse_header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
     let (length, header) = SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
     let Pairs(tensors) = serde_json::from_slice::<Pairs<IgnoredAny>>(&bytes[8..length + 8])
@@ -152,8 +153,8 @@ pub fn parse_header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
 /// The tensors in each file of an index of shards.
 ///
 /// # Errors
-/// If the index is wrong: invalid JSON, no map, a tensor that is listed twice, or the name of a file that
-/// is not a safetensors file of the same directory.
+/// If the index is wrong: invalid JSON, no map, a tensor that is listed twice, or the name of a
+/// file that is not a safetensors file of the same directory.
 pub fn parse_index(bytes: &[u8]) -> Result<BTreeMap<String, Vec<String>>, String> {
     #[derive(Deserialize)]
     struct Index {
@@ -224,7 +225,8 @@ impl Shard {
         #[allow(unsafe_code, reason = "memory-mapping is unsafe: another process may write")]
         // SAFETY: the map is only read, as bytes, and every offset into it is checked against its
         // length. A checkpoint that another process changes meanwhile gives wrong numbers, as it
-        // would when read; one that is cut short ends the process, as for every memory-mapping tool.
+        // would when read; one that is cut short ends the process, as for every memory-mapping
+        // tool.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(&path, e))?;
         let mut length = [0; 8];
         length.copy_from_slice(&map[..8]);
@@ -452,8 +454,8 @@ impl Reader {
         self.shards.iter().map(|shard| (shard.map.len() - shard.data) as u64).sum()
     }
 
-    /// Bytes of all weight files and of the files that are copied to a pruned checkpoint, without the
-    /// card, which is replaced.
+    /// Bytes of all weight files and of the files that are copied to a pruned checkpoint, without
+    /// the card, which is replaced.
     ///
     /// # Errors
     /// If the size of a file cannot be read.
@@ -518,8 +520,8 @@ impl Reader {
         })
     }
 
-    /// The tensors of a shard, in the order of their bytes; a compressed matrix is at the place of its
-    /// values.
+    /// The tensors of a shard, in the order of their bytes; a compressed matrix is at the place of
+    /// its values.
     pub(super) fn in_shard(&self, shard: usize) -> Vec<TensorView<'_>> {
         let mut tensors: Vec<_> = self
             .tensors
@@ -611,8 +613,9 @@ impl Reader {
         Ok(values)
     }
 
-    /// The files that are copied to a pruned checkpoint, such as tokenizer, configuration and licence: all
-    /// at the top of the directory except weights, hidden files, and those about the run that made it.
+    /// The files that are copied to a pruned checkpoint, such as tokenizer, configuration and
+    /// licence: all at the top of the directory except weights, hidden files, and those about the
+    /// run that made it.
     ///
     /// # Errors
     /// If the directory cannot be listed, or a link leads out of it.

@@ -3,7 +3,8 @@
 use super::{Dtype, Error};
 
 impl Dtype {
-    /// The weights of tensor `name`, rounded to the nearest values of the format, as little-endian bytes.
+    /// The weights of tensor `name`, rounded to the nearest values of the format, as little-endian
+    /// bytes.
     ///
     /// # Errors
     /// If a weight is too large for the format.

@@ -18,8 +18,8 @@ pub struct Zeros {
 const WIDEST: usize = 32;
 /// The fraction of zeros below which a matrix is dense: trained weights have a few.
 const FEW: f64 = 0.01;
-/// Minimum fill of the tiles of a pattern N:M. With many zeros some N:M holds by chance, but then most
-/// tiles keep fewer than N weights.
+/// Minimum fill of the tiles of a pattern N:M. With many zeros some N:M holds by chance, but then
+/// most tiles keep fewer than N weights.
 const FULL: f64 = 0.9;
 
 /// Counts of some rows: zeros, and the most elements that a tile of each width keeps.

@@ -1,6 +1,6 @@
-//! Escapes control characters in texts for the terminal. Names of tensors and files, configurations,
-//! recipes and reports come from outside and may have such characters, so all output passes through
-//! here.
+//! Escapes control characters in texts for the terminal. Names of tensors and files,
+//! configurations, recipes and reports come from outside and may have such characters, so all
+//! output passes through here.
 
 use std::{borrow::Cow, error::Error, fmt, fmt::Write};
 
@@ -39,8 +39,8 @@ pub(super) fn line(text: &str) -> String {
     clean(text).replace('\n', "\\n").replace('\t', "\\t")
 }
 
-/// The text with each byte of control characters replaced by a question mark, so that offsets stay the
-/// same.
+/// The text with each byte of control characters replaced by a question mark, so that offsets stay
+/// the same.
 fn in_place(text: &str) -> String {
     let mut cleaned = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();

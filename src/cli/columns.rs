@@ -67,8 +67,8 @@ pub(super) fn fitted(table: String, headings: &[impl AsRef<str>], rows: &[Vec<St
     }
 }
 
-/// The rows of a table one below the other: the first cell, and below it the other cells that are not
-/// empty, each beside its heading.
+/// The rows of a table one below the other: the first cell, and below it the other cells that are
+/// not empty, each beside its heading.
 fn stacked(headings: &[impl AsRef<str>], rows: &[Vec<String>]) -> String {
     let headings: Vec<&str> = headings.iter().map(AsRef::as_ref).collect();
     let widest = headings[1..].iter().map(|heading| display_width(heading)).max().unwrap_or(0);

@@ -12,8 +12,8 @@ use crate::{
     run,
 };
 
-/// Compares runs: their results, and the differences of their recipes. Reads the reports that `barber
-/// prune` wrote.
+/// Compares runs: their results, and the differences of their recipes. Reads the reports that
+/// `barber prune` wrote.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -59,8 +59,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
-/// The runs in a directory, such as a sweep's, ordered by name, with numbers in numeric order. If it has
-/// no runs, the path itself.
+/// The runs in a directory, such as a sweep's, ordered by name, with numbers in numeric order. If
+/// it has no runs, the path itself.
 fn runs_of(path: &Path) -> Vec<PathBuf> {
     let is_run = |path: &Path| path.join(JSON).is_file();
     if is_run(path) {
@@ -72,7 +72,8 @@ fn runs_of(path: &Path) -> Vec<PathBuf> {
     if runs.is_empty() { vec![path.to_owned()] } else { runs }
 }
 
-/// The order of the names of a sweep's runs, such as `limit=5,ratio=0.5` before `limit=10,ratio=0.45`.
+/// The order of the names of a sweep's runs, such as `limit=5,ratio=0.5` before
+/// `limit=10,ratio=0.45`.
 fn in_order(a: &str, b: &str) -> Ordering {
     let parts = |name: &str| -> Vec<String> { name.split([',', '=']).map(str::to_owned).collect() };
     let part = |(a, b): (&String, &String)| match (a.parse::<f64>(), b.parse::<f64>()) {

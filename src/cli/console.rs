@@ -22,8 +22,8 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    /// Configures errors, log lines and progress bars. Options override BARBER_LOG, as `--set` overrides
-    /// the environment.
+    /// Configures errors, log lines and progress bars. Options override BARBER_LOG, as `--set`
+    /// overrides the environment.
     pub(super) fn apply(&self) -> Result<(), Error> {
         match self.color {
             ColorChoice::Auto => {}

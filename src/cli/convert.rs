@@ -11,9 +11,9 @@ use crate::{
     run::{Converted, convert},
 };
 
-/// Writes a compressed checkpoint, in any layout of `output.format`, with every matrix dense, which all
-/// loaders read. Every weight keeps its bits. For a result of `barber prune`, the files are first
-/// compared with their digests, and report and card get the new format.
+/// Writes a compressed checkpoint, in any layout of `output.format`, with every matrix dense, which
+/// all loaders read. Every weight keeps its bits. For a result of `barber prune`, the files are
+/// first compared with their digests, and report and card get the new format.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

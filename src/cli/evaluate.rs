@@ -57,7 +57,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     segments: Option<usize>,
-    /// The device: cpu, or cuda:0 for the first NVIDIA GPU, which needs a binary with the feature `cuda`.
+    /// The device: cpu, or cuda:0 for the first NVIDIA GPU, which needs a binary with the feature
+    /// `cuda`.
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: Device,
     /// Print JSON, and no progress.

@@ -11,7 +11,8 @@ use crate::{
     report::{Report, Stages},
 };
 
-/// A fraction of a task's questions, and its standard error; `None` if the task has no such fraction.
+/// A fraction of a task's questions, and its standard error; `None` if the task has no such
+/// fraction.
 type Of = fn(&Accuracy) -> Option<[f64; 2]>;
 
 /// A line of the table.

@@ -29,9 +29,9 @@ use crate::{
     run::{Forecast, Tests, Watch, calibrate, extent, plan, tokens},
 };
 
-/// Writes a recipe for a checkpoint, to be edited: the preset `best` on 32 × 256 tokens, with the names
-/// of the model's layers, and the other keys as comments. Prints an estimate of the run's time on this
-/// machine.
+/// Writes a recipe for a checkpoint, to be edited: the preset `best` on 32 × 256 tokens, with the
+/// names of the model's layers, and the other keys as comments. Prints an estimate of the run's
+/// time on this machine.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -189,8 +189,8 @@ impl Draft<'_> {
         aligned(&text)
     }
 
-    /// Path of the output: beside the recipe or, if the recipe is in the model's directory, beside that
-    /// directory.
+    /// Path of the output: beside the recipe or, if the recipe is in the model's directory, beside
+    /// that directory.
     fn output(&self) -> PathBuf {
         let name = format!("{}-pruned", self.name);
         let beside = || {

@@ -22,10 +22,10 @@ use crate::{
     run::Watch,
 };
 
-/// Shows the contents of a checkpoint: for each decoder layer, or for each tensor with --tensors, the
-/// number of weights and of zeros, the pattern of the zeros, the format, and the size in the file, which
-/// is smaller for compressed matrices. Reads any safetensors checkpoint with a config.json, of any
-/// family, one tensor at a time.
+/// Shows the contents of a checkpoint: for each decoder layer, or for each tensor with --tensors,
+/// the number of weights and of zeros, the pattern of the zeros, the format, and the size in the
+/// file, which is smaller for compressed matrices. Reads any safetensors checkpoint with a
+/// config.json, of any family, one tensor at a time.
 ///
 /// The pattern is N:M if no M consecutive inputs of a row keep more than N weights and most keep N;
 /// `dense` if less than 1% are zero; otherwise `unstructured`.

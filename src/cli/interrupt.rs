@@ -1,7 +1,7 @@
 //! Handles SIGINT and SIGTERM: the run ends at once, and prints its saved state.
 //!
-//! The saved state of a run is complete at any time, so the current layer is dropped: finishing it might
-//! take too long.
+//! The saved state of a run is complete at any time, so the current layer is dropped: finishing it
+//! might take too long.
 
 use std::path::PathBuf;
 
@@ -10,8 +10,8 @@ use super::{clean::clean, print, show};
 #[cfg(unix)]
 use crate::checkpoint::left_behind;
 
-/// Installs a handler: a signal prints the saved state beside one of these outputs and ends the process.
-/// The exit status is 128 plus the signal's number, as in shells.
+/// Installs a handler: a signal prints the saved state beside one of these outputs and ends the
+/// process. The exit status is 128 plus the signal's number, as in shells.
 ///
 /// # Errors
 /// If the system refuses the handler.

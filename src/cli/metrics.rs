@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::{Error, columns::wrapped};
 
-/// Lists the metrics that a recipe's pipeline can use, with their parameters and the statistics that
-/// they need.
+/// Lists the metrics that a recipe's pipeline can use, with their parameters and the statistics
+/// that they need.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// Print JSON.

@@ -1,5 +1,5 @@
-//! Prints results to standard output and messages to standard error. A closed pipe is not an error of a
-//! run.
+//! Prints results to standard output and messages to standard error. A closed pipe is not an error
+//! of a run.
 
 use std::{
     fmt::Arguments,
@@ -12,8 +12,8 @@ use super::clean::clean;
 /// The first error of printing.
 static FAILED: OnceLock<String> = OnceLock::new();
 
-/// Prints a line, for the command line's `println!`. If the pipe is closed, as by `barber … | head`, the
-/// rest is dropped, and the run continues to write its files.
+/// Prints a line, for the command line's `println!`. If the pipe is closed, as by `barber … |
+/// head`, the rest is dropped, and the run continues to write its files.
 pub(super) fn line(line: Arguments<'_>) {
     bytes(clean(&format!("{line}\n")).as_bytes());
 }
@@ -34,8 +34,8 @@ pub(super) fn failed() -> Option<&'static str> {
     FAILED.get().map(String::as_str)
 }
 
-/// Prints a message that is cleaned already, with its colours. If standard error is closed or full, only
-/// the exit status tells.
+/// Prints a message that is cleaned already, with its colours. If standard error is closed or full,
+/// only the exit status tells.
 pub(super) fn message(text: &str) {
     let _ = stderr().write_all(text.as_bytes());
 }

@@ -30,15 +30,15 @@ pub(super) struct Arguments {
     /// Overrides a value of the recipe, such as sparsity.ratio=0.6. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Replace the output directory if it exists, and discard the state of a stopped run to it. For a
-    /// sweep, replace the directories of runs with other settings.
+    /// Replace the output directory if it exists, and discard the state of a stopped run to it. For
+    /// a sweep, replace the directories of runs with other settings.
     #[arg(long)]
     pub(super) force: bool,
     /// Continue a stopped run to the same output; if there is none, begin anew.
     #[arg(long)]
     resume: bool,
-    /// Minimum time between two saves, from which a stopped run can continue. Saves are farther apart
-    /// where they would take more than 2% of the time. 0: after each layer.
+    /// Minimum time between two saves, from which a stopped run can continue. Saves are farther
+    /// apart where they would take more than 2% of the time. 0: after each layer.
     #[arg(long, value_name = "SECONDS|never", default_value = "30")]
     save_every: Every,
     /// Print the report as JSON, and no progress.

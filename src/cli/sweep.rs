@@ -109,8 +109,8 @@ fn failed(run: &Loaded, error: Error) -> Error {
     Error::Run { run: run.point.name.clone(), error: Box::new(error) }
 }
 
-/// Whether the result of a run exists already, from an equal recipe and unchanged files. `digests` caches
-/// the digests of files.
+/// Whether the result of a run exists already, from an equal recipe and unchanged files. `digests`
+/// caches the digests of files.
 fn done(
     run: &Loaded,
     watch: Terminal,
@@ -137,8 +137,8 @@ fn done(
     Ok(true)
 }
 
-/// The part of a resolved recipe that determines the result: without the preset's name and the memory
-/// limit.
+/// The part of a resolved recipe that determines the result: without the preset's name and the
+/// memory limit.
 fn decisive(mut recipe: Recipe) -> Recipe {
     recipe.preset = None;
     recipe.executor.memory = None;

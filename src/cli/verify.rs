@@ -7,10 +7,10 @@ use serde_json::json;
 use super::{Error, columns::line, progress::Terminal, show};
 use crate::run::{Dense, Reproduced, Verified, reproduce, verify};
 
-/// Checks a result of `barber prune` against its report: the digests of its files and of the run's inputs,
-/// that no files were added, the page, the report's counts and sizes, the zeros and the pattern of each
-/// matrix, and that every kept weight has the dense model's bits. Measurements are not checked: `barber
-/// reproduce` measures again. The exit status is 1 if something is wrong.
+/// Checks a result of `barber prune` against its report: the digests of its files and of the run's
+/// inputs, that no files were added, the page, the report's counts and sizes, the zeros and the
+/// pattern of each matrix, and that every kept weight has the dense model's bits. Measurements are
+/// not checked: `barber reproduce` measures again. The exit status is 1 if something is wrong.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// The directory that `barber prune` wrote.

@@ -8,8 +8,8 @@ use std::{
 
 use super::Error;
 
-/// Checks that a file can be written, before its contents are computed. Only regular files are replaced,
-/// not links or devices.
+/// Checks that a file can be written, before its contents are computed. Only regular files are
+/// replaced, not links or devices.
 pub(super) fn check(path: &Path, force: bool) -> Result<(), Error> {
     let failed = |source| Error::File { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {

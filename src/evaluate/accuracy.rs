@@ -1,5 +1,5 @@
-//! Zero-shot accuracy on multiple-choice questions, computed like lm-eval: the answer is the choice with
-//! the highest likelihood.
+//! Zero-shot accuracy on multiple-choice questions, computed like lm-eval: the answer is the choice
+//! with the highest likelihood.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,8 +21,8 @@ pub struct Accuracy {
     /// Standard error of `acc`.
     #[serde(deserialize_with = "or_nan")]
     pub acc_stderr: f64,
-    /// The fraction of questions whose likeliest choice is right, with log-likelihoods divided by the
-    /// choices' lengths in characters. Some tasks have none, as in lm-eval.
+    /// The fraction of questions whose likeliest choice is right, with log-likelihoods divided by
+    /// the choices' lengths in characters. Some tasks have none, as in lm-eval.
     #[serde(default, deserialize_with = "some_or_nan", skip_serializing_if = "Option::is_none")]
     pub acc_norm: Option<f64>,
     /// Its standard error.
@@ -136,8 +136,8 @@ pub fn accuracy<D: Ops>(
 }
 
 /// The tokens of a request. Spaces at the end of the context count as part of the continuation. The
-/// continuation is the tokens of both together beyond those of the context. `first` stands for an empty
-/// context; `None` if it is needed but missing.
+/// continuation is the tokens of both together beyond those of the context. `first` stands for an
+/// empty context; `None` if it is needed but missing.
 fn request(
     tokens: &Tokens,
     context: &str,

@@ -10,10 +10,10 @@ use crate::{
 /// Number of tokens by which a prompt is continued.
 pub const GENERATED: usize = 40;
 
-/// The continuations of prompts by the pruned model. Each token is the most likely one, the first among
-/// equals. A continuation ends early at the end-of-text token, which is left out, or when the model has
-/// no more positions. All prompts go through a layer together, so that its weights are read once per
-/// token. Calls `done_so_far` with the finished fraction of the work.
+/// The continuations of prompts by the pruned model. Each token is the most likely one, the first
+/// among equals. A continuation ends early at the end-of-text token, which is left out, or when the
+/// model has no more positions. All prompts go through a layer together, so that its weights are
+/// read once per token. Calls `done_so_far` with the finished fraction of the work.
 ///
 /// # Errors
 /// If the model cannot be run.

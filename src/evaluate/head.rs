@@ -74,8 +74,8 @@ impl<'a, D: Ops> Head<'a, D> {
         (LOGITS / self.model.decoder.vocab_size).max(1)
     }
 
-    /// Calls `see` with the logits of some tokens, a few rows at a time, as those of a whole segment
-    /// would take hundreds of megabytes.
+    /// Calls `see` with the logits of some tokens, a few rows at a time, as those of a whole
+    /// segment would take hundreds of megabytes.
     pub(super) fn tiles(
         &self,
         states: &[f32],
@@ -91,8 +91,8 @@ impl<'a, D: Ops> Head<'a, D> {
         run().map_err(|e: D::Err| Error::device("output head")(e))
     }
 
-    /// The sum over tokens of a loss of their logits. Adds the gradient of their hidden states, [tokens,
-    /// channels], to `found`, if given. `loss` is called with some rows and their logits.
+    /// The sum over tokens of a loss of their logits. Adds the gradient of their hidden states,
+    /// [tokens, channels], to `found`, if given. `loss` is called with some rows and their logits.
     pub(crate) fn loss(
         &self,
         states: &[f32],
@@ -115,8 +115,8 @@ impl<'a, D: Ops> Head<'a, D> {
         run().map_err(|e: D::Err| Error::device("output head")(e))
     }
 
-    /// The sum over tokens of KL(dense ‖ sparse), the divergence of the pruned model's predictions from
-    /// the dense model's.
+    /// The sum over tokens of KL(dense ‖ sparse), the divergence of the pruned model's predictions
+    /// from the dense model's.
     pub(crate) fn divergence(
         &self,
         sparse: &[f32],

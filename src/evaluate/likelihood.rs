@@ -1,5 +1,5 @@
-//! Log-likelihoods of continuations. The common beginning of a question's requests is computed once: a
-//! question is a tree with a root and branches, and several trees fill a matrix.
+//! Log-likelihoods of continuations. The common beginning of a question's requests is computed
+//! once: a question is a tree with a root and branches, and several trees fill a matrix.
 
 use std::{collections::BTreeMap, ops::Range};
 

@@ -1,4 +1,5 @@
-//! The losses on a text's segments: the standard errors of their mean, and of two models' difference.
+//! The losses on a text's segments: the standard errors of their mean, and of two models'
+//! difference.
 
 use serde::{Deserialize, Serialize};
 
@@ -34,9 +35,9 @@ pub(super) fn mean(losses: &[Loss]) -> Option<[f64; 2]> {
     (losses.len() > 1).then_some([mean, error])
 }
 
-/// The mean difference of two models' losses on the same tokens, and its standard error. The difficulty
-/// of a segment affects both models and mostly cancels. `None` if the segments differ, or there is only
-/// one.
+/// The mean difference of two models' losses on the same tokens, and its standard error. The
+/// difficulty of a segment affects both models and mostly cancels. `None` if the segments differ,
+/// or there is only one.
 pub(super) fn difference(one: &[Loss], other: &[Loss]) -> Option<[f64; 2]> {
     let alike = |(one, other): (&Loss, &Loss)| one.predictions == other.predictions;
     if one.len() != other.len() || !one.iter().zip(other).all(alike) {

@@ -51,15 +51,15 @@ impl Perplexity {
         }
     }
 
-    /// The relative difference to another perplexity on the same segments, p / q − 1, and its standard
-    /// error. `None` if the segments differ, or there is only one.
+    /// The relative difference to another perplexity on the same segments, p / q − 1, and its
+    /// standard error. `None` if the segments differ, or there is only one.
     pub fn above(&self, other: &Self) -> Option<[f64; 2]> {
         let [nats, error] = difference(&self.losses, &other.losses)?;
         Some([nats.exp_m1(), nats.exp() * error])
     }
 
-    /// Whether two perplexities differ by more than two standard errors: those of the difference if both
-    /// are on the same segments. Without standard errors, whether they differ at all.
+    /// Whether two perplexities differ by more than two standard errors: those of the difference if
+    /// both are on the same segments. Without standard errors, whether they differ at all.
     pub fn differs(&self, other: &Self) -> bool {
         if let Some([nats, error]) = difference(&self.losses, &other.losses) {
             return nats.abs() > CERTAIN * error;
@@ -70,12 +70,12 @@ impl Perplexity {
     }
 }
 
-/// Maximum count of numbers in the hidden states held at a time: 256 MiB. More segments run in several
-/// passes over the layers.
+/// Maximum count of numbers in the hidden states held at a time: 256 MiB. More segments run in
+/// several passes over the layers.
 pub const STATES: usize = 1 << 26;
 
-/// The perplexity of the pruned model on segments of at least two tokens. Calls `done_so_far` with the
-/// finished fraction of the work, after each decoder layer and each segment's logits.
+/// The perplexity of the pruned model on segments of at least two tokens. Calls `done_so_far` with
+/// the finished fraction of the work, after each decoder layer and each segment's logits.
 ///
 /// # Errors
 /// If the model cannot be run.

@@ -34,8 +34,8 @@ pub static TASKS: &[Task] = &[
 pub struct Question {
     /// The context and the continuation of each choice; the likelihood is that of the continuation.
     pub requests: Vec<(String, String)>,
-    /// The lengths of the choices in characters, by which acc_norm divides; `None` for tasks without
-    /// acc_norm in lm-eval.
+    /// The lengths of the choices in characters, by which acc_norm divides; `None` for tasks
+    /// without acc_norm in lm-eval.
     pub lengths: Option<Vec<usize>>,
     /// Index of the right choice.
     pub gold: usize,

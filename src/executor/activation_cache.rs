@@ -1,5 +1,5 @@
-//! Outputs of the linear layers of a part, cached so that later passes need not compute them again, or
-//! only correct them where weights have changed.
+//! Outputs of the linear layers of a part, cached so that later passes need not compute them again,
+//! or only correct them where weights have changed.
 
 use std::rc::Rc;
 
@@ -46,8 +46,8 @@ pub struct ActivationCache<D: Ops> {
     attention: Store<D>,
 }
 
-/// For each linear layer, its current weights minus those with which its outputs were recorded; `None`
-/// where so many differ that computing the outputs again is faster.
+/// For each linear layer, its current weights minus those with which its outputs were recorded;
+/// `None` where so many differ that computing the outputs again is faster.
 pub type Changes<D> = [Option<<D as super::ops::SparseProduct>::Entries>];
 
 /// What a pass through one part does with an [`ActivationCache`].
@@ -60,8 +60,8 @@ pub enum Caching<'a, D: Ops> {
     Record(Recorded),
     /// Uses recorded outputs of the same weights.
     Use(&'a ActivationCache<D>),
-    /// Uses recorded outputs of other weights for the same inputs, corrected by the changes; removes
-    /// them from the cache.
+    /// Uses recorded outputs of other weights for the same inputs, corrected by the changes;
+    /// removes them from the cache.
     Correct(&'a mut ActivationCache<D>, &'a Changes<D>),
 }
 

@@ -111,7 +111,8 @@ pub struct PassShape<'a> {
     pub parts: Vec<PartShape>,
     /// The numbers of tokens.
     pub tokens: Tokens,
-    /// The side whose statistics are computed, if a dense stream goes through beside the sparse one.
+    /// The side whose statistics are computed, if a dense stream goes through beside the sparse
+    /// one.
     pub beside: Option<Side>,
     /// Whether the outputs are used, or the stream advances.
     pub needs_output: bool,

@@ -29,8 +29,8 @@ pub fn cuda(number: usize) -> Result<(dfdx::tensor::Cuda, u64), String> {
 /// /proc.
 const ASSUMED: u64 = 8 << 30;
 
-/// Bytes of memory that a run may take by default: most of what the machine has free, or of what the
-/// control group allows.
+/// Bytes of memory that a run may take by default: most of what the machine has free, or of what
+/// the control group allows.
 pub fn available_memory() -> u64 {
     let mut system = System::new();
     system.refresh_memory();

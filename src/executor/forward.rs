@@ -73,8 +73,8 @@ impl<D: Ops> PartWeights<D> {
         all.filter(|(_, of)| of.feed() == feed).map(|(i, _)| i).collect()
     }
 
-    /// Index of the projection that gives the part's output. (A part with experts would have several;
-    /// these are not supported.)
+    /// Index of the projection that gives the part's output. (A part with experts would have
+    /// several; these are not supported.)
     pub(super) fn output(&self) -> usize {
         let inner = self.projections.iter().position(|of| of.feed() == Feed::Inner);
         inner.unwrap_or_default()

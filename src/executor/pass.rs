@@ -16,8 +16,8 @@ use super::{
     stream::Batch,
 };
 
-/// A pass through consecutive parts of a decoder layer, and the results that it should give. Runs of
-/// samples and outputs that no result needs are not computed.
+/// A pass through consecutive parts of a decoder layer, and the results that it should give. Runs
+/// of samples and outputs that no result needs are not computed.
 pub struct Pass<'a, D: Ops> {
     /// The weights of the parts.
     pub parts: &'a [PartWeights<D>],
@@ -184,7 +184,8 @@ impl<D: Ops> Executor<D> {
     /// Runs a pass.
     ///
     /// # Errors
-    /// If the device has not enough memory, the scratch space fails, or an activation is not finite.
+    /// If the device has not enough memory, the scratch space fails, or an activation is not
+    /// finite.
     pub fn run(&self, pass: Pass<'_, D>) -> Result<Found<D>, Error> {
         let (goes_on, needs_output) = (pass.goes_on(), pass.needs_output());
         let Pass { parts, mut stream, beside, runs, mut targets, outputs, probe, mut cache } = pass;

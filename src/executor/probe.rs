@@ -1,4 +1,5 @@
-//! The statistics of linear layers that a pass computes: sums over inputs, and gradients of weights.
+//! The statistics of linear layers that a pass computes: sums over inputs, and gradients of
+//! weights.
 
 use std::{borrow::Cow, iter::zip, ops::Range, sync::Arc};
 
@@ -105,8 +106,8 @@ impl<'a, D: Ops> Gathered<'a, D> {
         zip(parts, self.probe.members).map(|(part, members)| part.traced(members)).collect()
     }
 
-    /// The hook that adds the inputs of some samples, given by their rows. `beside` has the inputs on
-    /// another stream, and the side of the statistics.
+    /// The hook that adds the inputs of some samples, given by their rows. `beside` has the inputs
+    /// on another stream, and the side of the statistics.
     pub(super) fn inputs<'b>(
         &'b mut self,
         samples: &'b [Range<usize>],
@@ -219,8 +220,8 @@ impl<D: Ops> Hook<D> for GatherInputs<'_, D> {
     }
 }
 
-/// The row ranges of samples, converted from rows of the batch to rows of an input with only some of
-/// them.
+/// The row ranges of samples, converted from rows of the batch to rows of an input with only some
+/// of them.
 fn among<'a>(rows: Option<&[usize]>, samples: &'a [Range<usize>]) -> Cow<'a, [Range<usize>]> {
     let Some(rows) = rows else { return samples.into() };
     let before = |end: usize| rows.partition_point(|row| *row < end);
@@ -332,8 +333,8 @@ impl<D: Ops> InputSums<D> {
     }
 }
 
-/// Copies the lower triangle of a matrix to the upper one, tile by tile: reading whole columns would
-/// miss the cache at every number.
+/// Copies the lower triangle of a matrix to the upper one, tile by tile: reading whole columns
+/// would miss the cache at every number.
 fn mirror(matrix: &mut [f32], width: usize) {
     const TILE: usize = 64;
     if matrix.is_empty() {
@@ -397,8 +398,8 @@ mod tests {
 
     #[test]
     fn the_statistics_of_an_expert_are_of_its_own_rows() {
-        // Three samples of two tokens. The first expert sees three tokens of two samples, the second
-        // one the others, of which two are of one sample.
+        // Three samples of two tokens. The first expert sees three tokens of two samples, the
+        // second one the others, of which two are of one sample.
         let samples = [0..2, 2..4, 4..6];
         let [first, second] = [[0, 1, 4], [2, 3, 5]];
         let x = matrix([1.0, 2.0, 3.0, 4.0, 5.0, 6.0].to_vec(), (3, 2));

@@ -10,16 +10,16 @@ use crate::family::Decoder;
 
 /// Approximate time of a measurement, in seconds.
 const SECONDS: f64 = 1.0;
-/// Maximum cost of a measurement as a fraction of the work ahead: short runs should not wait for their
-/// forecast.
+/// Maximum cost of a measurement as a fraction of the work ahead: short runs should not wait for
+/// their forecast.
 const COST: f64 = 0.01;
-/// Maximum number of outputs of a measured product. Larger products have the same rate, and would take
-/// too long.
+/// Maximum number of outputs of a measured product. Larger products have the same rate, and would
+/// take too long.
 const OUTPUTS: usize = 1024;
 
-/// Floating-point operations per second of matrix products on a device: a batch of hidden states times
-/// each weight of a decoder, on all threads. The measurement takes about a second, or less if only
-/// `work` operations are ahead.
+/// Floating-point operations per second of matrix products on a device: a batch of hidden states
+/// times each weight of a decoder, on all threads. The measurement takes about a second, or less if
+/// only `work` operations are ahead.
 ///
 /// # Errors
 /// If the device has not enough memory, or is lost.

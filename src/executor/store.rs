@@ -1,4 +1,5 @@
-//! Stores matrices of samples between two layers: on the device, and beyond a budget in scratch space.
+//! Stores matrices of samples between two layers: on the device, and beyond a budget in scratch
+//! space.
 
 use std::{
     fmt,

@@ -28,8 +28,8 @@ pub enum Side {
     Sparse,
 }
 
-/// The hidden states of all samples between two layers, in runs of samples; a run goes through a layer
-/// as one matrix. The runs depend on the samples alone, and so does the result.
+/// The hidden states of all samples between two layers, in runs of samples; a run goes through a
+/// layer as one matrix. The runs depend on the samples alone, and so does the result.
 #[derive(Debug)]
 pub struct Stream<D: Ops> {
     pub(super) runs: Vec<Run>,
@@ -119,8 +119,8 @@ pub(super) struct Batch<D: Ops> {
 }
 
 impl<D: Ops> Executor<D> {
-    /// A stream of samples' hidden states, [tokens, channels] each, row-major. Statistics exclude the
-    /// last `held_out` samples.
+    /// A stream of samples' hidden states, [tokens, channels] each, row-major. Statistics exclude
+    /// the last `held_out` samples.
     ///
     /// # Errors
     /// If the device has not enough memory, or the scratch file fails.

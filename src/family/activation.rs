@@ -23,8 +23,8 @@ impl Activation {
         [Self::Silu, Self::Gelu, Self::GeluTanh, Self::Relu, Self::QuickGelu, Self::SquaredRelu];
 }
 
-/// The functions by their names in a `config.json`, those of transformers' `ACT2FN`; several names may
-/// have the same function.
+/// The functions by their names in a `config.json`, those of transformers' `ACT2FN`; several names
+/// may have the same function.
 pub(super) const NAMES: &[(&str, Activation)] = &[
     ("gelu", Activation::Gelu),
     ("gelu_accurate", Activation::GeluTanh),

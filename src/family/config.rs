@@ -169,8 +169,8 @@ impl<'a> Object<'a> {
         Error::Unknown { key: self.path(key), found: start(found), near, known }
     }
 
-    /// The sliding window of each layer: `window` for layers of the type sliding in `layer_types`; without
-    /// that list, for layers for which `default` is true.
+    /// The sliding window of each layer: `window` for layers of the type sliding in `layer_types`;
+    /// without that list, for layers for which `default` is true.
     pub(super) fn windows(
         &self,
         window: Option<usize>,

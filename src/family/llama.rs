@@ -1,5 +1,5 @@
-//! The LLaMA family: LLaMA 1 to 3 and other models with their `model_type`, such as SmolLM2, TinyLlama
-//! and Vicuna.
+//! The LLaMA family: LLaMA 1 to 3 and other models with their `model_type`, such as SmolLM2,
+//! TinyLlama and Vicuna.
 
 use super::{
     Decoder, Family,
@@ -13,7 +13,8 @@ pub(super) const FAMILY: Family = Family {
     decoder,
 };
 
-/// The defaults are those of transformers' `LlamaConfig`, except for sizes, which every checkpoint has.
+/// The defaults are those of transformers' `LlamaConfig`, except for sizes, which every checkpoint
+/// has.
 fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
     let biased = |key| Ok::<_, Error>(config.boolean(key)?.unwrap_or(false));
     let attention_bias = biased("attention_bias")?;

@@ -1,5 +1,5 @@
-//! Model families as data: tensor names, shapes, position code. One file per family; the forward pass in
-//! [`crate::executor`] serves all of them.
+//! Model families as data: tensor names, shapes, position code. One file per family; the forward
+//! pass in [`crate::executor`] serves all of them.
 
 mod activation;
 mod config;
@@ -48,7 +48,8 @@ pub static FAMILIES: &[Family] = &[
 /// Reads a checkpoint's `config.json`.
 ///
 /// # Errors
-/// [`Error`], which names the key, if the family is unknown or the configuration is not valid for it.
+/// [`Error`], which names the key, if the family is unknown or the configuration is not valid for
+/// it.
 ///
 /// ```
 /// let config = serde_json::json!({
@@ -134,9 +135,9 @@ pub struct Layer {
     pub mlp: Sublayer,
 }
 
-/// A part of a decoder layer, which computes x + output_norm(y). Projections fed by [`Feed::Hidden`] read
-/// input_norm(x); `inner` is applied to their outputs; projections fed by [`Feed::Inner`] read its result,
-/// and y is the sum of their outputs.
+/// A part of a decoder layer, which computes x + output_norm(y). Projections fed by
+/// [`Feed::Hidden`] read input_norm(x); `inner` is applied to their outputs; projections fed by
+/// [`Feed::Inner`] read its result, and y is the sum of their outputs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sublayer {
     /// The norm before the part.
@@ -299,8 +300,8 @@ pub struct Block {
 pub struct PositionLimit {
     /// Number of tokens.
     pub tokens: usize,
-    /// Whether longer sequences are impossible, as with a learned table. If not, they can be run, but the
-    /// model was not made for them.
+    /// Whether longer sequences are impossible, as with a learned table. If not, they can be run,
+    /// but the model was not made for them.
     pub hard: bool,
 }
 
@@ -335,8 +336,8 @@ impl Decoder {
         parts.flat_map(|(layer, part)| layer.projections(part))
     }
 
-    /// The names and shapes of all tensors that the checkpoint must have, in the model's order; a tied head
-    /// is not listed.
+    /// The names and shapes of all tensors that the checkpoint must have, in the model's order; a
+    /// tied head is not listed.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
         let table = |name| (name, vec![self.vocab_size, self.embedding.width]);
         let positions = self.embedding.positions.iter();
@@ -421,7 +422,8 @@ impl Projection {
         self.name.rsplit('.').next().unwrap_or_default()
     }
 
-    /// Whether a recipe's `[[blocks]]` can name the projection `name`: its name, or a suffix after a dot.
+    /// Whether a recipe's `[[blocks]]` can name the projection `name`: its name, or a suffix after
+    /// a dot.
     pub fn is_called(&self, name: &str) -> bool {
         let before = self.name.strip_suffix(name);
         before.is_some_and(|before| before.is_empty() || before.ends_with('.'))

@@ -16,7 +16,8 @@ pub(super) const FAMILY: Family = Family {
 /// Number of unused rows at the start of the position table.
 const OFFSET: usize = 2;
 
-/// The defaults are those of transformers' `OPTConfig`, except for sizes, which every checkpoint has.
+/// The defaults are those of transformers' `OPTConfig`, except for sizes, which every checkpoint
+/// has.
 fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
     let required = |key| config.size(key)?.ok_or_else(|| config.missing(key));
     let yes = |key| Ok::<_, Error>(config.boolean(key)?.unwrap_or(true));

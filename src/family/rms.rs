@@ -1,5 +1,5 @@
-//! The architecture of LLaMA and its successors: RMS norms, rotary positions, a gated MLP. [`Style`] has
-//! the differences between families.
+//! The architecture of LLaMA and its successors: RMS norms, rotary positions, a gated MLP.
+//! [`Style`] has the differences between families.
 
 use barber_metric::Dims;
 

@@ -1,7 +1,8 @@
 //! Rotary position embedding and its scaling variants.
 //!
-//! The numbers are those of transformers 5 (`modeling_rope_utils`), computed in f32 step by step where it
-//! uses f32: positions run into the thousands, and multiply the rounding errors of frequencies.
+//! The numbers are those of transformers 5 (`modeling_rope_utils`), computed in f32 step by step
+//! where it uses f32: positions run into the thousands, and multiply the rounding errors of
+//! frequencies.
 
 use std::f64::consts::TAU;
 
@@ -24,8 +25,8 @@ use super::config::{Error, MOST, Object};
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    /// Number of rotated channels, the first ones of a head, which is also the width in the frequencies'
-    /// exponents. If it is odd, the next channel is rotated, too.
+    /// Number of rotated channels, the first ones of a head, which is also the width in the
+    /// frequencies' exponents. If it is odd, the next channel is rotated, too.
     pub head_dim: usize,
     /// The base θ of the frequencies.
     pub theta: f64,
@@ -50,7 +51,8 @@ pub enum Scaling {
         /// Factor by which the context is longer.
         factor: f64,
     },
-    /// YaRN (arXiv 2309.00071): low frequencies divided by `factor`, high ones kept, a ramp between.
+    /// YaRN (arXiv 2309.00071): low frequencies divided by `factor`, high ones kept, a ramp
+    /// between.
     Yarn {
         /// The divisor of low frequencies.
         factor: f64,
@@ -65,8 +67,8 @@ pub enum Scaling {
         /// Factor of cosine and sine.
         attention_factor: f64,
     },
-    /// LLaMA 3.1: frequencies with wavelengths beyond the original context divided by `factor`, those with
-    /// short wavelengths kept, interpolated between.
+    /// LLaMA 3.1: frequencies with wavelengths beyond the original context divided by `factor`,
+    /// those with short wavelengths kept, interpolated between.
     Llama3 {
         /// The divisor of low frequencies.
         factor: f64,
@@ -77,8 +79,8 @@ pub enum Scaling {
         /// Number of rotations over the original context above which a frequency is kept.
         high_frequency_factor: f64,
     },
-    /// All frequencies divided by `factor`, those of the last planes zero. The exponents use the width of
-    /// the whole head.
+    /// All frequencies divided by `factor`, those of the last planes zero. The exponents use the
+    /// width of the whole head.
     Proportional {
         /// The divisor.
         factor: f64,
@@ -104,8 +106,8 @@ impl Rope {
         self.head_dim.div_ceil(2)
     }
 
-    /// The longest sequence, in tokens, that the model is made for: `max_position_embeddings`, times the
-    /// scaling's factor, except for LongRoPE and LLaMA 3, which include it.
+    /// The longest sequence, in tokens, that the model is made for: `max_position_embeddings`,
+    /// times the scaling's factor, except for LongRoPE and LLaMA 3, which include it.
     pub fn longest(&self) -> usize {
         let stretched = match &self.scaling {
             Scaling::Linear { factor } | Scaling::Dynamic { factor } => {

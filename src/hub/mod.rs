@@ -82,9 +82,10 @@ pub fn is_name(path: &Path) -> bool {
         .is_some_and(|(owner, model)| allowed(owner) && allowed(model))
 }
 
-/// The checkpoint at a path or with a name on the hub. A name that is not a directory is looked up in the
-/// cache, and missing files are fetched. `bar` makes the progress bar of a file from its name and size in
-/// bytes. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as in the hub's own tools.
+/// The checkpoint at a path or with a name on the hub. A name that is not a directory is looked up
+/// in the cache, and missing files are fetched. `bar` makes the progress bar of a file from its
+/// name and size in bytes. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as in the hub's
+/// own tools.
 ///
 /// # Errors
 /// If it does not exist or cannot be fetched.

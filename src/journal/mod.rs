@@ -1,10 +1,11 @@
 //! The saved state of a run on disk, from which an interrupted run continues.
 //!
-//! A journal is a directory of files that are written once. Save `n` consists of `n.kept`, which adds to
-//! the saves before, and `n.state`, which replaces theirs; a save exists once `n.state` does. Each file is
-//! complete and synced before it is renamed to its name, and `n.kept` comes before `n.state`, so the last
-//! save is complete even after a power failure. A state has the version that wrote it and the digests of
-//! all saves up to its own, so missing, exchanged or foreign files are detected.
+//! A journal is a directory of files that are written once. Save `n` consists of `n.kept`, which
+//! adds to the saves before, and `n.state`, which replaces theirs; a save exists once `n.state`
+//! does. Each file is complete and synced before it is renamed to its name, and `n.kept` comes
+//! before `n.state`, so the last save is complete even after a power failure. A state has the
+//! version that wrote it and the digests of all saves up to its own, so missing, exchanged or
+//! foreign files are detected.
 
 mod identity;
 mod record;
@@ -92,11 +93,12 @@ fn file(dir: &Path, save: u64, kind: &str) -> PathBuf {
 }
 
 impl Journal {
-    /// Opens the journal in the existing directory `dir`, and removes the remains of an incomplete save.
+    /// Opens the journal in the existing directory `dir`, and removes the remains of an incomplete
+    /// save.
     ///
     /// # Errors
-    /// If the directory cannot be read or tidied, a file is missing, or another version wrote it. On an
-    /// error nothing is removed.
+    /// If the directory cannot be read or tidied, a file is missing, or another version wrote it.
+    /// On an error nothing is removed.
     pub(crate) fn open(dir: &Path) -> Result<Self, Error> {
         let kept = match Self::last(dir)? {
             Some(last) => Self::title(dir, last)?.0.kept,
@@ -191,8 +193,8 @@ impl Journal {
         Ok((title, entries))
     }
 
-    /// Adds a save: `kept` stays as long as the journal, `state` until the next save. `label` is the place of
-    /// the run, for the user.
+    /// Adds a save: `kept` stays as long as the journal, `state` until the next save. `label` is
+    /// the place of the run, for the user.
     ///
     /// # Errors
     /// If a file cannot be written. The last save is then still the one before.

@@ -200,7 +200,8 @@ impl Mask {
         self.clear(weights, |x, bits| x.map(|byte| byte & bits as u8));
     }
 
-    /// Sets the pruned weights to zero; `leave` keeps the bits of a weight that are set in its mask.
+    /// Sets the pruned weights to zero; `leave` keeps the bits of a weight that are set in its
+    /// mask.
     fn clear<T: Copy + Send>(&self, weights: &mut [T], leave: impl Fn(T, u32) -> T + Sync) {
         let chunks = weights.par_chunks_mut(BITS * WORDS).zip(self.words.par_chunks(WORDS));
         chunks.for_each(|(weights, words)| {

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Mask;
 
-/// A histogram of scores in bins of half an octave. All histograms have the same bins, so they can be
-/// added.
+/// A histogram of scores in bins of half an octave. All histograms have the same bins, so they can
+/// be added.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Histogram {
     /// Number of scores that are zero, negative or subnormal.
@@ -130,15 +130,16 @@ impl Distribution {
         Self { measure: measure.into(), ..Self::default() }
     }
 
-    /// Adds the scores of a matrix with the masks `before` and `after`; `score` gives the score of a
-    /// weight by its row-major index.
+    /// Adds the scores of a matrix with the masks `before` and `after`; `score` gives the score of
+    /// a weight by its row-major index.
     pub fn matrix(&mut self, before: &Mask, after: &Mask, score: impl Fn(usize) -> f32 + Sync) {
         /// Number of weights that a thread takes at a time.
         const RUN: usize = 1 << 16;
         let weights = after.dims().len();
         let run = |mut found: Self, run: usize| {
-            // No branch on a weight's fate, as it would be unpredictable. Two alternating counts, as
-            // consecutive weights often have the same place, and a sum must not wait for the last.
+            // No branch on a weight's fate, as it would be unpredictable. Two alternating counts,
+            // as consecutive weights often have the same place, and a sum must not wait for the
+            // last.
             let mut counts = [[[0; BINS]; 2]; 4];
             before.each(run * RUN..weights.min((run + 1) * RUN), |i, kept| {
                 let of = 2 * usize::from(kept) + usize::from(after.get(i));

@@ -23,8 +23,8 @@ use super::{Error, Mask, OutputError};
 /// Maximum damping: more does not make a matrix positive definite.
 const MOST_DAMPING: f64 = 100.0;
 
-/// The fitted values of a matrix, row-major. Pruned weights have their values in `weight`; so have all
-/// weights if every input is zero. `damping` is λ as a fraction of the mean diagonal of G.
+/// The fitted values of a matrix, row-major. Pruned weights have their values in `weight`; so have
+/// all weights if every input is zero. `damping` is λ as a fraction of the mean diagonal of G.
 ///
 /// # Errors
 /// If a slice does not fit the matrix, or no damping makes a row's part of G positive definite.

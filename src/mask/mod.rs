@@ -1,4 +1,5 @@
-//! Masks: patterns, initial masks, rebuilds and swaps. All functions are pure: scores in, masks out.
+//! Masks: patterns, initial masks, rebuilds and swaps. All functions are pure: scores in, masks
+//! out.
 
 mod bits;
 mod distribution;

@@ -1,7 +1,7 @@
 //! The order of scores: selects exactly the requested number of lowest scores, deterministically.
 
-/// An integer with the same order as the scores; `!key` reverses the order. Both zeros have the same
-/// key. NaN has no place in the order.
+/// An integer with the same order as the scores; `!key` reverses the order. Both zeros have the
+/// same key. NaN has no place in the order.
 #[inline]
 pub(super) fn key(score: f32) -> u32 {
     let bits = (score + 0.0).to_bits();

@@ -358,7 +358,8 @@ proptest! {
         }
     }
 
-    /// An initial mask prunes exactly the lowest scores of each pool or tile, as many as the ratio says.
+    /// An initial mask prunes exactly the lowest scores of each pool or tile, as many as the ratio
+    /// says.
     #[test]
     fn initial_masks_prune_the_lowest(
         (pattern, weight, mask, norms) in any_pattern().prop_flat_map(|pattern| {

@@ -1,5 +1,5 @@
-//! LLM-Barber's rebuild: pruned weights with high scores and kept weights with low scores change places
-//! (arXiv 2408.10631).
+//! LLM-Barber's rebuild: pruned weights with high scores and kept weights with low scores change
+//! places (arXiv 2408.10631).
 
 use rayon::prelude::*;
 
@@ -31,16 +31,16 @@ pub enum Comparison {
 
 /// Rebuilds the masks of a group of matrices; returns the number of swaps in each matrix.
 ///
-/// In each pool of the scope, the pruned weights in descending order of their scores are paired with
-/// the kept weights in ascending order. Of the *c* pairs whose pruned weight scores higher, the first
-/// ⌊*c*·`alpha`⌋ change places, so that the pool keeps as many weights as before. Among equal scores
-/// the first weights move.
+/// In each pool of the scope, the pruned weights in descending order of their scores are paired
+/// with the kept weights in ascending order. Of the *c* pairs whose pruned weight scores higher,
+/// the first ⌊*c*·`alpha`⌋ change places, so that the pool keeps as many weights as before. Among
+/// equal scores the first weights move.
 ///
-/// Under an N:M pattern the pools decide only which weights come back. Each tile then drops as many of
-/// its lowest kept weights as came back in it; if more would come back than the tile keeps, only the
-/// highest do. As in the authors' code, the score of a tile may fall. With [`Comparison::Tiles`] the
-/// pairs are made within each tile, and of a pool's *c* pairs whose pruned weight scores higher, the
-/// ⌊*c*·`alpha`⌋ with the largest differences change places.
+/// Under an N:M pattern the pools decide only which weights come back. Each tile then drops as many
+/// of its lowest kept weights as came back in it; if more would come back than the tile keeps, only
+/// the highest do. As in the authors' code, the score of a tile may fall. With
+/// [`Comparison::Tiles`] the pairs are made within each tile, and of a pool's *c* pairs whose
+/// pruned weight scores higher, the ⌊*c*·`alpha`⌋ with the largest differences change places.
 ///
 /// ```
 /// use barber_metric::Dims;
@@ -54,8 +54,8 @@ pub enum Comparison {
 /// ```
 ///
 /// # Errors
-/// If `alpha` is not within 0 and 1, a matrix does not have one score per weight, a score is NaN, or a
-/// mask does not follow the pattern. On an error no mask is changed.
+/// If `alpha` is not within 0 and 1, a matrix does not have one score per weight, a score is NaN,
+/// or a mask does not follow the pattern. On an error no mask is changed.
 pub fn rebuild(
     group: &mut [Scored<'_>],
     scope: Scope,
@@ -109,7 +109,8 @@ struct Pair {
     gain: f32,
 }
 
-/// Swaps the fraction `alpha` of the pairs within each matrix's tiles; returns the swaps of each matrix.
+/// Swaps the fraction `alpha` of the pairs within each matrix's tiles; returns the swaps of each
+/// matrix.
 fn swap_pairs(group: &mut [Scored<'_>], scope: Scope, tiles: &[Tile], alpha: f64) -> Vec<usize> {
     let mut pairs = Vec::new();
     for (matrix, (Scored { scores, mask, .. }, Tile { m, .. })) in
@@ -158,10 +159,10 @@ struct Moving {
 }
 
 impl Moving {
-    /// The worthwhile swaps of a pool. Let the pool keep *k* weights, and let τ be the *k*-th highest
-    /// score. A pair is worth swapping if its pruned weight is above τ or its kept weight below τ. The
-    /// number of worthwhile pairs is the larger of the numbers of such weights: weights equal to τ
-    /// fill up the shorter list.
+    /// The worthwhile swaps of a pool. Let the pool keep *k* weights, and let τ be the *k*-th
+    /// highest score. A pair is worth swapping if its pruned weight is above τ or its kept weight
+    /// below τ. The number of worthwhile pairs is the larger of the numbers of such weights:
+    /// weights equal to τ fill up the shorter list.
     fn of(pool: &Pool, group: &[Scored<'_>], alpha: f64) -> Self {
         let mut keys = Vec::with_capacity(pool.runs.iter().map(|run| run.len).sum());
         for run in &pool.runs {

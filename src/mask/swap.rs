@@ -1,14 +1,14 @@
-//! Exact swaps (SparseSwaps, arXiv 2512.10922): again and again, the kept and the pruned weight of a
-//! matrix change places whose swap lowers the squared error of the output most.
+//! Exact swaps (SparseSwaps, arXiv 2512.10922): again and again, the kept and the pruned weight of
+//! a matrix change places whose swap lowers the squared error of the output most.
 //!
-//! Let r = w − m⊙w be the pruned part of a row w, and e the target minus the row's dense output. The
-//! error over the tokens x is
+//! Let r = w − m⊙w be the pruned part of a row w, and e the target minus the row's dense output.
+//! The error over the tokens x is
 //!
 //! Σ (rᵀx + e)² = rᵀG r + 2 rᵀb + Σ e², with G = Σ x xᵀ and b = Σ e x.
 //!
-//! With c = G r + b, pruning i adds wᵢ²Gᵢᵢ + 2 wᵢcᵢ, bringing j back adds wⱼ²Gⱼⱼ − 2 wⱼcⱼ, and doing
-//! both adds another −2 wᵢwⱼGᵢⱼ. A swap changes c by two rows of G. G may be shrunk towards its
-//! diagonal first.
+//! With c = G r + b, pruning i adds wᵢ²Gᵢᵢ + 2 wᵢcᵢ, bringing j back adds wⱼ²Gⱼⱼ − 2 wⱼcⱼ, and
+//! doing both adds another −2 wᵢwⱼGᵢⱼ. A swap changes c by two rows of G. G may be shrunk towards
+//! its diagonal first.
 
 use std::ops::Range;
 
@@ -23,11 +23,11 @@ use super::{Error, Mask, Pattern, Scope, Tile};
 pub struct OutputError<'a> {
     /// G = Σ x xᵀ, [columns, columns], symmetric; or its mean over samples.
     pub gram: &'a [f32],
-    /// Σ e xᵀ, [rows, columns], with e the target minus the dense output; `None` if the target is the
-    /// dense output.
+    /// Σ e xᵀ, [rows, columns], with e the target minus the dense output; `None` if the target is
+    /// the dense output.
     pub shift: Option<&'a [f32]>,
-    /// Shrinkage of G towards its diagonal, from 0 to 1: with few samples, inputs that are independent
-    /// seem correlated (Ledoit and Wolf, 2004).
+    /// Shrinkage of G towards its diagonal, from 0 to 1: with few samples, inputs that are
+    /// independent seem correlated (Ledoit and Wolf, 2004).
     pub shrinkage: f32,
 }
 
@@ -61,16 +61,17 @@ pub struct Swapped {
     pub after: f64,
 }
 
-/// Number of pruned weights for which a partner is searched in each step: those that lower the error
-/// most. If none has a partner, all are tried.
+/// Number of pruned weights for which a partner is searched in each step: those that lower the
+/// error most. If none has a partner, all are tried.
 const CANDIDATES: usize = 8;
 
-/// The least relative gain of a swap, so that it exceeds rounding errors: a multiple of wᵢ²Gᵢᵢ + wⱼ²Gⱼⱼ.
+/// The least relative gain of a swap, so that it exceeds rounding errors: a multiple of wᵢ²Gᵢᵢ +
+/// wⱼ²Gⱼⱼ.
 const TOLERANCE: f32 = 1e-5;
 
-/// Swaps weights of a matrix until no swap lowers the error, or `limit` swaps per row are done. Swaps
-/// are within rows; with [`Scope::Layer`] then also between rows, which may change the number of
-/// weights that a row keeps; under an N:M pattern within tiles.
+/// Swaps weights of a matrix until no swap lowers the error, or `limit` swaps per row are done.
+/// Swaps are within rows; with [`Scope::Layer`] then also between rows, which may change the number
+/// of weights that a row keeps; under an N:M pattern within tiles.
 ///
 /// # Errors
 /// If a slice does not fit the matrix, a value is not a number, the mask does not follow the
@@ -209,8 +210,8 @@ impl Problem<'_> {
         rows.par_iter_mut().map_init(Work::default, row).sum()
     }
 
-    /// Swaps weights between rows, at most `limit` times: prunes the weight with the least cost of all
-    /// rows, and brings back the weight with the best gain of another row.
+    /// Swaps weights between rows, at most `limit` times: prunes the weight with the least cost of
+    /// all rows, and brings back the weight with the best gain of another row.
     fn between(&self, rows: &mut [Row<'_>], limit: usize) -> usize {
         let mut ends: Vec<Ends> = rows.par_iter().map(|row| self.ends(row)).collect();
         let mut swaps = 0;
@@ -365,8 +366,8 @@ impl Problem<'_> {
     }
 }
 
-/// The kept weight of a row with the least cost, and the pruned weight with the best gain, each with
-/// its change of the error; infinite if there is none.
+/// The kept weight of a row with the least cost, and the pruned weight with the best gain, each
+/// with its change of the error; infinite if there is none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ends {
     /// Column of the weight to prune, and the change of the error.
@@ -375,9 +376,9 @@ pub struct Ends {
     pub gain: (usize, f32),
 }
 
-/// The best swap of each row, for an error that is a quadratic function of the pruned part of the row.
-/// `slope`, [rows, columns], is c, half the derivatives; `squares` is the diagonal of G. The term
-/// −2 wᵢwⱼGᵢⱼ is left out. Under an N:M pattern both weights are in the same tile.
+/// The best swap of each row, for an error that is a quadratic function of the pruned part of the
+/// row. `slope`, [rows, columns], is c, half the derivatives; `squares` is the diagonal of G. The
+/// term −2 wᵢwⱼGᵢⱼ is left out. Under an N:M pattern both weights are in the same tile.
 ///
 /// # Errors
 /// If a slice does not fit the matrix, or the mask does not follow the pattern.

@@ -125,8 +125,8 @@ fn outliers<D: Ops>(
     Ok(found)
 }
 
-/// The mean over tokens of ‖h − h̃‖² / ‖h̃‖², for the hidden states h of each layer pruned to each of
-/// `ratios` and the hidden states h̃ of the dense layer.
+/// The mean over tokens of ‖h − h̃‖² / ‖h̃‖², for the hidden states h of each layer pruned to each
+/// of `ratios` and the hidden states h̃ of the dense layer.
 fn errors<D: Ops>(
     model: &Model<'_, D>,
     plan: &Plan,
@@ -219,8 +219,8 @@ fn least_error(errors: &[[f64; 3]], weights: &[usize], ratio: f64, spread: f64) 
     ratios
 }
 
-/// The `wanted` numbers rounded to whole ones with the sum `all`: the largest remainders are rounded
-/// up.
+/// The `wanted` numbers rounded to whole ones with the sum `all`: the largest remainders are
+/// rounded up.
 fn rounded(wanted: &[f64], all: usize) -> Vec<usize> {
     let mut counts: Vec<usize> = wanted.iter().map(|count| *count as usize).collect();
     let mut order: Vec<usize> = (0..wanted.len()).collect();

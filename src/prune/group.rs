@@ -1,4 +1,5 @@
-//! The state of a group while it is refined: target output, output error, statistics of its matrices.
+//! The state of a group while it is refined: target output, output error, statistics of its
+//! matrices.
 
 use barber_metric::Needs;
 
@@ -161,8 +162,8 @@ impl<D: Ops> GroupState<'_, D> {
         Ok(loss)
     }
 
-    /// Whether the current output error on the held-out samples is below `before`; true if there are
-    /// no held-out samples.
+    /// Whether the current output error on the held-out samples is below `before`; true if there
+    /// are no held-out samples.
     pub(super) fn lowers_held_out(&mut self, before: Loss) -> Result<bool, Error> {
         let Some(before) = before.held_out else { return Ok(true) };
         self.make_target()?;

@@ -24,8 +24,8 @@ use crate::{
 pub struct InitialMasks<'a> {
     /// The initialiser.
     pub init: Init,
-    /// The metric pipeline, for an initialiser that uses one, and the scope in which weights compete;
-    /// `None` for the initialiser's own.
+    /// The metric pipeline, for an initialiser that uses one, and the scope in which weights
+    /// compete; `None` for the initialiser's own.
     pub metric: (&'a [MetricStep], Option<Scope>),
     /// The sparse checkpoint whose zeros are the initial masks; `None` for the model's own zeros.
     pub zeros: Option<&'a Reader>,

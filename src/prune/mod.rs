@@ -1,4 +1,5 @@
-//! The loop over the decoder layers: initial masks, then the stages that refine them, block by block.
+//! The loop over the decoder layers: initial masks, then the stages that refine them, block by
+//! block.
 //!
 //! A pass holds the weights of one layer at a time. Only the masks and the hidden states of the
 //! calibration samples are kept from layer to layer.
@@ -117,8 +118,8 @@ pub struct Refinement<'a> {
     pub stages: &'a [Refine],
     /// The metric pipeline that scores weights, for stages that swap by scores.
     pub pipeline: &'a [MetricStep],
-    /// The weight β in a group's target output: β times the dense outputs on the dense model's hidden
-    /// states, plus 1 − β times the dense outputs on the pruned model's.
+    /// The weight β in a group's target output: β times the dense outputs on the dense model's
+    /// hidden states, plus 1 − β times the dense outputs on the pruned model's.
     pub blend: f32,
     /// Which model's hidden states the statistics of inputs are computed on.
     pub statistics: Side,
@@ -289,12 +290,13 @@ impl<D: Ops> Streams<D> {
 /// Refines the masks of `from`, block by block. A layer's input is the output of the refined layers
 /// before it.
 ///
-/// With [`Refinement::initial`] each layer gets its initial masks when it is reached; the dense forward
-/// pass that gives their statistics also serves the first stage. In a layer with a block across parts,
-/// all parts get their initial masks first.
+/// With [`Refinement::initial`] each layer gets its initial masks when it is reached; the dense
+/// forward pass that gives their statistics also serves the first stage. In a layer with a block
+/// across parts, all parts get their initial masks first.
 ///
 /// # Errors
-/// [`Error`] if the model cannot be run on the samples, a metric fails or a mask cannot be computed.
+/// [`Error`] if the model cannot be run on the samples, a metric fails or a mask cannot be
+/// computed.
 pub fn refine<D: Ops>(
     model: &Model<'_, D>,
     plan: &Plan,

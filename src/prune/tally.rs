@@ -325,8 +325,8 @@ impl<'a> Tally<'a> {
         self.has_error = true;
     }
 
-    /// Counts the sparse outputs, and the metrics' statistics at the dense weights, whose outputs are
-    /// compared with the sparse ones.
+    /// Counts the sparse outputs, and the metrics' statistics at the dense weights, whose outputs
+    /// are compared with the sparse ones.
     pub fn dense_statistics(&mut self) {
         let mut sparse = self.pass();
         if self.advances {
@@ -338,8 +338,8 @@ impl<'a> Tally<'a> {
         self.add(&sparse);
         let probe = Some(Probe::new(self.members, self.pruning.metrics));
         self.add(&PassShape { probe, ..self.dense() });
-        // Without blending, the dense outputs are the target output. Without rounding, their error is
-        // the output error.
+        // Without blending, the dense outputs are the target output. Without rounding, their error
+        // is the output error.
         self.has_target |= !self.pruning.dense;
         self.has_error |= !self.pruning.dense && self.pruning.stream_size == size_of::<f32>();
     }

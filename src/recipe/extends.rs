@@ -18,8 +18,8 @@ use super::{
 /// Maximum number of recipes that extend one another.
 const MOST: usize = 16;
 
-/// The layers of a recipe's file, given by its text, and of the recipes that it extends, from the base
-/// upwards.
+/// The layers of a recipe's file, given by its text, and of the recipes that it extends, from the
+/// base upwards.
 pub(super) fn files(path: &Path, text: &str) -> Result<Vec<Layer>, Vec<Problem>> {
     let mut layers = Vec::new();
     let mut chain = Chain(vec![path.to_owned()]);

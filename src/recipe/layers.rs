@@ -284,8 +284,8 @@ impl Merged {
     }
 }
 
-/// Merges the layers, the lowest first. Each value of the result has the tag of its layer's metadata;
-/// arrays of tables become arrays again.
+/// Merges the layers, the lowest first. Each value of the result has the tag of its layer's
+/// metadata; arrays of tables become arrays again.
 pub(super) fn merge(mut layers: Vec<Layer>) -> (Merged, Dict, Vec<Problem>) {
     for i in 0..layers.len() {
         let (below, this) = layers.split_at_mut(i);

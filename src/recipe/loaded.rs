@@ -31,8 +31,8 @@ pub(super) struct Source {
 }
 
 impl Loaded {
-    /// The source of a key's value: `my.toml line 12`, `environment variable BARBER_…`, `--set …` or
-    /// `default`.
+    /// The source of a key's value: `my.toml line 12`, `environment variable BARBER_…`, `--set …`
+    /// or `default`.
     pub fn origin(&self, key: &str) -> String {
         let key = segments(key);
         self.source.layer_of(&key).map_or_else(|| "default".into(), |layer| layer.origin(&key))
@@ -44,8 +44,8 @@ impl Loaded {
         self.recipe.texts().chain(self.source.merged.files())
     }
 
-    /// Opens all texts and tasks before anything is run. A run reads them more than once, so each must
-    /// be a regular file.
+    /// Opens all texts and tasks before anything is run. A run reads them more than once, so each
+    /// must be a regular file.
     ///
     /// # Errors
     /// All files that are missing or cannot be read, each with its line.

@@ -13,8 +13,8 @@ use serde_json::{Map, json};
 
 /// A step of the metric pipeline.
 ///
-/// A table in TOML: `use` names the metric, every other key is a parameter of that metric. Parameters
-/// are checked when the pipeline is built.
+/// A table in TOML: `use` names the metric, every other key is a parameter of that metric.
+/// Parameters are checked when the pipeline is built.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MetricStep {
     /// The metric's name, the key `use`.

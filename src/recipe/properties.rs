@@ -127,8 +127,8 @@ proptest! {
         prop_assert_eq!(again.to_toml().unwrap(), written);
     }
 
-    /// Three recipes that extend one another resolve to the same values if the upper or the lower two
-    /// are merged first.
+    /// Three recipes that extend one another resolve to the same values if the upper or the lower
+    /// two are merged first.
     #[test]
     fn layers_are_associative(low in part(), middle in part(), high in part()) {
         let dir = tempfile::tempdir().unwrap();

@@ -33,8 +33,8 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, RecipeError> {
     only(load_runs(path, sets)?)
 }
 
-/// Resolves the recipe in a file like [`load`], and returns the runs of its sweep in order, each with
-/// its own directory as `output.path`. A recipe without a sweep is one run.
+/// Resolves the recipe in a file like [`load`], and returns the runs of its sweep in order, each
+/// with its own directory as `output.path`. A recipe without a sweep is one run.
 ///
 /// # Errors
 /// All errors of the recipe.

@@ -1,5 +1,5 @@
-//! The JSON Schema of recipes, from the documentation of the types and the linked metrics. Editors use
-//! it, and the help of keys comes from it.
+//! The JSON Schema of recipes, from the documentation of the types and the linked metrics. Editors
+//! use it, and the help of keys comes from it.
 
 use schemars::{
     Schema,
@@ -21,8 +21,8 @@ const SWEEP_HELP: &str = "Lists of values for keys of the recipe, such as `spars
     the recipe is run for every combination of them, each into a directory of its own in \
     `output.path`.";
 
-/// The JSON Schema of a recipe, with the parameters of all linked metrics: draft 7 without references,
-/// which TOML editors support best.
+/// The JSON Schema of a recipe, with the parameters of all linked metrics: draft 7 without
+/// references, which TOML editors support best.
 ///
 /// ```
 /// let schema = llm_barber::recipe::schema();

@@ -129,8 +129,8 @@ pub struct Calibration {
     /// allocations `owl` and `error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<PathBuf>,
-    /// The field of a record that holds its text. If no field is named `a.b`, it is the field `b` of
-    /// the object `a`.
+    /// The field of a record that holds its text. If no field is named `a.b`, it is the field `b`
+    /// of the object `a`.
     pub field: String,
     /// Number of samples to take from the text.
     #[schemars(range(min = 1, max = MOST))]
@@ -147,10 +147,10 @@ pub struct Calibration {
     pub sequence_length: Option<usize>,
     /// The seed of the random selection.
     pub seed: u64,
-    /// Which parts of the text become samples: `random` draws places in the whole text with the seed;
-    /// `sequential` takes consecutive parts from the beginning; `documents` draws documents longer
-    /// than a sample, and a place in each; `packed` tokenises the documents one by one and packs them
-    /// end to end.
+    /// Which parts of the text become samples: `random` draws places in the whole text with the
+    /// seed; `sequential` takes consecutive parts from the beginning; `documents` draws documents
+    /// longer than a sample, and a place in each; `packed` tokenises the documents one by one and
+    /// packs them end to end.
     #[serde(deserialize_with = "word")]
     pub selection: Selection,
     /// Whether each text, or each document of `documents` and `packed`, gets the special tokens
@@ -237,13 +237,13 @@ pub struct Mask {
     /// Metrics that need gradients cannot be used: there is no error yet.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub metric: Vec<MetricStep>,
-    /// Of `metric`: the weights that compete, those of a `row` (one output) or all of a `layer`. Left
-    /// out: `row`.
+    /// Of `metric`: the weights that compete, those of a `row` (one output) or all of a `layer`.
+    /// Left out: `row`.
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
     pub scope: Option<Scope>,
-    /// Number of passes of the calibration samples through the layers: 2, as in the paper, makes all
-    /// initial masks first and then refines them; 1 makes and refines the masks layer by layer, so
-    /// that initial masks see refined layers before them, and takes less time.
+    /// Number of passes of the calibration samples through the layers: 2, as in the paper, makes
+    /// all initial masks first and then refines them; 1 makes and refines the masks layer by layer,
+    /// so that initial masks see refined layers before them, and takes less time.
     #[schemars(range(min = 1, max = 2))]
     pub passes: usize,
 }
@@ -288,19 +288,19 @@ pub struct Override {
     pub scope: Option<Scope>,
 }
 
-/// Which model's hidden states statistics and targets are computed on: the dense model's, or those of
-/// the model pruned so far.
+/// Which model's hidden states statistics and targets are computed on: the dense model's, or those
+/// of the model pruned so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Streams {
-    /// Which model's hidden states the statistics of inputs are computed on, for initial masks, swaps
-    /// and reconstructions: the `sparse` model's, as is usual, or the `dense` model's.
+    /// Which model's hidden states the statistics of inputs are computed on, for initial masks,
+    /// swaps and reconstructions: the `sparse` model's, as is usual, or the `dense` model's.
     #[serde(deserialize_with = "word")]
     pub statistics: Side,
     /// The weight, from 0 to 1, of the dense model's output in a group's target output; the rest is
-    /// the dense group's output on the pruned model's hidden states, the paper's target. Values above
-    /// 0 correct errors of the layers before, and take one more forward pass and one more set of
-    /// hidden states.
+    /// the dense group's output on the pruned model's hidden states, the paper's target. Values
+    /// above 0 correct errors of the layers before, and take one more forward pass and one more set
+    /// of hidden states.
     #[schemars(range(min = 0, max = 1))]
     pub blend: f64,
 }
@@ -317,8 +317,8 @@ pub struct Executor {
     #[schemars(with = "Option<String>", extend("type" = ["string", "integer"]))]
     #[serde(serialize_with = "exactly", skip_serializing_if = "Option::is_none")]
     pub memory: Option<ByteSize>,
-    /// The format of hidden states between two layers: `f32`, or `f16` or `bf16`, which take half the
-    /// memory and round.
+    /// The format of hidden states between two layers: `f32`, or `f16` or `bf16`, which take half
+    /// the memory and round.
     #[serde(deserialize_with = "word")]
     pub stream_dtype: Dtype,
 }
@@ -339,7 +339,8 @@ pub struct Output {
     /// The format of pruned matrices.
     #[schemars(description = Format::help_on("How pruned matrices are stored"))]
     pub format: Format,
-    /// The number format of weights: `f32`, `f16` or `bf16`. Left out: that of the dense checkpoint.
+    /// The number format of weights: `f32`, `f16` or `bf16`. Left out: that of the dense
+    /// checkpoint.
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Dtype>,
 }
@@ -350,8 +351,8 @@ pub struct Output {
 pub struct Evaluate {
     /// Texts to measure the perplexity on: paths, or tables with a `path` for data sets.
     pub perplexity: Vec<Text>,
-    /// Length of a segment of text, in tokens. Left out: the smaller of 2048 and the model's number of
-    /// positions.
+    /// Length of a segment of text, in tokens. Left out: the smaller of 2048 and the model's number
+    /// of positions.
     #[schemars(range(min = 2, max = MOST))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sequence_length: Option<usize>,

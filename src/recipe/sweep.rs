@@ -73,7 +73,8 @@ pub(super) fn points(given: &[Layer]) -> Result<Vec<(Point, Vec<Layer>)>, Vec<Pr
     Ok(points)
 }
 
-/// The swept keys as they appear in the names of directories: the last segments, where these differ.
+/// The swept keys as they appear in the names of directories: the last segments, where these
+/// differ.
 fn names(axes: &[Axis]) -> Vec<String> {
     let last = |axis: &Axis| axis.path.last().cloned().unwrap_or_default();
     let alone = |axis: &Axis| axes.iter().filter(|other| last(other) == last(axis)).count() == 1;
@@ -179,8 +180,8 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// The values of a key as they appear in the names of directories: the index in the list for a value
-/// that is not a word, or whose name is not unique.
+/// The values of a key as they appear in the names of directories: the index in the list for a
+/// value that is not a word, or whose name is not unique.
 fn labels(values: &[Value]) -> Vec<String> {
     let allowed = |c: char| if c.is_ascii_alphanumeric() || "._+-".contains(c) { c } else { '-' };
     let word = |value: &Value| match value {

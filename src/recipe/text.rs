@@ -66,8 +66,8 @@ impl Text {
         Ok((this, dict))
     }
 
-    /// Parses the value of an assignment to the key at `path`, at `place` in `text`: TOML, or a string
-    /// without quotes.
+    /// Parses the value of an assignment to the key at `path`, at `place` in `text`: TOML, or a
+    /// string without quotes.
     pub(super) fn assignment(
         name: &str,
         text: &str,

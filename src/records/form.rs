@@ -7,7 +7,7 @@ use std::{
 
 use crate::files;
 
-/// What a file holds.
+/// The form of a file's contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// Plain text.

@@ -1,5 +1,5 @@
-//! Files of records, the rows of a data set: JSON Lines, a JSON list or Parquet; and compressed text. All
-//! are read as streams and never held as a whole, compressed or not.
+//! Files of records, the rows of a data set: JSON Lines, a JSON list or Parquet; and compressed
+//! text. All are read as streams and never held as a whole, compressed or not.
 
 mod form;
 mod list;
@@ -164,7 +164,8 @@ fn no_field(place: Place, field: &str, known: &[String]) -> Error {
     Error::NoField { place, field: field.into(), known: named.join(", ") }
 }
 
-/// The records of a file of JSON or Parquet. With a `field`, other columns of a Parquet file are not read.
+/// The records of a file of JSON or Parquet. With a `field`, other columns of a Parquet file are
+/// not read.
 ///
 /// # Errors
 /// If the file cannot be opened, or is a Parquet file without that field.

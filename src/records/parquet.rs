@@ -1,6 +1,6 @@
-//! Parquet files. The `parquet` crate allocates the size that a page claims, holds lists of any length,
-//! follows schemas of any depth, and panics on some damage. All of this is checked here, before the crate
-//! sees the bytes.
+//! Parquet files. The `parquet` crate allocates the size that a page claims, holds lists of any
+//! length, follows schemas of any depth, and panics on some damage. All of this is checked here,
+//! before the crate sees the bytes.
 
 use std::{
     collections::BTreeMap,
@@ -35,15 +35,16 @@ use crate::{catch_panic::catch_panic, files};
 const FOOTER: u64 = 4 << 20;
 /// Maximum number of elements of a schema: columns, and groups of columns.
 const ELEMENTS: u64 = 256;
-/// Maximum bytes of the pages held at a time, one of each column that is read, and of the dictionaries.
+/// Maximum bytes of the pages held at a time, one of each column that is read, and of the
+/// dictionaries.
 const PAGES: u64 = 128 << 20;
 /// Maximum number of values in all columns of lists that are read.
 const LISTED: u64 = 1 << 22;
 /// Bytes of a dictionary's value in memory, without its text.
 const VALUE: u64 = size_of::<ByteArray>() as u64;
 
-/// The rows of a file as records, up to the first that cannot be read. With a `field`, other columns are
-/// not read.
+/// The rows of a file as records, up to the first that cannot be read. With a `field`, other
+/// columns are not read.
 ///
 /// # Errors
 /// If the file cannot be opened, or has no such field.
@@ -149,7 +150,8 @@ impl Table {
     }
 }
 
-/// Whether a top-level column has this field: the column of the same name, or the group `a` for `a.b`.
+/// Whether a top-level column has this field: the column of the same name, or the group `a` for
+/// `a.b`.
 fn holds(column: &TypePtr, field: &str) -> bool {
     let rest = field.strip_prefix(column.name());
     rest.is_some_and(|rest| rest.is_empty() || (rest.starts_with('.') && column.is_group()))
@@ -310,7 +312,8 @@ impl ChunkReader for Pages {
 }
 
 impl Pages {
-    /// The header of a page, and its length, which may be large: old writers include extreme values.
+    /// The header of a page, and its length, which may be large: old writers include extreme
+    /// values.
     fn header(&self, start: u64) -> Result<(Page, u64)> {
         let rest = self.file.len().saturating_sub(start);
         for window in [1 << 10, 1 << 18] {
@@ -324,7 +327,8 @@ impl Pages {
     }
 }
 
-/// Whether a page of a stream format, which has no length, expands to more bytes than its header says.
+/// Whether a page of a stream format, which has no length, expands to more bytes than its header
+/// says.
 fn expands_beyond(bytes: &[u8], page: Page) -> bool {
     let stream = bytes.get(page.levels..).unwrap_or_default();
     let most = page.expanded.saturating_add(1);
@@ -341,8 +345,8 @@ fn expands_beyond(bytes: &[u8], page: Page) -> bool {
     found == Some(most)
 }
 
-/// A reader of Thrift's compact protocol that interprets numbers exactly like the crate, and rejects values
-/// of the wrong type.
+/// A reader of Thrift's compact protocol that interprets numbers exactly like the crate, and
+/// rejects values of the wrong type.
 struct Thrift<'a> {
     /// The unread bytes.
     bytes: &'a [u8],

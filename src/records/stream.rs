@@ -1,5 +1,5 @@
-//! A decompressed stream of a file, read by lines or elements of a JSON list. The length of each, and the
-//! expansion of the file, are limited.
+//! A decompressed stream of a file, read by lines or elements of a JSON list. The length of each,
+//! and the expansion of the file, are limited.
 
 use std::{
     io::{self, BufRead, BufReader, Read},

@@ -1,5 +1,5 @@
-//! What a report from outside may hold: numbers that can be added up, and no more things than a page
-//! can show.
+//! What a report from outside may hold: numbers that can be added up, and no more things than a
+//! page can show.
 
 use std::collections::BTreeSet;
 

@@ -167,9 +167,9 @@ const fn rows(count: usize) -> u32 {
     ROW * count as u32 + 120
 }
 
-/// A chart of cells: rows by their names, and columns by their numbers up to `end`. Of each cell the
-/// row, the column and a value are given, which a colour of the palette's [`HEAT`] stands for: the
-/// first for what is just above 0, the last for 1. What is 0 is left blank.
+/// A chart of cells: rows by their names, and columns by their numbers up to `end`. Of each cell
+/// the row, the column and a value are given, which a colour of the palette's [`HEAT`] stands for:
+/// the first for what is just above 0, the last for 1. What is 0 is left blank.
 pub(super) fn heatmap(
     title: &str,
     across: &str,
@@ -215,8 +215,8 @@ pub(super) fn heat_legend(most: f64, show: impl Fn(f64) -> String) -> Result<Mar
     })
 }
 
-/// What the looks mean: the names of series, each with its line and marker, and what a ring means, if
-/// there are any.
+/// What the looks mean: the names of series, each with its line and marker, and what a ring means,
+/// if there are any.
 pub(super) fn legend(names: &[impl AsRef<str>], rings: Option<&str>) -> Result<Markup, Error> {
     /// The size of a key.
     const KEY: (u32, u32) = (90, 44);

@@ -118,7 +118,8 @@ pub(super) fn operations(number: f64) -> String {
     }
 }
 
-/// A ratio in percent, as a headline has it: with the digits that tell it from nothing and from all.
+/// A ratio in percent, as a headline has it: with the digits that tell it from nothing and from
+/// all.
 pub(crate) fn headline(ratio: f64) -> String {
     let percent = 100.0 * ratio;
     let shown = |digits: usize| {

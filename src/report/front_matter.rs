@@ -1,9 +1,9 @@
 //! What the card of the dense model says about it: the few keys of its YAML front matter that hold
 //! for the pruned one, too.
 //!
-//! The text is not ours, so it is not given to a YAML parser: a key counts if it stands at the start
-//! of a line, with words after it or as a list under it. What is written in any other way is left
-//! out, as if it were not known.
+//! The text is not ours, so it is not given to a YAML parser: a key counts if it stands at the
+//! start of a line, with words after it or as a list under it. What is written in any other way is
+//! left out, as if it were not known.
 
 use std::{fmt, io::Read, path::Path};
 

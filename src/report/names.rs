@@ -2,8 +2,8 @@
 
 /// The shortest ends of names, cut at `at`, that differ as far as the names do.
 ///
-/// `model.layers.*.mlp.up_proj` and `model.layers.*.self_attn.o_proj`, cut at dots, are `up_proj` and
-/// `o_proj`.
+/// `model.layers.*.mlp.up_proj` and `model.layers.*.self_attn.o_proj`, cut at dots, are `up_proj`
+/// and `o_proj`.
 pub(super) fn short(names: &[String], at: char) -> Vec<String> {
     let parts: Vec<Vec<&str>> =
         names.iter().map(|name| name.split(at).filter(|part| !part.is_empty()).collect()).collect();

@@ -74,7 +74,8 @@ pub struct Report {
     pub sizes: Sizes,
     /// Floating-point operations of the matrix products that the masks took, attention's included.
     pub operations: u64,
-    /// Seconds that each thread spent on these products, on average; 0 on a GPU, which does not say.
+    /// Seconds that each thread spent on these products, on average; 0 on a GPU, which does not
+    /// say.
     #[serde(default)]
     pub product_seconds: f64,
     /// Those that were expected, by the layers' shapes.
@@ -108,8 +109,8 @@ impl Report {
         }
     }
 
-    /// The fraction of the weights of all of the model's matrices, embeddings included, that is pruned;
-    /// `None` where the report does not say how many these are.
+    /// The fraction of the weights of all of the model's matrices, embeddings included, that is
+    /// pruned; `None` where the report does not say how many these are.
     pub fn model_sparsity(&self) -> Option<f64> {
         (self.model_weights > 0).then(|| self.pruned_weights as f64 / self.model_weights as f64)
     }

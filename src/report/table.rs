@@ -2,8 +2,8 @@
 
 use maud::{Markup, html};
 
-/// A table: its caption, its head, and rows whose first cells name them. It can be scrolled where it
-/// is too wide, by keyboard too.
+/// A table: its caption, its head, and rows whose first cells name them. It can be scrolled where
+/// it is too wide, by keyboard too.
 pub(super) fn table(
     caption: &str,
     head: &[impl AsRef<str>],

@@ -1,5 +1,5 @@
-//! Saves the state of a run in a journal, layer by layer, and reads it again: masks and changed weights
-//! of the finished layers, and the hidden states before the next layer.
+//! Saves the state of a run in a journal, layer by layer, and reads it again: masks and changed
+//! weights of the finished layers, and the hidden states before the next layer.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -107,9 +107,9 @@ impl From<journal::Error> for Error {
 }
 
 impl Checkpointing {
-    /// Opens the journal of the run that `identity` describes in the directory `dir`. The run is saved
-    /// when the time since the last save is at least `every` and at least fifty times what a save
-    /// takes: after each layer if `every` is zero, never if it is `None`.
+    /// Opens the journal of the run that `identity` describes in the directory `dir`. The run is
+    /// saved when the time since the last save is at least `every` and at least fifty times what a
+    /// save takes: after each layer if `every` is zero, never if it is `None`.
     ///
     /// # Errors
     /// If the saved state cannot be read, is incomplete, or is that of another run or version.

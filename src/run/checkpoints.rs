@@ -1,5 +1,5 @@
-//! The checkpoints that a recipe names: the dense one, and the sparse one whose masks are refined, if
-//! there is one.
+//! The checkpoints that a recipe names: the dense one, and the sparse one whose masks are refined,
+//! if there is one.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -79,8 +79,8 @@ impl Checkpoints {
         resolved.absolute().map_err(|e| Error::Report(e.to_string()))
     }
 
-    /// Compares the sparse checkpoint with the dense one, and warns of differences that the result will
-    /// not have.
+    /// Compares the sparse checkpoint with the dense one, and warns of differences that the result
+    /// will not have.
     ///
     /// # Errors
     /// If the sparse checkpoint prunes no matrix of the plan, or a tensor is damaged.

@@ -19,8 +19,8 @@ pub struct Converted {
     pub written: Written,
 }
 
-/// Writes the compressed checkpoint in `dir` to `target` with every matrix dense: the same bytes as a
-/// run with the format `dense`. In a run's result, report, card and recipe are changed to that
+/// Writes the compressed checkpoint in `dir` to `target` with every matrix dense: the same bytes as
+/// a run with the format `dense`. In a run's result, report, card and recipe are changed to that
 /// format. `force` replaces a result at `target`.
 ///
 /// # Errors

@@ -26,13 +26,13 @@ pub(crate) struct Forecast {
     search: f64,
 }
 
-/// Operations of matrix products that take as long as the search for a swap, per weight of its row. On
-/// SmolLM2-135M and 32 × 256 tokens, the search takes about as long as all products.
+/// Operations of matrix products that take as long as the search for a swap, per weight of its row.
+/// On SmolLM2-135M and 32 × 256 tokens, the search takes about as long as all products.
 const SEARCH: f64 = 1000.0;
 
-/// The fraction of a run's time without such searches that its matrix products take. On SmolLM2-135M
-/// and on a layer of LLaMA-7B's shape it was between 82% and 94%; a GPU waits for the CPU to choose
-/// masks.
+/// The fraction of a run's time without such searches that its matrix products take. On
+/// SmolLM2-135M and on a layer of LLaMA-7B's shape it was between 82% and 94%; a GPU waits for the
+/// CPU to choose masks.
 const fn products(device: Device) -> f64 {
     match device {
         Device::Cpu => 0.85,
@@ -60,8 +60,9 @@ impl Forecast {
         Ok(Self { takes, phases, device: recipe.executor.device, search })
     }
 
-    /// Estimated time of the run on its device, from the rate of matrix products. Measuring that rate
-    /// takes about a second, and at most a small part of the run's time. Zero without products.
+    /// Estimated time of the run on its device, from the rate of matrix products. Measuring that
+    /// rate takes about a second, and at most a small part of the run's time. Zero without
+    /// products.
     pub(crate) fn time<D: Ops>(&self, device: &D, decoder: &Decoder) -> Result<Duration, Error> {
         let (work, search) =
             (self.phases.iter().map(|phase| phase.work).sum(), SEARCH * self.search);

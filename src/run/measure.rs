@@ -31,8 +31,8 @@ fn texts<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Texts, Error> 
     perplexity.iter().map(read).collect()
 }
 
-/// Number of predictions below which a perplexity is called uncertain. On ordinary text the loss of a
-/// token varies by 2 to 3 nats, so a perplexity over 1,000 tokens is uncertain by nearly a tenth,
+/// Number of predictions below which a perplexity is called uncertain. On ordinary text the loss of
+/// a token varies by 2 to 3 nats, so a perplexity over 1,000 tokens is uncertain by nearly a tenth,
 /// which is as much as many methods differ by.
 const FEW: usize = 1000;
 

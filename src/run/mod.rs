@@ -120,13 +120,13 @@ impl Default for Settings<'_> {
     }
 }
 
-/// Prunes a checkpoint as a recipe says, and writes the pruned checkpoint, the report and the resolved
-/// recipe to the recipe's `output.path`.
+/// Prunes a checkpoint as a recipe says, and writes the pruned checkpoint, the report and the
+/// resolved recipe to the recipe's `output.path`.
 ///
 /// # Errors
 /// If the recipe does not fit the model, something cannot be read, run or written, or the output
-/// exists and may not be replaced. An incomplete output never has the output's name; the saved state
-/// is beside it.
+/// exists and may not be replaced. An incomplete output never has the output's name; the saved
+/// state is beside it.
 pub fn prune(loaded: &Loaded, settings: &Settings<'_>) -> Result<Report, Error> {
     prune_among(loaded, settings, &mut Shared::default())
 }
@@ -373,8 +373,8 @@ pub(crate) fn foresee<D: Ops>(
     Ok(())
 }
 
-/// Checks a run before it begins: its recipe fits its model, its texts, tasks and samples exist, its
-/// output can be written, and the recipe allows the memory that it needs.
+/// Checks a run before it begins: its recipe fits its model, its texts, tasks and samples exist,
+/// its output can be written, and the recipe allows the memory that it needs.
 ///
 /// # Errors
 /// The first of these checks that fails.
@@ -439,8 +439,8 @@ pub(crate) struct Run<'a, D: Ops> {
 }
 
 impl<'a, D: Ops> Run<'a, D> {
-    /// Prepares a run whose hidden states are kept in what is left of `available` bytes of memory, and
-    /// beyond that in files in the directory `scratch`.
+    /// Prepares a run whose hidden states are kept in what is left of `available` bytes of memory,
+    /// and beyond that in files in the directory `scratch`.
     pub(crate) fn prepare(
         loaded: &'a Loaded,
         plan: Plan,
@@ -479,8 +479,8 @@ impl<'a, D: Ops> Run<'a, D> {
 }
 
 impl<D: Ops> Run<'_, D> {
-    /// Makes and refines the masks from where `progress` is, and measures the result; if `both`, also
-    /// measures the model with its initial masks.
+    /// Makes and refines the masks from where `progress` is, and measures the result; if `both`,
+    /// also measures the model with its initial masks.
     pub(crate) fn prune(&mut self, both: bool, progress: &mut Progress<D>) -> Result<(), Error> {
         self.begin(both, progress)?;
         self.end(progress)
@@ -594,7 +594,8 @@ impl<D: Ops> Run<'_, D> {
         })
     }
 
-    /// Refines the masks of the whole model. Saves do not cover its steps: a resumed run repeats them.
+    /// Refines the masks of the whole model. Saves do not cover its steps: a resumed run repeats
+    /// them.
     fn refined_as_a_whole(&self, progress: &mut Progress<D>) -> Result<(), Error> {
         let stages = self.loaded.recipe.stages().1;
         let steps = stages.iter().map(|stage| stage.steps()).sum::<usize>();

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Phases {
     /// Seconds of each phase.
     pub(crate) seconds: BTreeMap<String, f64>,
-    /// Peak memory of the process in each phase, in bytes, without pages of the mapped checkpoint and
-    /// without a GPU's memory. Empty if the system does not tell.
+    /// Peak memory of the process in each phase, in bytes, without pages of the mapped checkpoint
+    /// and without a GPU's memory. Empty if the system does not tell.
     pub(crate) memory: BTreeMap<String, u64>,
 }
 

@@ -44,8 +44,8 @@ pub enum Difference {
     Report(&'static str),
 }
 
-/// Runs the recipe of the result in `dir` again, in a temporary directory beside it, and compares byte
-/// for byte. If an input has changed, nothing is run.
+/// Runs the recipe of the result in `dir` again, in a temporary directory beside it, and compares
+/// byte for byte. If an input has changed, nothing is run.
 ///
 /// # Errors
 /// If the directory is not the result of a run, or the run fails. Differences are not errors.

@@ -10,8 +10,8 @@ use crate::{
     recipe::{Executor, Output, Recipe, Streams},
 };
 
-/// The shared data, each with the part of the recipe that determines it. Masks are kept only as long
-/// as a later run needs them.
+/// The shared data, each with the part of the recipe that determines it. Masks are kept only as
+/// long as a later run needs them.
 #[derive(Default)]
 pub(crate) struct Shared {
     /// The recipes of later runs.

@@ -98,13 +98,14 @@ pub struct Verified {
     pub findings: Vec<Finding>,
 }
 
-/// Checks the result of a run in `dir` against its report: its files, and that there are no others, its
-/// page, the report's counts and sizes, the run's inputs, and the zeros of each matrix. Compares all
-/// weights bit for bit with the dense model, `dense` or else the directory that the recipe names.
+/// Checks the result of a run in `dir` against its report: its files, and that there are no others,
+/// its page, the report's counts and sizes, the run's inputs, and the zeros of each matrix.
+/// Compares all weights bit for bit with the dense model, `dense` or else the directory that the
+/// recipe names.
 ///
 /// # Errors
-/// If the directory is not the result of a run, or something cannot be read. Faults of the result are
-/// not errors but [`Finding`]s.
+/// If the directory is not the result of a run, or something cannot be read. Faults of the result
+/// are not errors but [`Finding`]s.
 pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Verified, Error> {
     let written = report::read(dir).map_err(Error::NoReport)?;
     let mut findings = Vec::new();
@@ -163,8 +164,8 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
 /// Maximum number of added files that are named.
 const NAMED: usize = 20;
 
-/// Compares the files of a result with their digests, and looks for others; returns whether all exist
-/// and are unchanged.
+/// Compares the files of a result with their digests, and looks for others; returns whether all
+/// exist and are unchanged.
 fn outputs(dir: &Path, written: &Report, findings: &mut Vec<Finding>) -> Result<bool, Error> {
     for (file, expected) in &written.outputs {
         match digest_if_there(&dir.join(file))? {
@@ -339,8 +340,8 @@ fn zeros(sparse: &Reader, written: &Report, findings: &mut Vec<Finding>) -> Resu
     Ok(all)
 }
 
-/// Compares each tensor with the dense one; returns the number of changed kept weights. `zeros` is the
-/// number of zeros in the pruned matrices.
+/// Compares each tensor with the dense one; returns the number of changed kept weights. `zeros` is
+/// the number of zeros in the pruned matrices.
 fn compare(
     sparse: &Reader,
     dense: &Reader,

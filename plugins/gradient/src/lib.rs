@@ -1,5 +1,5 @@
-//! The metric `gradient`: √(mean g²), a variant in LLM-Barber (arXiv 2408.10631, there "D"). It
-//! tells how steeply the block's output error grows when a weight changes, however large it is.
+//! The metric `gradient`: √(mean g²), a variant in LLM-Barber (arXiv 2408.10631, there "D"). It is
+//! the slope of the block's output error with respect to a weight, whatever the weight's size.
 //!
 //! ```
 //! # use barber_gradient as _;

@@ -12,18 +12,18 @@ use faer::{
     },
 };
 
-/// A damping beyond which nothing would be left of the Hessian.
+/// Maximum damping; more would dominate the Hessian.
 const MOST_DAMPING: f64 = 1.0;
-/// The division of the work does not depend on the machine's number of threads, so that the result does not.
+/// The division of the work. It must not depend on the number of threads, nor may the result.
 const WORK: Par = Par::Rayon(NonZeroUsize::new(16).unwrap());
 
-/// The diagonal of (H + λI)⁻¹ for H = 2·`gram` of n × n numbers, λ being a fraction of H's mean
-/// diagonal. Where rounding leaves the matrix not positive definite, λ is raised tenfold until it is.
+/// The diagonal of (H + λI)⁻¹ for H = 2·`gram`, [n, n], with λ a fraction of H's mean diagonal. λ
+/// is raised tenfold until the matrix is positive definite despite rounding.
 ///
 /// With H + λI = LLᵀ its inverse is L⁻ᵀL⁻¹, whose diagonal is the sums of squares of L⁻¹'s columns.
 pub(super) fn inverse_diagonal(gram: &[f32], n: usize, damping: f64) -> Result<Vec<f64>, Error> {
     let mean = 2.0 * (0..n).map(|j| f64::from(gram[j * n + j])).sum::<f64>() / n.max(1) as f64;
-    // Inputs that are all zero cannot tell weights apart.
+    // If all inputs are zero, all weights are equal.
     if mean == 0.0 {
         return Ok(vec![f64::INFINITY; n]);
     }

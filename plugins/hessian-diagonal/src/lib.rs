@@ -1,8 +1,8 @@
-//! The metric `hessian-diagonal`: by how much the layer's squared output error grows when a weight
-//! goes. H = 2·Σ x xᵀ is that error's Hessian. With H's diagonal the other weights stay as they are
-//! (Optimal Brain Damage, LeCun et al., NIPS 1989); with that of H⁻¹ they make up for the loss as
-//! well as they can (Optimal Brain Surgeon, Hassibi and Stork, NIPS 1992; SparseGPT,
-//! arXiv 2301.00774).
+//! The metric `hessian-diagonal`: the increase of the layer's squared output error when a weight is
+//! removed. H = 2·Σ x xᵀ is that error's Hessian. With H's diagonal the other weights are assumed
+//! to stay as they are (Optimal Brain Damage, LeCun et al., NIPS 1989); with the diagonal of H⁻¹
+//! they are assumed to compensate for the loss (Optimal Brain Surgeon, Hassibi and Stork, NIPS
+//! 1992; SparseGPT, arXiv 2301.00774).
 //!
 //! ```
 //! # use barber_hessian_diagonal as _;
@@ -23,14 +23,14 @@ use inverse::inverse_diagonal;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HessianDiagonal {
-    /// Whose diagonal: the `hessian`'s, the other weights staying as they are, or that of its
-    /// `inverse`, the others making up for the loss.
+    /// The matrix whose diagonal is used: the `hessian`, which assumes that other weights stay as
+    /// they are, or its `inverse`, which assumes that they compensate for the loss.
     pub of: Of,
     /// λ as a fraction of the Hessian's mean diagonal, for its inverse.
     pub damping: Damping,
 }
 
-/// The matrix whose diagonal counts.
+/// The matrix whose diagonal is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Of {
@@ -41,8 +41,8 @@ pub enum Of {
     Inverse,
 }
 
-/// A fraction of the Hessian's mean diagonal, above 0; SparseGPT's 0.01 by default. A recipe that gives
-/// another does not resolve.
+/// A fraction of the Hessian's mean diagonal, above 0; SparseGPT's 0.01 by default. Other values
+/// are errors of the recipe.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "f64", into = "f64")]
 pub struct Damping(f64);

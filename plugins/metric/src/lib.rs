@@ -1,13 +1,13 @@
 //! The interface of Barber's metric plugins.
 //!
-//! A metric turns what is known of one weight matrix, [`LayerStats`], into a score for each of its
-//! weights. Metrics form a pipeline: scores start at 1 and each step transforms the scores of the
-//! step before. The rebuild brings back pruned weights that score high and drops kept ones that
-//! score low.
+//! A metric computes a score for each weight of a matrix from the matrix's statistics,
+//! [`LayerStats`]. Metrics form a pipeline: scores start at 1 and each step transforms the scores
+//! of the step before. The rebuild brings back pruned weights with high scores and prunes kept
+//! weights with low scores.
 //!
-//! A plugin is a crate that implements [`Metric`] and submits a [`MetricPlugin`]; nothing else has
-//! to name it but the binary that links it. With the feature `testing`, the module `testing` checks
-//! what is expected of every metric.
+//! A plugin is a crate that implements [`Metric`] and submits a [`MetricPlugin`]; only the binary
+//! that links it has to name it. With the feature `testing`, the module `testing` checks the
+//! properties that every metric must have.
 //!
 //! ```
 //! use barber_metric::{Error, LayerStats, Metric, MetricPlugin, Needs, inventory};
@@ -16,7 +16,7 @@
 //! #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 //! #[serde(deny_unknown_fields, default)]
 //! struct Constant {
-//!     /// What every score is multiplied by.
+//!     /// Factor of every score.
 //!     factor: f32,
 //! }
 //!
@@ -50,7 +50,7 @@ pub use stats::{Dims, Error, LayerStats, Needs};
 
 /// A step of the metric pipeline. It works on slices in host memory: a metric knows no device.
 pub trait Metric: Send + Sync {
-    /// The statistics that [`Metric::score`] will ask for; what no step needs is not computed.
+    /// The statistics that [`Metric::score`] uses. Statistics that no step needs are not computed.
     fn needs(&self) -> Needs;
 
     /// Transforms `scores`, one per weight in the row-major order of [`LayerStats::weight`].

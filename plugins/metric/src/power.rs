@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The power that a metric's factor is raised to: any finite number, 1 by default. A recipe that
-/// gives another does not resolve.
+/// The power that a metric's factor is raised to: any finite number, 1 by default. Other values are
+/// errors of the recipe.
 ///
 /// ```
 /// use barber_metric::Power;
@@ -21,10 +21,10 @@ impl Power {
     /// 0.5.
     pub const SQUARE_ROOT: Self = Self(0.5);
 
-    /// `x` raised to it.
+    /// `x` raised to the power.
     #[inline]
     pub fn of(self, x: f32) -> f32 {
-        // The default is exact, and costs nothing.
+        // The default is exact and free.
         if self.0 == 1.0 { x } else { x.powf(self.0) }
     }
 }

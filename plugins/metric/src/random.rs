@@ -1,5 +1,6 @@
-//! Seeded random numbers that are the same on every machine and in every version, which no crate's
-//! default generator promises: a recipe's seed must always mean the same calibration samples.
+//! Seeded random numbers that are the same on every machine and in every version, so that a
+//! recipe's seed always gives the same calibration samples. No crate's default generator promises
+//! that.
 
 /// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 #[derive(Clone, Debug)]
@@ -19,7 +20,7 @@ impl SplitMix64 {
         z ^ (z >> 31)
     }
 
-    /// A number below `end`; its bias, at most `end` / 2⁶⁴, is nobody's concern.
+    /// A number below `end`, with a negligible bias of at most `end` / 2⁶⁴.
     pub fn below(&mut self, end: usize) -> usize {
         ((u128::from(self.bits()) * end as u128) >> 64) as usize
     }

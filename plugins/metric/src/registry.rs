@@ -8,11 +8,11 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{Metric, Needs};
 
-/// A metric as the registry knows it; submit one with [`inventory::submit!`].
+/// The registration of a metric; submit one with [`inventory::submit!`].
 pub struct MetricPlugin {
-    /// What a recipe's `use` calls it.
+    /// The metric's name in a recipe's `use`.
     pub name: &'static str,
-    /// One line of help.
+    /// Description in one line.
     pub help: &'static str,
     build: fn(Dict) -> figment::error::Result<Box<dyn Metric>>,
     needs: fn() -> Needs,
@@ -23,11 +23,11 @@ pub struct MetricPlugin {
 /// A parameter of a metric, for listings and documentation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parameter {
-    /// Its key in the recipe's `[[metric]]` table.
+    /// Key of the parameter in the recipe's `[[metric]]` table.
     pub name: String,
-    /// Its default, as TOML writes it.
+    /// Default value, in TOML.
     pub default: String,
-    /// Its documentation comment.
+    /// Documentation comment of the parameter.
     pub help: String,
 }
 
@@ -51,7 +51,7 @@ impl MetricPlugin {
         }
     }
 
-    /// The metric with the given parameters; those left out have their defaults.
+    /// The metric with the given parameters; missing ones have their defaults.
     ///
     /// # Errors
     /// If a parameter is unknown or has the wrong type; the error's path starts at the table.
@@ -59,7 +59,7 @@ impl MetricPlugin {
         (self.build)(parameters)
     }
 
-    /// What the metric needs with its default parameters.
+    /// The statistics that the metric needs with its default parameters.
     pub fn needs(&self) -> Needs {
         (self.needs)()
     }
@@ -120,7 +120,7 @@ inventory::collect!(MetricPlugin);
 pub struct Duplicate {
     /// The name.
     pub name: &'static str,
-    /// Their lines of help, which tell them apart.
+    /// The descriptions of the two plugins.
     pub help: [&'static str; 2],
 }
 
@@ -136,7 +136,7 @@ impl std::error::Error for Duplicate {}
 /// All metrics linked into this program, by name.
 ///
 /// # Errors
-/// If two have the same name: which of them a recipe means could not be told.
+/// If two have the same name, so that recipes would be ambiguous.
 pub fn registered() -> Result<BTreeMap<&'static str, &'static MetricPlugin>, Duplicate> {
     by_name(inventory::iter::<MetricPlugin>())
 }
@@ -147,7 +147,7 @@ fn by_name(
     let mut found = BTreeMap::new();
     for plugin in plugins {
         if let Some(other) = found.insert(plugin.name, plugin) {
-            // The order of `inventory` is arbitrary: the message's must not be.
+            // The order of `inventory` is arbitrary, but the message must not depend on it.
             let mut help = [other.help, plugin.help];
             help.sort_unstable();
             return Err(Duplicate { name: plugin.name, help });

@@ -1,23 +1,23 @@
-//! What is known of one weight matrix when its weights are scored.
+//! The statistics of a weight matrix for scoring its weights.
 
 use std::fmt;
 
 /// The shape of a weight matrix: a row is an output of the linear layer, a column an input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Dims {
-    /// Outputs.
+    /// Number of outputs.
     pub rows: usize,
-    /// Inputs.
+    /// Number of inputs.
     pub columns: usize,
 }
 
 impl Dims {
-    /// The number of weights.
+    /// Number of weights.
     pub const fn len(self) -> usize {
         self.rows * self.columns
     }
 
-    /// Whether there is no weight at all.
+    /// Whether there are no weights.
     pub const fn is_empty(self) -> bool {
         self.len() == 0
     }
@@ -29,7 +29,7 @@ impl fmt::Display for Dims {
     }
 }
 
-/// The statistics that a metric asks for.
+/// The statistics that a metric needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// [`LayerStats::squared_gradient`]: one forward and backward pass per calibration sample.
@@ -51,7 +51,7 @@ impl Needs {
     /// The Gram matrix of the inputs.
     pub const GRAM: Self = Self { gram: true, ..Self::NOTHING };
 
-    /// What either of two steps needs.
+    /// The statistics that either of two steps needs.
     pub const fn or(self, other: Self) -> Self {
         Self {
             squared_gradient: self.squared_gradient || other.squared_gradient,
@@ -79,12 +79,12 @@ impl fmt::Display for Needs {
     }
 }
 
-/// What is known of one weight matrix.
+/// A weight matrix and its statistics.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LayerStats<'a> {
     /// The matrix's tensor name in the checkpoint.
     pub name: &'a str,
-    /// Its shape.
+    /// The matrix's shape.
     pub dims: Dims,
     /// The dense weights, row-major.
     pub weight: &'a [f32],

@@ -1,6 +1,6 @@
 //! The metric step `normalise`: scores relative to the mean of their row, column or matrix. It
-//! makes scores of unlike scale comparable where they are pooled, as relative importance does
-//! with rows and columns (RIA, ICLR 2024).
+//! makes scores of different scales comparable when they are pooled, like relative importance for
+//! rows and columns (RIA, ICLR 2024).
 //!
 //! ```
 //! # use barber_normalise as _;
@@ -13,12 +13,12 @@ use barber_metric::{Error, LayerStats, Metric, MetricPlugin, Needs, inventory};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Divides each score by the mean score `over` its row, its column or its matrix. Where that mean
-/// is zero the scores stay as they are.
+/// Divides each score by the mean score of its row, column or matrix. Where that mean is zero,
+/// scores stay as they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Normalise {
-    /// What the mean is taken over: `row`, `column` or `layer`.
+    /// The scores that the mean is taken over: those of a `row`, a `column` or a `layer`.
     pub over: Over,
 }
 
@@ -26,7 +26,7 @@ pub struct Normalise {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Over {
-    /// Those of one output.
+    /// The scores of one output.
     #[default]
     Row,
     /// Those of one input.

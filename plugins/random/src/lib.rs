@@ -1,6 +1,6 @@
-//! The metric `random`: what a metric has to beat. A weight's score is a random number that depends
-//! on the seed, its matrix's name and its place in it, and on nothing else: not on the order of
-//! matrices, nor on threads.
+//! The metric `random`: the baseline that a metric has to beat. The score of a weight is a random
+//! number that depends only on the seed, the matrix's name and the weight's place, not on the order
+//! of matrices or on threads.
 //!
 //! ```
 //! # use barber_random as _;
@@ -15,11 +15,11 @@ use barber_metric::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Multiplies each score by a random number above 0 and up to 1, each as likely as another.
+/// Multiplies each score by a random number above 0 and up to 1, uniformly distributed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Random {
-    /// Another seed makes other numbers.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
@@ -29,7 +29,7 @@ impl Metric for Random {
     }
 
     fn score(&self, stats: &LayerStats<'_>, scores: &mut [f32]) -> Result<(), Error> {
-        // Each byte of the name turns the sequence into another.
+        // Each byte of the name changes the sequence.
         let seed = stats
             .name
             .bytes()

@@ -1,6 +1,7 @@
 //! The metric `ria`: relative importance and activations (Zhang et al., ICLR 2024, "Plug-and-Play:
-//! An Efficient Post-training Pruning Method for Large Language Models"). A weight counts as a ratio
-//! of its row and of its column, so that no whole channel goes, and by the norm of its input.
+//! An Efficient Post-training Pruning Method for Large Language Models"). The score is a weight's
+//! fraction of its row plus that of its column, so that no whole channel is pruned, times the norm
+//! of its input.
 //!
 //! ```
 //! # use barber_ria as _;
@@ -54,7 +55,7 @@ impl Metric for Ria {
     }
 }
 
-/// The ratio of a sum; of nothing there is none.
+/// The fraction `part` of `sum`; 0 if the sum is 0.
 fn ratio(part: f64, sum: f64) -> f64 {
     if sum == 0.0 { 0.0 } else { part / sum }
 }

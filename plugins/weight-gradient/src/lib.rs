@@ -1,6 +1,6 @@
-//! The metric `weight-gradient`: |W|·√(mean g²), the rebuild's own in LLM-Barber
-//! (arXiv 2408.10631, there "WD"). It estimates how much the block's output error grows without a
-//! weight.
+//! The metric `weight-gradient`: |W|·√(mean g²), the default of the rebuild in LLM-Barber (arXiv
+//! 2408.10631, there "WD"). It estimates the increase of the block's output error when a weight is
+//! removed.
 //!
 //! ```
 //! # use barber_weight_gradient as _;

@@ -1,5 +1,5 @@
-//! Bitmasks in the format of compressed-tensors: one bit per weight, set if its value is stored. Each
-//! row starts at a new byte; the lowest bit of a byte comes first.
+//! Bitmasks in the format of compressed-tensors: one bit per weight, set if its value is stored.
+//! Each row starts at a new byte; the lowest bit of a byte comes first.
 
 use std::borrow::Cow;
 

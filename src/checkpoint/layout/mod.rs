@@ -158,8 +158,8 @@ impl Layout {
         self.packing.as_ref().map(|packing| format!("{}: {}", self.name, packing.readers))
     }
 
-    /// The tensors that the matrix `name` is stored as. `None` if it stays dense, because its mask does
-    /// not follow the layout's pattern, or because the tensors would not be smaller.
+    /// The tensors that the matrix `name` is stored as. `None` if it stays dense, because its mask
+    /// does not follow the layout's pattern, or because the tensors would not be smaller.
     pub(super) fn parts(&self, name: &str, mask: &Mask, dtype: Dtype) -> Option<Vec<Part>> {
         module(name)?;
         let packing = self.packing.as_ref()?;
@@ -212,8 +212,8 @@ mod tests {
 
     use super::*;
 
-    /// A mask of a matrix with bytes for its dense elements; with a pattern, one of whole tiles that
-    /// keep two weights or fewer.
+    /// A mask of a matrix with bytes for its dense elements; with a pattern, one of whole tiles
+    /// that keep two weights or fewer.
     fn matrices(pattern: Option<Pattern>) -> impl Strategy<Value = (Mask, Dtype, Vec<u8>)> {
         let dtype = prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::Bf16)];
         (0..6usize, 0..20usize, dtype).prop_flat_map(move |(rows, columns, dtype)| {

@@ -1,5 +1,5 @@
-//! The section `quantization_config` of `config.json`, which describes a compressed checkpoint to its
-//! readers.
+//! The section `quantization_config` of `config.json`, which describes a compressed checkpoint to
+//! its readers.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -9,8 +9,8 @@ use super::Format;
 /// The key of `config.json`.
 pub(in crate::checkpoint) const KEY: &str = "quantization_config";
 
-/// The section for these compressed modules; `sparsity` is the fraction of all weights that is pruned.
-/// All compressed modules are listed, as others of the same kind may be dense.
+/// The section for these compressed modules; `sparsity` is the fraction of all weights that is
+/// pruned. All compressed modules are listed, as others of the same kind may be dense.
 pub(in crate::checkpoint) fn section(format: Format, modules: &[&str], sparsity: f64) -> Value {
     let structure = format.pattern.map_or("unstructured".into(), |pattern| pattern.to_string());
     json!({

@@ -7,9 +7,9 @@ use std::{
 
 use super::show;
 
-/// Writes a crate with a metric to start from: code, tests and, with its feature `barber`, a binary of
-/// Barber with the metric. In Barber's source tree it becomes a plugin, elsewhere a separate crate.
-/// `cargo test` passes at once.
+/// Writes a crate with a metric to start from: code, tests and, with its feature `barber`, a binary
+/// of Barber with the metric. In Barber's source tree it becomes a plugin, elsewhere a separate
+/// crate. `cargo test` passes at once.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// The metric's name in recipes: lower-case words with hyphens, such as row-norm.
@@ -18,7 +18,8 @@ pub(super) struct Arguments {
     /// The directory to write; NAME if left out, or plugins/NAME in Barber's source tree.
     #[arg(long, value_name = "DIR")]
     path: Option<PathBuf>,
-    /// Barber's source tree, for a crate outside it; by default the one that this binary was built from.
+    /// Barber's source tree, for a crate outside it; by default the one that this binary was built
+    /// from.
     #[arg(long, value_name = "DIR")]
     barber: Option<PathBuf>,
     /// Write into a directory that has files, replacing those of the same names.
@@ -106,7 +107,8 @@ fn fill(template: &str, name: &str, more: &[(&str, &str)]) -> String {
     })
 }
 
-/// The files that every crate has; `test` and `run` are the commands that test it and run its binary.
+/// The files that every crate has; `test` and `run` are the commands that test it and run its
+/// binary.
 fn common_files(name: &str, [test, run]: [&str; 2], readme: &str) -> Files {
     let readme = format!("{}{readme}", include_str!("template/README.md"));
     vec![

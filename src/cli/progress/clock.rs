@@ -1,8 +1,8 @@
 //! Estimates the remaining time of a run.
 //!
-//! Phases of the same kind take time in proportion to their work. The dense model's evaluation comes
-//! first, and gives the pace of later ones. A kind that has not run yet is assumed to have the mean pace
-//! of all phases so far, until its own first step.
+//! Phases of the same kind take time in proportion to their work. The dense model's evaluation
+//! comes first, and gives the pace of later ones. A kind that has not run yet is assumed to have
+//! the mean pace of all phases so far, until its own first step.
 
 use std::time::{Duration, Instant};
 

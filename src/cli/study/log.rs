@@ -75,7 +75,8 @@ pub(super) struct Score {
     pub(super) pruned_stderr: Option<f64>,
 }
 
-/// The perplexities and the accuracies of a model, with their standard errors where these are known.
+/// The perplexities and the accuracies of a model, with their standard errors where these are
+/// known.
 pub(super) type Figures = [Vec<(f64, Option<f64>)>; 2];
 
 /// The finished runs, and their file.
@@ -89,8 +90,8 @@ pub(super) struct Log {
 const BEGINNING: &[u8] = br#"{"method":""#;
 
 impl Log {
-    /// Opens the log in a file, creating it if necessary; without a path, the log is empty. Removes a last
-    /// line that was cut off.
+    /// Opens the log in a file, creating it if necessary; without a path, the log is empty. Removes
+    /// a last line that was cut off.
     pub(super) fn open(path: Option<&Path>) -> Result<Self, Error> {
         let Some(path) = path else { return Ok(Self::default()) };
         let failed = |source| Error::File { path: path.to_owned(), source };

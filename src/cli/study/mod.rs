@@ -40,8 +40,8 @@ pub(super) struct Arguments {
     /// Print all runs as JSON in place of the tables, and no progress.
     #[arg(long)]
     json: bool,
-    /// Append each finished run to a file, as a line of JSON. A study that is started again with the same
-    /// file skips its runs.
+    /// Append each finished run to a file, as a line of JSON. A study that is started again with
+    /// the same file skips its runs.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Run only this method. May be repeated.

@@ -11,7 +11,8 @@ use crate::{
 /// A value, and its standard error, if known.
 type Value = (f64, Option<f64>);
 
-/// The tables of a study: one for each text, one for each task, and one of the seconds for the masks.
+/// The tables of a study: one for each text, one for each task, and one of the seconds for the
+/// masks.
 pub(super) fn tables(study: &Study, records: &[&Record]) -> Vec<Table> {
     let Some(first) = records.first() else { return Vec::new() };
     let over = |error: &str| match study.seeds.as_slice() {
@@ -72,7 +73,8 @@ fn table(
     Table::new(title, rows)
 }
 
-/// A value and its uncertainty, if known, after `±`: five digits, with at most this number of decimals.
+/// A value and its uncertainty, if known, after `±`: five digits, with at most this number of
+/// decimals.
 fn shown((value, spread): Value, decimals: i32) -> String {
     let whole = value.abs().max(1.0).log10() as i32;
     let digits = 4_i32.saturating_sub(whole).clamp(0, decimals) as usize;

@@ -167,8 +167,8 @@ pub(super) fn task_rows(rows: usize) -> usize {
     }
 }
 
-/// a b, row-major, plus `bias` in every row; on all threads. Each thread computes its own rows, which is
-/// faster than sharing one product.
+/// a b, row-major, plus `bias` in every row; on all threads. Each thread computes its own rows,
+/// which is faster than sharing one product.
 pub(super) fn product(a: View<'_>, b: &Panels, bias: Option<&[f32]>) -> Vec<f32> {
     let (columns, rows) = (b.columns(), task_rows(a.rows));
     let mut out = stale(a.rows * columns);

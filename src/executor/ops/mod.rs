@@ -1,10 +1,10 @@
 //! Differentiable operations of our own on dfdx's tape, where dfdx's are slow or missing.
 //!
 //! An operation is a trait. A device implements its pure functions: the output from the inputs, and
-//! the gradients of the inputs from that of the output. The code for the tape is written once for all
-//! devices. A folder has one operation: in `mod.rs` its mathematics, the CPU's kernels and their tests
-//! against finite differences or literals; in `cuda.rs` the GPU's kernels, which tests compare with
-//! the CPU's.
+//! the gradients of the inputs from that of the output. The code for the tape is written once for
+//! all devices. A folder has one operation: in `mod.rs` its mathematics, the CPU's kernels and
+//! their tests against finite differences or literals; in `cuda.rs` the GPU's kernels, which tests
+//! compare with the CPU's.
 //!
 //! All functions that return a `Result` fail if the device lacks memory or is lost.
 
@@ -53,7 +53,8 @@ pub use self::{
     transpose::transpose,
 };
 
-/// Declares the modules of all operations, the trait that sums them up, and the list of CUDA kernels.
+/// Declares the modules of all operations, the trait that sums them up, and the list of CUDA
+/// kernels.
 macro_rules! operations {
     ($($module:ident::$operation:ident),* $(,)?) => {
         $(pub use self::$module::$operation;)*

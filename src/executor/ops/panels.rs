@@ -1,6 +1,6 @@
-//! The layout of the right factor of the CPU's matrix products: contiguous panels of columns. Products
-//! read a few columns at a time; in a row-major factor, rows would be a page apart, and every task
-//! would copy them. A transposed factor is even slower.
+//! The layout of the right factor of the CPU's matrix products: contiguous panels of columns.
+//! Products read a few columns at a time; in a row-major factor, rows would be a page apart, and
+//! every task would copy them. A transposed factor is even slower.
 
 use std::sync::{Arc, LazyLock, OnceLock};
 
@@ -12,8 +12,8 @@ use super::{
 };
 use crate::buffer::{Buffer, stale};
 
-/// Number of columns of a panel: as many as the widest kernels take at a time, so that they read a panel
-/// from start to end. Copying is turned off, which they would do for products of many rows.
+/// Number of columns of a panel: as many as the widest kernels take at a time, so that they read a
+/// panel from start to end. Copying is turned off, which they would do for products of many rows.
 static WIDTH: LazyLock<usize> = LazyLock::new(|| {
     let (width, together) = match wide() {
         true => (64, 6),

@@ -25,8 +25,8 @@ pub(super) fn record<D: Hold, T: Tape<f32, D>, const N: usize>(
     y.put_tape(tape)
 }
 
-/// A loss that depends on `x`, with the tape; `backward` computes the gradient of `x` from that of the
-/// loss.
+/// A loss that depends on `x`, with the tape; `backward` computes the gradient of `x` from that of
+/// the loss.
 pub(super) fn record_loss<D: Hold, T: Tape<f32, D>>(
     mut tape: T,
     x: Matrix<D>,
@@ -42,8 +42,8 @@ pub(super) fn record_loss<D: Hold, T: Tape<f32, D>>(
     Ok(loss.put_tape(tape))
 }
 
-/// A loss whose gradient with respect to `y` is `gradient`; its value does not matter. It continues a
-/// backward pass that ended at `y`.
+/// A loss whose gradient with respect to `y` is `gradient`; its value does not matter. It continues
+/// a backward pass that ended at `y`.
 pub fn seeded<D: Hold, T: Tape<f32, D>>(
     y: Matrix<D, T>,
     gradient: Matrix<D>,

@@ -3,8 +3,8 @@
 
 /// Rows and columns of a tile that is turned in vector registers.
 const TILE: usize = 8;
-/// Number of rows that are processed together: their cache lines stay in the cache until the next tiles
-/// need the rest of them.
+/// Number of rows that are processed together: their cache lines stay in the cache until the next
+/// tiles need the rest of them.
 const TOGETHER: usize = 8 * TILE;
 
 /// Writes the transpose of a matrix [rows, columns] with this number of columns.

@@ -28,8 +28,8 @@ impl Commit {
 pub(super) struct FileName(String);
 
 impl FileName {
-    /// The name, if a checkpoint needs this file: configuration, tokenizer, licence or safetensors, not in
-    /// folders; otherwise `None`.
+    /// The name, if a checkpoint needs this file: configuration, tokenizer, licence or safetensors,
+    /// not in folders; otherwise `None`.
     fn parse(name: &str) -> Option<Self> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if name.len() > 200 || name.starts_with('.') || !name.chars().all(plain) {

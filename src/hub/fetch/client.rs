@@ -143,7 +143,8 @@ impl Client {
         Ok((head.status, head.headers, Steady::new(body.into_reader(), self.fetching)))
     }
 
-    /// Sends a request, and follows redirects until an answer is not a redirect or `enough` is true.
+    /// Sends a request, and follows redirects until an answer is not a redirect or `enough` is
+    /// true.
     fn get(
         &self,
         url: &str,

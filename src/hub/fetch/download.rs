@@ -1,5 +1,5 @@
-//! Fetches a file into the cache. A file gets its name only when it is complete and checked. Parts of
-//! files with a known digest are kept, so that a download can continue.
+//! Fetches a file into the cache. A file gets its name only when it is complete and checked. Parts
+//! of files with a known digest are kept, so that a download can continue.
 
 use std::{
     fs::{self, File},
@@ -181,8 +181,8 @@ struct Partial {
 }
 
 impl Partial {
-    /// Opens the part that an earlier run left, if the digest of the contents is known; otherwise an empty
-    /// part.
+    /// Opens the part that an earlier run left, if the digest of the contents is known; otherwise
+    /// an empty part.
     fn open(blob: &Path, known: &Described) -> io::Result<Self> {
         let path = blob.with_extension("part");
         // A link or another special file of this name is removed.

@@ -22,7 +22,7 @@ use crate::progress::Bar;
 /// Why a request failed.
 #[derive(Debug)]
 enum Problem {
-    /// The server answers with this status.
+    /// The server answered with this status.
     Status(u16),
     /// The connection failed or ended.
     Connection(String),

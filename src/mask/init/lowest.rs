@@ -18,8 +18,8 @@ pub(super) enum Ties {
     Last,
 }
 
-/// The mask that prunes the lowest scores of every `pool` consecutive ones; `count` gives their number
-/// by the pool's index.
+/// The mask that prunes the lowest scores of every `pool` consecutive ones; `count` gives their
+/// number by the pool's index.
 pub(super) fn prune_lowest(
     dims: Dims,
     scores: &[f32],

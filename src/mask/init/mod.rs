@@ -67,15 +67,15 @@ impl Named for InitialMask {
 impl InitialMask {
     /// The initial mask of a matrix with `amount` weights pruned. A pattern with tiles ignores
     /// `amount` and keeps the highest scores of each tile. Among equal scores the first weights are
-    /// pruned, like the stable sort of Wanda's authors; under unstructured magnitude the last, as the
-    /// authors' code prunes all of them. For an initialiser with metrics, `metric` is the scores,
-    /// row-major, and the scope; `None` for the initialiser's own scope.
+    /// pruned, like the stable sort of Wanda's authors; under unstructured magnitude the last, as
+    /// the authors' code prunes all of them. For an initialiser with metrics, `metric` is the
+    /// scores, row-major, and the scope; `None` for the initialiser's own scope.
     ///
     /// # Errors
-    /// If a statistic is missing or does not fit the matrix, a score is NaN, the ratio is not within
-    /// 0 and 1, the pattern does not divide the columns, the scope is neither row nor layer, the zeros
-    /// do not follow the pattern (`none`), or the Hessian is not positive definite with any damping
-    /// (`sparsegpt`).
+    /// If a statistic is missing or does not fit the matrix, a score is NaN, the ratio is not
+    /// within 0 and 1, the pattern does not divide the columns, the scope is neither row nor layer,
+    /// the zeros do not follow the pattern (`none`), or the Hessian is not positive definite with
+    /// any damping (`sparsegpt`).
     pub fn choose(
         &self,
         stats: &LayerStats<'_>,

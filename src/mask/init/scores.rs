@@ -1,4 +1,5 @@
-//! Initial masks that prune the lowest scores: |W|, Wanda's |W|·‖x‖, or scores of a recipe's metrics.
+//! Initial masks that prune the lowest scores: |W|, Wanda's |W|·‖x‖, or scores of a recipe's
+//! metrics.
 
 use barber_metric::{LayerStats, Needs};
 use rayon::prelude::*;

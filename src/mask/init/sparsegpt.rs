@@ -1,5 +1,5 @@
-//! SparseGPT (arXiv 2301.00774): prunes a block of columns, and changes the kept weights to its right
-//! to compensate for the error.
+//! SparseGPT (arXiv 2301.00774): prunes a block of columns, and changes the kept weights to its
+//! right to compensate for the error.
 
 use std::num::NonZeroUsize;
 
@@ -41,10 +41,10 @@ const MOST_DAMPING: f64 = 1.0;
 /// The division of the work. It must not depend on the number of threads, nor may the result.
 const WORK: Par = Par::Rayon(NonZeroUsize::new(16).unwrap());
 
-/// Prunes a matrix. In each block of columns, the weights with the lowest w²/U_jj² over all rows are
-/// pruned, so that ⌊`ratio`·n⌋ of the n weights up to the block's end are pruned; with an N:M pattern,
-/// the lowest of each tile when it is reached. U is the upper Cholesky factor of the damped Hessian's
-/// inverse. Zero weights are pruned first, and stay zero if kept.
+/// Prunes a matrix. In each block of columns, the weights with the lowest w²/U_jj² over all rows
+/// are pruned, so that ⌊`ratio`·n⌋ of the n weights up to the block's end are pruned; with an N:M
+/// pattern, the lowest of each tile when it is reached. U is the upper Cholesky factor of the
+/// damped Hessian's inverse. Zero weights are pruned first, and stay zero if kept.
 fn prune(stats: &LayerStats<'_>, pattern: Pattern, ratio: f64) -> Result<Initial, Error> {
     let &LayerStats { name, dims, weight, gram, .. } = stats;
     Error::check_numbers(name, dims.columns, weight)?;
@@ -109,8 +109,8 @@ impl Block<'_> {
         &self.factor[j * self.dims.columns..][j..self.end]
     }
 
-    /// The score of a weight of column `j` with the dense value `dense` and the current value `value`;
-    /// below all others if `dense` is zero.
+    /// The score of a weight of column `j` with the dense value `dense` and the current value
+    /// `value`; below all others if `dense` is zero.
     fn score(&self, j: usize, dense: f32, value: f32) -> f32 {
         let ratio = value / self.factor(j)[0];
         if dense == 0.0 { -1.0 } else { ratio * ratio }
@@ -132,8 +132,8 @@ impl Block<'_> {
         rows.for_each(|(kept, mask)| kept[self.start..self.end].copy_from_slice(mask));
     }
 
-    /// Prunes the block's columns from left to right; subtracts e · U_j from the weights to the right,
-    /// with each row's error e = w/U_jj.
+    /// Prunes the block's columns from left to right; subtracts e · U_j from the weights to the
+    /// right, with each row's error e = w/U_jj.
     fn prune(&self, values: &mut [f32], kept: &mut [bool], tile: Option<Tile>) {
         let Dims { rows, columns } = self.dims;
         let mut errors = vec![0.0; rows * self.width()];
@@ -191,9 +191,9 @@ impl Block<'_> {
     }
 }
 
-/// The upper Cholesky factor U of the inverse of the damped Hessian 2·`gram`, [n, n], row-major, and
-/// the damping as a fraction of the mean diagonal. The damping is raised until the matrix is positive
-/// definite.
+/// The upper Cholesky factor U of the inverse of the damped Hessian 2·`gram`, [n, n], row-major,
+/// and the damping as a fraction of the mean diagonal. The damping is raised until the matrix is
+/// positive definite.
 ///
 /// With P reversing the order of rows and columns and PHP = LLᵀ, H⁻¹ = UᵀU for U = P L⁻¹ P: one
 /// factorisation and one triangular inverse instead of an inverse between two factorisations.

@@ -92,8 +92,8 @@ impl Pattern {
         (self.kind.ratio)(self.numbers)
     }
 
-    /// The tile of rows with this number of columns, if the pattern has tiles. Tile `i` is the weights
-    /// from `i * m` on.
+    /// The tile of rows with this number of columns, if the pattern has tiles. Tile `i` is the
+    /// weights from `i * m` on.
     pub(crate) fn tile(self, columns: usize) -> Option<Tile> {
         (self.kind.tile)(self.numbers, columns)
     }
@@ -117,8 +117,8 @@ impl Pattern {
     /// Checks that the mask of matrix `name` follows the pattern: no tile keeps too many weights.
     ///
     /// # Errors
-    /// [`Error::Overfull`] for the first tile that keeps too many weights, and [`Error::Indivisible`]
-    /// if the tile does not divide the columns.
+    /// [`Error::Overfull`] for the first tile that keeps too many weights, and
+    /// [`Error::Indivisible`] if the tile does not divide the columns.
     pub fn check(self, name: &str, mask: &Mask) -> Result<(), Error> {
         let dims = mask.dims();
         let Some(Tile { n, m }) = self.tile_of(name, dims.columns)? else { return Ok(()) };

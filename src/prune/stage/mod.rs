@@ -173,8 +173,8 @@ macro_rules! stages {
         stages!(@all $($group_name: $group,)* $($model_name: $model,)*);
 
         impl Refine {
-            /// Whether the stage works group by group; if not, it works on the whole model after all
-            /// layers.
+            /// Whether the stage works group by group; if not, it works on the whole model after
+            /// all layers.
             pub const fn is_of_groups(&self) -> bool {
                 match self {
                     $(Self::$group(_) => true,)*

@@ -25,8 +25,8 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rebuild {
-    /// The weights that compete: all of a `group`, a `layer`, a `row` (one output) or a `column` (one
-    /// input). The stage `swap` has only `row` and `layer`.
+    /// The weights that compete: all of a `group`, a `layer`, a `row` (one output) or a `column`
+    /// (one input). The stage `swap` has only `row` and `layer`.
     #[serde(deserialize_with = "word")]
     pub scope: Scope,
     /// The fraction of worthwhile swaps to make, from 0 to 1. A swap is worthwhile if it raises the
@@ -39,8 +39,8 @@ pub struct Rebuild {
     // At the sparse weights, their output is compared with the target output.
     #[serde(deserialize_with = "word")]
     pub gradient: Side,
-    /// Maximum number of rounds, each with new gradients, or `until-converged`. The first round that
-    /// does not lower the error is undone and ends the stage.
+    /// Maximum number of rounds, each with new gradients, or `until-converged`. The first round
+    /// that does not lower the error is undone and ends the stage.
     // The error depends on the masks alone and falls in every round, so no masks come twice: any
     // number of rounds ends.
     #[schemars(schema_with = "rounds")]

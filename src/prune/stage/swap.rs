@@ -19,8 +19,8 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Swap {
-    /// The weights that compete: all of a `group`, a `layer`, a `row` (one output) or a `column` (one
-    /// input). The stage `swap` has only `row` and `layer`.
+    /// The weights that compete: all of a `group`, a `layer`, a `row` (one output) or a `column`
+    /// (one input). The stage `swap` has only `row` and `layer`.
     #[serde(deserialize_with = "word")]
     pub scope: Scope,
     /// Maximum number of swaps per row.
@@ -99,8 +99,8 @@ impl Run for Swap {
         let mut scores = Distribution::new("|w|·‖x‖");
         state.each_matrix(|state, member, found| self.matrix(state, member, found, &mut scores))?;
         state.loss = None;
-        // Each matrix's error falls on the calibration samples; the group's must fall on the held-out
-        // samples, too.
+        // Each matrix's error falls on the calibration samples; the group's must fall on the
+        // held-out samples, too.
         let accepted = state.lowers_held_out(before)?;
         if !accepted {
             state.set(&masks);
@@ -149,8 +149,8 @@ pub(super) fn gram(statistics: &Statistics) -> &[f32] {
 }
 
 /// Σ e xᵀ of a matrix, [rows, columns], where e is the target minus the unpruned output with the
-/// current `values` V, or with the dense weights W: β W (x̃ − x) on a dense stream, and (W − V) x where
-/// V differs from W.
+/// current `values` V, or with the dense weights W: β W (x̃ − x) on a dense stream, and (W − V) x
+/// where V differs from W.
 pub(super) fn shift(
     dense: &[f32],
     values: Option<&[f32]>,

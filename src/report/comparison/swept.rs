@@ -3,7 +3,8 @@
 use super::{Comparison, Kind, distinct};
 use crate::report::names;
 
-/// Runs along an axis: series of runs that differ in one number, and otherwise have the same recipe.
+/// Runs along an axis: series of runs that differ in one number, and otherwise have the same
+/// recipe.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Swept {
     /// The number: a key of the recipe, or the fraction that is pruned.
@@ -17,8 +18,8 @@ pub(super) struct Swept {
 }
 
 impl Swept {
-    /// The number of the recipe with the most values; if there is none, the fraction that is pruned.
-    /// `None` where no number differs among runs that have all else in common.
+    /// The number of the recipe with the most values; if there is none, the fraction that is
+    /// pruned. `None` where no number differs among runs that have all else in common.
     pub(super) fn of(comparison: &Comparison) -> Option<Self> {
         let keys = comparison.settings.iter().filter(|of| !of.key.ends_with("seed"));
         let of_keys = keys.filter_map(|of| {

@@ -10,8 +10,8 @@ use crate::executor::ops::{
 };
 
 kernels! {
-    /// Scores become probabilities over what each row sees: two ranges of keys, as four numbers; the
-    /// others get 0. Where scores are capped, `slopes` gets the derivatives of the capped ones.
+    /// Scores become probabilities over what each row sees: two ranges of keys, as four numbers;
+    /// the others get 0. Where scores are capped, `slopes` gets the derivatives of the capped ones.
     /// A block has a row of a head's scores, [heads, rows, keys].
     fn probabilities(
         keys: usize, seen: &Slice<u32>, cap: f32, scores: &mut Slice, slopes: &mut Slice
@@ -83,7 +83,8 @@ enum Layout {
     Scores,
 }
 
-/// A factor of each head's product: its numbers, how they are laid out, and whether they are transposed.
+/// A factor of each head's product: its numbers, how they are laid out, and whether they are
+/// transposed.
 type Operand<'a> = (&'a Slice, Layout, bool);
 
 impl Tile {
@@ -124,8 +125,8 @@ impl Tile {
         }
     }
 
-    /// The place of the matrices of each key head's query head number `member`, in the sequence whose
-    /// first token is `first`.
+    /// The place of the matrices of each key head's query head number `member`, in the sequence
+    /// whose first token is `first`.
     fn place(&self, layout: Layout, first: usize, member: usize) -> Place {
         let Heads { queries, keys, width, .. } = self.heads;
         match layout {

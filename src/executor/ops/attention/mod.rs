@@ -95,8 +95,8 @@ pub trait Attention: Hold {
     ) -> Result<[Self::Numbers; 3], Self::Err>;
 
     /// The heads' outputs, [tokens, queries · width], for `q` of that shape and `k`, `v` of
-    /// [tokens, keys · width]. `masks` has the rows that each row of a sequence sees; without masks, a
-    /// row sees all rows before it. `known` outputs are not computed again.
+    /// [tokens, keys · width]. `masks` has the rows that each row of a sequence sees; without
+    /// masks, a row sees all rows before it. `known` outputs are not computed again.
     fn attention<T: Tape<f32, Self>>(
         q: Matrix<Self, T>,
         k: Matrix<Self, T>,
@@ -256,8 +256,9 @@ impl Heads {
         self.queries / self.keys
     }
 
-    /// Number of query rows whose probabilities are held at a time. Long sequences have larger tiles,
-    /// as keys and values are read again for each tile; but a tile computes scores that no row sees.
+    /// Number of query rows whose probabilities are held at a time. Long sequences have larger
+    /// tiles, as keys and values are read again for each tile; but a tile computes scores that no
+    /// row sees.
     fn tile(self) -> usize {
         (self.sequence_length / 8).clamp(64, 256).min(self.sequence_length)
     }
@@ -267,8 +268,8 @@ impl Heads {
         (0..length).step_by(tile).map(move |start| start..length.min(start + tile))
     }
 
-    /// Joins the matrices [sequence_length, width] of all heads side by side; `each` consecutive heads
-    /// are summed.
+    /// Joins the matrices [sequence_length, width] of all heads side by side; `each` consecutive
+    /// heads are summed.
     fn join(self, heads: &[&[f32]], row_heads: usize, each: usize) -> Vec<f32> {
         let (row, length) = (row_heads * self.width, self.sequence_length);
         let sequences = heads.len() / (row_heads * each);
@@ -476,8 +477,8 @@ mod tests {
 
     #[test]
     fn outputs_are_means_by_probability() {
-        // The second row's scores are 0 and ln 3: it sees a quarter of the first value, and three of
-        // the second; both query heads have the same keys.
+        // The second row's scores are 0 and ln 3: it sees a quarter of the first value, and three
+        // of the second; both query heads have the same keys.
         let heads = Heads {
             queries: 2,
             keys: 1,

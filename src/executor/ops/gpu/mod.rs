@@ -271,7 +271,8 @@ fn missing() -> cudarc::driver::DriverError {
     cudarc::driver::DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)
 }
 
-/// Makes the driver keep released memory for reuse, instead of unmapping it at each wait for the GPU.
+/// Makes the driver keep released memory for reuse, instead of unmapping it at each wait for the
+/// GPU.
 fn keep_memory(device: &CudaDevice) -> Result<(), cudarc::driver::DriverError> {
     let pools = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
     if device.attribute(pools)? == 0 {
@@ -293,7 +294,8 @@ mod tests {
 
     #[test]
     fn places_are_within_the_numbers() {
-        // Three rows of two heads, side by side, of four numbers each; and one head after the other.
+        // Three rows of two heads, side by side, of four numbers each; and one head after the
+        // other.
         let beside = Place { start: 0, stride: 8, next: 4 };
         let after = Place { start: 0, stride: 4, next: 12 };
         for place in [beside, after] {

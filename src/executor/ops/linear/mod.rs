@@ -1,7 +1,7 @@
 //! The linear layer y = x Wᵀ + b.
 //!
-//! ∂L/∂x = ∂L/∂y W. The gradient of W, ∂L/∂yᵀ x, is never computed as a whole: the layer records x and
-//! ∂L/∂y, and [`Sums`](super::Sums) computes the requested sums from them.
+//! ∂L/∂x = ∂L/∂y W. The gradient of W, ∂L/∂yᵀ x, is never computed as a whole: the layer records x
+//! and ∂L/∂y, and [`Sums`](super::Sums) computes the requested sums from them.
 
 use std::{
     fmt,

@@ -20,9 +20,9 @@ pub(super) mod cuda;
 
 /// A device that stores the numbers of matrices and their gradients.
 ///
-/// The numbers are stored beside dfdx's tensor, which is empty and only identifies the matrix on the
-/// tape. dfdx lends no slices of tensors: on the CPU, copying each operand would cost a tenth of the
-/// time; on a GPU, only dfdx's own kernels could use them.
+/// The numbers are stored beside dfdx's tensor, which is empty and only identifies the matrix on
+/// the tape. dfdx lends no slices of tensors: on the CPU, copying each operand would cost a tenth
+/// of the time; on a GPU, only dfdx's own kernels could use them.
 pub trait Hold: Device<f32> {
     /// Numbers in the device's memory.
     type Numbers: fmt::Debug + 'static;

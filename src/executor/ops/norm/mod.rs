@@ -1,8 +1,8 @@
 //! Normalisation: y = w · n + b with n = (x − μ) / σ, σ² = mean((x − μ)²) + ε. Layer norm
 //! (arXiv 1607.06450) has the row's mean for μ, root mean square norm (arXiv 1910.07467) zero.
 //!
-//! With h = w · ∂L/∂y: ∂L/∂x = (h − n · mean(h · n) − mean(h)) / σ, without the last mean if μ is zero.
-//! Only training needs ∂L/∂w = Σ ∂L/∂y · n; no backward pass computes it.
+//! With h = w · ∂L/∂y: ∂L/∂x = (h − n · mean(h · n) − mean(h)) / σ, without the last mean if μ is
+//! zero. Only training needs ∂L/∂w = Σ ∂L/∂y · n; no backward pass computes it.
 
 use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;

@@ -54,8 +54,8 @@ impl Rows {
     }
 }
 
-/// Number of tokens that are processed together, with a column of `x` as their inputs side by side, and
-/// number of outputs that are added to `y` together.
+/// Number of tokens that are processed together, with a column of `x` as their inputs side by side,
+/// and number of outputs that are added to `y` together.
 const TOKENS: usize = 64;
 const OUTPUTS: usize = 64;
 

@@ -39,8 +39,8 @@ pub trait Sums: Hold {
         samples: &[Range<usize>],
     ) -> Result<(), Self::Err>;
 
-    /// Adds the Gram matrix Σ x xᵀ of the rows of `x` at and below the diagonal; values above it are
-    /// undefined. Twice the mean is the Hessian of SparseGPT (arXiv 2301.00774).
+    /// Adds the Gram matrix Σ x xᵀ of the rows of `x` at and below the diagonal; values above it
+    /// are undefined. Twice the mean is the Hessian of SparseGPT (arXiv 2301.00774).
     fn add_gram(sum: &mut Self::Sum, x: &Matrix<Self>) -> Result<(), Self::Err>;
 
     /// Adds Σ a bᵀ of the rows of `a` and `b`: [columns of a, columns of b].

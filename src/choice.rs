@@ -1,5 +1,5 @@
-//! A choice from a closed set: one of a table of values that have names. What a program or a recipe
-//! can choose, and the words for it, are the table's; adding to the set is a line of its table.
+//! A choice from a closed set: one value of a table of named values. A new value is a new line of
+//! its table, from which names, help and schema follow.
 
 use std::{borrow::Cow, fmt, ops::Deref, sync::OnceLock};
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 /// A value of a table.
 pub trait Named: Sized + 'static {
-    /// What the set is called, such as `Init`.
+    /// Name of the set, such as `Init`.
     const SET: &str;
 
     /// The table of all values.
@@ -21,7 +21,7 @@ pub trait Named: Sized + 'static {
     /// The value's name.
     fn name(&self) -> &'static str;
 
-    /// What the value is, without a capital letter or a full stop.
+    /// Description of the value, without a capital letter or a full stop.
     fn help(&self) -> &'static str;
 }
 
@@ -42,7 +42,7 @@ impl<T: Named> Table<T> {
     }
 }
 
-/// One of a table's values. A recipe, a report or a schema has its name.
+/// One of a table's values. It is serialized as its name.
 pub struct Choice<T: 'static>(pub(crate) &'static T);
 
 impl<T: Named> Choice<T> {
@@ -51,12 +51,12 @@ impl<T: Named> Choice<T> {
         T::table().values.iter().map(|value| Self(value))
     }
 
-    /// The one of this name.
+    /// The choice of this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::all().find(|choice| choice.name() == name)
     }
 
-    /// A line of help: what the choice decides, and what each of the values is.
+    /// A line of help: what the choice decides, and a description of each value.
     pub(crate) fn help_on(decides: &str) -> String {
         let each: Vec<String> =
             Self::all().map(|value| format!("`{value}`, {}", value.help())).collect();
@@ -126,21 +126,21 @@ impl<T: Named> JsonSchema for Choice<T> {
     }
 }
 
-/// A value's help as a sentence of its own.
+/// A value's help as a sentence.
 pub(crate) fn sentence(help: &str) -> String {
     let mut chars = help.chars();
     let first = chars.next().into_iter().flat_map(char::to_uppercase);
     first.chain(chars).chain(['.']).collect()
 }
 
-/// Reads a variant by its name, and by nothing else: figment would take its number too.
+/// Deserializes a variant by its name only; figment would also accept its index.
 pub(crate) fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     T::deserialize(String::deserialize(deserializer)?.into_deserializer())
 }
 
-/// Reads a variant of a key that may be left out.
+/// [`word`] for a key that may be missing.
 pub(crate) fn optional_word<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,

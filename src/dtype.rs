@@ -11,7 +11,7 @@ use crate::buffer::stale;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
-    /// 64 bits; of stored weights only.
+    /// 64 bits, only for stored weights.
     #[serde(skip)]
     F64,
     /// 32 bits.
@@ -22,11 +22,11 @@ pub enum Dtype {
     Bf16,
 }
 
-/// Elements that one task converts.
+/// Number of elements that one task converts.
 const CHUNK: usize = 1 << 16;
 
 impl Dtype {
-    /// The format of a tensor, if it is one that Barber computes with.
+    /// The format of a tensor; `None` if Barber does not compute with it.
     pub(crate) fn of(dtype: safetensors::Dtype) -> Option<Self> {
         match dtype {
             safetensors::Dtype::F64 => Some(Self::F64),
@@ -37,7 +37,7 @@ impl Dtype {
         }
     }
 
-    /// The format of tensors that are stored in it.
+    /// The format as a tensor's dtype in safetensors.
     pub(crate) const fn stored(self) -> safetensors::Dtype {
         match self {
             Self::F64 => safetensors::Dtype::F64,
@@ -56,7 +56,7 @@ impl Dtype {
         }
     }
 
-    /// What `config.json` calls it.
+    /// The format's name in `config.json`.
     pub(crate) const fn torch(self) -> &'static str {
         match self {
             Self::F64 => "float64",
@@ -75,7 +75,7 @@ impl Dtype {
         }
     }
 
-    /// How many elements are NaN or infinite as an f32, and the place of the first.
+    /// Number of elements that are NaN or infinite as f32, and the index of the first.
     pub(crate) fn not_finite(self, bytes: &[u8]) -> (usize, Option<usize>) {
         fn look<const SIZE: usize>(
             bytes: &[u8],
@@ -85,7 +85,7 @@ impl Dtype {
             let found = chunks.map(|(chunk, elements)| {
                 let count: usize =
                     elements.iter().map(|element| usize::from(wrong(*element))).sum();
-                // Nearly always there is none.
+                // Usually there is none.
                 let first = elements.iter().position(|element| count > 0 && wrong(*element));
                 (count, first.map(|at| chunk * CHUNK + at))
             });
@@ -153,7 +153,7 @@ impl Dtype {
     }
 }
 
-/// Converts halves; a few at a time, as their bytes need not lie where halves may.
+/// Converts half-precision numbers in small copies, as the bytes may not be aligned.
 fn convert<H: Copy>(bytes: &[u8], values: &mut [f32], half: impl Fn(u16) -> H)
 where
     [H]: HalfFloatSliceExt,

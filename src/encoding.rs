@@ -1,11 +1,11 @@
-//! How a text is encoded, by its first bytes. Barber reads UTF-8, with a byte order mark or
-//! without.
+//! Detects the encoding of a text by its first bytes. Barber reads UTF-8, with or without a byte
+//! order mark.
 
 use std::io;
 
 /// The byte order mark of UTF-8, which is no part of the text.
 const MARK: &[u8] = &[0xef, 0xbb, 0xbf];
-/// What is said of a text in UTF-16 or UTF-32.
+/// The error of a text in UTF-16 or UTF-32.
 pub(crate) const WIDE: &str =
     "text in UTF-16 or UTF-32; save it as UTF-8, as `iconv -f UTF-16 -t UTF-8` does";
 
@@ -23,13 +23,13 @@ pub(crate) fn unmark(text: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes of a mark that a text begins with.
+/// Number of bytes of a text's byte order mark.
 pub(crate) fn mark(start: &[u8]) -> usize {
     if start.starts_with(MARK) { MARK.len() } else { 0 }
 }
 
-/// Whether a text is UTF-16 or UTF-32: by its byte order mark or, without one, as every other byte
-/// of its first letters is zero.
+/// Whether a text is UTF-16 or UTF-32: by its byte order mark, or because every other byte of its
+/// first letters is zero.
 pub(crate) fn is_wide(start: &[u8]) -> bool {
     let marked = start.starts_with(&[0xff, 0xfe]) || start.starts_with(&[0xfe, 0xff]);
     let pairs = || start.chunks_exact(2).take(16);

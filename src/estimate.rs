@@ -1,4 +1,4 @@
-//! What a run will take: matrix products and memory, counted from the shapes before it starts.
+//! Estimates the matrix products and the memory of a run from its shapes.
 
 use crate::{
     buffer::MOST,
@@ -8,53 +8,52 @@ use crate::{
     prune::{By, Cost, Pruning},
 };
 
-/// What decides how much a run takes.
+/// The settings that determine the cost of a run.
 #[derive(Clone, Debug)]
 pub struct Run<'a> {
     /// The pruning.
     pub pruning: Pruning<'a>,
-    /// What decides about the layers' shares of the zeros, where they differ.
+    /// What the layers' ratios depend on, if they differ.
     pub allocation: Option<By>,
-    /// Tokens of all evaluations of one model, and how many models are evaluated.
+    /// Number of tokens of all evaluations of one model, and number of evaluated models.
     pub evaluated: (usize, usize),
-    /// Tokens of an evaluation that are held at a time.
+    /// Number of tokens of an evaluation that are held at a time.
     pub evaluated_at_once: usize,
-    /// Tokens of the longest segment that is evaluated.
+    /// Number of tokens of the longest evaluated segment.
     pub evaluated_longest: usize,
 }
 
-/// What a run takes, about.
+/// The estimated cost of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Estimate {
     /// Floating-point operations of the matrix products in calibration and refinement.
     pub pruning: f64,
-    /// Those of them that the allocation takes.
+    /// Part of `pruning` for the allocation.
     pub allocation: f64,
-    /// Those of them that a pass for the initial masks alone takes.
+    /// Part of `pruning` for a separate pass of initial masks.
     pub initial: f64,
-    /// Those of them that find masks and values once the statistics are there, where a run does not
-    /// count them.
+    /// Part of `pruning` that computes masks and values from statistics, which a run does not
+    /// count.
     pub solving: f64,
-    /// And in evaluation.
+    /// Floating-point operations of the matrix products in evaluation.
     pub evaluation: f64,
-    /// Bytes of memory that it cannot do without, at the peak, beside the checkpoint's pages that
-    /// the system caches.
+    /// Peak bytes of memory that the run needs, without the checkpoint's cached pages.
     pub memory: f64,
-    /// Bytes of what waits between layers, in memory or in a scratch file.
+    /// Bytes of hidden states between layers, in memory or in a scratch file.
     pub waiting: f64,
 }
 
-/// Bytes of a number.
+/// Bytes per number.
 const SIZE: f64 = 4.0;
-/// The program itself, and what is small.
+/// Bytes of the program itself and of small data.
 const BASE: f64 = 8e6;
-/// What it takes to read the recipe, the tokenizer and the texts, which is free again before the
-/// first pass.
+/// Bytes for reading the recipe, the tokenizer and the texts, which are free again before the first
+/// pass.
 const READING: f64 = 6e6;
-/// What the tokenizer holds for a token of the vocabulary.
+/// Bytes of the tokenizer per token of the vocabulary.
 const TOKEN: f64 = 600.0;
 
-/// Counts a run.
+/// Estimates the cost of a run.
 pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
     let Pruning { initial_needs, single, stages, dense, ref calibration, stream_size, .. } =
         run.pruning;
@@ -76,10 +75,10 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
         for linear in plan.matrices(decoder, index).map(|(_, linear)| linear) {
             let [rows, columns] = [linear.dims.rows, linear.dims.columns].map(|n| n as f64);
             if initial_needs.gram {
-                // The factor, then what each block passes on to the columns after it.
+                // The factorisation, then the updates of later columns by each block.
                 solved += columns.powi(3) + rows * columns * columns;
-                // It is factorised in two matrices of 64-bit numbers, when the dense weights are
-                // gone.
+                // The factorisation takes two matrices of 64-bit numbers, after the dense weights
+                // are freed.
                 solver = solver.max((5.0 * columns * columns + 3.0 * widest) * SIZE);
             }
             if has_grams {
@@ -101,9 +100,9 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
     let begins_again = !single && initial_needs.inputs() && !stages.is_empty();
     let earlier = usize::from(run.allocation.is_some()) + usize::from(begins_again);
     let stream = (calibration.tokens * decoder.hidden_size * stream_size) as f64;
-    // Freed matrices wait to be used again.
+    // Freed matrices are kept for reuse.
     let freed = cost.widths.bytes() - cost.matrices + earlier as f64 * stream;
-    // A matrix is read while the others of a pass are there.
+    // A matrix is read while the others of a pass are held.
     let held = (cost.held + widest * SIZE).max(cost.gathered + solver);
     let passes = held + cost.matrices - cost.waiting + freed.min(MOST as f64);
     let (evaluated, models) = run.evaluated;

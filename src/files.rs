@@ -1,6 +1,6 @@
-//! Files on disk. Reading opens regular files only: a FIFO would block, a device may have no end.
-//! All that writes checkpoints, and the state of a run beside them, goes through the steps here, so
-//! that tests can let any step fail, or end the world between two of them.
+//! Files on disk. Only regular files are opened for reading, as a FIFO would block and a device may
+//! be endless. Checkpoints and saved states are written by the steps here, so that tests can make
+//! any step fail, or interrupt the run between two steps.
 
 use std::{
     fs::{self, File, FileType, OpenOptions},
@@ -8,8 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Opens a regular file, or what a link to one leads to. Anything else is an error that says what
-/// it is, at once: nothing waits for the other end of a FIFO.
+/// Opens a regular file, or a link to one. Anything else is an immediate error that says what it
+/// is; a FIFO does not block.
 ///
 /// # Errors
 /// If there is no such file, it cannot be read, or it is not a regular file.
@@ -32,7 +32,7 @@ fn open_kind(path: &Path, allowed: impl Fn(&FileType) -> bool) -> io::Result<Fil
         true => Ok(()),
         false => Err(not_regular(&kind)),
     };
-    // Opening a device can have effects, so its kind is looked at first.
+    // Opening a device can have effects, so the kind is checked first.
     let kind = fs::metadata(path)?.file_type();
     check(kind)?;
     let mut options = OpenOptions::new();
@@ -40,7 +40,7 @@ fn open_kind(path: &Path, allowed: impl Fn(&FileType) -> bool) -> io::Result<Fil
     #[cfg(unix)]
     if kind.is_file() {
         use std::os::unix::fs::OpenOptionsExt;
-        // Should a FIFO take the file's place just now, opening it does not block.
+        // If a FIFO replaces the file just now, opening it does not block.
         options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32);
     }
     let file = options.open(path)?;
@@ -48,7 +48,7 @@ fn open_kind(path: &Path, allowed: impl Fn(&FileType) -> bool) -> io::Result<Fil
     Ok(file)
 }
 
-/// That something is not a regular file, but of this kind.
+/// The error of a file that is not regular, with its kind.
 pub(crate) fn not_regular(kind: &FileType) -> io::Error {
     let error =
         if kind.is_dir() { io::ErrorKind::IsADirectory } else { io::ErrorKind::InvalidInput };
@@ -86,7 +86,7 @@ fn is_fifo(_: &FileType) -> bool {
     false
 }
 
-/// One step.
+/// A step of writing.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(not(test), expect(dead_code, reason = "tests look at them"))]
 pub(crate) enum Step<'a> {
@@ -100,7 +100,7 @@ pub(crate) enum Step<'a> {
     Remove(&'a Path),
 }
 
-/// Asks a test, if one wants to know.
+/// Called before each step; tests may make it fail.
 #[cfg(not(test))]
 #[inline]
 fn step(_: Step<'_>) -> io::Result<()> {
@@ -110,8 +110,8 @@ fn step(_: Step<'_>) -> io::Result<()> {
 #[cfg(test)]
 use testing::step;
 
-/// A file in the making. Its contents are safe once it is finished, and its name once the directory
-/// is synced.
+/// A file that is being written. Its contents are safe once it is finished, and its name once the
+/// directory is synced.
 #[derive(Debug)]
 pub(crate) struct Writing(BufWriter<Steps>);
 
@@ -143,7 +143,7 @@ impl Write for Writing {
 }
 
 impl Writing {
-    /// Sees to it that the contents are on the disk.
+    /// Syncs the contents to the disk.
     pub(crate) fn finish(self) -> io::Result<()> {
         let Steps { path, file } = self.0.into_inner().map_err(io::IntoInnerError::into_error)?;
         step(Step::Sync(&path))?;
@@ -151,21 +151,21 @@ impl Writing {
     }
 }
 
-/// A new file, in the place of one that was there.
+/// Creates a file, replacing an existing one.
 pub(crate) fn create(path: &Path) -> io::Result<Writing> {
     step(Step::Create(path))?;
     let file = File::create(path)?;
     Ok(Writing(BufWriter::with_capacity(1 << 20, Steps { path: path.to_owned(), file })))
 }
 
-/// A whole file.
+/// Writes a whole file.
 pub(crate) fn write(path: &Path, contents: &[u8]) -> io::Result<()> {
     let mut file = create(path)?;
     file.write_all(contents)?;
     file.finish()
 }
 
-/// A copy of a file's contents.
+/// Copies a file's contents.
 pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let mut contents = open(from)?;
     let mut file = create(to)?;
@@ -173,7 +173,7 @@ pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     file.finish()
 }
 
-/// A directory, unless it is there.
+/// Creates a directory unless it exists.
 pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -182,13 +182,13 @@ pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
     fs::create_dir(path)
 }
 
-/// Gives a file or a directory another name.
+/// Renames a file or a directory.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     step(Step::Rename(from, to))?;
     fs::rename(from, to)
 }
 
-/// Sees to it that the names in a directory are on the disk.
+/// Syncs the names in a directory to the disk.
 pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     step(Step::Sync(path))?;
     File::open(path)?.sync_all()
@@ -200,8 +200,8 @@ pub(crate) fn remove_dir(path: &Path) -> io::Result<()> {
     fs::remove_dir(path)
 }
 
-/// Removes a file, or a directory with all that is in it; not what a link in it leads to. What is
-/// not there, or goes meanwhile, is no error.
+/// Removes a file, or a directory with its contents, without following links. Missing files are not
+/// an error.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match remove_what_is_there(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),

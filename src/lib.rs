@@ -14,14 +14,14 @@
 //! }
 //! ```
 //!
-//! [`run::prune`] is all that the command `barber prune` does, but for what that prints.
+//! [`run::prune`] does the same as the command `barber prune`, without printing.
 //!
-//! Data flows one way, and the modules follow it: the text of a recipe becomes a resolved
-//! [`recipe`], [`calibration`] turns its text into token batches, the [`executor`] runs one decoder
-//! layer of a [`family`] at a time over the [`checkpoint`]'s weights and gathers statistics, the
-//! metric pipeline turns those into scores, [`mask`] turns scores into masks, and the checkpoint is
-//! written again with the masks applied. [`prune`] is that loop, [`run`] puts it together,
-//! [`report`] says what it did, and [`cli`] prints it.
+//! Data flows one way through the modules: [`recipe`] resolves the text of a recipe,
+//! [`calibration`] turns texts into tokens, the [`executor`] runs one decoder layer of a [`family`]
+//! at a time with the [`checkpoint`]'s weights and computes statistics, the metric pipeline turns
+//! these into scores, [`mask`] turns scores into masks, and the checkpoint is written with the
+//! masks applied. [`prune`] is the loop over layers, [`run`] is the whole run, [`report`] describes
+//! its results, and [`cli`] prints them.
 
 #![cfg_attr(
     not(feature = "cli"),

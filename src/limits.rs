@@ -1,6 +1,5 @@
-//! How large may be what comes from outside. Files of models and data sets are downloaded: whatever
-//! they say of themselves, what is read of them at once is bounded here, many times above what is
-//! found in practice.
+//! Limits for files from outside, such as downloaded models and data sets, many times above the
+//! usual sizes.
 
 use std::{
     fs::File,
@@ -12,7 +11,7 @@ use bytesize::ByteSize;
 
 use crate::{encoding, files};
 
-/// The most that is read of a file that is read as a whole.
+/// The size limit of a file that is read as a whole.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
     /// What the file is, with its article.
@@ -41,29 +40,29 @@ pub(crate) const LOG: Limit = Limit { what: "the log of a study", bytes: 16 * MI
 /// The page of a report.
 pub(crate) const PAGE: Limit = Limit { what: "the page of a report", bytes: 64 * MIB };
 
-/// Tokens of a sequence, where nobody says how long it is; the paper's are as long.
+/// Default number of tokens of a sequence, as in the paper.
 pub(crate) const SEQUENCE: usize = 2048;
-/// Tokens of all calibration samples together; the paper's have 2¹⁸.
+/// Maximum number of tokens of all calibration samples together; the paper's have 2¹⁸.
 pub(crate) const TOKENS: usize = 1 << 28;
-/// Bytes of a glob over tensor names. It may hold globs, which are followed as deep as they go.
+/// Maximum bytes of a glob over tensor names, which bounds its nesting.
 pub(crate) const GLOB: usize = 256;
-/// Bytes of all globs of a recipe together, which become one automaton.
+/// Maximum bytes of all globs of a recipe together, which become one automaton.
 pub(crate) const GLOBS: usize = 16 << 10;
-/// Problems of a recipe that are shown.
+/// Maximum number of problems of a recipe that are shown.
 pub(crate) const PROBLEMS: usize = 50;
-/// Bytes of the headers of all shards of a checkpoint together.
+/// Maximum bytes of the headers of all shards of a checkpoint together.
 pub(crate) const HEADERS: u64 = 8 * MIB;
-/// Bytes of a line of text.
+/// Maximum bytes of a line of text.
 pub(crate) const LINE: usize = 16 << 20;
-/// Values of a record, those in lists and objects included.
+/// Maximum number of values of a record, those in lists and objects included.
 pub(crate) const VALUES: usize = 1 << 18;
-/// Bytes of a text that is tokenised as a whole.
+/// Maximum bytes of a text that is tokenised as a whole.
 pub(crate) const TEXT: usize = 64 << 20;
-/// How many times a compressed file may expand, once it is beyond [`TEXT`]. Text shrinks to a third
-/// or a tenth.
+/// Maximum expansion of a compressed file beyond [`TEXT`]. Text usually shrinks to a third or a
+/// tenth.
 pub(crate) const EXPANSION: u64 = 250;
 
-/// The whole of a text, if it is within its limit, without a byte order mark.
+/// Reads a whole text within its limit, without a byte order mark.
 pub(crate) fn read(path: &Path, limit: Limit) -> io::Result<Vec<u8>> {
     let mut text = limit.read(&mut files::open_or_pipe(path)?)?;
     encoding::unmark(&mut text)?;
@@ -71,7 +70,7 @@ pub(crate) fn read(path: &Path, limit: Limit) -> io::Result<Vec<u8>> {
 }
 
 impl Limit {
-    /// The rest of a file, if it is within the limit.
+    /// Reads the rest of a file within the limit.
     pub(crate) fn read(self, file: &mut File) -> io::Result<Vec<u8>> {
         let too_large = || {
             let (most, what) = (ByteSize(self.bytes), self.what);
@@ -81,7 +80,7 @@ impl Limit {
         if file.metadata()?.len() > self.bytes {
             return too_large();
         }
-        // A file may grow.
+        // The file may grow meanwhile.
         let mut bytes = Vec::new();
         file.take(self.bytes + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > self.bytes { too_large() } else { Ok(bytes) }

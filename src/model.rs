@@ -1,4 +1,4 @@
-//! A checkpoint seen as a decoder: the weights of one part at a time, on a device.
+//! A checkpoint as a decoder: loads the weights of one part at a time onto a device.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,10 +20,10 @@ use crate::{
 /// Why a model could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its checkpoint is wrong.
+    /// The checkpoint is wrong.
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
-    /// Its configuration is.
+    /// The configuration is wrong.
     #[error(transparent)]
     Family(#[from] family::Error),
     /// A sequence is longer than the model's position code.
@@ -32,9 +32,9 @@ pub enum Error {
          lower the sequence_length"
     )]
     TooLong {
-        /// Its length.
+        /// Number of tokens of the sequence.
         found: usize,
-        /// The longest that the model knows.
+        /// Number of positions of the model.
         longest: usize,
     },
     /// A tensor is larger than memory.
@@ -43,19 +43,19 @@ pub enum Error {
          or this one on a larger machine"
     )]
     Memory {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
-        /// What it takes as f32.
+        /// Bytes of the tensor as f32.
         needed: ByteSize,
-        /// What there is.
+        /// Bytes of free memory.
         available: ByteSize,
     },
     /// The executor failed.
     #[error("{what}: {problem}")]
     Executor {
-        /// While doing what.
+        /// What the executor was doing.
         what: String,
-        /// Why.
+        /// The executor's error.
         problem: executor::Error,
     },
 }
@@ -67,12 +67,12 @@ impl From<executor::Error> for Error {
 }
 
 impl Error {
-    /// Says what the executor was doing when it failed.
+    /// Adds to an error what the executor was doing.
     pub fn executor(what: impl std::fmt::Display) -> impl FnOnce(executor::Error) -> Self {
         move |problem| Self::Executor { what: what.to_string(), problem }
     }
 
-    /// Says what the device was doing when it failed.
+    /// Adds to an error what the device was doing.
     pub(crate) fn device<E: std::fmt::Display>(
         what: impl std::fmt::Display,
     ) -> impl FnOnce(E) -> Self {
@@ -80,10 +80,10 @@ impl Error {
     }
 }
 
-/// The decoder with the tensor names that a checkpoint has for it.
+/// The decoder with the tensor names of a checkpoint.
 fn named_as_in(reader: &Reader, mut decoder: Decoder) -> Decoder {
     let has = |name: &str| reader.tensor(name).is_ok();
-    // Some checkpoints are of the decoder without its head.
+    // Some checkpoints have the decoder without its head, and names without a prefix.
     let first = |decoder: &Decoder| has(&decoder.layers[0].attention.projections[0].weight);
     if !first(&decoder) {
         let bare = decoder.clone().without_prefix("model.");
@@ -91,7 +91,7 @@ fn named_as_in(reader: &Reader, mut decoder: Decoder) -> Decoder {
             decoder = bare;
         }
     }
-    // As in transformers, a tied head and embedding are what the file has of them: one, or both.
+    // As in transformers, a file may have a tied head, the embedding, or both.
     let embedding = &mut decoder.embedding.weight;
     if decoder.head == *embedding && has(HEAD) {
         if !has(embedding) {
@@ -118,32 +118,31 @@ fn same(reader: &Reader, one: &str, other: &str) -> bool {
     bytes(one) == bytes(other)
 }
 
-/// A checkpoint, its decoder and what runs it.
+/// A checkpoint, its decoder and an executor.
 #[derive(Debug)]
 pub struct Model<'a, D: Ops> {
     /// The checkpoint.
     pub reader: &'a Reader,
-    /// What it is.
+    /// The checkpoint's decoder.
     pub decoder: Decoder,
-    /// What runs it.
+    /// The executor that runs the model.
     pub executor: Executor<D>,
-    /// The format that weights are rounded to where they are read, if it is another one than the
-    /// checkpoint's.
+    /// The format that weights are rounded to when they are read; `None` for the checkpoint's.
     dtype: Option<Dtype>,
 }
 
 impl<'a, D: Ops> Model<'a, D> {
-    /// The model of a checkpoint; every tensor that it needs is checked to be there.
+    /// The model of a checkpoint. Checks that all tensors exist.
     ///
     /// # Errors
-    /// If its family is unknown, or a tensor is missing, has the wrong shape or format, or is
-    /// larger than the memory that is free.
+    /// If the family is unknown, or a tensor is missing, has the wrong shape or format, or is
+    /// larger than the free memory.
     pub fn new(reader: &'a Reader, executor: impl Into<Executor<D>>) -> Result<Self, Error> {
         let decoder = named_as_in(reader, family::decoder(reader.config())?);
         let available = available_memory();
         for (name, shape) in decoder.tensors() {
             reader.check(name, &shape)?;
-            // No more than twice the bytes that the file has: no overflow.
+            // At most twice the bytes of the file, so there is no overflow.
             let needed = (shape.iter().product::<usize>() * Dtype::F32.size()) as u64;
             if needed > available {
                 let (needed, available) = (ByteSize(needed), ByteSize(available));
@@ -153,8 +152,8 @@ impl<'a, D: Ops> Model<'a, D> {
         Ok(Self { reader, decoder, executor: executor.into(), dtype: None })
     }
 
-    /// The same model as whoever loads it has it, once it is written in a format, if one is given:
-    /// its weights are rounded to that, and hidden states that wait are not rounded.
+    /// The model as loaded from a checkpoint in this format: weights are rounded to it, and stored
+    /// hidden states are not rounded.
     #[must_use]
     pub fn written(&self, dtype: Option<Dtype>) -> Self {
         let Executor { device, storage } = self.executor.clone();
@@ -188,8 +187,8 @@ impl<'a, D: Ops> Model<'a, D> {
         }
     }
 
-    /// Checks that every tensor is finite but those in `read_later`, whose values are checked where
-    /// they are read. Of a tensor that the decoder does not have, it is a warning if it is not.
+    /// Checks that all tensors are finite, except those in `read_later`, which are checked when
+    /// they are read. For tensors that the decoder does not use, a failure is only a warning.
     ///
     /// # Errors
     /// If a tensor of the decoder has a value that is NaN or infinite.
@@ -214,7 +213,7 @@ impl<'a, D: Ops> Model<'a, D> {
         Ok(self.read(&linear.weight, &[linear.dims.rows, linear.dims.columns])?)
     }
 
-    /// The weights of one part of a layer, as pruning left them.
+    /// The pruned weights of one part of a layer.
     ///
     /// # Errors
     /// If they cannot be read, or the device has not enough memory.
@@ -285,7 +284,7 @@ impl<'a, D: Ops> Model<'a, D> {
         self.weight(linear, self.values(linear)?, None)
     }
 
-    /// A linear layer with these values of its weight, row-major, as far as `mask` keeps them.
+    /// A linear layer with these values of its weight, row-major, masked by `mask`.
     ///
     /// # Errors
     /// If its bias cannot be read, or the device has not enough memory.
@@ -308,8 +307,8 @@ impl<'a, D: Ops> Model<'a, D> {
         weight.map_err(Error::device(&linear.weight))
     }
 
-    /// The hidden states before the first layer: the embeddings of each sample's tokens. The last
-    /// `held_out` samples are no part of any statistics.
+    /// The hidden states before the first layer: the embeddings of each sample's tokens. Statistics
+    /// exclude the last `held_out` samples.
     ///
     /// # Errors
     /// If they cannot be read, a sample is longer than the model's positions, or the device has not
@@ -318,8 +317,8 @@ impl<'a, D: Ops> Model<'a, D> {
         self.embed_at(self.positioned(samples), held_out)
     }
 
-    /// The hidden states of samples before a later layer, [tokens, channels] each, row-major, which
-    /// `states` gives for one after the other.
+    /// The hidden states of samples before a later layer; `states` gives those of each sample in
+    /// turn, [tokens, channels], row-major.
     ///
     /// # Errors
     /// Whatever `states` returns, or if the device has not enough memory.
@@ -404,17 +403,17 @@ impl<'a, D: Ops> Model<'a, D> {
         ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect()
     }
 
-    /// Tokens of a sequence: as many as are wanted, or else the smaller of 2048 and the number of
-    /// positions that the model has.
+    /// Number of tokens of a sequence: `wanted`, or else the smaller of 2048 and the model's number
+    /// of positions.
     pub fn sequence(&self, wanted: Option<usize>) -> usize {
         wanted.unwrap_or_else(|| self.decoder.positions().tokens.min(SEQUENCE))
     }
 
-    /// Sees whether a sequence of so many tokens, one of `what`, is within the model's positions,
-    /// and warns if it is not; `key` is what makes it as long.
+    /// Warns if a sequence of `found` tokens is longer than the model's positions. `what` is a
+    /// sequence of the text, `key` the key that sets its length.
     ///
     /// # Errors
-    /// If the positions end there.
+    /// If the model cannot run longer sequences.
     pub fn within(&self, what: &str, found: usize, key: &str) -> Result<(), Error> {
         let PositionLimit { tokens: longest, hard } = self.decoder.positions();
         if found > longest && hard {
@@ -429,7 +428,7 @@ impl<'a, D: Ops> Model<'a, D> {
         Ok(())
     }
 
-    /// The token that stands before a text that nothing else does.
+    /// The token to put before a text without context, if the model has one.
     pub fn first_token(&self) -> Option<u32> {
         let token = |key: &str| {
             let value = self.reader.config().get(key)?;

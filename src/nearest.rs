@@ -1,9 +1,9 @@
-//! The known name that somebody meant.
+//! Finds the known name that is most similar to a misspelt one.
 
-/// Bytes of a name that is compared with others: no known one is half as long.
+/// Maximum bytes of a name that is compared; known names are shorter.
 const NAME: usize = 64;
 
-/// The name that is most like `name`, if any is alike.
+/// The known name that is most similar to `name`; `None` if none is similar.
 pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if name.len() > NAME {
         return None;

@@ -1,4 +1,4 @@
-//! Which matrices are pruned and which are rebuilt together.
+//! The plan of a run: the matrices to prune, and their groups.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,19 +7,19 @@ use crate::{
     mask::{Pattern, Scope},
 };
 
-/// A group of matrices of one decoder layer, rebuilt as one.
+/// A group of matrices of one decoder layer that are refined together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
-    /// What the recipe calls it.
+    /// Name in the recipe.
     pub name: String,
-    /// The smallest run of parts that holds it, whose output error it is judged by.
+    /// Parts that contain the matrices: the output error is measured over these.
     pub parts: Vec<Part>,
-    /// Its matrices.
+    /// Matrices of the group.
     pub members: Vec<Member>,
 }
 
 impl Group {
-    /// The indices of its matrices in each of its parts.
+    /// Indices of the group's matrices, one list per part.
     pub fn linears(&self) -> Vec<Vec<usize>> {
         let of = |part: &Part| {
             let members = self.members.iter().filter(|member| member.part == *part);
@@ -32,28 +32,28 @@ impl Group {
 /// A matrix of a group.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Member {
-    /// The part that it is in.
+    /// Part that contains the matrix.
     pub part: Part,
     /// Index into [`Layer::projections`] of the part.
     pub linear: usize,
-    /// How it is pruned.
+    /// How the matrix is pruned.
     pub rule: Rule,
 }
 
 /// How a matrix is pruned.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rule {
-    /// Where its zeros may be.
+    /// Sparsity pattern.
     pub pattern: Pattern,
-    /// The fraction of its weights to prune.
+    /// Fraction of the weights to prune.
     pub ratio: f64,
-    /// How many exactly, where an allocation has said so.
+    /// Exact number of weights to prune, if an allocation has set one.
     pub count: Option<usize>,
-    /// Where its weights compete, where that is not as a stage says.
+    /// Scope of the selection, if it differs from the method's own.
     pub scope: Option<Scope>,
 }
 
-/// The groups of every decoder layer, in the order in which they are rebuilt.
+/// The groups of every decoder layer, in the order in which they are refined.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// One list per decoder layer.
@@ -66,27 +66,27 @@ pub type Block = (String, Vec<String>);
 /// Why blocks do not fit a model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A block names a layer that the model has not.
+    /// A block names a linear layer that the model does not have.
     #[error("block `{block}`: no decoder layer has a linear layer `{layer}`, known: {known}")]
     UnknownLayer {
-        /// The block.
+        /// Name of the block.
         block: String,
-        /// What it names.
+        /// Unknown layer name.
         layer: String,
-        /// What there is.
+        /// Known layer names.
         known: String,
     },
-    /// Everything is excluded.
+    /// The exclusions leave no matrix to prune.
     #[error("nothing is left to prune: sparsity.exclude matches every matrix of the blocks")]
     Nothing,
 }
 
 impl Plan {
-    /// The plan of `blocks`, or of the family's own if there are none; `rule` says how the matrix
-    /// of a tensor name is pruned, if it is.
+    /// Plans `blocks`, or the family's default blocks if `blocks` is empty. `rule` maps a tensor
+    /// name to how its matrix is pruned; `None` leaves the matrix dense.
     ///
     /// # Errors
-    /// If a block does not fit the model, or nothing is left.
+    /// If a block names an unknown layer, or no matrix is left to prune.
     pub fn new(
         decoder: &Decoder,
         blocks: &[Block],
@@ -115,7 +115,7 @@ impl Plan {
         Ok(Self { layers })
     }
 
-    /// The matrices of a layer that are pruned, in the order of the groups.
+    /// The pruned matrices of a layer, in the order of the groups.
     pub fn matrices<'a>(
         &'a self,
         decoder: &'a Decoder,
@@ -127,8 +127,8 @@ impl Plan {
 }
 
 impl Plan {
-    /// Number of weights of the matrices, and how many of them the ratios prune. Where weights
-    /// compete in rows, some fewer go: each row loses whole weights.
+    /// Number of weights of the matrices, and number of them to prune. With row scope slightly
+    /// fewer are pruned: the number per row is rounded down.
     pub fn weights(&self, decoder: &Decoder) -> [usize; 2] {
         let layers = 0..self.layers.len();
         let matrices = layers.flat_map(|layer| self.matrices(decoder, layer));
@@ -140,14 +140,15 @@ impl Plan {
         each.fold([0, 0], |[all, pruned], [weights, gone]| [all + weights, pruned + gone])
     }
 
-    /// How many weights of each tensor are pruned, where that is counted.
+    /// Number of weights to prune by tensor name, for tensors with an exact count.
     pub fn counts(&self, decoder: &Decoder) -> BTreeMap<String, usize> {
         let layers = 0..self.layers.len();
         let matrices = layers.flat_map(|layer| self.matrices(decoder, layer));
         matrices.filter_map(|(of, linear)| Some((linear.weight.clone(), of.rule.count?))).collect()
     }
 
-    /// Prunes as many weights of each tensor as `counts` says.
+    /// Sets the exact number of weights to prune of each tensor; tensors not in `counts` have
+    /// none.
     pub fn count(&mut self, decoder: &Decoder, counts: &BTreeMap<String, usize>) {
         for (groups, layer) in self.layers.iter_mut().zip(&decoder.layers) {
             for member in groups.iter_mut().flat_map(|group| &mut group.members) {
@@ -158,7 +159,7 @@ impl Plan {
 }
 
 impl Member {
-    /// The matrix in its decoder layer.
+    /// The matrix of `layer` that this member points to.
     pub fn of(self, layer: &Layer) -> &Projection {
         &layer.projections(self.part)[self.linear]
     }

@@ -1,5 +1,5 @@
-//! The CPU's memory for matrices, used again and again: every layer needs the same sizes, and fresh
-//! pages and zeros for each result of each operation would cost a tenth of the time.
+//! A pool of the CPU's memory for matrices. Every layer needs the same sizes; allocating and
+//! clearing fresh pages for each result would take a tenth of the time.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -7,15 +7,15 @@ use std::{
     sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
-/// Bytes that wait at most. What is beyond them is freed, and may come back in other sizes.
+/// Maximum number of bytes in the pool; what exceeds it is freed.
 pub(crate) const MOST: usize = 96 << 20;
 
-/// What waits, by length; the last ones came last.
+/// Pooled vectors by length, the latest last.
 #[derive(Default)]
 struct Waiting {
     buffers: HashMap<usize, VecDeque<(u64, Vec<f32>)>>,
     bytes: usize,
-    /// How many came so far.
+    /// Number of vectors added so far.
     came: u64,
 }
 
@@ -26,7 +26,7 @@ impl Waiting {
         Some(buffer)
     }
 
-    /// Adds a buffer; returns those for which there is no room any more, the ones that came first.
+    /// Adds a vector; returns the oldest ones that the pool has no room for.
     fn add(&mut self, buffer: Vec<f32>) -> Vec<Vec<f32>> {
         self.bytes += size(buffer.len());
         self.came += 1;
@@ -51,49 +51,49 @@ fn waiting() -> MutexGuard<'static, Waiting> {
     WAITING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lets the process keep the memory that it frees, as far as the C library can: it is soon asked
-/// for again, and the operating system would hand it out page by page, and clear each.
+/// Makes the C library keep the memory that the process frees. The process needs it again soon, and
+/// the operating system would map and clear it page by page.
 pub(crate) fn keep_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         #[allow(unsafe_code, reason = "the C library's interface")]
-        // SAFETY: the calls change how the allocator deals with large memory, and need nothing.
+        // SAFETY: the calls set parameters of the allocator and have no preconditions.
         unsafe {
-            // No memory is mapped for itself, to go back when it is freed; and the heap is not cut.
-            // Where a call fails, all works as before.
+            // Do not map large blocks on their own, and do not shrink the heap. If a call fails,
+            // the default remains.
             libc::mallopt(libc::M_MMAP_MAX, 0);
             libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
         }
     }
 }
 
-/// A vector of `length` numbers without a meaning: what was in it last, or zeros.
+/// A vector of `length` numbers with arbitrary contents.
 pub(crate) fn stale(length: usize) -> Vec<f32> {
     let found = waiting().take(length);
     found.unwrap_or_else(|| vec![0.0; length])
 }
 
-/// So many zeros.
+/// A vector of zeros.
 pub(crate) fn zeros(length: usize) -> Vec<f32> {
     let mut zeros = stale(length);
     zeros.fill(0.0);
     zeros
 }
 
-/// A copy of some numbers.
+/// A copy of a slice.
 pub(crate) fn copy(values: &[f32]) -> Vec<f32> {
     let mut copy = stale(values.len());
     copy.copy_from_slice(values);
     copy
 }
 
-/// Gives a vector back.
+/// Returns a vector to the pool.
 pub(crate) fn recycle(values: Vec<f32>) {
     let length = values.len();
-    // One that is larger than all that may wait would only drive out the others.
+    // A vector larger than the pool would only drive out all others.
     if length > 0 && values.capacity() == length && size(length) <= MOST {
         let gone = waiting().add(values);
-        // Freed while nobody waits for the lock.
+        // Free outside the lock.
         drop(gone);
     }
 }
@@ -102,7 +102,7 @@ fn size(length: usize) -> usize {
     length * size_of::<f32>()
 }
 
-/// Numbers that go back to where they came from when nobody needs them any more.
+/// A vector that returns to the pool when it is dropped.
 #[derive(Debug, Default)]
 pub struct Buffer(Vec<f32>);
 
@@ -113,7 +113,7 @@ impl From<Vec<f32>> for Buffer {
 }
 
 impl Buffer {
-    /// The numbers, which go nowhere.
+    /// The numbers, without returning them to the pool.
     pub(crate) fn into_vec(mut self) -> Vec<f32> {
         std::mem::take(&mut self.0)
     }

@@ -1,5 +1,5 @@
-//! Calls into libraries that panic on damaged files, as the readers of Parquet and of tokenizers
-//! do: a panic becomes what is wrong with the file.
+//! Calls into libraries that panic on damaged files, such as the Parquet and tokenizer readers:
+//! turns a panic into an error message.
 
 use std::{
     any::Any,
@@ -12,10 +12,11 @@ thread_local! {
     static CATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `call`, which must leave behind nothing that it has half changed; or says how it panicked.
+/// Runs `call` and returns its panic message if it panics. `call` must not leave anything half
+/// changed.
 pub(crate) fn catch_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     static QUIET: Once = Once::new();
-    // What becomes an error is not printed as well.
+    // Do not print a panic that becomes an error.
     QUIET.call_once(|| {
         let hook = panic::take_hook();
         panic::set_hook(Box::new(move |info| {

@@ -1,5 +1,5 @@
-//! Links the metrics that come with Barber: without a mention the linker would drop them, and the
-//! registry not find them. Nothing else names them.
+//! Links the metrics that come with Barber. Without a mention, the linker would drop them and the
+//! registry would not find them.
 
 use barber_activation_norm as _;
 use barber_gradient as _;

@@ -1,13 +1,13 @@
-//! How far work has come, for whoever shows it.
+//! Progress of work, for a display.
 
-/// What the steps of a phase are, and how many.
+/// The unit and number of the steps of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Steps {
     /// Decoder layers.
     Layers(usize),
-    /// Bytes of a file or of several.
+    /// Bytes of one or several files.
     Bytes(u64),
-    /// Equal parts of its work.
+    /// Equal parts of the phase.
     Parts(u64),
 }
 
@@ -21,16 +21,16 @@ impl Steps {
     }
 }
 
-/// Counts the steps of a phase. Dropped when the phase ends.
+/// A progress bar of one phase. Dropped when the phase ends.
 pub trait Bar {
-    /// Some more steps are done.
+    /// Adds steps.
     fn advance(&self, steps: u64);
 
-    /// So many steps are done in all.
+    /// Sets the number of steps done so far.
     fn reach(&self, steps: u64);
 }
 
-/// Counts nothing.
+/// Shows nothing.
 impl Bar for () {
     fn advance(&self, _steps: u64) {}
 

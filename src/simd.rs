@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-/// Runs a kernel, an expression, with the widest vector instructions that the processor has: it is
-/// compiled for each of them, and so is what is inlined into it.
+/// Runs a kernel, an expression, with the widest vector instructions of the processor. The kernel
+/// and everything inlined into it are compiled for each of them.
 macro_rules! simd {
     ($kernel:expr) => {
         pulp::Arch::new().dispatch($crate::simd::Kernel(
@@ -14,8 +14,8 @@ macro_rules! simd {
 }
 pub(crate) use simd;
 
-/// A kernel that is always inlined. As an `FnOnce` it would be called through an adapter, which the
-/// compiler may leave a function of its own, for the narrowest instructions.
+/// A kernel that is always inlined. An `FnOnce` would be called through an adapter, which the
+/// compiler may leave as a function of its own, compiled for the narrowest instructions.
 pub(crate) struct Kernel<F>(pub(crate) F);
 
 impl<R, F: FnMut() -> R> pulp::NullaryFnOnce for Kernel<F> {
@@ -27,8 +27,8 @@ impl<R, F: FnMut() -> R> pulp::NullaryFnOnce for Kernel<F> {
     }
 }
 
-/// The index of the first value for which `wrong` is true. Nearly always there is none, and to look
-/// at all of them is faster than to look out for the first.
+/// Index of the first value for which `wrong` is true. There is almost never one, so that looking
+/// at all values is faster than stopping at the first.
 pub(crate) fn first(values: &[f32], wrong: impl Fn(f32) -> bool + Sync) -> Option<usize> {
     let any = |values: &[f32]| simd!(values.iter().fold(false, |any, value| any | wrong(*value)));
     if !values.par_chunks(1 << 14).any(any) {

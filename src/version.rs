@@ -1,27 +1,27 @@
-//! What computes: this program, and the instructions that it finds.
+//! The version of this program, and the processor's instructions that it uses.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The program that made a result. The same one makes the same bytes of the same inputs.
+/// The program that made a result. The same version makes the same bytes from the same inputs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {
-    /// Its version.
+    /// Version of Barber.
     pub barber: String,
-    /// The commit that it was built from, if the build said so: `BARBER_COMMIT` in its environment.
+    /// Commit of the source, if the environment variable `BARBER_COMMIT` was set in the build.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
-    /// The machine and the system that it was built for.
+    /// Target triple of the build.
     #[serde(default)]
     pub target: String,
-    /// The vector instructions, found at run time, by which kernels are chosen.
+    /// Vector instructions found at run time. They determine which kernels run.
     #[serde(default)]
     pub instructions: String,
 }
 
 impl Version {
-    /// This program on this machine.
+    /// The version of this program on this machine.
     pub fn current() -> Self {
         Self {
             barber: env!("CARGO_PKG_VERSION").into(),

@@ -1,6 +1,6 @@
-//! A tokenizer that makes no more than a small multiple of a text. A `tokenizer.json` of a few
-//! kilobytes can say that a letter becomes two, over and over: each of its parts is looked at when
-//! it is read and, where that does not suffice, before it is given a text.
+//! A tokenizer whose output is at most a small multiple of the text. A `tokenizer.json` of a few
+//! kilobytes can say that a letter becomes two, over and over: each of its parts is checked when it
+//! is read and, where that does not suffice, before it processes a text.
 
 use std::{ops::ControlFlow, sync::OnceLock};
 
@@ -15,24 +15,24 @@ use tokenizers::{
     utils::SysRegex,
 };
 
-/// A tokenizer whose parts are bounded.
+/// A tokenizer with bounded parts.
 pub(super) type Bounded =
     TokenizerImpl<ModelWrapper, Normalizers, PreTokenizers, Processor, Decoders>;
 
-/// How many times its bytes a text may become, and how many bytes more. Spaces that are written `▁`
-/// are three times as long, and bytes that are written as letters twice.
+/// Maximum growth of a text in bytes: a factor, then a constant. Spaces written as `▁` are three
+/// times as long, bytes written as letters twice.
 const GROWTH: usize = 8;
 const SLACK: usize = 64;
-/// How many times its bytes a text becomes at most by Unicode's normal forms, lower case and the
-/// like: U+FDFA becomes eleven times as long.
+/// Maximum growth of a text by Unicode normalization, lower-casing and the like: U+FDFA becomes
+/// eleven times as long.
 const UNICODE: usize = 12;
-/// Normalizers, and pre-tokenizers, one after the other.
+/// Maximum number of normalizers, and of pre-tokenizers, in sequence.
 const PARTS: usize = 64;
-/// Tokens that are added to a text, and bytes of what is said of them.
+/// Maximum number of tokens added to a text.
 const ADDED: usize = 256;
-/// Bytes of what stands for an unknown token, or before or behind a part of a word.
+/// Maximum length in bytes of the unknown token, and of a prefix or suffix of a part of a word.
 const NAME: usize = 256;
-/// Bytes of the pieces of a text that are normalised to see how long it becomes.
+/// Length in bytes of the pieces in which a text is normalized to measure its growth.
 const PIECE: usize = 1 << 12;
 
 /// The tokenizer in the bytes of a `tokenizer.json`.
@@ -43,13 +43,13 @@ pub(super) fn read(bytes: &[u8]) -> std::result::Result<Bounded, String> {
     let mut tokenizer: Bounded = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     check_model(tokenizer.get_model())?;
     check(&tokenizer)?;
-    // What a training setup left in the file would cut the text short.
+    // Padding and truncation left over from training would shorten the text.
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
     Ok(tokenizer)
 }
 
-/// Says whether a text that was given to the tokenizer, or a token of it, became too long.
+/// Checks whether a text that the tokenizer processed, or a token, became too long.
 ///
 /// # Errors
 /// If one did.
@@ -65,24 +65,24 @@ fn grows(part: &str) -> String {
     )
 }
 
-/// Bytes that a text may become.
+/// Maximum length in bytes of a text of `length` bytes after processing.
 fn most(length: usize) -> usize {
     length.saturating_mul(GROWTH).saturating_add(SLACK)
 }
 
-/// Normalizers, one after the other.
+/// Normalizers in sequence.
 #[derive(Debug)]
 pub(super) struct Normalizers {
     parts: Vec<Part>,
-    /// Why a text was not normalised. The library drops the errors of normalizers.
+    /// Why a text was not normalized. The library drops the errors of normalizers.
     problem: OnceLock<String>,
 }
 
-/// A normalizer that is no sequence of others.
+/// A normalizer that is not a sequence.
 #[derive(Debug)]
 struct Part {
     normalizer: NormalizerWrapper,
-    /// What it replaces, if it does.
+    /// Pattern that it replaces, if any.
     pattern: Option<Pattern>,
 }
 
@@ -118,7 +118,7 @@ fn flatten(normalizer: NormalizerWrapper, parts: &mut Vec<Part>) -> Result<()> {
     Ok(())
 }
 
-/// Checks the tables of SentencePiece, whose reader allocates what their first number says.
+/// Checks the SentencePiece tables, whose reader allocates as much as their first number says.
 fn check_charsmaps(value: &Value) -> std::result::Result<(), &'static str> {
     match value {
         Value::Array(values) => values.iter().try_for_each(check_charsmaps),
@@ -133,7 +133,7 @@ fn check_charsmaps(value: &Value) -> std::result::Result<(), &'static str> {
     }
 }
 
-/// The number in the first four bytes, the lowest first, that a text in Base64 stands for.
+/// The first four bytes of a Base64 text as a little-endian number.
 fn first_number(text: &str) -> Option<u32> {
     let sextet = |letter: &u8| {
         Some(u64::from(match letter {
@@ -175,7 +175,8 @@ impl Normalizer for Normalizers {
 }
 
 impl Part {
-    /// The bytes that a text becomes at most; only that they are more than `most`, if they are.
+    /// Maximum length in bytes of the normalized text; any number above `most` if it exceeds
+    /// `most`.
     fn length(&self, text: &str, most: usize) -> usize {
         match (&self.normalizer, &self.pattern) {
             (NormalizerWrapper::Replace(replace), Some(pattern)) => {
@@ -187,7 +188,7 @@ impl Part {
         }
     }
 
-    /// That of a normalizer that looks at one letter after the other.
+    /// The same for a normalizer that works letter by letter.
     fn by_letters(&self, text: &str, most: usize) -> usize {
         let longest = text.len().saturating_mul(UNICODE);
         if longest <= most {
@@ -195,14 +196,14 @@ impl Part {
         }
         sum(pieces(text), most, |piece| {
             let mut piece = NormalizedString::from(piece);
-            // Where it fails, it fails on the text as well.
+            // If it fails here, it fails on the text as well.
             let _ = self.normalizer.normalize(&mut piece);
             piece.get().len()
         })
     }
 }
 
-/// A sum, which is not finished once it is more than `most`.
+/// Sums until the sum exceeds `most`.
 fn sum<T>(items: impl Iterator<Item = T>, most: usize, mut of: impl FnMut(T) -> usize) -> usize {
     let mut items = items;
     let sum = items.try_fold(0_usize, |sum, item| match sum.saturating_add(of(item)) {
@@ -214,7 +215,7 @@ fn sum<T>(items: impl Iterator<Item = T>, most: usize, mut of: impl FnMut(T) -> 
     }
 }
 
-/// A text in pieces.
+/// Splits a text into pieces of about [`PIECE`] bytes.
 fn pieces(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -226,8 +227,8 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The bytes that a text becomes at most by a table of SentencePiece. It replaces letters, and
-/// groups of them of up to five bytes, by what belongs to the shortest beginning that it knows.
+/// Maximum length in bytes of a text after a SentencePiece table. The table replaces letters, and
+/// groups of letters of up to five bytes, by the entry of the shortest known prefix.
 fn mapped(map: &Precompiled, text: &str, most: usize) -> usize {
     sum(text.char_indices(), most, |(at, letter)| {
         let end = (at + letter.len_utf8()..=at + 5).rev().find(|&end| text.is_char_boundary(end));
@@ -250,7 +251,7 @@ impl Pattern {
         })
     }
 
-    /// The bytes that a text becomes with `content` bytes in the place of each match.
+    /// Length in bytes of the text with each match replaced by `content` bytes.
     fn replaced(&self, text: &str, content: usize, most: usize) -> usize {
         let matches = match self {
             Self::Text(pattern) => text.len() / pattern.len().max(1) + 1,
@@ -276,7 +277,7 @@ impl Pattern {
     }
 }
 
-/// Pre-tokenizers, one after the other.
+/// Pre-tokenizers in sequence.
 #[derive(Debug)]
 pub(super) struct PreTokenizers(Vec<PreTokenizerWrapper>);
 
@@ -302,7 +303,7 @@ impl<'de> Deserialize<'de> for PreTokenizers {
 impl PreTokenizer for PreTokenizers {
     fn pre_tokenize(&self, text: &mut PreTokenizedString) -> Result<()> {
         for part in &self.0 {
-            // One of them alone makes at most eight times as much.
+            // One pre-tokenizer alone makes the text at most eight times as long.
             part.pre_tokenize(text)?;
             let splits = text.get_splits(OffsetReferential::Original, OffsetType::Byte);
             let length: usize = splits.iter().map(|(split, _, _)| split.len()).sum();
@@ -315,7 +316,7 @@ impl PreTokenizer for PreTokenizers {
     }
 }
 
-/// What adds special tokens.
+/// Adds special tokens.
 #[derive(Debug)]
 pub(super) struct Processor(PostProcessorWrapper);
 
@@ -337,7 +338,7 @@ fn check_processor(processor: &PostProcessorWrapper) -> std::result::Result<(), 
     }
 }
 
-/// That a template has a text, or each of two, once, and a few tokens beside it.
+/// Checks that a template contains each text once, and few other tokens.
 fn check_template(template: &TemplateProcessing) -> std::result::Result<(), String> {
     let written = serde_json::to_value(template).map_err(|e| e.to_string())?;
     let texts = |name: &str| {
@@ -365,7 +366,7 @@ impl PostProcessor for Processor {
     }
 }
 
-/// What makes text of tokens: parts one after the other, each with what it replaces, if it does.
+/// Decoders in sequence, each with the pattern that it replaces, if any.
 #[derive(Debug)]
 pub(super) struct Decoders(Vec<(DecoderWrapper, Option<Pattern>)>);
 
@@ -407,7 +408,7 @@ impl Decoder for Decoders {
                     return Err(grows("decoders").into());
                 }
             }
-            // Any other one adds a letter to a token, or writes it in twice its bytes.
+            // Every other decoder adds a letter to a token, or at most doubles its bytes.
             tokens = decoder.decode_chain(tokens)?;
             if length(&tokens) > most {
                 return Err(grows("decoders").into());
@@ -417,8 +418,7 @@ impl Decoder for Decoders {
     }
 }
 
-/// That no token is called by a name much longer than the text that it stands for: each has its own
-/// copy of it.
+/// Checks that no token has a name much longer than its text: each token stores a copy.
 fn check_model(model: &ModelWrapper) -> std::result::Result<(), String> {
     let (names, bpe) = match model {
         ModelWrapper::BPE(bpe) => {

@@ -14,15 +14,15 @@ pub(super) struct Axis {
     low: f64,
     high: f64,
     logarithmic: bool,
-    /// Where its labels stand, and what they say.
+    /// Positions and texts of the labels.
     ticks: Vec<(f64, String)>,
 }
 
-/// How many ticks an axis has, about.
+/// Approximate number of ticks.
 const TICKS: f64 = 6.0;
 
 impl Axis {
-    /// An axis from one finite number to another.
+    /// A linear axis between two finite numbers.
     pub(super) fn linear(low: f64, high: f64, label: impl Fn(f64) -> String) -> Self {
         let (low, high) = spread(low, high);
         let step = round_up((high - low) / TICKS);
@@ -35,14 +35,14 @@ impl Axis {
         Self { low, high, logarithmic: false, ticks: (0..=count).map(tick).collect() }
     }
 
-    /// An axis of things by their numbers, from 0 on, with room for what is drawn of each.
+    /// An axis of indices from 0, with room for the drawing of each.
     pub(super) fn numbers(last: usize) -> Self {
         let step = round_up(last as f64 / 8.0).max(1.0) as usize;
         let ticks = (0..=last).step_by(step).map(|i| (i as f64, i.to_string())).collect();
         Self { low: -0.5, high: last as f64 + 0.5, logarithmic: false, ticks }
     }
 
-    /// An axis of things by their names, the first one on top.
+    /// An axis of names, the first on top.
     pub(super) fn names(names: &[String]) -> Self {
         let last = names.len().saturating_sub(1) as f64;
         let ticks = names.iter().enumerate();
@@ -50,7 +50,7 @@ impl Axis {
         Self { low: -0.5, high: last + 0.5, logarithmic: false, ticks }
     }
 
-    /// A logarithmic axis from one positive finite number to another.
+    /// A logarithmic axis between two positive finite numbers.
     pub(super) fn logarithmic(low: f64, high: f64) -> Self {
         let (low, high) = (low.max(f64::MIN_POSITIVE), high.max(f64::MIN_POSITIVE));
         let (low, high) = if high > low { (low, high) } else { (low / 2.0, low * 2.0) };
@@ -75,17 +75,17 @@ impl Axis {
         Self { low, high, logarithmic: true, ticks }
     }
 
-    /// How many characters the longest label has.
+    /// Length of the longest label in characters.
     pub(super) fn label_width(&self) -> usize {
         self.ticks.iter().map(|(_, label)| label.chars().count()).max().unwrap_or(0)
     }
 
-    /// How many labels there are.
+    /// Number of labels.
     pub(super) fn labels(&self) -> usize {
         self.ticks.len()
     }
 
-    /// Where a value is, from 0 to 1.
+    /// Position of a value, from 0 to 1.
     fn place(&self, value: f64) -> f64 {
         let scale = |value: f64| match self.logarithmic {
             true => value.max(f64::MIN_POSITIVE).log10(),
@@ -123,13 +123,13 @@ impl ValueFormatter<f64> for Axis {
     }
 }
 
-/// A range that is one.
+/// A range that is not empty.
 fn spread(low: f64, high: f64) -> (f64, f64) {
     let half = (low.abs() / 2.0).max(0.5);
     if high > low { (low, high) } else { (low - half, low + half) }
 }
 
-/// The next of 1, 2, 5, 10, 20, …, and of tenths of them.
+/// The next of 1, 2, 5, 10, 20, … and their tenths.
 fn round_up(step: f64) -> f64 {
     if step.is_nan() || step <= 0.0 {
         return 1.0;
@@ -138,7 +138,7 @@ fn round_up(step: f64) -> f64 {
     [1.0, 2.0, 5.0].into_iter().map(|of| of * unit).find(|of| *of >= step).unwrap_or(10.0 * unit)
 }
 
-/// A power of ten, written out if it is a handy one.
+/// Formats a power of ten; written out if it is short.
 fn power(exponent: i32) -> String {
     match exponent {
         -2..=4 => short(10_f64.powi(exponent)),
@@ -146,7 +146,7 @@ fn power(exponent: i32) -> String {
     }
 }
 
-/// A number as short as it can be written.
+/// Formats a number as short as possible.
 pub(super) fn short(value: f64) -> String {
     let rounded = format!("{value:.2e}").parse().unwrap_or(value);
     match (1e-3..1e5).contains(&value.abs()) || value == 0.0 {

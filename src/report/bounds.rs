@@ -1,27 +1,27 @@
-//! What a report from outside may hold: numbers that can be added up, and no more things than a
-//! page can show.
+//! Bounds of a report that Barber reads: sums must not overflow, and a page must be able to show
+//! all.
 
 use std::collections::BTreeSet;
 
 use super::{Report, section};
 use crate::mask::Histogram;
 
-/// Decoder layers. Large models have some 130.
+/// Maximum number of decoder layers. Large models have about 130.
 const LAYERS: usize = 1024;
-/// Matrices, and groups.
+/// Maximum number of matrices, and of groups.
 const MATRICES: usize = 1 << 14;
-/// Names of groups, and kinds of matrices.
+/// Maximum number of distinct group names, and of kinds of matrices.
 const NAMES: usize = 128;
-/// Texts.
+/// Maximum number of texts.
 const TEXTS: usize = 1 << 12;
-/// Stages of a group; tasks, and phases.
+/// Maximum number of stages of a group, of tasks, and of phases.
 const FEW: usize = 256;
-/// Bytes of a name.
+/// Maximum length of a name in bytes.
 const NAME: usize = 1024;
-/// Weights of a matrix, and scores in a bin.
+/// Maximum number of weights of a matrix, and of scores in a bin.
 const WEIGHTS: usize = 1 << 40;
 
-/// Checks a report.
+/// Checks that a report is within the bounds.
 ///
 /// # Errors
 /// What it has too much of.
@@ -70,7 +70,7 @@ pub(super) fn check(report: &Report) -> Result<(), String> {
     most("kinds of matrices", kinds.len(), NAMES)
 }
 
-/// That a histogram is one of scores in f32.
+/// Checks that a histogram can be one of f32 scores.
 fn histogram(scores: &Histogram) -> Result<(), String> {
     let bins = (-512..=512).contains(&scores.first) && scores.counts.len() <= 1024;
     let counts = scores.counts.iter().chain([&scores.zero]).all(|count| *count <= WEIGHTS as u64);

@@ -15,23 +15,23 @@ use crate::{
     recipe::{Recipe, describe},
 };
 
-/// The card of the model that a run of a recipe made of the one in the directory `dense`.
+/// The model card of a run. `dense` is the directory of the dense model.
 pub fn card(recipe: &Recipe, report: &Report, dense: &Path) -> String {
     Card { recipe, report, dense: FrontMatter::of(&dense.join(CARD)) }.to_string()
 }
 
 /// A model card.
 struct Card<'a> {
-    /// What was done.
+    /// Recipe of the run.
     recipe: &'a Recipe,
-    /// What came of it.
+    /// Report of the run.
     report: &'a Report,
-    /// What the dense model's card says.
+    /// Front matter of the dense model's card.
     dense: FrontMatter,
 }
 
 impl Card<'_> {
-    /// Whether matrices are compressed, and how.
+    /// Storage format of the matrices; dense if none is compressed.
     fn format(&self) -> Format {
         match self.report.sizes.compressed_matrices {
             0 => Format::default(),
@@ -133,7 +133,7 @@ impl Card<'_> {
             || tasks.iter().any(|of| of.found.initial.is_some());
         let refined = perplexity.iter().any(|of| of.found.refined.is_some())
             || tasks.iter().any(|of| of.found.refined.is_some());
-        // The initial mask's own column is of interest where it is not the result.
+        // The initial mask has its own column only if it is not the result.
         let between = initial && refined;
         let columns = if between { "dense | initial mask | pruned" } else { "dense | pruned" };
         writeln!(f, "| | {columns} |\n|---|{}", "---:|".repeat(2 + usize::from(between)))?;
@@ -203,7 +203,7 @@ impl fmt::Display for Card<'_> {
     }
 }
 
-/// What a file or directory is called, wherever it is.
+/// The last component of a path.
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
@@ -212,7 +212,7 @@ fn megabytes(bytes: u64) -> String {
     format!("{:.1}", bytes as f64 / 1e6)
 }
 
-/// A text that Markdown leaves as it is, in one line.
+/// Escapes a text for Markdown, in one line.
 fn plain(text: &str) -> String {
     let mut plain = String::new();
     for c in text.chars() {
@@ -227,13 +227,13 @@ fn plain(text: &str) -> String {
     plain
 }
 
-/// What begins and ends a block of code with this text: longer than anything like it in the text.
+/// A code fence for a text: longer than any fence in the text.
 fn fence(text: &str) -> String {
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     "`".repeat((longest + 1).max(4))
 }
 
-/// A text for between backticks.
+/// Escapes a text for a code span.
 fn code(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() && *c != '`').collect()
 }

@@ -1,4 +1,4 @@
-//! Charts, as SVG that a page holds: drawn by plotters in the colours of the palette.
+//! Charts as inline SVG, drawn by plotters in the colours of the palette.
 
 use std::io;
 
@@ -18,21 +18,20 @@ use super::{
     palette::{GRID, HEAT, INK, LOOKS, Look, Marker},
 };
 
-/// Why a chart could not be drawn.
+/// Why a chart cannot be drawn.
 pub(super) type Error = DrawingAreaErrorKind<io::Error>;
 
-/// Where charts are drawn.
+/// The drawing surface of charts.
 type Backend<'a> = SVGBackend<'a>;
 type Context<'a, 'b> = ChartContext<'a, Backend<'b>, Cartesian2d<Axis, Axis>>;
 
-/// The size of letters. A chart is shown at about half its size in two columns, and at a third on a
-/// phone.
+/// Font size. A chart is shown at about half its size in two columns, and at a third on a phone.
 const LETTERS: f64 = 39.68;
 
-/// Half the size of a marker.
+/// Half the width of a marker.
 const MARK: i32 = 10;
 
-/// The look of the series with a number.
+/// The look of the series with an index.
 pub(super) fn look(series: usize) -> Look {
     LOOKS[series % LOOKS.len()]
 }
@@ -40,20 +39,21 @@ pub(super) fn look(series: usize) -> Look {
 /// A series of a chart.
 #[derive(Clone, Debug)]
 pub(super) struct Line {
-    /// What it is of.
+    /// Name of the series.
     pub(super) name: String,
-    /// Its points; what is not finite, or not positive where the axis is logarithmic, is left out.
+    /// Points of the series. Points that are not finite, or not positive on a logarithmic axis, are
+    /// left out.
     pub(super) points: Vec<(f64, f64)>,
 }
 
-/// A vertical axis, but for its range.
+/// A vertical axis without its range.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Scale {
     /// From 0 to 100 percent.
     Percent,
     /// From zero to the largest value, in percent.
-    Share,
-    /// Logarithmic, about the values.
+    FromZero,
+    /// Logarithmic, around the values.
     Logarithmic,
 }
 
@@ -62,7 +62,7 @@ impl Scale {
         value.is_finite() && (value > 0.0 || !matches!(self, Self::Logarithmic))
     }
 
-    /// The axis for some values; none if there is nothing to draw.
+    /// The axis for the values; `None` if there is nothing to draw.
     fn axis(self, values: impl Iterator<Item = f64>) -> Option<Axis> {
         let ends = values.filter(|value| self.drawable(*value)).fold(None, |ends, value| {
             let (low, high): (f64, f64) = ends.unwrap_or((value, value));
@@ -74,40 +74,40 @@ impl Scale {
         let percent = |fraction| format!("{}%", percent(fraction));
         Some(match self {
             Self::Percent => Axis::linear(0.0, 1.0, percent),
-            Self::Share => Axis::linear(0.0, high * 1.05, percent),
+            Self::FromZero => Axis::linear(0.0, high * 1.05, percent),
             Self::Logarithmic => Axis::logarithmic(low / 1.15, high * 1.15),
         })
     }
 }
 
-/// A chart of lines.
+/// A line chart.
 #[derive(Clone, Debug)]
 pub(super) struct Lines {
-    /// What it shows, for those who do not see it.
+    /// Description for screen readers.
     pub(super) title: String,
-    /// What is from left to right.
+    /// Name of the horizontal axis.
     pub(super) across: String,
     pub(super) x: Axis,
     pub(super) scale: Scale,
-    /// The series; each has the look of its place.
+    /// Series; each has the look of its index.
     pub(super) lines: Vec<Line>,
-    /// Points that a ring marks.
+    /// Points to mark with a ring.
     pub(super) rings: Vec<(f64, f64)>,
     /// Width and height.
     pub(super) size: (u32, u32),
 }
 
-/// The size of a chart of which two stand side by side.
+/// Size of a chart in two columns.
 pub(super) const LARGE: (u32, u32) = (1000, 620);
 
-/// The size of a chart that has a row for itself.
+/// Size of a chart in one column.
 pub(super) const WIDE: (u32, u32) = (2000, 560);
 
-/// The size of one of many small charts.
+/// Size of a small chart.
 pub(super) const SMALL: (u32, u32) = (640, 400);
 
 impl Lines {
-    /// The chart, without a legend; words where there is nothing to draw.
+    /// Draws the chart without a legend; a sentence if there is nothing to draw.
     pub(super) fn draw(&self) -> Result<Markup, Error> {
         let values = self.lines.iter().flat_map(|line| &line.points).map(|(_, y)| *y);
         let Some(y) = self.scale.axis(values) else {
@@ -118,7 +118,7 @@ impl Lines {
             for (i, line) in self.lines.iter().enumerate() {
                 let look = look(i);
                 let runs = line.points.split(|(_, y)| !self.scale.drawable(*y));
-                // A marker at each point, as long as they can be told apart.
+                // One marker per point if they fit; otherwise every `step`-th point.
                 let step = line.points.len().div_ceil(self.size.0 as usize / 120).max(1);
                 for run in runs {
                     let style = look.colour.stroke_width(4);
@@ -137,7 +137,7 @@ impl Lines {
     }
 }
 
-/// A chart of one value for each of some names, a row each.
+/// A chart with one row per name and one value in each.
 pub(super) fn dots(
     title: &str,
     across: &str,
@@ -159,17 +159,17 @@ pub(super) fn dots(
     })
 }
 
-/// The height of a row of a chart that has rows.
+/// Height of a row.
 const ROW: u32 = 66;
 
-/// The height of a chart of so many rows.
+/// Height of a chart with `count` rows.
 const fn rows(count: usize) -> u32 {
     ROW * count as u32 + 120
 }
 
-/// A chart of cells: rows by their names, and columns by their numbers up to `end`. Of each cell
-/// the row, the column and a value are given, which a colour of the palette's [`HEAT`] stands for:
-/// the first for what is just above 0, the last for 1. What is 0 is left blank.
+/// A heatmap with one row per name and one column per index up to `end`. Each cell is a row, a
+/// column and a value from 0 to 1, drawn in a colour of the palette's [`HEAT`], from the first to
+/// the last; cells of value 0 are blank.
 pub(super) fn heatmap(
     title: &str,
     across: &str,
@@ -196,9 +196,9 @@ pub(super) fn heatmap(
     })
 }
 
-/// What the colours of a heatmap mean, if the last one is for `most`.
+/// The legend of a heatmap whose last colour stands for `most`.
 pub(super) fn heat_legend(most: f64, show: impl Fn(f64) -> String) -> Result<Markup, Error> {
-    /// The size of a key.
+    /// Size of a key.
     const KEY: (u32, u32) = (60, 44);
     let mut keys = Vec::new();
     for (i, look) in HEAT.iter().enumerate() {
@@ -215,10 +215,10 @@ pub(super) fn heat_legend(most: f64, show: impl Fn(f64) -> String) -> Result<Mar
     })
 }
 
-/// What the looks mean: the names of series, each with its line and marker, and what a ring means,
-/// if there are any.
+/// The legend of a chart: the names of the series with their lines and markers, and the meaning of
+/// a ring, if there are any.
 pub(super) fn legend(names: &[impl AsRef<str>], rings: Option<&str>) -> Result<Markup, Error> {
-    /// The size of a key.
+    /// Size of a key.
     const KEY: (u32, u32) = (90, 44);
     let middle = (KEY.0 as i32 / 2, KEY.1 as i32 / 2);
     let mut keys = Vec::new();
@@ -243,12 +243,12 @@ pub(super) fn legend(names: &[impl AsRef<str>], rings: Option<&str>) -> Result<M
     })
 }
 
-/// A ring about a marker.
+/// A ring around a marker.
 fn ring(at: (i32, i32)) -> Circle<(i32, i32), i32> {
     Circle::new(at, MARK + 8, INK.colour.stroke_width(4))
 }
 
-/// Axes and a grid.
+/// Draws axes and a grid.
 fn frame<'a, 'b>(
     root: &'a DrawingArea<Backend<'b>, Shift>,
     across: &str,
@@ -305,7 +305,7 @@ fn mark<C: CoordTranslate>(
     }
 }
 
-/// A picture that a page holds.
+/// Draws an SVG element for a page.
 fn svg(
     title: &str,
     size: (u32, u32),
@@ -318,7 +318,7 @@ fn svg(
     })
 }
 
-/// What is drawn, without the element about it.
+/// Draws the contents of an SVG element.
 fn drawn(
     size: (u32, u32),
     draw: impl FnOnce(&DrawingArea<Backend<'_>, Shift>) -> Result<(), Error>,
@@ -329,10 +329,10 @@ fn drawn(
         draw(&root)?;
         root.present()?;
     }
-    // The page has an element of its own about it, with a title.
+    // The page has its own element around the contents, with a title.
     let inner = text.split_once('>').map_or("", |(_, inner)| inner);
     let inner = inner.rsplit_once("</svg>").map_or(inner, |(inner, _)| inner);
-    // What every element has anyway, or has from the style sheet.
+    // Attributes that every element has by default, or has from the style sheet.
     let usual =
         [" opacity=\"1\"", " font-family=\"sans-serif\"", " stroke=\"none\" stroke-width=\"1\""];
     let inner = usual.iter().fold(inner.to_owned(), |text, usual| text.replace(usual, ""));

@@ -1,4 +1,4 @@
-//! Figures as people read them.
+//! Formats numbers for readers.
 
 use bytesize::ByteSize;
 
@@ -34,7 +34,7 @@ pub(super) fn uncertain(value: f64, error: Option<f64>) -> String {
     format!("{shown} ± {error:.decimals$}")
 }
 
-/// A number as a factor and a power of ten, `1.25 × 10⁻⁷`.
+/// Formats a number as a factor and a power of ten, `1.25 × 10⁻⁷`.
 fn power(value: f64) -> String {
     let text = format!("{value:.2e}");
     let Some((factor, exponent)) = text.split_once('e') else { return text };
@@ -61,7 +61,7 @@ pub(super) fn percent(fraction: f64) -> String {
     }
 }
 
-/// By how much a value changed, in percent and with its sign.
+/// Relative change of a value in percent, with its sign.
 pub(super) fn change(before: f64, after: f64) -> String {
     let change = after / before - 1.0;
     match change.is_finite() {
@@ -70,7 +70,7 @@ pub(super) fn change(before: f64, after: f64) -> String {
     }
 }
 
-/// How many times as much.
+/// Formats a factor.
 pub(super) fn times(factor: f64) -> String {
     match factor.is_finite() {
         true => format!("{factor:.2}"),
@@ -78,7 +78,7 @@ pub(super) fn times(factor: f64) -> String {
     }
 }
 
-/// A number of things, its digits in threes.
+/// Formats a count with digits in groups of three.
 pub(super) fn count(count: impl TryInto<u64>) -> String {
     let digits = count.try_into().unwrap_or(u64::MAX).to_string();
     let mut text = String::new();
@@ -96,7 +96,7 @@ pub(super) fn bytes(bytes: u64) -> String {
     ByteSize(bytes).display().si().to_string()
 }
 
-/// A time.
+/// Formats a duration.
 pub(super) fn duration(seconds: f64) -> String {
     if !seconds.is_finite() {
         return number(seconds);
@@ -109,7 +109,7 @@ pub(super) fn duration(seconds: f64) -> String {
     }
 }
 
-/// A large number of operations.
+/// Formats a large number of operations.
 pub(super) fn operations(number: f64) -> String {
     match number {
         n if n < 1e12 => format!("{:.1} GFLOP", n / 1e9),
@@ -118,8 +118,7 @@ pub(super) fn operations(number: f64) -> String {
     }
 }
 
-/// A ratio in percent, as a headline has it: with the digits that tell it from nothing and from
-/// all.
+/// Formats a ratio in percent, with enough digits to tell it from 0% and from 100%.
 pub(crate) fn headline(ratio: f64) -> String {
     let percent = 100.0 * ratio;
     let shown = |digits: usize| {

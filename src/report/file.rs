@@ -1,4 +1,4 @@
-//! Reports on disk.
+//! Reads reports from disk.
 
 use std::{
     collections::BTreeMap,
@@ -11,28 +11,28 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use super::{Report, bounds};
 use crate::{checkpoint::JSON, limits};
 
-/// Why a report could not be read.
+/// Why a report cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file could not be read.
+    /// The file cannot be read.
     #[error("{}: {source}; give a directory that `barber prune` wrote, a directory of such, or a {JSON}", path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// It is no report.
+    /// The file is not a report.
     #[error("{}: not the report of a run: {problem}", path.display())]
     Format {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What is wrong, and where.
         problem: String,
     },
 }
 
-/// Reads the report of a run: a JSON file, or the one in the directory that the run wrote.
+/// Reads the report of a run from a JSON file, or from the output directory of a run.
 ///
 /// # Errors
 /// If there is none, or it is none.
@@ -47,7 +47,7 @@ pub fn read(path: &Path) -> Result<Report, Error> {
     report.map_err(|problem| Error::Format { path, problem })
 }
 
-/// Digests of files in the directory of a report: each has a plain name, which leads nowhere else.
+/// Reads digests of the files beside a report. Rejects names with a directory part.
 pub(super) fn of_files<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<String, String>, D::Error> {

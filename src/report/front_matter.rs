@@ -11,17 +11,17 @@ use crate::files;
 
 /// Keys that hold for the pruned model, too.
 const KEYS: [&str; 4] = ["license", "license_name", "license_link", "language"];
-/// Bytes in which the front matter has to end.
+/// Maximum length of the front matter in bytes.
 const LONGEST: u64 = 1 << 16;
-/// Values of a key.
+/// Maximum number of values of a key.
 const MOST: usize = 64;
 
-/// Keys of a model card with their values.
+/// Keys of a model card, with their values.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct FrontMatter(Vec<(&'static str, Vec<String>)>);
 
 impl FrontMatter {
-    /// That of a card; nothing if there is none.
+    /// Reads the front matter of a card; empty if there is none.
     pub(super) fn of(card: &Path) -> Self {
         let mut text = Vec::new();
         match files::open(card).map(|file| file.take(LONGEST).read_to_end(&mut text)) {
@@ -68,7 +68,7 @@ impl FrontMatter {
     }
 }
 
-/// A plain value, which means the same in double quotes.
+/// A plain scalar that has the same meaning in double quotes.
 fn word(text: &str) -> Option<String> {
     let text = text.trim();
     let quoted = |quote| text.strip_prefix(quote).and_then(|text| text.strip_suffix(quote));

@@ -31,7 +31,7 @@ pub use self::{
 };
 pub use crate::checkpoint::{CARD, HTML, JSON};
 
-/// Why a page could not be made.
+/// Why a page cannot be drawn.
 #[derive(Debug, thiserror::Error)]
 #[error("a chart of the report cannot be drawn: {0}")]
 pub struct PageError(String);
@@ -42,7 +42,7 @@ impl From<chart::Error> for PageError {
     }
 }
 
-/// The page of a run: HTML that needs no other file.
+/// The HTML page of a run, in one file.
 ///
 /// ```
 /// use llm_barber::report::{Report, page};
@@ -58,7 +58,7 @@ pub fn page(report: &Report) -> Result<String, PageError> {
     Ok(page::page(report)?)
 }
 
-/// The page that compares runs: HTML that needs no other file.
+/// The HTML page that compares runs, in one file.
 ///
 /// # Errors
 /// If a chart cannot be drawn.

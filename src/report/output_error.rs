@@ -1,4 +1,4 @@
-//! How much of the groups' output errors stages leave, each group counting alike.
+//! Output errors of groups, relative to the errors before a stage.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,33 +8,32 @@ use crate::{
     prune::{GroupReport, StageReport, place},
 };
 
-/// How much of their output errors some groups are left with: each group's error after a stage is
-/// divided by its error before. Raw errors differ between layers by orders of magnitude, and in
-/// their sum the largest one would decide.
+/// Output errors of groups after a stage, each relative to the group's error before it. Raw errors
+/// differ between layers by orders of magnitude, so a sum of them would show only the largest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OutputError {
-    /// Mean of the quotients over the groups.
+    /// Mean ratio over the groups.
     #[serde(deserialize_with = "or_nan")]
     pub mean: f64,
-    /// Largest quotient.
+    /// Largest ratio.
     #[serde(deserialize_with = "or_nan")]
     pub worst: f64,
-    /// Decoder layer of the group that has the largest quotient.
+    /// Decoder layer of the group with the largest ratio.
     pub layer: usize,
-    /// Name of this group.
+    /// Name of the group with the largest ratio.
     pub group: String,
-    /// Mean of the quotients on the held-out samples, if there are any.
+    /// Mean ratio on the held-out samples, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out: Option<f64>,
 }
 
 impl OutputError {
-    /// What all stages together leave, relative to the initial mask.
+    /// Errors after all stages, relative to the initial mask.
     pub fn of(groups: &[GroupReport]) -> Option<Self> {
         Self::between(groups.iter().filter_map(|group| Some((group, group.errors()?))))
     }
 
-    /// What one stage leaves, relative to what was there before it.
+    /// Errors after one stage, relative to the errors before it.
     pub fn of_stage(groups: &[GroupReport], stage: usize) -> Option<Self> {
         let of = |group: &GroupReport| {
             let StageReport { before, after, .. } = group.stages.get(stage)?;
@@ -43,12 +42,12 @@ impl OutputError {
         Self::between(groups.iter().filter_map(|group| Some((group, of(group)?))))
     }
 
-    /// Where the largest quotient is: `layer 3's mlp`.
+    /// Place of the largest ratio, such as `layer 3's mlp`.
     pub fn worst_place(&self) -> String {
         place(self.layer, &self.group)
     }
 
-    /// `None` where no group had an error.
+    /// `None` if no group had an error before.
     fn between<'a>(groups: impl Iterator<Item = (&'a GroupReport, [Loss; 2])>) -> Option<Self> {
         let (mut quotients, mut held_out) = (Vec::new(), Vec::new());
         for (group, [before, after]) in groups {

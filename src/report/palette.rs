@@ -1,5 +1,5 @@
-//! How series look: each has a colour for light pages, one for dark pages, a dash and a marker, so
-//! that it is known without its colour.
+//! The look of series: each has a colour for light pages, one for dark pages, a dash and a marker,
+//! so that it can be told apart without colour.
 //!
 //! Charts are drawn in the light colours; the style sheet says what each becomes on a dark page.
 
@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use plotters::style::RGBColor;
 
-/// What marks the points of a series.
+/// The marker of a series' points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Marker {
     Circle,
@@ -22,7 +22,7 @@ pub(super) enum Marker {
 pub(super) struct Look {
     pub(super) colour: RGBColor,
     pub(super) dark: RGBColor,
-    /// As `stroke-dasharray` has it.
+    /// The value of `stroke-dasharray`.
     pub(super) dash: &'static str,
     pub(super) marker: Marker,
 }
@@ -47,10 +47,11 @@ pub(super) const LOOKS: [Look; 8] = [
 /// Text and axes.
 pub(super) const INK: Look = look([0x3a, 0x3f, 0x47], [0xc4, 0xca, 0xd4], "none", Marker::Circle);
 
-/// What guides the eye.
+/// Grid lines.
 pub(super) const GRID: Look = look([0xdf, 0xe2, 0xe7], [0x36, 0x3b, 0x44], "none", Marker::Circle);
 
-/// From little to much, for the cells of a heatmap: ever darker, on a dark page ever lighter.
+/// Colours of heatmap cells, from small to large values: darker on a light page, lighter on a dark
+/// one.
 pub(super) const HEAT: [Look; 6] = [
     look([0xd3, 0xe6, 0xf5], [0x22, 0x38, 0x4e], "none", Marker::Square),
     look([0xa6, 0xcb, 0xe8], [0x2f, 0x54, 0x76], "none", Marker::Square),
@@ -64,7 +65,7 @@ fn hex(RGBColor(r, g, b): RGBColor) -> String {
     format!("#{r:02X}{g:02X}{b:02X}")
 }
 
-/// The style sheet's part about series.
+/// The style rules of the series.
 pub(super) fn css() -> String {
     let (mut dashes, mut dark) = (String::new(), String::new());
     for look in LOOKS.iter().chain([&INK, &GRID]).chain(&HEAT) {

@@ -1,4 +1,4 @@
-//! What a run did, as data: what `barber-report.json` holds, and all that the page is made of.
+//! The data of a report: the contents of `barber-report.json`, from which the page is made.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,85 +19,85 @@ use crate::{
     version::Version,
 };
 
-/// What a run did. What is not finite is `null` in JSON, and not a number again when it is read.
+/// The report of a run. Numbers that are not finite are `null` in JSON and are read back as NaN.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The program that ran.
+    /// Program version that ran.
     #[serde(flatten)]
     pub version: Version,
-    /// The dense checkpoint, as the recipe names it.
+    /// Path of the dense checkpoint, as in the recipe.
     #[serde(default)]
     pub model: PathBuf,
-    /// The checkpoint that was written.
+    /// Path of the written checkpoint.
     pub output: PathBuf,
-    /// Number of weights of all of the dense model's matrices, embeddings included.
+    /// Number of weights of all matrices of the dense model, embeddings included.
     #[serde(default)]
     pub model_weights: usize,
-    /// How many weights were subject to pruning.
+    /// Number of weights that were subject to pruning.
     pub prunable_weights: usize,
-    /// How many of them are pruned.
+    /// Number of pruned weights.
     pub pruned_weights: usize,
-    /// How many of the kept ones are not the dense model's.
+    /// Number of kept weights that differ from the dense model's.
     pub changed_weights: usize,
-    /// The fraction of each layer that is pruned, where it is not the same of all.
+    /// Fraction of each layer that is pruned, if layers differ.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allocation: Vec<f64>,
-    /// The perplexities, text by text.
+    /// Perplexity of each text.
     pub perplexity: Vec<TextReport>,
-    /// The accuracies, task by task.
+    /// Accuracy on each task.
     pub tasks: Vec<TaskReport>,
-    /// What the models go on to say, prompt by prompt.
+    /// Continuations of each prompt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub generations: Vec<GenerationReport>,
-    /// The calibration samples, if statistics were gathered.
+    /// Number and length of the calibration samples, if statistics were gathered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Extent>,
-    /// The matrices that were subject to pruning, layer by layer.
+    /// Matrices that were subject to pruning, layer by layer.
     #[serde(default)]
     pub matrices: Vec<Matrix>,
-    /// The refined groups, in their order.
+    /// Refined groups, in the order of refinement.
     pub groups: Vec<GroupReport>,
-    /// The steps of the stage that refined the whole model, if one did.
+    /// Steps of the end-to-end stage, if there was one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<Step>,
-    /// How much of the output errors of `groups` the refinement left.
+    /// Fraction of the output errors of `groups` that is left after the refinement.
     #[serde(default)]
     pub output_error: Option<OutputError>,
-    /// Seconds that each phase took.
+    /// Duration of each phase in seconds.
     pub seconds: BTreeMap<String, f64>,
-    /// The most memory that the process had of its own in each phase, in bytes: without the pages
-    /// of the mapped checkpoint, and without a GPU's memory. Empty where the system does not say.
+    /// Peak private memory of the process in each phase, in bytes: without the pages of the mapped
+    /// checkpoint and without a GPU's memory. Empty if the system does not report it.
     #[serde(default)]
     pub memory: BTreeMap<String, u64>,
-    /// What the checkpoints take on disk.
+    /// Sizes of the checkpoints on disk.
     #[serde(default)]
     pub sizes: Sizes,
-    /// Floating-point operations of the matrix products that the masks took, attention's included.
+    /// Floating-point operations of the matrix products of the pruning, attention included.
     pub operations: u64,
-    /// Seconds that each thread spent on these products, on average; 0 on a GPU, which does not
-    /// say.
+    /// Seconds that a thread spent on these products, averaged over the threads; 0 on a GPU, which
+    /// does not measure it.
     #[serde(default)]
     pub product_seconds: f64,
-    /// Those that were expected, by the layers' shapes.
+    /// Expected number of these operations, computed from the layers' shapes.
     pub least_operations: f64,
-    /// The recipe, value by value.
+    /// Values of the recipe.
     #[serde(default)]
     pub recipe: Vec<Setting>,
-    /// SHA-256 of what the run read.
+    /// SHA-256 of each file that the run read.
     pub inputs: BTreeMap<PathBuf, String>,
-    /// SHA-256 of each file that it wrote, but for its reports.
+    /// SHA-256 of each file that the run wrote, except its reports.
     #[serde(default, deserialize_with = "super::file::of_files")]
     pub outputs: BTreeMap<String, String>,
 }
 
 impl Report {
-    /// The fraction of the prunable weights that is pruned.
+    /// Fraction of the prunable weights that is pruned.
     pub fn sparsity(&self) -> f64 {
         self.pruned_weights as f64 / self.prunable_weights.max(1) as f64
     }
 
-    /// What the model is called: its name on the hub, also where its path is in the hub's cache, or
-    /// that of its directory.
+    /// Name of the model: its name on the hub, if the path is such a name or lies in the hub's
+    /// cache; otherwise the name of its directory.
     pub fn model_name(&self) -> String {
         let parts = self.model.iter().map(|part| part.to_string_lossy());
         let parts: Vec<_> = parts.filter(|part| part != "." && part != "..").collect();
@@ -109,34 +109,34 @@ impl Report {
         }
     }
 
-    /// The fraction of the weights of all of the model's matrices, embeddings included, that is
-    /// pruned; `None` where the report does not say how many these are.
+    /// Fraction of the weights of all matrices, embeddings included, that is pruned; `None` if the
+    /// report lacks their number.
     pub fn model_sparsity(&self) -> Option<f64> {
         (self.model_weights > 0).then(|| self.pruned_weights as f64 / self.model_weights as f64)
     }
 
-    /// The seconds of all phases.
+    /// Sum of the phases' durations, in seconds.
     pub fn total_seconds(&self) -> f64 {
         self.seconds.values().sum()
     }
 
-    /// The most memory of all phases, in bytes.
+    /// Largest peak memory of the phases, in bytes.
     pub fn peak_memory(&self) -> Option<u64> {
         self.memory.values().max().copied()
     }
 
-    /// The layers that it says something of.
+    /// Indices of the layers in the report.
     pub fn layers(&self) -> BTreeSet<usize> {
         let pruned = self.matrices.iter().map(|matrix| matrix.layer);
         pruned.chain(self.groups.iter().map(|group| group.layer)).collect()
     }
 
-    /// The number of the last of them; 0 if there are none.
+    /// Index of the last layer; 0 if there are none.
     pub fn last_layer(&self) -> usize {
         self.layers().last().copied().unwrap_or(0)
     }
 
-    /// The names of the groups, in the order in which they come first.
+    /// Names of the groups, in the order of their first occurrence.
     pub fn group_names(&self) -> Vec<&str> {
         let mut names = Vec::new();
         let pruned = self.matrices.iter().map(|matrix| matrix.group.as_str());
@@ -148,12 +148,12 @@ impl Report {
         names
     }
 
-    /// The matrices of a group of a layer.
+    /// Matrices of a group of a layer.
     pub fn of<'a>(&'a self, layer: usize, group: &'a str) -> impl Iterator<Item = &'a Matrix> {
         self.matrices.iter().filter(move |of| of.layer == layer && of.group == group)
     }
 
-    /// Whether what was measured was refined, and nothing was measured of the initial masks.
+    /// Whether there are results after the refinement, and none of the initial masks.
     pub fn refined_in_one_pass(&self) -> bool {
         let perplexity = self
             .perplexity
@@ -165,7 +165,7 @@ impl Report {
         found.peek().is_some() && found.all(|(initial, refined)| refined && !initial)
     }
 
-    /// The groups in which a stage, by its number, was taken back.
+    /// Groups in which the stage with this index was reverted.
     pub fn taken_back(&self, stage: usize) -> impl Iterator<Item = &GroupReport> {
         let taken_back =
             move |group: &&GroupReport| group.stages.get(stage).is_some_and(|of| !of.accepted);
@@ -173,44 +173,45 @@ impl Report {
     }
 }
 
-/// The perplexities on one text.
+/// Perplexity of the models on one text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TextReport {
-    /// The text: its path, or the name that the recipe gives it.
+    /// Path of the text, or its name in the recipe.
     pub text: String,
-    /// What was measured.
+    /// Perplexity of each model.
     #[serde(flatten)]
     pub found: Stages<Perplexity>,
 }
 
-/// The accuracies on one task.
+/// Accuracy of the models on one task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskReport {
-    /// The task.
+    /// Name of the task.
     pub task: String,
-    /// What was measured.
+    /// Accuracy of each model.
     #[serde(flatten)]
     pub found: Stages<Accuracy>,
 }
 
-/// The continuations of one prompt.
+/// Continuations of one prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenerationReport {
     /// The prompt.
     pub prompt: String,
-    /// What each model goes on to say.
+    /// Continuation by each model.
     #[serde(flatten)]
     pub found: Stages<String>,
 }
 
-/// What was measured of the model on its way. In JSON it has [`Stages::last`] too, as `final`.
+/// Results of the model before, during and after pruning. JSON also has [`Stages::last`], as
+/// `final`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Stages<T> {
-    /// Of the dense model.
+    /// Result of the dense model.
     pub dense: T,
-    /// With the initial masks.
+    /// Result with the initial masks.
     pub initial: Option<T>,
-    /// Refined.
+    /// Result after the refinement.
     pub refined: Option<T>,
 }
 
@@ -226,14 +227,14 @@ impl<T: Serialize> Serialize for Stages<T> {
 }
 
 impl<T> Stages<T> {
-    /// Those that there are, with their names.
+    /// The results that exist, with their names.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, &T)> {
         let pruned = [("pruned, initial mask", &self.initial), ("pruned, refined", &self.refined)];
         let pruned = pruned.into_iter().filter_map(|(name, found)| Some((name, found.as_ref()?)));
         std::iter::once(("dense", &self.dense)).chain(pruned)
     }
 
-    /// Of the model that was written; the dense one's if no other was measured.
+    /// Result of the written model; the dense model's if there is no other.
     pub fn last(&self) -> &T {
         self.refined.as_ref().or(self.initial.as_ref()).unwrap_or(&self.dense)
     }
@@ -242,30 +243,30 @@ impl<T> Stages<T> {
 /// A matrix that was subject to pruning.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Matrix {
-    /// Its tensor name.
+    /// Tensor name.
     pub tensor: String,
-    /// The decoder layer.
+    /// Index of the decoder layer.
     pub layer: usize,
-    /// The group.
+    /// Name of the group.
     pub group: String,
-    /// Outputs and inputs.
+    /// Number of outputs (rows) and of inputs (columns).
     pub shape: [usize; 2],
-    /// Where its zeros may be, as a recipe says it: `unstructured`, `2:4`.
+    /// Sparsity pattern, as in a recipe: `unstructured`, `2:4`.
     pub pattern: String,
-    /// How many weights the initial mask keeps.
+    /// Number of weights that the initial mask keeps.
     pub initial: usize,
-    /// How many are kept in the end.
+    /// Number of weights that the final mask keeps.
     pub kept: usize,
 }
 
 impl Matrix {
-    /// How many weights it has.
+    /// Number of weights.
     pub fn weights(&self) -> usize {
         self.shape[0].saturating_mul(self.shape[1])
     }
 
-    /// The matrices of a plan, with the masks that they have in the end and what the refinement
-    /// says of those before.
+    /// The matrices of a plan, with their final masks and, from the refinement, their initial
+    /// masks.
     pub fn all(
         plan: &Plan,
         decoder: &Decoder,
@@ -299,28 +300,28 @@ impl Matrix {
     }
 }
 
-/// What the dense checkpoint takes on disk, and what the pruned one does.
+/// Sizes of the dense and the pruned checkpoint on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sizes {
-    /// How pruned matrices are stored.
+    /// Storage format of pruned matrices.
     pub format: Format,
-    /// The dense checkpoint.
+    /// Size of the dense checkpoint.
     pub dense: Size,
-    /// The pruned one.
+    /// Size of the pruned checkpoint.
     pub output: Size,
-    /// How many matrices are pruned.
+    /// Number of pruned matrices.
     pub pruned_matrices: usize,
-    /// How many of them are compressed; the others would not get smaller, or the format does not
-    /// store their pattern.
+    /// Number of compressed matrices. The others would not get smaller, or the format does not
+    /// support their pattern.
     pub compressed_matrices: usize,
 }
 
-/// What a checkpoint takes on disk, in bytes.
+/// Size of a checkpoint on disk, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Size {
-    /// Its tensors.
+    /// Size of the tensors.
     pub weight_bytes: u64,
-    /// Its files, but for its card and what Barber adds about a run.
+    /// Size of the files, except the model card and the files that Barber adds.
     pub directory_bytes: u64,
 }
 

@@ -13,17 +13,17 @@ use super::{
 };
 use crate::evaluate::{Accuracy, Perplexity};
 
-/// A run and its name among those that it is compared with.
+/// A run, with a name that is unique in a comparison.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
-    /// What it is called.
+    /// Name of the run.
     pub name: String,
-    /// What it did.
+    /// Report of the run.
     pub report: Report,
 }
 
 impl Run {
-    /// Runs by their paths; of each, as much is its name as tells it from the others.
+    /// Names each run by the shortest part of its path that is unique.
     pub fn named(runs: Vec<(String, Report)>) -> Vec<Self> {
         let paths: Vec<String> = runs.iter().map(|(path, _)| path.clone()).collect();
         let names = names::short(&paths, '/').into_iter();
@@ -31,44 +31,44 @@ impl Run {
     }
 }
 
-/// Runs side by side.
+/// The figures and settings of several runs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
-    /// The names of the runs: the rows.
+    /// Names of the runs.
     pub runs: Vec<String>,
-    /// The figures that are compared.
+    /// Compared figures.
     pub figures: Vec<Figure>,
-    /// What the recipes do not have in common.
+    /// Recipe keys whose values differ.
     pub settings: Vec<Difference>,
 }
 
-/// A figure of each run.
+/// One figure for every run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Figure {
-    /// What it is.
+    /// Name of the figure.
     pub name: String,
-    /// Its kind.
+    /// Unit, and which direction is better.
     #[serde(flatten)]
     pub kind: Kind,
-    /// Of the dense model, if all runs have the same.
+    /// Value of the dense model, if it is the same in all runs.
     pub dense: Option<f64>,
-    /// Standard error of the dense model's, where it is known.
+    /// Standard error of `dense`, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dense_stderr: Option<f64>,
-    /// Of each run that has it.
+    /// Value of each run; `None` if the run lacks it.
     pub values: Vec<Option<f64>>,
-    /// Standard errors of the runs' values, where they are known.
+    /// Standard error of each value, if known.
     pub stderrs: Vec<Option<f64>>,
-    /// The run that is better than every other one, by more than chance where standard errors are
+    /// Index of the run that is better than every other, significantly so if standard errors are
     /// known.
     pub best: Option<usize>,
 }
 
-/// What was measured of a model on a text or a task.
+/// A result on a text or a task.
 trait Measured {
-    /// The figure that is compared, and its standard error.
+    /// The compared value and its standard error.
     fn figure(&self) -> (f64, Option<f64>);
-    /// Whether it differs from another one by more than chance.
+    /// Whether the difference to `other` is significant.
     fn differs(&self, other: &Self) -> bool;
 }
 
@@ -92,35 +92,36 @@ impl Measured for Accuracy {
     }
 }
 
-/// What a figure is measured in, and what is good.
+/// The unit of a figure, and which direction is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "unit", rename_all = "kebab-case")]
 pub enum Kind {
-    /// A fraction of the weights; neither more nor less is good.
+    /// Fraction of the weights; neither direction is better.
     Sparsity,
-    /// A perplexity: the lower the better.
+    /// Perplexity; lower is better.
     Perplexity,
-    /// A fraction of right answers: the higher the better.
+    /// Fraction of correct answers; higher is better.
     Accuracy,
-    /// A factor by which the refinement changed errors; runs may have different ones to begin with.
+    /// Ratio of the errors after and before the refinement; runs with different initial errors are
+    /// not comparable.
     Factor,
-    /// Seconds.
+    /// Seconds; lower is better.
     Seconds,
-    /// Bytes.
+    /// Bytes; lower is better.
     Bytes,
 }
 
-/// A key of the recipe that does not have one value in all runs.
+/// A recipe key whose value differs between runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Difference {
-    /// The key.
+    /// Name of the key.
     pub key: String,
-    /// Its value in each run that has one.
+    /// Value in each run; `None` if the run lacks the key.
     pub values: Vec<Option<String>>,
 }
 
 impl Kind {
-    /// A value as it is shown.
+    /// Formats a value for display.
     pub fn show(self, value: f64) -> String {
         match self {
             Self::Sparsity | Self::Accuracy => percent(value),
@@ -133,14 +134,14 @@ impl Kind {
 }
 
 impl Figure {
-    /// The figure of each run, which are of one kind and have no errors.
+    /// A figure without standard errors.
     fn plain(name: &str, kind: Kind, values: Vec<Option<f64>>) -> Self {
         let stderrs = vec![None; values.len()];
         let (dense, dense_stderr) = (None, None);
         Self { name: name.into(), kind, dense, dense_stderr, values, stderrs, best: None }
     }
 
-    /// What was measured of the runs that `find` finds it in.
+    /// The figure of the results that `find` returns for the runs.
     fn of<T: Measured>(
         runs: &[Run],
         name: String,
@@ -164,12 +165,12 @@ impl Figure {
         }
     }
 
-    /// A run's value as it is shown.
+    /// Value of a run, formatted for display.
     pub fn show(&self, run: usize) -> Option<String> {
         Some(self.shown(self.values[run]?, self.stderrs[run]))
     }
 
-    /// The dense model's value as it is shown.
+    /// Value of the dense model, formatted for display.
     pub fn show_dense(&self) -> Option<String> {
         Some(self.shown(self.dense?, self.dense_stderr))
     }
@@ -183,9 +184,9 @@ impl Figure {
     }
 }
 
-/// The best of what was measured, if it is better than each of the others.
+/// Index of the best result, if it is significantly better than each of the others.
 fn best<T: Measured>(kind: Kind, all: &[Option<&T>]) -> Option<usize> {
-    // The lower the better.
+    // Smaller keys are better.
     let key = |of: &T| match kind {
         Kind::Accuracy => -of.figure().0,
         _ => of.figure().0,
@@ -198,8 +199,7 @@ fn best<T: Measured>(kind: Kind, all: &[Option<&T>]) -> Option<usize> {
 }
 
 impl Comparison {
-    /// Compares runs. The figures are those that any run has; a text or a task is the same in two
-    /// runs if it has the same name.
+    /// Compares runs by every figure that at least one of them has. Texts and tasks match by name.
     pub fn of(runs: &[Run]) -> Self {
         let figure = |name: &str, kind, of: &dyn Fn(&Report) -> Option<f64>| {
             let values: Vec<_> = runs.iter().map(|run| of(&run.report)).collect();
@@ -256,7 +256,7 @@ impl Comparison {
         distinct(all).into_iter().map(figure).collect()
     }
 
-    /// The keys whose values are not the same in all runs; but for where the outputs are.
+    /// Recipe keys whose values differ between runs, except the output path.
     fn settings(runs: &[Run]) -> Vec<Difference> {
         let keys = distinct(runs.iter().flat_map(|run| {
             run.report.recipe.iter().map(|setting| setting.key.clone()).collect::<Vec<_>>()
@@ -276,7 +276,7 @@ impl Comparison {
     }
 }
 
-/// Values, each once, in the order in which they come first.
+/// Distinct values, in the order of their first occurrence.
 fn distinct<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
     let mut found = Vec::new();
     for one in all {

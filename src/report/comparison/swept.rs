@@ -1,25 +1,24 @@
-//! What runs were made to find out: a number that differs among them, as an axis.
+//! Finds the number that a sweep varies.
 
 use super::{Comparison, Kind, distinct};
 use crate::report::names;
 
-/// Runs along an axis: series of runs that differ in one number, and otherwise have the same
-/// recipe.
+/// Runs along an axis: the runs of a series have the same recipe except for one number.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Swept {
-    /// The number: a key of the recipe, or the fraction that is pruned.
+    /// Name of the number: a recipe key, or the pruned fraction.
     pub(super) name: String,
     /// Whether it is a fraction of the weights.
     pub(super) fraction: bool,
-    /// Of each run.
+    /// Value of each run.
     pub(super) values: Vec<f64>,
-    /// The series, each with a name that tells it from the others, and its runs by the value.
+    /// Series, each with a name that is unique and its runs, sorted by value.
     pub(super) series: Vec<(String, Vec<usize>)>,
 }
 
 impl Swept {
-    /// The number of the recipe with the most values; if there is none, the fraction that is
-    /// pruned. `None` where no number differs among runs that have all else in common.
+    /// The recipe key with the most distinct numbers; without one, the pruned fraction. `None` if
+    /// no number differs between runs whose other settings are equal.
     pub(super) fn of(comparison: &Comparison) -> Option<Self> {
         let keys = comparison.settings.iter().filter(|of| !of.key.ends_with("seed"));
         let of_keys = keys.filter_map(|of| {
@@ -32,24 +31,24 @@ impl Swept {
             })
         });
         let pruned = comparison.figures.iter().find(|of| of.kind == Kind::Sparsity);
-        let of_shares = || {
+        let of_fractions = || {
             let values: Option<Vec<f64>> = pruned?.values.iter().copied().collect();
             Self::along(comparison, "pruned".into(), true, values?, |key| {
                 key.starts_with("sparsity.")
             })
         };
-        // Of equals the first.
+        // The first of equally many.
         of_keys
             .reduce(|best, other| if other.count() > best.count() { other } else { best })
-            .or_else(of_shares)
+            .or_else(of_fractions)
     }
 
-    /// How many different values there are.
+    /// Number of distinct values.
     fn count(&self) -> usize {
         distinct(self.values.iter().map(f64::to_string)).len()
     }
 
-    /// Runs along some values; `is_part` says which keys these have to do with.
+    /// Groups runs by their other settings; `is_part` says which keys belong to the swept number.
     fn along(
         comparison: &Comparison,
         name: String,
@@ -59,7 +58,7 @@ impl Swept {
     ) -> Option<Self> {
         let others: Vec<_> = comparison.settings.iter().filter(|of| !is_part(&of.key)).collect();
         let runs = 0..values.len();
-        // As few keys as tell the series apart.
+        // The fewest keys that tell the series apart.
         let mut telling: Vec<usize> = Vec::new();
         let mut series: Vec<Vec<usize>> = vec![runs.collect()];
         for (key, of) in others.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What the run took, and what the checkpoint takes.
+//! Time, memory, and sizes of the checkpoints.
 
 use maud::{Markup, html};
 

@@ -1,4 +1,4 @@
-//! By how much groups miss what they are to give, layer by layer, before and after the refinement.
+//! Output errors of the groups by layer, before and after the refinement.
 
 use maud::{Markup, html};
 
@@ -51,7 +51,7 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
     })
 }
 
-/// The mean and the worst of the groups' relative errors, in words.
+/// Text about the mean and the worst relative error.
 fn relative(error: &OutputError) -> Markup {
     html! {
         p {
@@ -66,7 +66,7 @@ fn relative(error: &OutputError) -> Markup {
     }
 }
 
-/// The groups in which a stage was taken back, in words.
+/// Text about the groups in which a stage was reverted.
 fn taken_back(report: &Report) -> Markup {
     let stages: Vec<_> = (0..most_stages(report))
         .map(|stage| (stage, report.taken_back(stage).map(GroupReport::place).collect::<Vec<_>>()))
@@ -83,14 +83,14 @@ fn taken_back(report: &Report) -> Markup {
     }
 }
 
-/// What a ring marks, if it marks anything.
+/// The meaning of a ring, if there are any.
 fn ring(report: &Report) -> Option<&'static str> {
     (0..most_stages(report))
         .any(|stage| report.taken_back(stage).next().is_some())
         .then_some("a stage was taken back")
 }
 
-/// Where the groups of which a stage was taken back are in a chart of `error`.
+/// Points of the reverted groups in a chart of `error`.
 fn rings(
     report: &Report,
     error: impl Fn(&GroupReport, [Loss; 2]) -> Option<f64>,
@@ -104,7 +104,7 @@ fn most_stages(report: &Report) -> usize {
     report.groups.iter().map(|group| group.stages.len()).max().unwrap_or(0)
 }
 
-/// What the refinement left of each group's error.
+/// Relative error of each group after the refinement.
 fn left(report: &Report) -> Result<Markup, chart::Error> {
     let groups = report.group_names();
     let quotient = |[before, after]: [Loss; 2]| after.calibration / before.calibration;
@@ -115,7 +115,7 @@ fn left(report: &Report) -> Result<Markup, chart::Error> {
     };
     let lines = groups.iter().map(line).collect();
     let title = "Error after the refinement, as a share of that before, by layer and group".into();
-    let (x, scale) = (Axis::numbers(report.last_layer()), Scale::Share);
+    let (x, scale) = (Axis::numbers(report.last_layer()), Scale::FromZero);
     let rings = rings(report, |_, errors| Some(quotient(errors)));
     let picture =
         Lines { title, across: "layer".into(), x, scale, lines, rings, size: WIDE }.draw()?;
@@ -152,13 +152,13 @@ fn lines(report: &Report, group: &str) -> Vec<Line> {
     lines
 }
 
-/// Whether samples were held out.
+/// Whether there are held-out samples.
 fn held_out(report: &Report) -> bool {
     let mut errors = report.groups.iter().filter_map(GroupReport::errors);
     errors.any(|[before, _]| before.held_out.is_some())
 }
 
-/// What each stage did, over all groups.
+/// Results of each stage over all groups.
 fn stages(report: &Report) -> Markup {
     let rows = (0..most_stages(report)).map(|i| {
         let of: Vec<_> = report.groups.iter().filter_map(|group| group.stages.get(i)).collect();

@@ -1,4 +1,4 @@
-//! What the dense model and the pruned one go on to say.
+//! Continuations by the dense and by the pruned model.
 
 use maud::{Markup, html};
 

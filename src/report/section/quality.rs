@@ -1,4 +1,4 @@
-//! Perplexity and tasks, of the dense model and of the pruned one on its way.
+//! Perplexity and task accuracy, from the dense to the written model.
 
 use maud::{Markup, html};
 

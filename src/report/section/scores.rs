@@ -1,4 +1,4 @@
-//! How the scores of swapped and of kept weights are distributed.
+//! Distributions of the scores of swapped and of kept weights.
 
 use maud::{Markup, html};
 
@@ -13,10 +13,10 @@ use crate::{
     },
 };
 
-/// What became of weights: its name, and their scores.
+/// What happened to weights: its name, and their scores.
 type Fate = (&'static str, fn(&Distribution) -> &Histogram);
 
-/// What may become of weights.
+/// The sets of weights whose scores are drawn.
 const FATES: [Fate; 4] = [
     ("stayed", |of| &of.kept),
     ("came back", |of| &of.came_back),
@@ -24,15 +24,15 @@ const FATES: [Fate; 4] = [
     ("stayed away", |of| &of.pruned),
 ];
 
-/// How many distributions of a stage are drawn at most.
+/// Maximum number of distributions drawn for a stage.
 const MOST: usize = 80;
 
 /// The scores of the groups in one stage.
 struct Stage<'a> {
-    /// Which stage it is, and what it does.
+    /// Number of the stage, and its method.
     name: String,
     measure: &'a str,
-    /// Layers and groups.
+    /// Layers and groups with their distributions.
     groups: Vec<(usize, &'a str, &'a Distribution)>,
 }
 
@@ -79,8 +79,7 @@ impl Stage<'_> {
         let names = report.group_names();
         let names = names.iter().filter(|name| self.groups.iter().any(|(_, of, _)| of == *name));
         let names: Vec<&str> = names.copied().collect();
-        // All layers of a large model would be many pictures: each so-many-th is shown, and the
-        // table has all.
+        // A large model has too many layers to draw all: draw every `step`-th; the table has all.
         let step = self.groups.len().div_ceil(MOST).max(1);
         let mut small = Vec::new();
         for (layer, group, scores) in self.groups.iter().filter(|(layer, ..)| layer % step == 0) {
@@ -110,7 +109,7 @@ impl Stage<'_> {
         })
     }
 
-    /// The medians of a group's scores, layer by layer.
+    /// Medians of a group's scores by layer.
     fn medians(&self, report: &Report, name: &str) -> Result<Markup, chart::Error> {
         let line = |(fate, scores): Fate| Line {
             name: fate.into(),
@@ -135,7 +134,7 @@ impl Stage<'_> {
         .draw()
     }
 
-    /// The distributions of a group's scores.
+    /// Histograms of a group's scores.
     fn histogram(
         &self,
         layer: usize,
@@ -164,7 +163,7 @@ impl Stage<'_> {
             title,
             across: "score".into(),
             x,
-            scale: Scale::Share,
+            scale: Scale::FromZero,
             lines,
             rings: Vec::new(),
             size: SMALL,
@@ -187,7 +186,7 @@ impl Stage<'_> {
     }
 }
 
-/// The median; not a number if there are no scores, and zero if it is too small to be counted.
+/// Median; NaN without scores, 0 if it is below the smallest bin.
 fn median(scores: &Histogram) -> f64 {
     match scores.quantile(0.5) {
         Some(power) => power.exp2(),

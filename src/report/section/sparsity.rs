@@ -1,4 +1,4 @@
-//! How many weights are pruned, by layer, group and matrix.
+//! Number of pruned weights by layer, group and matrix.
 
 use maud::{Markup, html};
 
@@ -55,7 +55,7 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
 
 const NAMES: [&str; 2] = ["initial masks", "in the end"];
 
-/// The pruned fraction of some matrices, given how many weights each keeps.
+/// Pruned fraction of matrices, given the number of weights that each keeps.
 fn pruned<'a>(
     matrices: impl Iterator<Item = &'a Matrix>,
     kept: fn(&Matrix) -> usize,

@@ -1,4 +1,4 @@
-//! How the divergence of the whole model's predictions fell, step by step.
+//! Divergence of the whole model's predictions, step by step.
 
 use maud::{Markup, html};
 

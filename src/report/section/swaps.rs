@@ -1,4 +1,4 @@
-//! How many weights of each matrix changed places.
+//! Number of swapped weights of each matrix.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +12,9 @@ use crate::report::{
     table::{details, table, text},
 };
 
-/// Swaps by the kind of a matrix and its layer, and how many weights it keeps.
+/// Number of swaps and of kept weights, by kind of matrix and layer.
 struct Swaps {
-    /// The names of the kinds.
+    /// Names of the kinds.
     kinds: Vec<String>,
     found: BTreeMap<(usize, usize), (usize, usize)>,
 }
@@ -37,14 +37,14 @@ impl Swaps {
         Self { kinds: names::short(&long, '.'), found }
     }
 
-    /// The fraction of a matrix's kept weights that came back.
+    /// Fraction of a matrix's kept weights that the refinement swapped in.
     fn fraction(&self, kind: usize, layer: usize) -> Option<f64> {
         let (swaps, kept) = self.found.get(&(kind, layer))?;
         Some(*swaps as f64 / (*kept).max(1) as f64)
     }
 }
 
-/// A tensor's name with `*` for its layer, and without what all weights end in.
+/// A tensor's name with `*` for the layer, without `.weight`.
 pub(in crate::report) fn kind(tensor: &str, layer: usize) -> String {
     let name = tensor.replacen(&format!(".{layer}."), ".*.", 1);
     name.strip_suffix(".weight").unwrap_or(&name).to_owned()

@@ -1,4 +1,4 @@
-//! The matrices that metrics are tried on.
+//! Matrices for tests of metrics.
 
 use std::fmt;
 
@@ -10,15 +10,15 @@ use proptest::{
 
 use crate::{Dims, LayerStats, Needs};
 
-/// Rows, and columns, at most.
+/// Maximum number of rows, and of columns.
 const SIDE: usize = 6;
-/// The tokens whose inputs the statistics are of.
+/// Number of tokens behind the statistics.
 const TOKENS: usize = 3;
 
-/// A weight matrix, all statistics of it, and the scores of the step before.
+/// A weight matrix, all its statistics, and the scores of the previous step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
-    /// The matrix's shape.
+    /// Shape of the matrix.
     pub dims: Dims,
     /// [`LayerStats::weight`].
     pub weight: Vec<f32>,
@@ -30,16 +30,16 @@ pub struct Case {
     pub input_square: Vec<f32>,
     /// [`LayerStats::gram`], of which `input_square` is the diagonal.
     pub gram: Vec<f32>,
-    /// The scores of the step before.
+    /// Scores of the previous step.
     pub scores: Vec<f32>,
-    /// A place for each row or column, to put them in another order.
+    /// Sort keys of rows or columns, for a permutation.
     pub(super) places: Vec<u8>,
-    /// A choice for each weight, such as whether to negate it.
+    /// One choice per weight, such as whether to negate it.
     pub(super) choices: Vec<bool>,
 }
 
 impl Case {
-    /// What a metric gets to see that needs this.
+    /// The statistics that a metric with these needs sees.
     pub fn stats(&self, needs: Needs) -> LayerStats<'_> {
         LayerStats {
             name: "model.layers.0.mlp.up_proj.weight",
@@ -52,7 +52,7 @@ impl Case {
         }
     }
 
-    /// The case whose row i is this one's row `order[i]`.
+    /// The case with permuted rows: row i of the result is row `order[i]`.
     pub(super) fn rows(&self, order: &[usize]) -> Self {
         Self {
             dims: Dims { rows: order.len(), ..self.dims },
@@ -64,7 +64,7 @@ impl Case {
         }
     }
 
-    /// The case whose column j is this one's column `order[j]`.
+    /// The case with permuted columns: column j of the result is column `order[j]`.
     pub(super) fn columns(&self, order: &[usize]) -> Self {
         let columns = self.dims.columns;
         let square = Dims { rows: columns, columns };
@@ -82,7 +82,7 @@ impl Case {
         }
     }
 
-    /// The cases with one row or one column less, as long as one is left.
+    /// The cases with one row or one column removed, as long as one is left.
     pub(super) fn parts(&self) -> impl Iterator<Item = Self> {
         let Dims { rows, columns } = self.dims;
         let without = |count: usize, left: usize| -> Vec<usize> {
@@ -93,7 +93,7 @@ impl Case {
         fewer_rows.chain(lost(columns).map(move |j| self.columns(&without(columns, j))))
     }
 
-    /// Another order of so many rows or columns.
+    /// A permutation of `count` rows or columns.
     pub(super) fn order(&self, count: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..count).collect();
         order.sort_by_key(|i| self.places[*i]);
@@ -101,13 +101,13 @@ impl Case {
     }
 }
 
-/// The rows of a matrix in another order.
+/// Permutes the rows of a matrix.
 pub(super) fn rows<T: Clone>(values: &[T], dims: Dims, order: &[usize]) -> Vec<T> {
     let row = |i: &usize| &values[i * dims.columns..(i + 1) * dims.columns];
     order.iter().flat_map(|i| row(i).iter().cloned()).collect()
 }
 
-/// The columns of a matrix in another order.
+/// Permutes the columns of a matrix.
 pub(super) fn columns<T: Clone>(values: &[T], dims: Dims, order: &[usize]) -> Vec<T> {
     let rows = values.chunks(dims.columns.max(1));
     rows.flat_map(|row| order.iter().map(|j| row[*j].clone())).collect()
@@ -136,18 +136,18 @@ impl fmt::Display for Case {
     }
 }
 
-/// Matrices with at least one weight, whose numbers are of ordinary size.
+/// Matrices with at least one weight and numbers of ordinary size.
 pub(super) fn ordinary() -> BoxedStrategy<Case> {
     cases(1, || number().boxed())
 }
 
-/// Matrices of any shape, with no rows or no columns too.
+/// Matrices of any shape, including no rows or no columns.
 pub(super) fn any_shape() -> BoxedStrategy<Case> {
     cases(0, || number().boxed())
 }
 
-/// Matrices with numbers as large, and as small, as they are in a model that f32 can run: products
-/// of weights and inputs, and their squares, do not overflow it.
+/// Matrices with the largest and smallest numbers of a model that f32 can run: products of weights
+/// and inputs, and their squares, do not overflow.
 pub(super) fn extreme() -> BoxedStrategy<Case> {
     let edges = [1e9, -1e9, 1e-9, -1e-9, 1e-22, f32::MIN_POSITIVE, 1e-45, -0.0];
     cases(1, move || prop_oneof![2 => number(), 1 => select(edges.to_vec())].boxed())

@@ -45,8 +45,8 @@ pub use self::{
 };
 use crate::{Metric, MetricPlugin, registered};
 
-/// The checks of the metric that is registered under a name, with its default parameters. Rows may
-/// change places in all metrics, if they do not say otherwise: [`Checks::without`].
+/// Checks for the metric registered as `name`, with its default parameters. Permuting rows is
+/// expected to permute the scores of every metric; [`Checks::without`] drops this.
 pub fn metric(name: &str) -> Checks {
     Checks {
         name: name.into(),
@@ -55,7 +55,7 @@ pub fn metric(name: &str) -> Checks {
     }
 }
 
-/// What is to be checked of a metric.
+/// The checks of one metric.
 #[derive(Clone, Debug)]
 pub struct Checks {
     name: String,
@@ -64,21 +64,21 @@ pub struct Checks {
 }
 
 impl Checks {
-    /// Gives a parameter another value than its default.
+    /// Sets a parameter.
     #[must_use]
     pub fn parameter(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.parameters.insert(name.into(), value.into());
         self
     }
 
-    /// The metric has these symmetries too.
+    /// Also expects these symmetries.
     #[must_use]
     pub fn with(mut self, symmetries: impl IntoIterator<Item = Symmetry>) -> Self {
         self.symmetries.extend(symmetries);
         self
     }
 
-    /// The metric has no such symmetry.
+    /// Does not expect this symmetry.
     #[must_use]
     pub fn without(mut self, symmetry: Symmetry) -> Self {
         self.symmetries.remove(&symmetry);
@@ -95,7 +95,7 @@ impl Checks {
         assert!(failures.is_empty(), "{}", failures.join("\n\n"));
     }
 
-    /// The properties that the metric lacks.
+    /// The properties that fail.
     pub fn failures(&self) -> Vec<Failure> {
         let fail = |reason| vec![self.failed(Property::Registration, (reason, None))];
         let plugin = match registered() {
@@ -153,16 +153,16 @@ impl Checks {
     }
 }
 
-/// A property that a metric lacks.
+/// A property that fails for a metric.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// The metric, with the parameters that are not the default ones.
+    /// Name of the metric, with the parameters that differ from their defaults.
     pub metric: String,
-    /// The property.
+    /// The property that fails.
     pub property: Property,
-    /// What happened.
+    /// How it fails.
     pub reason: String,
-    /// The smallest matrix found on which it does.
+    /// Smallest matrix found for which it fails.
     pub case: Option<Case>,
 }
 

@@ -13,7 +13,7 @@ use crate::{
 pub struct Run<'a> {
     /// The pruning.
     pub pruning: Pruning<'a>,
-    /// What the layers' ratios depend on, if they differ.
+    /// What the layers' ratios depend on, if they differ between layers.
     pub allocation: Option<By>,
     /// Number of tokens of all evaluations of one model, and number of evaluated models.
     pub evaluated: (usize, usize),

@@ -93,10 +93,10 @@ pub(crate) enum Step<'a> {
     CreateDir(&'a Path),
     Create(&'a Path),
     Write(&'a Path, &'a [u8]),
-    /// Of a file, or of a directory: of the names in it.
+    /// Syncs a file, or the names in a directory.
     Sync(&'a Path),
     Rename(&'a Path, &'a Path),
-    /// Of a file, or of an empty directory.
+    /// Removes a file, or an empty directory.
     Remove(&'a Path),
 }
 

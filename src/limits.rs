@@ -14,7 +14,7 @@ use crate::{encoding, files};
 /// The size limit of a file that is read as a whole.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
-    /// What the file is, with its article.
+    /// Kind of file, with an article.
     what: &'static str,
     bytes: u64,
 }

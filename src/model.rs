@@ -53,7 +53,7 @@ pub enum Error {
     /// The executor failed.
     #[error("{what}: {problem}")]
     Executor {
-        /// What the executor was doing.
+        /// Step that failed.
         what: String,
         /// The executor's error.
         problem: executor::Error,
@@ -216,7 +216,7 @@ impl<'a, D: Ops> Model<'a, D> {
     /// The pruned weights of one part of a layer.
     ///
     /// # Errors
-    /// If they cannot be read, or the device has not enough memory.
+    /// If they cannot be read, or the device runs out of memory.
     pub fn part(&self, layer: usize, part: Part, pruned: &Pruned) -> Result<PartWeights<D>, Error> {
         let layer = &self.decoder.layers[layer];
         let mut linears = Vec::new();
@@ -253,7 +253,7 @@ impl<'a, D: Ops> Model<'a, D> {
     /// A norm.
     ///
     /// # Errors
-    /// If it cannot be read, or the device has not enough memory.
+    /// If it cannot be read, or the device runs out of memory.
     pub fn norm(&self, norm: &Norm) -> Result<ops::Norm<D>, Error> {
         let read = |name: &String| self.read(name, &[norm.width]);
         let hold = |values| {
@@ -279,7 +279,7 @@ impl<'a, D: Ops> Model<'a, D> {
     /// A linear layer outside the decoder layers, such as the output head.
     ///
     /// # Errors
-    /// If it cannot be read, or the device has not enough memory.
+    /// If it cannot be read, or the device runs out of memory.
     pub fn linear(&self, linear: &Projection) -> Result<Weight<D>, Error> {
         self.weight(linear, self.values(linear)?, None)
     }
@@ -287,7 +287,7 @@ impl<'a, D: Ops> Model<'a, D> {
     /// A linear layer with these values of its weight, row-major, masked by `mask`.
     ///
     /// # Errors
-    /// If its bias cannot be read, or the device has not enough memory.
+    /// If its bias cannot be read, or the device runs out of memory.
     pub fn weight(
         &self,
         linear: &Projection,
@@ -311,8 +311,8 @@ impl<'a, D: Ops> Model<'a, D> {
     /// exclude the last `held_out` samples.
     ///
     /// # Errors
-    /// If they cannot be read, a sample is longer than the model's positions, or the device has not
-    /// enough memory.
+    /// If they cannot be read, a sample is longer than the model's positions, or the device runs
+    /// out of memory.
     pub fn embed(&self, samples: &[Vec<u32>], held_out: usize) -> Result<Stream<D>, Error> {
         self.embed_at(self.positioned(samples), held_out)
     }
@@ -321,7 +321,7 @@ impl<'a, D: Ops> Model<'a, D> {
     /// turn, [tokens, channels], row-major.
     ///
     /// # Errors
-    /// Whatever `states` returns, or if the device has not enough memory.
+    /// Whatever `states` returns, or if the device runs out of memory.
     pub fn stream(
         &self,
         samples: &[Vec<u32>],

@@ -124,7 +124,7 @@ impl Partial {
         Ok(Journal::has_saves(&self.dir)?)
     }
 
-    /// The saved state that a run left, in words; `None` if there is none.
+    /// Description of the saved state of a run; `None` without one.
     pub(super) fn left_over(&self) -> Result<Option<String>, Error> {
         Ok(match self.is_left_over()? {
             true if self.is_finished() => Some("all is written".into()),

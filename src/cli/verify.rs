@@ -35,7 +35,7 @@ pub(super) struct Again {
     json: bool,
 }
 
-/// What a result is compared with.
+/// What to compare a result with.
 const VERIFIED: &str = "its report";
 const REPRODUCED: &str = "its rerun";
 

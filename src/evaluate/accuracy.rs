@@ -25,7 +25,7 @@ pub struct Accuracy {
     /// the choices' lengths in characters. Some tasks have none, as in lm-eval.
     #[serde(default, deserialize_with = "some_or_nan", skip_serializing_if = "Option::is_none")]
     pub acc_norm: Option<f64>,
-    /// Its standard error.
+    /// Standard error of `acc_norm`.
     #[serde(default, deserialize_with = "some_or_nan", skip_serializing_if = "Option::is_none")]
     pub acc_norm_stderr: Option<f64>,
     /// Number of questions.

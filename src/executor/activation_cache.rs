@@ -47,7 +47,7 @@ pub struct ActivationCache<D: Ops> {
 }
 
 /// For each linear layer, its current weights minus those with which its outputs were recorded;
-/// `None` where so many differ that computing the outputs again is faster.
+/// `None` if so many differ that computing the outputs again is faster.
 pub type Changes<D> = [Option<<D as super::ops::SparseProduct>::Entries>];
 
 /// What a pass through one part does with an [`ActivationCache`].

@@ -50,7 +50,7 @@ impl<D: Ops> PartWeights<D> {
     /// The part's input: the hidden states, normalised where there is a norm.
     ///
     /// # Errors
-    /// If the device has not enough memory.
+    /// If the device runs out of memory.
     pub fn normalise<T: Tape<f32, D> + 'static>(
         &self,
         states: Matrix<D, T>,
@@ -148,7 +148,7 @@ fn linear<D: Ops, T: Tape<f32, D> + 'static>(
 /// The output of a part, without the residual, for its normalised input.
 ///
 /// # Errors
-/// If the device has not enough memory.
+/// If the device runs out of memory.
 pub fn forward<D: Ops, T: Tape<f32, D> + 'static>(
     weights: &PartWeights<D>,
     positions: &Positions,

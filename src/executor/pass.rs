@@ -184,7 +184,7 @@ impl<D: Ops> Executor<D> {
     /// Runs a pass.
     ///
     /// # Errors
-    /// If the device has not enough memory, the scratch space fails, or an activation is not
+    /// If the device runs out of memory, the scratch space fails, or an activation is not
     /// finite.
     pub fn run(&self, pass: Pass<'_, D>) -> Result<Found<D>, Error> {
         let (goes_on, needs_output) = (pass.goes_on(), pass.needs_output());

@@ -22,7 +22,7 @@ const OUTPUTS: usize = 1024;
 /// only `work` operations are ahead.
 ///
 /// # Errors
-/// If the device has not enough memory, or is lost.
+/// If the device runs out of memory, or is lost.
 pub fn rate<D: Ops>(device: &D, decoder: &Decoder, work: f64) -> Result<f64, Error> {
     let mut shapes: BTreeMap<(usize, usize), f64> = BTreeMap::new();
     for linear in decoder.projections() {

@@ -220,7 +220,7 @@ impl<D: Hold> Store<D> {
     /// Blends matrices: a ← (1 − `fraction`) · a + `fraction` · b, for b in `other`.
     ///
     /// # Errors
-    /// If the device has not enough memory, or the scratch space fails.
+    /// If the device runs out of memory, or the scratch space fails.
     pub fn blend(&mut self, other: &Self, fraction: f32, device: &D) -> Result<(), Error>
     where
         D: Blend,

@@ -123,7 +123,7 @@ impl<D: Ops> Executor<D> {
     /// the last `held_out` samples.
     ///
     /// # Errors
-    /// If the device has not enough memory, or the scratch file fails.
+    /// If the device runs out of memory, or the scratch file fails.
     pub fn stream<E: From<Error>>(
         &self,
         samples: impl ExactSizeIterator<Item = Result<(Vec<f32>, Positions), E>>,
@@ -207,7 +207,7 @@ impl<D: Ops> Executor<D> {
     /// A matrix for each run of a stream, from the values of each sample, [tokens, channels].
     ///
     /// # Errors
-    /// If the device has not enough memory.
+    /// If the device runs out of memory.
     pub fn by_run(
         &self,
         stream: &Stream<D>,

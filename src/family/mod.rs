@@ -250,7 +250,7 @@ pub enum Role {
     Embedding,
 }
 
-/// What feeds a projection.
+/// The input of a projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feed {
     /// The hidden states, normalised if the part has a norm.

@@ -150,7 +150,7 @@ mod tests {
         found.iter().zip(weight).for_each(|(found, w)| assert!((found - w).abs() < 1e-5));
     }
 
-    /// What a matrix of these inputs, token by token, is fitted to, whatever the damping.
+    /// Fits a matrix of these inputs, token by token, whatever the damping.
     fn fitted(inputs: &[&[f32]], weight: &[f32], kept: &[bool]) -> Vec<Vec<f32>> {
         let columns = weight.len();
         let product = |i: usize, j: usize| inputs.iter().map(|x| x[i] * x[j]).sum();

@@ -50,7 +50,7 @@ impl OutputError<'_> {
     }
 }
 
-/// What swaps did to a matrix.
+/// The result of swaps in a matrix.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Swapped {
     /// Number of swaps.

@@ -138,7 +138,7 @@ pub struct GroupReport {
     pub layer: usize,
     /// Name of the group.
     pub group: String,
-    /// What each stage did, in order.
+    /// Report of each stage, in order.
     pub stages: Vec<StageReport>,
 }
 
@@ -170,7 +170,7 @@ pub struct StageReport {
     pub after: Loss,
     /// Whether the changes were kept: a guarded stage is undone where it does not lower the error.
     pub accepted: bool,
-    /// What the stage did to each matrix.
+    /// Report of each matrix.
     pub matrices: Vec<MatrixReport>,
     /// The distribution of the weights' scores, for a stage that swaps by scores.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -600,7 +600,7 @@ mod tests {
    ·                                       ──┬──
    ·                                         ╰── here
    ╰────
-  help: Of `swap`: maximum number of swaps per row.
+  help: For `swap`: maximum number of swaps per row.
 "
             .trim_start_matches('\n')
         );

@@ -189,10 +189,10 @@ pub struct Sparsity {
     /// less. Over all layers exactly the ratio is pruned. Unstructured patterns only.
     #[serde(deserialize_with = "word")]
     pub allocation: Allocate,
-    /// Of `owl` and `error`: the largest difference between a layer's ratio and `ratio`.
+    /// For `owl` and `error`: the largest difference between a layer's ratio and `ratio`.
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub spread: f64,
-    /// Of `owl`: a weight is an outlier if its score exceeds the layer's mean by this factor.
+    /// For `owl`: a weight is an outlier if its score exceeds the layer's mean by this factor.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub outlier: f64,
     /// Tensors to leave unpruned, as globs over their names with or without `.weight`: `lm_head`,
@@ -233,11 +233,11 @@ pub struct Mask {
     /// The initial mask.
     #[schemars(description = Init::help_on("What the initial mask prunes"))]
     pub init: Init,
-    /// Of `metric`: the metrics that score the weights, one after the other, as for a rebuild.
+    /// For `metric`: the metrics that score the weights, one after the other, as for a rebuild.
     /// Metrics that need gradients cannot be used: there is no error yet.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub metric: Vec<MetricStep>,
-    /// Of `metric`: the weights that compete, those of a `row` (one output) or all of a `layer`.
+    /// For `metric`: the weights that compete, those of a `row` (one output) or all of a `layer`.
     /// Left out: `row`.
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
     pub scope: Option<Scope>,

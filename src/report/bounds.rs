@@ -24,7 +24,7 @@ const WEIGHTS: usize = 1 << 40;
 /// Checks that a report is within the bounds.
 ///
 /// # Errors
-/// What it has too much of.
+/// If a bound is exceeded; the error names what exceeds it.
 pub(super) fn check(report: &Report) -> Result<(), String> {
     let most = |what: &str, found: usize, most: usize| match found <= most {
         true => Ok(()),

@@ -1,5 +1,5 @@
 //! The model card of a pruned checkpoint: `README.md` with the metadata that the hub reads. It says
-//! what was done, what came of it, and how to load the model; and no path of this machine.
+//! what was done, the results, and how to load the model. It contains no path of this machine.
 
 use std::{fmt, path::Path};
 
@@ -182,7 +182,7 @@ impl Card<'_> {
 
     fn recipe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let recipe = self.recipe.clone().without_directories();
-        // What TOML cannot say was an error before the run.
+        // `prune` has checked that TOML can express the recipe.
         let toml = recipe.to_toml().unwrap_or_default();
         let fence = fence(&toml);
         writeln!(

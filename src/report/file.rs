@@ -35,7 +35,7 @@ pub enum Error {
 /// Reads the report of a run from a JSON file, or from the output directory of a run.
 ///
 /// # Errors
-/// If there is none, or it is none.
+/// If the file cannot be read, or is not a report.
 pub fn read(path: &Path) -> Result<Report, Error> {
     let path = if path.is_dir() { path.join(JSON) } else { path.to_owned() };
     let text = match limits::read(&path, limits::REPORT) {

@@ -29,9 +29,9 @@ pub enum Over {
     /// The scores of one output.
     #[default]
     Row,
-    /// Those of one input.
+    /// The scores of one input.
     Column,
-    /// Those of the matrix.
+    /// The scores of the matrix.
     Layer,
 }
 

@@ -64,13 +64,13 @@ pub(super) struct Score {
     /// Value of the dense model.
     #[serde(deserialize_with = "or_nan")]
     pub(super) dense: f64,
-    /// Its standard error, where it is known.
+    /// Standard error of `dense`, if known.
     #[serde(default)]
     pub(super) dense_stderr: Option<f64>,
     /// Value of the pruned model.
     #[serde(deserialize_with = "or_nan")]
     pub(super) pruned: f64,
-    /// Its standard error, where it is known.
+    /// Standard error of `pruned`, if known.
     #[serde(default)]
     pub(super) pruned_stderr: Option<f64>,
 }

@@ -48,7 +48,7 @@ pub(super) struct Panels {
 }
 
 impl Panels {
-    /// Of a row-major matrix, in panels of the width that a right factor has.
+    /// The panels of a row-major matrix, as wide as those of a right factor.
     pub(super) fn of(values: &[f32], columns: usize) -> Self {
         let width = *WIDTH;
         let rows = values.len().checked_div(columns).unwrap_or(0);
@@ -63,7 +63,7 @@ impl Panels {
         Self { values: panels.into(), rows, columns, width }
     }
 
-    /// Of the transpose of a row-major matrix of `columns` rows.
+    /// The panels of the transpose of a row-major matrix of `columns` rows.
     fn of_transposed(values: &[f32], columns: usize, rows: usize) -> Self {
         let (mut panels, width) = (stale(values.len()), *WIDTH);
         let size = (width * rows).max(1);

@@ -1,4 +1,4 @@
-//! What the tests of the operations share.
+//! Helpers for the tests of the operations.
 
 use std::array::from_fn;
 
@@ -51,7 +51,7 @@ pub(super) fn weighted_sum<D: Hold, T: Tape<f32, D>>(y: Matrix<D, T>) -> Tensor<
     record_loss(tape, y, sum, backward).unwrap()
 }
 
-/// What an operation gives, and the gradients of its inputs; then the inputs.
+/// The output of an operation and the gradients of its inputs; then the inputs.
 pub(super) fn outcome<D: Hold, const N: usize>(
     device: &D,
     shapes: [(usize, usize); N],

@@ -198,7 +198,7 @@ fn floored(ratio: f64, weights: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// Those whose scores are in the statistics.
+    /// The initial masks whose scores are in the statistics.
     const RULES: [&str; 4] = ["magnitude", "wanda", "sparsegpt", "none"];
     const ALL: Pattern = Pattern::UNSTRUCTURED;
     const TWO_OF_FOUR: Pattern = Pattern::n_of_m(2, 4);

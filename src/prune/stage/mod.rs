@@ -84,7 +84,7 @@ pub trait Stage {
 
 /// The run of a stage that works group by group, on any device.
 trait Run: Stage {
-    /// What it does, as a part of a sentence.
+    /// What the stage does, as part of a sentence.
     const HELP: &'static str;
 
     /// Refines a group.
@@ -97,7 +97,7 @@ trait Run: Stage {
 
 /// The run of a stage that works on the whole model once its layers are done, on any device.
 trait RunModel: Stage {
-    /// What it does, as a part of a sentence.
+    /// What the stage does, as part of a sentence.
     const HELP: &'static str;
 
     /// Refines the masks of all matrices of the plan.
@@ -322,7 +322,7 @@ impl JsonSchema for Refine {
                 let mut letters = help.chars();
                 let first = letters.next().into_iter().flat_map(char::to_lowercase);
                 let help: String = first.chain(letters).collect();
-                schema["description"] = format!("Of {}: {help}", of.join(" and ")).into();
+                schema["description"] = format!("For {}: {help}", of.join(" and ")).into();
                 properties.insert(key, schema);
             }
         }

@@ -19,9 +19,9 @@ use super::{Report, chart};
 pub(super) struct Section {
     /// The name of its place in the page.
     pub(super) id: &'static str,
-    /// Its title.
+    /// Title of the section.
     pub(super) title: &'static str,
-    /// What is in it.
+    /// Content of the section.
     pub(super) body: Markup,
 }
 

@@ -28,7 +28,7 @@ pub struct Case {
     pub squared_gradient: Vec<f32>,
     /// [`LayerStats::input_square`].
     pub input_square: Vec<f32>,
-    /// [`LayerStats::gram`], of which `input_square` is the diagonal.
+    /// [`LayerStats::gram`], whose diagonal is `input_square`.
     pub gram: Vec<f32>,
     /// Scores of the previous step.
     pub scores: Vec<f32>,

@@ -1,4 +1,4 @@
-//! What is expected of every metric.
+//! The properties that every metric must have.
 
 use std::{
     fmt,
@@ -12,38 +12,37 @@ use super::{
 };
 use crate::{Error, LayerStats, Metric, MetricPlugin, Needs, figment::value::Dict};
 
-/// What is expected of a metric.
+/// A property of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Property {
-    /// It is submitted under its name, it and its parameters are documented, and parameters that it
-    /// does not have are errors.
+    /// The metric is submitted under its name, it and its parameters are documented, and unknown
+    /// parameters are errors.
     Registration,
-    /// It scores matrices of every shape, those without rows or columns too.
+    /// The metric scores matrices of every shape, including those without rows or columns.
     Shape,
     /// Scores of finite numbers are finite: of zeros, and of numbers as large and as small as they
-    /// are in a model that f32 can run (weights and inputs up to 1e9, statistics up to their
-    /// squares).
+    /// Scores of finite numbers are finite: of zeros, and of the largest and smallest numbers in a
+    /// model that f32 can run (weights and inputs up to 1e9, statistics up to their squares).
     Finiteness,
-    /// The scores are the same bits again: after other matrices, in other threads, and by another
+    /// The same matrix gets the same bits: after other matrices, in other threads, and from another
     /// instance with the same parameters.
     Determinism,
-    /// It reads no statistic that it does not declare, and does not ask for one that has no
-    /// influence.
+    /// The metric reads no undeclared statistic, and declares none that has no influence.
     Needs,
-    /// The scores follow a change of the matrix that means nothing to the metric.
+    /// A change of the matrix changes the scores as the [`Symmetry`] says.
     Symmetry(Symmetry),
 }
 
-/// A change of a matrix that means nothing to a metric.
+/// A change of a matrix with a known effect on the scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Symmetry {
-    /// Rows in another order have their scores in that order.
+    /// Permuted rows have permuted scores.
     Rows,
-    /// And columns, with their statistics.
+    /// Permuted columns, with their statistics, have permuted scores.
     Columns,
-    /// Weights of another sign have the same scores.
+    /// Negated weights have the same scores.
     Signs,
-    /// All weights times a positive number have scores in the same order.
+    /// Weights scaled by a positive number have scores in the same order.
     Scale,
 }
 
@@ -89,7 +88,7 @@ fn score_with(
     }
 }
 
-/// What is wrong with how a metric is registered.
+/// Checks how a metric is registered.
 pub(super) fn unregistered(plugin: &MetricPlugin) -> Option<String> {
     if plugin.help.trim().is_empty() || plugin.help.contains('\n') {
         return Some("its help is not one line".into());
@@ -150,7 +149,7 @@ const STATISTICS: [(&str, Needs); 3] = [
     ("gram", Needs::GRAM),
 ];
 
-/// What is not declared may as well be poison.
+/// Checks that poison in undeclared statistics has no effect.
 pub(super) fn reads_no_other(metric: &dyn Metric, case: &Case) -> Result<(), String> {
     let needs = metric.needs();
     let without = score(metric, case)?;
@@ -173,7 +172,7 @@ pub(super) fn reads_no_other(metric: &dyn Metric, case: &Case) -> Result<(), Str
     Ok(())
 }
 
-/// What is declared and has no influence on any case.
+/// Finds declared statistics that have no influence on any case.
 pub(super) fn reads_none_of(metric: &dyn Metric, cases: &[Case]) -> Found {
     let needs = metric.needs();
     let declared = STATISTICS.into_iter().filter(|(_, one)| needs.or(*one) == needs);
@@ -261,7 +260,7 @@ fn scale(metric: &dyn Metric, case: &Case, scores: &[f32]) -> Result<(), String>
     Ok(())
 }
 
-/// Equal but for rounding. That what is not a number is wrong, finiteness says.
+/// Equal up to rounding. Two NaNs are equal: the finiteness check rejects them.
 fn close(a: f32, b: f32) -> bool {
     a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= 1e-4 * a.abs().max(b.abs()) + 1e-30
 }

@@ -68,7 +68,7 @@ struct Tile {
     heads: Heads,
     rows: Range<usize>,
     keys: Range<usize>,
-    /// Of each row two ranges of `keys`.
+    /// Two ranges of `keys` per row.
     seen: Slice<u32>,
 }
 

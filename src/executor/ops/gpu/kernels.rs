@@ -8,7 +8,7 @@ use super::Slice;
 /// Threads of a block; the sums of a block count on their number.
 const THREADS: u32 = 256;
 
-/// How many blocks of how many threads a kernel runs in.
+/// The numbers of blocks and of threads that a kernel runs in.
 #[derive(Clone, Copy)]
 pub(in crate::executor::ops) struct Grid {
     pub(in crate::executor::ops) blocks: (u32, u32),

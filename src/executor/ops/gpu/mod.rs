@@ -208,7 +208,7 @@ impl Gpu {
     }
 }
 
-/// Where a matrix lies in some numbers.
+/// The location of a matrix in a buffer of numbers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     /// Offset of the first number.

@@ -16,7 +16,7 @@ kernels! {
     if (i < n) sum[i] += x[i];
 "
 
-    /// The place of the first number that is none; n where all are.
+    /// Index of the first number that is not finite; n if there is none.
     fn first_not_finite(n: usize, x: &Slice, place: &mut Slice<u64>) "
     index_t i = ELEMENT;
     if (i < n && !isfinite(x[i])) atomicMin(place, i);
@@ -34,7 +34,7 @@ impl<T> Matrix<Cuda, T> {
     }
 }
 
-/// That there are as many values as a matrix has.
+/// Checks that there are as many values as a matrix has.
 pub(in crate::executor::ops) fn check(values: &[f32], shape: (usize, usize)) -> Result<()> {
     if values.len() == shape.0 * shape.1 { Ok(()) } else { Err(CpuError::WrongNumElements.into()) }
 }

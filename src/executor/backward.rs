@@ -8,15 +8,15 @@ use super::{
     stream::Batch,
 };
 
-/// What a backward pass found of a layer: for each part and each linear layer that was asked for,
-/// in the order of its `members`, what its gradient consists of, run by run.
+/// What a backward pass found of a layer: for each part and each linear layer that was asked for, in
+/// the order of its `members`, what its gradient consists of, run by run.
 pub type Traces<D> = Vec<Vec<Vec<Trace<D>>>>;
 
 impl<D: Ops> Executor<D> {
     /// Goes backward through consecutive parts of a decoder layer, which run again from the hidden
-    /// states before them. The `gradients` of a loss, a matrix [tokens, channels] per run, are
-    /// those of the hidden states after the parts, and then of those before them. `members` are the
-    /// linear layers of each part whose traces are wanted.
+    /// states before them. The `gradients` of a loss, a matrix [tokens, channels] per run, are those
+    /// of the hidden states after the parts, and then of those before them. `members` are the linear
+    /// layers of each part whose traces are wanted.
     ///
     /// # Errors
     /// If the device has not enough memory, or the scratch space fails.

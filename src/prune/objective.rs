@@ -16,8 +16,8 @@ use crate::{
     random::SplitMix64,
 };
 
-/// The mean over tokens of KL(dense ‖ sparse), the divergence of the pruned model's predictions
-/// from the dense model's, on some samples.
+/// The mean over tokens of KL(dense ‖ sparse), the divergence of the pruned model's predictions from
+/// the dense model's, on some samples.
 pub(super) struct Objective<'a, D: Ops> {
     model: &'a Model<'a, D>,
     samples: Sampled<'a>,
@@ -65,10 +65,10 @@ impl<'a, D: Ops> Objective<'a, D> {
         Ok(sum / self.tokens(samples))
     }
 
-    /// Goes forward and backward through the pruned model on some samples. Shows `see` the
-    /// gradients of the linear layers, from the last decoder layer to the first: those of
-    /// `members`, the indices in each part of each layer. With `drawn` there are those of drawn
-    /// tokens too. Returns the sum over tokens of the divergence.
+    /// Goes forward and backward through the pruned model on some samples. Shows `see` the gradients
+    /// of the linear layers, from the last decoder layer to the first: those of `members`, the indices
+    /// in each part of each layer. With `drawn` there are those of drawn tokens too. Returns the sum
+    /// over tokens of the divergence.
     pub(super) fn gradients(
         &self,
         pruned: &Pruned,

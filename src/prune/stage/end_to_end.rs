@@ -7,9 +7,9 @@
 //!
 //! with the gradient g = ∂J/∂V, of kept and pruned entries alike; G = mean of x xᵀ over the tokens,
 //! x being the input; s_o the mean of δ_o², δ being the gradient with respect to the output of the
-//! cross-entropy of tokens drawn from the model's own predictions (K-FAC, arXiv 1503.05671, with
-//! its other factor's diagonal); and the damping λ, which pays for what matrices change together.
-//! In row o, pruning i and bringing back j changes the model of J by
+//! cross-entropy of tokens drawn from the model's own predictions (K-FAC, arXiv 1503.05671, with its
+//! other factor's diagonal); and the damping λ, which pays for what matrices change together. In row
+//! o, pruning i and bringing back j changes the model of J by
 //!
 //! −w_i g_i + w_j g_j + ½ λ s_o (w_i² G_ii + w_j² G_jj) − λ s_o w_i w_j G_ij.
 //!
@@ -60,8 +60,8 @@ pub struct EndToEnd {
     /// The weight of the gradients of the steps before in the running mean, at least 0 and below 1.
     #[schemars(range(min = 0, max = 1))]
     pub momentum: f64,
-    /// How much the curvature counts in the first steps, λ. More of it makes fewer swaps, of
-    /// smaller weights; later steps have as much as the held-out samples ask for.
+    /// How much the curvature counts in the first steps, λ. More of it makes fewer swaps, of smaller
+    /// weights; later steps have as much as the held-out samples ask for.
     pub lambda: f64,
     /// How many calibration samples a step takes.
     #[schemars(range(min = 1))]
@@ -97,8 +97,7 @@ const PATIENCE: usize = 4;
 const WARM_UP: usize = 2;
 /// Steps, beyond the first ones, from one measurement of the curvature to the next.
 const CURVATURE: usize = 10;
-/// The fraction of the promised fall that the held-out samples have to show, for λ to become
-/// smaller.
+/// The fraction of the promised fall that the held-out samples have to show, for λ to become smaller.
 const KEPT: f64 = 0.5;
 /// What λ is multiplied by where they show it, and where they show a rise.
 const TRUST: f64 = 0.5;
@@ -445,8 +444,8 @@ impl<'a, D: Ops> Steps<'a, D> {
         Ok(gradient)
     }
 
-    /// Adds a step's gradient of a matrix to its mean; returns the swap of each row that promises
-    /// to lower the objective.
+    /// Adds a step's gradient of a matrix to its mean; returns the swap of each row that promises to
+    /// lower the objective.
     fn matrix(
         &mut self,
         pruned: &Pruned,

@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(read(&path, limit).unwrap(), b"abc");
         std::fs::write(&path, "abcd").unwrap();
         let error = read(&path, limit).unwrap_err().to_string();
-        assert_eq!(error, "larger than 3 B, the most that is read of a file");
+        assert_eq!(error, "larger than 3 B, the limit for a file");
         std::fs::write(&path, "\u{feff}").unwrap();
         assert_eq!(read(&path, limit).unwrap(), b"");
         // Without an end.

@@ -78,7 +78,7 @@ fn a_head_that_is_not_the_tied_one_is_said_and_stays() {
         let run = barber(&[command, &recipe, "--set", &set]);
         assert_eq!(run.status, 0, "{}", run.stderr);
         let said = flat(&run.stderr);
-        assert!(said.contains("`lm_head.weight` is another than its `model.embed_t"), "{said}");
+        assert!(said.contains("`lm_head.weight` differs from its `model.embed_t"), "{said}");
     }
     assert_eq!(tensors(&dir.path().join("out"))[HEAD], tensors(Path::new(TINY))[HEAD]);
 }

@@ -429,7 +429,10 @@ fn a_conversion_replaces_and_reads_nothing_that_it_should_not() {
     fs::write(&file, bytes).unwrap();
     let run = convert(&[]);
     assert_eq!(run.status, 1);
-    assert!(flat(&run.stderr).contains("model.safetensors is not as the run wrote it"));
+    assert!(
+        flat(&run.stderr)
+            .contains("model.safetensors is missing or changed since the run wrote it")
+    );
     assert!(!target.exists());
 }
 

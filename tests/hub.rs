@@ -603,7 +603,10 @@ fn sizes_and_digests_are_those_that_were_announced() {
         request.is_for("config.json").then(|| file_reply(request, b"{}}", known))
     });
     let home = dir.path().join("other");
-    fails(&barber(&hub, &home, &INSPECT, &[]), "config.json: its bytes do not have the digest");
+    fails(
+        &barber(&hub, &home, &INSPECT, &[]),
+        "config.json: its bytes do not match the hub's digest",
+    );
     hub.set(|state| state.hook = None);
     succeeds(&barber(&hub, dir.path(), &INSPECT, &[]));
     // The list of files has its limit.

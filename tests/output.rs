@@ -451,7 +451,7 @@ fn files_that_a_user_names_replace_nothing_but_files() {
     fs::create_dir(case.path("crate")).unwrap();
     for (link, leads_to) in [("Cargo.toml", "../precious"), ("src", "../directory")] {
         symlink(leads_to, case.path("crate").join(link)).unwrap();
-        fails(&new, &[&format!("{link} is a link, which is not replaced")]);
+        fails(&new, &[&format!("{link} is a link, and only regular files are replaced")]);
         assert_eq!(fs::read_dir(case.path("crate")).unwrap().count(), 1);
         fs::remove_file(case.path("crate").join(link)).unwrap();
     }

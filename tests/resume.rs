@@ -228,7 +228,7 @@ fn a_full_disk_leaves_a_state_that_only_the_same_run_goes_on_from() {
     let message = job.fails(&[]);
     assert!(message.contains(&partial) && message.contains("pass --resume"), "{message}");
     let message = job.fails(&["--resume", "--set", "sparsity.ratio=0.6"]);
-    assert!(message.contains("the recipe's `sparsity.ratio` was 0.5, and is 0.6"), "{message}");
+    assert!(message.contains("the recipe's `sparsity.ratio` was 0.5 and is now 0.6"), "{message}");
     let samples = fs::read(&text).unwrap();
     fs::write(&text, [&samples[..], b"\n"].concat()).unwrap();
     let message = job.fails(&["--resume"]);

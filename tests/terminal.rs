@@ -100,7 +100,7 @@ fn init_writes_a_recipe_that_can_be_checked() {
         let run = barber(&["init", &model, "--output", &target]);
         assert!(succeeds(&run).contains("calibration.source"), "{}", run.stdout);
         // These checkpoints have no tokenizer.
-        assert!(flat(&run.stdout).contains("tokenizer.json: not there"), "{}", run.stdout);
+        assert!(flat(&run.stdout).contains("tokenizer.json: missing"), "{}", run.stdout);
         let text = fs::read_to_string(&path).unwrap();
         let source = samples(dir.path(), &text);
         let check = ["check", &target, "--set", &source];

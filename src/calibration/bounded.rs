@@ -523,9 +523,17 @@ mod tests {
         };
         let double = replace(json!({ "String": "e" }), "ee");
         assert_eq!(decoded(vec![double.clone(), json!({ "type": "Fuse" })]), Ok("e".repeat(80)));
-        assert!(decoded(vec![double; 40]).unwrap_err().contains("decoders make more than 8 times"));
+        assert!(
+            decoded(vec![double; 40])
+                .unwrap_err()
+                .contains("decoders expand a text to more than 8 times")
+        );
         let long = replace(json!({ "Regex": "e" }), &"e".repeat(3000));
-        assert!(decoded(vec![long]).unwrap_err().contains("decoders make more than 8 times"));
+        assert!(
+            decoded(vec![long])
+                .unwrap_err()
+                .contains("decoders expand a text to more than 8 times")
+        );
     }
 
     #[test]

@@ -134,10 +134,10 @@ mod tests {
         assert_eq!(
             found,
             [
-                "the recipe's `refine.0.limit` was left out, and is 3",
-                "the recipe's `sparsity.ratio` was 0.5, and is 0.6",
+                "the recipe's `refine.0.limit` was left out and is now 3",
+                "the recipe's `sparsity.ratio` was 0.5 and is now 0.6",
                 "model/x has changed (SHA-256 0123456789ab… then, abcdef012345… now)",
-                "y was not read, and is now",
+                "this run reads y, the earlier one did not",
             ]
         );
         // A number that is no decimal fraction in memory comes back as it was.

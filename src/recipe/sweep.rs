@@ -292,7 +292,7 @@ mod tests {
                 &["sparsity.ratio=0.5"],
                 "sweep.sparsity.ratio",
                 "[0.5, 0.6]",
-                "given by --set sparsity.ratio=0.5",
+                "--set sparsity.ratio=0.5 sets it, too",
             ),
             (&many, &[], "sweep", "", "more than 1000 runs"),
         ] {

@@ -107,7 +107,7 @@ mod tests {
         }
         let groups = (0..200).map(|i| Matrix { group: i.to_string(), ..fine.matrices[0].clone() });
         let error = read(&Report { matrices: groups.collect(), ..fine.clone() }).unwrap_err();
-        assert!(error.contains("200 names of groups; a report has 128 at most"), "{error}");
+        assert!(error.contains("200 names of groups; a report has at most 128"), "{error}");
     }
 
     #[test]
@@ -116,7 +116,7 @@ mod tests {
         let path = dir.path().join(JSON);
         std::fs::File::create(&path).unwrap().set_len(3 << 30).unwrap();
         let error = read(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("the most that is read of a report"), "{error}");
+        assert!(error.contains("the limit for a report"), "{error}");
         let deep = written(&"[".repeat(1 << 20)).unwrap_err();
         assert!(deep.contains("not the report of a run"), "{deep}");
     }

@@ -181,7 +181,7 @@ fn what_is_written_already_is_the_result_of_the_same_run_or_an_error() {
     let settings = Settings { resume: true, ..Settings::default() };
     let message = |loaded: &Loaded| prune(loaded, &settings).unwrap_err().to_string();
     let other = message(&loaded(dir.path(), &[&source, "sparsity.ratio=0.6"]));
-    assert!(other.contains("the recipe's `sparsity.ratio` was 0.5, and is 0.6"), "{other}");
+    assert!(other.contains("the recipe's `sparsity.ratio` was 0.5 and is now 0.6"), "{other}");
     let samples = fs::read(&text).unwrap();
     fs::write(&text, [&samples[..], b"\n"].concat()).unwrap();
     let other = message(&run);

@@ -71,7 +71,10 @@ mod tests {
         assert_eq!(plugin.build(Dict::from([("power".into(), 2.into())])).err(), None);
         let error = build(f64::INFINITY).expect("infinite");
         assert_eq!(error.path, ["power"]);
-        assert!(error.to_string().contains("the power is inf, not a finite number"), "{error}");
+        assert!(
+            error.to_string().contains("the power must be a finite number, got inf"),
+            "{error}"
+        );
     }
 
     #[test]

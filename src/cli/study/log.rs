@@ -218,7 +218,7 @@ mod tests {
         let path = dir.path().join("runs.jsonl");
         let problem = |path: &Path| Log::open(Some(path)).map(|_| ()).unwrap_err().to_string();
         File::create(&path).unwrap().set_len(3 << 30).unwrap();
-        assert!(problem(&path).contains("the most that is read of the log of a study"));
+        assert!(problem(&path).contains("the limit for the log of a study"));
         let socket = dir.path().join("socket");
         let _listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         for path in [Path::new("/dev/zero"), &socket, dir.path()] {

@@ -176,7 +176,7 @@ fn what_the_executor_cannot_do_is_said() {
         ("executor.memory=much", "executor.memory"),
         ("executor.device=gpu", "unknown device `gpu`"),
         ("executor.stream_dtype=f8", "executor.stream_dtype"),
-        ("mask.passes=3", "3 passes"),
+        ("mask.passes=3", "must be 1 or 2, got 3"),
         #[cfg(not(feature = "cuda"))]
         ("executor.device=cuda:0", "built without CUDA"),
     ] {

@@ -8,9 +8,11 @@ mod util;
 use std::{
     fs::{self, File},
     io::Write,
-    os::unix::fs::symlink,
+    os::unix::{fs::symlink, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use flate2::{Compression, write::GzEncoder};
@@ -32,25 +34,23 @@ fn measured(arguments: &[&str]) -> (Run, u64) {
     (Run { status, stdout: text(&stdout), stderr: text(&stderr) }, memory)
 }
 
-/// A process's exit status, 128 and more for a signal, and its largest resident memory.
-#[allow(clippy::zombie_processes, reason = "it is waited for by its number")]
+/// A process's exit status, 128 and more for a signal, and its largest resident memory. The kernel
+/// tells it while the process runs; what it tells of ended ones counts the parent's memory, too.
 fn wait(command: &mut Command) -> (i32, u64) {
-    let id = command.spawn().unwrap().id();
-    let (mut status, mut usage) = (0, std::mem::MaybeUninit::<libc::rusage>::zeroed());
-    #[allow(unsafe_code, reason = "the standard library tells no process's memory")]
-    // SAFETY: both pointers are to locals of the right types, which outlive the call; a zeroed
-    // `rusage` is a valid one.
-    let (found, usage) = unsafe {
-        let found = libc::wait4(i32::try_from(id).unwrap(), &raw mut status, 0, usage.as_mut_ptr());
-        (found, usage.assume_init())
-    };
-    assert_eq!(i64::from(found), i64::from(id), "{}", std::io::Error::last_os_error());
-    let code = if libc::WIFEXITED(status) {
-        libc::WEXITSTATUS(status)
-    } else {
-        128 + libc::WTERMSIG(status)
-    };
-    (code, u64::try_from(usage.ru_maxrss).unwrap() << 10)
+    let mut child = command.spawn().unwrap();
+    let path = format!("/proc/{}/status", child.id());
+    let mut memory = 0;
+    loop {
+        let status = child.try_wait().unwrap();
+        let peak = fs::read_to_string(&path).unwrap_or_default();
+        let peak = peak.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB"));
+        memory = memory.max(peak.map_or(0, |kb| kb.trim().parse::<u64>().unwrap() << 10));
+        if let Some(status) = status {
+            let signal = || 128 + status.signal().unwrap_or_default();
+            return (status.code().unwrap_or_else(signal), memory);
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// That a run fails with a message, not by a panic, and within its memory.
@@ -192,7 +192,10 @@ fn indices_of_shards() {
             r#"{"weight_map":{"a":"x.safetensors","a":"y.safetensors"}}"#,
             "tensor `a` is listed twice",
         ),
-        (r#"{"weight_map":{"a":"x.safetensors"}}"#, "names the shard x.safetensors, which is not"),
+        (
+            r#"{"weight_map":{"a":"x.safetensors"}}"#,
+            "names the shard x.safetensors, which does not exist",
+        ),
         (r#"{"weight_map":[]}"#, "expected an object"),
         (r#"{"weight_map":{"a":3}}"#, "expected a string"),
         ("{}", "has no `weight_map`"),

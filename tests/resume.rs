@@ -134,11 +134,11 @@ impl Job {
     }
 
     /// A run whose output is too large for a disk that still takes its state.
-    fn runs_out_of_space(&self, limit: usize) -> Run {
+    fn runs_out_of_space(&self, limit: usize, more: &[&str]) -> Run {
         let program = env!("CARGO_BIN_EXE_barber");
         let script = format!("trap '' XFSZ; ulimit -f {limit}; exec \"$0\" \"$@\"");
         let mut command = command(Path::new("bash"));
-        output(command.args(["-c", &script, program]).args(&self.arguments))
+        output(command.args(["-c", &script, program]).args(&self.arguments).args(more))
     }
 }
 
@@ -207,6 +207,18 @@ fn the_quickstart_survives_many_kills() {
     survives_kills(&Job::new(QUICKSTART, &[]), kills, 3);
 }
 
+/// What is saved after end-to-end swaps has the masks of all layers.
+#[test]
+fn end_to_end_swaps_are_saved_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let sets = ["mask.init=wanda", "refine=[{ use = 'end-to-end', steps = 9, lambda = 1 }]"];
+    let job = Job::new(&recipe(dir.path(), ""), &sets);
+    let run = job.runs_out_of_space(100, &["--save-every", "0"]);
+    assert_eq!(run.status, 1, "{}", run.stderr);
+    job.succeeds(&["--resume"]);
+    job.is_right();
+}
+
 #[test]
 fn a_full_disk_leaves_a_state_that_only_the_same_run_goes_on_from() {
     let dir = tempfile::tempdir().unwrap();
@@ -216,7 +228,7 @@ fn a_full_disk_leaves_a_state_that_only_the_same_run_goes_on_from() {
     let source = format!("calibration.source={}", text.display());
     let job = Job::new(&recipe(dir.path(), ""), &[&model, &source]);
 
-    let run = job.runs_out_of_space(100);
+    let run = job.runs_out_of_space(100, &[]);
     let message = flat(&run.stderr);
     assert_eq!(run.status, 1, "{message}");
     let partial = job.partial().display().to_string();
@@ -250,7 +262,7 @@ fn a_full_disk_leaves_a_state_that_only_the_same_run_goes_on_from() {
     assert_eq!(contents(&job.out())[weights], job.expected[weights]);
     fs::remove_dir_all(job.out()).unwrap();
 
-    job.runs_out_of_space(100);
+    job.runs_out_of_space(100, &[]);
     job.succeeds(&["--force"]);
     job.is_right();
     // Where there is nothing to go on from, a run begins.

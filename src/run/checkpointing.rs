@@ -181,6 +181,11 @@ impl Checkpointing {
         Ok(())
     }
 
+    /// Has the next save cover all layers, whose masks changed together.
+    pub(crate) fn changed(&mut self, plan: &Plan) {
+        self.unsaved.extend(0..plan.layers.len());
+    }
+
     fn is_due(&self) -> bool {
         let (ended, took) = self.last;
         let long =

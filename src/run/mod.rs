@@ -605,7 +605,9 @@ impl<D: Ops> Run<'_, D> {
         progress.go((model, plan), &*bar, true, |from, observer| {
             let state = ModelState { model, plan, samples: self.samples(), pruned: from.pruned };
             refine_model(state, stages, observer)
-        })
+        })?;
+        progress.changed(plan);
+        Ok(())
     }
 }
 

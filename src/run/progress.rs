@@ -149,6 +149,13 @@ impl<D: Ops> Progress<D> {
         Ok(())
     }
 
+    /// Has the next save cover all layers of the plan, whose masks changed together.
+    pub(super) fn changed(&mut self, plan: &Plan) {
+        if let Some(checkpointing) = &mut self.checkpointing {
+            checkpointing.changed(plan);
+        }
+    }
+
     /// Begins a pass, with the masks and changed weights so far.
     pub(super) fn enter(&mut self, phase: Phase) {
         self.place = Place { phase, layers: 0 };

@@ -28,7 +28,7 @@ fn report(stage: &str, pattern: &str) -> Value {
 #[test]
 fn the_whole_models_predictions_come_nearer_to_the_dense_models() {
     for (pattern, kept) in [("unstructured", 0.5), ("2:4", 0.6)] {
-        let report = report("{ use = 'end-to-end', steps = 40, fraction = 0.03 }", pattern);
+        let report = report("{ use = 'end-to-end', steps = 40, lambda = 50 }", pattern);
         let steps = report["steps"].as_array().unwrap();
         let held_out: Vec<f64> =
             steps.iter().filter_map(|step| step["held_out"].as_f64()).collect();
@@ -55,10 +55,29 @@ fn steps_that_do_harm_are_taken_back() {
     );
     let steps = report["steps"].as_array().unwrap();
     let first = steps[0]["held_out"].as_f64().unwrap();
+    // The samples of the next steps tell, and λ follows.
+    assert!(steps.iter().any(|step| step["kept"].as_f64().is_some_and(|kept| kept < 0.0)));
+    assert!(steps[20]["lambda"].as_f64().unwrap() > 1e-6, "{steps:?}");
     let later = steps[1..].iter().filter_map(|step| step["held_out"].as_f64());
     assert!(later.clone().count() > 0 && later.clone().all(|found| found > first), "{steps:?}");
     let perplexity = report["perplexity"][0]["refined"]["perplexity"].as_f64().unwrap();
     assert!((perplexity - 2.198).abs() < 0.01, "{perplexity}");
+}
+
+/// How many weights each matrix keeps follows from the objective, and the model keeps as many.
+#[test]
+fn layers_share_what_the_model_keeps() {
+    let kept = |scope: &str| -> Vec<u64> {
+        let stage = format!("{{ use = 'end-to-end', scope = '{scope}', steps = 20, lambda = 50 }}");
+        let report = report(&stage, "unstructured");
+        let matrices = report["matrices"].as_array().unwrap().iter();
+        matrices.map(|matrix| matrix["kept"].as_u64().unwrap()).collect()
+    };
+    let [row, layer, model] = ["row", "layer", "model"].map(kept);
+    assert_eq!(row, layer);
+    assert_ne!(row, model);
+    let all = |kept: &[u64]| kept.iter().sum::<u64>();
+    assert_eq!(all(&row), all(&model));
 }
 
 #[test]

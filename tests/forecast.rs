@@ -93,8 +93,8 @@ fn a_pass_takes_the_operations_of_its_shape() {
 }
 
 /// Runs a recipe with some settings, and compares what it took with what `check` forecasts. Returns
-/// the forecast of memory as a fraction of what the report says, where the system says it.
-fn compared(recipe: &str, sets: &[&str]) -> Option<f64> {
+/// the bytes of memory of the forecast and of the report, where the system says it.
+fn compared(recipe: &str, sets: &[&str]) -> Option<[f64; 2]> {
     let dir = tempfile::tempdir().unwrap();
     let out = format!("output.path={}", dir.path().join("out").display());
     // What generation takes is not forecast.
@@ -114,7 +114,7 @@ fn compared(recipe: &str, sets: &[&str]) -> Option<f64> {
     assert!((forecast / took - 1.0).abs() < 0.05, "{sets:?}: {forecast:.4e} of {took:.4e}");
     let memory = number(&check["memory"]) + number(&check["waiting"]);
     let most = report["memory"].as_object().unwrap().values().map(number).reduce(f64::max);
-    most.map(|most| memory / most)
+    most.map(|most| [memory, most])
 }
 
 /// What `check` says of operations and memory is what the run takes.
@@ -127,8 +127,10 @@ fn a_run_takes_what_was_forecast() {
         &["mask.init=sparsegpt", "refine=[{ use = 'reconstruct' }]", "calibration.held_out=8"],
         &["mask.init=wanda", "sparsity.allocation=owl", "refine=[{ use = 'swap' }]"],
     ] {
-        let memory = compared("recipes/quickstart.toml", sets).unwrap_or(1.0);
-        assert!((memory - 1.0).abs() < 0.15, "{sets:?}: {memory} of the memory");
+        let Some([forecast, took]) = compared("recipes/quickstart.toml", sets) else { continue };
+        // The kernels' own buffers are of a few megabytes, and differ between processors.
+        let off = (forecast - took).abs();
+        assert!(off < 0.15 * took || off < 5e6, "{sets:?}: {forecast:.3e} of {took:.3e} bytes");
     }
 }
 
@@ -170,7 +172,7 @@ fn short_runs_take_what_was_forecast() {
         &[
             "mask.init=wanda",
             "calibration.held_out=3",
-            "refine=[{ use = 'swap' }, { use = 'end-to-end', steps = 4, samples = 3 }]",
+            "refine=[{ use = 'swap' }, { use = 'end-to-end', steps = 4, samples = 3, lambda = 5 }]",
         ],
     ] {
         compared("recipes/quickstart.toml", &[&short[..], sets].concat());

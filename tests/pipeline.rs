@@ -98,10 +98,11 @@ impl Case {
         let stage = match self.stage {
             "rebuild" => format!("use = 'rebuild'\nscope = '{}'\nalpha = 0.4", self.scope),
             "auto" => format!("use = 'rebuild'\nscope = '{}'\nalpha = 'auto'", self.scope),
-            "swap" => format!("use = 'swap'\nscope = '{}'", self.swap_scope()),
-            "end-to-end" => {
-                "use = 'end-to-end'\nsteps = 7\nsamples = 1\nlambda = 1\nfraction = 0.5".into()
-            }
+            "swap" => format!("use = 'swap'\nscope = '{}'", self.stage_scope()),
+            "end-to-end" => format!(
+                "use = 'end-to-end'\nscope = '{}'\nsteps = 7\nsamples = 1\nlambda = 1\nfraction = 0.5",
+                self.stage_scope()
+            ),
             _ => String::new(),
         };
         let stage = if stage.is_empty() { stage } else { format!("[[refine]]\n{stage}\n") };
@@ -116,14 +117,19 @@ impl Case {
         )
     }
 
-    fn swap_scope(&self) -> &'static str {
-        if matches!(self.scope, "row" | "column") { "row" } else { "layer" }
+    /// The scope that its stage has in place of the case's, which stages do not all know.
+    fn stage_scope(&self) -> &'static str {
+        match (self.stage, self.scope) {
+            ("swap" | "end-to-end", "column") => "row",
+            ("swap", "group") => "layer",
+            ("end-to-end", "group") => "model",
+            (_, scope) => scope,
+        }
     }
 
     /// Whether weights of several rows may change places.
     fn mixes_rows(&self) -> bool {
-        let scope = if self.stage == "swap" { self.swap_scope() } else { self.scope };
-        !matches!(self.stage, "none" | "end-to-end") && scope != "row"
+        self.stage != "none" && self.stage_scope() != "row"
     }
 
     fn excludes(&self, name: &str) -> bool {
@@ -178,7 +184,8 @@ proptest! {
                 prop_assert!(dense == kept || kept.iter().all(|byte| *byte == 0), "{}", name);
             }
         }
-        // What each scope has, layer by layer.
+        // What each scope has, layer by layer, and the whole model.
+        let mut all = [0; 2];
         for layer in &decoder.layers {
             for part in [&layer.attention, &layer.mlp] {
                 let (mut pooled, mut expected) = (0, 0);
@@ -198,7 +205,8 @@ proptest! {
                     };
                     pooled += count(&zeros);
                     expected += of_matrix;
-                    let pools = matches!(case.stage, "rebuild" | "auto") && case.scope == "group";
+                    let pools = case.stage != "none"
+                        && matches!(case.stage_scope(), "group" | "model");
                     if !pools {
                         prop_assert_eq!(count(&zeros), of_matrix, "{}", linear.weight);
                     }
@@ -208,8 +216,13 @@ proptest! {
                         }
                     }
                 }
-                prop_assert_eq!(pooled, expected);
+                if case.stage != "end-to-end" || case.stage_scope() != "model" {
+                    prop_assert_eq!(pooled, expected);
+                }
+                all[0] += pooled;
+                all[1] += expected;
             }
         }
+        prop_assert_eq!(all[0], all[1]);
     }
 }

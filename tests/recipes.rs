@@ -98,7 +98,7 @@ fn every_key_of_the_schema_is_described() {
     let init = words("/properties/mask/properties/init");
     assert_eq!(init, ["magnitude", "wanda", "sparsegpt", "metric", "none"]);
     let scope = words("/properties/refine/items/properties/scope");
-    assert_eq!(scope, ["group", "layer", "row", "column"]);
+    assert_eq!(scope, ["model", "group", "layer", "row", "column"]);
     assert_eq!(schema.pointer("/properties/refine/items/properties/limit/default").unwrap(), 100);
 }
 

@@ -104,7 +104,7 @@ fn pools(group: &[Matrix], scope: Scope) -> Vec<Vec<(usize, usize)>> {
         for row in 0..rows {
             for column in 0..columns {
                 let pool = match scope {
-                    Scope::Group => (0, 0),
+                    Scope::Model | Scope::Group => (0, 0),
                     Scope::Layer => (m, 0),
                     Scope::Row => (m, row),
                     Scope::Column => (m, column),

@@ -123,7 +123,7 @@ fn swap_pairs(group: &mut [Scored<'_>], scope: Scope, tiles: &[Tile], alpha: f64
             grow.sort_unstable_by_key(|&i| (!key(scores[i]), i));
             prune.sort_unstable_by_key(|&i| (key(scores[i]), i));
             let pool = match scope {
-                Scope::Group => [0, 0],
+                Scope::Model | Scope::Group => [0, 0],
                 Scope::Layer => [matrix, 0],
                 Scope::Row => [matrix, start / columns],
                 Scope::Column => [matrix, start % columns],

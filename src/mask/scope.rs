@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
+    /// All matrices of the model, pooled.
+    Model,
     /// All matrices of the group, pooled.
     Group,
     /// Each matrix of its own.
@@ -22,11 +24,12 @@ pub enum Scope {
 
 impl Scope {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Group, Self::Layer, Self::Row, Self::Column];
+    pub const ALL: [Self; 5] = [Self::Group, Self::Layer, Self::Row, Self::Column, Self::Model];
 
     /// What a recipe calls it.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Model => "model",
             Self::Group => "group",
             Self::Layer => "layer",
             Self::Row => "row",
@@ -37,6 +40,7 @@ impl Scope {
     /// One line of help.
     pub const fn help(self) -> &'static str {
         match self {
+            Self::Model => "all matrices of the model, pooled",
             Self::Group => "all matrices of the group, pooled",
             Self::Layer => "each matrix of its own",
             Self::Row => "each row: the weights of one output",
@@ -50,7 +54,7 @@ impl Scope {
             |(matrix, dims): (usize, &Dims)| Run { matrix, first: 0, step: 1, len: dims.len() };
         let matrices = dims.iter().enumerate();
         match self {
-            Self::Group => vec![Pool { runs: matrices.map(whole).collect() }],
+            Self::Model | Self::Group => vec![Pool { runs: matrices.map(whole).collect() }],
             Self::Layer => matrices.map(|of| Pool::one(whole(of))).collect(),
             Self::Row => matrices
                 .flat_map(|(matrix, &Dims { rows, columns })| {

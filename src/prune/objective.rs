@@ -35,6 +35,17 @@ pub(super) struct Gradients<D: Ops> {
     pub(super) drawn: Option<Vec<Trace<D>>>,
 }
 
+/// What a forward pass leaves for the way back.
+pub(super) struct Forward<D: Ops> {
+    /// The hidden states before each layer, and after the last.
+    boundaries: Vec<Stream<D>>,
+    last: Stream<D>,
+    /// The gradients of the sum over tokens of the divergence, of those after the last, by sample.
+    gradients: Vec<Vec<f32>>,
+    /// The mean over tokens of the divergence.
+    pub(super) divergence: f64,
+}
+
 /// Where a linear layer is: its decoder layer, its part, and its place among the members that a
 /// backward pass is asked for.
 pub(super) type At = (usize, usize, usize);
@@ -65,44 +76,60 @@ impl<'a, D: Ops> Objective<'a, D> {
         Ok(sum / self.tokens(samples))
     }
 
-    /// Goes forward and backward through the pruned model on some samples. Shows `see` the gradients
-    /// of the linear layers, from the last decoder layer to the first: those of `members`, the indices
-    /// in each part of each layer. With `drawn` there are those of drawn tokens too. Returns the sum
-    /// over tokens of the divergence.
-    pub(super) fn gradients(
+    /// Goes forward through the pruned model on some samples, so that it can go back.
+    pub(super) fn forward(
         &self,
         pruned: &Pruned,
-        members: &[Vec<Vec<usize>>],
         samples: Range<usize>,
-        mut drawn: Option<SplitMix64>,
-        see: &mut dyn FnMut(At, Gradients<D>) -> Result<(), Error>,
-    ) -> Result<f64, Error> {
+    ) -> Result<Forward<D>, Error> {
         let executor = &self.model.executor;
-        let mut stream = self.model.embed(&self.samples.ids[samples.clone()], 0)?;
+        let mut last = self.model.embed(&self.samples.ids[samples.clone()], 0)?;
         let mut boundaries = Vec::new();
-        for layer in 0..members.len() {
+        for layer in 0..self.model.decoder.layers.len() {
             let failed = || failed(layer, "forward pass");
-            boundaries.push(executor.copy(&stream).map_err(failed())?);
+            boundaries.push(executor.copy(&last).map_err(failed())?);
             let parts = self.parts(layer, pruned)?;
-            executor.run(Pass::advancing(&parts, &mut stream)).map_err(failed())?;
+            executor.run(Pass::advancing(&parts, &mut last)).map_err(failed())?;
         }
-        let (mut sum, mut divergence, mut of_drawn) = (0.0, Vec::new(), Vec::new());
-        executor.each_sample(&stream, |i, states| {
+        let (mut sum, mut gradients) = (0.0, Vec::new());
+        executor.each_sample(&last, |i, states| {
             let (dense, mut gradient) = (self.dense(samples.start + i)?, Vec::new());
             sum += self.head.divergence(states, &dense, Some(&mut gradient))?;
-            divergence.push(gradient);
-            if let Some(random) = &mut drawn {
-                of_drawn.push(self.head.drawn_gradient(states, random)?);
-            }
+            gradients.push(gradient);
             Ok::<_, model::Error>(())
         })?;
+        let divergence = sum / self.tokens(samples);
+        Ok(Forward { boundaries, last, gradients, divergence })
+    }
+
+    /// Goes back through the pruned model. Shows `see` the gradients of the linear layers, from the
+    /// last decoder layer to the first: those of `members`, the indices in each part of each layer.
+    /// With `drawn` there are those of drawn tokens too.
+    pub(super) fn backward(
+        &self,
+        forward: Forward<D>,
+        pruned: &Pruned,
+        members: &[Vec<Vec<usize>>],
+        drawn: Option<SplitMix64>,
+        see: &mut dyn FnMut(At, Gradients<D>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let executor = &self.model.executor;
+        let Forward { mut boundaries, last, gradients, .. } = forward;
         let by_run = |gradients: &[_]| {
-            let found = executor.by_run(&stream, gradients);
+            let found = executor.by_run(&last, gradients);
             found.map_err(model::Error::executor("output head"))
         };
-        let mut divergence = by_run(&divergence)?;
-        let mut of_drawn = drawn.map(|_| by_run(&of_drawn)).transpose()?;
-        drop(stream);
+        let mut divergence = by_run(&gradients)?;
+        let drawn = drawn.map(|mut random| {
+            let mut gradients = Vec::new();
+            executor.each_sample(&last, |_, states| {
+                gradients.push(self.head.drawn_gradient(states, &mut random)?);
+                Ok::<_, model::Error>(())
+            })?;
+            by_run(&gradients)
+        });
+        let mut of_drawn = drawn.transpose()?;
+        drop((last, gradients));
         for (layer, members) in members.iter().enumerate().rev() {
             let Some(before) = boundaries.pop() else { break };
             let parts = self.parts(layer, pruned)?;
@@ -118,7 +145,7 @@ impl<'a, D: Ops> Objective<'a, D> {
                 }
             }
         }
-        Ok(sum)
+        Ok(())
     }
 
     /// The dense model's hidden states of a sample after the last layer.
@@ -160,15 +187,17 @@ mod tests {
                 .map(|layer| Part::ALL.map(|part| of(layer, part).collect()).into())
                 .collect();
             let mut found = Vec::new();
-            let sum = objective.gradients(&pruned, &members, 0..2, None, &mut |at, gradients| {
+            let forward = objective.forward(&pruned, 0..2).unwrap();
+            let value = objective.value(&pruned, 0..2).unwrap();
+            assert!((forward.divergence - value).abs() < 1e-6 * value, "{value}");
+            let see = &mut |at, gradients: Gradients<Cpu>| {
                 let traces = gradients.divergence.iter().map(|trace| trace.gradient().unwrap());
                 let sum = traces.reduce(|a, b| a.iter().zip(b).map(|(a, b)| a + b).collect());
                 found.push((at, sum.unwrap()));
                 Ok(())
-            });
+            };
+            objective.backward(forward, &pruned, &members, None, see).unwrap();
             let tokens = objective.tokens(0..2);
-            let value = objective.value(&pruned, 0..2).unwrap();
-            assert!((sum.unwrap() / tokens - value).abs() < 1e-6 * value, "{value}");
             assert_eq!(found.len(), model.decoder.projections().count());
             for ((layer, part, place), gradient) in found {
                 let linear = &layers[layer].projections(Part::ALL[part])[place];

@@ -82,6 +82,12 @@ fn check_keys(kind: &Kind, keys: &mut Dict, path: &str) -> Vec<Problem> {
     problems.extend(mistyped);
     let Value::Dict(_, mut own) = own else { return problems };
     if let Some(stage) = stage {
+        if let Some(scope) = stage.scope().filter(|scope| !stage.scopes().contains(scope)) {
+            let why = format!("{scope} is no scope of the stage `{}`", kind.name);
+            let problem = Problem::at(&format!("{path}.scope"), Fault::Value(why));
+            let known = alternatives(stage.scopes().iter().map(|scope| scope.name()));
+            problems.push(problem.help(format!("it knows {known}")));
+        }
         let given: Vec<&str> = own.keys().map(String::as_str).collect();
         problems.extend(stage.check(&given).into_iter().map(|Wrong { key, why, help }| {
             Problem::at(&format!("{path}.{key}"), Fault::Value(why)).help(help)

@@ -310,7 +310,7 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
     let mut wrong = |key: &str, why: String, help: &str| {
         problems.push(Problem::at(key, Fault::Value(why)).help(help));
     };
-    if let Some(scope @ (Scope::Group | Scope::Column)) = scope {
+    if let Some(scope @ (Scope::Model | Scope::Group | Scope::Column)) = scope {
         let why = format!("initial masks cannot have the scope `{scope}`");
         wrong("mask.scope", why, "`row`, or `layer` for the whole matrix");
     }

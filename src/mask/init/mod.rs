@@ -120,7 +120,9 @@ impl Matrix<'_> {
         let pool = match scope {
             Scope::Row => dims.columns,
             Scope::Layer => dims.len(),
-            Scope::Group | Scope::Column => return Err(Error::InitialScope { scope }),
+            Scope::Model | Scope::Group | Scope::Column => {
+                return Err(Error::InitialScope { scope });
+            }
         };
         Error::check_numbers(name, dims.columns, scores)?;
         Ok(Initial::of(match (pattern.tile_of(name, dims.columns)?, amount) {
@@ -273,7 +275,7 @@ mod tests {
         assert_eq!(kept(Scope::Row, ALL), Ok(vec![0, 0, 1, 1, 1, 0, 1, 0]));
         assert_eq!(kept(Scope::Layer, ALL), Ok(vec![1, 1, 1, 1, 0, 0, 0, 0]));
         assert_eq!(kept(Scope::Layer, TWO_OF_FOUR), Ok(vec![0, 0, 1, 1, 1, 0, 1, 0]));
-        for scope in [Scope::Group, Scope::Column] {
+        for scope in [Scope::Model, Scope::Group, Scope::Column] {
             assert_eq!(kept(scope, ALL), Err(Error::InitialScope { scope }));
         }
         let few = start(&scores[1..], None, ALL);

@@ -13,10 +13,12 @@
 //!
 //! −w_i g_i + w_j g_j + ½ λ s_o (w_i² G_ii + w_j² G_jj) − λ s_o w_i w_j G_ij.
 //!
-//! A step takes some samples in turn, adds their gradient to a running mean, and makes the swaps of
-//! the fraction of all rows that promise most. λ follows how much of what was promised is kept on
-//! held-out samples, as Levenberg and Marquardt's does; where their divergence rises, the masks go
-//! back to the best ones.
+//! A step takes some samples in turn, adds their gradient to a running mean, and makes the swaps that
+//! promise most: within rows, or of what goes in one row and comes in another, where a matrix or the
+//! model is one pool. The samples of the next step judge them. Where those show a rise, the swaps are
+//! undone and λ becomes larger; where they show most of what was promised, it becomes smaller, as
+//! Levenberg's and Marquardt's does. The fewer steps are left, the fewer swaps a step makes. The
+//! masks with the lowest divergence on the held-out samples are the result.
 
 use std::{collections::BTreeMap, iter::zip, ops::Range, slice::from_ref};
 
@@ -30,18 +32,19 @@ use crate::{
     buffer::recycle,
     calibration::Extent,
     checkpoint::Pruned,
+    choice::word,
     evaluate::LOGITS,
     executor::{
         self, PartShape, PassShape, Probe, Rows, Store, Tokens,
         ops::{Ops, Trace, transpose},
     },
     family::{Decoder, Part, Projection},
-    mask::{self, Ends},
+    mask::{self, Ends, Scope},
     model::Model,
-    plan::{Member, Plan},
+    plan::{Member, Plan, Rule},
     prune::{
         Cost, Pruning, Tally, failed, members,
-        objective::{At, Gradients, Objective},
+        objective::{At, Forward, Gradients, Objective},
     },
     random::SplitMix64,
 };
@@ -54,23 +57,36 @@ pub struct EndToEnd {
     /// no longer falls.
     #[schemars(range(min = 1))]
     pub steps: usize,
-    /// The fraction of all rows that swap two weights in a step, from 0 to 1.
+    /// The swaps of the first step at most, as a fraction of the number of rows, from 0 to 1. Later
+    /// steps make fewer, down to none after the last.
     #[schemars(range(min = 0, max = 1))]
     pub fraction: f64,
     /// The weight of the gradients of the steps before in the running mean, at least 0 and below 1.
     #[schemars(range(min = 0, max = 1))]
     pub momentum: f64,
-    /// How much the curvature counts in the first steps, λ. More of it makes fewer swaps, of smaller
-    /// weights; later steps have as much as the held-out samples ask for.
+    /// The weight of the curvature in the first step, λ. More of it makes fewer swaps, of smaller
+    /// weights. Later steps have as much as the samples ask for.
     pub lambda: f64,
     /// How many calibration samples a step takes.
     #[schemars(range(min = 1))]
     pub samples: usize,
+    /// The weights that compete: all of the `model`, a `group`, a `layer`, a `row` (one output) or a
+    /// `column` (one input). `swap` has only `row` and `layer`, `end-to-end` has these and `model`,
+    /// `rebuild` has all but `model`.
+    #[serde(deserialize_with = "word")]
+    pub scope: Scope,
 }
 
 impl Default for EndToEnd {
     fn default() -> Self {
-        Self { steps: 60, fraction: 0.02, momentum: 0.8, lambda: 50.0, samples: 4 }
+        Self {
+            steps: 60,
+            fraction: 0.1,
+            momentum: 0.8,
+            lambda: 1000.0,
+            samples: 4,
+            scope: Scope::Row,
+        }
     }
 }
 
@@ -83,6 +99,9 @@ pub struct Step {
     pub calibration: Option<f64>,
     /// The divergence on the held-out samples after it, where it was measured.
     pub held_out: Option<f64>,
+    /// The fraction of what the swaps of the step before promised that the samples of this one show,
+    /// before its own. The swaps are undone where it is below 0.
+    pub kept: Option<f64>,
     /// The swaps that it made.
     pub swaps: usize,
     /// λ.
@@ -97,11 +116,14 @@ const PATIENCE: usize = 4;
 const WARM_UP: usize = 2;
 /// Steps, beyond the first ones, from one measurement of the curvature to the next.
 const CURVATURE: usize = 10;
-/// The fraction of the promised fall that the held-out samples have to show, for λ to become smaller.
+/// The fraction of the promised fall that the next samples have to show, for λ to become smaller.
 const KEPT: f64 = 0.5;
-/// What λ is multiplied by where they show it, and where they show a rise.
-const TRUST: f64 = 0.5;
-const DISTRUST: f64 = 3.0;
+/// What λ is divided by, until they show less for the first time.
+const SEARCH: f64 = 3.0;
+/// And later; where they show a rise, λ is multiplied by it.
+const TRUST: f64 = 1.5;
+/// The norm of a step's gradient of a matrix at most, in those of the steps before.
+const BOUND: f64 = 1.5;
 /// How far the correlations of inputs are shrunk towards zero: they are of the tokens of one step.
 const SHRINKAGE: f32 = 0.2;
 
@@ -110,7 +132,7 @@ impl Stage for EndToEnd {
         let mut wrong = Vec::new();
         if !(self.fraction > 0.0 && self.fraction <= 1.0) {
             let why = format!("must be more than 0 and at most 1, got {}", self.fraction);
-            let help = "it is the fraction of the rows that swap in a step";
+            let help = "it is the number of swaps in the first step, as a fraction of the rows";
             wrong.push(Wrong { key: "fraction", why, help });
         }
         if !(0.0..1.0).contains(&self.momentum) {
@@ -132,11 +154,19 @@ impl Stage for EndToEnd {
     }
 
     fn describe(&self, _: &Described<'_>) -> String {
-        let Self { steps, fraction, momentum, lambda, samples } = self;
+        let Self { steps, fraction, momentum, lambda, samples, scope } = self;
         format!(
-            "end-to-end, at most {steps} steps of {samples} samples, {fraction} of the rows swap in \
-             each, momentum {momentum}, lambda {lambda}"
+            "end-to-end, scope {scope}, at most {steps} steps of {samples} samples, fraction \
+             {fraction}, momentum {momentum}, lambda {lambda}"
         )
+    }
+
+    fn scope(&self) -> Option<Scope> {
+        Some(self.scope)
+    }
+
+    fn scopes(&self) -> &'static [Scope] {
+        &[Scope::Model, Scope::Layer, Scope::Row]
     }
 
     fn steps(&self) -> usize {
@@ -152,10 +182,10 @@ impl Stage for EndToEnd {
         let taken = calibration * self.samples.min(samples) as f64 / samples.max(1) as f64;
         let head = (decoder.vocab_size * decoder.embedding.width) as f64;
         let tokens = |calibration| Tokens { calibration, held_out: 0.0, sequence };
-        // Forward on the tokens that are judged; forward and backward on those of a step, for the
-        // divergence; and backward again for the curvature.
-        let mut of =
-            [2.0 * judged * 2.0 * head, 2.0 * taken * 3.0 * head, 2.0 * taken * 2.0 * head];
+        // Forward on the held-out tokens; forward and backward on those of a step, for the
+        // divergence; backward again for the curvature; and forward with the masks of the step before.
+        let mut of = [(judged, 2.0), (taken, 3.0), (taken, 2.0), (taken, 2.0)]
+            .map(|of| 2.0 * of.0 * of.1 * head);
         let (mut dense, mut weights, mut activations) = (0.0, 0.0_f64, 0.0_f64);
         for (layer, found) in decoder.layers.iter().enumerate() {
             let parts = Part::ALL.map(|part| PartShape::from(found.part(part)));
@@ -174,6 +204,7 @@ impl Stage for EndToEnd {
             of[0] += pass(tokens(judged)).operations();
             of[1] += forward + backward(&all);
             of[2] += backward(&none);
+            of[3] += forward;
             let projections = || Part::ALL.iter().flat_map(|part| found.projections(*part));
             weights = weights.max(projections().map(|of| of.dims.len() as f64).sum());
             let wide = projections().map(|of| (of.dims.rows + of.dims.columns) as f64).sum();
@@ -182,7 +213,9 @@ impl Stage for EndToEnd {
         let steps = self.steps as f64;
         let curved = (WARM_UP + 1 + self.steps / CURVATURE) as f64;
         let measured = (1 + self.steps.div_ceil(MEASURED)) as f64;
-        let operations = dense + measured * of[0] + steps * of[1] + curved.min(steps) * of[2];
+        let swapped = self.steps.saturating_sub(WARM_UP + 1) as f64;
+        let operations =
+            dense + measured * of[0] + steps * of[1] + curved.min(steps) * of[2] + swapped * of[3];
         let layers = decoder.layers.len() as f64;
         let size = pruning.stream_size as f64 / size_of::<f32>() as f64;
         let mut widths = Rows::default();
@@ -223,47 +256,47 @@ impl RunModel for EndToEnd {
         let mut run = Steps::new(self, model, plan, &members);
         let first = objective.value(pruned, judged.clone())?;
         let mut best = (first, pruned.masks.clone());
-        let (held_out, lambda) = (Some(first), self.lambda);
-        event(Event::Step(&Step { step: 0, calibration: None, held_out, swaps: 0, lambda }));
-        let (mut patience, mut promised) = (PATIENCE, 0.0);
+        let held_out = Some(first);
+        event(Event::Step(&Step {
+            step: 0,
+            calibration: None,
+            held_out,
+            kept: None,
+            swaps: 0,
+            lambda: self.lambda,
+        }));
+        let mut patience = PATIENCE;
         let taken = self.samples.min(calibration);
         let mut turns = (0..calibration).step_by(taken).cycle();
         for number in 1..=self.steps {
             let start = turns.next().unwrap_or(0);
             let turn = start..calibration.min(start + taken);
-            let (divergence, swaps) = run.step(&objective, &members, pruned, number, turn)?;
-            promised -= swaps.iter().map(|swap| f64::from(swap.change)).sum::<f64>();
-            let held_out = match number {
-                _ if number % MEASURED != 0 && number != self.steps => None,
+            let (divergence, kept) = run.step(&objective, &members, pruned, number, turn)?;
+            let measured = number % MEASURED == 0 || number == self.steps;
+            let held_out = match measured {
+                false => None,
                 // No mask has changed.
-                _ if promised == 0.0 => Some(best.0),
-                _ => Some(objective.value(pruned, judged.clone())?),
+                true if pruned.masks == best.1 => Some(best.0),
+                true => Some(objective.value(pruned, judged.clone())?),
             };
             event(Event::Step(&Step {
                 step: number,
                 calibration: Some(divergence),
                 held_out,
-                swaps: swaps.len(),
+                kept,
+                swaps: run.last.len(),
                 lambda: run.lambda,
             }));
             let Some(found) = held_out else { continue };
-            if best.0 - found >= KEPT * promised {
-                run.lambda *= TRUST;
-            }
             if found < best.0 {
                 best = (found, pruned.masks.clone());
                 patience = PATIENCE;
             } else {
-                if promised > 0.0 {
-                    run.lambda *= DISTRUST;
-                    pruned.masks.clone_from(&best.1);
-                }
                 patience -= 1;
             }
             if patience == 0 {
                 break;
             }
-            promised = 0.0;
         }
         pruned.masks = best.1;
         Ok(())
@@ -280,6 +313,8 @@ struct Matrix<'a> {
     squares: Mean,
     /// Mean of δ² over the tokens so far, of each output.
     curvature: Mean,
+    /// The running mean of its gradients' norms.
+    norm: f64,
 }
 
 /// A mean of vectors over tokens.
@@ -301,15 +336,69 @@ impl Mean {
     }
 }
 
-/// The swap of two weights of a row.
+/// A weight of the model: its matrix, and its place there, row-major.
+type Place = (At, usize);
+
+/// Two weights that change places.
 struct Swap {
     /// What it changes of the model of the objective.
     change: f32,
-    /// The matrix.
-    at: At,
-    /// The weight that is pruned, and the one that comes back, row-major.
-    goes: usize,
-    comes: usize,
+    /// The weight that is pruned, and the one that comes back.
+    goes: Place,
+    comes: Place,
+}
+
+/// Weights that change places beyond their rows.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Pool {
+    /// Those of a matrix.
+    Matrix(At),
+    /// Those of the matrices that an allocation gives their counts.
+    Allocated,
+    /// Those of the matrices that are pruned to one ratio, by its bits.
+    Ratio(u64),
+}
+
+/// The weights of a row whose going and coming promise most.
+struct Candidates {
+    /// The pool in which they change places; none if it is the row.
+    pool: Option<Pool>,
+    /// What each of them changes of the model of the objective.
+    goes: (Place, f32),
+    comes: (Place, f32),
+    /// What both change beyond that.
+    both: f32,
+}
+
+/// The swaps that lower the model of the objective, at most `most`, those that promise most first.
+fn choose(candidates: &[Candidates], most: usize) -> Vec<Swap> {
+    let mut swaps = Vec::new();
+    let mut pools: BTreeMap<Pool, [Vec<(Place, f32)>; 2]> = BTreeMap::new();
+    for &Candidates { pool, goes, comes, both } in candidates {
+        if let Some(pool) = pool {
+            let [all_go, all_come] = pools.entry(pool).or_default();
+            all_go.push(goes);
+            all_come.push(comes);
+        } else {
+            let change = goes.1 + comes.1 + both;
+            swaps.push(Swap { change, goes: goes.0, comes: comes.0 });
+        }
+    }
+    // Ties are broken by the places of the weights.
+    for mut pool in pools.into_values() {
+        pool.iter_mut().for_each(|of| of.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0))));
+        let [go, come] = pool;
+        let pairs = zip(go, come);
+        swaps.extend(pairs.map(|((goes, cost), (comes, gain))| Swap {
+            change: cost + gain,
+            goes,
+            comes,
+        }));
+    }
+    swaps.retain(|swap| swap.change < 0.0);
+    swaps.sort_by(|a, b| a.change.total_cmp(&b.change).then(a.goes.cmp(&b.goes)));
+    swaps.truncate(most);
+    swaps
 }
 
 /// A gradient, [rows, columns], and the inputs that it is of, [columns, tokens] run by run.
@@ -318,8 +407,11 @@ type WithInputs = (Vec<f32>, Vec<Vec<f32>>);
 /// The stage as it goes on.
 struct Steps<'a, D: Ops> {
     settings: &'a EndToEnd,
-    /// λ.
+    /// λ, and what it is divided by.
     lambda: f64,
+    factor: f64,
+    /// The swaps of the last step: the samples of the next one judge them.
+    last: Vec<Swap>,
     model: &'a Model<'a, D>,
     matrices: BTreeMap<At, Matrix<'a>>,
     /// The running mean of each matrix' gradient, by its number.
@@ -340,7 +432,7 @@ impl<'a, D: Ops> Steps<'a, D> {
                 let place = parts[part].iter().position(|of| *of == member.linear);
                 let Some(place) = place else { continue };
                 let (squares, curvature) = (Mean::default(), Mean::default());
-                let matrix = Matrix { number: 0, linear, member, squares, curvature };
+                let matrix = Matrix { number: 0, linear, member, squares, curvature, norm: 0.0 };
                 matrices.insert((layer, part, place), matrix);
             }
         }
@@ -348,10 +440,18 @@ impl<'a, D: Ops> Steps<'a, D> {
             matrix.number = number;
         }
         let momentum = model.executor.storage.half().store(matrices.len());
-        Self { settings, lambda: settings.lambda, model, matrices, momentum }
+        Self {
+            settings,
+            lambda: settings.lambda,
+            factor: SEARCH,
+            last: Vec::new(),
+            model,
+            matrices,
+            momentum,
+        }
     }
 
-    /// Makes a step; returns the divergence before it, and the swaps.
+    /// Makes a step; returns the divergence before it, and what was kept of the last one's promise.
     fn step(
         &mut self,
         objective: &Objective<'_, D>,
@@ -359,38 +459,74 @@ impl<'a, D: Ops> Steps<'a, D> {
         pruned: &mut Pruned,
         number: usize,
         samples: Range<usize>,
-    ) -> Result<(f64, Vec<Swap>), Error> {
+    ) -> Result<(f64, Option<f64>), Error> {
         let measures_curvature = number <= WARM_UP + 1 || number.is_multiple_of(CURVATURE);
         let drawn = measures_curvature.then(|| SplitMix64::new(number as u64));
-        let tokens = objective.tokens(samples.clone());
-        let mut swaps: Vec<Swap> = Vec::new();
+        let (forward, kept) = self.judge(objective, pruned, samples.clone())?;
+        let (divergence, tokens) = (forward.divergence, objective.tokens(samples));
+        let mut candidates = Vec::new();
         let masks = &*pruned;
-        let sum = objective.gradients(masks, members, samples, drawn, &mut |at, gradients| {
-            swaps.extend(self.matrix(masks, number, at, gradients, tokens)?);
+        objective.backward(forward, masks, members, drawn, &mut |at, gradients| {
+            candidates.extend(self.matrix(masks, number, at, gradients, tokens)?);
             Ok(())
         })?;
-        let divergence = sum / tokens;
-        if !divergence.is_finite() {
-            return Err(Error::Divergence { divergence });
-        }
         if number <= WARM_UP {
-            return Ok((divergence, Vec::new()));
+            return Ok((divergence, kept));
         }
         let rows: usize = self.matrices.values().map(|of| of.linear.dims.rows).sum();
-        let most = (rows as f64 * self.settings.fraction).ceil() as usize;
-        // Ties are broken by the places of the weights.
-        swaps.sort_by(|a, b| {
-            let place = |of: &Swap| (of.at, of.goes);
-            a.change.total_cmp(&b.change).then(place(a).cmp(&place(b)))
-        });
-        swaps.truncate(most);
-        for Swap { at, goes, comes, .. } in &swaps {
-            if let Some(mask) = pruned.masks.get_mut(&self.matrices[at].linear.weight) {
-                mask.set(*goes, false);
-                mask.set(*comes, true);
+        let left = (self.settings.steps + 1 - number) as f64 / self.settings.steps as f64;
+        let most = (rows as f64 * self.settings.fraction * left).ceil() as usize;
+        self.last = choose(&candidates, most);
+        if self.last.is_empty() {
+            self.lambda /= self.factor;
+        }
+        self.apply(pruned, true);
+        Ok((divergence, kept))
+    }
+
+    /// Goes forward through the model on the samples of a step. They have not been seen when the
+    /// last step made its swaps, and judge them: λ follows the fraction of the promised fall that
+    /// they show, and where they show a rise, the swaps are undone.
+    fn judge(
+        &mut self,
+        objective: &Objective<'_, D>,
+        pruned: &mut Pruned,
+        samples: Range<usize>,
+    ) -> Result<(Forward<D>, Option<f64>), Error> {
+        let forward = objective.forward(pruned, samples.clone())?;
+        if !forward.divergence.is_finite() {
+            return Err(Error::Divergence { divergence: forward.divergence });
+        }
+        if self.last.is_empty() {
+            return Ok((forward, None));
+        }
+        self.apply(pruned, false);
+        let fall = objective.value(pruned, samples.clone())? - forward.divergence;
+        let promised = -self.last.iter().map(|swap| f64::from(swap.change)).sum::<f64>();
+        let kept = fall / promised;
+        if kept <= KEPT {
+            self.factor = TRUST;
+        }
+        if kept < 0.0 {
+            self.lambda *= TRUST;
+            return Ok((objective.forward(pruned, samples)?, Some(kept)));
+        }
+        if kept > KEPT {
+            self.lambda /= self.factor;
+        }
+        self.apply(pruned, true);
+        Ok((forward, Some(kept)))
+    }
+
+    /// Makes the swaps of the last step, or undoes them.
+    fn apply(&self, pruned: &mut Pruned, swapped: bool) {
+        for Swap { goes, comes, .. } in &self.last {
+            for ((at, i), kept) in [(goes, !swapped), (comes, swapped)] {
+                if let Some(mask) = pruned.masks.get_mut(&self.matrices[at].linear.weight) {
+                    mask.set(*i, kept);
+                }
             }
         }
-        Ok((divergence, swaps))
     }
 
     /// The gradient of a matrix in a step; takes what it says of the curvature.
@@ -421,16 +557,26 @@ impl<'a, D: Ops> Steps<'a, D> {
         Ok((D::sums(sum)?, inputs))
     }
 
-    /// Adds a step's gradient, a sum over `tokens`, to the running mean of a matrix.
+    /// Adds a step's gradient, a sum over `tokens`, to the running mean of a matrix. A few tokens can
+    /// have gradients that are larger than all others by far: the norm of what is added is bounded by
+    /// those before.
     fn add(
         &mut self,
-        number: usize,
+        at: At,
         mut gradient: Vec<f32>,
-        (rows, columns): (usize, usize),
         (step, tokens): (usize, f64),
     ) -> Result<Vec<f32>, executor::Error> {
-        let (device, momentum) = (&self.model.executor.device, self.settings.momentum as f32);
-        let own = (1.0 - momentum) / tokens as f32;
+        let Some(of) = self.matrices.get_mut(&at) else { return Ok(gradient) };
+        let (device, momentum) = (&self.model.executor.device, self.settings.momentum);
+        let Dims { rows, columns } = of.linear.dims;
+        let number = of.number;
+        let squares = |row: &[f32]| row.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
+        let squares: Vec<f64> = gradient.par_chunks(columns).map(squares).collect();
+        let norm = squares.iter().sum::<f64>().sqrt() / tokens;
+        let bounded = if step == 1 { norm } else { norm.min(BOUND * of.norm) };
+        of.norm += if step == 1 { norm } else { (1.0 - momentum) * (bounded - of.norm) };
+        let own = (1.0 - momentum) / tokens * if norm > 0.0 { bounded / norm } else { 1.0 };
+        let (own, momentum) = (own as f32, momentum as f32);
         gradient.par_iter_mut().for_each(|g| *g *= own);
         if step > 1 {
             let earlier = self.momentum.get(number, device)?;
@@ -444,8 +590,7 @@ impl<'a, D: Ops> Steps<'a, D> {
         Ok(gradient)
     }
 
-    /// Adds a step's gradient of a matrix to its mean; returns the swap of each row that promises to
-    /// lower the objective.
+    /// Adds a step's gradient of a matrix to its mean; returns the candidates of each row.
     fn matrix(
         &mut self,
         pruned: &Pruned,
@@ -453,16 +598,13 @@ impl<'a, D: Ops> Steps<'a, D> {
         at: At,
         gradients: Gradients<D>,
         tokens: f64,
-    ) -> Result<Vec<Swap>, Error> {
+    ) -> Result<Vec<Candidates>, Error> {
         let failed = || failed(at.0, "gradients");
         let gradient = self.gradient(at, gradients);
         let (gradient, inputs) = gradient.map_err(|e| failed()(executor::Error::device(e)))?;
+        let mut slope = self.add(at, gradient, (step, tokens)).map_err(failed())?;
         let of = &self.matrices[&at];
-        let Dims { rows, columns } = of.linear.dims;
-        let (number, shape) = (of.number, (rows, columns));
-        let mut slope = self.add(number, gradient, shape, (step, tokens)).map_err(failed())?;
-        let of = &self.matrices[&at];
-        let name = &of.linear.weight;
+        let (name, columns) = (&of.linear.weight, of.linear.dims.columns);
         let Some(mask) = pruned.masks.get(name).filter(|_| step > WARM_UP) else {
             recycle(slope);
             return Ok(Vec::new());
@@ -483,7 +625,15 @@ impl<'a, D: Ops> Steps<'a, D> {
             LayerStats { name, dims: of.linear.dims, weight: &weight, ..LayerStats::default() };
         let ends = mask::row_ends(&stats, mask, &mut slope, &squares, of.member.rule.pattern)?;
         let tokens: usize = inputs.iter().map(|x| x.len() / columns).sum();
-        let swap = |(row, Ends { cost, gain }): (usize, &Ends)| {
+        let Rule { pattern, ratio, count, scope } = of.member.rule;
+        let pool = match scope.unwrap_or(self.settings.scope) {
+            // The tiles of N:M lie in rows.
+            _ if pattern.ratio().is_some() => None,
+            Scope::Model => Some(count.map_or(Pool::Ratio(ratio.to_bits()), |_| Pool::Allocated)),
+            Scope::Layer => Some(Pool::Matrix(at)),
+            _ => None,
+        };
+        let candidates = |(row, Ends { cost, gain }): (usize, &Ends)| {
             let of = |x: &[f32]| {
                 let tokens = x.len() / columns;
                 let [goes, comes] = [cost.0, gain.0].map(|i| &x[i * tokens..(i + 1) * tokens]);
@@ -491,14 +641,115 @@ impl<'a, D: Ops> Steps<'a, D> {
             };
             let gram: f64 = inputs.iter().map(|x| of(x)).sum();
             let gram = (1.0 - SHRINKAGE) * (gram / tokens as f64) as f32;
-            let (goes, comes) = (row * columns + cost.0, row * columns + gain.0);
-            let change = cost.1 + gain.1 - 2.0 * weight[goes] * weight[comes] * gram;
-            Swap { change: 0.5 * lambda * curvature[row] * change, at, goes, comes }
+            let [goes, comes] = [cost, gain].map(|(i, _)| row * columns + i);
+            let factor = 0.5 * lambda * curvature[row];
+            Candidates {
+                pool,
+                goes: ((at, goes), factor * cost.1),
+                comes: ((at, comes), factor * gain.1),
+                both: -2.0 * factor * weight[goes] * weight[comes] * gram,
+            }
         };
-        let swaps =
-            ends.par_iter().enumerate().map(swap).filter(|swap| swap.change < 0.0).collect();
+        let candidates = ends.par_iter().enumerate().map(candidates).collect();
         recycle(weight);
         recycle(slope);
-        Ok(swaps)
+        Ok(candidates)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use dfdx::tensor::Cpu;
+
+    use super::*;
+    use crate::{checkpoint::Reader, dtype::Dtype, mask::Mask, prune::Sampled};
+
+    /// The columns of what goes and of what comes, with what they change, of a row of a matrix.
+    fn row(
+        pool: Option<Pool>,
+        layer: usize,
+        goes: (usize, f32),
+        comes: (usize, f32),
+    ) -> Candidates {
+        let place = |(i, change): (usize, f32)| (((layer, 0, 0), i), change);
+        Candidates { pool, goes: place(goes), comes: place(comes), both: -0.5 }
+    }
+
+    fn chosen(candidates: &[Candidates], most: usize) -> Vec<(f32, [(usize, usize); 2])> {
+        let place = |((layer, ..), i): Place| (layer, i);
+        let swaps = choose(candidates, most).into_iter();
+        swaps.map(|swap| (swap.change, [place(swap.goes), place(swap.comes)])).collect()
+    }
+
+    #[test]
+    fn weights_change_places_in_their_pools() {
+        let pools = |of: [Option<Pool>; 3]| {
+            [
+                row(of[0], 0, (3, 1.0), (5, -2.0)),
+                row(of[1], 0, (13, 4.0), (15, -9.0)),
+                row(of[2], 1, (7, 2.0), (9, -1.0)),
+            ]
+        };
+        let rows = pools([None; 3]);
+        let expected = [(-5.5, [(0, 13), (0, 15)]), (-1.5, [(0, 3), (0, 5)])];
+        assert_eq!(chosen(&rows, 9), expected);
+        assert_eq!(chosen(&rows, 1), expected[..1]);
+        // What costs least goes for what gains most, until that is no gain.
+        let model = pools([Some(Pool::Ratio(1)); 3]);
+        assert_eq!(chosen(&model, 9), [(-8.0, [(0, 3), (0, 15)])]);
+        let [first, second] = [0, 1].map(|layer| Some(Pool::Matrix((layer, 0, 0))));
+        assert_eq!(chosen(&pools([first, first, second]), 9), [(-8.0, [(0, 3), (0, 15)])]);
+        let allocated = Some(Pool::Allocated);
+        assert_eq!(
+            chosen(&pools([first, allocated, allocated]), 9),
+            [(-7.0, [(1, 7), (0, 15)]), (-1.0, [(0, 3), (0, 5)])]
+        );
+    }
+
+    /// What a swap of small weights promises is what it changes of the whole model's objective.
+    #[test]
+    fn small_swaps_keep_what_they_promise() {
+        let reader = Reader::open(Path::new("tests/conformance/tiny-llama")).unwrap();
+        let model = Model::new(&reader, Cpu::default()).unwrap();
+        let ids: Vec<Vec<u32>> =
+            [3, 7].map(|by: u32| (0..12).map(|i| (i * by + 1) % 250).collect()).into();
+        let is_small = |name: &str| name.contains("o_proj") || name.contains("down_proj");
+        let mut pruned = Pruned::default();
+        for linear in model.decoder.projections() {
+            let mask = Mask::from_fn(linear.dims, |i| i % 2 == 0);
+            pruned.masks.insert(linear.weight.clone(), mask);
+            if is_small(&linear.weight) {
+                let values = model.values(linear).unwrap();
+                let values: Vec<f32> = values.iter().map(|w| 0.05 * w).collect();
+                let dir = std::env::temp_dir();
+                pruned.change(&reader, &linear.weight, &values, Some(Dtype::F32), &dir).unwrap();
+            }
+        }
+        let rule =
+            Rule { pattern: mask::Pattern::UNSTRUCTURED, ratio: 0.5, count: None, scope: None };
+        let plan = Plan::new(&model.decoder, &[], |_| Some(rule)).unwrap();
+        let members: Vec<_> = (0..plan.layers.len()).map(|layer| members(&plan, layer)).collect();
+        let objective = Objective::new(&model, Sampled::from(&ids[..])).unwrap();
+        let settings =
+            EndToEnd { fraction: 1.0, momentum: 0.0, lambda: 1.0, ..EndToEnd::default() };
+        let mut run = Steps::new(&settings, &model, &plan, &members);
+        for number in 1..=WARM_UP + 1 {
+            run.step(&objective, &members, &mut pruned, number, 0..2).unwrap();
+        }
+        run.apply(&mut pruned, false);
+        let before = objective.value(&pruned, 0..2).unwrap();
+        let mut swaps = std::mem::take(&mut run.last);
+        swaps.retain(|swap| is_small(&run.matrices[&swap.goes.0].linear.weight));
+        assert!(swaps.len() > 100, "{}", swaps.len());
+        for swap in swaps.into_iter().take(20) {
+            let promised = f64::from(swap.change);
+            run.last = vec![swap];
+            run.apply(&mut pruned, true);
+            let change = objective.value(&pruned, 0..2).unwrap() - before;
+            run.apply(&mut pruned, false);
+            assert!((change - promised).abs() < 0.2 * promised.abs(), "{change} {promised}");
+        }
     }
 }

@@ -25,8 +25,9 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rebuild {
-    /// The weights that compete: all of a `group`, a `layer`, a `row` (one output) or a `column`
-    /// (one input). The stage `swap` has only `row` and `layer`.
+    /// The weights that compete: all of the `model`, a `group`, a `layer`, a `row` (one output) or a
+    /// `column` (one input). `swap` has only `row` and `layer`, `end-to-end` has these and `model`,
+    /// `rebuild` has all but `model`.
     #[serde(deserialize_with = "word")]
     pub scope: Scope,
     /// The fraction of worthwhile swaps to make, from 0 to 1. A swap is worthwhile if it raises the
@@ -221,7 +222,7 @@ impl Stage for Rebuild {
     }
 
     fn scopes(&self) -> &'static [Scope] {
-        &Scope::ALL
+        &[Scope::Group, Scope::Layer, Scope::Row, Scope::Column]
     }
 
     fn uses_metrics(&self) -> bool {

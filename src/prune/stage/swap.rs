@@ -19,8 +19,9 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Swap {
-    /// The weights that compete: all of a `group`, a `layer`, a `row` (one output) or a `column`
-    /// (one input). The stage `swap` has only `row` and `layer`.
+    /// The weights that compete: all of the `model`, a `group`, a `layer`, a `row` (one output) or a
+    /// `column` (one input). `swap` has only `row` and `layer`, `end-to-end` has these and `model`,
+    /// `rebuild` has all but `model`.
     #[serde(deserialize_with = "word")]
     pub scope: Scope,
     /// Maximum number of swaps per row.
@@ -39,12 +40,7 @@ impl Default for Swap {
 
 impl Stage for Swap {
     fn check(&self, _: &[&str]) -> Vec<Wrong> {
-        let mut wrong = Vec::from_iter(wrong_shrinkage(self.shrinkage));
-        if !self.scopes().contains(&self.scope) {
-            let why = format!("`swap` cannot have the scope {}", self.scope);
-            wrong.push(Wrong { key: "scope", why, help: "swaps are within a `row` or a `layer`" });
-        }
-        wrong
+        Vec::from_iter(wrong_shrinkage(self.shrinkage))
     }
 
     fn describe(&self, refinement: &Described<'_>) -> String {

@@ -31,16 +31,19 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
     let swaps: usize = steps.iter().map(|step| step.swaps).sum();
     let shown = |value: Option<f64>| value.map_or_else(String::new, number);
     let rows = steps.iter().map(|step| {
-        let &Step { step, calibration, held_out, swaps, lambda } = step;
-        [count(step), shown(held_out), shown(calibration), count(swaps), number(lambda)]
+        let &Step { step, calibration, held_out, kept, swaps, lambda } = step;
+        let numbers = [held_out, calibration, kept].map(shown);
+        [vec![count(step)], numbers.into(), vec![count(swaps), number(lambda)]].concat()
     });
     let rows: Vec<Vec<Markup>> = rows.map(|row| row.iter().map(text).collect()).collect();
-    let heads = ["step", NAMES[0], NAMES[1], "swaps", "λ"];
+    let heads = ["step", NAMES[0], NAMES[1], "kept of the last promise", "swaps", "λ"];
     Ok(html! {
         p {
             "After its layers, the masks of the whole model were refined by the divergence of its "
             "predictions from the dense model's, KL(dense ‖ sparse). " (count(swaps))
-            " swaps were tried; the masks are those with the lowest divergence on the held-out samples."
+            " swaps were tried. The samples of the next step judge a step's swaps: where the "
+            "divergence rose on them, the swaps were undone. The masks are those with the lowest "
+            "divergence on the held-out samples."
         }
         (legend(&NAMES, None)?)
         figure { figcaption { "Divergence by step (logarithmic)" } (chart) }

@@ -6,7 +6,13 @@ use super::{
     diagnose::{read_all, shown, typed},
     error::{Fault, Problem, alternatives, segments},
 };
-use crate::prune::stage::{self, KINDS, Kind, NAMES, Wrong};
+use crate::{
+    mask::Scope,
+    prune::{
+        Refine,
+        stage::{self, KINDS, Kind, NAMES, Wrong},
+    },
+};
 
 /// Removes wrong tables and keys from a recipe's stages, so that the rest can be read; returns the
 /// problems.
@@ -82,11 +88,8 @@ fn check_keys(kind: &Kind, keys: &mut Dict, path: &str) -> Vec<Problem> {
     problems.extend(mistyped);
     let Value::Dict(_, mut own) = own else { return problems };
     if let Some(stage) = stage {
-        if let Some(scope) = stage.scope().filter(|scope| !stage.scopes().contains(scope)) {
-            let why = format!("{scope} is no scope of the stage `{}`", kind.name);
-            let problem = Problem::at(&format!("{path}.scope"), Fault::Value(why));
-            let known = alternatives(stage.scopes().iter().map(|scope| scope.name()));
-            problems.push(problem.help(format!("it knows {known}")));
+        if let Some((why, help)) = stage.scope().and_then(|scope| wrong_scope(&stage, scope)) {
+            problems.push(Problem::at(&format!("{path}.scope"), Fault::Value(why)).help(help));
         }
         let given: Vec<&str> = own.keys().map(String::as_str).collect();
         problems.extend(stage.check(&given).into_iter().map(|Wrong { key, why, help }| {
@@ -96,4 +99,16 @@ fn check_keys(kind: &Kind, keys: &mut Dict, path: &str) -> Vec<Problem> {
     own.extend(used.map(|used| ("use".to_owned(), used)));
     *keys = own;
     problems
+}
+
+/// What is wrong with a scope for a stage and what to do about it, if the stage does not know it.
+pub(super) fn wrong_scope(stage: &Refine, scope: Scope) -> Option<(String, String)> {
+    let scopes = stage.scopes();
+    (!scopes.contains(&scope)).then(|| {
+        let known = alternatives(scopes.iter().map(|scope| scope.name()));
+        (
+            format!("`{scope}` is not a scope of `{}`", stage.name()),
+            format!("its scopes are {known}"),
+        )
+    })
 }

@@ -6,7 +6,8 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 
 use super::{
     Loaded, Override, Pattern, Recipe, RecipeError, Sparsity,
-    error::{Fault, Problem, alternatives},
+    error::{Fault, Problem},
+    refine::wrong_scope,
 };
 use crate::{nearest::nearest, plan::Rule};
 
@@ -242,10 +243,8 @@ pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         }
         let scoped = recipe.refine.iter().filter(|stage| stage.scope().is_some());
         for (stage, scope) in scoped.filter_map(|stage| Some((stage, of.scope?))) {
-            if !stage.scopes().contains(&scope) {
-                let known = alternatives(stage.scopes().iter().map(|scope| scope.name()));
-                let why = format!("is not a scope of `{}`", stage.name());
-                wrong(".scope", &why, &format!("its scopes are {known}"));
+            if let Some((why, help)) = wrong_scope(stage, scope) {
+                wrong(".scope", &why, &help);
             }
         }
         let pattern = of.pattern.unwrap_or(recipe.sparsity.pattern);

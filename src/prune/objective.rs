@@ -1,7 +1,7 @@
 //! The objective of the whole model: how far its predictions are from the dense model's, and the
 //! gradients of that, by a backward pass that goes layer by layer from the end.
 
-use std::ops::Range;
+use std::{iter::zip, mem::take, ops::Range};
 
 use super::{Error, Sampled, failed};
 use crate::{
@@ -46,8 +46,7 @@ pub(super) struct Forward<D: Ops> {
     pub(super) divergence: f64,
 }
 
-/// Where a linear layer is: its decoder layer, its part, and its place among the members that a
-/// backward pass is asked for.
+/// Where a linear layer is: the indices of its decoder layer, of its part, and in the part.
 pub(super) type At = (usize, usize, usize);
 
 impl<'a, D: Ops> Objective<'a, D> {
@@ -138,10 +137,11 @@ impl<'a, D: Ops> Objective<'a, D> {
                 traces.map_err(failed(layer, "backward pass"))
             };
             let mut drawn = of_drawn.as_mut().map(backward).transpose()?;
-            for (part, traces) in backward(&mut divergence)?.into_iter().enumerate() {
-                for (place, divergence) in traces.into_iter().enumerate() {
-                    let drawn = drawn.as_mut().map(|of| std::mem::take(&mut of[part][place]));
-                    see((layer, part, place), Gradients { divergence, drawn })?;
+            let divergence = backward(&mut divergence)?;
+            for (part, (linears, traces)) in zip(members, divergence).enumerate() {
+                for (place, (linear, divergence)) in zip(linears, traces).enumerate() {
+                    let drawn = drawn.as_mut().map(|of| take(&mut of[part][place]));
+                    see((layer, part, *linear), Gradients { divergence, drawn })?;
                 }
             }
         }

@@ -53,21 +53,21 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EndToEnd {
-    /// How many steps to make at most. It stops earlier when the divergence on the held-out samples
-    /// no longer falls.
+    /// Maximum number of steps. The stage ends earlier if the divergence on the held-out samples no
+    /// longer falls.
     #[schemars(range(min = 1))]
     pub steps: usize,
-    /// The swaps of the first step at most, as a fraction of the number of rows, from 0 to 1. Later
-    /// steps make fewer, down to none after the last.
+    /// Maximum number of swaps of the first step, as a fraction of the number of rows, from 0 to 1.
+    /// Later steps make linearly fewer.
     #[schemars(range(min = 0, max = 1))]
     pub fraction: f64,
-    /// The weight of the gradients of the steps before in the running mean, at least 0 and below 1.
+    /// The weight of earlier steps in the running mean of the gradients, from 0 to below 1.
     #[schemars(range(min = 0, max = 1))]
     pub momentum: f64,
-    /// The weight of the curvature in the first step, λ. More of it makes fewer swaps, of smaller
-    /// weights. Later steps have as much as the samples ask for.
+    /// The weight λ of the curvature in the first step. A larger one makes fewer swaps, of smaller
+    /// weights. In later steps it follows the samples.
     pub lambda: f64,
-    /// How many calibration samples a step takes.
+    /// Number of calibration samples of a step, taken in turn.
     #[schemars(range(min = 1))]
     pub samples: usize,
     /// The weights that compete: all of the `model`, a `group`, a `layer`, a `row` (one output) or a
@@ -93,18 +93,18 @@ impl Default for EndToEnd {
 /// A step of the whole model's swaps.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// Its number, from 1 on; 0 is the beginning.
+    /// The step, from 1; 0 is the state before the first.
     pub step: usize,
     /// The divergence on the samples of the step, before its swaps, in nats per token.
     pub calibration: Option<f64>,
-    /// The divergence on the held-out samples after it, where it was measured.
+    /// The divergence on the held-out samples after the step, in nats per token, where measured.
     pub held_out: Option<f64>,
-    /// The fraction of what the swaps of the step before promised that the samples of this one show,
-    /// before its own. The swaps are undone where it is below 0.
+    /// The fraction of the fall promised by the swaps of the step before that the samples of this
+    /// step show. Below 0, those swaps were undone.
     pub kept: Option<f64>,
-    /// The swaps that it made.
+    /// Number of swaps of the step.
     pub swaps: usize,
-    /// λ.
+    /// λ after the step.
     pub lambda: f64,
 }
 
@@ -184,6 +184,7 @@ impl Stage for EndToEnd {
         let tokens = |calibration| Tokens { calibration, held_out: 0.0, sequence };
         // Forward on the held-out tokens; forward and backward on those of a step, for the
         // divergence; backward again for the curvature; and forward with the masks of the step before.
+        // Where these turn out better, it goes forward a third time, which no one knows before.
         let mut of = [(judged, 2.0), (taken, 3.0), (taken, 2.0), (taken, 2.0)]
             .map(|of| 2.0 * of.0 * of.1 * head);
         let (mut dense, mut weights, mut activations) = (0.0, 0.0_f64, 0.0_f64);
@@ -219,7 +220,7 @@ impl Stage for EndToEnd {
         let layers = decoder.layers.len() as f64;
         let size = pruning.stream_size as f64 / size_of::<f32>() as f64;
         let mut widths = Rows::default();
-        widths.add(decoder.hidden_size, (layers * taken + calibration + held_out) * size);
+        widths.add(decoder.hidden_size, ((layers + 2.0) * taken + calibration + held_out) * size);
         // The running mean, in half precision.
         widths.add(1, plan.weights(decoder)[0] as f64 / 2.0);
         let waiting = widths.bytes();
@@ -253,7 +254,7 @@ impl RunModel for EndToEnd {
         };
         let objective = Objective::new(model, samples)?;
         let members: Vec<_> = (0..plan.layers.len()).map(|layer| members(plan, layer)).collect();
-        let mut run = Steps::new(self, model, plan, &members);
+        let mut run = Steps::new(self, model, plan);
         let first = objective.value(pruned, judged.clone())?;
         let mut best = (first, pruned.masks.clone());
         let held_out = Some(first);
@@ -305,7 +306,7 @@ impl RunModel for EndToEnd {
 
 /// A matrix of the model, and what is known of it.
 struct Matrix<'a> {
-    /// Its number, in the order of the model.
+    /// Index into the running means.
     number: usize,
     linear: &'a Projection,
     member: Member,
@@ -359,46 +360,79 @@ enum Pool {
     Ratio(u64),
 }
 
+/// A weight, and what its going or coming changes of the model of the objective.
+type Change = (f32, Place);
+
 /// The weights of a row whose going and coming promise most.
-struct Candidates {
-    /// The pool in which they change places; none if it is the row.
-    pool: Option<Pool>,
-    /// What each of them changes of the model of the objective.
-    goes: (Place, f32),
-    comes: (Place, f32),
+struct Pair {
+    goes: Change,
+    comes: Change,
     /// What both change beyond that.
     both: f32,
 }
 
-/// The swaps that lower the model of the objective, at most `most`, those that promise most first.
-fn choose(candidates: &[Candidates], most: usize) -> Vec<Swap> {
-    let mut swaps = Vec::new();
-    let mut pools: BTreeMap<Pool, [Vec<(Place, f32)>; 2]> = BTreeMap::new();
-    for &Candidates { pool, goes, comes, both } in candidates {
-        if let Some(pool) = pool {
-            let [all_go, all_come] = pools.entry(pool).or_default();
-            all_go.push(goes);
-            all_come.push(comes);
-        } else {
-            let change = goes.1 + comes.1 + both;
-            swaps.push(Swap { change, goes: goes.0, comes: comes.0 });
+/// The changes that promise most so far, at most `most` of each kind: a model has millions of rows.
+#[derive(Default)]
+struct Candidates {
+    most: usize,
+    /// Swaps within rows.
+    swaps: Vec<Swap>,
+    /// What goes and what comes in each pool.
+    pools: BTreeMap<Pool, [Vec<Change>; 2]>,
+}
+
+impl Candidates {
+    /// Adds the pairs of some rows, which change places in a pool, or else in their rows. Rows
+    /// without a weight to prune or to bring back have infinite changes; where the model of the
+    /// objective has no curvature, they are no numbers.
+    fn add(&mut self, pool: Option<Pool>, pairs: Vec<Pair>) {
+        let Some(pool) = pool else {
+            let swaps = pairs.into_iter().map(|Pair { goes, comes, both }| Swap {
+                change: goes.0 + comes.0 + both,
+                goes: goes.1,
+                comes: comes.1,
+            });
+            self.swaps.extend(swaps.filter(|swap| swap.change < 0.0));
+            return keep_best(&mut self.swaps, self.most, |swap| (swap.change, swap.goes));
+        };
+        let [go, come] = self.pools.entry(pool).or_default();
+        for Pair { goes, comes, .. } in pairs {
+            go.extend(Some(goes).filter(|goes| goes.0.is_finite()));
+            come.extend(Some(comes).filter(|comes| comes.0.is_finite()));
+        }
+        for changes in [go, come] {
+            keep_best(changes, self.most, |change| *change);
         }
     }
-    // Ties are broken by the places of the weights.
-    for mut pool in pools.into_values() {
-        pool.iter_mut().for_each(|of| of.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0))));
-        let [go, come] = pool;
-        let pairs = zip(go, come);
-        swaps.extend(pairs.map(|((goes, cost), (comes, gain))| Swap {
-            change: cost + gain,
-            goes,
-            comes,
-        }));
+
+    /// The swaps that lower the model of the objective, those that promise most first.
+    fn choose(mut self) -> Vec<Swap> {
+        for [go, come] in self.pools.into_values() {
+            let swaps = zip(go, come).map(|((cost, goes), (gain, comes))| Swap {
+                change: cost + gain,
+                goes,
+                comes,
+            });
+            self.swaps.extend(swaps.filter(|swap| swap.change < 0.0));
+        }
+        keep_best(&mut self.swaps, self.most, |swap| (swap.change, swap.goes));
+        self.swaps
     }
-    swaps.retain(|swap| swap.change < 0.0);
-    swaps.sort_by(|a, b| a.change.total_cmp(&b.change).then(a.goes.cmp(&b.goes)));
-    swaps.truncate(most);
-    swaps
+}
+
+/// Sorts changes and keeps those that promise most; ties are broken by the places of the weights.
+fn keep_best<T>(changes: &mut Vec<T>, most: usize, change: impl Fn(&T) -> Change) {
+    changes.sort_by(|a, b| {
+        let (a, b) = (change(a), change(b));
+        a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))
+    });
+    changes.truncate(most);
+}
+
+/// The norm that a gradient counts with, by its own and the usual one, which is 0 as long as there
+/// was no gradient.
+fn bounded(norm: f64, usual: f64) -> f64 {
+    if usual > 0.0 { norm.min(BOUND * usual) } else { norm }
 }
 
 /// A gradient, [rows, columns], and the inputs that it is of, [columns, tokens] run by run.
@@ -414,30 +448,20 @@ struct Steps<'a, D: Ops> {
     last: Vec<Swap>,
     model: &'a Model<'a, D>,
     matrices: BTreeMap<At, Matrix<'a>>,
-    /// The running mean of each matrix' gradient, by its number.
+    /// The running mean of each matrix' gradient.
     momentum: Store<D>,
 }
 
 impl<'a, D: Ops> Steps<'a, D> {
-    fn new(
-        settings: &'a EndToEnd,
-        model: &'a Model<'a, D>,
-        plan: &'a Plan,
-        members: &[Vec<Vec<usize>>],
-    ) -> Self {
+    fn new(settings: &'a EndToEnd, model: &'a Model<'a, D>, plan: &'a Plan) -> Self {
         let mut matrices = BTreeMap::new();
-        for (layer, parts) in members.iter().enumerate() {
+        for layer in 0..plan.layers.len() {
             for (member, linear) in plan.matrices(&model.decoder, layer) {
-                let part = member.part as usize;
-                let place = parts[part].iter().position(|of| *of == member.linear);
-                let Some(place) = place else { continue };
                 let (squares, curvature) = (Mean::default(), Mean::default());
-                let matrix = Matrix { number: 0, linear, member, squares, curvature, norm: 0.0 };
-                matrices.insert((layer, part, place), matrix);
+                let number = matrices.len();
+                let matrix = Matrix { number, linear, member, squares, curvature, norm: 0.0 };
+                matrices.insert((layer, member.part as usize, member.linear), matrix);
             }
-        }
-        for (number, matrix) in matrices.values_mut().enumerate() {
-            matrix.number = number;
         }
         let momentum = model.executor.storage.half().store(matrices.len());
         Self {
@@ -464,19 +488,18 @@ impl<'a, D: Ops> Steps<'a, D> {
         let drawn = measures_curvature.then(|| SplitMix64::new(number as u64));
         let (forward, kept) = self.judge(objective, pruned, samples.clone())?;
         let (divergence, tokens) = (forward.divergence, objective.tokens(samples));
-        let mut candidates = Vec::new();
+        let rows: usize = self.matrices.values().map(|of| of.linear.dims.rows).sum();
+        let left = (self.settings.steps + 1 - number) as f64 / self.settings.steps as f64;
+        let most = (rows as f64 * self.settings.fraction * left).ceil() as usize;
+        let mut candidates = Candidates { most, ..Candidates::default() };
         let masks = &*pruned;
         objective.backward(forward, masks, members, drawn, &mut |at, gradients| {
-            candidates.extend(self.matrix(masks, number, at, gradients, tokens)?);
-            Ok(())
+            self.matrix(masks, number, at, gradients, tokens, &mut candidates)
         })?;
         if number <= WARM_UP {
             return Ok((divergence, kept));
         }
-        let rows: usize = self.matrices.values().map(|of| of.linear.dims.rows).sum();
-        let left = (self.settings.steps + 1 - number) as f64 / self.settings.steps as f64;
-        let most = (rows as f64 * self.settings.fraction * left).ceil() as usize;
-        self.last = choose(&candidates, most);
+        self.last = candidates.choose();
         if self.last.is_empty() {
             self.lambda /= self.factor;
         }
@@ -484,9 +507,9 @@ impl<'a, D: Ops> Steps<'a, D> {
         Ok((divergence, kept))
     }
 
-    /// Goes forward through the model on the samples of a step. They have not been seen when the
-    /// last step made its swaps, and judge them: λ follows the fraction of the promised fall that
-    /// they show, and where they show a rise, the swaps are undone.
+    /// Goes forward through the model on the samples of a step. They are others than those of the
+    /// last step, and judge its swaps: λ follows the fraction of the promised fall that they show, and
+    /// where they show a rise, the swaps are undone. Returns that fraction, too.
     fn judge(
         &mut self,
         objective: &Objective<'_, D>,
@@ -573,8 +596,9 @@ impl<'a, D: Ops> Steps<'a, D> {
         let squares = |row: &[f32]| row.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
         let squares: Vec<f64> = gradient.par_chunks(columns).map(squares).collect();
         let norm = squares.iter().sum::<f64>().sqrt() / tokens;
-        let bounded = if step == 1 { norm } else { norm.min(BOUND * of.norm) };
-        of.norm += if step == 1 { norm } else { (1.0 - momentum) * (bounded - of.norm) };
+        let bounded = bounded(norm, of.norm);
+        of.norm =
+            if of.norm > 0.0 { momentum * of.norm + (1.0 - momentum) * bounded } else { bounded };
         let own = (1.0 - momentum) / tokens * if norm > 0.0 { bounded / norm } else { 1.0 };
         let (own, momentum) = (own as f32, momentum as f32);
         gradient.par_iter_mut().for_each(|g| *g *= own);
@@ -590,7 +614,7 @@ impl<'a, D: Ops> Steps<'a, D> {
         Ok(gradient)
     }
 
-    /// Adds a step's gradient of a matrix to its mean; returns the candidates of each row.
+    /// Adds a step's gradient of a matrix to its mean, and its rows' best pairs to the candidates.
     fn matrix(
         &mut self,
         pruned: &Pruned,
@@ -598,7 +622,8 @@ impl<'a, D: Ops> Steps<'a, D> {
         at: At,
         gradients: Gradients<D>,
         tokens: f64,
-    ) -> Result<Vec<Candidates>, Error> {
+        candidates: &mut Candidates,
+    ) -> Result<(), Error> {
         let failed = || failed(at.0, "gradients");
         let gradient = self.gradient(at, gradients);
         let (gradient, inputs) = gradient.map_err(|e| failed()(executor::Error::device(e)))?;
@@ -607,7 +632,7 @@ impl<'a, D: Ops> Steps<'a, D> {
         let (name, columns) = (&of.linear.weight, of.linear.dims.columns);
         let Some(mask) = pruned.masks.get(name).filter(|_| step > WARM_UP) else {
             recycle(slope);
-            return Ok(Vec::new());
+            return Ok(());
         };
         let weight = match pruned.values(name)? {
             Some(changed) => changed,
@@ -633,7 +658,7 @@ impl<'a, D: Ops> Steps<'a, D> {
             Scope::Layer => Some(Pool::Matrix(at)),
             _ => None,
         };
-        let candidates = |(row, Ends { cost, gain }): (usize, &Ends)| {
+        let pair = |(row, Ends { cost, gain }): (usize, &Ends)| {
             let of = |x: &[f32]| {
                 let tokens = x.len() / columns;
                 let [goes, comes] = [cost.0, gain.0].map(|i| &x[i * tokens..(i + 1) * tokens]);
@@ -643,17 +668,16 @@ impl<'a, D: Ops> Steps<'a, D> {
             let gram = (1.0 - SHRINKAGE) * (gram / tokens as f64) as f32;
             let [goes, comes] = [cost, gain].map(|(i, _)| row * columns + i);
             let factor = 0.5 * lambda * curvature[row];
-            Candidates {
-                pool,
-                goes: ((at, goes), factor * cost.1),
-                comes: ((at, comes), factor * gain.1),
+            Pair {
+                goes: (factor * cost.1, (at, goes)),
+                comes: (factor * gain.1, (at, comes)),
                 both: -2.0 * factor * weight[goes] * weight[comes] * gram,
             }
         };
-        let candidates = ends.par_iter().enumerate().map(candidates).collect();
+        candidates.add(pool, ends.par_iter().enumerate().map(pair).collect());
         recycle(weight);
         recycle(slope);
-        Ok(candidates)
+        Ok(())
     }
 }
 
@@ -666,30 +690,28 @@ mod tests {
     use super::*;
     use crate::{checkpoint::Reader, dtype::Dtype, mask::Mask, prune::Sampled};
 
-    /// The columns of what goes and of what comes, with what they change, of a row of a matrix.
-    fn row(
-        pool: Option<Pool>,
-        layer: usize,
-        goes: (usize, f32),
-        comes: (usize, f32),
-    ) -> Candidates {
-        let place = |(i, change): (usize, f32)| (((layer, 0, 0), i), change);
-        Candidates { pool, goes: place(goes), comes: place(comes), both: -0.5 }
-    }
+    /// What goes and comes in a row of a matrix of a layer, and what it changes.
+    type Row = (Option<Pool>, usize, [(usize, f32); 2]);
 
-    fn chosen(candidates: &[Candidates], most: usize) -> Vec<(f32, [(usize, usize); 2])> {
+    /// The swaps of some rows, in which two weights together change 0.5 less than each alone.
+    fn chosen(rows: &[Row], most: usize) -> Vec<(f32, [(usize, usize); 2])> {
+        let mut candidates = Candidates { most, ..Candidates::default() };
+        for &(pool, layer, changes) in rows {
+            let [goes, comes] = changes.map(|(i, change)| (change, ((layer, 0, 0), i)));
+            candidates.add(pool, vec![Pair { goes, comes, both: -0.5 }]);
+        }
         let place = |((layer, ..), i): Place| (layer, i);
-        let swaps = choose(candidates, most).into_iter();
+        let swaps = candidates.choose().into_iter();
         swaps.map(|swap| (swap.change, [place(swap.goes), place(swap.comes)])).collect()
     }
 
     #[test]
     fn weights_change_places_in_their_pools() {
-        let pools = |of: [Option<Pool>; 3]| {
+        let pools = |of: [Option<Pool>; 3]| -> [Row; 3] {
             [
-                row(of[0], 0, (3, 1.0), (5, -2.0)),
-                row(of[1], 0, (13, 4.0), (15, -9.0)),
-                row(of[2], 1, (7, 2.0), (9, -1.0)),
+                (of[0], 0, [(3, 1.0), (5, -2.0)]),
+                (of[1], 0, [(13, 4.0), (15, -9.0)]),
+                (of[2], 1, [(7, 2.0), (9, -1.0)]),
             ]
         };
         let rows = pools([None; 3]);
@@ -698,7 +720,9 @@ mod tests {
         assert_eq!(chosen(&rows, 1), expected[..1]);
         // What costs least goes for what gains most, until that is no gain.
         let model = pools([Some(Pool::Ratio(1)); 3]);
-        assert_eq!(chosen(&model, 9), [(-8.0, [(0, 3), (0, 15)])]);
+        for most in [1, 9] {
+            assert_eq!(chosen(&model, most), [(-8.0, [(0, 3), (0, 15)])]);
+        }
         let [first, second] = [0, 1].map(|layer| Some(Pool::Matrix((layer, 0, 0))));
         assert_eq!(chosen(&pools([first, first, second]), 9), [(-8.0, [(0, 3), (0, 15)])]);
         let allocated = Some(Pool::Allocated);
@@ -706,6 +730,24 @@ mod tests {
             chosen(&pools([first, allocated, allocated]), 9),
             [(-7.0, [(1, 7), (0, 15)]), (-1.0, [(0, 3), (0, 5)])]
         );
+    }
+
+    /// Rows without a candidate, or without curvature, take nothing from the others of their pool.
+    #[test]
+    fn changes_that_are_no_numbers_are_left_out() {
+        for change in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for pool in [None, Some(Pool::Ratio(1))] {
+                let rows =
+                    [(pool, 0, [(0, change), (1, f32::NAN)]), (pool, 1, [(2, 1.0), (3, -2.0)])];
+                let swaps: Vec<_> = chosen(&rows, 9).into_iter().map(|swap| swap.1).collect();
+                assert_eq!(swaps, [[(1, 2), (1, 3)]], "{change}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_gradient_is_bounded_by_those_before_if_there_were_any() {
+        assert_eq!([bounded(9.0, 2.0), bounded(1.0, 2.0), bounded(9.0, 0.0)], [3.0, 1.0, 9.0]);
     }
 
     /// What a swap of small weights promises is what it changes of the whole model's objective.
@@ -734,7 +776,7 @@ mod tests {
         let objective = Objective::new(&model, Sampled::from(&ids[..])).unwrap();
         let settings =
             EndToEnd { fraction: 1.0, momentum: 0.0, lambda: 1.0, ..EndToEnd::default() };
-        let mut run = Steps::new(&settings, &model, &plan, &members);
+        let mut run = Steps::new(&settings, &model, &plan);
         for number in 1..=WARM_UP + 1 {
             run.step(&objective, &members, &mut pruned, number, 0..2).unwrap();
         }

@@ -36,7 +36,7 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
         [vec![count(step)], numbers.into(), vec![count(swaps), number(lambda)]].concat()
     });
     let rows: Vec<Vec<Markup>> = rows.map(|row| row.iter().map(text).collect()).collect();
-    let heads = ["step", NAMES[0], NAMES[1], "kept of the last promise", "swaps", "λ"];
+    let heads = ["step", NAMES[0], NAMES[1], "last step's promise kept", "swaps", "λ"];
     Ok(html! {
         p {
             "After its layers, the masks of the whole model were refined by the divergence of its "

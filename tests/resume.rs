@@ -219,6 +219,27 @@ fn end_to_end_swaps_are_saved_whole() {
     job.is_right();
 }
 
+/// A run that is killed between two steps goes on with the next one, whatever the threads.
+#[test]
+fn a_run_goes_on_within_end_to_end_swaps() {
+    let dir = tempfile::tempdir().unwrap();
+    let sets = ["mask.init=wanda", "refine=[{ use = 'end-to-end', steps = 60, lambda = 1 }]"];
+    let job = Job::new(&recipe(dir.path(), ""), &sets);
+    let mut child = job.start(&["--save-every", "0"], "1");
+    let steps = |name: &String| {
+        let state = fs::read(job.partial().join(name)).unwrap_or_default();
+        name.ends_with(".state") && String::from_utf8_lossy(&state).contains("end to end, step 1")
+    };
+    while !(job.partial().is_dir() && names(&job.partial()).iter().any(steps)) {
+        assert!(child.try_wait().unwrap().is_none(), "nothing was saved within the stage");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let run = job.succeeds(&["--resume"]);
+    assert!(run.stdout.contains("resumed   end to end, step 1"), "{}", run.stdout);
+    job.is_right();
+}
+
 #[test]
 fn a_full_disk_leaves_a_state_that_only_the_same_run_goes_on_from() {
     let dir = tempfile::tempdir().unwrap();

@@ -132,7 +132,7 @@ impl Entries {
     }
 
     /// Checks that nothing follows, and that the digest matches.
-    pub(crate) fn end(mut self) -> Result<(), Error> {
+    pub(crate) fn end(&mut self) -> Result<(), Error> {
         let digest = self.hasher.finalize_reset();
         if self.left > 0 || self.written_digest()? != digest[..] {
             return Err(self.damaged("its contents do not match its digest"));

@@ -16,7 +16,10 @@ pub use self::{
     allocate::{Allocation, By, allocate},
     initial_masks::{InitialMasks, initial_masks},
     pipeline::MetricStep,
-    stage::{Alpha, EndToEnd, ModelState, Rebuild, Reconstruct, Refine, Rounds, Stage, Step, Swap},
+    stage::{
+        Alpha, EndToEnd, ModelState, Rebuild, Reconstruct, Refine, Rounds, SavedStage, Stage,
+        StageState, Step, Swap,
+    },
     tally::{Cost, Pruning, Tally},
 };
 
@@ -27,13 +30,14 @@ use std::{iter::zip, path::Path, slice::from_ref};
 use barber_metric::Needs;
 use serde::{Deserialize, Serialize};
 
-use self::group::GroupState;
+use self::{group::GroupState, stage::StageEvent};
 use crate::{
     checkpoint::{self, Pruned},
     dtype::Dtype,
     executor::{
         self, ActivationCache, Beside, Caching, Loss, Outputs, PartWeights, Probe, Recorded,
-        Statistics, Store, Stream, ops::Ops,
+        Statistics, Store, Stream,
+        ops::{Ops, Products},
     },
     family::Part,
     mask::{self, Distribution},
@@ -230,6 +234,22 @@ pub trait Observer<D: Ops> {
         let _ = (layers, pruned, streams);
         Ok(())
     }
+
+    /// Called after a step of a stage that works on the whole model, with the stage's index among
+    /// those. [`refine_model`] continues from the `state`.
+    ///
+    /// # Errors
+    /// An error ends the stage.
+    fn step(
+        &mut self,
+        stage: usize,
+        step: usize,
+        pruned: &Pruned,
+        state: &dyn StageState,
+    ) -> Result<(), Error> {
+        let _ = (stage, step, pruned, state);
+        Ok(())
+    }
 }
 
 impl<D: Ops, F: FnMut(Event<'_>)> Observer<D> for F {
@@ -248,6 +268,8 @@ pub enum Event<'a> {
     Layer(usize),
     /// A step of a stage that works on the whole model is done.
     Step(&'a Step),
+    /// A stage that continues did work again that it had done before it was saved.
+    Repeated(Products),
 }
 
 /// Adds the layer and the step to an error of the executor.
@@ -340,17 +362,30 @@ pub fn refine<D: Ops>(
     Ok(pruned)
 }
 
-/// Refines the masks of the whole model, after its layers, by the `stages` that work on all of it.
+/// Refines the masks of the whole model, after its layers, by the `stages` that work on all of it;
+/// from the saved state of one of them, if it is given with the stage's index.
 ///
 /// # Errors
-/// [`Error`] if the model cannot be run on the samples.
+/// [`Error`] if the model cannot be run on the samples, or the saved state is damaged.
 pub fn refine_model<D: Ops>(
     mut state: ModelState<'_, D>,
     stages: &[Refine],
+    mut saved: Option<(usize, &mut dyn SavedStage)>,
     observer: &mut dyn Observer<D>,
 ) -> Result<Pruned, Error> {
-    for stage in stages {
-        stage.run_model(&mut state, &mut |event| observer.event(event))?;
+    let first = saved.as_ref().map_or(0, |(stage, _)| *stage);
+    for (i, stage) in stages.iter().enumerate().skip(first) {
+        let saved = saved.take().map(|(_, saved)| saved);
+        stage.run_model(&mut state, saved, &mut |event| match event {
+            StageEvent::Repeated(products) => {
+                observer.event(Event::Repeated(products));
+                Ok(())
+            }
+            StageEvent::Step(step, pruned, state) => {
+                observer.event(Event::Step(step));
+                observer.step(i, step.step, pruned, state)
+            }
+        })?;
     }
     Ok(state.pruned)
 }

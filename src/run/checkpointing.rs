@@ -19,7 +19,7 @@ use crate::{
     mask::Mask,
     model::{self, Model},
     plan::Plan,
-    prune::{Error, Pass, Sampled},
+    prune::{Error, Pass, Sampled, SavedStage, StageState},
 };
 
 /// A pass through the layers.
@@ -50,10 +50,21 @@ pub(crate) struct Place {
     pub(crate) layers: usize,
 }
 
+/// A place within the stages that work on the whole model.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct InStage {
+    /// Index of the stage.
+    pub(crate) stage: usize,
+    /// Number of finished steps.
+    pub(crate) step: usize,
+}
+
 /// The first entry of a save.
 #[derive(Serialize, Deserialize)]
 struct Head<N> {
     place: Place,
+    /// The stage whose state is at the end.
+    in_stage: Option<InStage>,
     /// Number of samples of each stream.
     streams: Vec<usize>,
     identity: Identity,
@@ -81,6 +92,8 @@ pub(crate) struct Saved<D: Ops, N> {
     pub(crate) place: Place,
     /// The state of the pass at that place.
     pub(crate) pass: Pass<D>,
+    /// The index of the stage within which the run was saved, and its state.
+    pub(crate) stage: Option<(usize, Entries)>,
     /// Notes of the run.
     pub(crate) notes: N,
 }
@@ -149,7 +162,7 @@ impl Checkpointing {
         for entries in self.journal.kept() {
             read_matrices(entries?, &mut pruned, scratch)?;
         }
-        let Head::<N> { place, streams: counts, notes, .. } = state.next_toml()?;
+        let Head::<N> { place, in_stage, streams: counts, notes, .. } = state.next_toml()?;
         let mut streams = Vec::new();
         for count in counts {
             let held_out = if count == samples.ids.len() { samples.held_out } else { 0 };
@@ -157,9 +170,15 @@ impl Checkpointing {
             let ids = ids.ok_or_else(|| state.damaged("there are fewer samples"))?;
             streams.push(read_stream(&mut state, model, ids, held_out)?);
         }
-        state.end()?;
+        let stage = match in_stage {
+            Some(InStage { stage, .. }) => Some((stage, state)),
+            None => {
+                state.end()?;
+                None
+            }
+        };
         let pass = Pass { layer: place.layers, pruned, streams };
-        Ok(Some(Saved { place, pass, notes }))
+        Ok(Some(Saved { place, pass, stage, notes }))
     }
 
     /// Saves the state of the run at `place` if it is time, or if the work on masks `ends` here.
@@ -176,7 +195,26 @@ impl Checkpointing {
     ) -> Result<(), Error> {
         self.unsaved.extend(place.layers.checked_sub(1));
         if self.is_due() || ends && self.every.is_some() {
-            self.save((model, plan), place, (pruned, streams), &notes())?;
+            self.save((model, plan), place, (pruned, streams), None, &notes())?;
+        }
+        Ok(())
+    }
+
+    /// Saves the state of the run within a stage that works on the whole model, if it is time.
+    ///
+    /// # Errors
+    /// If the state cannot be written.
+    pub(crate) fn stepped<D: Ops, N: Serialize>(
+        &mut self,
+        (model, plan): (&Model<'_, D>, &Plan),
+        (phase, place): (Phase, InStage),
+        (pruned, state): (&Pruned, &dyn StageState),
+        notes: impl FnOnce() -> N,
+    ) -> Result<(), Error> {
+        if self.is_due() {
+            let layers = Place { phase, layers: plan.layers.len() };
+            let stage = Some((place, state));
+            self.save((model, plan), layers, (pruned, &[]), stage, &notes())?;
         }
         Ok(())
     }
@@ -198,6 +236,7 @@ impl Checkpointing {
         (model, plan): (&Model<'_, D>, &Plan),
         place: Place,
         (pruned, streams): (&Pruned, &[&Stream<D>]),
+        stage: Option<(InStage, &dyn StageState)>,
         notes: &N,
     ) -> Result<(), Error> {
         let started = Instant::now();
@@ -207,19 +246,40 @@ impl Checkpointing {
             .map(|(_, linear)| linear.weight.as_str())
             .collect();
         let counts = streams.iter().map(|stream| stream.len()).collect();
-        let head = Head { place, streams: counts, identity: self.identity.clone(), notes };
-        let all = plan.layers.len();
+        let in_stage = stage.map(|(in_stage, _)| in_stage);
+        let identity = self.identity.clone();
+        let head = Head { place, in_stage, streams: counts, identity, notes };
+        let label = match in_stage {
+            Some(InStage { step, .. }) => format!("end to end, step {step}"),
+            None => format!("{}, {} of {} layers", place.phase, place.layers, plan.layers.len()),
+        };
         self.journal.save::<Error>(
-            &format!("{}, {} of {all} layers", place.phase, place.layers),
+            &label,
             |record| Ok(write_matrices(record, pruned, &names)?),
             |record| {
                 record.add_toml(&head)?;
-                streams.iter().try_for_each(|stream| Ok(write_stream(record, model, stream)?))
+                streams.iter().try_for_each(|stream| write_stream(record, model, stream))?;
+                let Some((_, state)) = stage else { return Ok(()) };
+                state.write(pruned, &mut |entry| Ok(record.add(entry)?))
             },
         )?;
         self.unsaved.clear();
         self.last = (Instant::now(), started.elapsed());
         Ok(())
+    }
+}
+
+impl SavedStage for Entries {
+    fn next(&mut self) -> Result<Vec<u8>, Error> {
+        Ok(self.next()?)
+    }
+
+    fn damaged(&self) -> Error {
+        self.damaged("it is not the state of this stage").into()
+    }
+
+    fn end(&mut self) -> Result<(), Error> {
+        Ok(self.end()?)
     }
 }
 

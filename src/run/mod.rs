@@ -62,8 +62,8 @@ use crate::{
     plan::Plan,
     progress::Steps,
     prune::{
-        Allocation, InitialMasks, MetricStep, ModelState, Pass, Pruning, Refinement, Sampled, Side,
-        allocate, initial_masks, pipeline, refine, refine_model,
+        Allocation, InitialMasks, MetricStep, ModelState, Pass, Pruning, Refinement, Sampled,
+        SavedStage, Side, allocate, initial_masks, pipeline, refine, refine_model,
     },
     recipe::{Calibration, Loaded, Recipe},
     report::{
@@ -594,17 +594,21 @@ impl<D: Ops> Run<'_, D> {
         })
     }
 
-    /// Refines the masks of the whole model. Saves do not cover its steps: a resumed run repeats
-    /// them.
+    /// Refines the masks of the whole model.
     fn refined_as_a_whole(&self, progress: &mut Progress<D>) -> Result<(), Error> {
         let stages = self.loaded.recipe.stages().1;
         let steps = stages.iter().map(|stage| stage.steps()).sum::<usize>();
         let bar = self.watch.bar("end to end", Steps::Parts(steps as u64));
         let (model, plan) = (self.model, &self.plan);
-        progress.notes.steps.clear();
+        let mut saved = progress.take_stage();
+        if saved.is_none() {
+            progress.notes.steps.clear();
+        }
+        bar.advance(progress.notes.steps.iter().filter(|step| step.step > 0).count() as u64);
         progress.go((model, plan), &*bar, true, |from, observer| {
             let state = ModelState { model, plan, samples: self.samples(), pruned: from.pruned };
-            refine_model(state, stages, observer)
+            let saved = saved.as_mut().map(|(stage, state)| (*stage, state as &mut dyn SavedStage));
+            refine_model(state, stages, saved, observer)
         })?;
         progress.changed(plan);
         Ok(())

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Found,
-    checkpointing::{Checkpointing, Phase, Place, Saved},
+    checkpointing::{Checkpointing, InStage, Phase, Place, Saved},
     phases::Phases,
 };
 use crate::{
@@ -15,10 +15,11 @@ use crate::{
         Stream,
         ops::{Ops, Products},
     },
+    journal::Entries,
     model::Model,
     plan::Plan,
     progress::Bar,
-    prune::{self, Event, GroupReport, MatrixReport, Observer, Pass, Sampled, Step},
+    prune::{self, Event, GroupReport, MatrixReport, Observer, Pass, Sampled, StageState, Step},
 };
 
 /// The results of a run so far.
@@ -76,6 +77,8 @@ pub(crate) struct Progress<D: Ops> {
     place: Place,
     /// The state of the current pass, with the masks and changed weights so far.
     pub(super) pass: Pass<D>,
+    /// The stage within which the run was saved, and its state.
+    stage: Option<(usize, Entries)>,
     /// The results so far.
     pub(crate) notes: Notes,
 }
@@ -84,7 +87,8 @@ impl<D: Ops> Progress<D> {
     /// The progress of a run that begins.
     pub(crate) fn new(checkpointing: Option<Checkpointing>) -> Self {
         let place = Place { phase: Phase::InitialMasks, layers: 0 };
-        Self { checkpointing, place, pass: Pass::from(Pruned::default()), notes: Notes::default() }
+        let pass = Pass::from(Pruned::default());
+        Self { checkpointing, place, pass, stage: None, notes: Notes::default() }
     }
 
     /// The saved progress, or that of a run that begins.
@@ -97,7 +101,7 @@ impl<D: Ops> Progress<D> {
         let saved = checkpointing.saved(model, samples, scratch)?;
         let new = Self::new(Some(checkpointing));
         Ok(match saved {
-            Some(Saved { place, pass, notes }) => Self { place, pass, notes, ..new },
+            Some(Saved { place, pass, stage, notes }) => Self { place, pass, stage, notes, ..new },
             None => new,
         })
     }
@@ -135,18 +139,24 @@ impl<D: Ops> Progress<D> {
         ends: bool,
         run: impl FnOnce(Pass<D>, &mut dyn Observer<D>) -> Result<Pruned, prune::Error>,
     ) -> Result<(), Error> {
-        let Self { checkpointing, place, pass, notes } = self;
+        let Self { checkpointing, place, pass, notes, .. } = self;
         let from = std::mem::replace(pass, Pass::from(Pruned::default()));
         let since = Since::now();
         let (of, phase) = ((model, plan), place.phase);
         let mut phases = notes.phases.clone();
         let mut passing = Passing { of, checkpointing, phase, ends, notes, bar, since };
         let pruned = phases.run(&phase.to_string(), || run(from, &mut passing));
+        let since = passing.since;
         notes.phases = phases;
         notes.products += Products::so_far() - since.products;
         place.layers = plan.layers.len();
         *pass = Pass { layer: place.layers, pruned: pruned?, streams: Vec::new() };
         Ok(())
+    }
+
+    /// The stage within which the run was saved, and its state.
+    pub(super) fn take_stage(&mut self) -> Option<(usize, Entries)> {
+        self.stage.take()
     }
 
     /// Has the next save cover all layers of the plan, whose masks changed together.
@@ -164,7 +174,7 @@ impl<D: Ops> Progress<D> {
 
     /// Saves the notes between two passes, if it is time.
     pub(super) fn keep(&mut self, of: (&Model<'_, D>, &Plan)) -> Result<(), Error> {
-        let Self { checkpointing, place, pass, notes } = self;
+        let Self { checkpointing, place, pass, notes, .. } = self;
         // In the middle of a pass, the state was saved after the last layer.
         if let Some(checkpointing) = checkpointing.as_mut().filter(|_| pass.streams.is_empty()) {
             checkpointing.reached(of, *place, (&pass.pruned, &[]), false, || &*notes)?;
@@ -208,6 +218,8 @@ impl<D: Ops> Observer<D> for Passing<'_, D> {
             }
             Event::Layer(_) => self.bar.advance(1),
             Event::Measured(..) => {}
+            // They are in the notes already.
+            Event::Repeated(products) => self.since.products += products,
             Event::Step(step) => {
                 tracing::info!(
                     step = step.step,
@@ -218,7 +230,8 @@ impl<D: Ops> Observer<D> for Passing<'_, D> {
                     "end to end"
                 );
                 self.notes.steps.push(*step);
-                self.bar.advance(1);
+                // Step 0 is the state before the first.
+                self.bar.advance(u64::from(step.step > 0));
             }
         }
     }
@@ -234,5 +247,18 @@ impl<D: Ops> Observer<D> for Passing<'_, D> {
         let ends = *ends && layers == of.1.layers.len();
         let place = Place { phase: *phase, layers };
         checkpointing.reached(*of, place, (pruned, streams), ends, || notes.after(*phase, *since))
+    }
+
+    fn step(
+        &mut self,
+        stage: usize,
+        step: usize,
+        pruned: &Pruned,
+        state: &dyn StageState,
+    ) -> Result<(), prune::Error> {
+        let Self { of, checkpointing, phase, notes, since, .. } = self;
+        let Some(checkpointing) = checkpointing else { return Ok(()) };
+        let place = (*phase, InStage { stage, step });
+        checkpointing.stepped(*of, place, (pruned, state), || notes.after(*phase, *since))
     }
 }

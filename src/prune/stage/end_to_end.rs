@@ -27,19 +27,22 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Described, Error, Event, ModelState, RunModel, Stage, Wrong};
+use super::{
+    Described, Error, ModelState, RunModel, SavedStage, Stage, StageEvent, StageState, Watch, Wrong,
+};
 use crate::{
     buffer::recycle,
     calibration::Extent,
-    checkpoint::Pruned,
+    checkpoint::{Masks, Pruned},
     choice::word,
+    dtype::Dtype,
     evaluate::LOGITS,
     executor::{
         self, PartShape, PassShape, Probe, Rows, Store, Tokens,
-        ops::{Ops, Trace, transpose},
+        ops::{Ops, Products, Trace, transpose},
     },
     family::{Decoder, Part, Projection},
-    mask::{self, Ends, Scope},
+    mask::{self, Ends, Mask, Scope},
     model::Model,
     plan::{Member, Plan, Rule},
     prune::{
@@ -240,66 +243,67 @@ impl RunModel for EndToEnd {
     fn run<D: Ops>(
         &self,
         state: &mut ModelState<'_, D>,
-        event: &mut dyn FnMut(Event<'_>),
+        saved: Option<&mut dyn SavedStage>,
+        watch: &mut Watch<'_>,
     ) -> Result<(), Error> {
         let ModelState { model, plan, samples, ref mut pruned } = *state;
         let calibration = samples.calibration().len();
         if calibration == 0 {
             return Ok(());
         }
+        let before = Products::so_far();
+        let objective = Objective::new(model, samples)?;
         // Without held-out samples it is judged by those that it is made of.
         let judged = match samples.held_out {
             0 => 0..calibration,
             _ => calibration..samples.ids.len(),
         };
-        let objective = Objective::new(model, samples)?;
         let members: Vec<_> = (0..plan.layers.len()).map(|layer| members(plan, layer)).collect();
         let mut run = Steps::new(self, model, plan);
-        let first = objective.value(pruned, judged.clone())?;
-        let mut best = (first, pruned.masks.clone());
-        let held_out = Some(first);
-        event(Event::Step(&Step {
-            step: 0,
-            calibration: None,
-            held_out,
-            kept: None,
-            swaps: 0,
-            lambda: self.lambda,
-        }));
-        let mut patience = PATIENCE;
+        match saved {
+            Some(saved) => {
+                run.read(pruned, saved)?;
+                watch(StageEvent::Repeated(Products::so_far() - before))?;
+            }
+            None => {
+                run.best = (objective.value(pruned, judged.clone())?, pruned.masks.clone());
+                let (held_out, lambda) = (Some(run.best.0), run.lambda);
+                let step =
+                    Step { step: 0, calibration: None, held_out, kept: None, swaps: 0, lambda };
+                watch(StageEvent::Step(&step, pruned, &run))?;
+            }
+        }
         let taken = self.samples.min(calibration);
-        let mut turns = (0..calibration).step_by(taken).cycle();
-        for number in 1..=self.steps {
-            let start = turns.next().unwrap_or(0);
+        while run.number < self.steps && run.patience > 0 {
+            let start = run.number % calibration.div_ceil(taken) * taken;
+            run.number += 1;
             let turn = start..calibration.min(start + taken);
-            let (divergence, kept) = run.step(&objective, &members, pruned, number, turn)?;
-            let measured = number % MEASURED == 0 || number == self.steps;
-            let held_out = match measured {
+            let (divergence, kept) = run.step(&objective, &members, pruned, turn)?;
+            let held_out = match run.number.is_multiple_of(MEASURED) || run.number == self.steps {
                 false => None,
                 // No mask has changed.
-                true if pruned.masks == best.1 => Some(best.0),
+                true if pruned.masks == run.best.1 => Some(run.best.0),
                 true => Some(objective.value(pruned, judged.clone())?),
             };
-            event(Event::Step(&Step {
-                step: number,
+            match held_out {
+                Some(found) if found < run.best.0 => {
+                    run.best = (found, pruned.masks.clone());
+                    run.patience = PATIENCE;
+                }
+                Some(_) => run.patience -= 1,
+                None => {}
+            }
+            let step = Step {
+                step: run.number,
                 calibration: Some(divergence),
                 held_out,
                 kept,
                 swaps: run.last.len(),
                 lambda: run.lambda,
-            }));
-            let Some(found) = held_out else { continue };
-            if found < best.0 {
-                best = (found, pruned.masks.clone());
-                patience = PATIENCE;
-            } else {
-                patience -= 1;
-            }
-            if patience == 0 {
-                break;
-            }
+            };
+            watch(StageEvent::Step(&step, pruned, &run))?;
         }
-        pruned.masks = best.1;
+        pruned.masks = run.best.1;
         Ok(())
     }
 }
@@ -319,7 +323,7 @@ struct Matrix<'a> {
 }
 
 /// A mean of vectors over tokens.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Mean {
     sums: Vec<f32>,
     tokens: usize,
@@ -441,6 +445,12 @@ type WithInputs = (Vec<f32>, Vec<Vec<f32>>);
 /// The stage as it goes on.
 struct Steps<'a, D: Ops> {
     settings: &'a EndToEnd,
+    /// Number of steps so far.
+    number: usize,
+    /// The lowest divergence on the held-out samples so far, and its masks.
+    best: (f64, Masks),
+    /// Number of measurements without a fall after which the stage ends.
+    patience: usize,
     /// λ, and what it is divided by.
     lambda: f64,
     factor: f64,
@@ -466,6 +476,9 @@ impl<'a, D: Ops> Steps<'a, D> {
         let momentum = model.executor.storage.half().store(matrices.len());
         Self {
             settings,
+            number: 0,
+            best: (f64::INFINITY, Masks::new()),
+            patience: PATIENCE,
             lambda: settings.lambda,
             factor: SEARCH,
             last: Vec::new(),
@@ -481,9 +494,9 @@ impl<'a, D: Ops> Steps<'a, D> {
         objective: &Objective<'_, D>,
         members: &[Vec<Vec<usize>>],
         pruned: &mut Pruned,
-        number: usize,
         samples: Range<usize>,
     ) -> Result<(f64, Option<f64>), Error> {
+        let number = self.number;
         let measures_curvature = number <= WARM_UP + 1 || number.is_multiple_of(CURVATURE);
         let drawn = measures_curvature.then(|| SplitMix64::new(number as u64));
         let (forward, kept) = self.judge(objective, pruned, samples.clone())?;
@@ -494,7 +507,7 @@ impl<'a, D: Ops> Steps<'a, D> {
         let mut candidates = Candidates { most, ..Candidates::default() };
         let masks = &*pruned;
         objective.backward(forward, masks, members, drawn, &mut |at, gradients| {
-            self.matrix(masks, number, at, gradients, tokens, &mut candidates)
+            self.matrix(masks, at, gradients, tokens, &mut candidates)
         })?;
         if number <= WARM_UP {
             return Ok((divergence, kept));
@@ -587,7 +600,7 @@ impl<'a, D: Ops> Steps<'a, D> {
         &mut self,
         at: At,
         mut gradient: Vec<f32>,
-        (step, tokens): (usize, f64),
+        tokens: f64,
     ) -> Result<Vec<f32>, executor::Error> {
         let Some(of) = self.matrices.get_mut(&at) else { return Ok(gradient) };
         let (device, momentum) = (&self.model.executor.device, self.settings.momentum);
@@ -602,7 +615,7 @@ impl<'a, D: Ops> Steps<'a, D> {
         let own = (1.0 - momentum) / tokens * if norm > 0.0 { bounded / norm } else { 1.0 };
         let (own, momentum) = (own as f32, momentum as f32);
         gradient.par_iter_mut().for_each(|g| *g *= own);
-        if step > 1 {
+        if self.number > 1 {
             let earlier = self.momentum.get(number, device)?;
             let earlier = earlier.on_host().map_err(executor::Error::device)?;
             let both = gradient.par_iter_mut().zip(&earlier);
@@ -618,7 +631,6 @@ impl<'a, D: Ops> Steps<'a, D> {
     fn matrix(
         &mut self,
         pruned: &Pruned,
-        step: usize,
         at: At,
         gradients: Gradients<D>,
         tokens: f64,
@@ -627,7 +639,8 @@ impl<'a, D: Ops> Steps<'a, D> {
         let failed = || failed(at.0, "gradients");
         let gradient = self.gradient(at, gradients);
         let (gradient, inputs) = gradient.map_err(|e| failed()(executor::Error::device(e)))?;
-        let mut slope = self.add(at, gradient, (step, tokens)).map_err(failed())?;
+        let step = self.number;
+        let mut slope = self.add(at, gradient, tokens).map_err(failed())?;
         let of = &self.matrices[&at];
         let (name, columns) = (&of.linear.weight, of.linear.dims.columns);
         let Some(mask) = pruned.masks.get(name).filter(|_| step > WARM_UP) else {
@@ -681,6 +694,108 @@ impl<'a, D: Ops> Steps<'a, D> {
     }
 }
 
+/// The entries are the numbers of the stage, then those of each matrix, its masks and its mean.
+impl<D: Ops> StageState for Steps<'_, D> {
+    fn write(
+        &self,
+        pruned: &Pruned,
+        add: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let Self { number, best, patience, lambda, factor, last, matrices, momentum, .. } = self;
+        add(&bytes([*number as f64, best.0, *patience as f64, *lambda, *factor]))?;
+        let place = |((layer, part, linear), i): Place| [layer, part, linear, i].map(|x| x as f64);
+        let swaps = last.iter().flat_map(|Swap { change, goes, comes }| {
+            [f64::from(*change)].into_iter().chain(place(*goes)).chain(place(*comes))
+        });
+        add(&bytes(swaps))?;
+        for (at, Matrix { number, linear, squares, curvature, norm, .. }) in matrices {
+            add(&bytes([*norm, squares.tokens as f64, curvature.tokens as f64]))?;
+            for Mean { sums, .. } in [squares, curvature] {
+                add(&Dtype::F32.encode(sums))?;
+            }
+            for masks in [&pruned.masks, &best.1] {
+                add(&masks.get(&linear.weight).map(Mask::to_bytes).unwrap_or_default())?;
+            }
+            let mean = momentum.get(*number, &self.model.executor.device);
+            let mean = mean.and_then(|mean| mean.on_host().map_err(executor::Error::device));
+            add(&Dtype::Bf16.encode(&mean.map_err(failed(at.0, "gradients"))?))?;
+        }
+        Ok(())
+    }
+}
+
+impl<D: Ops> Steps<'_, D> {
+    /// Continues from a saved state.
+    fn read(&mut self, pruned: &mut Pruned, saved: &mut dyn SavedStage) -> Result<(), Error> {
+        let found = numbers(&saved.next()?);
+        let [number, best, patience, lambda, factor] = found[..] else {
+            return Err(saved.damaged());
+        };
+        (self.number, self.patience) = (number as usize, patience as usize);
+        (self.lambda, self.factor) = (lambda, factor);
+        let place = |at: [f64; 4]| {
+            let [layer, part, linear, i] = at.map(|x| x as usize);
+            ((layer, part, linear), i)
+        };
+        let swaps = numbers(&saved.next()?);
+        let swaps = swaps.as_chunks().0.iter().map(|[change, a, b, c, i, d, e, f, j]| Swap {
+            change: *change as f32,
+            goes: place([*a, *b, *c, *i]),
+            comes: place([*d, *e, *f, *j]),
+        });
+        self.last = swaps.collect();
+        let exists =
+            |(at, i): Place| self.matrices.get(&at).is_some_and(|of| i < of.linear.dims.len());
+        if !self.last.iter().all(|swap| exists(swap.goes) && exists(swap.comes)) {
+            return Err(saved.damaged());
+        }
+        self.best = (best, Masks::new());
+        for (at, of) in &mut self.matrices {
+            let dims = of.linear.dims;
+            let found = numbers(&saved.next()?);
+            let [norm, squares, curvature] = found[..] else { return Err(saved.damaged()) };
+            of.norm = norm;
+            for (mean, tokens) in [(&mut of.squares, squares), (&mut of.curvature, curvature)] {
+                let sums = Dtype::F32.decode(&saved.next()?);
+                *mean = Mean { sums, tokens: tokens as usize };
+            }
+            // Nothing is known before the first step.
+            let known = usize::from(self.number > 0);
+            let lengths = [dims.columns * known, dims.rows * known];
+            if [of.squares.sums.len(), of.curvature.sums.len()] != lengths {
+                return Err(saved.damaged());
+            }
+            for masks in [&mut pruned.masks, &mut self.best.1] {
+                let mask = Mask::from_bytes(dims, &saved.next()?);
+                let mask = mask.ok_or_else(|| saved.damaged())?;
+                masks.insert(of.linear.weight.clone(), mask);
+            }
+            let mean = Dtype::Bf16.decode(&saved.next()?);
+            if mean.len() != dims.len() * known {
+                return Err(saved.damaged());
+            }
+            if mean.is_empty() {
+                continue;
+            }
+            let mean = self.model.executor.device.hold(mean, (dims.rows, dims.columns));
+            let kept = mean.map_err(executor::Error::device);
+            let kept = kept.and_then(|mean| self.momentum.put(of.number, mean));
+            kept.map_err(failed(at.0, "gradients"))?;
+        }
+        saved.end()
+    }
+}
+
+/// Numbers as bytes. Those below 2^53, and all f32, are exact.
+fn bytes(numbers: impl IntoIterator<Item = f64>) -> Vec<u8> {
+    numbers.into_iter().flat_map(f64::to_le_bytes).collect()
+}
+
+/// The numbers of [`bytes`].
+fn numbers(bytes: &[u8]) -> Vec<f64> {
+    bytes.as_chunks().0.iter().map(|chunk| f64::from_le_bytes(*chunk)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -688,7 +803,7 @@ mod tests {
     use dfdx::tensor::Cpu;
 
     use super::*;
-    use crate::{checkpoint::Reader, dtype::Dtype, mask::Mask, prune::Sampled};
+    use crate::{checkpoint::Reader, prune::Sampled};
 
     /// What goes and comes in a row of a matrix of a layer, and what it changes.
     type Row = (Option<Pool>, usize, [(usize, f32); 2]);
@@ -778,7 +893,8 @@ mod tests {
             EndToEnd { fraction: 1.0, momentum: 0.0, lambda: 1.0, ..EndToEnd::default() };
         let mut run = Steps::new(&settings, &model, &plan);
         for number in 1..=WARM_UP + 1 {
-            run.step(&objective, &members, &mut pruned, number, 0..2).unwrap();
+            run.number = number;
+            run.step(&objective, &members, &mut pruned, 0..2).unwrap();
         }
         run.apply(&mut pruned, false);
         let before = objective.value(&pruned, 0..2).unwrap();

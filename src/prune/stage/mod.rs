@@ -27,7 +27,10 @@ use super::{Cost, Error, Event, Pruning, Sampled, Tally, group::GroupState};
 use crate::{
     checkpoint::Pruned,
     choice::sentence,
-    executor::{Loss, ops::Ops},
+    executor::{
+        Loss,
+        ops::{Ops, Products},
+    },
     family::Decoder,
     mask::{Distribution, Scope},
     model::Model,
@@ -100,12 +103,57 @@ trait RunModel: Stage {
     /// What the stage does, as part of a sentence.
     const HELP: &'static str;
 
-    /// Refines the masks of all matrices of the plan.
+    /// Refines the masks of all matrices of the plan, from the beginning or from a saved state of
+    /// the stage.
     fn run<D: Ops>(
         &self,
         state: &mut ModelState<'_, D>,
-        event: &mut dyn FnMut(Event<'_>),
+        saved: Option<&mut dyn SavedStage>,
+        watch: &mut Watch<'_>,
     ) -> Result<(), Error>;
+}
+
+/// An event of a stage that works on the whole model.
+pub(super) enum StageEvent<'a> {
+    /// A stage that continues did work again that it had done before it was saved.
+    Repeated(Products),
+    /// A step is done: its report, the masks, and what the stage continues from.
+    Step(&'a Step, &'a Pruned, &'a dyn StageState),
+}
+
+/// Watches a stage that works on the whole model.
+pub(super) type Watch<'a> = dyn FnMut(StageEvent<'_>) -> Result<(), Error> + 'a;
+
+/// What a stage that works on the whole model continues from, between two steps.
+pub trait StageState {
+    /// Calls `add` with each entry of the state: the masks of `pruned`, and all that the stage has
+    /// found.
+    ///
+    /// # Errors
+    /// If an entry cannot be read or added.
+    fn write(
+        &self,
+        pruned: &Pruned,
+        add: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error>;
+}
+
+/// The saved state of a stage.
+pub trait SavedStage {
+    /// The next entry.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn next(&mut self) -> Result<Vec<u8>, Error>;
+
+    /// The error of a state that is not one of this stage.
+    fn damaged(&self) -> Error;
+
+    /// Checks that there are no more entries, and that all were read as they were written.
+    ///
+    /// # Errors
+    /// If that is not so.
+    fn end(&mut self) -> Result<(), Error>;
 }
 
 /// The whole model while its stages run.
@@ -198,11 +246,12 @@ macro_rules! stages {
             pub(super) fn run_model<D: Ops>(
                 &self,
                 state: &mut ModelState<'_, D>,
-                event: &mut dyn FnMut(Event<'_>),
+                saved: Option<&mut dyn SavedStage>,
+                watch: &mut Watch<'_>,
             ) -> Result<(), Error> {
                 match self {
                     $(Self::$group(_) => Ok(()),)*
-                    $(Self::$model(stage) => stage.run(state, event),)*
+                    $(Self::$model(stage) => stage.run(state, saved, watch),)*
                 }
             }
         }

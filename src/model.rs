@@ -12,7 +12,7 @@ use crate::{
         self, Executor, PartWeights, Positions, Stream, available_memory,
         ops::{self, InputGradient, Ops, Weight},
     },
-    family::{self, Decoder, HEAD, Inner, Norm, NormKind, Part, PositionLimit, Projection},
+    family::{self, Decoder, Inner, Norm, NormKind, Part, PositionLimit, Projection},
     limits::SEQUENCE,
     mask::Mask,
 };
@@ -80,30 +80,37 @@ impl Error {
     }
 }
 
+/// The other prefixes that checkpoints have in tensor names, as [`Decoder::renamed`] takes them: the
+/// decoder without its head, and the text model of a model with several, as transformers names it
+/// in memory.
+const PREFIXES: &[&[(&str, &str)]] = &[
+    &[("model.", ""), ("gpt_neox.", "")],
+    &[("language_model.model.", "model.language_model."), ("language_model.", "")],
+];
+
 /// The decoder with the tensor names of a checkpoint.
 fn named_as_in(reader: &Reader, mut decoder: Decoder) -> Decoder {
     let has = |name: &str| reader.tensor(name).is_ok();
-    // Some checkpoints have the decoder without its head, and names without a prefix.
     let first = |decoder: &Decoder| has(&decoder.layers[0].attention.projections[0].weight);
     if !first(&decoder) {
-        let bare = decoder.clone().without_prefix("model.");
-        if first(&bare) {
-            decoder = bare;
+        let mut renamed = PREFIXES.iter().map(|prefixes| decoder.clone().renamed(prefixes));
+        if let Some(found) = renamed.find(first) {
+            decoder = found;
         }
     }
     // As in transformers, a file may have a tied head, the embedding, or both.
-    let embedding = &mut decoder.embedding.weight;
-    if decoder.head == *embedding && has(HEAD) {
+    let (embedding, own_head) = (&mut decoder.embedding.weight, &decoder.own_head);
+    if decoder.head == *embedding && has(own_head) {
         if !has(embedding) {
-            *embedding = HEAD.to_owned();
-            decoder.head = HEAD.to_owned();
-        } else if !same(reader, embedding, HEAD) {
+            *embedding = own_head.clone();
+            decoder.head = own_head.clone();
+        } else if !same(reader, embedding, own_head) {
             tracing::warn!(
-                "config.json ties the output head to the embedding, but the checkpoint's `{HEAD}` \
-                 differs from its `{embedding}`; the stored head is used, as in transformers 5; \
-                 set `tie_word_embeddings` to false to silence this warning"
+                "config.json ties the output head to the embedding, but the checkpoint's \
+                 `{own_head}` differs from its `{embedding}`; the stored head is used, as in \
+                 transformers 5; set `tie_word_embeddings` to false to silence this warning"
             );
-            decoder.head = HEAD.to_owned();
+            decoder.head = own_head.clone();
         }
     }
     decoder
@@ -236,7 +243,7 @@ impl<'a, D: Ops> Model<'a, D> {
             linears,
             inner: match &of.inner {
                 Inner::Attention(attention) => {
-                    let norms = match &attention.head_norms {
+                    let norms = match attention.head_norms.as_deref() {
                         Some([q, k]) => Some(Box::new([self.norm(q)?, self.norm(k)?])),
                         None => None,
                     };
@@ -247,6 +254,7 @@ impl<'a, D: Ops> Model<'a, D> {
             },
             output_norm: norm(&of.output_norm)?,
             residual_norm: norm(&of.residual_norm)?,
+            parallel: layer.parallel,
         })
     }
 
@@ -264,15 +272,17 @@ impl<'a, D: Ops> Model<'a, D> {
             Some(name) => read(name)?,
             None => vec![1.0; norm.width],
         };
-        if norm.kind == NormKind::RmsOnePlus {
+        if matches!(norm.kind, NormKind::RmsOnePlus | NormKind::LayerOnePlus) {
             weight.iter_mut().for_each(|weight| *weight += 1.0);
         }
-        let bias = norm.bias.as_ref().map(read).transpose()?;
+        let mut bias = norm.bias.as_ref().map(read).transpose()?;
+        let numbers = weight.iter_mut().chain(bias.iter_mut().flatten());
+        numbers.for_each(|number| *number *= norm.scale);
         Ok(ops::Norm {
             weight: hold(weight)?,
             bias: bias.map(hold).transpose()?,
             epsilon: norm.epsilon,
-            centred: norm.kind == NormKind::Layer,
+            centred: matches!(norm.kind, NormKind::Layer | NormKind::LayerOnePlus),
         })
     }
 

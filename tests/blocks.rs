@@ -17,7 +17,7 @@ use llm_barber::{
 #[test]
 fn gradients_across_parts_are_those_of_finite_differences() {
     // Norms before, after the residual, and on both sides of a part.
-    for name in ["f32", "opt-norm-after", "gemma2"] {
+    for name in ["f32", "opt-norm-after", "gemma2", "gemma3"] {
         let reader = Reader::open(&Path::new("tests/fixtures/logits").join(name)).unwrap();
         let model = Model::new(&reader, Cpu::default()).unwrap();
         let mut pruned = Pruned::default();

@@ -10,7 +10,7 @@ use std::path::Path;
 use dfdx::tensor::Cpu;
 use llm_barber::{
     checkpoint::{Pruned, Reader},
-    evaluate::logits,
+    evaluate::{logits, perplexity},
     executor::ops::Ops,
     model::Model,
 };
@@ -48,6 +48,17 @@ fn agrees_on<D: Ops>(device: D, name: &str) {
     for (i, (recorded, found)) in recorded.iter().zip(found).enumerate() {
         assert!((recorded - found).abs() < 1e-4, "logit {i}: {recorded} {found}");
     }
+    // The perplexity is that of the recorded logits.
+    let segments: Vec<Vec<u32>> = ids.chunks(length).map(<[u32]>::to_vec).collect();
+    let found = perplexity(&model, &Pruned::dense(), &segments, |_| ()).unwrap();
+    let rows = recorded.chunks(recorded.len() / ids.len()).map(|row| {
+        let sum: f64 = row.iter().map(|logit| f64::from(*logit).exp()).sum();
+        move |token: u32| sum.ln() - f64::from(row[token as usize])
+    });
+    let losses = rows.enumerate().filter(|(i, _)| (i + 1) % length != 0);
+    let losses: Vec<f64> = losses.map(|(i, loss)| loss(ids[i + 1])).collect();
+    let expected = (losses.iter().sum::<f64>() / losses.len() as f64).exp();
+    assert!((found.perplexity / expected - 1.0).abs() < 1e-5, "{} {expected}", found.perplexity);
 }
 
 macro_rules! agrees {
@@ -64,6 +75,9 @@ agrees! {
     dynamic "dynamic"
     f32 "f32"
     gemma2 "gemma2"
+    gemma3 "gemma3"
+    gemma3_by_type_of_layer "gemma3-by-type"
+    gemma3_with_images "gemma3-images"
     grouped_and_tied "gqa-tied"
     head_dim "head-dim"
     linear "linear"

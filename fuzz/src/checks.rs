@@ -117,7 +117,7 @@ pub(crate) fn config(data: &[u8]) {
     for linear in decoder.projections() {
         assert!(linear.dims.len().checked_mul(size_of::<f32>()).is_some());
     }
-    if let Some(rope) = &decoder.rope {
+    for rope in &decoder.ropes {
         let (cos, sin) = rope.tables(3);
         assert_eq!(cos.len(), 3 * rope.planes());
         assert!(cos.iter().chain(&sin).all(|x| x.is_finite()));

@@ -57,6 +57,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let tensors = tensors(&reader, watch)?;
     let places = places(&tensors);
     let (layers, total) = (Sum::of(tensors.iter().filter(in_layers)), Sum::of(&tensors));
+    let stacks = stacks(&tensors);
     let files = reader.weight_files().count();
     let dense: usize = tensors.iter().map(|tensor| tensor.dense_bytes).sum();
     let family = reader.config().get("model_type").and_then(Value::as_str);
@@ -90,7 +91,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     if arguments.tensors {
         println!("{}\n", each(&tensors));
     }
-    println!("{}", summary(&places, &layers, &total));
+    println!("{}", summary(&places, &stacks, &total));
     for tensor in tensors.iter().filter(|tensor| tensor.not_finite > 0) {
         let Tensor { name, not_finite, weights, .. } = tensor;
         println!("\n{}: {not_finite} of {weights} values are NaN or infinite", name.escape_debug());
@@ -102,7 +103,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
 #[derive(Serialize)]
 struct Tensor {
     name: String,
-    /// Index of the tensor's decoder layer, if it is in one.
+    /// The names before the index of the tensor's layer, such as `model.layers`.
+    #[serde(skip)]
+    stack: String,
+    /// Index of the tensor's layer, if it is in one.
     layer: Option<usize>,
     shape: Vec<usize>,
     dtype: String,
@@ -133,9 +137,11 @@ fn tensors(reader: &Reader, watch: Terminal) -> Result<Vec<Tensor>, Error> {
         let pattern = zeros.filter(|_| view.shape.len() > 1).map(|zeros| {
             zeros.pattern.map_or_else(|| "dense".into(), |pattern| pattern.to_string())
         });
+        let (stack, layer) = layer(name).unzip();
         tensors.push(Tensor {
             name: name.into(),
-            layer: name.split('.').find_map(|part| part.parse().ok()),
+            stack: stack.unwrap_or_default().into(),
+            layer,
             shape: view.shape.to_vec(),
             dtype: format!("{:?}", view.dtype),
             bytes: view.stored,
@@ -150,8 +156,17 @@ fn tensors(reader: &Reader, watch: Terminal) -> Result<Vec<Tensor>, Error> {
     }
     drop(bar);
     // By their names alone, layer 10 would come before layer 2.
-    tensors.sort_by_key(|tensor| tensor.layer);
+    tensors.sort_by(|a, b| (&a.stack, a.layer).cmp(&(&b.stack, b.layer)));
     Ok(tensors)
+}
+
+/// The names before the index of a tensor's layer, and the index, if it is in a layer.
+fn layer(name: &str) -> Option<(&str, usize)> {
+    let mut dots = name.match_indices('.').map(|(dot, _)| dot);
+    dots.find_map(|dot| {
+        let index = name[dot + 1..].split('.').next()?;
+        Some((&name[..dot], index.parse().ok()?))
+    })
 }
 
 fn in_layers(tensor: &&Tensor) -> bool {
@@ -167,16 +182,26 @@ struct Place {
 }
 
 fn places(tensors: &[Tensor]) -> Vec<Place> {
-    let together = |a: &Tensor, b: &Tensor| a.layer.is_some() && a.layer == b.layer;
+    let together =
+        |a: &Tensor, b: &Tensor| a.layer.is_some() && (&a.stack, a.layer) == (&b.stack, b.layer);
+    let several = stacks(tensors).len() > 1;
     let place = |tensors: &[Tensor]| {
         let first = tensors.first()?;
         let name = match first.layer {
+            Some(layer) if several => format!("{}.{layer}", first.stack),
             Some(layer) => format!("layer {layer}"),
             None => short(&first.name).to_owned(),
         };
         Some(Place { name, sum: Sum::of(tensors) })
     };
     tensors.chunk_by(together).filter_map(place).collect()
+}
+
+/// The sums over the layers of each stack: a model with images has those of the vision tower, too.
+fn stacks(tensors: &[Tensor]) -> Vec<(&str, Sum)> {
+    let stacks = tensors.chunk_by(|a, b| a.stack == b.stack);
+    let layers = stacks.filter(|tensors| tensors.iter().any(|tensor| tensor.layer.is_some()));
+    layers.map(|tensors| (tensors[0].stack.as_str(), Sum::of(tensors))).collect()
 }
 
 /// A tensor's name without the usual suffix.
@@ -248,7 +273,7 @@ fn percent(fraction: f64) -> String {
 }
 
 /// A table of the places.
-fn summary(places: &[Place], layers: &Sum, total: &Sum) -> String {
+fn summary(places: &[Place], stacks: &[(&str, Sum)], total: &Sum) -> String {
     let heads = [
         Words(""),
         Figures("weights"),
@@ -258,8 +283,11 @@ fn summary(places: &[Place], layers: &Sum, total: &Sum) -> String {
         Figures("size"),
     ];
     let mut rows: Vec<_> = places.iter().map(|place| place.sum.row(&place.name)).collect();
-    if layers.weights > 0 {
-        rows.push(layers.row("all layers"));
+    for (stack, layers) in stacks.iter().filter(|(_, layers)| layers.weights > 0) {
+        rows.push(layers.row(&match stacks {
+            [_] => "all layers".to_owned(),
+            _ => format!("all {stack}"),
+        }));
     }
     rows.push(total.row("all tensors"));
     columns(&heads, &rows)

@@ -282,10 +282,11 @@ mod tests {
                 inner: Inner::Gated(Activation::Silu),
                 output_norm: None,
                 residual_norm: None,
+                parallel: false,
             }
         };
         let executor = Executor::from(device.clone());
-        let positions = Positions { length: tokens, masks: None, rotation: None };
+        let positions = Positions { length: tokens, masks: None, rotations: Vec::new() };
         let states = noise(tokens * width, 4);
         let stream = || {
             let samples = [Ok::<_, Error>((states.clone(), positions.clone()))];

@@ -6,8 +6,9 @@ use super::{
     Positions,
     activation_cache::KnownOutputs,
     ops::{Heads, InputGradient, Matrix, Norm, Ops, Weight},
+    positions::Rotations,
 };
-use crate::family::{Activation, Attention, Feed, Part, Projection};
+use crate::family::{Activation, Attention, Feed, Part, Projection, Role};
 
 /// The weights of one part of a decoder layer.
 #[derive(Clone, Debug)]
@@ -26,6 +27,10 @@ pub struct PartWeights<D: Ops> {
     pub output_norm: Option<Norm<D>>,
     /// The norm of the hidden states after the part's output was added.
     pub residual_norm: Option<Norm<D>>,
+    /// Whether the MLP of the part's layer reads the hidden states before attention. Between the
+    /// parts of such a layer, hidden states are twice as wide: those before attention, then those
+    /// after it.
+    pub parallel: bool,
 }
 
 /// The function between the projections of a part; see [`crate::family::Inner`].
@@ -55,7 +60,14 @@ impl<D: Ops> PartWeights<D> {
         &self,
         states: Matrix<D, T>,
     ) -> Result<Matrix<D, T>, D::Err> {
+        let width = states.shape().1 / 2;
+        let states = if self.is_beside() { D::columns(states, 0..width)? } else { states };
         normalise(states, self.input_norm.as_ref())
+    }
+
+    /// Whether the part reads hidden states that the part before it did not change.
+    fn is_beside(&self) -> bool {
+        self.parallel && self.part == Part::Mlp
     }
 
     /// The hidden states after the part.
@@ -64,7 +76,17 @@ impl<D: Ops> PartWeights<D> {
         states: Matrix<D>,
         output: Matrix<D, T>,
     ) -> Result<Matrix<D, T>, D::Err> {
-        normalise(D::add(output, states)?, self.residual_norm.as_ref())
+        if self.is_beside() {
+            let (width, (output, tape)) = (output.shape().1, output.split_tape());
+            let states = D::columns(states.put_tape(tape), width..2 * width)?;
+            return normalise(D::add(states, output)?, self.residual_norm.as_ref());
+        }
+        let after = normalise(D::add(output, states.clone())?, self.residual_norm.as_ref())?;
+        if !self.parallel {
+            return Ok(after);
+        }
+        let (after, tape) = after.split_tape();
+        D::join(states.put_tape(tape), after)
     }
 
     /// The indices of the projections with this feed.
@@ -185,6 +207,7 @@ pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
     let of = |feed| (weights.part, feed, weights.fed_by(feed));
     let (part, feed, fed) = of(Feed::Hidden);
     hooks.input(&Input { part, feed, projections: &fed, rows: None, x: &input })?;
+    let fused_by_head = fed.iter().any(|&i| weights.projections[i].role == Role::HeadQueryKeyValue);
     let mut tape = Some(tape);
     let mut projections = Vec::with_capacity(3);
     for projection in fed {
@@ -195,14 +218,16 @@ pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
         Inner::Attention(attention, norms) => {
             let (q, k) =
                 (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
-            let [mut q, mut k, v] = split(projections, [q, k, k])?;
+            let by_head = fused_by_head.then_some(attention.kv_heads);
+            let [mut q, mut k, v] = split(projections, [q, k, k], by_head)?;
             if let Some([q_norm, k_norm]) = norms.as_deref() {
                 q = D::normalise(q, q_norm)?;
                 k = D::normalise(k, k_norm)?;
             }
-            if let Some(rotation) = &positions.rotation {
-                q = D::rotary(q, rotation, attention.head_dim)?;
-                k = D::rotary(k, rotation, attention.head_dim)?;
+            let rotations = attention.rope.and_then(|rope| positions.rotations.get(rope));
+            if let Some(Rotations { queries, keys }) = rotations {
+                q = D::rotary(q, queries, attention.head_dim)?;
+                k = D::rotary(k, keys, attention.head_dim)?;
             }
             let heads = Heads {
                 queries: attention.heads,
@@ -217,11 +242,11 @@ pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
             D::attention(q, k, v, heads, positions.masks.as_ref(), known)?
         }
         Inner::Gated(activation) => {
-            let [gate, up] = split(projections, [width, width])?;
+            let [gate, up] = split(projections, [width, width], None)?;
             D::gated(gate, up, *activation)?
         }
         Inner::Plain(activation) => {
-            let [x] = split(projections, [width])?;
+            let [x] = split(projections, [width], None)?;
             D::activate(x, *activation)?
         }
     };
@@ -231,23 +256,28 @@ pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
     Ok(inner.put_tape(tape))
 }
 
-/// The outputs of projections with the given numbers of columns, which may be fused into one.
+/// The outputs of projections with the given numbers of columns, which may be fused into one, in
+/// this order, or in each of so many `groups` of columns.
 fn split<D: Ops, T: Tape<f32, D> + 'static, const N: usize>(
     projections: Vec<Matrix<D, T>>,
     widths: [usize; N],
+    groups: Option<usize>,
 ) -> Result<[Matrix<D, T>; N], D::Err> {
     let projections = match <[Matrix<D, T>; N]>::try_from(projections) {
         Ok(separate) => return Ok(separate),
         Err(fused) => fused,
     };
+    let groups = groups.unwrap_or(1);
     let mut start = 0;
     let mut parts = Vec::with_capacity(N);
     for fused in projections {
+        let group = fused.shape().1 / groups;
         let (fused, tape) = fused.split_tape();
         let mut tape = Some(tape);
         for width in widths {
-            let x = fused.clone().put_tape(tape.take().unwrap_or_default());
-            parts.push(D::columns(x, start..start + width)?);
+            let (x, width) =
+                (fused.clone().put_tape(tape.take().unwrap_or_default()), width / groups);
+            parts.push(D::columns_of_each(x, group, start..start + width)?);
             start += width;
         }
     }

@@ -3,7 +3,7 @@
 use std::{ops::Range, sync::Arc};
 
 use super::ops::{AttentionMask, Rotation};
-use crate::family::Decoder;
+use crate::family::{Decoder, rope::Rope};
 
 /// Rows of a matrix of tokens that form a root and several continuations. Each branch sees the root
 /// and itself.
@@ -15,23 +15,52 @@ pub struct Tree {
     pub branches: Vec<Range<usize>>,
 }
 
+/// The rotations of queries and of keys by a rotary position code.
+#[derive(Clone, Debug)]
+pub(super) struct Rotations {
+    pub(super) queries: Rotation,
+    pub(super) keys: Rotation,
+}
+
+impl Rotations {
+    /// The rotations of rows at these positions.
+    fn new(rope: &Rope, positions: impl Iterator<Item = usize> + Clone) -> Self {
+        let (half, interleaved) = (rope.planes(), rope.interleaved);
+        let (cos, sin) = rope.tables(positions.clone().max().map_or(0, |last| last + 1));
+        let rotation = |factor: &dyn Fn(usize) -> f32| {
+            let rows = |table: &[f32]| {
+                let rows = positions.clone().flat_map(|at| {
+                    let factor = factor(at);
+                    table[at * half..(at + 1) * half].iter().map(move |x| factor * x)
+                });
+                Arc::new(rows.collect())
+            };
+            Rotation { cos: rows(&cos), sin: rows(&sin), half, interleaved }
+        };
+        let keys = rotation(&|_| 1.0);
+        let queries = match rope.query_scaling {
+            Some(scaling) => rotation(&|position| scaling.factor(position)),
+            None => keys.clone(),
+        };
+        Self { queries, keys }
+    }
+}
+
 /// The positions of the rows of a matrix, and the rows that each of them sees.
 #[derive(Clone, Debug)]
 pub struct Positions {
     pub(super) length: usize,
     /// The mask of each row; `None` if the rows are one sequence.
     pub(super) masks: Option<Arc<Vec<AttentionMask>>>,
-    pub(super) rotation: Option<Rotation>,
+    /// The rotations by each of the decoder's position codes.
+    pub(super) rotations: Vec<Rotations>,
 }
 
 impl Positions {
     /// The positions of a sequence of `length` tokens.
     pub fn new(decoder: &Decoder, length: usize) -> Self {
-        let rotation = decoder.rope.as_ref().map(|rope| {
-            let (cos, sin) = rope.tables(length);
-            Rotation { cos: Arc::new(cos), sin: Arc::new(sin), half: rope.planes() }
-        });
-        Self { length, masks: None, rotation }
+        let rotations = decoder.ropes.iter().map(|rope| Rotations::new(rope, 0..length));
+        Self { length, masks: None, rotations: rotations.collect() }
     }
 
     /// The positions of trees that fill a matrix of `length` tokens.
@@ -48,16 +77,9 @@ impl Positions {
             }
         }
         let positions = || masks.iter().enumerate().map(|(row, mask)| mask.position(row));
-        let rotation = decoder.rope.as_ref().map(|rope| {
-            let half = rope.planes();
-            let (cos, sin) = rope.tables(positions().max().map_or(0, |last| last + 1));
-            let rows = |table: &[f32]| {
-                let rows = positions().flat_map(|at| &table[at * half..(at + 1) * half]);
-                Arc::new(rows.copied().collect())
-            };
-            Rotation { cos: rows(&cos), sin: rows(&sin), half }
-        });
-        Self { length, rotation, masks: Some(Arc::new(masks)) }
+        let rotations = decoder.ropes.iter().map(|rope| Rotations::new(rope, positions()));
+        let rotations = rotations.collect();
+        Self { length, rotations, masks: Some(Arc::new(masks)) }
     }
 
     /// The position of each row in its sequence.

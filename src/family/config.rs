@@ -50,6 +50,21 @@ pub enum Error {
         /// The known names.
         known: Vec<&'static str>,
     },
+    /// No family has this `model_type`.
+    #[error(
+        "config.json: unknown `model_type` {found:?}{}, known: {}; a new family is a file in \
+         src/family, see the page Families of the book",
+        near.map_or_else(String::new, |near| format!(", the nearest known one is {near:?}")),
+        known.join(", ")
+    )]
+    UnknownFamily {
+        /// The `model_type`.
+        found: String,
+        /// The most similar known one, if one is similar.
+        near: Option<&'static str>,
+        /// The known ones.
+        known: Vec<&'static str>,
+    },
     /// A key's value is invalid, by itself or in combination with another key.
     #[error("config.json: `{key}` is {found}, but {problem}")]
     Invalid {
@@ -63,10 +78,10 @@ pub enum Error {
 }
 
 /// An object in `config.json`, and its path.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Object<'a> {
     keys: &'a Map<String, Value>,
-    path: &'a str,
+    path: String,
 }
 
 impl<'a> Object<'a> {
@@ -74,12 +89,12 @@ impl<'a> Object<'a> {
     pub(super) fn top(config: &'a Value) -> Result<Self, Error> {
         let keys =
             config.as_object().ok_or_else(|| Error::NotObject { found: describe(config) })?;
-        Ok(Self { keys, path: "" })
+        Ok(Self { keys, path: String::new() })
     }
 
     /// An object without keys.
     pub(super) fn empty(keys: &'a Map<String, Value>) -> Self {
-        Self { keys, path: "" }
+        Self { keys, path: String::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -117,9 +132,9 @@ impl<'a> Object<'a> {
         convert(value).map(Some).ok_or_else(mistyped)
     }
 
-    pub(super) fn object(&self, key: &'a str) -> Result<Option<Self>, Error> {
+    pub(super) fn object(&self, key: &str) -> Result<Option<Self>, Error> {
         let keys = self.read(key, "an object", Value::as_object)?;
-        Ok(keys.map(|keys| Self { keys, path: key }))
+        Ok(keys.map(|keys| Self { keys, path: self.path(key) }))
     }
 
     pub(super) fn string(&self, key: &str) -> Result<Option<&'a str>, Error> {
@@ -167,6 +182,12 @@ impl<'a> Object<'a> {
     pub(super) fn unknown(&self, key: &str, found: &str, known: Vec<&'static str>) -> Error {
         let near = nearest(found, known.iter().copied());
         Error::Unknown { key: self.path(key), found: start(found), near, known }
+    }
+
+    /// The error for a `model_type` that no family has.
+    pub(super) fn unknown_family(found: &str, known: Vec<&'static str>) -> Error {
+        let near = nearest(found, known.iter().copied());
+        Error::UnknownFamily { found: start(found), near, known }
     }
 
     /// The sliding window of each layer: `window` for layers of the type sliding in `layer_types`;

@@ -2,9 +2,9 @@
 //! GeGLU, a sliding window in every other layer.
 
 use super::{
-    Activation, Decoder, Family,
+    Activation, Decoder, Family, NormKind,
     config::{Error, Object},
-    rms::Style,
+    rms::{NormNames, Style},
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -12,6 +12,20 @@ pub(super) const FAMILY: Family = Family {
     doc: "Gemma 2: norms around each part, soft caps, GeGLU, every other layer with a window",
     decoder,
 };
+
+/// The norms around each part.
+pub(super) const NORMS: NormNames = NormNames {
+    before_attention: Some("input_layernorm"),
+    after_attention: Some("post_attention_layernorm"),
+    before_mlp: Some("pre_feedforward_layernorm"),
+    after_mlp: Some("post_feedforward_layernorm"),
+};
+
+/// The factor of the scores: 1 / √`query_pre_attn_scalar`.
+pub(super) fn score_scale(config: &Object<'_>) -> Result<f32, Error> {
+    let scalar = config.above("query_pre_attn_scalar", 0.0)?.unwrap_or(256.0);
+    Ok((scalar as f32).sqrt().recip())
+}
 
 /// The defaults are those of transformers' `Gemma2Config`.
 fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
@@ -24,9 +38,10 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         kv_heads: Some(4),
         head_dim: Some(256),
         tied: true,
-        sandwich: true,
+        norms: NORMS,
+        norm_kind: NormKind::RmsOnePlus,
         activation: ("hidden_activation", Activation::GeluTanh),
-        query_scale: Some(config.above("query_pre_attn_scalar", 0.0)?.unwrap_or(256.0)),
+        score_scale: Some(score_scale(config)?),
         score_cap: cap("attn_logit_softcapping", 50.0)?,
         logit_cap: cap("final_logit_softcapping", 30.0)?,
         scaled_embedding: true,

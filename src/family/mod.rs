@@ -4,6 +4,7 @@
 mod activation;
 mod config;
 mod gemma2;
+mod gemma3;
 mod llama;
 mod mistral;
 mod opt;
@@ -31,12 +32,14 @@ pub struct Family {
     decoder: fn(&Object<'_>) -> Result<Decoder, Error>,
 }
 
-/// Tensor name of an output head that is not tied to the embedding.
-pub const HEAD: &str = "lm_head.weight";
+/// Tensor name of an output head that is not tied to the embedding, in most families.
+const HEAD: &str = "lm_head.weight";
 
 /// Every family, by `model_type`.
 pub static FAMILIES: &[Family] = &[
     gemma2::FAMILY,
+    gemma3::FAMILY,
+    gemma3::TEXT,
     llama::FAMILY,
     mistral::FAMILY,
     opt::FAMILY,
@@ -68,13 +71,27 @@ pub fn decoder(config: &Value) -> Result<Decoder, Error> {
     let family = FAMILIES.iter().find(|family| family.model_type == model_type);
     let family = family.ok_or_else(|| {
         let known = FAMILIES.iter().map(|family| family.model_type).collect();
-        config.unknown("model_type", model_type, known)
+        Object::unknown_family(model_type, known)
     })?;
     if config.object("per_layer_config")?.is_some_and(|layers| !layers.is_empty()) {
         let problem = "layers that differ in more than their windows are not supported";
         return Err(config.invalid("per_layer_config", "an object", problem));
     }
     (family.decoder)(&config)
+}
+
+/// The decoder of a model that has a text model beside others, such as a vision tower: the
+/// configuration of the text model is `text_config`, and its tensor names begin with
+/// `language_model.`. Whether the output head is tied is said outside of `text_config`.
+fn text_model(
+    config: &Object<'_>,
+    decoder: impl Fn(&Object<'_>) -> Result<Decoder, Error>,
+) -> Result<Decoder, Error> {
+    let text = config.object("text_config")?.ok_or_else(|| config.missing("text_config"))?;
+    let decoder = decoder(&text)?.renamed(&[("", "language_model.")]);
+    let tied = config.boolean("tie_word_embeddings")?.unwrap_or(true);
+    let head = if tied { &decoder.embedding.weight } else { &decoder.own_head };
+    Ok(Decoder { head: head.clone(), ..decoder })
 }
 
 /// A decoder-only transformer, read from a checkpoint's `config.json`.
@@ -86,8 +103,8 @@ pub struct Decoder {
     pub vocab_size: usize,
     /// The embedding of tokens.
     pub embedding: Embedding,
-    /// The rotary position code, if the model has one.
-    pub rope: Option<Rope>,
+    /// The rotary position codes; layers may differ in which of them they have.
+    pub ropes: Vec<Rope>,
     /// The decoder layers, in order.
     pub layers: Vec<Layer>,
     /// The norm after the last layer, if the model has one.
@@ -96,6 +113,8 @@ pub struct Decoder {
     pub project_out: Option<Projection>,
     /// Tensor name of the output head, [vocab_size, embedding width]; the embedding's if tied.
     pub head: String,
+    /// Tensor name of an output head that is not tied to the embedding.
+    pub own_head: String,
     /// Soft cap c of logits: z becomes c · tanh(z / c).
     pub logit_cap: Option<f32>,
 }
@@ -129,6 +148,8 @@ pub struct LearnedPositions {
 /// A decoder layer: the output of each part is added to the hidden states.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
+    /// Whether the MLP reads the hidden states before attention, not those after it.
+    pub parallel: bool,
     /// Self-attention.
     pub attention: Sublayer,
     /// The MLP.
@@ -178,8 +199,10 @@ pub struct Attention {
     pub window: Option<usize>,
     /// Soft cap c of scores: s becomes c · tanh(s / c).
     pub score_cap: Option<f32>,
+    /// Index of the layer's rotary position code in [`Decoder::ropes`], if the layer has one.
+    pub rope: Option<usize>,
     /// The norms of queries and of keys, applied before the position code.
-    pub head_norms: Option<[Norm; 2]>,
+    pub head_norms: Option<Box<[Norm; 2]>>,
 }
 
 /// A norm of the channels.
@@ -195,6 +218,8 @@ pub struct Norm {
     pub epsilon: f32,
     /// Kind of the norm.
     pub kind: NormKind,
+    /// Factor of the result.
+    pub scale: f32,
 }
 
 /// The kinds of norms.
@@ -206,6 +231,8 @@ pub enum NormKind {
     RmsOnePlus,
     /// Layer norm: the mean is subtracted first (arXiv 1607.06450).
     Layer,
+    /// Layer norm, scaled by 1 + weight.
+    LayerOnePlus,
 }
 
 /// A linear projection: y = x Wᵀ + b.
@@ -236,6 +263,8 @@ pub enum Role {
     Value,
     /// Queries, keys and values in one matrix, in this order of rows.
     QueryKeyValue,
+    /// Queries, keys and values in one matrix, in this order of rows for each head of keys.
+    HeadQueryKeyValue,
     /// The output of attention.
     Output,
     /// The gate of a gated MLP.
@@ -308,7 +337,7 @@ pub struct PositionLimit {
 impl Decoder {
     /// The longest sequence that the model has positions for. A sliding window does not limit it.
     pub fn positions(&self) -> PositionLimit {
-        match (&self.embedding.positions, &self.rope) {
+        match (&self.embedding.positions, self.ropes.first()) {
             (Some(learned), _) => PositionLimit { tokens: learned.count, hard: true },
             (None, Some(rope)) => PositionLimit { tokens: rope.longest(), hard: false },
             (None, None) => PositionLimit { tokens: usize::MAX, hard: false },
@@ -317,7 +346,7 @@ impl Decoder {
 
     /// The value of `max_position_embeddings`, or the family's default.
     pub fn max_positions(&self) -> usize {
-        match &self.rope {
+        match self.ropes.first() {
             Some(rope) => rope.max_positions,
             None => self.positions().tokens,
         }
@@ -345,36 +374,40 @@ impl Decoder {
             let rows = positions.offset + positions.count;
             (positions.weight.as_str(), vec![rows, self.hidden_size])
         });
-        let parts = self.layers.iter().flat_map(|layer| Part::ALL.map(|part| layer.part(part)));
         let head = (self.head != self.embedding.weight).then(|| table(self.head.as_str()));
         once(table(self.embedding.weight.as_str()))
             .chain(positions)
             .chain(self.embedding.project_in.iter().flat_map(Projection::tensors))
-            .chain(parts.flat_map(Sublayer::tensors))
+            .chain(self.layers.iter().flat_map(Layer::tensors))
             .chain(self.final_norm.iter().flat_map(Norm::tensors))
             .chain(self.project_out.iter().flat_map(Projection::tensors))
             .chain(head)
     }
 
-    /// The decoder with `prefix` removed from tensor names.
+    /// The decoder with other tensor names: the first of the `prefixes` that a name begins with is
+    /// replaced by the prefix beside it.
     #[must_use]
-    pub fn without_prefix(mut self, prefix: &str) -> Self {
-        let strip = |name: &mut String| {
-            if let Some(rest) = name.strip_prefix(prefix) {
-                *name = rest.to_owned();
+    pub fn renamed(mut self, prefixes: &[(&str, &str)]) -> Self {
+        let rename = |name: &mut String| {
+            let mut renamed = prefixes
+                .iter()
+                .filter_map(|(old, new)| name.strip_prefix(old).map(|rest| format!("{new}{rest}")));
+            if let Some(renamed) = renamed.next() {
+                *name = renamed;
             }
         };
         let norm = |norm: &mut Norm| {
-            norm.weight.as_mut().map(strip);
-            norm.bias.as_mut().map(strip);
+            norm.weight.as_mut().map(rename);
+            norm.bias.as_mut().map(rename);
         };
         let projection = |of: &mut Projection| {
-            strip(&mut of.weight);
-            of.bias.as_mut().map(strip);
+            rename(&mut of.weight);
+            of.bias.as_mut().map(rename);
         };
-        strip(&mut self.embedding.weight);
-        strip(&mut self.head);
-        self.embedding.positions.iter_mut().for_each(|positions| strip(&mut positions.weight));
+        rename(&mut self.embedding.weight);
+        rename(&mut self.head);
+        rename(&mut self.own_head);
+        self.embedding.positions.iter_mut().for_each(|positions| rename(&mut positions.weight));
         self.embedding.project_in.iter_mut().chain(&mut self.project_out).for_each(projection);
         self.final_norm.iter_mut().for_each(norm);
         for part in self.layers.iter_mut().flat_map(|layer| [&mut layer.attention, &mut layer.mlp])
@@ -399,7 +432,7 @@ impl Norm {
 impl Sublayer {
     fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
         let head_norms = match &self.inner {
-            Inner::Attention(attention) => attention.head_norms.as_ref(),
+            Inner::Attention(attention) => attention.head_norms.as_deref(),
             Inner::Gated(_) | Inner::Plain(_) => None,
         };
         let norms = self.input_norm.iter().chain(head_norms.into_iter().flatten());
@@ -445,6 +478,14 @@ impl Layer {
         }
     }
 
+    fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
+        // The parts of a parallel layer may share a norm.
+        let norms = [&self.attention.input_norm, &self.mlp.input_norm];
+        let shared = norms[0].iter().filter(|norm| Some(*norm) == norms[1].as_ref());
+        let shared = shared.flat_map(Norm::tensors).count();
+        self.attention.tensors().chain(self.mlp.tensors().skip(shared))
+    }
+
     /// The projections of one part.
     pub fn projections(&self, part: Part) -> &[Projection] {
         &self.part(part).projections
@@ -468,8 +509,9 @@ mod tests {
             let checkpoint = checkpoint.unwrap().path();
             let config = fs::read(checkpoint.join("config.json")).unwrap();
             let found = decoder(&serde_json::from_slice(&config).unwrap()).unwrap();
-            let listed: BTreeMap<_, _> =
-                found.tensors().map(|(name, shape)| (name.to_owned(), shape)).collect();
+            let listed = || found.tensors().map(|(name, shape)| (name.to_owned(), shape));
+            assert_eq!(listed().count(), listed().collect::<BTreeMap<_, _>>().len());
+            let listed: BTreeMap<_, _> = listed().collect();
             let mut saved = BTreeMap::new();
             for file in fs::read_dir(&checkpoint).unwrap() {
                 let path = file.unwrap().path();
@@ -481,10 +523,14 @@ mod tests {
                     }
                 }
             }
+            // The other models beside a text model.
+            if found.own_head.starts_with("language_model.") {
+                saved.retain(|name, _| name.starts_with("language_model."));
+            }
             assert_eq!(listed, saved, "{}", checkpoint.display());
             checkpoints += 1;
         }
-        assert_eq!(checkpoints, 20);
+        assert_eq!(checkpoints, 23);
     }
 
     #[test]
@@ -493,7 +539,7 @@ mod tests {
             "model_type": "opt", "vocab_size": 16, "hidden_size": 8, "ffn_dim": 8,
             "num_hidden_layers": 1, "num_attention_heads": 2, "word_embed_proj_dim": 4,
         });
-        let bare = decoder(&config).unwrap().without_prefix("model.");
+        let bare = decoder(&config).unwrap().renamed(&[("model.", "")]);
         for (name, _) in bare.tensors() {
             assert!(name.starts_with("decoder."), "{name}");
         }
@@ -549,6 +595,7 @@ mod tests {
         let soft = |tokens| PositionLimit { tokens, hard: false };
         for (family, tokens) in [
             ("gemma2", 8192),
+            ("gemma3_text", 131_072),
             ("llama", 2048),
             ("mistral", 131_072),
             ("phi3", 4096),
@@ -570,17 +617,24 @@ mod tests {
     #[test]
     fn absurd_configurations_are_refused() {
         for family in FAMILIES {
+            // A model with images has the keys in `text_config`.
+            let found = |keys: &Value| {
+                let mut config = json!({ "text_config": keys });
+                config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+                config["model_type"] = family.model_type.into();
+                decoder(&config)
+            };
             let mut config = json!({
-                "model_type": family.model_type, "vocab_size": 16, "hidden_size": 8,
-                "intermediate_size": 8, "ffn_dim": 8, "num_hidden_layers": 1,
-                "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4,
+                "vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "ffn_dim": 8,
+                "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+                "head_dim": 4,
             });
-            assert!(decoder(&config).is_ok(), "{}", family.model_type);
+            assert!(found(&config).is_ok(), "{}", family.model_type);
             for key in ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"] {
                 let fine = config[key].clone();
                 for absurd in [json!(0), json!(-3), json!(u64::MAX), json!(1e30), json!("8")] {
                     config[key] = absurd;
-                    let error = decoder(&config).unwrap_err().to_string();
+                    let error = found(&config).unwrap_err().to_string();
                     assert!(error.contains(key), "{}: {error}", family.model_type);
                 }
                 config[key] = fine;

@@ -41,6 +41,7 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         width: hidden_size,
         epsilon: 1e-5,
         kind: NormKind::Layer,
+        scale: 1.0,
     };
     let part = |norm: Norm, projections, inner| Sublayer {
         input_norm: before.then(|| norm.clone()),
@@ -61,9 +62,11 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
             scale: (head_dim as f32).sqrt().recip(),
             window: None,
             score_cap: None,
+            rope: None,
             head_norms: None,
         };
         Layer {
+            parallel: false,
             attention: part(
                 named("self_attn_layer_norm"),
                 [
@@ -98,11 +101,12 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
     Ok(Decoder {
         hidden_size,
         vocab_size: required("vocab_size")?,
-        rope: None,
+        ropes: Vec::new(),
         layers: (0..count).map(layer).collect(),
         final_norm: final_norm.then(|| norm("model.decoder.final_layer_norm".into())),
         project_out: project("project_out", width, hidden_size),
         head: if tied { weight.clone() } else { HEAD.to_owned() },
+        own_head: HEAD.to_owned(),
         logit_cap: None,
         embedding: Embedding {
             weight,

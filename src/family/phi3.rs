@@ -21,6 +21,7 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         original_max_positions: Some(4096),
         partial: true,
         renamed: &[("su", "longrope"), ("yarn", "longrope")],
+        ..rope::Style::llama()
     };
     let style = Style { epsilon: 1e-5, fused: true, rope, ..Style::llama() };
     style.decoder(config, |_| window)

@@ -4,7 +4,7 @@ use super::{
     Decoder, Family,
     config::{Error, Object},
     qwen2::windows,
-    rms::Style,
+    rms::{HeadNorms, Style},
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -21,7 +21,7 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         head_dim: Some(128),
         qkv_bias: biased,
         output_bias: biased,
-        head_norms: true,
+        head_norms: HeadNorms::Each,
         ..Style::llama().with_positions(32_768)
     };
     style.decoder(config, windows(config)?)

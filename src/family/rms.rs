@@ -1,11 +1,11 @@
-//! The architecture of LLaMA and its successors: RMS norms, rotary positions, a gated MLP.
+//! The architecture of LLaMA and its successors: norms of hidden states, rotary positions, an MLP.
 //! [`Style`] has the differences between families.
 
 use barber_metric::Dims;
 
 use super::{
-    Activation, Attention, Decoder, Embedding, HEAD, Inner, Layer, Norm, NormKind, Projection,
-    Role, Sublayer, activation,
+    Activation, Attention, Decoder, Embedding, Inner, Layer, Norm, NormKind, Projection, Role,
+    Sublayer, activation,
     config::{self, Error, Object},
     rope,
 };
@@ -19,7 +19,13 @@ pub(super) struct Style {
     pub(super) kv_heads: Option<usize>,
     /// The default of `head_dim`; `None` for the hidden size divided by the number of heads.
     pub(super) head_dim: Option<usize>,
-    /// The default of `rms_norm_eps`.
+    /// The default of `num_attention_heads`; `None` if every checkpoint has it.
+    pub(super) heads: Option<usize>,
+    /// The default of `vocab_size`; `None` if every checkpoint has it.
+    pub(super) vocab_size: Option<usize>,
+    /// The key of the norms' epsilon.
+    pub(super) epsilon_key: &'static str,
+    /// The default of the norms' epsilon.
     pub(super) epsilon: f64,
     /// The default of `tie_word_embeddings`.
     pub(super) tied: bool,
@@ -31,22 +37,96 @@ pub(super) struct Style {
     pub(super) mlp_bias: bool,
     /// Whether query, key and value are one matrix, and gate and up another.
     pub(super) fused: bool,
-    /// Whether queries and keys have norms.
-    pub(super) head_norms: bool,
-    /// Whether each part has a norm after it as well as before, all scaled by 1 + weight.
-    pub(super) sandwich: bool,
+    /// Whether gate and up are one matrix, without query, key and value being one.
+    pub(super) fused_mlp: bool,
+    /// Whether the MLP has a gate.
+    pub(super) gated: bool,
+    /// Whether the MLP reads the hidden states before attention.
+    pub(super) parallel: bool,
+    /// The norms of queries and keys.
+    pub(super) head_norms: HeadNorms,
+    /// The names of tensors.
+    pub(super) names: Names,
+    /// The names of the norms around the parts.
+    pub(super) norms: NormNames,
+    /// Kind of the norms.
+    pub(super) norm_kind: NormKind,
+    /// Whether the norms have biases.
+    pub(super) norm_bias: bool,
     /// The key of the activation, and its default.
     pub(super) activation: (&'static str, Activation),
-    /// The number whose square root divides the scores; `None` for the width of a head.
-    pub(super) query_scale: Option<f64>,
+    /// Factor of the scores; `None` for 1 / √head_dim.
+    pub(super) score_scale: Option<f32>,
     /// The soft cap of the scores.
     pub(super) score_cap: Option<f32>,
     /// The soft cap of the logits.
     pub(super) logit_cap: Option<f32>,
+    /// Factor of the logits.
+    pub(super) logit_scale: f32,
     /// Whether the embedding is multiplied by √hidden_size.
     pub(super) scaled_embedding: bool,
+    /// Factor of the embedding.
+    pub(super) embedding_scale: f32,
+    /// Factor of the parts' outputs.
+    pub(super) residual_scale: f64,
     /// The settings of the position code.
     pub(super) rope: rope::Style,
+}
+
+/// The norms of queries and keys.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum HeadNorms {
+    /// No norms.
+    None,
+    /// Norms of each head.
+    Each,
+    /// Norms of all heads together.
+    Together,
+}
+
+/// The names of modules; those in a layer without its prefix.
+pub(super) struct Names {
+    /// The embedding of tokens.
+    pub(super) embedding: &'static str,
+    /// The layers; a layer's index follows.
+    pub(super) layers: &'static str,
+    /// The norm after the last layer.
+    pub(super) final_norm: &'static str,
+    /// The output head, if it is not tied to the embedding.
+    pub(super) head: &'static str,
+    /// Query, key and value in one matrix, and what it is.
+    pub(super) fused: (&'static str, Role),
+    /// The output of attention.
+    pub(super) output: &'static str,
+    /// The norms of queries and of keys.
+    pub(super) head_norms: [&'static str; 2],
+    /// The inner states of the MLP.
+    pub(super) up: &'static str,
+    /// The output of the MLP.
+    pub(super) down: &'static str,
+}
+
+/// The names of a layer's norms of hidden states, as far as it has them.
+pub(super) struct NormNames {
+    pub(super) before_attention: Option<&'static str>,
+    pub(super) after_attention: Option<&'static str>,
+    pub(super) before_mlp: Option<&'static str>,
+    pub(super) after_mlp: Option<&'static str>,
+}
+
+/// How the attention of a layer differs from that of other layers.
+pub(super) struct LayerAttention {
+    /// The sliding window.
+    pub(super) window: Option<usize>,
+    /// Index of the rotary position code.
+    pub(super) rope: Option<usize>,
+}
+
+impl From<Option<usize>> for LayerAttention {
+    /// A layer with this window, and the only position code.
+    fn from(window: Option<usize>) -> Self {
+        Self { window, rope: Some(0) }
+    }
 }
 
 impl Style {
@@ -61,55 +141,82 @@ impl Style {
         Self {
             kv_heads: None,
             head_dim: None,
+            heads: None,
+            vocab_size: None,
+            epsilon_key: "rms_norm_eps",
             epsilon: 1e-6,
             tied: false,
             qkv_bias: false,
             output_bias: false,
             mlp_bias: false,
             fused: false,
-            head_norms: false,
-            sandwich: false,
+            fused_mlp: false,
+            gated: true,
+            parallel: false,
+            head_norms: HeadNorms::None,
+            names: Names {
+                embedding: "model.embed_tokens",
+                layers: "model.layers",
+                final_norm: "model.norm",
+                head: "lm_head",
+                fused: ("self_attn.qkv_proj", Role::QueryKeyValue),
+                output: "self_attn.o_proj",
+                head_norms: ["self_attn.q_norm", "self_attn.k_norm"],
+                up: "mlp.up_proj",
+                down: "mlp.down_proj",
+            },
+            norms: NormNames {
+                before_attention: Some("input_layernorm"),
+                after_attention: None,
+                before_mlp: Some("post_attention_layernorm"),
+                after_mlp: None,
+            },
+            norm_kind: NormKind::Rms,
+            norm_bias: false,
             activation: ("hidden_act", Activation::Silu),
-            query_scale: None,
+            score_scale: None,
             score_cap: None,
             logit_cap: None,
+            logit_scale: 1.0,
             scaled_embedding: false,
-            rope: rope::Style {
-                max_positions: 2048,
-                original_max_positions: None,
-                partial: false,
-                renamed: &[],
-            },
+            embedding_scale: 1.0,
+            residual_scale: 1.0,
+            rope: rope::Style::llama(),
         }
     }
 
-    /// The decoder of a `config.json`; `window` gives the sliding window of each layer.
-    pub(super) fn decoder(
+    /// The decoder of a `config.json`; `attention` gives the sliding window of each layer, or all in
+    /// which the layer's attention differs.
+    pub(super) fn decoder<A: Into<LayerAttention>>(
         &self,
         config: &Object<'_>,
-        window: impl Fn(usize) -> Option<usize>,
+        attention: impl Fn(usize) -> A,
     ) -> Result<Decoder, Error> {
         let required = |key| config.size(key)?.ok_or_else(|| config.missing(key));
         let hidden_size = required("hidden_size")?;
         let intermediate_size = required("intermediate_size")?;
-        let vocab_size = required("vocab_size")?;
+        let vocab_size = config.size_or("vocab_size", self.vocab_size)?;
+        let vocab_size = vocab_size.ok_or_else(|| config.missing("vocab_size"))?;
         let count = "num_hidden_layers";
         let count = config.layers(count)?.ok_or_else(|| config.missing(count))?;
         let (heads, kv_heads, head_dim) = self.heads(config, hidden_size)?;
-        let epsilon = config.below_one("rms_norm_eps")?.unwrap_or(self.epsilon);
+        let epsilon = config.below_one(self.epsilon_key)?.unwrap_or(self.epsilon);
         let (key, default) = self.activation;
         let activation = config.choice(key, activation::NAMES)?.unwrap_or(default);
-        let rope = rope::read(config, &self.rope, head_dim)?;
-        let scale = match self.query_scale {
-            Some(scale) => (scale as f32).sqrt().recip(),
-            None => (head_dim as f32).sqrt().recip(),
-        };
-        let norm = |name: String, width| Norm {
+        let ropes = rope::read(config, &self.rope, head_dim)?;
+        let scale = self.score_scale.unwrap_or_else(|| (head_dim as f32).sqrt().recip());
+        let norm = |name: String, width, epsilon: f64| Norm {
             weight: Some(format!("{name}.weight")),
-            bias: None,
+            bias: self.norm_bias.then(|| format!("{name}.bias")),
             width,
             epsilon: epsilon as f32,
-            kind: if self.sandwich { NormKind::RmsOnePlus } else { NormKind::Rms },
+            kind: self.norm_kind,
+            scale: 1.0,
+        };
+        // A factor m of the parts' outputs is left out by dividing the hidden states by m: then their
+        // norms have ε / m² in place of ε.
+        let of_states = |name: String| {
+            norm(name, hidden_size, epsilon / (self.residual_scale * self.residual_scale))
         };
         let shape = Shape {
             hidden_size,
@@ -117,57 +224,71 @@ impl Style {
             queries: heads * head_dim,
             keys: kv_heads * head_dim,
         };
-        let layer = |index: usize| {
-            let prefix = format!("model.layers.{index}");
-            let named = |name: &str| norm(format!("{prefix}.{name}"), hidden_size);
-            let of_head = |name: &str| norm(format!("{prefix}.self_attn.{name}"), head_dim);
-            let [after_attention, before_mlp, after_mlp] = if self.sandwich {
-                ["post_attention", "pre_feedforward", "post_feedforward"]
-                    .map(|name| Some(named(&format!("{name}_layernorm"))))
-            } else {
-                [None, Some(named("post_attention_layernorm")), None]
+        let head_norms = |prefix: &str| {
+            let [queries, keys] = match self.head_norms {
+                HeadNorms::None => return None,
+                HeadNorms::Each => [head_dim, head_dim],
+                HeadNorms::Together => [shape.queries, shape.keys],
             };
+            let [q, k] = self.names.head_norms.map(|name| format!("{prefix}.{name}"));
+            Some(Box::new([norm(q, queries, epsilon), norm(k, keys, epsilon)]))
+        };
+        let layer = |index: usize| {
+            let prefix = format!("{}.{index}", self.names.layers);
+            let around =
+                |name: Option<&str>| name.map(|name| of_states(format!("{prefix}.{name}")));
+            let LayerAttention { window, rope } = attention(index).into();
             let attention = Attention {
                 heads,
                 kv_heads,
                 head_dim,
                 scale,
-                window: window(index),
+                window,
                 score_cap: self.score_cap,
-                head_norms: self.head_norms.then(|| ["q_norm", "k_norm"].map(of_head)),
+                rope,
+                head_norms: head_norms(&prefix),
             };
             Layer {
+                parallel: self.parallel,
                 attention: Sublayer {
-                    input_norm: Some(named("input_layernorm")),
+                    input_norm: around(self.norms.before_attention),
                     projections: self.attention(&prefix, &shape),
                     inner: Inner::Attention(attention),
-                    output_norm: after_attention,
+                    output_norm: around(self.norms.after_attention),
                     residual_norm: None,
                 },
                 mlp: Sublayer {
-                    input_norm: before_mlp,
+                    input_norm: around(self.norms.before_mlp),
                     projections: self.mlp(&prefix, &shape),
-                    inner: Inner::Gated(activation),
-                    output_norm: after_mlp,
+                    inner: match self.gated {
+                        true => Inner::Gated(activation),
+                        false => Inner::Plain(activation),
+                    },
+                    output_norm: around(self.norms.after_mlp),
                     residual_norm: None,
                 },
             }
         };
-        let weight = "model.embed_tokens.weight".to_owned();
+        let weight = format!("{}.weight", self.names.embedding);
+        let own_head = format!("{}.weight", self.names.head);
         let tied = config.boolean("tie_word_embeddings")?.unwrap_or(self.tied);
+        let scaled = if self.scaled_embedding { (hidden_size as f32).sqrt() } else { 1.0 };
+        let final_norm =
+            Norm { scale: self.logit_scale, ..of_states(self.names.final_norm.to_owned()) };
         Ok(Decoder {
             hidden_size,
             vocab_size,
-            rope: Some(rope),
+            ropes,
             layers: (0..count).map(layer).collect(),
-            final_norm: Some(norm("model.norm".into(), hidden_size)),
+            final_norm: Some(final_norm),
             project_out: None,
-            head: if tied { weight.clone() } else { HEAD.to_owned() },
+            head: if tied { weight.clone() } else { own_head.clone() },
+            own_head,
             logit_cap: self.logit_cap,
             embedding: Embedding {
                 weight,
                 width: hidden_size,
-                scale: if self.scaled_embedding { (hidden_size as f32).sqrt() } else { 1.0 },
+                scale: scaled * self.embedding_scale / self.residual_scale as f32,
                 project_in: None,
                 positions: None,
             },
@@ -181,7 +302,7 @@ impl Style {
         hidden_size: usize,
     ) -> Result<(usize, usize, usize), Error> {
         let heads = "num_attention_heads";
-        let heads = config.size(heads)?.ok_or_else(|| config.missing(heads))?;
+        let heads = config.size_or(heads, self.heads)?.ok_or_else(|| config.missing(heads))?;
         let kv_heads = config.size_or("num_key_value_heads", self.kv_heads)?.unwrap_or(heads);
         if !heads.is_multiple_of(kv_heads) {
             let problem = format!("it must divide `num_attention_heads`, {heads}");
@@ -216,7 +337,8 @@ impl Style {
         let &Shape { hidden_size: hidden, queries, keys, .. } = shape;
         let input = |name, role, rows| projection(layer, name, role, (rows, hidden), self.qkv_bias);
         let mut all = if self.fused {
-            vec![input("self_attn.qkv_proj", Role::QueryKeyValue, queries + 2 * keys)]
+            let (name, role) = self.names.fused;
+            vec![input(name, role, queries + 2 * keys)]
         } else {
             vec![
                 input("self_attn.q_proj", Role::Query, queries),
@@ -224,7 +346,7 @@ impl Style {
                 input("self_attn.v_proj", Role::Value, keys),
             ]
         };
-        let (name, dims) = ("self_attn.o_proj", (hidden, queries));
+        let (name, dims) = (self.names.output, (hidden, queries));
         all.push(projection(layer, name, Role::Output, dims, self.output_bias));
         all
     }
@@ -232,12 +354,15 @@ impl Style {
     fn mlp(&self, layer: &str, shape: &Shape) -> Vec<Projection> {
         let &Shape { hidden_size: hidden, intermediate_size: inner, .. } = shape;
         let input = |name, role, rows| projection(layer, name, role, (rows, hidden), self.mlp_bias);
-        let mut all = if self.fused {
-            vec![input("mlp.gate_up_proj", Role::GateUp, 2 * inner)]
-        } else {
-            vec![input("mlp.gate_proj", Role::Gate, inner), input("mlp.up_proj", Role::Up, inner)]
+        let Names { up, down, .. } = self.names;
+        let mut all = match self.gated {
+            false => vec![input(up, Role::Up, inner)],
+            true if self.fused || self.fused_mlp => {
+                vec![input("mlp.gate_up_proj", Role::GateUp, 2 * inner)]
+            }
+            true => vec![input("mlp.gate_proj", Role::Gate, inner), input(up, Role::Up, inner)],
         };
-        all.push(projection(layer, "mlp.down_proj", Role::Down, (hidden, inner), self.mlp_bias));
+        all.push(projection(layer, down, Role::Down, (hidden, inner), self.mlp_bias));
         all
     }
 }

@@ -11,13 +11,16 @@ use super::config::{Error, MOST, Object};
 /// Rotary position embedding (RoFormer, arXiv 2104.09864).
 ///
 /// A head of `head_dim` channels is rotated as `head_dim / 2` planes, plane i by the angle
-/// position · θ^(−2i/head_dim), changed by [`Scaling`]. LLaMA's planes are channels i and
-/// i + head_dim / 2.
+/// position · θ^(−2i/head_dim), changed by [`Scaling`]. The planes are channels i and
+/// i + head_dim / 2, or 2i and 2i + 1 if they are interleaved.
 ///
 /// ```
 /// use llm_barber::family::rope::{Rope, Scaling};
 ///
-/// let rope = Rope { head_dim: 4, theta: 100.0, max_positions: 8, scaling: Scaling::Default };
+/// let rope = Rope {
+///     head_dim: 4, theta: 100.0, max_positions: 8, scaling: Scaling::Default, interleaved: false,
+///     query_scaling: None,
+/// };
 /// assert_eq!(rope.frequencies(8), (vec![1.0, 0.1], 1.0));
 /// let (cos, sin) = rope.tables(2);
 /// assert_eq!(cos, [1.0, 1.0, 1f32.cos(), 0.1f32.cos()]);
@@ -34,6 +37,27 @@ pub struct Rope {
     pub max_positions: usize,
     /// The scaling of the frequencies for longer contexts.
     pub scaling: Scaling,
+    /// Whether the channels of a plane are neighbours.
+    pub interleaved: bool,
+    /// The factor of queries, if it depends on their position.
+    pub query_scaling: Option<QueryScaling>,
+}
+
+/// A factor of queries that grows with their position: 1 + β ln(1 + ⌊position / original⌋).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryScaling {
+    /// β.
+    pub beta: f64,
+    /// The context of the first training, within which the factor is 1.
+    pub original_max_positions: usize,
+}
+
+impl QueryScaling {
+    /// The factor of a query at this position.
+    pub fn factor(self, position: usize) -> f32 {
+        let passed = (position / self.original_max_positions) as f64;
+        self.beta.mul_add(passed.ln_1p(), 1.0) as f32
+    }
 }
 
 /// The scaling of a [`Rope`]'s frequencies for contexts longer than the original training's.
@@ -276,12 +300,41 @@ pub(super) struct Style {
     pub(super) partial: bool,
     /// Older names of scaling types, with the current ones.
     pub(super) renamed: &'static [(&'static str, &'static str)],
+    /// The key of the rotated fraction of a head, beside the one inside `rope_scaling`, and its
+    /// default.
+    pub(super) fraction: (&'static str, f64),
+    /// Whether the channels of a plane are neighbours.
+    pub(super) interleaved: bool,
+    /// Whether queries may have a factor that depends on their position (`llama_4_scaling_beta`).
+    pub(super) scaled_queries: bool,
+    /// The key of θ, beside the one inside `rope_scaling`, and its default.
+    pub(super) theta: (&'static str, f64),
+    /// The key and the default of θ in layers with a sliding window, if these have a position code
+    /// of their own.
+    pub(super) sliding_theta: Option<(&'static str, f64)>,
+}
+
+impl Style {
+    /// The style of LLaMA.
+    pub(super) const fn llama() -> Self {
+        Self {
+            max_positions: 2048,
+            original_max_positions: None,
+            partial: false,
+            renamed: &[],
+            fraction: ("partial_rotary_factor", 1.0),
+            interleaved: false,
+            scaled_queries: false,
+            theta: ("rope_theta", 10_000.0),
+            sliding_theta: None,
+        }
+    }
 }
 
 /// The keys of a `config.json` that describe the position code.
 struct Section<'a> {
     /// `rope_scaling`, or transformers 5's `rope_parameters`, which includes θ.
-    keys: Object<'a>,
+    keys: &'a Object<'a>,
     /// Number of rotated channels of a head.
     rotated: usize,
     max_positions: usize,
@@ -379,7 +432,7 @@ fn longrope(section: &Section<'_>) -> Result<Scaling, Error> {
 }
 
 fn yarn(section: &Section<'_>) -> Result<Scaling, Error> {
-    let keys = &section.keys;
+    let keys = section.keys;
     // An explicit null asks for the ratio of the contexts; a missing key is an error.
     if !keys.has("factor") {
         return Err(keys.missing("factor"));
@@ -403,14 +456,44 @@ fn yarn(section: &Section<'_>) -> Result<Scaling, Error> {
     })
 }
 
-/// The position code that a `config.json` describes: `rope_theta` and `rope_scaling`, or
-/// transformers 5's `rope_parameters`.
-pub(super) fn read(config: &Object<'_>, style: &Style, head_dim: usize) -> Result<Rope, Error> {
+/// The types of layers that have a position code each, by their names in `rope_parameters`.
+const FULL: &str = "full_attention";
+const SLIDING: &str = "sliding_attention";
+
+/// The position codes that a `config.json` describes: `rope_theta` and `rope_scaling`, or
+/// transformers 5's `rope_parameters`. If layers with a sliding window have a code of their own, it
+/// is the second.
+pub(super) fn read(
+    config: &Object<'_>,
+    style: &Style,
+    head_dim: usize,
+) -> Result<Vec<Rope>, Error> {
     let nothing = serde_json::Map::new();
-    let keys = match config.object("rope_scaling")?.filter(|keys| !keys.is_empty()) {
-        Some(keys) => keys,
-        None => config.object("rope_parameters")?.unwrap_or(Object::empty(&nothing)),
+    let nothing = || Object::empty(&nothing);
+    let scaling = config.object("rope_scaling")?.filter(|keys| !keys.is_empty());
+    let parameters = config.object("rope_parameters")?.unwrap_or_else(nothing);
+    let theta = style.theta;
+    let Some(sliding_theta) = style.sliding_theta else {
+        let keys = scaling.unwrap_or(parameters);
+        return Ok(vec![code(config, keys, style, head_dim, theta)?]);
     };
+    let of = |kind| Ok::<_, Error>(parameters.object(kind)?.unwrap_or_else(nothing));
+    let full = scaling.map_or_else(|| of(FULL), Ok)?;
+    Ok(vec![
+        code(config, full, style, head_dim, theta)?,
+        code(config, of(SLIDING)?, style, head_dim, sliding_theta)?,
+    ])
+}
+
+/// The position code of some layers, which `keys` describe. If they have no `rope_theta`, θ is the
+/// configuration's value of a key, or a default.
+fn code(
+    config: &Object<'_>,
+    keys: Object<'_>,
+    style: &Style,
+    head_dim: usize,
+    (theta_key, default_theta): (&str, f64),
+) -> Result<Rope, Error> {
     if let Some(key) = keys.nested() {
         let problem = "a position code for each type of layer is not supported";
         return Err(keys.invalid(key, "an object", problem));
@@ -423,7 +506,7 @@ pub(super) fn read(config: &Object<'_>, style: &Style, head_dim: usize) -> Resul
     };
     let theta = match keys.above("rope_theta", 0.0)? {
         Some(inside) => Some(inside),
-        None => config.above("rope_theta", 0.0)?,
+        None => config.above(theta_key, 0.0)?,
     };
     let (key, found) = match keys.string("rope_type")? {
         Some(name) => ("rope_type", name),
@@ -435,9 +518,12 @@ pub(super) fn read(config: &Object<'_>, style: &Style, head_dim: usize) -> Resul
         return Err(keys.unknown(key, found, TYPES.iter().map(|kind| kind.name).collect()));
     };
     let partial = "partial_rotary_factor";
-    let (place, fraction) = match keys.number(partial)? {
-        Some(inside) => (keys, inside),
-        None => (*config, config.number(partial)?.unwrap_or(1.0)),
+    let (place, partial, fraction) = match keys.number(partial)? {
+        Some(inside) => (&keys, partial, inside),
+        None => {
+            let (partial, default) = style.fraction;
+            (config, partial, config.number(partial)?.unwrap_or(default))
+        }
     };
     // In families without this key, only scalings read it.
     let counts = style.partial || name != "default";
@@ -450,7 +536,7 @@ pub(super) fn read(config: &Object<'_>, style: &Style, head_dim: usize) -> Resul
         return wrong("it must be at least one, and at most all");
     }
     let original_max_positions = original.unwrap_or(max_positions);
-    let section = Section { keys, rotated, max_positions, original_max_positions };
+    let section = Section { keys: &keys, rotated, max_positions, original_max_positions };
     let scaling = (kind.read)(&section)?;
     let width = match scaling {
         Scaling::Proportional { .. } => head_dim,
@@ -459,13 +545,21 @@ pub(super) fn read(config: &Object<'_>, style: &Style, head_dim: usize) -> Resul
     if !style.partial && width.next_multiple_of(2) != head_dim {
         return wrong("this family rotates all");
     }
-    let theta = theta.unwrap_or(10_000.0);
-    let rope = Rope { head_dim: width, theta, max_positions, scaling };
+    let theta = theta.unwrap_or(default_theta);
+    let query_scaling = if style.scaled_queries {
+        let beta = keys.number("llama_4_scaling_beta")?;
+        beta.map(|beta| QueryScaling { beta, original_max_positions })
+    } else {
+        None
+    };
+    let interleaved = style.interleaved;
+    let rope = Rope { head_dim: width, theta, max_positions, scaling, interleaved, query_scaling };
     // Valid numbers can still overflow f32 in combination, or at a late position.
     let finite = |length| {
         let (inverse, attention_factor) = rope.frequencies(length);
         let furthest = inverse.into_iter().map(|f| f * MOST as f32);
-        furthest.chain([attention_factor]).all(f32::is_finite)
+        let factor = query_scaling.map_or(1.0, |scaling| scaling.factor(MOST));
+        furthest.chain([attention_factor, factor]).all(f32::is_finite)
     };
     if !finite(1) || !finite(usize::MAX) {
         return Err(keys.invalid(key, found, "with these numbers its frequencies are not finite"));
@@ -484,11 +578,16 @@ mod tests {
 
     use super::*;
 
-    const STYLE: Style =
-        Style { max_positions: 2048, original_max_positions: None, partial: false, renamed: &[] };
+    const STYLE: Style = Style::llama();
+
+    fn read_one(config: &Value, style: &Style, head_dim: usize) -> Result<Rope, Error> {
+        let mut ropes = read(&Object::top(config).unwrap(), style, head_dim)?;
+        assert_eq!(ropes.len(), 1);
+        Ok(ropes.remove(0))
+    }
 
     fn config(keys: Value) -> Result<Rope, Error> {
-        read(&Object::top(&keys).unwrap(), &STYLE, 16)
+        read_one(&keys, &STYLE, 16)
     }
 
     fn error(scaling: Value) -> String {
@@ -517,7 +616,7 @@ mod tests {
             let fixture: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
             let object = &fixture["config"];
             let head_dim = object["head_dim"].as_u64().unwrap_or(64) as usize;
-            let rope = read(&Object::top(object).unwrap(), &STYLE, head_dim).unwrap();
+            let rope = read_one(object, &STYLE, head_dim).unwrap();
             for expected in fixture["expected"].as_array().unwrap() {
                 let length = expected["sequence_length"].as_u64().unwrap() as usize;
                 let what = format!("{name} at {length}");
@@ -612,7 +711,7 @@ mod tests {
     fn only_some_families_rotate_a_part_of_a_head() {
         let rotated = |fraction: f64, partial| {
             let keys = json!({ "partial_rotary_factor": fraction });
-            let rope = read(&Object::top(&keys).unwrap(), &Style { partial, ..STYLE }, 16);
+            let rope = read_one(&keys, &Style { partial, ..STYLE }, 16);
             rope.map(|rope| rope.planes())
         };
         assert_eq!(rotated(0.5, false), Ok(8));

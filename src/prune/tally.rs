@@ -147,7 +147,8 @@ impl<'a> Work<'a> {
         let parts = Part::ALL.iter().map(|part| layer.part(*part).into()).collect();
         let mut projections = layer.projections(Part::ALL[0]).iter();
         let output = projections.find(|of| of.feed() == Feed::Inner);
-        let width = output.map_or(0, |of| of.dims.rows);
+        // Between the parts of a parallel layer, hidden states are twice as wide.
+        let width = output.map_or(0, |of| of.dims.rows) * (1 + usize::from(layer.parallel));
         let (groups, members) = (&plan.layers[index][..], super::members(plan, index));
         Self { pruning, groups, width, parts, members }
     }

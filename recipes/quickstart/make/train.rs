@@ -230,6 +230,7 @@ fn loss(
                 },
                 output_norm: None,
                 residual_norm: None,
+                parallel: false,
             };
             let (residual, tape) = states.split_tape();
             let mut input = residual.clone().put_tape(tape);

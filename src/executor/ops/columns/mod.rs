@@ -1,4 +1,5 @@
-//! Some columns of a matrix: a part of what a fused projection gives.
+//! Some columns of a matrix: a part of what a fused projection gives. And two matrices beside each
+//! other.
 //!
 //! The gradient of the columns is added to theirs; the others get none.
 
@@ -7,7 +8,7 @@ use std::ops::Range;
 use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
 
-use super::{Buffer, Computed, Hold, Matrix, tape::record};
+use super::{Add, Buffer, Computed, Hold, Matrix, tape::record};
 use crate::buffer::{stale, zeros};
 
 #[cfg(feature = "cuda")]
@@ -30,11 +31,45 @@ pub trait Columns: Hold {
         x: Matrix<Self, T>,
         columns: Range<usize>,
     ) -> Result<Matrix<Self, T>, Self::Err> {
+        let width = x.shape().1;
+        Self::columns_of_each(x, width, columns)
+    }
+
+    /// Some columns of every `width` consecutive columns of each row.
+    fn columns_of_each<T: Tape<f32, Self>>(
+        x: Matrix<Self, T>,
+        width: usize,
+        columns: Range<usize>,
+    ) -> Result<Matrix<Self, T>, Self::Err> {
         let (x, tape) = x.split_tape();
-        let shape = x.shape();
-        let y = Self::columns_forward(&x, columns.clone())?;
-        let y = x.beside(y, (shape.0, columns.len()))?;
+        let (rows, groups) = (x.shape().0, x.shape().1 / width);
+        let shape = (rows * groups, width);
+        let y = Self::columns_forward(&x.reshaped(shape), columns.clone())?;
+        let y = x.beside(y, (rows, groups * columns.len()))?;
         Ok(record(tape, [x.name()], y, move |g| Ok([Self::columns_backward(shape, columns, g)?])))
+    }
+
+    /// The columns of `a`, and then those of `b`.
+    fn join<T: Tape<f32, Self>>(
+        a: Matrix<Self, T>,
+        b: Matrix<Self>,
+    ) -> Result<Matrix<Self, T>, Self::Err>
+    where
+        Self: Add,
+    {
+        let (a, tape) = a.split_tape();
+        let ((rows, first), all) = (a.shape(), a.shape().1 + b.shape().1);
+        let padded = |x: &Matrix<Self>, columns| {
+            let x = Self::columns_backward((rows, all), columns, Self::copy(&x.values)?)?;
+            a.beside(x, (rows, all))
+        };
+        let y = Self::add_forward(&padded(&a, 0..first)?, &padded(&b, first..all)?)?;
+        let y = a.beside(y, (rows, all))?;
+        let device = a.device().clone();
+        Ok(record(tape, [a.name(), b.name()], y, move |g| {
+            let g = Matrix::of(&device, g, (rows, all))?;
+            Ok([Self::columns_forward(&g, 0..first)?, Self::columns_forward(&g, first..all)?])
+        }))
     }
 }
 
@@ -63,12 +98,35 @@ impl Columns for Cpu {
 
 #[cfg(test)]
 mod tests {
+    use dfdx::tensor::Merge;
+
     use super::*;
     use crate::executor::ops::testing::{check, matrix};
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
         check!(|device: D| [(3, 7)], |[x]| D::columns(x, 2..5));
+        check!(|device: D| [(3, 8)], |[x]| D::columns_of_each(x, 4, 1..3));
+        check!(|device: D| [(3, 7), (3, 2)], |[a, b]| {
+            let ((a, tape), (b, other)) = (a.split_tape(), b.split_tape());
+            D::join(a.put_tape(tape.merge(other)), b)
+        });
+    }
+
+    #[test]
+    fn columns_are_those_of_each_group_of_a_row() {
+        let x = matrix((0..8).map(|i| i as f32).collect(), (1, 8));
+        let y = Cpu::columns_of_each(x, 4, 1..3).unwrap();
+        assert_eq!((y.shape(), y.to_vec()), ((1, 4), vec![1.0, 2.0, 5.0, 6.0]));
+    }
+
+    #[test]
+    fn joined_matrices_are_beside_each_other() {
+        let [a, b] = [vec![1.0, 2.0, 3.0, 4.0], vec![5.0, 6.0]].map(|values| {
+            let columns = values.len() / 2;
+            matrix(values, (2, columns))
+        });
+        assert_eq!(Cpu::join(a, b).unwrap().to_vec(), [1.0, 2.0, 5.0, 3.0, 4.0, 6.0]);
     }
 
     #[test]

@@ -39,11 +39,16 @@ pub trait CrossEntropy: Hold {
     }
 }
 
+/// Number of logits that are summed in f32. Sums of the hundreds of thousands that some vocabularies
+/// have would lose the small ones.
+const SUMMED: usize = 1 << 10;
+
 /// The largest logit of a row and the sum of exp(z − largest).
 pub(super) fn partition(row: &[f32]) -> (f32, f32) {
     simd!({
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        (max, cpu::sum(row, row, |z, _| exp(z - max)))
+        let sums = row.chunks(SUMMED).map(|z| f64::from(cpu::sum(z, z, |z, _| exp(z - max))));
+        (max, sums.sum::<f64>() as f32)
     })
 }
 
@@ -86,6 +91,12 @@ mod tests {
         for (g, expected) in gradient.iter().zip([-0.75, 0.75, 0.5, -0.5]) {
             assert!((g - expected).abs() < 1e-6, "{gradient:?}");
         }
+        // A large vocabulary, whose small terms count.
+        let mut logits = vec![-3.0; 1 << 18];
+        logits[7] = 0.0;
+        let expected = f64::from((1 << 18) - 1).mul_add((-3f64).exp(), 1.0).ln() as f32;
+        let loss = Cpu::cross_entropy(matrix(logits, (1, 1 << 18)), &[7]).unwrap();
+        assert!((loss.as_vec()[0] - expected).abs() < 2e-6, "{:?} {expected}", loss.as_vec());
         assert_agrees!(|device: D| {
             let logits = device.hold(noise(5 * 300, 1), (5, 300)).unwrap();
             let loss = D::cross_entropy(traced(logits.clone()), &[3, 0, 299, 2, 2]).unwrap();

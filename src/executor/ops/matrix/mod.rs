@@ -130,6 +130,11 @@ impl<D: Hold> Matrix<D> {
         Self::of(self.device(), numbers, shape)
     }
 
+    /// The same numbers in another shape.
+    pub(super) fn reshaped(&self, shape: (usize, usize)) -> Self {
+        Self { shape, ..self.clone() }
+    }
+
     /// The matrix with a tape.
     pub fn put_tape<T: Tape<f32, D>>(self, tape: T) -> Matrix<D, T> {
         Matrix { tensor: self.tensor.put_tape(tape), values: self.values, shape: self.shape }

@@ -13,21 +13,22 @@ use crate::executor::ops::{
 kernels! {
     /// Rotates the first 2 · half channels of each head; `sign` is −1 for the opposite angle.
     fn rotate(
-        n: usize, width: usize, head: usize, half: usize, positions: usize, sign: f32, cos: &Slice,
-        sin: &Slice, x: &Slice, y: &mut Slice
+        n: usize, width: usize, head: usize, half: usize, interleaved: usize, positions: usize,
+        sign: f32, cos: &Slice, sin: &Slice, x: &Slice, y: &mut Slice
     ) "
     index_t i = ELEMENT;
     if (i >= n) return;
     index_t position = i / width % positions, channel = i % width % head;
-    if (channel < half) {
-        index_t angle = position * half + channel;
-        y[i] = x[i] * cos[angle] - x[i + half] * (sign * sin[angle]);
-    } else if (channel < 2 * half) {
-        index_t angle = position * half + channel - half;
-        y[i] = x[i] * cos[angle] + x[i - half] * (sign * sin[angle]);
-    } else {
+    if (channel >= 2 * half) {
         y[i] = x[i];
+        return;
     }
+    index_t plane = interleaved ? channel / 2 : channel % half;
+    index_t apart = interleaved ? 1 : half;
+    bool first = interleaved ? channel % 2 == 0 : channel < half;
+    index_t angle = position * half + plane;
+    float turned = first ? -x[i + apart] : x[i - apart];
+    y[i] = x[i] * cos[angle] + turned * (sign * sin[angle]);
 "
 }
 
@@ -37,6 +38,7 @@ pub struct Angles {
     cos: Slice,
     sin: Slice,
     half: usize,
+    interleaved: bool,
     positions: usize,
 }
 
@@ -45,7 +47,8 @@ impl Rotary for Cuda {
 
     fn angles(x: &Matrix<Self>, rotation: &Rotation) -> Result<Angles> {
         let (cos, sin) = (x.gpu().upload(&rotation.cos)?, x.gpu().upload(&rotation.sin)?);
-        Ok(Angles { cos, sin, half: rotation.half, positions: rotation.positions() })
+        let Rotation { half, interleaved, .. } = *rotation;
+        Ok(Angles { cos, sin, half, interleaved, positions: rotation.positions() })
     }
 
     fn rotate(
@@ -56,9 +59,24 @@ impl Rotary for Cuda {
         sign: f32,
     ) -> Result<Numbers> {
         let (gpu, count) = (&x.gpu, x.len());
-        let Angles { cos, sin, half, positions } = angles;
-        let (grid, mut y) = (Grid::each(count), gpu.stale(count)?);
-        rotate(gpu, grid, count, width, head, *half, *positions, sign, cos, sin, &x, &mut y)?;
+        let Angles { cos, sin, half, interleaved, positions } = angles;
+        let (grid, mut y, interleaved) =
+            (Grid::each(count), gpu.stale(count)?, usize::from(*interleaved));
+        rotate(
+            gpu,
+            grid,
+            count,
+            width,
+            head,
+            *half,
+            interleaved,
+            *positions,
+            sign,
+            cos,
+            sin,
+            &x,
+            &mut y,
+        )?;
         Ok(y)
     }
 }

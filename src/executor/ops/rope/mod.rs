@@ -1,5 +1,5 @@
-//! The rotation of rotary position embedding (arXiv 2104.09864), in the half-split layout: of a
-//! head's channels, i and i + d/2 are a pair, rotated by the angle of position and i.
+//! The rotation of rotary position embedding (arXiv 2104.09864): of a head's channels, i and i + d/2
+//! are a pair, or 2i and 2i + 1 if pairs are interleaved, rotated by the angle of position and i.
 //!
 //! The rotation is linear and orthogonal up to the attention factor in the tables: its gradient is
 //! the rotation by the opposite angle.
@@ -24,6 +24,8 @@ pub struct Rotation {
     pub sin: Arc<Vec<f32>>,
     /// Half the number of rotated channels, which are the first ones of each head.
     pub half: usize,
+    /// Whether the channels of a pair are neighbours.
+    pub interleaved: bool,
 }
 
 impl Rotation {
@@ -88,6 +90,17 @@ impl Rotary for Cpu {
         y.par_chunks_mut(width).with_min_len(32).enumerate().for_each(|(token, row)| {
             let angles = (token % positions) * half..(token % positions + 1) * half;
             let (cos, sin) = (&rotation.cos[angles.clone()], &rotation.sin[angles]);
+            if rotation.interleaved {
+                for head in row.chunks_exact_mut(head) {
+                    let angles = cos.iter().zip(sin);
+                    for (pair, (cos, sin)) in head.chunks_exact_mut(2).zip(angles) {
+                        let (a, b, sin) = (pair[0], pair[1], sign * sin);
+                        pair[0] = a * cos - b * sin;
+                        pair[1] = b * cos + a * sin;
+                    }
+                }
+                return;
+            }
             simd!({
                 for head in row.chunks_exact_mut(head) {
                     let (first, second) = head[..2 * half].split_at_mut(half);
@@ -111,12 +124,13 @@ mod tests {
     #[test]
     fn gradients_are_those_of_finite_differences() {
         let angles = [0.0, 0.0, 1.0, 0.1, 2.0, 0.2f32];
-        let rotation = Rotation {
-            cos: Arc::new(angles.map(|a| 1.1 * a.cos()).to_vec()),
-            sin: Arc::new(angles.map(|a| 1.1 * a.sin()).to_vec()),
-            half: 2,
-        };
-        for head in [4, 5] {
+        for (head, interleaved) in [(4, false), (5, false), (4, true), (5, true)] {
+            let rotation = Rotation {
+                cos: Arc::new(angles.map(|a| 1.1 * a.cos()).to_vec()),
+                sin: Arc::new(angles.map(|a| 1.1 * a.sin()).to_vec()),
+                half: 2,
+                interleaved,
+            };
             check!(|device: D| [(6, 2 * head)], |[x]| D::rotary(x, &rotation, head));
         }
     }
@@ -124,11 +138,21 @@ mod tests {
     #[test]
     fn halves_of_heads_are_turned() {
         // A quarter turn at the second position; the last channel of a head stays.
-        let rotation =
-            Rotation { cos: Arc::new(vec![1.0, 0.0]), sin: Arc::new(vec![0.0, 1.0]), half: 1 };
+        let (cos, sin) = (Arc::new(vec![1.0, 0.0]), Arc::new(vec![0.0, 1.0]));
+        let rotation = Rotation { cos, sin, half: 1, interleaved: false };
         let x = matrix((1..=12).map(|i| i as f32).collect(), (2, 6));
         let y = Cpu::rotary(x, &rotation, 3).unwrap().to_vec();
         let turned = [-8.0, 7.0, 9.0, -11.0, 10.0, 12.0];
         assert_eq!((&y[..6], &y[6..]), (&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0][..], &turned[..]));
+    }
+
+    #[test]
+    fn interleaved_pairs_are_neighbours() {
+        let cos = Arc::new(vec![1.0, 1.0, 0.0, -1.0]);
+        let sin = Arc::new(vec![0.0, 0.0, 1.0, 0.0]);
+        let rotation = Rotation { cos, sin, half: 2, interleaved: true };
+        let x = matrix((1..=10).map(|i| i as f32).collect(), (2, 5));
+        let y = Cpu::rotary(x, &rotation, 5).unwrap().to_vec();
+        assert_eq!(y, [1.0, 2.0, 3.0, 4.0, 5.0, -7.0, 6.0, -8.0, -9.0, 10.0]);
     }
 }

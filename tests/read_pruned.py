@@ -1,0 +1,85 @@
+"""That pruned checkpoints load in transformers, and predict there what they predict in Barber.
+
+    pip install torch transformers
+    python tests/read_pruned.py BARBER [NAME...]
+
+BARBER is the program. Each checkpoint of tests/fixtures/logits, or those of these names, is pruned by
+half. transformers must find all tensors of the result and the perplexity that `barber eval` gives;
+tensors other than the decoder layers' matrices must have the bits that they had.
+"""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+FIXTURES = Path(__file__).parent / "fixtures" / "logits"
+# A token is its number.
+TOKENIZER = {
+    "version": "1.0",
+    "added_tokens": [],
+    "pre_tokenizer": {"type": "WhitespaceSplit"},
+    "model": {"type": "WordLevel", "vocab": {str(i): i for i in range(96)}, "unk_token": "0"},
+}
+
+
+def stored(checkpoint):
+    files = sorted(checkpoint.glob("model*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def check(barber, fixture, dir):
+    dense, out, text, recipe = (dir / name for name in ("dense", "out", "text.txt", "recipe.toml"))
+    shutil.copytree(fixture, dense)
+    (dense / "expected.safetensors").unlink()
+    (dense / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    ids = torch.randint(0, 96, (4, 16), generator=torch.manual_seed(0))
+    text.write_text(" ".join(map(str, ids.flatten().tolist())))
+    recipe.write_text(
+        """
+        model.path = "dense"
+        calibration = { source = "text.txt", samples = 4, sequence_length = 16 }
+        mask.init = "wanda"
+        sparsity.ratio = 0.5
+        output.path = "out"
+        """
+    )
+    subprocess.run([barber, "prune", recipe, "-q"], check=True, stdout=subprocess.DEVNULL)
+    arguments = ["--text", text, "--sequence-length", "16", "--json"]
+    found = subprocess.run([barber, "eval", out, *arguments], check=True, capture_output=True)
+    found = json.loads(found.stdout)["perplexity"][0]["perplexity"]
+
+    zeros = 0
+    after = stored(out)
+    for name, tensor in stored(dense).items():
+        kept = after[name]
+        other = name.startswith(("vision_tower", "multi_modal_projector"))
+        if ".layers." in name and tensor.dim() == 2 and not other:
+            zeros += (kept == 0).sum().item()
+            kept = torch.where(kept == 0, tensor, kept)
+        assert kept.dtype == tensor.dtype and torch.equal(kept, tensor), name
+    config = json.loads((out / "config.json").read_text())
+    auto = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+    model, loading = auto.from_pretrained(
+        out, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    problems = {key: names for key, names in loading.items() if names}
+    assert not problems, problems
+    with torch.no_grad():
+        logits = model.eval()(ids, use_cache=False).logits[:, :-1].flatten(0, 1).double()
+    expected = math.exp(torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()))
+    assert abs(found / expected - 1) < 1e-5, (found, expected)
+    print(f"{fixture.name}: perplexity {found:.6f}, {zeros} zeros", flush=True)
+
+
+for fixture in sorted(FIXTURES.iterdir()):
+    if not sys.argv[2:] or fixture.name in sys.argv[2:]:
+        with tempfile.TemporaryDirectory() as dir:
+            check(sys.argv[1], fixture, Path(dir))

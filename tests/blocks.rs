@@ -16,8 +16,21 @@ use llm_barber::{
 
 #[test]
 fn gradients_across_parts_are_those_of_finite_differences() {
-    // Norms before, after the residual, and on both sides of a part.
-    for name in ["f32", "opt-norm-after", "gemma2", "gemma3"] {
+    // Norms before, after the residual, on both sides of a part and only after it, a part beside the
+    // other, and factors.
+    let names = [
+        "f32",
+        "opt-norm-after",
+        "gemma2",
+        "gemma3",
+        "olmo2",
+        "cohere2",
+        "gpt-neox",
+        "granite",
+        "glm4",
+        "nemotron",
+    ];
+    for name in names {
         let reader = Reader::open(&Path::new("tests/fixtures/logits").join(name)).unwrap();
         let model = Model::new(&reader, Cpu::default()).unwrap();
         let mut pruned = Pruned::default();

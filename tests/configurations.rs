@@ -44,7 +44,11 @@ struct Case {
 /// Cases that Barber does not compute, with the key that its error names.
 const REFUSED: &[(&str, &str)] = &[
     ("bidirectional", "use_bidirectional_attention"),
+    ("by type", "rope_parameters.full_attention"),
+    ("by type, without theta", "rope_parameters.full_attention"),
     ("epsilon large", "rms_norm_eps"),
+    ("layer_types ['full_attention', 'sliding_attention']", "layer_types"),
+    ("layer_types ['sliding_attention', 'full_attention']", "layer_types"),
     ("longrope wrong length", "rope_scaling.short_factor"),
     ("nested", "rope_parameters.full_attention"),
     ("partial 0.0", "partial_rotary_factor"),

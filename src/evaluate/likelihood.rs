@@ -147,8 +147,8 @@ mod tests {
 
     #[test]
     fn shared_prefixes_change_nothing() {
-        // Learned positions, a window, both kinds of layers, and two position codes.
-        for name in ["opt", "mistral", "gemma2", "gemma3", "phi3-longrope"] {
+        // Learned positions, a window, both kinds of layers, and two position codes or none.
+        for name in ["opt", "mistral", "gemma2", "gemma3", "cohere2", "phi3-longrope"] {
             let reader = Reader::open(&Path::new("tests/fixtures/logits").join(name)).unwrap();
             let model = Model::new(&reader, Cpu::default()).unwrap();
             let questions = [

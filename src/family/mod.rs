@@ -2,17 +2,30 @@
 //! pass in [`crate::executor`] serves all of them.
 
 mod activation;
+mod cohere2;
 mod config;
+mod exaone4;
 mod gemma2;
 mod gemma3;
+mod glm4;
+mod gpt_neox;
+mod granite;
 mod llama;
+mod ministral;
+mod ministral3;
 mod mistral;
+mod mistral3;
+mod nemotron;
+mod olmo2;
+mod olmo3;
 mod opt;
 mod phi3;
 mod qwen2;
 mod qwen3;
 mod rms;
 pub mod rope;
+mod seed_oss;
+mod smollm3;
 
 use std::iter::once;
 
@@ -37,15 +50,28 @@ const HEAD: &str = "lm_head.weight";
 
 /// Every family, by `model_type`.
 pub static FAMILIES: &[Family] = &[
+    cohere2::FAMILY,
+    exaone4::FAMILY,
     gemma2::FAMILY,
     gemma3::FAMILY,
     gemma3::TEXT,
+    glm4::FAMILY,
+    gpt_neox::FAMILY,
+    granite::FAMILY,
     llama::FAMILY,
+    ministral::FAMILY,
+    ministral3::FAMILY,
     mistral::FAMILY,
+    mistral3::FAMILY,
+    nemotron::FAMILY,
+    olmo2::FAMILY,
+    olmo3::FAMILY,
     opt::FAMILY,
     phi3::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
+    seed_oss::FAMILY,
+    smollm3::FAMILY,
 ];
 
 /// Reads a checkpoint's `config.json`.
@@ -530,7 +556,7 @@ mod tests {
             assert_eq!(listed, saved, "{}", checkpoint.display());
             checkpoints += 1;
         }
-        assert_eq!(checkpoints, 23);
+        assert_eq!(checkpoints, 43);
     }
 
     #[test]
@@ -594,13 +620,25 @@ mod tests {
         };
         let soft = |tokens| PositionLimit { tokens, hard: false };
         for (family, tokens) in [
+            ("cohere2", 8192),
+            ("exaone4", 2048),
             ("gemma2", 8192),
             ("gemma3_text", 131_072),
+            ("glm4", 131_072),
+            ("gpt_neox", 2048),
+            ("granite", 2048),
             ("llama", 2048),
+            ("ministral", 131_072),
+            ("ministral3", 262_144),
             ("mistral", 131_072),
+            ("nemotron", 4096),
+            ("olmo2", 2048),
+            ("olmo3", 2048),
             ("phi3", 4096),
             ("qwen2", 32_768),
             ("qwen3", 32_768),
+            ("seed_oss", 524_288),
+            ("smollm3", 32_768),
         ] {
             assert_eq!(limit(family, "max_position_embeddings", Value::Null), soft(tokens));
             assert_eq!(limit(family, "max_position_embeddings", json!(100)), soft(100));

@@ -78,7 +78,8 @@ fn main() {
         row(&name, work, best, peak);
     }
     for (inputs, outputs) in [(576, 1536), (4096, 4096)] {
-        let trace = Trace { input: matrix(TOKENS, inputs), gradient: matrix(TOKENS, outputs) };
+        let (input, gradient) = (matrix(TOKENS, inputs), matrix(TOKENS, outputs));
+        let trace = Trace { input, gradient, rows: None };
         let samples: Vec<_> = (0..8).map(|i| i * 256..(i + 1) * 256).collect();
         let mut sum = Cpu::default().nothing(outputs, inputs).expect("memory");
         let work = 2.0 * (TOKENS * inputs * outputs) as f64;

@@ -106,7 +106,8 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
     let held = (cost.held + widest * SIZE).max(cost.gathered + solver);
     let passes = held + cost.matrices - cost.waiting + freed.min(MOST as f64);
     let (evaluated, models) = run.evaluated;
-    let evaluation = 2.0 * (evaluated * models) as f64 * (all + head);
+    let active = decoder.active_weights();
+    let evaluation = 2.0 * (evaluated * models) as f64 * (active + head);
     let states = (run.evaluated_at_once.min(evaluated) * decoder.hidden_size) as f64;
     let logits = (run.evaluated_longest * decoder.vocab_size).min(LOGITS) as f64;
     let measuring = if evaluated > 0 { 2.0 * SIZE * (states + head + logits) } else { 0.0 };

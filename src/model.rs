@@ -1,16 +1,19 @@
 //! A checkpoint as a decoder: loads the weights of one part at a time onto a device.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytesize::ByteSize;
 
 use crate::{
     buffer::recycle,
-    checkpoint::{self, Pruned, Reader},
+    checkpoint::{self, Mapped, Pruned, Reader},
     dtype::Dtype,
     executor::{
-        self, Executor, PartWeights, Positions, Stream, available_memory,
-        ops::{self, InputGradient, Ops, Weight},
+        self, Executor, HELD_EXPERTS, PartWeights, Positions, Stream, available_memory,
+        ops::{self, InputGradient, Ops, Values, Weight},
     },
     family::{self, Decoder, Inner, Norm, NormKind, Part, PositionLimit, Projection},
     limits::SEQUENCE,
@@ -98,6 +101,16 @@ fn named_as_in(reader: &Reader, mut decoder: Decoder) -> Decoder {
             decoder = found;
         }
     }
+    let of_experts = |decoder: &Decoder| {
+        let mut all = decoder.projections().filter(|of| of.expert.is_some());
+        all.next().map(|of| of.weight.clone())
+    };
+    if of_experts(&decoder).is_some_and(|name| !has(&name)) {
+        let stacked = decoder.clone().stacked();
+        if of_experts(&stacked).is_some_and(|name| has(&name)) {
+            decoder = stacked;
+        }
+    }
     // As in transformers, a file may have a tied head, the embedding, or both.
     let (embedding, own_head) = (&mut decoder.embedding.weight, &decoder.own_head);
     if decoder.head == *embedding && has(own_head) {
@@ -136,6 +149,25 @@ pub struct Model<'a, D: Ops> {
     pub executor: Executor<D>,
     /// The format that weights are rounded to when they are read; `None` for the checkpoint's.
     dtype: Option<Dtype>,
+    /// Maximum bytes of the experts of a part that are in memory together.
+    held_experts: usize,
+}
+
+/// The values of an expert's matrix that stays in the checkpoint.
+#[derive(Debug)]
+struct ReadAgain {
+    tensor: Mapped,
+    mask: Option<Mask>,
+}
+
+impl Values for ReadAgain {
+    fn read(&self) -> Vec<f32> {
+        let mut values = self.tensor.values();
+        if let Some(mask) = &self.mask {
+            mask.apply(&mut values);
+        }
+        values
+    }
 }
 
 impl<'a, D: Ops> Model<'a, D> {
@@ -156,7 +188,15 @@ impl<'a, D: Ops> Model<'a, D> {
                 return Err(Error::Memory { name: name.into(), needed, available });
             }
         }
-        Ok(Self { reader, decoder, executor: executor.into(), dtype: None })
+        let held_experts = HELD_EXPERTS;
+        Ok(Self { reader, decoder, executor: executor.into(), dtype: None, held_experts })
+    }
+
+    /// The model with at most this many bytes of the experts of a part in memory together; more are
+    /// read by each product.
+    #[must_use]
+    pub fn with_held_experts(self, bytes: usize) -> Self {
+        Self { held_experts: bytes, ..self }
     }
 
     /// The model as loaded from a checkpoint in this format: weights are rounded to it, and stored
@@ -165,7 +205,7 @@ impl<'a, D: Ops> Model<'a, D> {
     pub fn written(&self, dtype: Option<Dtype>) -> Self {
         let Executor { device, storage } = self.executor.clone();
         let executor = Executor { device, storage: storage.exact() };
-        Self { reader: self.reader, decoder: self.decoder.clone(), executor, dtype }
+        Self { decoder: self.decoder.clone(), executor, dtype, ..*self }
     }
 
     /// A tensor's values, row-major.
@@ -227,7 +267,18 @@ impl<'a, D: Ops> Model<'a, D> {
     pub fn part(&self, layer: usize, part: Part, pruned: &Pruned) -> Result<PartWeights<D>, Error> {
         let layer = &self.decoder.layers[layer];
         let mut linears = Vec::new();
+        let experts = layer.projections(part).iter().filter(|of| of.expert.is_some());
+        let bytes: usize = experts.map(|of| of.dims.len() * Dtype::F32.size()).sum();
         for linear in layer.projections(part) {
+            let changes = pruned.format(&linear.weight).is_some() || self.dtype.is_some();
+            if linear.expert.is_some()
+                && bytes > self.held_experts
+                && !changes
+                && let Some(weight) = self.read_again(linear, pruned)?
+            {
+                linears.push(weight);
+                continue;
+            }
             let values = match pruned.values(&linear.weight)? {
                 Some(changed) => changed,
                 None => self.values(linear)?,
@@ -235,6 +286,12 @@ impl<'a, D: Ops> Model<'a, D> {
             linears.push(self.weight(linear, values, pruned.masks.get(&linear.weight))?);
         }
         let of = layer.part(part);
+        let router = of.router.as_ref().map(|router| {
+            let weight = self.linear(&router.projection)?;
+            let gate = router.shared_gate.as_ref().map(|gate| self.linear(gate));
+            let shared_gate = gate.transpose()?;
+            Ok::<_, Error>(executor::Router { weight, shared_gate, of: router.clone() })
+        });
         let norm = |norm: &Option<Norm>| norm.as_ref().map(|norm| self.norm(norm)).transpose();
         Ok(PartWeights {
             part,
@@ -252,10 +309,30 @@ impl<'a, D: Ops> Model<'a, D> {
                 Inner::Gated(activation) => executor::Inner::Gated(*activation),
                 Inner::Plain(activation) => executor::Inner::Plain(*activation),
             },
+            router: router.transpose()?,
             output_norm: norm(&of.output_norm)?,
             residual_norm: norm(&of.residual_norm)?,
             parallel: layer.parallel,
         })
+    }
+
+    /// A linear layer whose weight is read by each product; `None` if the checkpoint has it
+    /// compressed.
+    fn read_again(&self, linear: &Projection, pruned: &Pruned) -> Result<Option<Weight<D>>, Error> {
+        let dims = (linear.dims.rows, linear.dims.columns);
+        let Some(tensor) = self.reader.mapped(&linear.weight, &[dims.0, dims.1])? else {
+            return Ok(None);
+        };
+        let mask = pruned.masks.get(&linear.weight).cloned();
+        let (values, device) = (Arc::new(ReadAgain { tensor, mask }), &self.executor.device);
+        let weight = Weight::read(device, values, dims, self.bias(linear)?);
+        Ok(Some(weight.map_err(Error::device(&linear.weight))?))
+    }
+
+    /// The bias of a linear layer, if it has one.
+    fn bias(&self, linear: &Projection) -> Result<Option<Vec<f32>>, Error> {
+        let bias = linear.bias.as_ref();
+        Ok(bias.map(|bias| self.read(bias, &[linear.dims.rows])).transpose()?)
     }
 
     /// A norm.
@@ -307,10 +384,7 @@ impl<'a, D: Ops> Model<'a, D> {
         if let Some(mask) = mask {
             mask.apply(&mut values);
         }
-        let bias = match &linear.bias {
-            Some(bias) => Some(self.read(bias, &[linear.dims.rows])?),
-            None => None,
-        };
+        let bias = self.bias(linear)?;
         let dims = (linear.dims.rows, linear.dims.columns);
         let weight = Weight::new(&self.executor.device, &values, dims, bias);
         recycle(values);

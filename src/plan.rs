@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use globset::{Glob, GlobMatcher};
+
 use crate::{
-    family::{self, Decoder, Layer, Part, Projection},
+    family::{Decoder, Layer, Part, Projection},
     mask::{Pattern, Scope},
 };
 
@@ -60,7 +62,8 @@ pub struct Plan {
     pub layers: Vec<Vec<Group>>,
 }
 
-/// A `[[blocks]]` entry: its name and the linear layers that it groups.
+/// A `[[blocks]]` entry: its name and the linear layers that it groups, by their names or by globs
+/// over these, such as `*.experts.3.*`.
 pub type Block = (String, Vec<String>);
 
 /// Why blocks do not fit a model.
@@ -76,35 +79,55 @@ pub enum Error {
         /// Known layer names.
         known: String,
     },
+    /// A block has an invalid glob.
+    #[error("block `{block}`: `{glob}` is no glob over linear layers: {problem}")]
+    Glob {
+        /// Name of the block.
+        block: String,
+        /// The glob.
+        glob: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Two blocks have the same matrix.
+    #[error("`{tensor}` is in the blocks `{}` and `{}`; leave it in one", blocks[0], blocks[1])]
+    Twice {
+        /// Tensor name of the matrix.
+        tensor: String,
+        /// Names of the blocks.
+        blocks: [String; 2],
+    },
     /// The exclusions leave no matrix to prune.
     #[error("nothing is left to prune: sparsity.exclude matches every matrix of the blocks")]
     Nothing,
 }
 
 impl Plan {
-    /// Plans `blocks`, or the family's default blocks if `blocks` is empty. `rule` maps a tensor
+    /// Plans `blocks`, or one for each part of a layer if `blocks` is empty. `rule` maps a tensor
     /// name to how its matrix is pruned; `None` leaves the matrix dense.
     ///
     /// # Errors
-    /// If a block names an unknown layer, or no matrix is left to prune.
+    /// If a block names a layer that no decoder layer has, two blocks have the same matrix, or no
+    /// matrix is left to prune.
     pub fn new(
         decoder: &Decoder,
         blocks: &[Block],
         rule: impl Fn(&str) -> Option<Rule>,
     ) -> Result<Self, Error> {
-        let defaults: Vec<Block>;
-        let blocks = if blocks.is_empty() {
-            let own = decoder.default_blocks().into_iter();
-            let named = |block: family::Block| (block.name.into(), block.layers);
-            defaults = own.map(named).collect();
-            &defaults
-        } else {
-            blocks
-        };
+        let blocks = blocks.iter().map(|block| Named::new(decoder, block));
+        let blocks = blocks.collect::<Result<Vec<_>, _>>()?;
         let mut layers = Vec::new();
         for layer in &decoder.layers {
-            let groups = blocks.iter().map(|block| resolve(layer, block, &rule));
-            let mut groups = groups.collect::<Result<Vec<_>, _>>()?;
+            let mut groups: Vec<Group> = if blocks.is_empty() {
+                let names = |part: &Part| group(layer, part.name(), |of, _| of == *part, &rule);
+                Part::ALL.iter().map(names).collect()
+            } else {
+                check_once(layer, &blocks)?;
+                let has = |block: &Named, of: &Projection| block.names.iter().any(|n| n.is(of));
+                let grouped =
+                    |block: &Named| group(layer, &block.name, |_, of| has(block, of), &rule);
+                blocks.iter().map(grouped).collect()
+            };
             groups.retain(|group| !group.members.is_empty());
             groups.sort_by(|a, b| a.parts.cmp(&b.parts));
             layers.push(groups);
@@ -165,35 +188,86 @@ impl Member {
     }
 }
 
-fn resolve(
-    layer: &Layer,
-    (name, wanted): &Block,
-    rule: impl Fn(&str) -> Option<Rule>,
-) -> Result<Group, Error> {
-    let mut found: BTreeSet<(Part, usize)> = BTreeSet::new();
-    let projections = || {
-        let of_part =
-            |part| layer.projections(part).iter().enumerate().map(move |(i, of)| (part, i, of));
-        Part::ALL.into_iter().flat_map(of_part)
-    };
-    for wanted in wanted {
-        let called = |(_, _, of): &(Part, usize, &Projection)| of.is_called(wanted);
-        let places = projections().filter(called).map(|(part, i, _)| (part, i));
-        found.extend(places);
-        if projections().all(|of| !called(&of)) {
-            let mut known: Vec<_> = projections().map(|(_, _, of)| of.short_name()).collect();
-            let mut seen = BTreeSet::new();
-            known.retain(|name| seen.insert(*name));
-            let (block, layer) = (name.clone(), wanted.clone());
-            return Err(Error::UnknownLayer { block, layer, known: known.join(", ") });
+/// A `[[blocks]]` entry with its globs.
+struct Named {
+    name: String,
+    names: Vec<Name>,
+}
+
+/// The name of linear layers.
+enum Name {
+    Plain(String),
+    Glob(GlobMatcher),
+}
+
+impl Name {
+    /// Whether a projection is called so.
+    fn is(&self, projection: &Projection) -> bool {
+        match self {
+            Self::Plain(name) => projection.is_called(name),
+            Self::Glob(glob) => glob.is_match(&projection.name),
         }
     }
-    let parts: BTreeSet<Part> = found.iter().map(|(part, _)| *part).collect();
-    let members = found.into_iter().filter_map(|(part, linear)| {
-        let rule = rule(&layer.projections(part)[linear].weight)?;
-        Some(Member { part, linear, rule })
-    });
-    Ok(Group { name: name.clone(), members: members.collect(), parts: parts.into_iter().collect() })
+}
+
+impl Named {
+    /// A block, each of whose names at least one layer of the decoder must have.
+    fn new(decoder: &Decoder, (block, layers): &Block) -> Result<Self, Error> {
+        let mut names = Vec::new();
+        for wanted in layers {
+            let name = if wanted.contains(['*', '?', '[', '{']) {
+                let invalid = |problem: globset::Error| Error::Glob {
+                    block: block.clone(),
+                    glob: wanted.clone(),
+                    problem: problem.to_string(),
+                };
+                Name::Glob(Glob::new(wanted).map_err(invalid)?.compile_matcher())
+            } else {
+                Name::Plain(wanted.clone())
+            };
+            if !decoder.projections().any(|of| name.is(of)) {
+                let mut known: Vec<_> = decoder.projections().map(Projection::short_name).collect();
+                let mut seen = BTreeSet::new();
+                known.retain(|name| seen.insert(*name));
+                let (block, layer) = (block.clone(), wanted.clone());
+                return Err(Error::UnknownLayer { block, layer, known: known.join(", ") });
+            }
+            names.push(name);
+        }
+        Ok(Self { name: block.clone(), names })
+    }
+}
+
+/// Checks that no matrix of a layer is in two blocks.
+fn check_once(layer: &Layer, blocks: &[Named]) -> Result<(), Error> {
+    for of in Part::ALL.iter().flat_map(|part| layer.projections(*part)) {
+        let mut own = blocks.iter().filter(|block| block.names.iter().any(|name| name.is(of)));
+        if let (Some(one), Some(other)) = (own.next(), own.next()) {
+            let blocks = [one.name.clone(), other.name.clone()];
+            return Err(Error::Twice { tensor: of.weight.clone(), blocks });
+        }
+    }
+    Ok(())
+}
+
+/// The group of the projections of a layer that `has` chooses.
+fn group(
+    layer: &Layer,
+    name: &str,
+    has: impl Fn(Part, &Projection) -> bool,
+    rule: impl Fn(&str) -> Option<Rule>,
+) -> Group {
+    let (mut parts, mut members) = (BTreeSet::new(), Vec::new());
+    for part in Part::ALL {
+        for (linear, of) in layer.projections(part).iter().enumerate() {
+            if has(part, of) {
+                parts.insert(part);
+                let member = rule(&of.weight).map(|rule| Member { part, linear, rule });
+                members.extend(member);
+            }
+        }
+    }
+    Group { name: name.into(), members, parts: parts.into_iter().collect() }
 }
 
 #[cfg(test)]
@@ -318,8 +392,22 @@ mod tests {
         assert_eq!(members(&[block("down", &["down_proj"])]), [all[2], all[5]]);
         assert_eq!(members(&[block("one", &["experts.1.up_proj"])]), [all[4]]);
         assert_eq!(members(&[block("one", &["mlp.experts.0.gate_proj"])]), [all[0]]);
-        let error = Plan::new(&decoder, &[block("b", &["proj"])], |_| Some(RULE)).unwrap_err();
-        assert!(error.to_string().ends_with("o_proj, gate_proj, up_proj, down_proj"), "{error}");
+        assert_eq!(members(&[block("one", &["*.experts.1.*"])]), all[3..]);
+        assert_eq!(
+            members(&[block("one", &["*.{gate,up}_proj"])]),
+            [all[0], all[1], all[3], all[4]]
+        );
+        let error =
+            |blocks: &[Block]| Plan::new(&decoder, blocks, |_| Some(RULE)).unwrap_err().to_string();
+        let message = error(&[block("b", &["proj"])]);
+        assert!(message.ends_with("o_proj, gate_proj, up_proj, down_proj"), "{message}");
+        let message = error(&[block("a", &["*.experts.1.*"]), block("b", &["up_proj"])]);
+        let tensor = "`model.layers.0.mlp.experts.1.up_proj.weight` is in the blocks `a` and `b`";
+        assert!(message.contains(tensor), "{message}");
+        let message = error(&[block("b", &["*.experts.9.*"])]);
+        assert!(message.contains("`*.experts.9.*`"), "{message}");
+        let message = error(&[block("b", &["*.[up"])]);
+        assert!(message.contains("`*.[up` is no glob"), "{message}");
     }
 
     #[test]

@@ -200,7 +200,7 @@ fn family_conforms<D: Ops>(
         Event::Group(report) => {
             losses.push(report.errors().unwrap().map(|loss| loss.calibration));
         }
-        Event::Layer(_) | Event::Step(_) | Event::Repeated(_) => (),
+        Event::Experts(_) | Event::Layer(_) | Event::Step(_) | Event::Repeated(_) => (),
     };
     refine(&model, &plan, &settings, samples, recorded, &mut event).unwrap();
     let recorded = case.settings["losses"].as_array().unwrap();

@@ -23,7 +23,7 @@ pub use self::{
     output::{Existing, Output, Written, left_behind},
     owned::{CARD, HTML, JSON, RECIPE},
     pruned::{Masks, Pruned, Saved},
-    reader::{Reader, TensorView, parse_header, parse_index},
+    reader::{Mapped, Reader, TensorView, parse_header, parse_index},
     zeros::Zeros,
 };
 pub(crate) use self::{

@@ -53,7 +53,7 @@ pub struct Written {
     pub compressed: usize,
 }
 
-/// A tensor of an output's file.
+/// A tensor of an output's file, or one matrix of a stacked tensor.
 struct Entry<'a> {
     name: String,
     dtype: safetensors::Dtype,
@@ -241,7 +241,7 @@ impl Output {
             for entry in entries {
                 all.weight_bytes += entry.length() as u64;
                 all.compressed += usize::from(entry.has_values());
-                files.insert(entry.name.clone(), name.to_string_lossy().into());
+                files.insert(entry.tensor().0.into(), name.to_string_lossy().into());
             }
         }
         if reader.is_indexed() {
@@ -391,10 +391,16 @@ fn header(shard: &Shard, entries: &[Entry<'_>]) -> Vec<u8> {
         let start = end;
         end += entry.length();
         let dtype = serde_json::to_value(entry.dtype).unwrap_or_default();
-        header.insert(
-            entry.name.clone(),
-            json!({ "dtype": dtype, "shape": entry.shape, "data_offsets": [start, end] }),
-        );
+        let (name, shape) = entry.tensor();
+        // The matrices of a stacked tensor follow each other.
+        match header.get_mut(name) {
+            Some(tensor) => tensor["data_offsets"][1] = end.into(),
+            None => {
+                let offsets = [start, end];
+                let tensor = json!({ "dtype": dtype, "shape": shape, "data_offsets": offsets });
+                header.insert(name.into(), tensor);
+            }
+        }
     }
     let mut bytes = Value::Object(header).to_string().into_bytes();
     // The tensors start at a multiple of eight bytes.
@@ -413,7 +419,9 @@ impl<'a> Entry<'a> {
         // Only floating-point tensors are converted.
         let from = Dtype::of(view.dtype);
         let to = dtype.filter(|to| from.is_some_and(|from| from != *to));
-        let mask = pruned.masks.get(view.name).zip(to.or(from));
+        // Matrices that are stored in one tensor stay there.
+        let mask = pruned.masks.get(view.name).filter(|_| view.stack.is_none());
+        let mask = mask.zip(to.or(from));
         let parts = mask.and_then(|(mask, dtype)| format.parts(view.name, mask, dtype));
         let Some((module, parts)) = layout::module(view.name).zip(parts) else {
             let dtype = to.map_or(view.dtype, Dtype::stored);
@@ -426,6 +434,14 @@ impl<'a> Entry<'a> {
             Self { name: tensor, dtype, shape, view, to, part: Some((name, content)) }
         };
         parts.into_iter().map(entry).collect()
+    }
+
+    /// Name and shape of the tensor that the entry is, or is a part of.
+    fn tensor(&self) -> (&str, &[usize]) {
+        match self.view.stack {
+            Some(stack) => (stack.name, stack.shape),
+            None => (&self.name, &self.shape),
+        }
     }
 
     /// Whether the entry has the values of a compressed matrix.

@@ -5,13 +5,18 @@ use std::{
     collections::BTreeMap,
     fmt, fs,
     marker::PhantomData,
+    ops::Range,
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 use barber_metric::Dims;
 use bytesize::ByteSize;
 use memmap2::Mmap;
-use safetensors::{SafeTensors, tensor::Metadata};
+use safetensors::{
+    SafeTensors,
+    tensor::{Metadata, TensorInfo},
+};
 use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, MapAccess, Visitor},
@@ -55,6 +60,8 @@ enum Place {
         index: Span,
         stored: usize,
     },
+    /// A matrix of the stored tensor of this name, which has one of each expert.
+    Stacked { stack: String, shard: usize, index: usize },
 }
 
 /// The place of a tensor's bytes: the shard, and start and end in its data.
@@ -67,7 +74,7 @@ pub(super) struct Shard {
     pub(super) header: Metadata,
     /// Offset of the tensors, after the header.
     data: usize,
-    map: Mmap,
+    map: Arc<Mmap>,
 }
 
 /// A tensor of a checkpoint.
@@ -83,7 +90,39 @@ pub struct TensorView<'a> {
     pub file: &'a Path,
     /// Bytes in the checkpoint; for a compressed matrix, those of all its tensors.
     pub stored: usize,
+    /// The stored tensor that the matrix is a part of, if experts are stored stacked.
+    pub(super) stack: Option<Stack<'a>>,
     data: Data<'a>,
+}
+
+/// A stored tensor with one matrix of each expert.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stack<'a> {
+    /// Name of the tensor.
+    pub(super) name: &'a str,
+    /// Shape of the tensor.
+    pub(super) shape: &'a [usize],
+}
+
+/// The bytes of a tensor in a mapped file, whose values are finite.
+#[derive(Clone)]
+pub struct Mapped {
+    map: Arc<Mmap>,
+    bytes: Range<usize>,
+    dtype: Dtype,
+}
+
+impl Mapped {
+    /// The values, row-major.
+    pub fn values(&self) -> Vec<f32> {
+        self.dtype.decode(&self.map[self.bytes.clone()])
+    }
+}
+
+impl fmt::Debug for Mapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapped").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
 }
 
 /// The stored data of a tensor.
@@ -102,7 +141,8 @@ impl<'a> TensorView<'a> {
         file: &'a Path,
         bytes: &'a [u8],
     ) -> Self {
-        Self { name, dtype, shape, file, stored: bytes.len(), data: Data::Dense(bytes) }
+        let (stored, data) = (bytes.len(), Data::Dense(bytes));
+        Self { name, dtype, shape, file, stored, stack: None, data }
     }
 
     /// The bytes, little-endian, row-major: those of the file, or of the decompressed matrix.
@@ -258,7 +298,7 @@ impl Shard {
                 });
             }
         };
-        Ok(Self { path, header, data, map })
+        Ok(Self { path, header, data, map: Arc::new(map) })
     }
 
     fn bytes(&self, (start, end): (usize, usize)) -> &[u8] {
@@ -287,6 +327,8 @@ const OTHER_WEIGHTS: &[&str] =
     &["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "ot"];
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
+/// Names of tensors that have one matrix of each expert, as transformers 5 has them in memory.
+const STACKED: &[&str] = &["gate_up_proj", "down_proj"];
 /// The files about the run that made a checkpoint, which the next run writes anew.
 const ABOUT_RUN: [&str; 3] = [RECIPE, JSON, HTML];
 
@@ -323,6 +365,7 @@ impl Reader {
         if let Some(packing) = layout::declared(&reader.config).and_then(Format::packing) {
             reader.find_compressed(packing)?;
         }
+        reader.find_stacked()?;
         Ok(reader)
     }
 
@@ -378,6 +421,38 @@ impl Reader {
                     &name,
                     "the file has it as a dense tensor, too",
                 ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces each tensor that has one matrix of each expert, `….experts.down_proj`, by these
+    /// matrices, `….experts.0.down_proj.weight` and so on.
+    fn find_stacked(&mut self) -> Result<(), Error> {
+        let mut found = Vec::new();
+        for (name, place) in &self.tensors {
+            let Place::Stored(shard) = *place else { continue };
+            let parts = STACKED.iter().find_map(|matrix| {
+                let experts = name.strip_suffix(matrix)?.strip_suffix('.')?;
+                experts.ends_with(".experts").then_some((experts, matrix))
+            });
+            let info = self.shards[shard].header.info(name);
+            if let (Some((experts, matrix)), Some(info)) = (parts, info)
+                && let [count, _, _] = info.shape[..]
+            {
+                let names = (0..count).map(|i| format!("{experts}.{i}.{matrix}.weight"));
+                found.push((name.clone(), shard, names.collect::<Vec<_>>()));
+            }
+        }
+        for (stack, shard, names) in found {
+            self.tensors.remove(&stack);
+            for (index, name) in names.into_iter().enumerate() {
+                let place = Place::Stacked { stack: stack.clone(), shard, index };
+                if self.tensors.insert(name.clone(), place).is_some() {
+                    let path = self.shards[shard].path.clone();
+                    let problem = format!("it has `{name}` and, with it, `{stack}`");
+                    return Err(Error::Header { path, problem });
+                }
             }
         }
         Ok(())
@@ -503,12 +578,21 @@ impl Reader {
                 let file = &self.shards[*shard].path;
                 TensorView::dense(name, info.dtype, &info.shape, file, bytes)
             }
+            Place::Stacked { stack, shard, index } => {
+                let info = self.shards[*shard].header.info(stack)?;
+                let bytes = bytes(part(*shard, info, *index));
+                let file = &self.shards[*shard].path;
+                let stack = Some(Stack { name: stack, shape: &info.shape });
+                let matrix = info.shape.get(1..)?;
+                TensorView { stack, ..TensorView::dense(name, info.dtype, matrix, file, bytes) }
+            }
             Place::Compressed { packing, shape, dtype, values, index, stored } => TensorView {
                 name,
                 dtype: dtype.stored(),
                 shape,
                 file: &self.shards[values.0].path,
                 stored: *stored,
+                stack: None,
                 data: Data::Compressed(Compressed {
                     packing,
                     dims: Dims { rows: shape[0], columns: shape[1] },
@@ -528,10 +612,8 @@ impl Reader {
             .iter()
             .filter_map(|(name, place)| {
                 let Span(of, offsets) = match place {
-                    Place::Stored(of) => {
-                        Span(*of, self.shards[*of].header.info(name)?.data_offsets)
-                    }
                     Place::Compressed { values, .. } => *values,
+                    stored => self.span(name, stored)?,
                 };
                 (of == shard).then_some((offsets, self.view(name, place)?))
             })
@@ -591,6 +673,33 @@ impl Reader {
         Ok(values)
     }
 
+    /// A tensor whose values can be read without the reader, again and again; `None` if it is
+    /// compressed.
+    ///
+    /// # Errors
+    /// As [`Reader::check`], and if a value is NaN or infinite.
+    pub fn mapped(&self, name: &str, shape: &[usize]) -> Result<Option<Mapped>, Error> {
+        let (dtype, _) = self.floats(name, shape)?;
+        let Some(Span(shard, (start, end))) =
+            self.tensors.get(name).and_then(|of| self.span(name, of))
+        else {
+            return Ok(None);
+        };
+        self.check_finite(name)?;
+        let Shard { data, map, .. } = &self.shards[shard];
+        Ok(Some(Mapped { map: map.clone(), bytes: data + start..data + end, dtype }))
+    }
+
+    /// The place of the bytes of a tensor that is not compressed.
+    fn span(&self, name: &str, place: &Place) -> Option<Span> {
+        let of = |shard: usize, name: &str| self.shards[shard].header.info(name);
+        Some(match place {
+            Place::Stored(shard) => Span(*shard, of(*shard, name)?.data_offsets),
+            Place::Stacked { stack, shard, index } => part(*shard, of(*shard, stack)?, *index),
+            Place::Compressed { .. } => return None,
+        })
+    }
+
     /// Some rows of a matrix, such as the embeddings of a few tokens; the rows must exist.
     ///
     /// # Errors
@@ -635,6 +744,13 @@ impl Reader {
         files.sort();
         Ok(files)
     }
+}
+
+/// The place of the matrix of this index in a stacked tensor.
+fn part(shard: usize, stack: &TensorInfo, index: usize) -> Span {
+    let (start, end) = stack.data_offsets;
+    let size = (end - start) / stack.shape.first().copied().unwrap_or(1).max(1);
+    Span(shard, (start + index * size, start + (index + 1) * size))
 }
 
 /// Bytes of some files, without those that Barber adds about a run, and without the card.

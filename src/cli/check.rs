@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     path::PathBuf,
 };
 
@@ -15,6 +16,7 @@ use super::{
     show,
 };
 use crate::{
+    family::{Part, Projection},
     model::Model,
     plan::Plan,
     recipe::{Loaded, Setting, load_runs},
@@ -193,10 +195,11 @@ pub(super) fn scaled(number: f64, unit: &str) -> String {
 /// Prints the groups, and which layers' matrices are in them and how they are pruned.
 fn matrices(model: &Model<'_, Cpu>, plan: &Plan) {
     let mut groups: Vec<&str> = Vec::new();
-    let mut found: BTreeMap<(usize, usize, String), Vec<usize>> = BTreeMap::new();
-    let mut left: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    let mut found: BTreeMap<(usize, usize, String), Places> = BTreeMap::new();
+    let mut orders: BTreeMap<(usize, String), usize> = BTreeMap::new();
+    let mut left: BTreeMap<String, Places> = BTreeMap::new();
     for (index, layer) in model.decoder.layers.iter().enumerate() {
-        let mut pruned = Vec::new();
+        let mut pruned = BTreeSet::new();
         for group in &plan.layers[index] {
             let known = groups.iter().position(|name| *name == group.name);
             let place = known.unwrap_or_else(|| {
@@ -208,62 +211,95 @@ fn matrices(model: &Model<'_, Cpu>, plan: &Plan) {
                 let rule = member.rule;
                 let line = format!(
                     "{} {}×{}, {:.1}% {}{}",
-                    in_all_layers(&linear.weight, index),
+                    in_all_layers(linear, index),
                     linear.dims.rows,
                     linear.dims.columns,
                     100.0 * rule.ratio,
                     rule.pattern,
                     rule.scope.map_or_else(String::new, |scope| format!(", scope {scope}"))
                 );
-                found.entry((place, order, line)).or_default().push(index);
-                pruned.push(&linear.weight);
+                // The matrices of all experts are at the place of the first one's.
+                let order = *orders.entry((place, line.clone())).or_insert(order);
+                found.entry((place, order, line)).or_default().add(index, linear);
+                pruned.insert(&linear.weight);
             }
         }
-        let parts = crate::family::Part::ALL.iter().flat_map(|part| layer.projections(*part));
-        for linear in parts.filter(|linear| !pruned.contains(&&linear.weight)) {
-            left.entry(in_all_layers(&linear.weight, index)).or_default().push(index);
+        let parts = Part::ALL.iter().flat_map(|part| layer.projections(*part));
+        for linear in parts.filter(|linear| !pruned.contains(&linear.weight)) {
+            left.entry(in_all_layers(linear, index)).or_default().add(index, linear);
         }
     }
     for (place, name) in groups.iter().enumerate() {
         println!("pruned    {name}");
-        for ((_, _, line), layers) in found.iter().filter(|((of, ..), _)| *of == place) {
-            println!("{}", wrapped("  ", "    ", &format!("{line}; {}", ranges(layers))));
+        for ((_, _, line), places) in found.iter().filter(|((of, ..), _)| *of == place) {
+            println!("{}", wrapped("  ", "    ", &format!("{line}; {places}")));
         }
     }
     if !left.is_empty() {
         println!("left as they are");
-        for (name, layers) in left {
-            println!("{}", wrapped("  ", "    ", &format!("{name}; {}", ranges(&layers))));
+        for (name, places) in left {
+            println!("{}", wrapped("  ", "    ", &format!("{name}; {places}")));
         }
     }
 }
 
-/// The name of a weight's module, with `*` in place of its layer.
-fn in_all_layers(name: &str, layer: usize) -> String {
-    let name = name.strip_suffix(".weight").unwrap_or(name);
-    name.replacen(&format!(".{layer}."), ".*.", 1)
+/// The layers, and the experts if there are any, that have a matrix.
+#[derive(Default)]
+struct Places {
+    layers: BTreeSet<usize>,
+    experts: BTreeSet<usize>,
 }
 
-/// Layers as ranges: `layers 0-3, 5`.
-fn ranges(layers: &[usize]) -> String {
+impl Places {
+    fn add(&mut self, layer: usize, of: &Projection) {
+        self.layers.insert(layer);
+        self.experts.extend(of.expert);
+    }
+}
+
+impl fmt::Display for Places {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&ranges("layer", &self.layers))?;
+        if self.experts.is_empty() {
+            return Ok(());
+        }
+        write!(f, "; {}", ranges("expert", &self.experts))
+    }
+}
+
+/// The name of a weight's module, with `*` in place of its layer and of its expert.
+fn in_all_layers(of: &Projection, layer: usize) -> String {
+    let name = of.weight.strip_suffix(".weight").unwrap_or(&of.weight);
+    let name = name.replacen(&format!(".{layer}."), ".*.", 1);
+    match of.expert {
+        Some(expert) => name.replacen(&format!(".experts.{expert}."), ".experts.*.", 1),
+        None => name,
+    }
+}
+
+/// Numbers as ranges: `layers 0-3, 5`.
+fn ranges(noun: &str, of: &BTreeSet<usize>) -> String {
     let mut runs: Vec<(usize, usize)> = Vec::new();
-    for &layer in layers {
+    for &number in of {
         match runs.last_mut() {
-            Some((_, last)) if *last + 1 == layer => *last = layer,
-            _ => runs.push((layer, layer)),
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => runs.push((number, number)),
         }
     }
     let shown = runs.iter().map(|(first, last)| match first == last {
         true => first.to_string(),
         false => format!("{first}-{last}"),
     });
-    let name = if layers.len() == 1 { "layer" } else { "layers" };
-    format!("{name} {}", shown.collect::<Vec<_>>().join(", "))
+    let plural = if of.len() == 1 { "" } else { "s" };
+    format!("{noun}{plural} {}", shown.collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]
 mod tests {
+    use barber_metric::Dims;
+
     use super::*;
+    use crate::family::Role;
 
     #[test]
     fn numbers_have_units() {
@@ -273,11 +309,19 @@ mod tests {
 
     #[test]
     fn layers_are_shown_as_ranges() {
-        assert_eq!(ranges(&[0, 1, 2, 5, 7, 8]), "layers 0-2, 5, 7-8");
-        assert_eq!(ranges(&[3]), "layer 3");
-        assert_eq!(
-            in_all_layers("model.layers.3.mlp.up_proj.weight", 3),
-            "model.layers.*.mlp.up_proj"
-        );
+        assert_eq!(ranges("layer", &[0, 1, 2, 5, 7, 8].into()), "layers 0-2, 5, 7-8");
+        assert_eq!(ranges("expert", &[3].into()), "expert 3");
+        let of = |weight: &str, expert| Projection {
+            name: String::new(),
+            role: Role::Up,
+            expert,
+            weight: weight.into(),
+            bias: None,
+            dims: Dims { rows: 1, columns: 1 },
+        };
+        let dense = of("model.layers.3.mlp.up_proj.weight", None);
+        assert_eq!(in_all_layers(&dense, 3), "model.layers.*.mlp.up_proj");
+        let expert = of("model.layers.3.mlp.experts.3.up_proj.weight", Some(3));
+        assert_eq!(in_all_layers(&expert, 3), "model.layers.*.mlp.experts.*.up_proj");
     }
 }

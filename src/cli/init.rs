@@ -242,12 +242,24 @@ fn linears(decoder: &Decoder) -> String {
     let lines = layer.into_iter().flat_map(|layer| {
         Part::ALL.map(|part| {
             let linears = layer.projections(part).iter();
+            // All experts are alike.
+            let linears = linears.filter(|linear| linear.expert.unwrap_or(0) == 0);
             let linears: Vec<String> = linears
                 .map(|linear| {
-                    format!("{} {}×{}", linear.short_name(), linear.dims.rows, linear.dims.columns)
+                    // Without the name of the part.
+                    let name = linear.name.split_once('.').map_or(&*linear.name, |of| of.1);
+                    let name = match linear.expert {
+                        Some(_) => name.replacen(".0.", ".*.", 1),
+                        None => name.to_owned(),
+                    };
+                    format!("{name} {}×{}", linear.dims.rows, linear.dims.columns)
                 })
                 .collect();
-            format!("#   {}: {}", part.name(), linears.join(", "))
+            let lines = textwrap::Options::new(WIDTH)
+                .initial_indent("#   ")
+                .subsequent_indent("#     ")
+                .word_separator(textwrap::WordSeparator::AsciiSpace);
+            textwrap::fill(&format!("{}: {}", part.name(), linears.join(", ")), lines)
         })
     });
     lines.collect::<Vec<_>>().join("\n")

@@ -24,16 +24,21 @@ pub(super) fn recorded_limit(recorded: Recorded, part: &PartShape, tokens: usize
     }
 }
 
-/// The widths of the outputs that are recorded.
+/// The widths of the outputs that are recorded, and the fraction of the tokens that have each.
 pub(super) fn recorded_widths(
     recorded: Recorded,
     part: &PartShape,
-) -> impl Iterator<Item = usize> + use<'_> {
+) -> impl Iterator<Item = (usize, f64)> + use<'_> {
     let wanted = part.linears.iter().filter(move |of| recorded.has(of.feed));
-    let outputs = wanted.map(|of| of.outputs);
-    let attention = part.output().map(|of| of.inputs);
+    let outputs = wanted.map(|of| (of.outputs, of.share));
+    let attention = part.output().map(|of| (of.inputs, 1.0));
     let has_attention = recorded == Recorded::All && part.attention.is_some();
     outputs.chain(attention.filter(|_| has_attention))
+}
+
+/// Number of recorded outputs of a token, on average.
+pub(super) fn recorded_numbers(recorded: Recorded, part: &PartShape) -> f64 {
+    recorded_widths(recorded, part).map(|(width, share)| share * width as f64).sum()
 }
 
 /// The recorded outputs of the linear layers of a part, for each run of samples.
@@ -181,7 +186,7 @@ impl<D: Ops> Recorder<D> {
         stream: &Stream<D>,
     ) -> Self {
         let (storage, shape) = (&executor.storage, PartShape::from(part));
-        let width = recorded_widths(recorded, &shape).sum::<usize>();
+        let width = recorded_numbers(recorded, &shape);
         let all = stream.runs.iter().map(Run::tokens).sum();
         let most = recorded_limit(recorded, &shape, all);
         let is_all = recorded == Recorded::All;
@@ -191,7 +196,7 @@ impl<D: Ops> Recorder<D> {
         let mut tokens = 0;
         let runs = stream.runs.iter().take_while(|run| {
             tokens += run.tokens();
-            fits(tokens * width)
+            fits((tokens as f64 * width) as usize)
         });
         let (runs, count) = (runs.count(), stream.runs.len());
         let store = || storage.exact().store(count);
@@ -280,6 +285,7 @@ mod tests {
                     .map(|(w, dims)| Weight::new(&device, w, dims, None).unwrap())
                     .collect(),
                 inner: Inner::Gated(Activation::Silu),
+                router: None,
                 output_norm: None,
                 residual_norm: None,
                 parallel: false,

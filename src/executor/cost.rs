@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     BATCH, Inner, PartWeights, Probe, Recorded, Side,
-    activation_cache::{recorded_limit, recorded_widths},
+    activation_cache::{recorded_limit, recorded_numbers, recorded_widths},
     ops::{Ops, gram_numbers, scores},
 };
 use crate::family::{self, Attention, Feed, Projection, Sublayer};
@@ -12,12 +12,20 @@ use crate::family::{self, Attention, Feed, Projection, Sublayer};
 /// Bytes per number.
 const SIZE: f64 = size_of::<f32>() as f64;
 
+/// Maximum bytes of the experts of a part that are in memory together. Larger ones are read from the
+/// checkpoint by each product: the memory is that of one expert.
+pub const HELD_EXPERTS: usize = 1 << 30;
+
 /// The shapes of a part of a decoder layer.
 #[derive(Clone, Debug)]
 pub struct PartShape {
     /// The shapes of the projections.
     pub(super) linears: Vec<ProjectionShape>,
     pub(super) attention: Option<Attention>,
+    /// Number of experts of each token; `None` without a router.
+    active: Option<usize>,
+    /// Number of weights of the router and of the gate of the shared expert.
+    router: f64,
 }
 
 /// The shape of a projection, and its feed.
@@ -27,12 +35,25 @@ pub(super) struct ProjectionShape {
     pub(super) inputs: usize,
     pub(super) feed: Feed,
     expert: Option<usize>,
+    /// Expected fraction of the tokens that the projection reads.
+    pub(super) share: f64,
 }
 
-impl From<&Projection> for ProjectionShape {
-    fn from(of: &Projection) -> Self {
+impl ProjectionShape {
+    fn new(of: &Projection, router: Option<&family::Router>) -> Self {
         let (outputs, inputs) = (of.dims.rows, of.dims.columns);
-        Self { outputs, inputs, feed: of.feed(), expert: of.expert }
+        let share = router.map_or(1.0, |router| router.share(of));
+        Self { outputs, inputs, feed: of.feed(), expert: of.expert, share }
+    }
+
+    /// Number of weights.
+    fn weights(&self) -> f64 {
+        (self.outputs * self.inputs) as f64
+    }
+
+    /// Number of weights that a token is multiplied with, on average.
+    fn active(&self) -> f64 {
+        self.weights() * self.share
     }
 }
 
@@ -44,6 +65,7 @@ impl From<&Sublayer> for PartShape {
                 family::Inner::Attention(attention) => Some(attention),
                 _ => None,
             },
+            part.router.as_ref(),
         )
     }
 }
@@ -56,6 +78,7 @@ impl<D: Ops> From<&PartWeights<D>> for PartShape {
                 Inner::Attention(attention, _) => Some(attention),
                 _ => None,
             },
+            part.router.as_ref().map(|router| &router.of),
         )
     }
 }
@@ -149,7 +172,7 @@ impl<'a> PassShape<'a> {
         let all = calibration + held_out;
         // The pass ends with the input of the last linear layer if its output is not used.
         let inner = |tokens| {
-            let last = self.parts.last().map_or(0.0, |part| part.weights()[1]);
+            let last = self.parts.last().map_or(0.0, |part| part.active()[1]);
             self.forward(tokens) - 2.0 * tokens * last
         };
         let plain = match (self.needs_output, self.probe) {
@@ -163,9 +186,14 @@ impl<'a> PassShape<'a> {
                 known(recorded) * self.forward(all) + (1.0 - known(recorded)) * plain
             }
             CacheShape::Off | CacheShape::Record(_) => plain,
-            CacheShape::Use(recorded) => (1.0 - known(recorded)) * plain,
+            CacheShape::Use(recorded) => {
+                let tokens = if self.needs_output { all } else { calibration };
+                let routers: f64 = self.parts.iter().map(|part| part.router).sum();
+                let known = known(recorded);
+                (1.0 - known) * plain + known * 2.0 * tokens * routers
+            }
             CacheShape::Correct(recorded) => {
-                let first: f64 = self.parts.iter().map(|part| part.weights()[0]).sum();
+                let first: f64 = self.parts.iter().map(|part| part.active()[0]).sum();
                 plain - known(recorded) * 2.0 * all * first
             }
         };
@@ -176,8 +204,8 @@ impl<'a> PassShape<'a> {
     /// Operations of a whole forward pass.
     fn forward(&self, tokens: f64) -> f64 {
         let of = |part: &PartShape| {
-            let [first, last] = part.weights();
-            2.0 * tokens * (first + last) + self.attention(part, tokens)
+            let [first, last] = part.active();
+            2.0 * tokens * (first + last + part.router) + self.attention(part, tokens)
         };
         self.parts.iter().map(of).sum()
     }
@@ -195,12 +223,12 @@ impl<'a> PassShape<'a> {
         let Some(probe) = self.probe.filter(Probe::is_backward) else { return 0.0 };
         let (tokens, mut numbers, mut attention) = (self.tokens.calibration, 0.0, 0.0);
         for (i, (part, members)) in self.parts.iter().zip(probe.members).enumerate() {
-            let [first, last] = part.weights();
+            let [first, last] = part.active();
             // The gradient of the first layers' input is not needed.
-            numbers += if i > 0 { first + last } else { last };
+            numbers += if i > 0 { first + last + part.router } else { last };
             // Attention's scores are computed again, and four gradients.
             attention += 2.5 * self.attention(part, tokens);
-            numbers += members.iter().map(|&i| part.weight(i)).sum::<f64>();
+            numbers += members.iter().map(|&i| part.linears[i].active()).sum::<f64>();
         }
         2.0 * tokens * numbers + attention
     }
@@ -208,36 +236,37 @@ impl<'a> PassShape<'a> {
     /// Operations of Gram matrices of inputs, and of products of two streams' inputs.
     fn grams(&self) -> f64 {
         let differ = self.beside == Some(Side::Sparse);
-        let numbers = self.gram_widths().map(|columns| {
-            let differing = if differ { columns * columns } else { 0 };
-            (gram_numbers(columns) + differing) as f64
+        let numbers = self.gram_inputs().map(|of| {
+            let differing = if differ { of.inputs * of.inputs } else { 0 };
+            of.share * (gram_numbers(of.inputs) + differing) as f64
         });
         2.0 * self.tokens.calibration * numbers.sum::<f64>()
     }
 
-    /// The widths of the inputs whose Gram matrices are computed.
-    fn gram_widths(&self) -> impl Iterator<Item = usize> {
+    /// The projections whose inputs' Gram matrices are computed, one for each input.
+    fn gram_inputs(&self) -> impl Iterator<Item = ProjectionShape> {
         let members = self.probe.filter(|probe| probe.needs.gram);
         let members = members.map_or(&[][..], |probe| probe.members);
         self.parts.iter().zip(members).flat_map(|(part, members)| {
             let mut seen = Vec::new();
             let members = members.iter().map(|&member| part.linears[member]);
             // Projections with the same input share its Gram matrix.
-            let first = members.filter(move |of| {
+            members.filter(move |of| {
                 let is_new = !seen.contains(&(of.feed, of.expert));
                 seen.push((of.feed, of.expert));
                 is_new
-            });
-            first.map(|of| of.inputs)
+            })
         })
     }
 
     /// Bytes of the weights.
     pub fn weight_bytes(&self) -> f64 {
-        let weights: f64 = self.parts.iter().flat_map(PartShape::weights).sum();
+        let held =
+            |part: &PartShape| part.sums(|of| if part.holds(of) { of.weights() } else { 0.0 });
+        let weights: f64 = self.parts.iter().flat_map(held).sum();
         let again = match self.is_backward() {
             // The gradients of inputs take the weights once more, except for the first layers.
-            true => weights - self.parts.first().map_or(0.0, |part| part.weights()[0]),
+            true => weights - self.parts.first().map_or(0.0, |part| held(part)[0]),
             false => 0.0,
         };
         SIZE * (weights + again)
@@ -265,11 +294,12 @@ impl<'a> PassShape<'a> {
     /// Bytes of the statistics.
     pub fn gathered_bytes(&self) -> f64 {
         let Some(probe) = self.probe else { return 0.0 };
-        let mut numbers: f64 = self.gram_widths().map(|columns| (columns * columns) as f64).sum();
+        let mut numbers: f64 = self.gram_inputs().map(|of| (of.inputs * of.inputs) as f64).sum();
         numbers *= if self.beside == Some(Side::Sparse) { 2.0 } else { 1.0 };
         if probe.is_backward() {
             let members = self.parts.iter().zip(probe.members);
-            let weights = members.flat_map(|(part, of)| of.iter().map(|&i| part.weight(i)));
+            let weights =
+                members.flat_map(|(part, of)| of.iter().map(|&i| part.linears[i].weights()));
             numbers += weights.sum::<f64>();
         }
         SIZE * numbers
@@ -281,7 +311,8 @@ impl<'a> PassShape<'a> {
         if let (CacheShape::Record(recorded), [part]) = (self.cache, &self.parts[..]) {
             let tokens = self.tokens.calibration + self.tokens.held_out;
             let tokens = self.recorded(recorded) * tokens;
-            recorded_widths(recorded, part).for_each(|width| rows.add(width, tokens));
+            recorded_widths(recorded, part)
+                .for_each(|(width, share)| rows.add(width, share * tokens));
         }
         rows
     }
@@ -291,24 +322,44 @@ impl<'a> PassShape<'a> {
         let [part] = &self.parts[..] else { return 0.0 };
         let tokens = self.tokens.calibration + self.tokens.held_out;
         let most = recorded_limit(recorded, part, tokens as usize) as f64;
-        (most / (SIZE * tokens * recorded_widths(recorded, part).sum::<usize>() as f64)).min(1.0)
+        (most / (SIZE * tokens * recorded_numbers(recorded, part))).min(1.0)
     }
 }
 
 impl PartShape {
-    fn new(projections: &[Projection], attention: Option<&Attention>) -> Self {
-        let linears = projections.iter().map(ProjectionShape::from).collect();
-        Self { linears, attention: attention.cloned() }
+    fn new(
+        projections: &[Projection],
+        attention: Option<&Attention>,
+        router: Option<&family::Router>,
+    ) -> Self {
+        let active = router.map(|router| router.active);
+        let linears = projections.iter().map(|of| ProjectionShape::new(of, router)).collect();
+        let routers =
+            router.iter().flat_map(|of| [&of.projection].into_iter().chain(&of.shared_gate));
+        let router = routers.map(|of| of.dims.len() as f64).sum();
+        Self { linears, attention: attention.cloned(), active, router }
     }
 
-    /// Number of weights of the projections fed by the hidden states, and of those fed by the inner
+    /// A sum over the projections fed by the hidden states, and one over those fed by the inner
     /// function.
-    fn weights(&self) -> [f64; 2] {
+    fn sums(&self, of: impl Fn(&ProjectionShape) -> f64) -> [f64; 2] {
         let fed = |feed| self.linears.iter().filter(move |of| of.feed == feed);
-        Feed::ALL.map(|feed| fed(feed).map(|of| (of.outputs * of.inputs) as f64).sum())
+        Feed::ALL.map(|feed| fed(feed).map(&of).sum())
     }
 
-    /// The projection that gives the part's output.
+    /// Whether a projection's weights stay in memory.
+    fn holds(&self, of: &ProjectionShape) -> bool {
+        let experts = self.linears.iter().filter(|of| of.expert.is_some());
+        let bytes: f64 = experts.map(|of| SIZE * of.weights()).sum();
+        of.expert.is_none() || bytes <= HELD_EXPERTS as f64
+    }
+
+    /// Number of weights, by feed, that a token is multiplied with.
+    fn active(&self) -> [f64; 2] {
+        self.sums(ProjectionShape::active)
+    }
+
+    /// The projection that gives the part's output; one of them, if there are experts.
     pub(super) fn output(&self) -> Option<&ProjectionShape> {
         self.linears.iter().find(|of| of.feed == Feed::Inner)
     }
@@ -319,16 +370,16 @@ impl PartShape {
         let Some(output) = self.output() else { return all };
         // The normalised input, the output and its target; in a backward pass also their gradients.
         all.add(output.outputs, rows * if is_backward { 6.0 } else { 3.0 });
+        if let Some(active) = self.active {
+            // The inputs and the outputs of experts.
+            let rows = rows * active as f64;
+            all.add(output.outputs, rows * if is_backward { 4.0 } else { 1.0 });
+        }
         for of in self.linears.iter().filter(|of| of.feed == Feed::Hidden) {
+            let rows = rows * of.share;
             all.add(of.outputs, rows * if is_backward { 2.0 } else { 1.0 });
         }
-        all.add(output.inputs, rows);
+        all.add(output.inputs, rows * self.active.map_or(1.0, |active| active as f64));
         all
-    }
-
-    /// Number of weights of a projection.
-    fn weight(&self, projection: usize) -> f64 {
-        let of = self.linears[projection];
-        (of.outputs * of.inputs) as f64
     }
 }

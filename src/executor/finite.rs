@@ -6,7 +6,7 @@ use super::{
     ops::{Matrix, Ops},
     stream::Batch,
 };
-use crate::family::{Part, Projection};
+use crate::family::Part;
 
 /// An input of linear layers that is not finite.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +55,7 @@ impl<D: Ops> Batch<D> {
         let Some(Broken { part, linear, place }) = broken else { return Ok(()) };
         let part = parts.iter().find(|weights| weights.part == part);
         let of = part.and_then(|part| part.projections.get(linear));
-        Err(self.error("input", of, place))
+        Err(self.error("input", of.map_or("", |of| &of.weight), place))
     }
 
     /// Checks that the hidden states after the parts are finite.
@@ -67,19 +67,19 @@ impl<D: Ops> Batch<D> {
         match find(states).map_err(Error::device)? {
             None => Ok(()),
             Some(place) => {
-                let of = parts.last().and_then(|part| part.projections.get(part.output()));
+                let of = parts.last().map_or("", PartWeights::output_name);
                 Err(self.error("output", of, place))
             }
         }
     }
 
-    fn error(&self, what: &'static str, of: Option<&Projection>, place: Place) -> Error {
+    fn error(&self, what: &'static str, tensor: &str, place: Place) -> Error {
         let Place { row, column, value } = place;
         let sample = self.samples.iter().position(|sample| sample.contains(&row)).unwrap_or(0);
         let start = self.samples.get(sample).map_or(0, |sample| sample.start);
         Error::Activation {
             what,
-            tensor: of.map(|of| of.weight.clone()).unwrap_or_default(),
+            tensor: tensor.into(),
             sample: self.first + sample,
             token: row - start,
             channel: column,

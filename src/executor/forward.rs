@@ -1,14 +1,16 @@
 //! The forward pass of one part of a decoder layer, for all families.
 
+use std::sync::Arc;
+
 use dfdx::tensor::Tape;
 
 use super::{
     Positions,
     activation_cache::KnownOutputs,
-    ops::{Heads, InputGradient, Matrix, Norm, Ops, Weight},
+    ops::{Heads, InputGradient, Matrix, Norm, Ops, Route, Weight, Weighted, gate, route},
     positions::Rotations,
 };
-use crate::family::{Activation, Attention, Feed, Part, Projection, Role};
+use crate::family::{self, Activation, Attention, Feed, Part, Projection, Role};
 
 /// The weights of one part of a decoder layer.
 #[derive(Clone, Debug)]
@@ -23,6 +25,8 @@ pub struct PartWeights<D: Ops> {
     pub linears: Vec<Weight<D>>,
     /// The function between the projections.
     pub inner: Inner<D>,
+    /// The router, if the part has experts.
+    pub router: Option<Router<D>>,
     /// The norm of the part's output.
     pub output_norm: Option<Norm<D>>,
     /// The norm of the hidden states after the part's output was added.
@@ -42,6 +46,17 @@ pub enum Inner<D: Ops> {
     Gated(Activation),
     /// activation(x).
     Plain(Activation),
+}
+
+/// The router of a part with experts.
+#[derive(Clone, Debug)]
+pub struct Router<D: Ops> {
+    /// The projection of hidden states to the logits of experts.
+    pub weight: Weight<D>,
+    /// The gate of the shared expert, if it has one.
+    pub shared_gate: Option<Weight<D>>,
+    /// The settings.
+    pub of: family::Router,
 }
 
 fn normalise<D: Ops, T: Tape<f32, D> + 'static>(
@@ -89,17 +104,25 @@ impl<D: Ops> PartWeights<D> {
         D::join(states.put_tape(tape), after)
     }
 
-    /// The indices of the projections with this feed.
-    pub(super) fn fed_by(&self, feed: Feed) -> Vec<usize> {
+    /// The indices of the projections with this feed, of an expert or of a part without experts.
+    pub(super) fn fed_by(&self, feed: Feed, expert: Option<usize>) -> Vec<usize> {
         let all = self.projections.iter().enumerate();
-        all.filter(|(_, of)| of.feed() == feed).map(|(i, _)| i).collect()
+        let own = all.filter(|(_, of)| of.feed() == feed && of.expert == expert);
+        own.map(|(i, _)| i).collect()
     }
 
-    /// Index of the projection that gives the part's output. (A part with experts would have
-    /// several; these are not supported.)
-    pub(super) fn output(&self) -> usize {
-        let inner = self.projections.iter().position(|of| of.feed() == Feed::Inner);
-        inner.unwrap_or_default()
+    /// Index of the projection that gives the output of an expert, or of a part without experts.
+    fn output(&self, expert: Option<usize>) -> usize {
+        let is_output = |of: &Projection| of.feed() == Feed::Inner && of.expert == expert;
+        self.projections.iter().position(is_output).unwrap_or_default()
+    }
+
+    /// The tensor whose output the part's is: that of a projection, or all experts together.
+    pub(super) fn output_name(&self) -> &str {
+        match &self.router {
+            Some(router) => &router.of.experts,
+            None => self.projections.get(self.output(None)).map_or("", |of| &of.weight),
+        }
     }
 
     /// The part, with the projections of `members` traced for their gradients.
@@ -152,9 +175,21 @@ impl<D: Ops> Default for Hooks<'_, D> {
     }
 }
 
+/// An expert of a part, or all of a part without experts, and its rows of the batch; `None` for all.
+#[derive(Clone, Copy)]
+struct Unit<'a> {
+    expert: Option<usize>,
+    rows: Option<&'a Arc<[usize]>>,
+}
+
+impl Unit<'_> {
+    /// All of a part without experts, or the shared expert.
+    const WHOLE: Self = Self { expert: None, rows: None };
+}
+
 fn linear<D: Ops, T: Tape<f32, D> + 'static>(
     weights: &PartWeights<D>,
-    projection: usize,
+    (projection, rows): (usize, Option<&Arc<[usize]>>),
     x: Matrix<D, T>,
     input_gradient: InputGradient,
     hooks: &mut Hooks<'_, D>,
@@ -162,7 +197,12 @@ fn linear<D: Ops, T: Tape<f32, D> + 'static>(
     let (x, tape) = x.split_tape();
     let known = hooks.known.output(projection, &x)?;
     let x = x.put_tape(tape);
-    let (y, tape) = D::linear(x, &weights.linears[projection], input_gradient, known)?.split_tape();
+    let weight = &weights.linears[projection];
+    let (y, tape) = match rows {
+        None => D::linear(x, weight, input_gradient, known)?,
+        Some(rows) => D::linear(x, &weight.of_rows(rows), input_gradient, known)?,
+    }
+    .split_tape();
     hooks.hooks.iter_mut().for_each(|hook| hook.output(projection, &y));
     Ok(y.put_tape(tape))
 }
@@ -188,31 +228,114 @@ pub(super) fn forward_with<D: Ops, T: Tape<f32, D> + 'static>(
     input_gradient: InputGradient,
     hooks: &mut Hooks<'_, D>,
 ) -> Result<Matrix<D, T>, D::Err> {
-    let inner = inner(weights, positions, input, input_gradient, hooks)?;
-    let output = linear(weights, weights.output(), inner, InputGradient::Wanted, hooks)?;
+    let mut outputs = Vec::new();
+    let routed = each_unit(weights, input, input_gradient, |unit, x| {
+        let inner = inner(weights, unit, positions, x, input_gradient, hooks)?;
+        let output = (weights.output(unit.expert), unit.rows);
+        outputs.push(linear(weights, output, inner, InputGradient::Wanted, hooks)?);
+        Ok(())
+    })?;
+    let output = match routed {
+        Some(routed) => routed.sum(outputs)?,
+        None => outputs.swap_remove(0),
+    };
     normalise(output, weights.output_norm.as_ref())
 }
 
-/// The input of the part's output projection, for the part's normalised input.
-pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
+/// A forward pass up to the inputs of the projections that give the part's output, for its hooks.
+pub(super) fn inputs<D: Ops, T: Tape<f32, D> + 'static>(
     weights: &PartWeights<D>,
     positions: &Positions,
     input: Matrix<D, T>,
     input_gradient: InputGradient,
     hooks: &mut Hooks<'_, D>,
+) -> Result<(), D::Err> {
+    each_unit(weights, input, input_gradient, |unit, x| {
+        inner(weights, unit, positions, x, input_gradient, hooks).map(drop)
+    })
+    .map(drop)
+}
+
+/// The weights of the outputs of a part with experts.
+struct Routed<D: Ops, T> {
+    /// The weights of each token's experts.
+    weights: Matrix<D, T>,
+    routes: Arc<[Route]>,
+    /// The weights of the shared expert, if it has a gate, and its route.
+    shared: Option<Weighted<D, T>>,
+}
+
+impl<D: Ops, T: Tape<f32, D> + 'static> Routed<D, T> {
+    /// The weighted sum of the experts' outputs, the shared one's last.
+    fn sum(self, mut outputs: Vec<Matrix<D, T>>) -> Result<Matrix<D, T>, D::Err> {
+        let of_shared = outputs.split_off(self.routes.len()).pop();
+        let y = D::combine(outputs, self.weights, &self.routes)?;
+        let shared = match (of_shared, self.shared) {
+            (None, _) => return Ok(y),
+            (Some(output), None) => output,
+            (Some(output), Some((weights, all))) => D::combine(vec![output], weights, &all)?,
+        };
+        let ((y, tape), (shared, other)) = (y.split_tape(), shared.split_tape());
+        D::add(y.put_tape(tape.merge(other)), shared)
+    }
+}
+
+/// Calls `run` with each expert that has tokens and its input, in the experts' order, then with the
+/// shared expert; without experts, once with the whole part.
+fn each_unit<D: Ops, T: Tape<f32, D> + 'static>(
+    weights: &PartWeights<D>,
+    input: Matrix<D, T>,
+    input_gradient: InputGradient,
+    mut run: impl FnMut(Unit<'_>, Matrix<D, T>) -> Result<(), D::Err>,
+) -> Result<Option<Routed<D, T>>, D::Err> {
+    let Some(Router { weight, shared_gate, of }) = &weights.router else {
+        run(Unit::WHOLE, input)?;
+        return Ok(None);
+    };
+    let (input, tape) = input.split_tape();
+    let logits = D::linear(input.clone().put_tape(tape), weight, input_gradient, None)?;
+    let (of_experts, routes) = route(logits, of.active, of.scoring)?;
+    for Route { expert, rows, .. } in &*routes {
+        let input = input.clone();
+        let x = match input_gradient {
+            InputGradient::Wanted => D::rows(input.put_tape(T::default()), rows)?,
+            InputGradient::Skipped => D::rows(input, rows)?.put_tape(T::default()),
+        };
+        run(Unit { expert: Some(*expert), rows: Some(rows) }, x)?;
+    }
+    let again = || input.clone().put_tape(T::default());
+    if weights.projections.iter().any(|of| of.expert.is_none()) {
+        run(Unit::WHOLE, again())?;
+    }
+    let shared = shared_gate.as_ref().map(|weight| {
+        let logits = D::linear(again(), weight, input_gradient, None)?;
+        gate(logits)
+    });
+    Ok(Some(Routed { weights: of_experts, routes, shared: shared.transpose()? }))
+}
+
+/// The input of the output projection of an expert, or of a part without experts, for its input.
+fn inner<D: Ops, T: Tape<f32, D> + 'static>(
+    weights: &PartWeights<D>,
+    unit: Unit<'_>,
+    positions: &Positions,
+    input: Matrix<D, T>,
+    input_gradient: InputGradient,
+    hooks: &mut Hooks<'_, D>,
 ) -> Result<Matrix<D, T>, D::Err> {
-    let width = weights.linears[weights.output()].inputs();
+    let width = weights.linears[weights.output(unit.expert)].inputs();
     // These projections share their input; the first one takes the tape.
     let (input, tape) = input.split_tape();
-    let of = |feed| (weights.part, feed, weights.fed_by(feed));
+    let of = |feed| (weights.part, feed, weights.fed_by(feed, unit.expert));
+    let rows = unit.rows.map(|rows| &**rows);
     let (part, feed, fed) = of(Feed::Hidden);
-    hooks.input(&Input { part, feed, projections: &fed, rows: None, x: &input })?;
+    hooks.input(&Input { part, feed, projections: &fed, rows, x: &input })?;
     let fused_by_head = fed.iter().any(|&i| weights.projections[i].role == Role::HeadQueryKeyValue);
     let mut tape = Some(tape);
     let mut projections = Vec::with_capacity(3);
     for projection in fed {
         let x = input.clone().put_tape(tape.take().unwrap_or_default());
-        projections.push(linear(weights, projection, x, input_gradient, hooks)?);
+        projections.push(linear(weights, (projection, unit.rows), x, input_gradient, hooks)?);
     }
     let inner = match &weights.inner {
         Inner::Attention(attention, norms) => {
@@ -252,7 +375,7 @@ pub(super) fn inner<D: Ops, T: Tape<f32, D> + 'static>(
     };
     let (inner, tape) = inner.split_tape();
     let (part, feed, fed) = of(Feed::Inner);
-    hooks.input(&Input { part, feed, projections: &fed, rows: None, x: &inner })?;
+    hooks.input(&Input { part, feed, projections: &fed, rows, x: &inner })?;
     Ok(inner.put_tape(tape))
 }
 

@@ -10,7 +10,7 @@ use dfdx::{
 use super::{
     ActivationCache, Caching, Error, Executor, Loss, PartShape, PartWeights, PassShape, Probe,
     Side, Statistics, Store, Stream,
-    forward::{Hooks, forward_with, inner},
+    forward::{Hooks, forward_with, inputs},
     ops::{InputGradient, Matrix, Ops},
     probe::{Gathered, Inputs},
     stream::Batch,
@@ -210,20 +210,32 @@ impl<D: Ops> Executor<D> {
             let mut dense_inputs = None;
             if let Some(Beside { stream, side }) = &beside {
                 let (batch, mut inputs) = (self.batch(stream, run)?, Inputs::default());
+                let (gathers, dense) = (gathering.is_some(), *side == Side::Dense);
+                let mut gatherer = match gathering.as_deref_mut() {
+                    Some(gathered) if dense => Some(gathered.inputs(&batch.samples, None)),
+                    _ => None,
+                };
                 let mut hooks = Hooks::default();
-                hooks.hooks.extend(gathering.as_ref().map(|_| &mut inputs as _));
+                match &mut gatherer {
+                    Some(gatherer) => hooks.hooks.push(gatherer),
+                    None if gathers => hooks.hooks.push(&mut inputs),
+                    None => {}
+                }
                 let output = forward_parts(parts, &batch, NoneTape, &mut hooks, needs_output);
                 let output = output.map_err(Error::device)?;
+                drop(hooks);
+                batch.check_inputs(parts, gatherer.and_then(|of| of.broken))?;
                 if let (Some(kept), Some(output)) = (&mut kept_beside, output) {
                     kept.put(run, output)?;
                 }
-                dense_inputs = Some((*side, inputs));
+                dense_inputs = (!dense).then_some(inputs);
             }
+            let gathers_here = beside.is_none() || dense_inputs.is_some();
             let traced = gathering.as_ref().filter(|_| is_backward).map(|of| of.traced(parts));
             let (output, tape) = if let Outputs::Known(known) = outputs {
                 (Some(known.get(run, device)?), None)
             } else {
-                let inputs = gathering.as_deref_mut();
+                let inputs = gathering.as_deref_mut().filter(|_| gathers_here);
                 let mut inputs = inputs.map(|of| of.inputs(&batch.samples, dense_inputs));
                 let mut hooks = Hooks { hooks: Vec::new(), known: cache.known(run, device)? };
                 hooks.hooks.extend(inputs.as_mut().map(|hook| hook as _));
@@ -316,7 +328,7 @@ fn forward_parts<D: Ops, T: Tape<f32, D> + 'static>(
             (part.normalise(x.clone().put_tape(tape))?, InputGradient::Wanted)
         };
         if i + 1 == parts.len() && !needs_output {
-            inner(part, positions, input, gradient, hooks)?;
+            inputs(part, positions, input, gradient, hooks)?;
             return Ok(None);
         }
         let output = forward_with(part, positions, input, gradient, hooks)?;

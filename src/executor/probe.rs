@@ -7,12 +7,12 @@ use barber_metric::{Dims, LayerStats, Needs};
 use rayon::prelude::*;
 
 use super::{
-    PartWeights, Side,
+    PartWeights,
     finite::Broken,
     forward::{Hook, Input},
     ops::{Matrix, Ops},
 };
-use crate::family::Part;
+use crate::family::{Feed, Part, Projection};
 
 /// The statistics of linear layers to compute over the calibration samples.
 #[derive(Clone, Copy, Debug)]
@@ -40,11 +40,14 @@ impl<'a> Probe<'a> {
 }
 
 /// The statistics of one projection, over the rows (tokens) of its input; `None` if not requested.
-/// Means are over the samples that have such rows.
+/// Means of inputs are over the samples that have such rows, those of gradients over all samples.
 #[derive(Clone, Debug, Default)]
 pub struct Statistics {
-    /// Number of rows of the projection's input.
+    /// Number of rows of the projection's input: of an expert's, the tokens that it saw.
     pub rows: usize,
+    /// Whether these are the means over all experts of the layer, as this one saw fewer than
+    /// [`FEWEST_ROWS`] tokens.
+    pub pooled: bool,
     /// Mean over samples of the squared gradient, [rows, columns].
     pub squared_gradient: Option<Vec<f32>>,
     /// Sum over samples of the gradient, [rows, columns].
@@ -57,6 +60,9 @@ pub struct Statistics {
     /// the input on another stream.
     pub departure: Option<Arc<Vec<f32>>>,
 }
+
+/// The smallest number of tokens with which an expert has statistics of its own.
+pub const FEWEST_ROWS: usize = 32;
 
 impl Statistics {
     /// The statistics with the matrix's name, shape and weights, row-major.
@@ -95,7 +101,9 @@ impl<D: Ops> Default for GradientSums<D> {
 impl<'a, D: Ops> Gathered<'a, D> {
     pub(super) fn new(parts: &[PartWeights<D>], probe: Probe<'a>) -> Self {
         let inputs = zip(parts, probe.members);
-        let inputs = inputs.map(|(part, of)| InputSums::new(part.part, of, probe.needs)).collect();
+        let inputs = inputs
+            .map(|(part, of)| InputSums::new(part.part, &part.projections, of, probe.needs))
+            .collect();
         let none =
             |part: &PartWeights<D>| part.linears.iter().map(|_| Default::default()).collect();
         Self { probe, inputs, gradients: parts.iter().map(none).collect() }
@@ -107,13 +115,12 @@ impl<'a, D: Ops> Gathered<'a, D> {
     }
 
     /// The hook that adds the inputs of some samples, given by their rows. `beside` has the inputs
-    /// on another stream, and the side of the statistics.
+    /// on a dense stream, from which those on this one depart.
     pub(super) fn inputs<'b>(
         &'b mut self,
         samples: &'b [Range<usize>],
-        beside: Option<(Side, Inputs<D>)>,
+        beside: Option<Inputs<D>>,
     ) -> GatherInputs<'b, D> {
-        let beside = beside.map(|(side, Inputs(inputs))| (side, inputs.into_iter()));
         GatherInputs { sums: &mut self.inputs, samples, beside, broken: None }
     }
 
@@ -136,7 +143,11 @@ impl<'a, D: Ops> Gathered<'a, D> {
                     squared.push((get_or_insert(squares, empty)?, trace));
                 }
             }
-            D::add_squared_gradients(&mut squared, samples)?;
+            // The layers of an expert have the same rows.
+            for layers in squared.chunk_by_mut(|(_, a), (_, b)| a.rows == b.rows) {
+                let rows = layers.first().and_then(|(_, trace)| trace.rows.clone());
+                D::add_squared_gradients(layers, &among(rows.as_deref(), samples))?;
+            }
         }
         Ok(())
     }
@@ -150,15 +161,39 @@ impl<'a, D: Ops> Gathered<'a, D> {
         let mut found = Vec::new();
         for (inputs, gradients) in zip(self.inputs, self.gradients) {
             let mut statistics = vec![Statistics::default(); gradients.len()];
-            inputs.finish(&mut statistics)?;
+            let projections = inputs.finish(&mut statistics)?;
             for (statistics, GradientSums { squares, gradient }) in zip(&mut statistics, gradients)
             {
                 statistics.squared_gradient = squares.map(D::sums).transpose()?.map(mean);
                 statistics.gradient = gradient.map(D::sums).transpose()?;
             }
+            if self.probe.needs.squared_gradient {
+                pool_gradients(&projections, &mut statistics);
+            }
             found.push(statistics);
         }
         Ok(found)
+    }
+}
+
+/// Gives experts with too few rows the mean of the squared gradients over the experts that were
+/// probed. An expert without rows has gradients of zero.
+fn pool_gradients(projections: &[Probed], statistics: &mut [Statistics]) {
+    for role in 0..projections.iter().map(|of| of.place + 1).max().unwrap_or(0) {
+        let all = projections.iter().enumerate().filter(|(_, of)| of.place == role);
+        let all: Vec<usize> =
+            all.filter(|(_, of)| of.is_member && of.expert.is_some()).map(|(i, _)| i).collect();
+        let is_few = |i: &&usize| statistics[**i].rows < FEWEST_ROWS;
+        let few: Vec<usize> = all.iter().filter(is_few).copied().collect();
+        let Some(&first) = few.first() else { continue };
+        let mut sum = vec![0.0; projections[first].weights];
+        for squares in all.iter().filter_map(|i| statistics[*i].squared_gradient.as_ref()) {
+            sum.par_iter_mut().zip(squares).for_each(|(sum, square)| *sum += square);
+        }
+        sum.par_iter_mut().for_each(|sum| *sum /= all.len() as f32);
+        for i in few {
+            (statistics[i].squared_gradient, statistics[i].pooled) = (Some(sum.clone()), true);
+        }
     }
 }
 
@@ -173,8 +208,17 @@ fn get_or_insert<T, E>(
     }
 }
 
-/// Keeps the inputs of linear layers, in the order of a forward pass.
-pub(super) struct Inputs<D: Ops>(Vec<Matrix<D>>);
+/// Keeps the inputs of linear layers.
+pub(super) struct Inputs<D: Ops>(Vec<Kept<D>>);
+
+/// An input that was kept.
+struct Kept<D: Ops> {
+    part: Part,
+    /// Index of the first of the input's projections.
+    first: Option<usize>,
+    rows: Option<Arc<[usize]>>,
+    x: Matrix<D>,
+}
 
 impl<D: Ops> Default for Inputs<D> {
     fn default() -> Self {
@@ -182,9 +226,24 @@ impl<D: Ops> Default for Inputs<D> {
     }
 }
 
+impl<D: Ops> Inputs<D> {
+    /// Takes the input of the same projections.
+    fn take(&mut self, like: &Input<'_, D>) -> Option<Kept<D>> {
+        let first = like.projections.first().copied();
+        let same = |kept: &Kept<D>| (kept.part, kept.first) == (like.part, first);
+        let found = self.0.iter().position(same)?;
+        Some(self.0.swap_remove(found))
+    }
+}
+
 impl<D: Ops> Hook<D> for Inputs<D> {
     fn input(&mut self, input: &Input<'_, D>) -> Result<(), D::Err> {
-        self.0.push(input.x.clone());
+        self.0.push(Kept {
+            part: input.part,
+            first: input.projections.first().copied(),
+            rows: input.rows.map(Into::into),
+            x: input.x.clone(),
+        });
         Ok(())
     }
 }
@@ -193,30 +252,21 @@ impl<D: Ops> Hook<D> for Inputs<D> {
 pub(super) struct GatherInputs<'a, D: Ops> {
     sums: &'a mut [InputSums<D>],
     samples: &'a [Range<usize>],
-    beside: Option<(Side, std::vec::IntoIter<Matrix<D>>)>,
+    beside: Option<Inputs<D>>,
     /// The first input that is not finite.
     pub(super) broken: Option<Broken>,
 }
 
 impl<D: Ops> Hook<D> for GatherInputs<'_, D> {
     fn input(&mut self, input: &Input<'_, D>) -> Result<(), D::Err> {
-        let beside = self.beside.as_mut();
-        let beside = beside.and_then(|(side, inputs)| Some((*side, inputs.next()?)));
-        let x = match &beside {
-            Some((Side::Dense, dense)) => dense,
-            _ => input.x,
-        };
-        let input = Input { x, ..*input };
         if self.broken.is_none() {
-            self.broken = Broken::find(&input)?;
+            self.broken = Broken::find(input)?;
         }
+        let beside = self.beside.as_mut().and_then(|beside| beside.take(input));
         let sums = self.sums.iter_mut().find(|sums| sums.part == input.part);
         let Some(sums) = sums else { return Ok(()) };
-        sums.add(&input, &among(input.rows, self.samples))?;
-        match &beside {
-            Some((Side::Sparse, dense)) => sums.depart(&input, dense),
-            _ => Ok(()),
-        }
+        sums.add(input, &among(input.rows, self.samples))?;
+        beside.map_or(Ok(()), |dense| sums.depart(input, &dense))
     }
 }
 
@@ -229,22 +279,57 @@ fn among<'a>(rows: Option<&[usize]>, samples: &'a [Range<usize>]) -> Cow<'a, [Ra
     of.filter(|sample| !sample.is_empty()).collect()
 }
 
-/// The sums so far for one input, which several projections of a part may share.
+/// A projection of a part with a probe.
+#[derive(Clone, Copy, Debug)]
+struct Probed {
+    feed: Feed,
+    /// Index of the expert, if it has one.
+    expert: Option<usize>,
+    /// Index among the projections of the expert.
+    place: usize,
+    /// Number of inputs.
+    width: usize,
+    /// Number of weights.
+    weights: usize,
+    /// Whether its statistics are wanted.
+    is_member: bool,
+}
+
+impl Probed {
+    fn all(projections: &[Projection], members: &[usize]) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::with_capacity(projections.len());
+        for (i, of) in projections.iter().enumerate() {
+            let same = all.last().filter(|last| last.expert == of.expert);
+            all.push(Self {
+                feed: of.feed(),
+                expert: of.expert,
+                place: same.map_or(0, |last| last.place + 1),
+                width: of.dims.columns,
+                weights: of.dims.len(),
+                is_member: members.contains(&i),
+            });
+        }
+        all
+    }
+}
+
+/// The sums so far for the inputs of a part.
 #[derive(Debug)]
 struct InputSums<D: Ops> {
     part: Part,
-    /// The indices of the projections.
-    members: Vec<usize>,
+    projections: Vec<Probed>,
     needs: Needs,
+    /// Number of rows that each projection saw.
+    rows: Vec<usize>,
     sums: Vec<Sum<D>>,
 }
 
+/// The sums of an input, which several projections may share.
 #[derive(Debug)]
 struct Sum<D: Ops> {
     projections: Vec<usize>,
     width: usize,
-    /// Numbers of rows and of samples.
-    rows: usize,
+    /// Number of samples.
     samples: usize,
     square: Vec<f32>,
     gram: Option<D::Sum>,
@@ -254,30 +339,83 @@ struct Sum<D: Ops> {
 impl<D: Ops> Sum<D> {
     fn new(projections: Vec<usize>, width: usize) -> Self {
         let (square, gram, departure) = (Vec::new(), None, None);
-        Self { projections, width, rows: 0, samples: 0, square, gram, departure }
+        Self { projections, width, samples: 0, square, gram, departure }
+    }
+
+    /// The sums on the host.
+    fn on_host(self) -> Result<(Vec<usize>, HostSum), D::Err> {
+        let Self { projections, width, samples, square, gram, departure } = self;
+        let mut gram = gram.map_or_else(|| Ok(Vec::new()), D::sums)?;
+        mirror(&mut gram, width);
+        let departure = departure.map_or_else(|| Ok(Vec::new()), D::sums)?;
+        Ok((projections, HostSum { samples, all: [square, gram, departure] }))
+    }
+}
+
+/// Sums over samples of an input's squares, Gram matrix and departure; empty if not requested.
+#[derive(Clone, Debug, Default)]
+struct HostSum {
+    samples: usize,
+    all: [Vec<f32>; 3],
+}
+
+impl HostSum {
+    /// Adds the sums of another input of the same width.
+    fn add(&mut self, other: &Self) {
+        self.samples += other.samples;
+        for (sum, other) in zip(&mut self.all, &other.all) {
+            sum.resize(sum.len().max(other.len()), 0.0);
+            sum.par_iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
+        }
+    }
+
+    /// Sums that make all inputs alike, for want of any.
+    fn alike(width: usize, needs: Needs) -> Self {
+        let mut gram = vec![0.0; if needs.gram { width * width } else { 0 }];
+        gram.iter_mut().step_by(width + 1).for_each(|square| *square = 1.0);
+        let square = vec![1.0; if needs.input_square { width } else { 0 }];
+        Self { samples: 1, all: [square, gram, Vec::new()] }
+    }
+
+    /// The means, for the statistics of projections.
+    fn means(self) -> [Option<Arc<Vec<f32>>>; 3] {
+        let samples = self.samples as f32;
+        self.all.map(|mut sum| {
+            sum.iter_mut().for_each(|sum| *sum /= samples);
+            (!sum.is_empty()).then(|| Arc::new(sum))
+        })
+    }
+}
+
+impl Statistics {
+    fn set_inputs(&mut self, means: &[Option<Arc<Vec<f32>>>; 3]) {
+        [self.input_square, self.gram, self.departure] = means.clone();
     }
 }
 
 impl<D: Ops> InputSums<D> {
-    fn new(part: Part, members: &[usize], needs: Needs) -> Self {
-        Self { part, members: members.to_vec(), needs, sums: Vec::new() }
+    fn new(part: Part, projections: &[Projection], members: &[usize], needs: Needs) -> Self {
+        let (projections, rows) = (Probed::all(projections, members), vec![0; projections.len()]);
+        Self { part, projections, needs, rows, sums: Vec::new() }
     }
 
     /// Adds an input; `samples` has the rows of each sample.
     fn add(&mut self, input: &Input<'_, D>, samples: &[Range<usize>]) -> Result<(), D::Err> {
+        let (height, width) = input.x.shape();
         let (x, projections) = (input.x, input.projections.iter().copied());
-        let projections: Vec<usize> = projections.filter(|of| self.members.contains(of)).collect();
-        if projections.is_empty() || samples.is_empty() {
+        let rows = input.rows.map_or(height, <[usize]>::len);
+        projections.clone().for_each(|of| self.rows[of] += rows);
+        let members = projections.filter(|of| self.projections[*of].is_member);
+        let projections: Vec<usize> = members.collect();
+        if projections.is_empty() || samples.is_empty() || !self.needs.inputs() {
             return Ok(());
         }
-        let (height, width) = x.shape();
         let known = self.sums.iter().position(|sum| sum.projections == projections);
         let place = known.unwrap_or_else(|| {
             self.sums.push(Sum::new(projections, width));
             self.sums.len() - 1
         });
         let sum = &mut self.sums[place];
-        sum.rows += height;
         sum.samples += samples.len();
         let Sum { square, gram, .. } = sum;
         if self.needs.input_square {
@@ -292,44 +430,73 @@ impl<D: Ops> InputSums<D> {
         Ok(())
     }
 
-    /// Adds the product of the difference between an input on another stream and the input that was
-    /// added.
-    fn depart(&mut self, input: &Input<'_, D>, other: &Matrix<D>) -> Result<(), D::Err> {
-        let x = input.x;
+    /// Adds the product of the difference between an input on a dense stream and the input that was
+    /// added. Tokens that the dense stream sends to other experts depart by nothing.
+    fn depart(&mut self, input: &Input<'_, D>, dense: &Kept<D>) -> Result<(), D::Err> {
         let is_of =
             |sum: &&mut Sum<D>| sum.projections.iter().any(|i| input.projections.contains(i));
         let found = self.sums.iter_mut().find(is_of);
         let Some(Sum { departure, width, .. }) = found.filter(|_| self.needs.gram) else {
             return Ok(());
         };
+        let (mut x, mut other) = (input.x.clone(), dense.x.clone());
+        if let (Some(rows), Some(others)) = (input.rows, &dense.rows)
+            && *rows != **others
+        {
+            let places = |of: &[usize], among: &[usize]| -> Arc<[usize]> {
+                let places = of.iter().enumerate();
+                places.filter(|(_, row)| among.binary_search(row).is_ok()).map(|(i, _)| i).collect()
+            };
+            (x, other) =
+                (D::rows(x, &places(rows, others))?, D::rows(other, &places(others, rows))?);
+            if x.shape().0 == 0 {
+                return Ok(());
+            }
+        }
         let sum = get_or_insert(departure, || x.device().nothing(*width, *width))?;
-        D::add_product(sum, &D::difference(x, other)?, x)
+        D::add_product(sum, &D::difference(&x, &other)?, &x)
     }
 
-    /// Writes the means over samples to each projection's statistics.
+    /// Writes the means over samples to each projection's statistics; returns the projections. An
+    /// expert with too few rows gets the means over all experts that were probed.
     ///
     /// # Errors
     /// If the device is lost.
-    fn finish(self, statistics: &mut [Statistics]) -> Result<(), D::Err> {
-        for sum in self.sums {
-            let Sum { projections, width, rows, samples, mut square, gram, departure } = sum;
-            let mut gram = gram.map_or_else(|| Ok(Vec::new()), D::sums)?;
-            mirror(&mut gram, width);
-            let mut departure = departure.map_or_else(|| Ok(Vec::new()), D::sums)?;
-            for sum in [&mut square, &mut gram, &mut departure] {
-                sum.iter_mut().for_each(|sum| *sum /= samples as f32);
+    fn finish(self, statistics: &mut [Statistics]) -> Result<Vec<Probed>, D::Err> {
+        let Self { projections, needs, rows, sums, .. } = self;
+        zip(&mut *statistics, &rows).for_each(|(statistics, rows)| statistics.rows = *rows);
+        let is_few = |i: &usize| {
+            let Probed { expert, is_member, .. } = projections[*i];
+            is_member && expert.is_some() && rows[*i] < FEWEST_ROWS
+        };
+        let few: Vec<usize> = (0..projections.len()).filter(is_few).collect();
+        let mut pools = Feed::ALL.map(|_| HostSum::default());
+        for sum in sums {
+            let (own, sum) = sum.on_host()?;
+            let of = projections[own[0]];
+            if !few.is_empty() && of.expert.is_some() {
+                pools[of.feed as usize].add(&sum);
             }
-            let some = |sum: Vec<f32>| (!sum.is_empty()).then(|| Arc::new(sum));
-            let (square, gram, departure) = (some(square), some(gram), some(departure));
-            for projection in projections {
-                let statistics = &mut statistics[projection];
-                statistics.rows = rows;
-                statistics.input_square.clone_from(&square);
-                statistics.gram.clone_from(&gram);
-                statistics.departure.clone_from(&departure);
+            let means = sum.means();
+            own.iter().for_each(|i| statistics[*i].set_inputs(&means));
+        }
+        if few.is_empty() || !needs.inputs() {
+            return Ok(projections);
+        }
+        for (feed, pool) in zip(Feed::ALL, pools) {
+            let few = || few.iter().copied().filter(|i| projections[*i].feed == feed);
+            let Some(first) = few().next() else { continue };
+            let pool = match pool.samples {
+                0 => HostSum::alike(projections[first].width, needs),
+                _ => pool,
+            };
+            let means = pool.means();
+            for i in few() {
+                statistics[i].set_inputs(&means);
+                statistics[i].pooled = true;
             }
         }
-        Ok(())
+        Ok(projections)
     }
 }
 
@@ -356,7 +523,23 @@ mod tests {
     use dfdx::tensor::Cpu;
 
     use super::*;
-    use crate::{executor::ops::testing::matrix, family::Feed};
+    use crate::{executor::ops::testing::matrix, family::Role};
+
+    /// Two projections that read the hidden states and one that reads the inner ones, of each of
+    /// some experts, or of a part without experts.
+    fn projections(experts: &[Option<usize>], width: usize) -> Vec<Projection> {
+        let of = |expert: Option<usize>| {
+            [Role::Gate, Role::Up].map(|role| Projection {
+                name: String::new(),
+                role,
+                expert,
+                weight: String::new(),
+                bias: None,
+                dims: Dims { rows: 1, columns: width },
+            })
+        };
+        experts.iter().flat_map(|expert| of(*expert)).collect()
+    }
 
     /// Projections, the rows that they see, and their input.
     type Seen<'a> = (&'a [usize], Option<&'a [usize]>, &'a Matrix<Cpu>);
@@ -368,7 +551,8 @@ mod tests {
         inputs: &[Seen<'_>],
     ) -> Vec<Statistics> {
         let needs = Needs::INPUT_SQUARE.or(Needs::GRAM);
-        let mut sums = [InputSums::new(Part::Mlp, members, needs)];
+        let projections = projections(&[None; 2], inputs[0].2.shape().1);
+        let mut sums = [InputSums::new(Part::Mlp, &projections, members, needs)];
         let mut hook = GatherInputs { sums: &mut sums, samples, beside: None, broken: None };
         for part in [Part::Mlp, Part::Attention] {
             for &(projections, rows, x) in inputs {
@@ -393,7 +577,7 @@ mod tests {
             assert_eq!(found.gram.as_ref().unwrap()[..], [5.0, 7.0, 7.0, 12.0]);
         }
         assert!(statistics[3].gram.is_none() && statistics[0].input_square.is_none());
-        assert_eq!((statistics[0].rows, statistics[3].rows), (0, 0));
+        assert_eq!((statistics[0].rows, statistics[3].rows), (0, 4));
     }
 
     #[test]

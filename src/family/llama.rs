@@ -31,7 +31,7 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::{Block, Decoder, Error, FAMILIES, Inner, decoder};
+    use super::super::{Decoder, Error, FAMILIES, Inner, decoder};
 
     fn config() -> Value {
         json!({
@@ -95,29 +95,6 @@ mod tests {
         let llama = with(json!({"tie_word_embeddings": true})).unwrap();
         assert_eq!(llama.head, llama.embedding.weight);
         assert_eq!(llama.tensors().count(), 1 + 2 * 9 + 1);
-    }
-
-    #[test]
-    fn groups_by_part() {
-        let block = |name, layers: &[&str]| Block {
-            name,
-            layers: layers.iter().map(|&name| name.into()).collect(),
-        };
-        assert_eq!(
-            decoder(&config()).unwrap().default_blocks(),
-            [
-                block(
-                    "self-attention",
-                    &[
-                        "self_attn.q_proj",
-                        "self_attn.k_proj",
-                        "self_attn.v_proj",
-                        "self_attn.o_proj"
-                    ]
-                ),
-                block("mlp", &["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]),
-            ]
-        );
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod activation;
 mod cohere2;
 mod config;
 mod exaone4;
+mod experts;
 mod gemma2;
 mod gemma3;
 mod glm4;
@@ -15,13 +16,17 @@ mod ministral;
 mod ministral3;
 mod mistral;
 mod mistral3;
+mod mixtral;
 mod nemotron;
 mod olmo2;
 mod olmo3;
+mod olmoe;
 mod opt;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod rms;
 pub mod rope;
 mod seed_oss;
@@ -63,13 +68,17 @@ pub static FAMILIES: &[Family] = &[
     ministral3::FAMILY,
     mistral::FAMILY,
     mistral3::FAMILY,
+    mixtral::FAMILY,
     nemotron::FAMILY,
     olmo2::FAMILY,
     olmo3::FAMILY,
+    olmoe::FAMILY,
     opt::FAMILY,
     phi3::FAMILY,
     qwen2::FAMILY,
+    qwen2_moe::FAMILY,
     qwen3::FAMILY,
+    qwen3_moe::FAMILY,
     seed_oss::FAMILY,
     smollm3::FAMILY,
 ];
@@ -184,7 +193,9 @@ pub struct Layer {
 
 /// A part of a decoder layer, which computes x + output_norm(y). Projections fed by
 /// [`Feed::Hidden`] read input_norm(x); `inner` is applied to their outputs; projections fed by
-/// [`Feed::Inner`] read its result, and y is the sum of their outputs.
+/// [`Feed::Inner`] read its result, and y is the sum of their outputs. With a `router`, each expert
+/// does this for its own tokens, and its outputs are multiplied by their weights; projections of no
+/// expert are a shared one, which has all tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sublayer {
     /// The norm before the part.
@@ -193,10 +204,56 @@ pub struct Sublayer {
     pub projections: Vec<Projection>,
     /// The function between the projections fed by the hidden states and those that it feeds.
     pub inner: Inner,
+    /// The router of a mixture of experts, if the part is one.
+    pub router: Option<Router>,
     /// The norm of the part's output, before it is added to the hidden states.
     pub output_norm: Option<Norm>,
     /// The norm of the hidden states after the part's output was added.
     pub residual_norm: Option<Norm>,
+}
+
+/// The router of a mixture of experts: sends each token to a few experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Router {
+    /// The projection of hidden states to the logits of experts. It is never pruned.
+    pub projection: Projection,
+    /// Number of experts of each token.
+    pub active: usize,
+    /// The weights of these experts.
+    pub scoring: Scoring,
+    /// The projection to a number whose sigmoid is the weight of the shared expert; `None` for a
+    /// weight of 1. It is never pruned.
+    pub shared_gate: Option<Projection>,
+    /// Start of the experts' tensor names, such as `model.layers.0.mlp.experts`; the expert's number
+    /// follows.
+    pub experts: String,
+}
+
+impl Router {
+    /// The fraction of the tokens that a projection of the part reads, on average: an expert's reads
+    /// those that are sent to it.
+    pub fn share(&self, of: &Projection) -> f64 {
+        match of.expert {
+            Some(_) => self.active as f64 / self.projection.dims.rows as f64,
+            None => 1.0,
+        }
+    }
+}
+
+/// How a router weighs the experts with the highest logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scoring {
+    /// The softmax over all experts.
+    Softmax,
+    /// The softmax over all experts, divided by its sum over the chosen ones.
+    Normalised,
+}
+
+impl Scoring {
+    /// Whether the weights of a token's experts sum to 1.
+    pub const fn is_normalised(self) -> bool {
+        matches!(self, Self::Normalised)
+    }
 }
 
 /// The function between the projections of a part.
@@ -303,6 +360,8 @@ pub enum Role {
     Down,
     /// Conversion between the width of the embedding and that of the hidden states.
     Embedding,
+    /// The logits of experts.
+    Router,
 }
 
 /// The input of a projection.
@@ -341,15 +400,6 @@ impl Part {
     }
 }
 
-/// A group of projections whose masks are refined together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Block {
-    /// Name of the group in reports.
-    pub name: &'static str,
-    /// The [`Projection::name`]s of the group.
-    pub layers: Vec<String>,
-}
-
 /// The longest sequence that a model has positions for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PositionLimit {
@@ -378,11 +428,16 @@ impl Decoder {
         }
     }
 
-    /// The default groups, for a recipe without `blocks`: one for each [`Part`].
-    pub fn default_blocks(&self) -> Vec<Block> {
-        let Some(layer) = self.layers.first() else { return Vec::new() };
-        let names = |part| layer.projections(part).iter().map(|of| of.name.clone()).collect();
-        Part::ALL.map(|part| Block { name: part.name(), layers: names(part) }).into()
+    /// Number of weights of the decoder layers' projections that a token is multiplied with: of a
+    /// mixture, those of its own experts.
+    pub fn active_weights(&self) -> f64 {
+        let parts = self.layers.iter().flat_map(|layer| Part::ALL.map(|part| layer.part(part)));
+        let all = parts.flat_map(|part| part.projections.iter().map(move |of| (part, of)));
+        all.map(|(part, of)| {
+            let share = part.router.as_ref().map_or(1.0, |router| router.share(of));
+            share * of.dims.len() as f64
+        })
+        .sum()
     }
 
     /// All projections of the decoder layers.
@@ -441,12 +496,66 @@ impl Decoder {
             part.projections.iter_mut().for_each(projection);
             let norms = [&mut part.input_norm, &mut part.output_norm, &mut part.residual_norm];
             norms.into_iter().flatten().for_each(norm);
+            if let Some(router) = &mut part.router {
+                projection(&mut router.projection);
+                router.shared_gate.as_mut().map(projection);
+                rename(&mut router.experts);
+            }
             if let Inner::Attention(Attention { head_norms: Some(norms), .. }) = &mut part.inner {
                 norms.iter_mut().for_each(norm);
             }
         }
         self
     }
+}
+
+impl Decoder {
+    /// The decoder of a checkpoint that has the experts of a layer in stacked tensors, as
+    /// transformers 5 has them in memory: the gate and up projections of an expert are one matrix,
+    /// and the part is called `mlp`.
+    #[must_use]
+    pub fn stacked(mut self) -> Self {
+        for layer in &mut self.layers {
+            if let Some(router) = &mut layer.mlp.router {
+                let within = router.experts.rsplit('.').nth(1).unwrap_or_default().to_owned();
+                let rename = |name: &mut String| {
+                    let mut parts: Vec<&str> = name.split('.').collect();
+                    parts.iter_mut().filter(|part| **part == within).for_each(|part| *part = "mlp");
+                    *name = parts.join(".");
+                };
+                rename(&mut router.experts);
+                let mut all = std::mem::take(&mut layer.mlp.projections);
+                for of in all.iter_mut().chain([&mut router.projection]) {
+                    rename(&mut of.name);
+                    rename(&mut of.weight);
+                    of.bias.as_mut().map(rename);
+                }
+                layer.mlp.projections =
+                    all.chunk_by(|a, b| a.expert == b.expert).fold(Vec::new(), |mut fused, own| {
+                        match own {
+                            [gate, up, down] if gate.expert.is_some() => {
+                                fused.extend(fuse(&router.experts, gate, up, down));
+                            }
+                            others => fused.extend(others.iter().cloned()),
+                        }
+                        fused
+                    });
+            }
+        }
+        self
+    }
+}
+
+/// The matrices of an expert whose gate and up projections are one.
+fn fuse(experts: &str, gate: &Projection, up: &Projection, down: &Projection) -> [Projection; 2] {
+    let of = |name: &str, role, dims, like: &Projection| {
+        let expert = like.expert.unwrap_or_default();
+        let weight = format!("{experts}.{expert}.{name}.weight");
+        let name = format!("mlp.experts.{expert}.{name}");
+        Projection { name, role, weight, dims, ..like.clone() }
+    };
+    let dims = Dims { rows: gate.dims.rows + up.dims.rows, columns: gate.dims.columns };
+    [of("gate_up_proj", Role::GateUp, dims, gate), of("down_proj", Role::Down, down.dims, down)]
 }
 
 impl Norm {
@@ -456,6 +565,11 @@ impl Norm {
 }
 
 impl Sublayer {
+    /// Number of experts; 0 if the part is no mixture.
+    pub fn experts(&self) -> usize {
+        self.router.as_ref().map_or(0, |router| router.projection.dims.rows)
+    }
+
     fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
         let head_norms = match &self.inner {
             Inner::Attention(attention) => attention.head_norms.as_deref(),
@@ -463,7 +577,10 @@ impl Sublayer {
         };
         let norms = self.input_norm.iter().chain(head_norms.into_iter().flatten());
         let norms = norms.chain(&self.output_norm).chain(&self.residual_norm);
-        norms.flat_map(Norm::tensors).chain(self.projections.iter().flat_map(Projection::tensors))
+        let router = self.router.iter();
+        let router = router.flat_map(|of| [&of.projection].into_iter().chain(&of.shared_gate));
+        let projections = router.chain(&self.projections);
+        norms.flat_map(Norm::tensors).chain(projections.flat_map(Projection::tensors))
     }
 }
 
@@ -556,7 +673,7 @@ mod tests {
             assert_eq!(listed, saved, "{}", checkpoint.display());
             checkpoints += 1;
         }
-        assert_eq!(checkpoints, 43);
+        assert_eq!(checkpoints, 50);
     }
 
     #[test]
@@ -631,12 +748,16 @@ mod tests {
             ("ministral", 131_072),
             ("ministral3", 262_144),
             ("mistral", 131_072),
+            ("mixtral", 131_072),
             ("nemotron", 4096),
             ("olmo2", 2048),
             ("olmo3", 2048),
+            ("olmoe", 4096),
             ("phi3", 4096),
             ("qwen2", 32_768),
+            ("qwen2_moe", 32_768),
             ("qwen3", 32_768),
+            ("qwen3_moe", 32_768),
             ("seed_oss", 524_288),
             ("smollm3", 32_768),
         ] {

@@ -47,6 +47,7 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         input_norm: before.then(|| norm.clone()),
         projections,
         inner,
+        router: None,
         output_norm: None,
         residual_norm: (!before).then_some(norm),
     };

@@ -7,6 +7,7 @@ use super::{
     Activation, Attention, Decoder, Embedding, Inner, Layer, Norm, NormKind, Projection, Role,
     Sublayer, activation,
     config::{self, Error, Object},
+    experts::Experts,
     rope,
 };
 
@@ -69,6 +70,8 @@ pub(super) struct Style {
     pub(super) embedding_scale: f32,
     /// Factor of the parts' outputs.
     pub(super) residual_scale: f64,
+    /// The experts in place of the MLP, if the family has them.
+    pub(super) experts: Option<Experts>,
     /// The settings of the position code.
     pub(super) rope: rope::Style,
 }
@@ -181,6 +184,7 @@ impl Style {
             scaled_embedding: false,
             embedding_scale: 1.0,
             residual_scale: 1.0,
+            experts: None,
             rope: rope::Style::llama(),
         }
     }
@@ -248,22 +252,32 @@ impl Style {
                 rope,
                 head_norms: head_norms(&prefix),
             };
+            let experts = self.experts.as_ref().filter(|experts| experts.are_in(index));
+            let (router, projections) = match experts {
+                Some(experts) => {
+                    let (router, all) = experts.part(&prefix, hidden_size);
+                    (Some(router), all)
+                }
+                None => (None, self.mlp(&prefix, &shape)),
+            };
             Layer {
                 parallel: self.parallel,
                 attention: Sublayer {
                     input_norm: around(self.norms.before_attention),
                     projections: self.attention(&prefix, &shape),
                     inner: Inner::Attention(attention),
+                    router: None,
                     output_norm: around(self.norms.after_attention),
                     residual_norm: None,
                 },
                 mlp: Sublayer {
                     input_norm: around(self.norms.before_mlp),
-                    projections: self.mlp(&prefix, &shape),
+                    projections,
                     inner: match self.gated {
                         true => Inner::Gated(activation),
                         false => Inner::Plain(activation),
                     },
+                    router,
                     output_norm: around(self.norms.after_mlp),
                     residual_norm: None,
                 },

@@ -4,7 +4,8 @@
 use barber_metric::Needs;
 
 use super::{
-    Error, Event, GroupReport, MatrixReport, Refine, Refinement, StageReport, Streams, failed,
+    Error, Event, ExpertReport, GroupReport, MatrixReport, Refine, Refinement, StageReport,
+    Streams, failed,
 };
 use crate::{
     buffer::recycle,
@@ -263,6 +264,19 @@ impl<D: Ops> GroupState<'_, D> {
             run(self, *member, &statistics[place][member.linear])?;
         }
         Ok(())
+    }
+
+    /// Tells how many tokens experts saw, if the statistics of the group's parts are of experts.
+    pub(super) fn count_experts(
+        &self,
+        statistics: &[Vec<Statistics>],
+        event: &mut dyn FnMut(Event<'_>),
+    ) {
+        for (part, statistics) in self.group.parts.iter().zip(statistics) {
+            if let Some(found) = ExpertReport::new(self.model, self.layer, *part, statistics) {
+                event(Event::Experts(&found));
+            }
+        }
     }
 
     /// The loss itself, or an error if it is not finite.

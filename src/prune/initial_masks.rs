@@ -5,7 +5,7 @@ use std::{path::Path, slice::from_ref};
 use barber_metric::{LayerStats, Needs};
 
 use super::{
-    Error, Event, MetricStep, Observer, Pass, Sampled, Side, failed, members,
+    Error, Event, ExpertReport, MetricStep, Observer, Pass, Sampled, Side, failed, members,
     pipeline::{self, score},
 };
 use crate::{
@@ -59,7 +59,8 @@ pub fn initial_masks<D: Ops>(
         given => given,
     };
     for layer in first..layers {
-        initial.layer(model, plan, layer, stream.as_ref(), &mut pruned)?;
+        let event = &mut |event: Event<'_>| observer.event(event);
+        initial.layer(model, plan, layer, stream.as_ref(), &mut pruned, event)?;
         if let Some(stream) = &mut stream
             && layer + 1 < layers
         {
@@ -95,6 +96,7 @@ impl InitialMasks<'_> {
         layer: usize,
         stream: Option<&Stream<D>>,
         pruned: &mut Pruned,
+        event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), Error> {
         let mut statistics = Vec::new();
         if let Some(stream) = stream {
@@ -110,6 +112,9 @@ impl InitialMasks<'_> {
         }
         for part in Part::ALL {
             let statistics = statistics.get(part as usize).map_or(&[][..], Vec::as_slice);
+            if let Some(found) = ExpertReport::new(model, layer, part, statistics) {
+                event(Event::Experts(&found));
+            }
             self.part(model, plan, layer, part, statistics, pruned)?;
         }
         Ok(())

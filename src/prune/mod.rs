@@ -35,8 +35,8 @@ use crate::{
     checkpoint::{self, Pruned},
     dtype::Dtype,
     executor::{
-        self, ActivationCache, Beside, Caching, Loss, Outputs, PartWeights, Probe, Recorded,
-        Statistics, Store, Stream,
+        self, ActivationCache, Beside, Caching, FEWEST_ROWS, Loss, Outputs, PartWeights, Probe,
+        Recorded, Statistics, Store, Stream,
         ops::{Ops, Products},
     },
     family::Part,
@@ -197,6 +197,53 @@ pub struct MatrixReport {
     pub weights: usize,
 }
 
+/// The calibration tokens that the experts of a layer saw.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpertReport {
+    /// Index of the decoder layer.
+    pub layer: usize,
+    /// Start of the experts' tensor names, such as `model.layers.0.mlp.experts`.
+    pub experts: String,
+    /// Number of tokens of each expert.
+    pub tokens: Vec<usize>,
+}
+
+impl ExpertReport {
+    /// The tokens of the experts of a part, if it has experts and these statistics are of them.
+    fn new<D: Ops>(
+        model: &Model<'_, D>,
+        layer: usize,
+        part: Part,
+        statistics: &[Statistics],
+    ) -> Option<Self> {
+        let part = model.decoder.layers[layer].part(part);
+        let router = part.router.as_ref().filter(|_| !statistics.is_empty())?;
+        let mut tokens = vec![0; part.experts()];
+        for (projection, statistics) in zip(&part.projections, statistics) {
+            if let Some(expert) = projection.expert {
+                tokens[expert] = statistics.rows;
+            }
+        }
+        Some(Self { layer, experts: router.experts.clone(), tokens })
+    }
+
+    /// A warning that names the experts with too few tokens for statistics of their own.
+    pub fn few(&self) -> Option<String> {
+        let few = self.tokens.iter().enumerate().filter(|(_, tokens)| **tokens < FEWEST_ROWS);
+        let (numbers, tokens): (Vec<_>, Vec<_>) =
+            few.map(|(expert, tokens)| (expert.to_string(), tokens.to_string())).unzip();
+        let names = match &numbers[..] {
+            [] => return None,
+            [one] => format!("`{}.{one}`", self.experts),
+            all => format!("`{}.*`: experts {}", self.experts, all.join(", ")),
+        };
+        Some(format!(
+            "{names} saw fewer than {FEWEST_ROWS} calibration tokens ({}): pruned by the mean              statistics of the layer's experts; more calibration samples would help",
+            tokens.join(", ")
+        ))
+    }
+}
+
 /// The state of a pass through the layers, before one of them.
 #[derive(Debug)]
 pub struct Pass<D: Ops> {
@@ -262,6 +309,8 @@ impl<D: Ops, F: FnMut(Event<'_>)> Observer<D> for F {
 pub enum Event<'a> {
     /// The statistics of a matrix, by its tensor name, were computed.
     Measured(&'a str, &'a Statistics),
+    /// The calibration tokens that the experts of a layer saw were counted.
+    Experts(&'a ExpertReport),
     /// All stages of a group are done.
     Group(&'a GroupReport),
     /// The layer of this index is done.
@@ -344,11 +393,14 @@ pub fn refine<D: Ops>(
             && (!of.needs().inputs() || refining.across().next().is_some())
         {
             let stream = of.needs().inputs().then_some(streams.of(refinement.statistics));
-            of.layer(model, plan, layer, stream, &mut pruned)?;
+            of.layer(model, plan, layer, stream, &mut pruned, event)?;
             initial = None;
         }
         for part in Part::ALL {
             let dense = refining.dense_part(part, initial.as_ref(), &streams)?;
+            if let Some(found) = ExpertReport::new(model, layer, part, &dense.statistics) {
+                event(Event::Experts(&found));
+            }
             if let Some(initial) = initial {
                 initial.part(model, plan, layer, part, &dense.statistics, &mut pruned)?;
             }

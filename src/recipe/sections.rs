@@ -261,7 +261,8 @@ impl Default for Mask {
 pub struct BlockGroup {
     /// Name of the group in reports.
     pub name: String,
-    /// The linear layers of the group, such as `q_proj`.
+    /// The linear layers of the group, such as `q_proj`, or globs over their names, such as
+    /// `*.experts.3.*`.
     pub layers: Vec<String>,
 }
 

@@ -8,8 +8,10 @@ use crate::mask::Histogram;
 
 /// Maximum number of decoder layers. Large models have about 130.
 const LAYERS: usize = 1024;
-/// Maximum number of matrices, and of groups.
-const MATRICES: usize = 1 << 14;
+/// Maximum number of matrices, and of groups. A large mixture of experts has about 80,000.
+const MATRICES: usize = 1 << 17;
+/// Maximum number of experts of a layer.
+const EXPERTS: usize = 1 << 12;
 /// Maximum number of distinct group names, and of kinds of matrices.
 const NAMES: usize = 128;
 /// Maximum number of texts.
@@ -35,7 +37,13 @@ pub(super) fn check(report: &Report) -> Result<(), String> {
     most("texts", report.perplexity.len(), TEXTS)?;
     most("tasks", report.tasks.len(), FEW)?;
     most("phases", report.seconds.len().max(report.memory.len()), FEW)?;
-    most("weights", report.prunable_weights.max(report.pruned_weights), WEIGHTS << 14)?;
+    most("weights", report.prunable_weights.max(report.pruned_weights), WEIGHTS << 17)?;
+    most("layers with experts", report.experts.len(), LAYERS)?;
+    for layer in &report.experts {
+        most("as the number of a layer", layer.layer, LAYERS - 1)?;
+        most("bytes of a name", layer.experts.len(), NAME)?;
+        most("experts of a layer", layer.tokens.len(), EXPERTS)?;
+    }
     let mut names = BTreeSet::new();
     let mut kinds = BTreeSet::new();
     for matrix in &report.matrices {

@@ -14,7 +14,7 @@ use crate::{
     evaluate::{Accuracy, Perplexity},
     family::Decoder,
     plan::Plan,
-    prune::{GroupReport, Step},
+    prune::{ExpertReport, GroupReport, Step},
     recipe::Setting,
     version::Version,
 };
@@ -57,6 +57,10 @@ pub struct Report {
     pub matrices: Vec<Matrix>,
     /// Refined groups, in the order of refinement.
     pub groups: Vec<GroupReport>,
+    /// Number of calibration tokens that each expert saw, by layer; empty if the model has no
+    /// experts, or no statistics were computed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<ExpertReport>,
     /// Steps of the end-to-end stage, if there was one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<Step>,

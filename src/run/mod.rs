@@ -236,7 +236,9 @@ fn finished<D: Ops>(
             output.write(model.reader, format, dtype, &pruned, |bytes| bar.advance(bytes))?;
         Ok::<_, Error>(written)
     })?;
-    let Notes { dense, initial, refined, allocation, groups, steps, phases, products, .. } = notes;
+    let Notes {
+        dense, initial, refined, allocation, groups, experts, steps, phases, products, ..
+    } = notes;
     let dense = dense.unwrap_or_default();
     let perplexity = tests.texts.iter().enumerate().map(|(i, (text, _))| TextReport {
         text: text.label(),
@@ -283,6 +285,7 @@ fn finished<D: Ops>(
         matrices: Matrix::all(&run.plan, &model.decoder, &pruned.masks, &groups),
         output_error: OutputError::of(&groups),
         groups,
+        experts,
         steps,
         seconds: phases.seconds,
         memory: phases.memory,

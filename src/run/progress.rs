@@ -19,7 +19,10 @@ use crate::{
     model::Model,
     plan::Plan,
     progress::Bar,
-    prune::{self, Event, GroupReport, MatrixReport, Observer, Pass, Sampled, StageState, Step},
+    prune::{
+        self, Event, ExpertReport, GroupReport, MatrixReport, Observer, Pass, Sampled, StageState,
+        Step,
+    },
 };
 
 /// The results of a run so far.
@@ -37,6 +40,9 @@ pub(crate) struct Notes {
     pub(crate) counts: BTreeMap<String, usize>,
     /// The reports of the refined groups.
     pub(crate) groups: Vec<GroupReport>,
+    /// The calibration tokens that the experts of each layer saw.
+    #[serde(default)]
+    pub(crate) experts: Vec<ExpertReport>,
     /// The steps of the stages that work on the whole model.
     #[serde(default)]
     pub(crate) steps: Vec<Step>,
@@ -220,6 +226,15 @@ impl<D: Ops> Observer<D> for Passing<'_, D> {
             Event::Measured(..) => {}
             // They are in the notes already.
             Event::Repeated(products) => self.since.products += products,
+            // Statistics may be computed several times; the first are those of the initial masks.
+            Event::Experts(found) => {
+                if self.notes.experts.iter().all(|known| known.layer != found.layer) {
+                    if let Some(few) = found.few() {
+                        tracing::warn!("{few}");
+                    }
+                    self.notes.experts.push(found.clone());
+                }
+            }
             Event::Step(step) => {
                 tracing::info!(
                     step = step.step,

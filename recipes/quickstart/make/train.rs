@@ -228,6 +228,7 @@ fn loss(
                     family::Inner::Gated(activation) => Inner::Gated(*activation),
                     family::Inner::Plain(activation) => Inner::Plain(*activation),
                 },
+                router: None,
                 output_norm: None,
                 residual_norm: None,
                 parallel: false,

@@ -29,6 +29,8 @@ mod matrix;
 mod norm;
 mod panels;
 mod rope;
+mod route;
+mod rows;
 mod sparse_product;
 mod squared_error;
 mod sums;
@@ -43,11 +45,12 @@ pub(crate) use self::{attention::scores, sums::gram_numbers};
 pub use self::{
     attention::{AttentionMask, Heads},
     gemm::Products,
-    linear::{InputGradient, Trace, Weight},
+    linear::{InputGradient, Trace, Values, Weight},
     matrix::{Computed, Hold, Matrix, Name},
     norm::Norm,
     panels::Factor,
     rope::Rotation,
+    route::{Route, Weighted, gate, route},
     sparse_product::Entry,
     tape::{Traced, TracedLoss, gradient, seeded, traced},
     transpose::transpose,
@@ -83,6 +86,7 @@ operations! {
     linear::Linear,
     norm::Normalise,
     rope::Rotary,
+    rows::Rows,
     sparse_product::SparseProduct,
     squared_error::SquaredError,
     sums::Sums,

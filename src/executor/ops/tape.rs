@@ -10,17 +10,35 @@ use super::{Hold, Matrix, Name};
 
 /// Puts `backward` on the tape; returns `y` with the tape. `backward` computes the gradients of the
 /// `inputs` from that of `y`. It is dropped at once if nothing is recorded.
-pub(super) fn record<D: Hold, T: Tape<f32, D>, const N: usize>(
+pub(super) fn record<D: Hold, T: Tape<f32, D>, G: IntoIterator<Item = D::Numbers>>(
     mut tape: T,
-    inputs: [Name<D>; N],
+    inputs: impl IntoIterator<Item = Name<D>> + 'static,
     y: Matrix<D>,
-    backward: impl FnOnce(D::Numbers) -> Result<[D::Numbers; N], D::Err> + 'static,
+    backward: impl FnOnce(D::Numbers) -> Result<G, D::Err> + 'static,
 ) -> Matrix<D, T> {
     let output = y.name();
     tape.add_backward_op(move |gradients| {
         let g = D::take_gradient(gradients, &output)?;
-        let found = inputs.iter().zip(backward(g)?);
-        found.into_iter().try_for_each(|(input, g)| D::add_gradient(gradients, input, g))
+        let mut found = inputs.into_iter().zip(backward(g)?);
+        found.try_for_each(|(input, g)| D::add_gradient(gradients, &input, g))
+    });
+    y.put_tape(tape)
+}
+
+/// [`record`] for an operation with few of the numbers of its `input`: `backward` adds the gradient
+/// of `y` to that of the input.
+pub(super) fn record_in_place<D: Hold, T: Tape<f32, D>>(
+    mut tape: T,
+    input: Name<D>,
+    y: Matrix<D>,
+    backward: impl FnOnce(&mut D::Numbers, D::Numbers) -> Result<(), D::Err> + 'static,
+) -> Matrix<D, T> {
+    let output = y.name();
+    tape.add_backward_op(move |gradients| {
+        let g = D::take_gradient(gradients, &output)?;
+        let mut sum = D::take_gradient(gradients, &input)?;
+        backward(&mut sum, g)?;
+        D::add_gradient(gradients, &input, sum)
     });
     y.put_tape(tape)
 }

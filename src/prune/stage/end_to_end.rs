@@ -570,6 +570,7 @@ impl<'a, D: Ops> Steps<'a, D> {
         &mut self,
         at: At,
         Gradients { divergence, drawn }: Gradients<D>,
+        tokens: f64,
     ) -> Result<WithInputs, D::Err> {
         let Some(of) = self.matrices.get_mut(&at) else { return Ok((Vec::new(), Vec::new())) };
         let squares = |x: &executor::ops::Matrix<D>| {
@@ -582,14 +583,16 @@ impl<'a, D: Ops> Steps<'a, D> {
         let Dims { rows, columns } = of.linear.dims;
         let mut sum = self.model.executor.device.nothing(rows, columns)?;
         let mut inputs = Vec::new();
-        for Trace { input, gradient } in divergence {
+        for Trace { input, gradient, .. } in divergence {
             D::add_product(&mut sum, &gradient, &input)?;
-            of.squares.add(squares(&input)?);
+            // An expert sees some of the tokens; the mean is over all.
+            of.squares.add((squares(&input)?.0, 0));
             let x = input.on_host()?;
             let mut by_input = vec![0.0; x.len()];
             transpose(&x, columns, &mut by_input);
             inputs.push(by_input);
         }
+        of.squares.tokens += tokens as usize;
         Ok((D::sums(sum)?, inputs))
     }
 
@@ -637,7 +640,7 @@ impl<'a, D: Ops> Steps<'a, D> {
         candidates: &mut Candidates,
     ) -> Result<(), Error> {
         let failed = || failed(at.0, "gradients");
-        let gradient = self.gradient(at, gradients);
+        let gradient = self.gradient(at, gradients, tokens);
         let (gradient, inputs) = gradient.map_err(|e| failed()(executor::Error::device(e)))?;
         let step = self.number;
         let mut slope = self.add(at, gradient, tokens).map_err(failed())?;
@@ -652,6 +655,12 @@ impl<'a, D: Ops> Steps<'a, D> {
             None => self.model.values(of.linear)?,
         };
         let (squares, curvature) = (of.squares.get(), of.curvature.get());
+        // An expert that has seen no token yet.
+        if squares.is_empty() || curvature.is_empty() {
+            recycle(weight);
+            recycle(slope);
+            return Ok(());
+        }
         // What is missing of the mean's weights in the first steps.
         let whole = 1.0 / (1.0 - (self.settings.momentum as f32).powi(step as i32));
         let lambda = self.lambda as f32;
@@ -662,7 +671,6 @@ impl<'a, D: Ops> Steps<'a, D> {
         let stats =
             LayerStats { name, dims: of.linear.dims, weight: &weight, ..LayerStats::default() };
         let ends = mask::row_ends(&stats, mask, &mut slope, &squares, of.member.rule.pattern)?;
-        let tokens: usize = inputs.iter().map(|x| x.len() / columns).sum();
         let Rule { pattern, ratio, count, scope } = of.member.rule;
         let pool = match scope.unwrap_or(self.settings.scope) {
             // The tiles of N:M lie in rows.
@@ -678,7 +686,7 @@ impl<'a, D: Ops> Steps<'a, D> {
                 zip(goes, comes).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
             };
             let gram: f64 = inputs.iter().map(|x| of(x)).sum();
-            let gram = (1.0 - SHRINKAGE) * (gram / tokens as f64) as f32;
+            let gram = (1.0 - SHRINKAGE) * (gram / tokens) as f32;
             let [goes, comes] = [cost, gain].map(|(i, _)| row * columns + i);
             let factor = 0.5 * lambda * curvature[row];
             Pair {
@@ -759,10 +767,10 @@ impl<D: Ops> Steps<'_, D> {
                 let sums = Dtype::F32.decode(&saved.next()?);
                 *mean = Mean { sums, tokens: tokens as usize };
             }
-            // Nothing is known before the first step.
-            let known = usize::from(self.number > 0);
-            let lengths = [dims.columns * known, dims.rows * known];
-            if [of.squares.sums.len(), of.curvature.sums.len()] != lengths {
+            // Nothing is known before the first step, and of an expert that has seen no token.
+            let fits = |count: usize, all: usize| count == 0 || count == all;
+            let counts = [of.squares.sums.len(), of.curvature.sums.len()];
+            if !fits(counts[0], dims.columns) || !fits(counts[1], dims.rows) {
                 return Err(saved.damaged());
             }
             for masks in [&mut pruned.masks, &mut self.best.1] {
@@ -771,7 +779,7 @@ impl<D: Ops> Steps<'_, D> {
                 masks.insert(of.linear.weight.clone(), mask);
             }
             let mean = Dtype::Bf16.decode(&saved.next()?);
-            if mean.len() != dims.len() * known {
+            if !fits(mean.len(), dims.len()) {
                 return Err(saved.damaged());
             }
             if mean.is_empty() {

@@ -341,6 +341,7 @@ impl Rebuild {
             Side::Dense => state.dense_statistics(needs)?,
             Side::Sparse => state.sparse_statistics(needs)?,
         };
+        state.count_experts(&statistics, event);
         let before = state.error()?;
         let mut scores = Vec::new();
         for member in &state.group.members {

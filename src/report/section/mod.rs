@@ -2,6 +2,7 @@
 
 mod cost;
 mod error;
+mod experts;
 mod generations;
 mod quality;
 mod recipe;
@@ -37,6 +38,8 @@ pub(super) fn all(report: &Report) -> Result<Vec<Section>, chart::Error> {
         _ => Some(Section { id: "steps", title: "End to end", body: steps::body(report)? }),
     };
     let error = Section { id: "error", title: "Output error", body: error::body(report)? };
+    let experts = || Section { id: "experts", title: "Experts", body: experts::body(report) };
+    let experts = (!report.experts.is_empty()).then(experts);
     let others = [
         Section { id: "sparsity", title: "Sparsity", body: sparsity::body(report)? },
         Section { id: "swaps", title: "Swaps", body: swaps::body(report)? },
@@ -45,5 +48,5 @@ pub(super) fn all(report: &Report) -> Result<Vec<Section>, chart::Error> {
         Section { id: "recipe", title: "Recipe", body: recipe::body(report) },
     ];
     let first = [quality].into_iter().chain(examples).chain(steps);
-    Ok(first.chain([error]).chain(others).collect())
+    Ok(first.chain([error]).chain(experts).chain(others).collect())
 }

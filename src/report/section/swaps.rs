@@ -23,7 +23,9 @@ impl Swaps {
     fn of(report: &Report) -> Self {
         let (mut long, mut found) = (Vec::new(), BTreeMap::new());
         for group in &report.groups {
-            for matrix in group.stages.iter().flat_map(|stage| &stage.matrices) {
+            let last = group.stages.len().saturating_sub(1);
+            let stages = group.stages.iter().enumerate();
+            for (i, matrix) in stages.flat_map(|(i, of)| of.matrices.iter().map(move |m| (i, m))) {
                 let kind = kind(&matrix.tensor, group.layer);
                 let place = long.iter().position(|known| *known == kind).unwrap_or_else(|| {
                     long.push(kind);
@@ -31,7 +33,8 @@ impl Swaps {
                 });
                 let (swaps, kept) = found.entry((place, group.layer)).or_insert((0, 0));
                 *swaps += matrix.came_back;
-                *kept = matrix.kept;
+                // A kind may have several matrices, those of experts.
+                *kept += if i == last { matrix.kept } else { 0 };
             }
         }
         Self { kinds: names::short(&long, '.'), found }
@@ -44,10 +47,18 @@ impl Swaps {
     }
 }
 
-/// A tensor's name with `*` for the layer, without `.weight`.
+/// A tensor's name with `*` for the layer and for the expert, without `.weight`.
 pub(in crate::report) fn kind(tensor: &str, layer: usize) -> String {
+    const EXPERTS: &str = ".experts.";
     let name = tensor.replacen(&format!(".{layer}."), ".*.", 1);
-    name.strip_suffix(".weight").unwrap_or(&name).to_owned()
+    let name = name.strip_suffix(".weight").unwrap_or(&name);
+    match name.split_once(EXPERTS).and_then(|(module, rest)| Some((module, rest.split_once('.')?)))
+    {
+        Some((module, (expert, rest))) if expert.parse::<usize>().is_ok() => {
+            format!("{module}{EXPERTS}*.{rest}")
+        }
+        _ => name.to_owned(),
+    }
 }
 
 pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
@@ -104,5 +115,7 @@ mod tests {
         let name = |layer| format!("model.layers.{layer}.mlp.up_proj.weight");
         assert_eq!(kind(&name(3), 3), "model.layers.*.mlp.up_proj");
         assert_eq!(kind(&name(12), 12), kind(&name(3), 3));
+        let expert = "model.layers.3.mlp.experts.3.up_proj.weight";
+        assert_eq!(kind(expert, 3), "model.layers.*.mlp.experts.*.up_proj");
     }
 }

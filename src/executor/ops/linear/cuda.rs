@@ -27,7 +27,11 @@ impl Linear for Cuda {
         Ok(Arc::new(Gpu::of(self)?.numbers(values)?))
     }
 
-    fn linear_forward(x: &Matrix<Self>, weight: &Weight<Self>) -> Result<Numbers> {
+    fn linear_forward(
+        x: &Matrix<Self>,
+        factor: &Arc<Numbers>,
+        weight: &Weight<Self>,
+    ) -> Result<Numbers> {
         let (gpu, (tokens, inputs), outputs) = (x.gpu(), x.shape(), weight.outputs());
         let count = tokens * outputs;
         let mut y = gpu.stale(count)?;
@@ -39,21 +43,25 @@ impl Linear for Cuda {
             (tokens, outputs, inputs),
             (1.0, keep),
             Factor::whole(&x.values, inputs),
-            Factor::whole(&weight.factor, inputs).transposed(),
+            Factor::whole(factor, inputs).transposed(),
             (&mut y, Place::rows(outputs, 0)),
             1,
         )?;
         Ok(y)
     }
 
-    fn linear_backward(g: &Matrix<Self>, weight: &Weight<Self>) -> Result<Numbers> {
+    fn linear_backward(
+        g: &Matrix<Self>,
+        factor: &Arc<Numbers>,
+        weight: &Weight<Self>,
+    ) -> Result<Numbers> {
         let (gpu, (tokens, outputs), inputs) = (g.gpu(), g.shape(), weight.inputs());
         let mut gx = gpu.stale(tokens * inputs)?;
         gpu.product(
             (tokens, inputs, outputs),
             (1.0, 0.0),
             Factor::whole(&g.values, outputs),
-            Factor::whole(&weight.factor, inputs),
+            Factor::whole(factor, inputs),
             (&mut gx, Place::rows(inputs, 0)),
             1,
         )?;

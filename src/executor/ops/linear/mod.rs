@@ -15,6 +15,7 @@ use super::{
     gemm::{View, product},
     tape::record,
 };
+use crate::buffer::recycle;
 
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
@@ -22,12 +23,29 @@ pub(super) mod cuda;
 /// The weight of a linear layer and its bias.
 #[derive(Clone, Debug)]
 pub struct Weight<D: Linear> {
-    factor: D::Factor,
+    source: Source<D>,
     /// Numbers of outputs and inputs.
     dims: (usize, usize),
     /// [1, outputs].
     bias: Option<Matrix<D>>,
     trace: Option<Arc<Mutex<Option<Trace<D>>>>>,
+    /// Indices of the input's rows in the batch; `None` for all rows.
+    rows: Option<Arc<[usize]>>,
+}
+
+/// Where a weight's factor comes from.
+#[derive(Clone, Debug)]
+enum Source<D: Linear> {
+    /// The factor is in memory.
+    Held(D::Factor),
+    /// Each product reads the values.
+    Read(D, Arc<dyn Values>),
+}
+
+/// The values of a weight that is too large to stay in memory.
+pub trait Values: fmt::Debug + Send + Sync {
+    /// Reads the values, row-major.
+    fn read(&self) -> Vec<f32>;
 }
 
 /// The factors of a weight's gradient: ∂L/∂W = `gradient`ᵀ `input`, for the rows of each sample.
@@ -37,6 +55,8 @@ pub struct Trace<D: Hold> {
     pub input: Matrix<D>,
     /// The gradient of the layer's output, [tokens, outputs].
     pub gradient: Matrix<D>,
+    /// Indices of the tokens in the batch, in order; `None` for all tokens.
+    pub rows: Option<Arc<[usize]>>,
 }
 
 impl Trace<Cpu> {
@@ -56,15 +76,53 @@ impl<D: Linear> Weight<D> {
         dims: (usize, usize),
         bias: Option<Vec<f32>>,
     ) -> Result<Self, D::Err> {
-        let factor = device.factor(values, dims)?;
+        let source = Source::Held(device.factor(values, dims)?);
+        Self::of(device, source, dims, bias)
+    }
+
+    /// A weight of `dims`, (outputs, inputs), whose values are read by each product.
+    pub fn read(
+        device: &D,
+        values: Arc<dyn Values>,
+        dims: (usize, usize),
+        bias: Option<Vec<f32>>,
+    ) -> Result<Self, D::Err> {
+        Self::of(device, Source::Read(device.clone(), values), dims, bias)
+    }
+
+    fn of(
+        device: &D,
+        source: Source<D>,
+        dims: (usize, usize),
+        bias: Option<Vec<f32>>,
+    ) -> Result<Self, D::Err> {
         let bias = bias.map(|bias| device.hold(bias, (1, dims.0))).transpose()?;
-        Ok(Self { factor, dims, bias, trace: None })
+        Ok(Self { source, dims, bias, trace: None, rows: None })
+    }
+
+    /// The factor of products.
+    fn factor(&self) -> Result<D::Factor, D::Err> {
+        match &self.source {
+            Source::Held(factor) => Ok(factor.clone()),
+            Source::Read(device, values) => {
+                let values = values.read();
+                let factor = device.factor(&values, self.dims);
+                recycle(values);
+                factor
+            }
+        }
     }
 
     /// The weight, with a backward pass recording its [`Trace`].
     #[must_use]
     pub fn traced(&self) -> Self {
         Self { trace: Some(Arc::default()), ..self.clone() }
+    }
+
+    /// The weight for an input that has only some `rows` of the batch, which its [`Trace`] names.
+    #[must_use]
+    pub fn of_rows(&self, rows: &Arc<[usize]>) -> Self {
+        Self { rows: Some(rows.clone()), ..self.clone() }
     }
 
     /// Takes the trace that the backward pass recorded, if the weight is traced.
@@ -108,11 +166,19 @@ pub trait Linear: Hold {
     /// The factor of a weight of `dims`, (outputs, inputs), from its row-major values.
     fn factor(&self, values: &[f32], dims: (usize, usize)) -> Result<Self::Factor, Self::Err>;
 
-    /// x Wᵀ + b.
-    fn linear_forward(x: &Matrix<Self>, weight: &Weight<Self>) -> Computed<Self>;
+    /// x Wᵀ + b, for the weight's factor.
+    fn linear_forward(
+        x: &Matrix<Self>,
+        factor: &Self::Factor,
+        weight: &Weight<Self>,
+    ) -> Computed<Self>;
 
-    /// ∂L/∂x, for ∂L/∂y in `g`.
-    fn linear_backward(g: &Matrix<Self>, weight: &Weight<Self>) -> Computed<Self>;
+    /// ∂L/∂x, for ∂L/∂y in `g` and the weight's factor.
+    fn linear_backward(
+        g: &Matrix<Self>,
+        factor: &Self::Factor,
+        weight: &Weight<Self>,
+    ) -> Computed<Self>;
 
     /// The layer's output, [tokens, outputs], for `x` of [tokens, inputs]; a `known` output is not
     /// computed again.
@@ -126,14 +192,16 @@ pub trait Linear: Hold {
         let shape = (x.shape().0, weight.outputs());
         let y = match known {
             Some(y) => y,
-            None => x.beside(Self::linear_forward(&x, weight)?, shape)?,
+            None => x.beside(Self::linear_forward(&x, &weight.factor()?, weight)?, shape)?,
         };
         let (weight, input) = (weight.clone(), x.name());
-        let trace = move |g| Ok::<_, Self::Err>(Trace { gradient: x.beside(g, shape)?, input: x });
+        let rows = weight.rows.clone();
+        let trace =
+            move |g| Ok::<_, Self::Err>(Trace { gradient: x.beside(g, shape)?, input: x, rows });
         Ok(match input_gradient {
             InputGradient::Wanted => record(tape, [input], y, move |g| {
                 let trace = trace(g)?;
-                let g = Self::linear_backward(&trace.gradient, &weight)?;
+                let g = Self::linear_backward(&trace.gradient, &weight.factor()?, &weight)?;
                 weight.note(trace);
                 Ok([g])
             }),
@@ -152,15 +220,23 @@ impl Linear for Cpu {
         Ok(Factor::new(values, dims))
     }
 
-    fn linear_forward(x: &Matrix<Self>, weight: &Weight<Self>) -> Result<Buffer, CpuError> {
+    fn linear_forward(
+        x: &Matrix<Self>,
+        factor: &Factor,
+        weight: &Weight<Self>,
+    ) -> Result<Buffer, CpuError> {
         let (tokens, inputs) = x.shape();
         let bias = weight.bias.as_ref().map(|bias| &bias.values[..]);
-        Ok(product(View::new(&x.values, tokens, inputs), weight.factor.forward(), bias).into())
+        Ok(product(View::new(&x.values, tokens, inputs), factor.forward(), bias).into())
     }
 
-    fn linear_backward(g: &Matrix<Self>, weight: &Weight<Self>) -> Result<Buffer, CpuError> {
+    fn linear_backward(
+        g: &Matrix<Self>,
+        factor: &Factor,
+        _: &Weight<Self>,
+    ) -> Result<Buffer, CpuError> {
         let (tokens, outputs) = g.shape();
-        Ok(product(View::new(&g.values, tokens, outputs), weight.factor.backward(), None).into())
+        Ok(product(View::new(&g.values, tokens, outputs), factor.backward(), None).into())
     }
 }
 
@@ -169,7 +245,10 @@ mod tests {
     use dfdx::tensor_ops::Backward;
 
     use super::*;
-    use crate::executor::ops::testing::{check, matrix, noise, traced, weighted_sum};
+    use crate::executor::ops::{
+        tape::gradient,
+        testing::{check, matrix, noise, traced, weighted_sum},
+    };
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
@@ -208,6 +287,29 @@ mod tests {
         let x = matrix(vec![1.0, 0.0, -1.0, 0.0, 2.0, 1.0], (2, 3));
         let y = Cpu::linear(x, &weight.unwrap(), InputGradient::Skipped, None).unwrap();
         assert_eq!(y.to_vec(), [-1.5, -2.5, 7.5, 15.5]);
+    }
+
+    #[test]
+    fn a_weight_that_is_read_gives_the_same() {
+        #[derive(Debug)]
+        struct Noise;
+
+        impl Values for Noise {
+            fn read(&self) -> Vec<f32> {
+                noise(20, 1)
+            }
+        }
+
+        let (device, bias) = (Cpu::default(), Some(noise(4, 3)));
+        let held = Weight::new(&device, &noise(20, 1), (4, 5), bias.clone()).unwrap();
+        let read = Weight::read(&device, Arc::new(Noise), (4, 5), bias).unwrap();
+        let of = |weight: &Weight<Cpu>| {
+            let x = matrix(noise(15, 2), (3, 5));
+            let y = Cpu::linear(traced(x.clone()), weight, InputGradient::Wanted, None).unwrap();
+            let values = y.to_vec();
+            (values, gradient(weighted_sum(y), &x).unwrap().to_vec())
+        };
+        assert_eq!(of(&held), of(&read));
     }
 
     #[test]

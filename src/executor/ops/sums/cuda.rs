@@ -50,7 +50,7 @@ impl Sums for Cuda {
         layers: &mut [(&mut Numbers, Trace<Self>)],
         samples: &[Range<usize>],
     ) -> Result<()> {
-        for (sum, Trace { input, gradient }) in layers {
+        for (sum, Trace { input, gradient, .. }) in layers {
             let (gpu, count) = (input.gpu(), input.shape().1 * gradient.shape().1);
             let mut product = gpu.stale(count)?;
             for sample in samples {

@@ -193,6 +193,7 @@ mod tests {
         let trace = Trace {
             input: matrix(noise(5 * inputs, 1), (5, inputs)),
             gradient: matrix(noise(5 * outputs, 2), (5, outputs)),
+            rows: None,
         };
         let mut sum = Cpu::default().nothing(outputs, inputs).unwrap();
         let mut other = Cpu::default().nothing(outputs, inputs).unwrap();
@@ -247,7 +248,7 @@ mod tests {
         assert_agrees!(|device: D| {
             let [input, gradient] = [(33, 1), (4, 2)]
                 .map(|(width, seed)| device.hold(noise(50 * width, seed), (50, width)).unwrap());
-            let trace = Trace { input, gradient };
+            let trace = Trace { input, gradient, rows: None };
             let mut squares = device.nothing(4, 33).unwrap();
             let mut layers = [(&mut squares, trace.clone())];
             D::add_squared_gradients(&mut layers, &[0..20, 20..50]).unwrap();

@@ -106,6 +106,8 @@ agrees! {
     opt "opt"
     opt_with_norms_after "opt-norm-after"
     opt_without_biases "opt-no-bias"
+    phi "phi"
+    phi_with_norms_of_queries_and_keys "phi-norms"
     phi3 "phi3"
     phi3_longrope "phi3-longrope"
     qwen2 "qwen2"

@@ -34,7 +34,8 @@ impl<'a, D: Ops> Head<'a, D> {
         let decoder = &model.decoder;
         let dims = (decoder.vocab_size, decoder.embedding.width);
         let values = model.read(&decoder.head, &[dims.0, dims.1])?;
-        let weight = Weight::new(&model.executor.device, &values, dims, None);
+        let bias = decoder.head_bias.as_ref().map(|bias| model.read(bias, &[dims.0]));
+        let weight = Weight::new(&model.executor.device, &values, dims, bias.transpose()?);
         let project = decoder.project_out.as_ref();
         Ok(Self {
             model,

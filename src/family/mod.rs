@@ -22,6 +22,7 @@ mod olmo2;
 mod olmo3;
 mod olmoe;
 mod opt;
+mod phi;
 mod phi3;
 mod qwen2;
 mod qwen2_moe;
@@ -74,6 +75,7 @@ pub static FAMILIES: &[Family] = &[
     olmo3::FAMILY,
     olmoe::FAMILY,
     opt::FAMILY,
+    phi::FAMILY,
     phi3::FAMILY,
     qwen2::FAMILY,
     qwen2_moe::FAMILY,
@@ -150,6 +152,8 @@ pub struct Decoder {
     pub head: String,
     /// Tensor name of an output head that is not tied to the embedding.
     pub own_head: String,
+    /// Tensor name of the output head's bias, if there is one.
+    pub head_bias: Option<String>,
     /// Soft cap c of logits: z becomes c · tanh(z / c).
     pub logit_cap: Option<f32>,
 }
@@ -463,6 +467,7 @@ impl Decoder {
             .chain(self.final_norm.iter().flat_map(Norm::tensors))
             .chain(self.project_out.iter().flat_map(Projection::tensors))
             .chain(head)
+            .chain(self.head_bias.iter().map(|bias| (bias.as_str(), vec![self.vocab_size])))
     }
 
     /// The decoder with other tensor names: the first of the `prefixes` that a name begins with is
@@ -488,6 +493,7 @@ impl Decoder {
         rename(&mut self.embedding.weight);
         rename(&mut self.head);
         rename(&mut self.own_head);
+        self.head_bias.as_mut().map(rename);
         self.embedding.positions.iter_mut().for_each(|positions| rename(&mut positions.weight));
         self.embedding.project_in.iter_mut().chain(&mut self.project_out).for_each(projection);
         self.final_norm.iter_mut().for_each(norm);
@@ -673,7 +679,7 @@ mod tests {
             assert_eq!(listed, saved, "{}", checkpoint.display());
             checkpoints += 1;
         }
-        assert_eq!(checkpoints, 50);
+        assert_eq!(checkpoints, 52);
     }
 
     #[test]
@@ -753,6 +759,7 @@ mod tests {
             ("olmo2", 2048),
             ("olmo3", 2048),
             ("olmoe", 4096),
+            ("phi", 2048),
             ("phi3", 4096),
             ("qwen2", 32_768),
             ("qwen2_moe", 32_768),

@@ -108,6 +108,7 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         project_out: project("project_out", width, hidden_size),
         head: if tied { weight.clone() } else { HEAD.to_owned() },
         own_head: HEAD.to_owned(),
+        head_bias: None,
         logit_cap: None,
         embedding: Embedding {
             weight,

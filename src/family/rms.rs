@@ -36,6 +36,8 @@ pub(super) struct Style {
     pub(super) output_bias: bool,
     /// Whether the linear layers of the MLP have biases.
     pub(super) mlp_bias: bool,
+    /// Whether the output head has a bias.
+    pub(super) head_bias: bool,
     /// Whether query, key and value are one matrix, and gate and up another.
     pub(super) fused: bool,
     /// Whether gate and up are one matrix, without query, key and value being one.
@@ -152,6 +154,7 @@ impl Style {
             qkv_bias: false,
             output_bias: false,
             mlp_bias: false,
+            head_bias: false,
             fused: false,
             fused_mlp: false,
             gated: true,
@@ -298,6 +301,7 @@ impl Style {
             project_out: None,
             head: if tied { weight.clone() } else { own_head.clone() },
             own_head,
+            head_bias: self.head_bias.then(|| format!("{}.bias", self.names.head)),
             logit_cap: self.logit_cap,
             embedding: Embedding {
                 weight,

@@ -752,7 +752,6 @@ mod tests {
             ("granite", 2048),
             ("llama", 2048),
             ("ministral", 131_072),
-            ("ministral3", 262_144),
             ("mistral", 131_072),
             ("mixtral", 131_072),
             ("nemotron", 4096),
@@ -795,6 +794,9 @@ mod tests {
                 "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
                 "head_dim": 4,
             });
+            if family.model_type == "ministral3" {
+                config["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 1e6});
+            }
             assert!(found(&config).is_ok(), "{}", family.model_type);
             for key in ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"] {
                 let fine = config[key].clone();

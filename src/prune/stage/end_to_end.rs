@@ -84,9 +84,9 @@ impl Default for EndToEnd {
     fn default() -> Self {
         Self {
             steps: 60,
-            fraction: 0.1,
+            fraction: 0.05,
             momentum: 0.8,
-            lambda: 1000.0,
+            lambda: 300.0,
             samples: 4,
             scope: Scope::Row,
         }

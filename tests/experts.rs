@@ -507,6 +507,20 @@ fn stacked_experts_are_pruned_one_by_one_and_stay_stacked() {
 
 /// An expert that the calibration samples miss is named, and counted in the report.
 #[test]
+fn experts_with_few_tokens_are_named() {
+    let of = |tokens: &[usize]| {
+        let (layer, experts) = (0, "layers.0.experts".into());
+        ExpertReport { layer, experts, tokens: tokens.into() }.few()
+    };
+    assert_eq!(of(&[40, 32]), None);
+    assert_eq!(
+        of(&[40, 3, 0]).unwrap(),
+        "`layers.0.experts.*`: experts 1, 2 saw fewer than 32 calibration tokens (3, 0): pruned by \
+         the mean statistics of the layer's experts; more calibration samples would help"
+    );
+}
+
+#[test]
 fn an_expert_without_tokens_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let (report, _) = pruned(dir.path(), &["calibration.samples=1", "mask.init=wanda"]);

@@ -238,7 +238,8 @@ impl ExpertReport {
             all => format!("`{}.*`: experts {}", self.experts, all.join(", ")),
         };
         Some(format!(
-            "{names} saw fewer than {FEWEST_ROWS} calibration tokens ({}): pruned by the mean              statistics of the layer's experts; more calibration samples would help",
+            "{names} saw fewer than {FEWEST_ROWS} calibration tokens ({}): pruned by the mean \
+             statistics of the layer's experts; more calibration samples would help",
             tokens.join(", ")
         ))
     }

@@ -50,6 +50,8 @@ pub(crate) const GLOB: usize = 256;
 pub(crate) const GLOBS: usize = 16 << 10;
 /// Maximum number of problems of a recipe that are shown.
 pub(crate) const PROBLEMS: usize = 50;
+/// Maximum number of experts of a model, in all layers together.
+pub(crate) const EXPERTS: usize = 100_000;
 /// Maximum bytes of the headers of all shards of a checkpoint together.
 pub(crate) const HEADERS: u64 = 8 * MIB;
 /// Maximum bytes of a line of text.

@@ -168,6 +168,13 @@ fn headers_of_weights() {
     let mut start = fs::OpenOptions::new().write(true).open(&file).unwrap();
     start.write_all(&(90u64 << 20).to_le_bytes()).unwrap();
     case.is_refused(&["it has 90.0 MiB; all headers of a checkpoint together may have 8.0 MiB"]);
+    // Matrices of experts in one tensor, without a byte.
+    let stack = one("[0,0]").replace("\"a\"", "\"mlp.experts.down_proj\"");
+    case.header(stack.replace("[1]", "[1099511627776,0,0]").as_bytes(), 0);
+    case.is_refused(&[
+        "model.safetensors",
+        "more than 100000 experts, with `mlp.experts.down_proj`",
+    ]);
     let tensor = |i| format!(r#""{i}":{{"dtype":"U8","shape":[],"data_offsets":[{i},{}]}}"#, i + 1);
     let many: Vec<String> = (0..100_000).map(tensor).collect();
     case.header(format!("{{{}}}", many.join(",")).as_bytes(), 100_000);

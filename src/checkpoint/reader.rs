@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     files,
-    limits::{self, HEADERS, Limit},
+    limits::{self, EXPERTS, HEADERS, Limit},
     simd::first,
 };
 
@@ -429,7 +429,7 @@ impl Reader {
     /// Replaces each tensor that has one matrix of each expert, `….experts.down_proj`, by these
     /// matrices, `….experts.0.down_proj.weight` and so on.
     fn find_stacked(&mut self) -> Result<(), Error> {
-        let mut found = Vec::new();
+        let (mut found, mut left) = (Vec::new(), STACKED.len() * EXPERTS);
         for (name, place) in &self.tensors {
             let Place::Stored(shard) = *place else { continue };
             let parts = STACKED.iter().find_map(|matrix| {
@@ -440,6 +440,12 @@ impl Reader {
             if let (Some((experts, matrix)), Some(info)) = (parts, info)
                 && let [count, _, _] = info.shape[..]
             {
+                // A few bytes of a header name any number of empty matrices.
+                left = left.checked_sub(count).ok_or_else(|| {
+                    let path = self.shards[shard].path.clone();
+                    let problem = format!("more than {EXPERTS} experts, with `{name}`");
+                    Error::Header { path, problem }
+                })?;
                 let names = (0..count).map(|i| format!("{experts}.{i}.{matrix}.weight"));
                 found.push((name.clone(), shard, names.collect::<Vec<_>>()));
             }

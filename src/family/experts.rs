@@ -5,9 +5,7 @@ use super::{
     config::{Error, Object},
     rms::projection,
 };
-
-/// Maximum number of experts of a model, in all layers together.
-const MOST_EXPERTS: usize = 100_000;
+use crate::limits::EXPERTS;
 
 /// The experts of a family, whose matrices are stored one by one.
 pub(super) struct Experts {
@@ -73,7 +71,7 @@ impl Experts {
         let key = names_of_count.iter().find(|key| config.has(key)).unwrap_or(&names_of_count[0]);
         let count = config.size(key)?.unwrap_or(default);
         if let Some(layers) = config.layers("num_hidden_layers")?
-            && layers.saturating_mul(count) > MOST_EXPERTS
+            && layers.saturating_mul(count) > EXPERTS
         {
             let problem = format!("with {layers} layers that is too many");
             return Err(config.invalid(key, count, problem));

@@ -27,6 +27,18 @@ pub(super) fn score_scale(config: &Object<'_>) -> Result<f32, Error> {
     Ok((scalar as f32).sqrt().recip())
 }
 
+/// The sliding window of the layers that have one. Attention is causal.
+pub(super) fn window(config: &Object<'_>) -> Result<Option<usize>, Error> {
+    if config.boolean("use_bidirectional_attention")?.unwrap_or(false) {
+        let problem = "bidirectional attention is not supported";
+        return Err(config.invalid("use_bidirectional_attention", true, problem));
+    }
+    match config.size_or("sliding_window", Some(4096))? {
+        None => Err(config.missing("sliding_window")),
+        window => Ok(window),
+    }
+}
+
 /// The defaults are those of transformers' `Gemma2Config`.
 fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
     // A missing cap has the published models' value; null means no cap.
@@ -49,13 +61,5 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
     };
     let biased = config.boolean("attention_bias")?.unwrap_or(false);
     let style = Style { qkv_bias: biased, output_bias: biased, ..style };
-    if config.boolean("use_bidirectional_attention")?.unwrap_or(false) {
-        let problem = "bidirectional attention is not supported";
-        return Err(config.invalid("use_bidirectional_attention", true, problem));
-    }
-    let window = config.size_or("sliding_window", Some(4096))?;
-    if window.is_none() {
-        return Err(config.missing("sliding_window"));
-    }
-    style.decoder(config, config.windows(window, |layer| layer.is_multiple_of(2))?)
+    style.decoder(config, config.windows(window(config)?, |layer| layer.is_multiple_of(2))?)
 }

@@ -4,7 +4,7 @@
 use super::{
     Activation, Decoder, Family, NormKind,
     config::{Error, Object},
-    gemma2::{NORMS, score_scale},
+    gemma2::{NORMS, score_scale, window},
     rms::{HeadNorms, LayerAttention, Style},
     rope, text_model,
 };
@@ -48,16 +48,8 @@ fn text(config: &Object<'_>) -> Result<Decoder, Error> {
         },
         ..Style::llama()
     };
-    if config.boolean("use_bidirectional_attention")?.unwrap_or(false) {
-        let problem = "bidirectional attention is not supported";
-        return Err(config.invalid("use_bidirectional_attention", true, problem));
-    }
-    let window = config.size_or("sliding_window", Some(4096))?;
-    if window.is_none() {
-        return Err(config.missing("sliding_window"));
-    }
     let pattern = config.size("sliding_window_pattern")?.unwrap_or(6);
-    let window = config.windows(window, |layer| !(layer + 1).is_multiple_of(pattern))?;
+    let window = config.windows(window(config)?, |layer| !(layer + 1).is_multiple_of(pattern))?;
     style.decoder(config, |layer| {
         let window = window(layer);
         LayerAttention { window, rope: Some(usize::from(window.is_some())) }

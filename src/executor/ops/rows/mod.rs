@@ -128,10 +128,14 @@ impl Rows for Cpu {
         scale: Option<&[f32]>,
         x: &Buffer,
     ) -> Result<(), CpuError> {
-        for (i, (row, x)) in rows.iter().zip(x.chunks_exact(width.max(1))).enumerate() {
-            let (y, scale) = (&mut y[row * width..(row + 1) * width], scaled(scale, i));
+        // Which row of x each row of y gets.
+        let mut added = vec![None; y.len() / width.max(1)];
+        rows.iter().enumerate().for_each(|(i, row)| added[*row] = Some(i));
+        y.par_chunks_mut(width.max(1)).zip(added).for_each(|(y, added)| {
+            let Some(i) = added else { return };
+            let (x, scale) = (&x[i * width..(i + 1) * width], scaled(scale, i));
             simd!(y.iter_mut().zip(x).for_each(|(y, x)| *y += scale * x));
-        }
+        });
         Ok(())
     }
 

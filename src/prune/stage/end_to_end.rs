@@ -323,7 +323,7 @@ struct Matrix<'a> {
 }
 
 /// A mean of vectors over tokens.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Mean {
     sums: Vec<f32>,
     tokens: usize,

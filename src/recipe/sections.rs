@@ -34,7 +34,7 @@ pub(super) const MOST: usize = 1 << 24;
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {
     /// A set of defaults: `paper`, LLM-Barber as published; `best`, the most accurate masks;
-    /// `fast`, nearly as accurate ones in less time. `barber check` shows its values.
+    /// `fast`, less accurate ones in a small part of the time. `barber check` shows its values.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = preset::names().collect::<Vec<_>>()))]
     pub preset: Option<String>,

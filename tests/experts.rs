@@ -414,7 +414,7 @@ fn every_stage_prunes_experts() {
         &["refine=[{ use = 'swap' }, { use = 'reconstruct' }]", "mask.init=magnitude"],
         &["refine=[{ use = 'reconstruct', method = 'gradient', passes = 2 }]"],
         &["refine=[{ use = 'rebuild', alpha = 'auto' }]", "mask.passes=1"],
-        &["refine=[{ use = 'end-to-end', steps = 4, samples = 2, lambda = 5 }]"],
+        &["refine=[{ use = 'end-to-end', steps = 4, tokens = 64, lambda = 5 }]"],
         &["sparsity.allocation=owl", "mask.init=wanda"],
         &["sparsity.allocation=error", "mask.init=wanda"],
         &["streams.statistics=dense", "refine=[{ use = 'swap' }]"],

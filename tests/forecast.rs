@@ -172,7 +172,7 @@ fn short_runs_take_what_was_forecast() {
         &[
             "mask.init=wanda",
             "calibration.held_out=3",
-            "refine=[{ use = 'swap' }, { use = 'end-to-end', steps = 4, samples = 3, lambda = 5 }]",
+            "refine=[{ use = 'swap' }, { use = 'end-to-end', steps = 4, tokens = 144, lambda = 5 }]",
         ],
     ] {
         compared("recipes/quickstart.toml", &[&short[..], sets].concat());

@@ -100,7 +100,7 @@ impl Case {
             "auto" => format!("use = 'rebuild'\nscope = '{}'\nalpha = 'auto'", self.scope),
             "swap" => format!("use = 'swap'\nscope = '{}'", self.stage_scope()),
             "end-to-end" => format!(
-                "use = 'end-to-end'\nscope = '{}'\nsteps = 7\nsamples = 1\nlambda = 1\nfraction = 0.5",
+                "use = 'end-to-end'\nscope = '{}'\nsteps = 7\ntokens = 1\nlambda = 1\nfraction = 0.5",
                 self.stage_scope()
             ),
             _ => String::new(),

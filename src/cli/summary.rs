@@ -96,10 +96,11 @@ impl fmt::Display for Summary<'_> {
 fn steps(steps: &[Step]) -> Option<String> {
     let held_out: Vec<f64> = steps.iter().filter_map(|step| step.held_out).collect();
     let (first, best) = (held_out.first()?, held_out.iter().copied().reduce(f64::min)?);
-    let (made, swaps) = (steps.len() - 1, steps.iter().map(|step| step.swaps).sum::<usize>());
+    let (made, tried) = (steps.len() - 1, steps.iter().map(|step| step.swaps).sum::<usize>());
+    let lasting = Step::lasting(steps);
     Some(format!(
-        "{made} over the whole model, {swaps} swaps tried; divergence from the dense model's predictions {first:.4} to \
-         {best:.4} nats per token held out"
+        "{made} over the whole model, {lasting} swaps of {tried} tried; divergence from the dense \
+         model's predictions {first:.4} to {best:.4} nats per token held out"
     ))
 }
 

@@ -70,9 +70,10 @@ pub struct EndToEnd {
     /// The weight λ of the curvature in the first step. A larger one makes fewer swaps, of smaller
     /// weights. In later steps it follows the samples.
     pub lambda: f64,
-    /// Number of calibration samples of a step, taken in turn.
+    /// Number of calibration tokens of a step: those of some samples, taken in turn. A step takes at
+    /// least one sample, and at most half of them.
     #[schemars(range(min = 1))]
-    pub samples: usize,
+    pub tokens: usize,
     /// The weights that compete: all of the `model`, a `group`, a `layer`, a `row` (one output) or a
     /// `column` (one input). `swap` has only `row` and `layer`, `end-to-end` has these and `model`,
     /// `rebuild` has all but `model`.
@@ -87,9 +88,17 @@ impl Default for EndToEnd {
             fraction: 0.05,
             momentum: 0.8,
             lambda: 300.0,
-            samples: 4,
+            tokens: 1024,
             scope: Scope::Row,
         }
+    }
+}
+
+impl EndToEnd {
+    /// Number of steps that take all samples, which have so many tokens, once.
+    fn turns(&self, samples: usize, tokens: f64) -> usize {
+        // The samples of the next step judge a step: they have to be others, where there are any.
+        ((tokens / self.tokens as f64) as usize).max(2).min(samples).max(1)
     }
 }
 
@@ -109,6 +118,28 @@ pub struct Step {
     pub swaps: usize,
     /// λ after the step.
     pub lambda: f64,
+}
+
+impl Step {
+    /// Number of swaps that the masks have in the end, those with the lowest divergence of each stage.
+    pub fn lasting(steps: &[Self]) -> usize {
+        steps.chunk_by(|_, next| next.step > 0).map(Self::lasting_of_stage).sum()
+    }
+
+    fn lasting_of_stage(steps: &[Self]) -> usize {
+        let measured = steps.iter().filter_map(|step| Some((step.held_out?, step.step)));
+        let best = measured.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(0, |(_, step)| step);
+        let (mut lasting, mut last) = (0, 0);
+        for Step { kept, swaps, .. } in steps.iter().filter(|step| step.step <= best) {
+            // A step says whether the swaps of the one before were undone.
+            if kept.is_some_and(|kept| kept < 0.0) {
+                lasting -= last;
+            }
+            lasting += swaps;
+            last = *swaps;
+        }
+        lasting
+    }
 }
 
 /// Steps from one measurement on the held-out samples to the next.
@@ -147,7 +178,7 @@ impl Stage for EndToEnd {
             let why = format!("must be more than 0, got {}", self.lambda);
             wrong.push(Wrong { key: "lambda", why, help: "leave it out for the default" });
         }
-        for (key, count) in [("steps", self.steps), ("samples", self.samples)] {
+        for (key, count) in [("steps", self.steps), ("tokens", self.tokens)] {
             if count == 0 {
                 let why = "must be at least 1, got 0".to_owned();
                 wrong.push(Wrong { key, why, help: "leave it out for the default" });
@@ -157,9 +188,9 @@ impl Stage for EndToEnd {
     }
 
     fn describe(&self, _: &Described<'_>) -> String {
-        let Self { steps, fraction, momentum, lambda, samples, scope } = self;
+        let Self { steps, fraction, momentum, lambda, tokens, scope } = self;
         format!(
-            "end-to-end, scope {scope}, at most {steps} steps of {samples} samples, fraction \
+            "end-to-end, scope {scope}, at most {steps} steps of {tokens} tokens, fraction \
              {fraction}, momentum {momentum}, lambda {lambda}"
         )
     }
@@ -182,7 +213,7 @@ impl Stage for EndToEnd {
         let Extent { samples, longest: sequence, .. } = pruning.calibration;
         let [calibration, held_out] = pruning.calibration.parts();
         let judged = if held_out > 0.0 { held_out } else { calibration };
-        let taken = calibration * self.samples.min(samples) as f64 / samples.max(1) as f64;
+        let taken = calibration / self.turns(samples, calibration) as f64;
         let head = (decoder.vocab_size * decoder.embedding.width) as f64;
         let tokens = |calibration| Tokens { calibration, held_out: 0.0, sequence };
         // Forward on the held-out tokens; forward and backward on those of a step, for the
@@ -273,12 +304,12 @@ impl RunModel for EndToEnd {
                 watch(StageEvent::Step(&step, pruned, &run))?;
             }
         }
-        let taken = self.samples.min(calibration);
+        let turns = self.turns(calibration, objective.tokens(0..calibration));
         while run.number < self.steps && run.patience > 0 {
-            let start = run.number % calibration.div_ceil(taken) * taken;
+            let turn = run.number % turns;
+            let [start, end] = [turn, turn + 1].map(|turn| turn * calibration / turns);
             run.number += 1;
-            let turn = start..calibration.min(start + taken);
-            let (divergence, kept) = run.step(&objective, &members, pruned, turn)?;
+            let (divergence, kept) = run.step(&objective, &members, pruned, start..end)?;
             let held_out = match run.number.is_multiple_of(MEASURED) || run.number == self.steps {
                 false => None,
                 // No mask has changed.
@@ -871,6 +902,31 @@ mod tests {
     #[test]
     fn a_gradient_is_bounded_by_those_before_if_there_were_any() {
         assert_eq!([bounded(9.0, 2.0), bounded(1.0, 2.0), bounded(9.0, 0.0)], [3.0, 1.0, 9.0]);
+    }
+
+    #[test]
+    fn swaps_that_are_undone_or_come_after_the_best_masks_do_not_last() {
+        let step = |step, held_out, kept, swaps| Step {
+            step,
+            calibration: None,
+            held_out,
+            kept,
+            swaps,
+            lambda: 1.0,
+        };
+        let mut steps = vec![
+            step(0, Some(0.9), None, 0),
+            step(1, None, None, 70),
+            step(2, None, Some(-0.5), 50),
+            step(3, Some(0.7), Some(0.5), 30),
+            step(4, None, Some(-0.1), 20),
+            step(5, Some(0.8), None, 10),
+        ];
+        assert_eq!(Step::lasting(&steps), 80);
+        assert_eq!(Step::lasting(&[steps.clone(), steps.clone()].concat()), 160);
+        steps[0].held_out = Some(0.6);
+        assert_eq!(Step::lasting(&steps), 0);
+        assert_eq!(Step::lasting(&[]), 0);
     }
 
     /// What a swap of small weights promises is what it changes of the whole model's objective.

@@ -40,10 +40,10 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
     Ok(html! {
         p {
             "After its layers, the masks of the whole model were refined by the divergence of its "
-            "predictions from the dense model's, KL(dense ‖ sparse). " (count(swaps))
-            " swaps were tried. The samples of the next step judge a step's swaps: where the "
-            "divergence rose on them, the swaps were undone. The masks are those with the lowest "
-            "divergence on the held-out samples."
+            "predictions from the dense model's, KL(dense ‖ sparse). Its masks have "
+            (count(Step::lasting(steps))) " swaps of " (count(swaps)) " that were tried. The samples "
+            "of the next step judge a step's swaps: where the divergence rose on them, the swaps were "
+            "undone. The masks are those with the lowest divergence on the held-out samples."
         }
         (legend(&NAMES, None)?)
         figure { figcaption { "Divergence by step (logarithmic)" } (chart) }

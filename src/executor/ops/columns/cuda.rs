@@ -22,6 +22,15 @@ kernels! {
     index_t i = ELEMENT;
     if (i < n) gx[i / part * width + start + i % part] = g[i];
 "
+
+    /// Rows of `first` numbers of `a`, each with as many of `b` behind it as fill `width`.
+    fn join(n: usize, width: usize, first: usize, a: &Slice, b: &Slice, y: &mut Slice) "
+    index_t i = ELEMENT;
+    if (i >= n) return;
+    index_t row = i / width, column = i % width;
+    y[i] = column < first ? a[row * first + column]
+                          : b[row * (width - first) + column - first];
+"
 }
 
 impl Columns for Cuda {
@@ -42,5 +51,14 @@ impl Columns for Cuda {
         let mut gx = g.gpu.zeros(rows * width)?;
         columns_backward(&g.gpu, Grid::each(count), count, width, part, start, &g, &mut gx)?;
         Ok(gx)
+    }
+
+    fn join_forward(a: &Matrix<Self>, b: &Matrix<Self>) -> Result<Numbers> {
+        let ((rows, first), gpu) = (a.shape(), a.gpu());
+        let width = first + b.shape().1;
+        let count = rows * width;
+        let mut y = gpu.stale(count)?;
+        join(gpu, Grid::each(count), count, width, first, &a.values, &b.values, &mut y)?;
+        Ok(y)
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
 
-use super::{Add, Buffer, Computed, Hold, Matrix, tape::record};
+use super::{Buffer, Computed, Hold, Matrix, tape::record};
 use crate::buffer::{stale, zeros};
 
 #[cfg(feature = "cuda")]
@@ -25,6 +25,9 @@ pub trait Columns: Hold {
         columns: Range<usize>,
         g: Self::Numbers,
     ) -> Computed<Self>;
+
+    /// The columns of `a`, and then those of `b`, which has as many rows.
+    fn join_forward(a: &Matrix<Self>, b: &Matrix<Self>) -> Computed<Self>;
 
     /// Some columns of each row.
     fn columns<T: Tape<f32, Self>>(
@@ -49,22 +52,14 @@ pub trait Columns: Hold {
         Ok(record(tape, [x.name()], y, move |g| Ok([Self::columns_backward(shape, columns, g)?])))
     }
 
-    /// The columns of `a`, and then those of `b`.
+    /// [`join_forward`](Self::join_forward), with its gradients.
     fn join<T: Tape<f32, Self>>(
         a: Matrix<Self, T>,
         b: Matrix<Self>,
-    ) -> Result<Matrix<Self, T>, Self::Err>
-    where
-        Self: Add,
-    {
+    ) -> Result<Matrix<Self, T>, Self::Err> {
         let (a, tape) = a.split_tape();
         let ((rows, first), all) = (a.shape(), a.shape().1 + b.shape().1);
-        let padded = |x: &Matrix<Self>, columns| {
-            let x = Self::columns_backward((rows, all), columns, Self::copy(&x.values)?)?;
-            a.beside(x, (rows, all))
-        };
-        let y = Self::add_forward(&padded(&a, 0..first)?, &padded(&b, first..all)?)?;
-        let y = a.beside(y, (rows, all))?;
+        let y = a.beside(Self::join_forward(&a, &b)?, (rows, all))?;
         let device = a.device().clone();
         Ok(record(tape, [a.name(), b.name()], y, move |g| {
             let g = Matrix::of(&device, g, (rows, all))?;
@@ -93,6 +88,17 @@ impl Columns for Cpu {
             gx[columns.clone()].copy_from_slice(g);
         });
         Ok(gx.into())
+    }
+
+    fn join_forward(a: &Matrix<Self>, b: &Matrix<Self>) -> Result<Buffer, CpuError> {
+        let ((rows, first), second) = (a.shape(), b.shape().1);
+        let mut y = stale(rows * (first + second));
+        let parts = a.values.par_chunks(first).zip(b.values.par_chunks(second));
+        y.par_chunks_mut(first + second).zip(parts).for_each(|(y, (a, b))| {
+            y[..first].copy_from_slice(a);
+            y[first..].copy_from_slice(b);
+        });
+        Ok(y.into())
     }
 }
 

@@ -102,6 +102,7 @@ agrees! {
     nemotron_with_biases "nemotron-biases"
     olmo2 "olmo2"
     olmo3 "olmo3"
+    olmo3_with_another_theta "olmo3-theta"
     olmoe "olmoe"
     opt "opt"
     opt_with_norms_after "opt-norm-after"

@@ -43,7 +43,7 @@ fn text(config: &Object<'_>) -> Result<Decoder, Error> {
         rope: rope::Style {
             max_positions: 131_072,
             theta: ("rope_theta", 1_000_000.0),
-            sliding_theta: Some(("rope_local_base_freq", 10_000.0)),
+            sliding_theta: Some((Some("rope_local_base_freq"), 10_000.0)),
             ..rope::Style::llama()
         },
         ..Style::llama()

@@ -16,8 +16,10 @@ pub(super) const FAMILY: Family = Family {
 
 /// The defaults are those of transformers' `Olmo3Config`.
 fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
-    let theta = ("rope_theta", 500_000.0);
-    let rope = rope::Style { theta, sliding_theta: Some(theta), ..rope::Style::llama() };
+    const THETA: f64 = 500_000.0;
+    let theta = ("rope_theta", THETA);
+    // transformers 5 takes `rope_theta` for layers without a window only.
+    let rope = rope::Style { theta, sliding_theta: Some((None, THETA)), ..rope::Style::llama() };
     let style = Style { rope, ..olmo2::style(config)? };
     let window = config.size_or("sliding_window", Some(4096))?;
     let window = config.windows(window, |layer| !(layer + 1).is_multiple_of(4))?;

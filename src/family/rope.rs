@@ -309,9 +309,9 @@ pub(super) struct Style {
     pub(super) scaled_queries: bool,
     /// The key of θ, beside the one inside `rope_scaling`, and its default.
     pub(super) theta: (&'static str, f64),
-    /// The key and the default of θ in layers with a sliding window, if these have a position code
-    /// of their own.
-    pub(super) sliding_theta: Option<(&'static str, f64)>,
+    /// The key, if there is one, and the default of θ in layers with a sliding window, if these have
+    /// a position code of their own.
+    pub(super) sliding_theta: Option<(Option<&'static str>, f64)>,
 }
 
 impl Style {
@@ -475,12 +475,12 @@ pub(super) fn read(
     let theta = style.theta;
     let Some(sliding_theta) = style.sliding_theta else {
         let keys = scaling.unwrap_or(parameters);
-        return Ok(vec![code(config, keys, style, head_dim, theta)?]);
+        return Ok(vec![code(config, keys, style, head_dim, (Some(theta.0), theta.1))?]);
     };
     let of = |kind| Ok::<_, Error>(parameters.object(kind)?.unwrap_or_else(nothing));
     let full = scaling.map_or_else(|| of(FULL), Ok)?;
     Ok(vec![
-        code(config, full, style, head_dim, theta)?,
+        code(config, full, style, head_dim, (Some(theta.0), theta.1))?,
         code(config, of(SLIDING)?, style, head_dim, sliding_theta)?,
     ])
 }
@@ -492,7 +492,7 @@ fn code(
     keys: Object<'_>,
     style: &Style,
     head_dim: usize,
-    (theta_key, default_theta): (&str, f64),
+    (theta_key, default_theta): (Option<&str>, f64),
 ) -> Result<Rope, Error> {
     if let Some(key) = keys.nested() {
         let problem = "a position code for each type of layer is not supported";
@@ -506,7 +506,7 @@ fn code(
     };
     let theta = match keys.above("rope_theta", 0.0)? {
         Some(inside) => Some(inside),
-        None => config.above(theta_key, 0.0)?,
+        None => theta_key.map(|key| config.above(key, 0.0)).transpose()?.flatten(),
     };
     let (key, found) = match keys.string("rope_type")? {
         Some(name) => ("rope_type", name),

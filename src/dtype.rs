@@ -66,6 +66,11 @@ impl Dtype {
         }
     }
 
+    /// The format of this name in `config.json`.
+    pub(crate) fn named(torch: &str) -> Option<Self> {
+        [Self::F64, Self::F32, Self::F16, Self::Bf16].into_iter().find(|of| of.torch() == torch)
+    }
+
     /// Bytes of an element.
     pub(crate) const fn size(self) -> usize {
         match self {
@@ -120,6 +125,15 @@ impl Dtype {
             },
         );
         values
+    }
+
+    /// Rounds numbers to the nearest of the format; those too large for it become infinite.
+    pub(crate) fn round_to(self, values: &mut [f32]) {
+        match self {
+            Self::F64 | Self::F32 => {}
+            Self::F16 => values.iter_mut().for_each(|v| *v = f16::from_f32(*v).to_f32()),
+            Self::Bf16 => values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32()),
+        }
     }
 
     /// Numbers to little-endian bytes, rounded to the nearest.
@@ -191,6 +205,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn rounding_is_encoding_and_decoding(values: Vec<f32>) {
+            for dtype in [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::Bf16] {
+                let mut rounded = values.clone();
+                dtype.round_to(&mut rounded);
+                let bits = |of: &[f32]| of.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                prop_assert_eq!(bits(&rounded), bits(&dtype.decode(&dtype.encode(&values))));
+                prop_assert_eq!(Dtype::named(dtype.torch()), Some(dtype));
+            }
+        }
+
         #[test]
         fn half_precision_survives_decoding(bits: Vec<u16>) {
             let bytes: Vec<u8> = bits.iter().flat_map(|b| b.to_le_bytes()).collect();

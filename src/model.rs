@@ -174,14 +174,15 @@ impl<'a, D: Ops> Model<'a, D> {
     /// The model of a checkpoint. Checks that all tensors exist.
     ///
     /// # Errors
-    /// If the family is unknown, or a tensor is missing, has the wrong shape or format, or is
-    /// larger than the free memory.
+    /// If the family is unknown, the weights are quantised in a way that Barber does not read, or a
+    /// tensor is missing, has the wrong shape or format, or is larger than the free memory.
     pub fn new(reader: &'a Reader, executor: impl Into<Executor<D>>) -> Result<Self, Error> {
+        reader.quantisation()?;
         let decoder = named_as_in(reader, family::decoder(reader.config())?);
         let available = available_memory();
         for (name, shape) in decoder.tensors() {
             reader.check(name, &shape)?;
-            // At most twice the bytes of the file, so there is no overflow.
+            // At most four times the bytes of the file, so there is no overflow.
             let needed = (shape.iter().product::<usize>() * Dtype::F32.size()) as u64;
             if needed > available {
                 let (needed, available) = (ByteSize(needed), ByteSize(available));

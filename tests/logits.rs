@@ -1,6 +1,6 @@
 //! The forward pass against transformers: logits of tiny random checkpoints, one for each family,
-//! and for each way in which configuration and storage change it. `tests/fixtures/` has them and the
-//! scripts that recorded them.
+//! and for each way in which configuration, storage and quantisation change it. `tests/fixtures/` has
+//! them and the scripts that recorded them.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod util;
@@ -78,6 +78,12 @@ agrees! {
     exaone4 "exaone4"
     exaone4_without_a_window "exaone4-no-window"
     f32 "f32"
+    float8_in_blocks "float8-blocks"
+    float8_in_rows "float8-rows"
+    fp8 "fp8"
+    fp8_blocks_that_end_early "fp8-uneven"
+    fp8_experts "fp8-moe"
+    fp8_with_a_scale_per_matrix "fp8-matrix"
     gemma2 "gemma2"
     gemma3 "gemma3"
     gemma3_by_type_of_layer "gemma3-by-type"
@@ -89,6 +95,10 @@ agrees! {
     granite_with_biases "granite-biases"
     grouped_and_tied "gqa-tied"
     head_dim "head-dim"
+    int8_in_groups "int8-groups"
+    int8_in_rows "int8-rows"
+    int8_packed "int8-packed"
+    int8_with_a_scale_per_matrix "int8-matrix"
     linear "linear"
     llama3 "llama3"
     ministral "ministral"

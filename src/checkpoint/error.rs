@@ -71,6 +71,10 @@ pub enum Error {
         path.display()
     )]
     Compressed { path: PathBuf, name: String, problem: String },
+    #[error("{}: the quantised tensor `{name}` cannot be read: {problem}", path.display())]
+    Quantised { path: PathBuf, name: String, problem: String },
+    #[error("the weights at {} are quantised by {what}, which Barber does not read; {todo}", dir.display())]
+    Quantisation { dir: PathBuf, what: String, todo: &'static str },
     #[error("{} exists; pass --force to replace it, or choose another output.path", .0.display())]
     Exists(PathBuf),
     #[error(
@@ -130,6 +134,10 @@ impl Error {
     /// [`Error::io`] for a `map_err`.
     pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::io(path, source)
+    }
+
+    pub(super) fn quantised(path: &Path, name: &str, problem: impl Into<String>) -> Self {
+        Self::Quantised { path: path.to_owned(), name: name.into(), problem: problem.into() }
     }
 
     pub(super) fn compressed(path: &Path, name: &str, problem: impl Into<String>) -> Self {

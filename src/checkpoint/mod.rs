@@ -11,6 +11,7 @@ mod owned;
 mod partial;
 mod place;
 mod pruned;
+mod quantised;
 mod reader;
 mod round;
 mod zeros;
@@ -23,6 +24,7 @@ pub use self::{
     output::{Existing, Output, Written, left_behind},
     owned::{CARD, HTML, JSON, RECIPE},
     pruned::{Masks, Pruned, Saved},
+    quantised::Quantisation,
     reader::{Mapped, Reader, TensorView, parse_header, parse_index},
     zeros::Zeros,
 };

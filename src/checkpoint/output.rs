@@ -17,7 +17,7 @@ use super::{
     layout::{self, Content, VALUES},
     owned::Owned,
     partial::Partial,
-    place,
+    place, quantised,
     reader::{INDEX, Shard, sizes},
 };
 use crate::files;
@@ -327,17 +327,21 @@ fn config<'a>(
     pruned: &Pruned,
 ) -> Option<Value> {
     let mut config = reader.config().clone();
-    if let Some(dtype) = dtype {
+    let quantisation = reader.quantisation().ok().flatten();
+    if let Some(dtype) = dtype.or(quantisation.map(|of| of.dtype)) {
         for key in ["torch_dtype", "dtype"] {
             if config.get(key).is_some() {
                 config[key] = dtype.torch().into();
             }
         }
     }
-    if !reader.format().is_dense()
-        && let Some(config) = config.as_object_mut()
-    {
-        config.shift_remove(layout::KEY);
+    if let Some(config) = config.as_object_mut() {
+        if !reader.format().is_dense() {
+            config.shift_remove(layout::KEY);
+        }
+        if quantisation.is_some() {
+            quantised::remove_section(config);
+        }
     }
     let compressed = entries.filter(|entry| entry.has_values());
     let modules: Vec<_> = compressed.filter_map(|entry| layout::module(entry.view.name)).collect();

@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs,
     marker::PhantomData,
     ops::Range,
@@ -28,6 +28,7 @@ use super::{
     foreign::no_checkpoint,
     layout::{self, Compressed, Format, Packing, SHAPE, VALUES},
     owned::{CARD, HTML, JSON, RECIPE},
+    quantised::{self, Codes, Matrix, Names, Quantisation, Scale, Unread},
 };
 use crate::{
     files,
@@ -44,6 +45,7 @@ pub struct Reader {
     /// The place of each tensor.
     tensors: BTreeMap<String, Place>,
     indexed: bool,
+    quantisation: Result<Option<Quantisation>, Unread>,
 }
 
 /// The place of a tensor.
@@ -60,6 +62,8 @@ enum Place {
         index: Span,
         stored: usize,
     },
+    /// A quantised matrix, in several tensors.
+    Quantised { matrix: Matrix, shape: [usize; 2], codes: Span, scales: Span, stored: usize },
     /// A matrix of the stored tensor of this name, which has one of each expert.
     Stacked { stack: String, shard: usize, index: usize },
 }
@@ -88,7 +92,7 @@ pub struct TensorView<'a> {
     pub shape: &'a [usize],
     /// File of the tensor.
     pub file: &'a Path,
-    /// Bytes in the checkpoint; for a compressed matrix, those of all its tensors.
+    /// Bytes in the checkpoint; for a compressed or quantised matrix, those of all its tensors.
     pub stored: usize,
     /// The stored tensor that the matrix is a part of, if experts are stored stacked.
     pub(super) stack: Option<Stack<'a>>,
@@ -104,24 +108,44 @@ pub(super) struct Stack<'a> {
     pub(super) shape: &'a [usize],
 }
 
-/// The bytes of a tensor in a mapped file, whose values are finite.
+/// A tensor in mapped files, whose values are finite.
+#[derive(Clone, Debug)]
+pub struct Mapped(MappedData);
+
+#[derive(Clone, Debug)]
+enum MappedData {
+    Dense { bytes: MappedBytes, dtype: Dtype },
+    Quantised { matrix: Matrix, codes: MappedBytes, scales: MappedBytes },
+}
+
+/// Bytes of a mapped file.
 #[derive(Clone)]
-pub struct Mapped {
+struct MappedBytes {
     map: Arc<Mmap>,
-    bytes: Range<usize>,
-    dtype: Dtype,
+    range: Range<usize>,
 }
 
 impl Mapped {
     /// The values, row-major.
     pub fn values(&self) -> Vec<f32> {
-        self.dtype.decode(&self.map[self.bytes.clone()])
+        match &self.0 {
+            MappedData::Dense { bytes, dtype } => dtype.decode(bytes.get()),
+            MappedData::Quantised { matrix, codes, scales } => {
+                matrix.values(quantised::Stored { codes: codes.get(), scales: scales.get() })
+            }
+        }
     }
 }
 
-impl fmt::Debug for Mapped {
+impl MappedBytes {
+    fn get(&self) -> &[u8] {
+        &self.map[self.range.clone()]
+    }
+}
+
+impl fmt::Debug for MappedBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Mapped").field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("MappedBytes").field("range", &self.range).finish_non_exhaustive()
     }
 }
 
@@ -130,6 +154,7 @@ impl fmt::Debug for Mapped {
 enum Data<'a> {
     Dense(&'a [u8]),
     Compressed(Compressed<'a>),
+    Quantised(Matrix, quantised::Stored<'a>),
 }
 
 impl<'a> TensorView<'a> {
@@ -145,7 +170,8 @@ impl<'a> TensorView<'a> {
         Self { name, dtype, shape, file, stored, stack: None, data }
     }
 
-    /// The bytes, little-endian, row-major: those of the file, or of the decompressed matrix.
+    /// The bytes, little-endian, row-major: those of the file, or of the decompressed or dequantised
+    /// matrix.
     ///
     /// # Errors
     /// If the tensor is compressed and damaged.
@@ -156,6 +182,15 @@ impl<'a> TensorView<'a> {
                 let damaged = |problem| Error::compressed(self.file, self.name, problem);
                 compressed.dense().map(Cow::Owned).map_err(damaged)
             }
+            Data::Quantised(matrix, stored) => Ok(matrix.bytes(stored).into()),
+        }
+    }
+
+    /// The values as `dtype`, which is the tensor's.
+    fn values(&self, dtype: Dtype) -> Result<Vec<f32>, Error> {
+        match self.data {
+            Data::Quantised(matrix, stored) => Ok(matrix.values(stored)),
+            Data::Dense(_) | Data::Compressed(_) => Ok(dtype.decode(&self.bytes()?)),
         }
     }
 
@@ -168,7 +203,7 @@ impl<'a> TensorView<'a> {
         Ok(dtype.not_finite(&self.bytes()?).0)
     }
 
-    /// Number of [`bytes`](Self::bytes); for a compressed matrix more than
+    /// Number of [`bytes`](Self::bytes); for a compressed or quantised matrix more than
     /// [`stored`](Self::stored).
     pub fn length(&self) -> usize {
         layout::length(self.dtype, self.shape)
@@ -304,6 +339,10 @@ impl Shard {
     fn bytes(&self, (start, end): (usize, usize)) -> &[u8] {
         &self.map[self.data + start..self.data + end]
     }
+
+    fn mapped(&self, (start, end): (usize, usize)) -> MappedBytes {
+        MappedBytes { map: self.map.clone(), range: self.data + start..self.data + end }
+    }
 }
 
 /// The end of the last tensor of a header.
@@ -329,6 +368,12 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 /// Names of tensors that have one matrix of each expert, as transformers 5 has them in memory.
 const STACKED: &[&str] = &["gate_up_proj", "down_proj"];
+/// The name of the tensor with the rows and columns of a matrix of packed codes.
+const WEIGHT_SHAPE: &str = "weight_shape";
+/// Number of codes of eight bits in an integer of 32 bits.
+const CODES_OF_WORD: usize = 4;
+/// The name of the tensor with the groups of columns that are quantised in another order.
+const ORDER: &str = "weight_g_idx";
 /// The files about the run that made a checkpoint, which the next run writes anew.
 const ABOUT_RUN: [&str; 3] = [RECIPE, JSON, HTML];
 
@@ -354,7 +399,9 @@ impl Reader {
             shards: Vec::new(),
             tensors: BTreeMap::new(),
             indexed: !single.exists() && index.exists(),
+            quantisation: Ok(None),
         };
+        reader.quantisation = quantised::declared(&reader.config);
         if reader.indexed {
             reader.open_index(index)?;
         } else if single.exists() {
@@ -364,6 +411,9 @@ impl Reader {
         }
         if let Some(packing) = layout::declared(&reader.config).and_then(Format::packing) {
             reader.find_compressed(packing)?;
+        }
+        if let Ok(Some(of)) = reader.quantisation.clone() {
+            reader.find_quantised(&of)?;
         }
         reader.find_stacked()?;
         Ok(reader)
@@ -424,6 +474,134 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    /// Replaces the tensors of each quantised matrix by the matrix.
+    fn find_quantised(&mut self, of: &Quantisation) -> Result<(), Error> {
+        let Names { packed, scales, zero_points, others } = of.names;
+        let suffix = |name: &str| layout::tensor("", name);
+        let packed = packed.map(suffix);
+        let mut found = Vec::new();
+        for (name, place) in &self.tensors {
+            let Place::Stored(shard) = *place else { continue };
+            let Some(info) = self.shards[shard].header.info(name) else { continue };
+            let module = packed.as_deref().and_then(|suffix| name.strip_suffix(suffix));
+            let codes = match (module, layout::module(name)) {
+                (Some(module), _) => Some((module, Codes::Offset)),
+                (None, Some(module)) => Codes::of(info.dtype).map(|codes| (module, codes)),
+                (None, None) => None,
+            };
+            if let Some((module, codes)) = codes {
+                let matrix = layout::matrix(module);
+                if *name != matrix && self.tensors.contains_key(&matrix) {
+                    let problem = format!("there is `{name}`, too");
+                    return Err(Error::quantised(&self.dir, &matrix, problem));
+                }
+                found.push((matrix, self.quantised(of, module, (shard, info), codes)?));
+            }
+        }
+        let quantised: BTreeSet<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        let scales = suffix(scales);
+        let modules = self.tensors.keys().filter_map(|name| name.strip_suffix(&scales));
+        let alone = modules.map(layout::matrix).find(|name| !quantised.contains(&**name));
+        if let Some(name) = alone {
+            let problem = match self.tensors.get(&name) {
+                None => format!("there are scales of it, `…{scales}`, but no weights"),
+                Some(_) => {
+                    format!(
+                        "there are scales of it, `…{scales}`, but its values are not in E4M3 or int8"
+                    )
+                }
+            };
+            return Err(Error::quantised(&self.dir, &name, problem));
+        }
+        let parts = others.iter().chain(zero_points).map(|name| suffix(name));
+        let parts: Vec<_> = parts.chain([scales]).chain(packed).collect();
+        self.tensors.retain(|name, _| !parts.iter().any(|part| name.ends_with(part)));
+        self.tensors.extend(found);
+        Ok(())
+    }
+
+    /// The place and form of a quantised matrix, whose codes are in this tensor.
+    fn quantised(
+        &self,
+        of: &Quantisation,
+        module: &str,
+        (shard, info): (usize, &TensorInfo),
+        codes: Codes,
+    ) -> Result<Place, Error> {
+        let Shard { path, .. } = &self.shards[shard];
+        let wrong = |problem: String| Error::quantised(path, &layout::matrix(module), problem);
+        let find = |name: &str| {
+            let name = layout::tensor(module, name);
+            let Some(Place::Stored(shard)) = self.tensors.get(&name) else { return None };
+            self.shards[*shard].header.info(&name).map(|info| (*shard, info))
+        };
+        let part = |name: &str| {
+            let missing = || wrong(format!("there is no `{}`", layout::tensor(module, name)));
+            find(name).ok_or_else(missing)
+        };
+        let &[rows, width] = &info.shape[..] else {
+            return Err(wrong(format!("its codes have the shape {:?}", info.shape)));
+        };
+        let (shape, row) = match codes {
+            Codes::E4m3 | Codes::Int8 => ([rows, width], width),
+            Codes::Offset => {
+                let (in_shard, of_shape) = part(WEIGHT_SHAPE)?;
+                let bytes = self.shards[in_shard].bytes(of_shape.data_offsets);
+                let fits = |[r, columns]: &[usize; 2]| {
+                    *r == rows && columns.div_ceil(CODES_OF_WORD) == width
+                };
+                let shape = layout::shape(of_shape.dtype, bytes).filter(fits);
+                let shape = shape.filter(|_| info.dtype == safetensors::Dtype::I32);
+                let shape = shape.ok_or_else(|| {
+                    let (dtype, found) = (info.dtype, &info.shape);
+                    let name = layout::tensor(module, WEIGHT_SHAPE);
+                    wrong(format!(
+                        "its codes are {dtype:?} of shape {found:?}, which does not fit `{name}`"
+                    ))
+                })?;
+                (shape, CODES_OF_WORD * width)
+            }
+        };
+        let (in_shard, scales) = part(of.names.scales)?;
+        let name = layout::tensor(module, of.names.scales);
+        let scale = Scale::of(scales.dtype).ok_or_else(|| {
+            let dtype = scales.dtype;
+            wrong(format!("`{name}` is stored as {dtype:?}, which Barber does not read"))
+        })?;
+        let block = quantised::block(shape, &scales.shape, of.block).ok_or_else(|| {
+            let blocks =
+                of.block.map(|[height, width]| format!(" in blocks of {height} × {width}"));
+            wrong(format!(
+                "`{name}` has shape {:?}, which does not fit a matrix of shape {shape:?}{}",
+                scales.shape,
+                blocks.unwrap_or_default()
+            ))
+        })?;
+        if let Some((in_shard, zeros)) = of.names.zero_points.and_then(find)
+            && self.shards[in_shard].bytes(zeros.data_offsets).iter().any(|byte| *byte != 0)
+        {
+            return Err(wrong("its zero points are not zero: Barber reads symmetric codes".into()));
+        }
+        if find(ORDER).is_some() {
+            let problem = "its groups are not consecutive (`weight_g_idx`); give the model that it \
+                           was quantised from";
+            return Err(wrong(problem.into()));
+        }
+        let parts = [Some(info), Some(scales), find(WEIGHT_SHAPE).map(|(_, of)| of)];
+        let parts = parts.into_iter().flatten();
+        let stored = parts.map(|info| info.data_offsets.1 - info.data_offsets.0).sum();
+        let dims = Dims { rows: shape[0], columns: shape[1] };
+        let matrix = Matrix { dims, codes, row, scale, block, dtype: of.dtype };
+        let codes = Span(shard, info.data_offsets);
+        Ok(Place::Quantised {
+            matrix,
+            shape,
+            codes,
+            scales: Span(in_shard, scales.data_offsets),
+            stored,
+        })
     }
 
     /// Replaces each tensor that has one matrix of each expert, `….experts.down_proj`, by these
@@ -545,6 +723,20 @@ impl Reader {
         sizes(self.weight_files().map(Path::to_owned).chain(self.companions()?).chain(index))
     }
 
+    /// The quantisation that is undone when matrices are read; `None` if the weights are not
+    /// quantised.
+    ///
+    /// # Errors
+    /// If the weights are quantised in a way that Barber does not read.
+    pub fn quantisation(&self) -> Result<Option<&Quantisation>, Error> {
+        match &self.quantisation {
+            Ok(found) => Ok(found.as_ref()),
+            Err(Unread { what, todo }) => {
+                Err(Error::Quantisation { dir: self.dir.clone(), what: what.clone(), todo })
+            }
+        }
+    }
+
     /// Number of compressed matrices.
     pub fn compressed_matrices(&self) -> usize {
         let compressed = |place: &&Place| matches!(place, Place::Compressed { .. });
@@ -607,11 +799,23 @@ impl Reader {
                     values: bytes(*values),
                 }),
             },
+            Place::Quantised { matrix, shape, codes, scales, stored } => TensorView {
+                name,
+                dtype: matrix.dtype.stored(),
+                shape,
+                file: &self.shards[codes.0].path,
+                stored: *stored,
+                stack: None,
+                data: Data::Quantised(
+                    *matrix,
+                    quantised::Stored { codes: bytes(*codes), scales: bytes(*scales) },
+                ),
+            },
         })
     }
 
     /// The tensors of a shard, in the order of their bytes; a compressed matrix is at the place of
-    /// its values.
+    /// its values, a quantised one at that of its codes.
     pub(super) fn in_shard(&self, shard: usize) -> Vec<TensorView<'_>> {
         let mut tensors: Vec<_> = self
             .tensors
@@ -619,6 +823,7 @@ impl Reader {
             .filter_map(|(name, place)| {
                 let Span(of, offsets) = match place {
                     Place::Compressed { values, .. } => *values,
+                    Place::Quantised { codes, .. } => *codes,
                     stored => self.span(name, stored)?,
                 };
                 (of == shard).then_some((offsets, self.view(name, place)?))
@@ -674,7 +879,7 @@ impl Reader {
     /// As [`Reader::check`], and if a value is NaN or infinite.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
         let (dtype, view) = self.floats(name, shape)?;
-        let values = dtype.decode(&view.bytes()?);
+        let values = view.values(dtype)?;
         finite(&values, |at| (view.file, name, unravel(at, shape)))?;
         Ok(values)
     }
@@ -686,23 +891,29 @@ impl Reader {
     /// As [`Reader::check`], and if a value is NaN or infinite.
     pub fn mapped(&self, name: &str, shape: &[usize]) -> Result<Option<Mapped>, Error> {
         let (dtype, _) = self.floats(name, shape)?;
-        let Some(Span(shard, (start, end))) =
-            self.tensors.get(name).and_then(|of| self.span(name, of))
-        else {
-            return Ok(None);
+        let bytes = |Span(shard, offsets): Span| self.shards[shard].mapped(offsets);
+        let mapped = match self.tensors.get(name) {
+            Some(Place::Quantised { matrix, codes, scales, .. }) => MappedData::Quantised {
+                matrix: *matrix,
+                codes: bytes(*codes),
+                scales: bytes(*scales),
+            },
+            of => match of.and_then(|of| self.span(name, of)) {
+                Some(span) => MappedData::Dense { bytes: bytes(span), dtype },
+                None => return Ok(None),
+            },
         };
         self.check_finite(name)?;
-        let Shard { data, map, .. } = &self.shards[shard];
-        Ok(Some(Mapped { map: map.clone(), bytes: data + start..data + end, dtype }))
+        Ok(Some(Mapped(mapped)))
     }
 
-    /// The place of the bytes of a tensor that is not compressed.
+    /// The place of the bytes of a tensor that is neither compressed nor quantised.
     fn span(&self, name: &str, place: &Place) -> Option<Span> {
         let of = |shard: usize, name: &str| self.shards[shard].header.info(name);
         Some(match place {
             Place::Stored(shard) => Span(*shard, of(*shard, name)?.data_offsets),
             Place::Stacked { stack, shard, index } => part(*shard, of(*shard, stack)?, *index),
-            Place::Compressed { .. } => return None,
+            Place::Compressed { .. } | Place::Quantised { .. } => return None,
         })
     }
 

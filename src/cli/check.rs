@@ -90,12 +90,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     };
     let [prunable, pruned] = plan.weights(&model.decoder);
     let all = checkpoints.dense.weights();
+    let quantisation = checkpoints.dense.quantisation()?.map(ToString::to_string);
     if arguments.json {
         let runs = runs.iter().map(|run| run.point.name.as_str());
         let report = json!({
             "recipe": settings,
             "runs": runs.filter(|name| !name.is_empty()).collect::<Vec<_>>(),
             "layers": plan.layers.len(),
+            "quantisation": quantisation,
             "matrices": members(&model, &plan),
             "prunable_weights": prunable,
             "pruned_weights": pruned,
@@ -115,6 +117,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     }
     let named = format!("{} ({} layers)", show(recipe.model.reference().0), plan.layers.len());
     println!("\n{}", labelled("model", &named));
+    if let Some(quantisation) = &quantisation {
+        println!("{}", labelled("weights", quantisation));
+    }
     matrices(&model, &plan);
     if let Some(readers) = recipe.output.format.readers() {
         println!("{}", labelled("format", &readers));

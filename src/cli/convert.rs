@@ -1,4 +1,4 @@
-//! `barber convert`: writes a compressed checkpoint dense.
+//! `barber convert`: writes a compressed or quantised checkpoint dense.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,8 @@ use crate::{
 
 /// Writes a compressed checkpoint, in any layout of `output.format`, with every matrix dense, which
 /// all loaders read. Every weight keeps its bits. For a result of `barber prune`, the files are
-/// first compared with their digests, and report and card get the new format.
+/// first compared with their digests, and report and card get the new format. A checkpoint that is
+/// quantised to fp8 or int8 is dequantised, as `barber prune` reads it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

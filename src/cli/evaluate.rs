@@ -97,6 +97,9 @@ fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error>
         texts.iter().map(|(_, text, segments)| ScheduledPhase::text(text, segments, decoder));
     let of_tasks = tasks.iter().map(|asked| asked.scheduled(decoder));
     watch.expect(&of_texts.chain(of_tasks).collect::<Vec<_>>());
+    if let Some(quantisation) = reader.quantisation()?.filter(|_| !json) {
+        println!("{}", line("", &format!("{}: {quantisation}", show(dir))));
+    }
     let mut reports = Vec::new();
     for (path, text, segments) in texts {
         let found = measure(&model, &Pruned::dense(), &segments, &text.short(), &watch)?;

@@ -24,7 +24,7 @@ use crate::{
 
 /// Shows the contents of a checkpoint: for each decoder layer, or for each tensor with --tensors,
 /// the number of weights and of zeros, the pattern of the zeros, the format, and the size in the
-/// file, which is smaller for compressed matrices. Reads any safetensors checkpoint with a
+/// file, which is smaller for compressed and quantised matrices. Reads any safetensors checkpoint with a
 /// config.json, of any family, one tensor at a time.
 ///
 /// The pattern is N:M if no M consecutive inputs of a row keep more than N weights and most keep N;
@@ -60,6 +60,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let stacks = stacks(&tensors);
     let files = reader.weight_files().count();
     let dense: usize = tensors.iter().map(|tensor| tensor.dense_bytes).sum();
+    // The tensors of other quantisations are shown as they are stored.
+    let quantisation = reader.quantisation().ok().flatten().map(ToString::to_string);
     let family = reader.config().get("model_type").and_then(Value::as_str);
     if arguments.json {
         let report = json!({
@@ -67,6 +69,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
             "model_type": family,
             "files": files,
             "format": reader.format(),
+            "quantisation": quantisation,
             "places": places,
             "layers": layers,
             "total": total,
@@ -75,9 +78,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         println!("{report}");
         return Ok(());
     }
-    let compressed = match reader.format() {
-        format if format.is_dense() => String::new(),
-        format => format!(", {format}, of {}", size(dense)),
+    let compressed = match (&quantisation, reader.format()) {
+        (Some(quantisation), _) => format!(", {quantisation}, of {}", size(dense)),
+        (None, format) if format.is_dense() => String::new(),
+        (None, format) => format!(", {format}, of {}", size(dense)),
     };
     let what = format!(
         "{}: {}{} tensors, {} in {files} {}{compressed}",
@@ -112,7 +116,7 @@ struct Tensor {
     dtype: String,
     /// Bytes in the file.
     bytes: usize,
-    /// Bytes with all zeros, which are more for a compressed matrix.
+    /// Bytes with all zeros, dequantised, which are more for a compressed or quantised matrix.
     dense_bytes: usize,
     /// Number of elements.
     weights: usize,

@@ -77,7 +77,7 @@ enum Command {
     Compare(compare::Arguments),
     /// Check a result of `prune`: digests, zeros, pattern, and every kept weight's bits.
     Verify(verify::Arguments),
-    /// Write a compressed checkpoint dense.
+    /// Write a compressed or quantised checkpoint dense.
     Convert(convert::Arguments),
     /// Run the recipe of a result again, and compare.
     Reproduce(verify::Again),

@@ -7,6 +7,7 @@ use super::{
     sweep,
 };
 use crate::{
+    checkpoint::Reader,
     family::Decoder,
     plan::Plan,
     recipe::{Loaded, Recipe, describe, load_runs},
@@ -98,7 +99,7 @@ pub(super) fn one(
 }
 
 /// Prints what the run will do.
-pub(super) fn introduce(recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
+pub(super) fn introduce(recipe: &Recipe, dense: &Reader, decoder: &Decoder, plan: &Plan) {
     let layers = plan.layers.len();
     let groups: Vec<&str> = plan
         .layers
@@ -110,6 +111,9 @@ pub(super) fn introduce(recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
         .collect();
     let model = format!("{} ({layers} layers)", show(recipe.model.reference().0));
     println!("{}", labelled("model", &model));
+    if let Ok(Some(quantisation)) = dense.quantisation() {
+        println!("{}", labelled("weights", &quantisation.to_string()));
+    }
     let overrides = match recipe.overrides.len() {
         0 => String::new(),
         1 => ", with 1 override".into(),

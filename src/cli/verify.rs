@@ -44,9 +44,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let found = verify(&arguments.dir, arguments.dense.as_deref(), &watch)?;
     let Verified { files, page, inputs, gone, matrices, weights, zeros, dense, findings } = &found;
     if arguments.json {
-        let (model, changed) = match dense {
-            Dense::NotThere(model) => (model, None),
-            Dense::Compared { model, changed } => (model, Some(changed)),
+        let (model, quantisation, changed) = match dense {
+            Dense::NotThere(model) => (model, None, None),
+            Dense::Compared { model, quantisation, changed } => {
+                (model, quantisation.as_ref(), Some(changed))
+            }
         };
         println!(
             "{}",
@@ -59,7 +61,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
                 "matrices": matrices,
                 "weights": weights,
                 "zeros": zeros,
-                "dense": { "model": model, "compared": changed.is_some(), "changed": changed },
+                "dense": {
+                    "model": model,
+                    "quantisation": quantisation,
+                    "compared": changed.is_some(),
+                    "changed": changed,
+                },
                 "wrong": messages(findings),
             })
         );
@@ -83,14 +90,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         Dense::NotThere(model) => {
             format!("{} is missing; give it with --dense to compare", show(model))
         }
-        Dense::Compared { model, changed: 0 } => {
-            format!("every weight compared with {}, bit for bit", show(model))
+        Dense::Compared { model, quantisation, changed } => {
+            let form = quantisation.as_ref().map_or_else(String::new, |of| format!(" ({of})"));
+            let model = format!("{}{form}", show(model));
+            match changed {
+                0 => format!("every weight compared with {model}, bit for bit"),
+                changed => format!(
+                    "compared with {model}: the recipe changed {changed} kept weights, so only \
+                     zeros and tensors that are not pruned can be checked"
+                ),
+            }
         }
-        Dense::Compared { model, changed } => format!(
-            "compared with {}: the recipe changed {changed} kept weights, so only zeros and \
-             tensors that are not pruned can be checked",
-            show(model)
-        ),
     };
     println!("{}", line("dense", &dense));
     let report = "counts and sizes compared; not what was measured (perplexity, accuracy, errors, \

@@ -107,6 +107,9 @@ impl Card<'_> {
                 _ => writeln!(f, ", and {held_out} held out")?,
             }
         }
+        if let Some(quantisation) = &self.report.quantisation {
+            writeln!(f, "- Dense model: {}", plain(quantisation))?;
+        }
         match changed_weights {
             0 => writeln!(f, "- Kept weights: the dense model's")?,
             changed => {

@@ -28,6 +28,9 @@ pub struct Report {
     /// Path of the dense checkpoint, as in the recipe.
     #[serde(default)]
     pub model: PathBuf,
+    /// Quantisation of the dense checkpoint, whose weights were dequantised, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantisation: Option<String>,
     /// Path of the written checkpoint.
     pub output: PathBuf,
     /// Number of weights of all matrices of the dense model, embeddings included.

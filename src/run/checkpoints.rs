@@ -45,6 +45,7 @@ impl Checkpoints {
         };
         let of_dense = locate(path, dense_revision.as_deref(), &new)?;
         let dense = Reader::open(&of_dense.dir)?;
+        reader.quantisation()?;
         alike(&dense, &reader)?;
         Self::of(dense, Some(reader), [found.commit, of_dense.commit])
     }

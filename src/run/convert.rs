@@ -1,4 +1,4 @@
-//! Converts a compressed checkpoint to a dense one.
+//! Converts a compressed or quantised checkpoint to a dense one.
 
 use std::path::Path;
 
@@ -13,19 +13,19 @@ use crate::{
 /// The result of a conversion.
 #[derive(Clone, Copy, Debug)]
 pub struct Converted {
-    /// Bytes of all tensors of the compressed checkpoint.
+    /// Bytes of all tensors of the checkpoint before.
     pub from: u64,
     /// The dense checkpoint.
     pub written: Written,
 }
 
-/// Writes the compressed checkpoint in `dir` to `target` with every matrix dense: the same bytes as
-/// a run with the format `dense`. In a run's result, report, card and recipe are changed to that
+/// Writes the compressed or quantised checkpoint in `dir` to `target` with every matrix dense: the
+/// same bytes as a run with the format `dense`. In a run's result, report, card and recipe are changed to that
 /// format. `force` replaces a result at `target`.
 ///
 /// # Errors
-/// If the checkpoint is damaged, changed since its run wrote it, or not compressed, or if `target`
-/// cannot be written.
+/// If the checkpoint is damaged, changed since its run wrote it, neither compressed nor quantised, or
+/// quantised in a way that Barber does not read, or if `target` cannot be written.
 pub fn convert(
     dir: &Path,
     target: &Path,
@@ -33,7 +33,7 @@ pub fn convert(
     watch: &dyn Watch,
 ) -> Result<Converted, Error> {
     let reader = Reader::open(dir)?;
-    if reader.format().is_dense() {
+    if reader.format().is_dense() && reader.quantisation()?.is_none() {
         return Err(Error::NotCompressed(dir.to_owned()));
     }
     let result = match dir.join(report::JSON).exists() {

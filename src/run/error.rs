@@ -132,7 +132,7 @@ pub enum Error {
     )]
     NotAsWritten(PathBuf),
     /// A checkpoint is dense already.
-    #[error("{} has no compressed matrices: it is dense already", .0.display())]
+    #[error("{} has no compressed or quantised matrices: it is dense already", .0.display())]
     NotCompressed(PathBuf),
     /// The report or the resolved recipe cannot be written.
     #[error("the report cannot be written: {0}")]

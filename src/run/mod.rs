@@ -212,7 +212,7 @@ fn finished<D: Ops>(
     let inputs = checkpointing.inputs().clone();
     let mut progress = Progress::resumed(checkpointing, model, run.samples(), output.scratch())?;
     let recipe = &run.loaded.recipe;
-    watch.begin(recipe, &model.decoder, &run.plan);
+    watch.begin(recipe, model.reader, &model.decoder, &run.plan);
     if progress.notes.dense.is_none() {
         watch.takes(&|| run.forecast.time(&model.executor.device, &model.decoder));
     }
@@ -273,6 +273,7 @@ fn finished<D: Ops>(
     let report = Report {
         version: Version::current(),
         model: recipe.model.reference().0.to_owned(),
+        quantisation: model.reader.quantisation()?.map(ToString::to_string),
         output: output.target().to_owned(),
         model_weights: model.reader.weights(),
         prunable_weights: prunable,

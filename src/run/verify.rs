@@ -67,6 +67,8 @@ pub enum Dense {
     Compared {
         /// Path of the dense model.
         model: PathBuf,
+        /// Quantisation of the dense model, whose weights were dequantised, if it has one.
+        quantisation: Option<String>,
         /// Number of kept weights that the recipe's stages changed.
         changed: usize,
     },
@@ -143,8 +145,9 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
             let (reported, found) = (written.sizes.dense.weight_bytes, dense.weight_bytes());
             compared(&[("sizes.dense.weight_bytes", reported, found)], &mut findings);
         }
+        let quantisation = dense.quantisation()?.map(ToString::to_string);
         let changed = compare(&sparse, &dense, &written, zeros, &mut findings)?;
-        Dense::Compared { model, changed }
+        Dense::Compared { model, quantisation, changed }
     } else {
         Dense::NotThere(model)
     };

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Error, ScheduledPhase};
 use crate::{
+    checkpoint::Reader,
     family::Decoder,
     plan::Plan,
     progress::{Bar, Steps},
@@ -12,8 +13,9 @@ use crate::{
 
 /// Watches a run, for example to print its progress.
 pub trait Watch {
-    /// The run is about to begin; the plan has the matrices that it will prune.
-    fn begin(&self, _recipe: &Recipe, _decoder: &Decoder, _plan: &Plan) {}
+    /// The run is about to begin; the plan has the matrices of the dense checkpoint that it will
+    /// prune.
+    fn begin(&self, _recipe: &Recipe, _dense: &Reader, _decoder: &Decoder, _plan: &Plan) {}
 
     /// The run begins anew; `time` estimates its duration, which takes up to a second.
     fn takes(&self, _time: &dyn Fn() -> Result<Duration, Error>) {}

@@ -21,6 +21,7 @@ use super::{
     prune::introduce,
 };
 use crate::{
+    checkpoint::Reader,
     family::Decoder,
     plan::Plan,
     progress::{Bar, Steps},
@@ -106,9 +107,9 @@ impl Drop for Drawn {
 }
 
 impl Watch for Terminal {
-    fn begin(&self, recipe: &Recipe, decoder: &Decoder, plan: &Plan) {
+    fn begin(&self, recipe: &Recipe, dense: &Reader, decoder: &Decoder, plan: &Plan) {
         if self.speaks() {
-            introduce(recipe, decoder, plan);
+            introduce(recipe, dense, decoder, plan);
         }
     }
 

@@ -63,5 +63,12 @@ fn size(report: &Report) -> Markup {
     let format = report.sizes.format;
     let stored = if format.is_dense() { "pruned".into() } else { format!("pruned, {format}") };
     let rows = [row("dense", dense), row(&stored, pruned)];
-    html! { div { (table("Weights on disk", &["checkpoint", "size", "× dense"], rows)) } }
+    html! {
+        div {
+            (table("Weights on disk", &["checkpoint", "size", "× dense"], rows))
+            @if let Some(quantisation) = &report.quantisation {
+                p.note { "The dense model is " (quantisation) "." }
+            }
+        }
+    }
 }

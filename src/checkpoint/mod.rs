@@ -14,6 +14,7 @@ mod pruned;
 mod quantised;
 mod reader;
 mod round;
+mod transposed;
 mod zeros;
 
 pub use self::{

@@ -462,7 +462,8 @@ impl<'a> Entry<'a> {
     fn bytes(&self, pruned: &Pruned) -> Result<(Cow<'a, [u8]>, usize), Error> {
         let mask = pruned.masks.get(self.view.name).zip(Dtype::of(self.view.dtype));
         let Some(((_, content), (mask, from))) = self.part.zip(mask) else {
-            return self.dense(pruned);
+            let (bytes, changed) = self.dense(pruned)?;
+            return Ok((self.view.as_stored(bytes), changed));
         };
         Ok(match content {
             Content::Index(bytes) => (bytes(mask).into(), 0),

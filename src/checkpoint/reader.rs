@@ -29,6 +29,7 @@ use super::{
     layout::{self, Compressed, Format, Packing, SHAPE, VALUES},
     owned::{CARD, HTML, JSON, RECIPE},
     quantised::{self, Codes, Matrix, Names, Quantisation, Scale, Unread},
+    transposed::transposed,
 };
 use crate::{
     files,
@@ -64,8 +65,9 @@ enum Place {
     },
     /// A quantised matrix, in several tensors.
     Quantised { matrix: Matrix, shape: [usize; 2], codes: Span, scales: Span, stored: usize },
-    /// A matrix of the stored tensor of this name, which has one of each expert.
-    Stacked { stack: String, shard: usize, index: usize },
+    /// A matrix, or a bias, of the stored tensor of this name, which has one of each expert; with
+    /// the shape of the matrix if it is stored transposed.
+    Stacked { stack: String, shard: usize, index: usize, turned: Option<[usize; 2]> },
 }
 
 /// The place of a tensor's bytes: the shard, and start and end in its data.
@@ -114,8 +116,17 @@ pub struct Mapped(MappedData);
 
 #[derive(Clone, Debug)]
 enum MappedData {
-    Dense { bytes: MappedBytes, dtype: Dtype },
-    Quantised { matrix: Matrix, codes: MappedBytes, scales: MappedBytes },
+    /// With the numbers of rows and columns of the file's matrix, if the tensor is its transpose.
+    Dense {
+        bytes: MappedBytes,
+        dtype: Dtype,
+        stored: Option<(usize, usize)>,
+    },
+    Quantised {
+        matrix: Matrix,
+        codes: MappedBytes,
+        scales: MappedBytes,
+    },
 }
 
 /// Bytes of a mapped file.
@@ -129,7 +140,10 @@ impl Mapped {
     /// The values, row-major.
     pub fn values(&self) -> Vec<f32> {
         match &self.0 {
-            MappedData::Dense { bytes, dtype } => dtype.decode(bytes.get()),
+            MappedData::Dense { bytes, dtype, stored: None } => dtype.decode(bytes.get()),
+            MappedData::Dense { bytes, dtype, stored: Some(dims) } => {
+                dtype.decode(&transposed(bytes.get(), *dims))
+            }
             MappedData::Quantised { matrix, codes, scales } => {
                 matrix.values(quantised::Stored { codes: codes.get(), scales: scales.get() })
             }
@@ -153,6 +167,8 @@ impl fmt::Debug for MappedBytes {
 #[derive(Clone, Copy, Debug)]
 enum Data<'a> {
     Dense(&'a [u8]),
+    /// The columns of a matrix, one after the other.
+    Transposed(&'a [u8]),
     Compressed(Compressed<'a>),
     Quantised(Matrix, quantised::Stored<'a>),
 }
@@ -170,14 +186,18 @@ impl<'a> TensorView<'a> {
         Self { name, dtype, shape, file, stored, stack: None, data }
     }
 
-    /// The bytes, little-endian, row-major: those of the file, or of the decompressed or dequantised
-    /// matrix.
+    /// The bytes, little-endian, row-major: those of the file, or of the matrix that is compressed,
+    /// quantised or transposed there.
     ///
     /// # Errors
     /// If the tensor is compressed and damaged.
     pub fn bytes(&self) -> Result<Cow<'a, [u8]>, Error> {
         match self.data {
             Data::Dense(bytes) => Ok(bytes.into()),
+            Data::Transposed(bytes) => match self.shape {
+                &[rows, columns] => Ok(transposed(bytes, (columns, rows)).into()),
+                _ => Ok(bytes.into()),
+            },
             Data::Compressed(compressed) => {
                 let damaged = |problem| Error::compressed(self.file, self.name, problem);
                 compressed.dense().map(Cow::Owned).map_err(damaged)
@@ -190,7 +210,17 @@ impl<'a> TensorView<'a> {
     fn values(&self, dtype: Dtype) -> Result<Vec<f32>, Error> {
         match self.data {
             Data::Quantised(matrix, stored) => Ok(matrix.values(stored)),
-            Data::Dense(_) | Data::Compressed(_) => Ok(dtype.decode(&self.bytes()?)),
+            Data::Dense(_) | Data::Transposed(_) | Data::Compressed(_) => {
+                Ok(dtype.decode(&self.bytes()?))
+            }
+        }
+    }
+
+    /// The bytes of the file for the matrix's `bytes`, row-major.
+    pub(super) fn as_stored<'b>(&self, bytes: Cow<'b, [u8]>) -> Cow<'b, [u8]> {
+        match (self.data, self.shape) {
+            (Data::Transposed(_), &[rows, columns]) => transposed(&bytes, (rows, columns)).into(),
+            _ => bytes,
         }
     }
 
@@ -366,8 +396,22 @@ const OTHER_WEIGHTS: &[&str] =
     &["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "ot"];
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
-/// Names of tensors that have one matrix of each expert, as transformers 5 has them in memory.
-const STACKED: &[&str] = &["gate_up_proj", "down_proj"];
+/// The ending of the name of a stacked tensor, and the end of its matrices' names.
+type Stacked = (&'static str, &'static str);
+/// The tensors that have one matrix of each expert, that of the hidden states first: as transformers
+/// 5 has them in memory, and as Granite stores them.
+const STACKED: &[[Stacked; 2]] = &[
+    [(".experts.gate_up_proj", "gate_up_proj.weight"), (".experts.down_proj", "down_proj.weight")],
+    [
+        (".input_linear.weight", "input_linear.weight"),
+        (".output_linear.weight", "output_linear.weight"),
+    ],
+];
+/// The tensors that have one bias of each expert.
+const STACKED_BIASES: &[Stacked] = &[
+    (".experts.gate_up_proj_bias", "gate_up_proj.bias"),
+    (".experts.down_proj_bias", "down_proj.bias"),
+];
 /// The name of the tensor with the rows and columns of a matrix of packed codes.
 const WEIGHT_SHAPE: &str = "weight_shape";
 /// Number of codes of eight bits in an integer of 32 bits.
@@ -604,19 +648,21 @@ impl Reader {
         })
     }
 
-    /// Replaces each tensor that has one matrix of each expert, `….experts.down_proj`, by these
-    /// matrices, `….experts.0.down_proj.weight` and so on.
+    /// Replaces each tensor that has one matrix or one bias of each expert, such as
+    /// `….experts.down_proj`, by these, `….experts.0.down_proj.weight` and so on.
     fn find_stacked(&mut self) -> Result<(), Error> {
-        let (mut found, mut left) = (Vec::new(), STACKED.len() * EXPERTS);
+        let all = STACKED.iter().flatten().chain(STACKED_BIASES);
+        let (mut found, mut left) = (Vec::new(), all.clone().count() * EXPERTS);
         for (name, place) in &self.tensors {
             let Place::Stored(shard) = *place else { continue };
-            let parts = STACKED.iter().find_map(|matrix| {
-                let experts = name.strip_suffix(matrix)?.strip_suffix('.')?;
-                experts.ends_with(".experts").then_some((experts, matrix))
-            });
-            let info = self.shards[shard].header.info(name);
-            if let (Some((experts, matrix)), Some(info)) = (parts, info)
-                && let [count, _, _] = info.shape[..]
+            let parts = all.clone().find_map(|(stack, of)| Some((name.strip_suffix(stack)?, of)));
+            let (Some((part, of)), Some(info)) = (parts, self.shards[shard].header.info(name))
+            else {
+                continue;
+            };
+            let dimensions = if of.ends_with(".bias") { 2 } else { 3 };
+            if info.shape.len() == dimensions
+                && let Some(count) = info.shape.first().copied()
             {
                 // A few bytes of a header name any number of empty matrices.
                 left = left.checked_sub(count).ok_or_else(|| {
@@ -624,14 +670,15 @@ impl Reader {
                     let problem = format!("more than {EXPERTS} experts, with `{name}`");
                     Error::Header { path, problem }
                 })?;
-                let names = (0..count).map(|i| format!("{experts}.{i}.{matrix}.weight"));
-                found.push((name.clone(), shard, names.collect::<Vec<_>>()));
+                let names = (0..count).map(|i| format!("{part}.experts.{i}.{of}"));
+                let turned = self.turned(part, info);
+                found.push((name.clone(), shard, turned, names.collect::<Vec<_>>()));
             }
         }
-        for (stack, shard, names) in found {
+        for (stack, shard, turned, names) in found {
             self.tensors.remove(&stack);
             for (index, name) in names.into_iter().enumerate() {
-                let place = Place::Stacked { stack: stack.clone(), shard, index };
+                let place = Place::Stacked { stack: stack.clone(), shard, index, turned };
                 if self.tensors.insert(name.clone(), place).is_some() {
                     let path = self.shards[shard].path.clone();
                     let problem = format!("it has `{name}` and, with it, `{stack}`");
@@ -640,6 +687,32 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    /// The shape of a matrix in the stacked tensor `info` of the module `part`, if it is stored
+    /// transposed. The shapes of both tensors of a part say so: the gate and up projections have
+    /// twice as many outputs as the down projection has inputs.
+    fn turned(&self, part: &str, info: &TensorInfo) -> Option<[usize; 2]> {
+        let shape = |(ending, _): Stacked| {
+            let name = format!("{part}{ending}");
+            let Some(Place::Stored(shard)) = self.tensors.get(&name) else { return None };
+            let [_, rows, columns] = self.shards[*shard].header.info(&name)?.shape[..] else {
+                return None;
+            };
+            Some([rows, columns])
+        };
+        let is_turned = STACKED.iter().any(|[gate_up, down]| {
+            let (Some([a, b]), Some([c, d])) = (shape(*gate_up), shape(*down)) else {
+                return false;
+            };
+            Some(b) == c.checked_mul(2) && a == d
+        });
+        match info.shape[..] {
+            [_, columns, rows] if is_turned && Dtype::of(info.dtype).is_some() => {
+                Some([rows, columns])
+            }
+            _ => None,
+        }
     }
 
     /// The place, shape and format of a compressed matrix.
@@ -776,13 +849,18 @@ impl Reader {
                 let file = &self.shards[*shard].path;
                 TensorView::dense(name, info.dtype, &info.shape, file, bytes)
             }
-            Place::Stacked { stack, shard, index } => {
+            Place::Stacked { stack, shard, index, turned } => {
                 let info = self.shards[*shard].header.info(stack)?;
                 let bytes = bytes(part(*shard, info, *index));
                 let file = &self.shards[*shard].path;
                 let stack = Some(Stack { name: stack, shape: &info.shape });
-                let matrix = info.shape.get(1..)?;
-                TensorView { stack, ..TensorView::dense(name, info.dtype, matrix, file, bytes) }
+                let matrix = match turned {
+                    Some(shape) => &shape[..],
+                    None => info.shape.get(1..)?,
+                };
+                let view = TensorView::dense(name, info.dtype, matrix, file, bytes);
+                let data = if turned.is_some() { Data::Transposed(bytes) } else { view.data };
+                TensorView { stack, data, ..view }
             }
             Place::Compressed { packing, shape, dtype, values, index, stored } => TensorView {
                 name,
@@ -890,7 +968,11 @@ impl Reader {
     /// # Errors
     /// As [`Reader::check`], and if a value is NaN or infinite.
     pub fn mapped(&self, name: &str, shape: &[usize]) -> Result<Option<Mapped>, Error> {
-        let (dtype, _) = self.floats(name, shape)?;
+        let (dtype, view) = self.floats(name, shape)?;
+        let stored = match (view.data, shape) {
+            (Data::Transposed(_), &[rows, columns]) => Some((columns, rows)),
+            _ => None,
+        };
         let bytes = |Span(shard, offsets): Span| self.shards[shard].mapped(offsets);
         let mapped = match self.tensors.get(name) {
             Some(Place::Quantised { matrix, codes, scales, .. }) => MappedData::Quantised {
@@ -899,7 +981,7 @@ impl Reader {
                 scales: bytes(*scales),
             },
             of => match of.and_then(|of| self.span(name, of)) {
-                Some(span) => MappedData::Dense { bytes: bytes(span), dtype },
+                Some(span) => MappedData::Dense { bytes: bytes(span), dtype, stored },
                 None => return Ok(None),
             },
         };
@@ -912,7 +994,7 @@ impl Reader {
         let of = |shard: usize, name: &str| self.shards[shard].header.info(name);
         Some(match place {
             Place::Stored(shard) => Span(*shard, of(*shard, name)?.data_offsets),
-            Place::Stacked { stack, shard, index } => part(*shard, of(*shard, stack)?, *index),
+            Place::Stacked { stack, shard, index, .. } => part(*shard, of(*shard, stack)?, *index),
             Place::Compressed { .. } | Place::Quantised { .. } => return None,
         })
     }

@@ -103,14 +103,14 @@ fn main() {
     // What causal attention needs: half of each sequence's scores, and as much for the outputs.
     let work = 2.0 * (TOKENS * 256 * 576) as f64;
     let best = measure(&mut c, "attention", Throughput::Elements(work as u64), || {
-        let attended = Cpu::attention(q.clone(), k.clone(), k.clone(), heads, None, None);
+        let attended = Cpu::attention(q.clone(), k.clone(), k.clone(), heads, None, None, None);
         black_box(attended.expect("memory"));
     });
     row("attention, 8 × 256 tokens, 9 heads of 64", work, best, peak);
     let (gate, up) = (matrix(TOKENS, 1536), matrix(TOKENS, 1536));
     let bytes = 3.0 * 4.0 * (TOKENS * 1536) as f64;
     let best = measure(&mut c, "SwiGLU", Throughput::Bytes(bytes as u64), || {
-        black_box(Cpu::gated(gate.clone(), up.clone(), Activation::Silu).expect("memory"));
+        black_box(Cpu::gated(gate.clone(), up.clone(), Activation::Silu.into()).expect("memory"));
     });
     row("SwiGLU, 2048 × 1536 (of bandwidth)", bytes, best, bandwidth);
     let norm = Norm { weight: matrix(1, 576), bias: None, epsilon: 1e-5, centred: false };

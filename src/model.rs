@@ -301,13 +301,18 @@ impl<'a, D: Ops> Model<'a, D> {
             linears,
             inner: match &of.inner {
                 Inner::Attention(attention) => {
-                    let norms = match attention.head_norms.as_deref() {
-                        Some([q, k]) => Some(Box::new([self.norm(q)?, self.norm(k)?])),
+                    let head_norms = match attention.head_norms.as_deref() {
+                        Some([q, k]) => Some([self.norm(q)?, self.norm(k)?]),
                         None => None,
                     };
-                    executor::Inner::Attention(attention.clone(), norms)
+                    let sinks = attention.sinks.as_ref();
+                    let sinks = sinks.map(|name| self.read(name, &[attention.heads]));
+                    let sinks = sinks.transpose()?.map(Arc::new);
+                    let of = attention.clone();
+                    let weights = executor::AttentionWeights { of, head_norms, sinks };
+                    executor::Inner::Attention(Box::new(weights))
                 }
-                Inner::Gated(activation) => executor::Inner::Gated(*activation),
+                Inner::Gated(gating) => executor::Inner::Gated(*gating),
                 Inner::Plain(activation) => executor::Inner::Plain(*activation),
             },
             router: router.transpose()?,

@@ -50,12 +50,14 @@ fn gradients_pass_through_experts_and_router() {
         (MODEL, 1),
         ("tests/fixtures/logits/qwen3-moe-mixed", 1),
         ("tests/fixtures/logits/qwen2-moe", 1),
+        ("tests/fixtures/logits/granitemoe", 1),
+        ("tests/fixtures/logits/gpt-oss", 1),
+        ("tests/fixtures/logits/gpt-oss-defaults", 2),
     ] {
         let reader = Reader::open(Path::new(path)).unwrap();
         let model = Model::new(&reader, device.clone()).unwrap();
         let part = model.part(layer, Part::Mlp, &Pruned::dense()).unwrap();
         let router = &model.decoder.layers[layer].mlp.router.as_ref().unwrap().projection;
-        let dims = (router.dims.rows, router.dims.columns);
         let (tokens, width) = (6, model.decoder.hidden_size);
         let positions = Positions::new(&model.decoder, tokens);
         let (x, factors) = (noise(tokens * width, 1), noise(tokens * width, 2));
@@ -94,8 +96,8 @@ fn gradients_pass_through_experts_and_router() {
                 let (mut part, mut weights) = (part.clone(), weights.clone());
                 weights[i] += h;
                 if let Some(router) = &mut part.router {
-                    let new = llm_barber::executor::ops::Weight::new(&device, &weights, dims, None);
-                    router.weight = new.unwrap();
+                    let projection = &router.of.projection;
+                    router.weight = model.weight(projection, weights, None).unwrap();
                 }
                 value(&part, &x)
             };
@@ -364,7 +366,7 @@ fn a_pass_takes_the_operations_of_its_shape() {
 #[test]
 fn experts_that_are_not_held_give_the_same() {
     let ids = &Expected::read().ids()[0];
-    for path in [MODEL, "tests/fixtures/stacked/mixtral"] {
+    for path in [MODEL, "tests/fixtures/stacked/mixtral", "tests/fixtures/logits/gpt-oss"] {
         let reader = Reader::open(Path::new(path)).unwrap();
         let model = || Model::new(&reader, Cpu::default()).unwrap();
         let mut pruned = Pruned::default();
@@ -468,7 +470,9 @@ fn halves((_, shape, bytes): &util::Tensor) -> (Vec<usize>, Vec<f32>) {
 
 #[test]
 fn stacked_experts_are_pruned_one_by_one_and_stay_stacked() {
-    for (name, module, experts) in [("mixtral", "mlp", 4), ("qwen2-moe", "mlp", 5)] {
+    for (name, module, experts) in
+        [("mixtral", "mlp", 4), ("qwen2-moe", "mlp", 5), ("granitemoe", "block_sparse_moe", 5)]
+    {
         let [apart, stacked] =
             ["logits", "stacked"].map(|dir| Path::new("tests/fixtures").join(dir).join(name));
         let ids: Vec<u32> = (0..20).map(|i| (i * 7 + 3) % 96).collect();
@@ -502,6 +506,56 @@ fn stacked_experts_are_pruned_one_by_one_and_stay_stacked() {
         }
         let listed = barber(&["inspect", &out]);
         assert_eq!(listed.status, 0, "{}", listed.stderr);
+    }
+}
+
+/// Granite's own layout, and that of gpt-oss, which has the columns of a matrix one after the other.
+#[test]
+fn experts_stay_in_the_layout_of_their_family() {
+    for (name, stacks, turned) in [
+        ("granitemoe", ["block_sparse_moe.input_linear", "block_sparse_moe.output_linear"], false),
+        ("gpt-oss", ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], true),
+    ] {
+        let dense = Path::new("tests/fixtures/logits").join(name);
+        let dir = tempfile::tempdir().unwrap();
+        let path = format!("model.path={}", fs::canonicalize(&dense).unwrap().display());
+        let (report, out) = pruned(
+            dir.path(),
+            &[&path, "preset=best", "sparsity.pattern=2:4", "calibration.held_out=1"],
+        );
+        assert_eq!(report["matrices"].as_array().unwrap().len(), 2 * (4 + 2 * 5));
+        let (mut dense, sparse) = (util::tensors(&dense), util::tensors(Path::new(&out)));
+        // Without the logits.
+        dense.retain(|name, _| name.contains('.'));
+        assert!(dense.keys().eq(sparse.keys()), "{:?}", sparse.keys());
+        for stack in stacks {
+            let tensor = format!("model.layers.1.{stack}{}", if turned { "" } else { ".weight" });
+            let [(shape, dense), (found, sparse)] =
+                [&dense, &sparse].map(|of| halves(&of[&tensor]));
+            let [experts, rows, columns] = shape[..] else { panic!("{shape:?}") };
+            assert!(shape == found && experts == 5, "{shape:?} {found:?}");
+            // Four inputs of an output.
+            for start in (0..dense.len()).filter(|at| turned || at % 4 == 0) {
+                let step = if turned { columns } else { 1 };
+                if turned && start / columns % rows % 4 != 0 {
+                    continue;
+                }
+                let at = |values: &[f32]| [0, 1, 2, 3].map(|i| values[start + i * step]);
+                let (dense, sparse) = (at(&dense), at(&sparse));
+                let zeros = sparse.iter().filter(|weight| **weight == 0.0).count();
+                assert_eq!(zeros, 2, "{tensor}: {sparse:?}");
+                assert!(dense.iter().zip(sparse).all(|(d, s)| s == 0.0 || *d == s));
+            }
+        }
+        // Nothing else changes: biases, sinks, routers, norms.
+        let weights = ["_proj.weight", "_linear.weight", "_up_proj", "down_proj"];
+        for (tensor, dense) in
+            dense.iter().filter(|(name, _)| !weights.iter().any(|of| name.ends_with(of)))
+        {
+            assert_eq!(*dense, sparse[tensor], "{tensor}");
+        }
+        let listed = barber(&["inspect", &out, "--tensors"]);
+        assert!(listed.status == 0 && listed.stdout.contains("2:4"), "{}", listed.stdout);
     }
 }
 

@@ -284,7 +284,7 @@ mod tests {
                 linears: weights
                     .map(|(w, dims)| Weight::new(&device, w, dims, None).unwrap())
                     .collect(),
-                inner: Inner::Gated(Activation::Silu),
+                inner: Inner::Gated(Activation::Silu.into()),
                 router: None,
                 output_norm: None,
                 residual_norm: None,

@@ -75,7 +75,7 @@ impl<D: Ops> From<&PartWeights<D>> for PartShape {
         Self::new(
             &part.projections,
             match &part.inner {
-                Inner::Attention(attention, _) => Some(attention),
+                Inner::Attention(weights) => Some(&weights.of),
                 _ => None,
             },
             part.router.as_ref().map(|router| &router.of),

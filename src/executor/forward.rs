@@ -10,7 +10,7 @@ use super::{
     ops::{Heads, InputGradient, Matrix, Norm, Ops, Route, Weight, Weighted, gate, route},
     positions::Rotations,
 };
-use crate::family::{self, Activation, Attention, Feed, Part, Projection, Role};
+use crate::family::{self, Activation, Attention, Feed, Gating, Part, Projection, Role};
 
 /// The weights of one part of a decoder layer.
 #[derive(Clone, Debug)]
@@ -40,12 +40,23 @@ pub struct PartWeights<D: Ops> {
 /// The function between the projections of a part; see [`crate::family::Inner`].
 #[derive(Clone, Debug)]
 pub enum Inner<D: Ops> {
-    /// Causal attention, with the norms of queries and keys.
-    Attention(Attention, Option<Box<[Norm<D>; 2]>>),
-    /// activation(gate) · up.
-    Gated(Activation),
+    /// Causal attention.
+    Attention(Box<AttentionWeights<D>>),
+    /// A gate times up.
+    Gated(Gating),
     /// activation(x).
     Plain(Activation),
+}
+
+/// The weights of attention beside its projections.
+#[derive(Clone, Debug)]
+pub struct AttentionWeights<D: Ops> {
+    /// The settings.
+    pub of: Attention,
+    /// The norms of queries and of keys.
+    pub head_norms: Option<[Norm<D>; 2]>,
+    /// The sinks, one for each query head.
+    pub sinks: Option<Arc<Vec<f32>>>,
 }
 
 /// The router of a part with experts.
@@ -330,7 +341,9 @@ fn inner<D: Ops, T: Tape<f32, D> + 'static>(
     let rows = unit.rows.map(|rows| &**rows);
     let (part, feed, fed) = of(Feed::Hidden);
     hooks.input(&Input { part, feed, projections: &fed, rows, x: &input })?;
-    let fused_by_head = fed.iter().any(|&i| weights.projections[i].role == Role::HeadQueryKeyValue);
+    let has = |role| fed.iter().any(|&i| weights.projections[i].role == role);
+    let fused_by_head = has(Role::HeadQueryKeyValue);
+    let interleaved = has(Role::InterleavedGateUp);
     let mut tape = Some(tape);
     let mut projections = Vec::with_capacity(3);
     for projection in fed {
@@ -338,12 +351,13 @@ fn inner<D: Ops, T: Tape<f32, D> + 'static>(
         projections.push(linear(weights, (projection, unit.rows), x, input_gradient, hooks)?);
     }
     let inner = match &weights.inner {
-        Inner::Attention(attention, norms) => {
+        Inner::Attention(weights) => {
+            let AttentionWeights { of: attention, head_norms, sinks } = &**weights;
             let (q, k) =
                 (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
             let by_head = fused_by_head.then_some(attention.kv_heads);
             let [mut q, mut k, v] = split(projections, [q, k, k], by_head)?;
-            if let Some([q_norm, k_norm]) = norms.as_deref() {
+            if let Some([q_norm, k_norm]) = head_norms {
                 q = D::normalise(q, q_norm)?;
                 k = D::normalise(k, k_norm)?;
             }
@@ -362,11 +376,11 @@ fn inner<D: Ops, T: Tape<f32, D> + 'static>(
                 cap: attention.score_cap,
             };
             let known = hooks.known.attention();
-            D::attention(q, k, v, heads, positions.masks.as_ref(), known)?
+            D::attention(q, k, v, heads, positions.masks.as_ref(), sinks.as_ref(), known)?
         }
-        Inner::Gated(activation) => {
-            let [gate, up] = split(projections, [width, width], None)?;
-            D::gated(gate, up, *activation)?
+        Inner::Gated(gating) => {
+            let [gate, up] = split(projections, [width, width], interleaved.then_some(width))?;
+            D::gated(gate, up, *gating)?
         }
         Inner::Plain(activation) => {
             let [x] = split(projections, [width], None)?;

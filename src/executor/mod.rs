@@ -27,7 +27,7 @@ pub use self::{
     backward::Traces,
     cost::{CacheShape, HELD_EXPERTS, PartShape, PassShape, Rows, Tokens},
     device::available_memory,
-    forward::{Inner, PartWeights, Router, forward},
+    forward::{AttentionWeights, Inner, PartWeights, Router, forward},
     loss::Loss,
     pass::{Beside, Found, Outputs, Pass, Targets},
     positions::{Positions, Tree},

@@ -7,12 +7,10 @@ use super::{
 };
 use crate::limits::EXPERTS;
 
-/// The experts of a family, whose matrices are stored one by one.
+/// The experts of a family.
 pub(super) struct Experts {
-    /// Name of the part in a decoder layer.
-    pub(super) module: &'static str,
-    /// Names of an expert's gate, up and down projections.
-    pub(super) names: [&'static str; 3],
+    /// The names in a decoder layer.
+    pub(super) names: Names,
     /// Number of experts of a layer.
     pub(super) count: usize,
     /// Number of experts of each token.
@@ -21,12 +19,43 @@ pub(super) struct Experts {
     pub(super) width: usize,
     /// The weights of a token's experts.
     pub(super) scoring: Scoring,
+    /// Whether router and experts have biases.
+    pub(super) bias: bool,
     /// Every such layer has experts, the last of each so many.
     pub(super) step: usize,
     /// Indices of layers that have an MLP all the same.
     pub(super) dense: Vec<f64>,
     /// The expert that has all tokens, if there is one.
     pub(super) shared: Option<Shared>,
+}
+
+/// The names of a layer's mixture.
+#[derive(Clone, Copy)]
+pub(super) struct Names {
+    /// The part in a decoder layer.
+    pub(super) module: &'static str,
+    /// The router in the part.
+    pub(super) router: &'static str,
+    /// An expert's projections, and what they compute.
+    pub(super) matrices: &'static [(&'static str, Role)],
+    /// The part, and the router in it, as transformers 5 has them in memory.
+    pub(super) in_memory: [&'static str; 2],
+}
+
+impl Names {
+    /// The names of most families.
+    pub(super) const fn mlp() -> Self {
+        Self {
+            module: "mlp",
+            router: "gate",
+            matrices: &[
+                ("gate_proj", Role::Gate),
+                ("up_proj", Role::Up),
+                ("down_proj", Role::Down),
+            ],
+            in_memory: ["mlp", "gate"],
+        }
+    }
 }
 
 /// The shared expert of each layer.
@@ -63,12 +92,12 @@ impl Experts {
     /// The experts that a `config.json` describes, in all layers.
     pub(super) fn read(
         config: &Object<'_>,
-        (module, names): (&'static str, [&'static str; 3]),
+        names: Names,
         keys: &Keys,
         scoring: Scoring,
     ) -> Result<Self, Error> {
-        let (names_of_count, default) = keys.count;
-        let key = names_of_count.iter().find(|key| config.has(key)).unwrap_or(&names_of_count[0]);
+        let (count_keys, default) = keys.count;
+        let key = count_keys.iter().find(|key| config.has(key)).unwrap_or(&count_keys[0]);
         let count = config.size(key)?.unwrap_or(default);
         if let Some(layers) = config.layers("num_hidden_layers")?
             && layers.saturating_mul(count) > EXPERTS
@@ -83,8 +112,8 @@ impl Experts {
         }
         let (key, default) = keys.width;
         let width = config.size(key)?.or(default).ok_or_else(|| config.missing(key))?;
-        let (step, dense, shared) = (1, Vec::new(), None);
-        Ok(Self { module, names, count, active, width, scoring, step, dense, shared })
+        let (bias, step, dense, shared) = (false, 1, Vec::new(), None);
+        Ok(Self { names, count, active, width, scoring, bias, step, dense, shared })
     }
 
     /// Whether a layer has experts.
@@ -94,13 +123,17 @@ impl Experts {
 
     /// The router and the projections of the decoder layer whose tensor names start with `layer`.
     pub(super) fn part(&self, layer: &str, hidden: usize) -> (Router, Vec<Projection>) {
-        let Self { module, names, count, active, width, scoring, .. } = *self;
+        let Self { names, count, active, width, scoring, bias, .. } = *self;
+        let module = names.module;
         let matrices = |expert: Option<usize>, within: String, width: usize| {
-            let roles = [Role::Gate, Role::Up, Role::Down];
-            names.into_iter().zip(roles).map(move |(name, role)| {
-                let dims = if role == Role::Down { (hidden, width) } else { (width, hidden) };
+            names.matrices.iter().map(move |&(name, role)| {
+                let dims = match role {
+                    Role::Down => (hidden, width),
+                    Role::GateUp | Role::InterleavedGateUp => (2 * width, hidden),
+                    _ => (width, hidden),
+                };
                 let name = format!("{within}.{name}");
-                Projection { expert, ..projection(layer, &name, role, dims, false) }
+                Projection { expert, ..projection(layer, &name, role, dims, bias) }
             })
         };
         let experts =
@@ -113,13 +146,14 @@ impl Experts {
             let name = format!("{module}.{gate}");
             projection(layer, &name, Role::Router, (1, hidden), false)
         });
-        let name = format!("{module}.gate");
+        let name = format!("{module}.{}", names.router);
         let router = Router {
-            projection: projection(layer, &name, Role::Router, (count, hidden), false),
+            projection: projection(layer, &name, Role::Router, (count, hidden), bias),
             active,
             scoring,
             shared_gate,
             experts: format!("{layer}.{module}.experts"),
+            in_memory: names.in_memory,
         };
         (router, all)
     }

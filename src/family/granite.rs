@@ -15,10 +15,15 @@ pub(super) const FAMILY: Family = Family {
 
 /// The defaults are those of transformers' `GraniteConfig`.
 fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
+    style(config)?.decoder(config, |_| None)
+}
+
+/// The style of a configuration.
+pub(super) fn style(config: &Object<'_>) -> Result<Style, Error> {
     let biased = |key| Ok::<_, Error>(config.boolean(key)?.unwrap_or(false));
     let attention_bias = biased("attention_bias")?;
     let factor = |key| Ok::<_, Error>(config.above(key, 0.0)?.unwrap_or(1.0));
-    let style = Style {
+    Ok(Style {
         qkv_bias: attention_bias,
         output_bias: attention_bias,
         mlp_bias: biased("mlp_bias")?,
@@ -27,6 +32,5 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         embedding_scale: factor("embedding_multiplier")? as f32,
         residual_scale: factor("residual_multiplier")?,
         ..Style::llama()
-    };
-    style.decoder(config, |_| None)
+    })
 }

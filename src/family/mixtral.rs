@@ -1,9 +1,9 @@
 //! Mixtral (arXiv 2401.04088): Mistral with a mixture of experts in place of the MLP.
 
 use super::{
-    Decoder, Family, Scoring,
+    Decoder, Family, Role, Scoring,
     config::{Error, Object},
-    experts::{Experts, Keys},
+    experts::{Experts, Keys, Names},
     rms::Style,
     rope,
 };
@@ -22,7 +22,11 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         active: 2,
         width: ("intermediate_size", None),
     };
-    let names = ("block_sparse_moe", ["w1", "w3", "w2"]);
+    let names = Names {
+        module: "block_sparse_moe",
+        matrices: &[("w1", Role::Gate), ("w3", Role::Up), ("w2", Role::Down)],
+        ..Names::mlp()
+    };
     let style = Style {
         kv_heads: Some(8),
         epsilon: 1e-5,

@@ -10,7 +10,9 @@ mod gemma2;
 mod gemma3;
 mod glm4;
 mod gpt_neox;
+mod gpt_oss;
 mod granite;
+mod granitemoe;
 mod llama;
 mod ministral;
 mod ministral3;
@@ -63,7 +65,9 @@ pub static FAMILIES: &[Family] = &[
     gemma3::TEXT,
     glm4::FAMILY,
     gpt_neox::FAMILY,
+    gpt_oss::FAMILY,
     granite::FAMILY,
+    granitemoe::FAMILY,
     llama::FAMILY,
     ministral::FAMILY,
     ministral3::FAMILY,
@@ -104,6 +108,9 @@ pub static FAMILIES: &[Family] = &[
 /// ```
 pub fn decoder(config: &Value) -> Result<Decoder, Error> {
     let config = Object::top(config)?;
+    if let Some(quantised) = config.object("quantization_config")? {
+        quantised.dense()?;
+    }
     let model_type = config.string("model_type")?.ok_or_else(|| config.missing("model_type"))?;
     let family = FAMILIES.iter().find(|family| family.model_type == model_type);
     let family = family.ok_or_else(|| {
@@ -231,6 +238,9 @@ pub struct Router {
     /// Start of the experts' tensor names, such as `model.layers.0.mlp.experts`; the expert's number
     /// follows.
     pub experts: String,
+    /// The part in its decoder layer, and the router in the part, as transformers 5 calls them in
+    /// memory.
+    pub in_memory: [&'static str; 2],
 }
 
 impl Router {
@@ -265,10 +275,28 @@ impl Scoring {
 pub enum Inner {
     /// Causal attention of queries, keys and values.
     Attention(Attention),
-    /// activation(gate) · up.
-    Gated(Activation),
+    /// A gate times up.
+    Gated(Gating),
     /// activation(up).
     Plain(Activation),
+}
+
+/// The product of a gate and the inner states: f(min(gate, c)) · (up + b), with up limited to ±c.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gating {
+    /// The function f of the gate.
+    pub activation: Activation,
+    /// The limit c; `None` for no limit.
+    pub limit: Option<f32>,
+    /// The number b that is added to up.
+    pub offset: f32,
+}
+
+impl From<Activation> for Gating {
+    /// f(gate) · up.
+    fn from(activation: Activation) -> Self {
+        Self { activation, limit: None, offset: 0.0 }
+    }
 }
 
 /// The heads of an attention layer, and the tokens that they see.
@@ -290,6 +318,9 @@ pub struct Attention {
     pub rope: Option<usize>,
     /// The norms of queries and of keys, applied before the position code.
     pub head_norms: Option<Box<[Norm; 2]>>,
+    /// Tensor name of the sinks, `[heads]`, if there are any: the score of a key without a value,
+    /// which every token sees (arXiv 2309.17453).
+    pub sinks: Option<String>,
 }
 
 /// A norm of the channels.
@@ -360,6 +391,8 @@ pub enum Role {
     Up,
     /// Gate and inner states in one matrix, in this order of rows.
     GateUp,
+    /// Gate and inner states in one matrix, whose rows take turns.
+    InterleavedGateUp,
     /// The output of an MLP.
     Down,
     /// Conversion between the width of the embedding and that of the hidden states.
@@ -507,8 +540,9 @@ impl Decoder {
                 router.shared_gate.as_mut().map(projection);
                 rename(&mut router.experts);
             }
-            if let Inner::Attention(Attention { head_norms: Some(norms), .. }) = &mut part.inner {
-                norms.iter_mut().for_each(norm);
+            if let Inner::Attention(attention) = &mut part.inner {
+                attention.head_norms.iter_mut().flat_map(|norms| norms.iter_mut()).for_each(norm);
+                attention.sinks.as_mut().map(rename);
             }
         }
         self
@@ -516,52 +550,65 @@ impl Decoder {
 }
 
 impl Decoder {
-    /// The decoder of a checkpoint that has the experts of a layer in stacked tensors, as
-    /// transformers 5 has them in memory: the gate and up projections of an expert are one matrix,
-    /// and the part is called `mlp`.
+    /// The decoder of a checkpoint that has the experts of a layer in stacked tensors with the names
+    /// that transformers 5 has in memory: the gate and up projections of an expert are one matrix.
     #[must_use]
     pub fn stacked(mut self) -> Self {
         for layer in &mut self.layers {
-            if let Some(router) = &mut layer.mlp.router {
-                let within = router.experts.rsplit('.').nth(1).unwrap_or_default().to_owned();
-                let rename = |name: &mut String| {
-                    let mut parts: Vec<&str> = name.split('.').collect();
-                    parts.iter_mut().filter(|part| **part == within).for_each(|part| *part = "mlp");
-                    *name = parts.join(".");
-                };
-                rename(&mut router.experts);
-                let mut all = std::mem::take(&mut layer.mlp.projections);
-                for of in all.iter_mut().chain([&mut router.projection]) {
-                    rename(&mut of.name);
-                    rename(&mut of.weight);
-                    of.bias.as_mut().map(rename);
-                }
-                layer.mlp.projections =
-                    all.chunk_by(|a, b| a.expert == b.expert).fold(Vec::new(), |mut fused, own| {
-                        match own {
-                            [gate, up, down] if gate.expert.is_some() => {
-                                fused.extend(fuse(&router.experts, gate, up, down));
-                            }
-                            others => fused.extend(others.iter().cloned()),
-                        }
-                        fused
-                    });
+            let Some(router) = &mut layer.mlp.router else { continue };
+            let within = router.experts.rsplit('.').nth(1).unwrap_or_default().to_owned();
+            let [module, of_router] = router.in_memory;
+            let rename = |name: &mut String| {
+                let mut parts: Vec<&str> = name.split('.').collect();
+                parts.iter_mut().filter(|part| **part == within).for_each(|part| *part = module);
+                *name = parts.join(".");
+            };
+            let prefix = router.experts.strip_suffix(&format!("{within}.experts"));
+            let in_layer = format!("{module}.{of_router}");
+            router.projection.weight = format!("{}{in_layer}.weight", prefix.unwrap_or_default());
+            router.projection.name = in_layer;
+            rename(&mut router.experts);
+            let mut all = std::mem::take(&mut layer.mlp.projections);
+            for of in &mut all {
+                rename(&mut of.name);
+                rename(&mut of.weight);
+                of.bias.as_mut().map(rename);
             }
+            layer.mlp.projections = all
+                .chunk_by(|a, b| a.expert == b.expert)
+                .flat_map(|own| match own {
+                    [gate, up, down] if gate.expert.is_some() => {
+                        fuse(&router.experts, module, gate.dims.rows + up.dims.rows, [gate, down])
+                    }
+                    [gate_up, down] if gate_up.expert.is_some() => {
+                        fuse(&router.experts, module, gate_up.dims.rows, [gate_up, down])
+                    }
+                    others => others.to_vec(),
+                })
+                .collect();
         }
         self
     }
 }
 
-/// The matrices of an expert whose gate and up projections are one.
-fn fuse(experts: &str, gate: &Projection, up: &Projection, down: &Projection) -> [Projection; 2] {
+/// The matrices of an expert whose gate and up projections are one, of so many `rows`.
+fn fuse(
+    experts: &str,
+    module: &str,
+    rows: usize,
+    [first, down]: [&Projection; 2],
+) -> Vec<Projection> {
     let of = |name: &str, role, dims, like: &Projection| {
         let expert = like.expert.unwrap_or_default();
         let weight = format!("{experts}.{expert}.{name}.weight");
-        let name = format!("mlp.experts.{expert}.{name}");
+        let name = format!("{module}.experts.{expert}.{name}");
         Projection { name, role, weight, dims, ..like.clone() }
     };
-    let dims = Dims { rows: gate.dims.rows + up.dims.rows, columns: gate.dims.columns };
-    [of("gate_up_proj", Role::GateUp, dims, gate), of("down_proj", Role::Down, down.dims, down)]
+    let dims = Dims { rows, columns: first.dims.columns };
+    vec![
+        of("gate_up_proj", Role::GateUp, dims, first),
+        of("down_proj", Role::Down, down.dims, down),
+    ]
 }
 
 impl Norm {
@@ -577,16 +624,19 @@ impl Sublayer {
     }
 
     fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
-        let head_norms = match &self.inner {
-            Inner::Attention(attention) => attention.head_norms.as_deref(),
+        let attention = match &self.inner {
+            Inner::Attention(attention) => Some(attention),
             Inner::Gated(_) | Inner::Plain(_) => None,
         };
+        let sinks = attention.and_then(|of| Some((of.sinks.as_deref()?, vec![of.heads])));
+        let head_norms = attention.and_then(|of| of.head_norms.as_deref());
         let norms = self.input_norm.iter().chain(head_norms.into_iter().flatten());
         let norms = norms.chain(&self.output_norm).chain(&self.residual_norm);
         let router = self.router.iter();
         let router = router.flat_map(|of| [&of.projection].into_iter().chain(&of.shared_gate));
         let projections = router.chain(&self.projections);
-        norms.flat_map(Norm::tensors).chain(projections.flat_map(Projection::tensors))
+        let norms = norms.flat_map(Norm::tensors);
+        norms.chain(sinks).chain(projections.flat_map(Projection::tensors))
     }
 }
 
@@ -645,10 +695,10 @@ impl Layer {
 mod tests {
     use std::{collections::BTreeMap, fs, path::Path};
 
-    use safetensors::SafeTensors;
     use serde_json::json;
 
     use super::*;
+    use crate::checkpoint::Reader;
 
     #[test]
     fn lists_exactly_what_transformers_saves() {
@@ -661,17 +711,11 @@ mod tests {
             let listed = || found.tensors().map(|(name, shape)| (name.to_owned(), shape));
             assert_eq!(listed().count(), listed().collect::<BTreeMap<_, _>>().len());
             let listed: BTreeMap<_, _> = listed().collect();
-            let mut saved = BTreeMap::new();
-            for file in fs::read_dir(&checkpoint).unwrap() {
-                let path = file.unwrap().path();
-                let name = path.file_name().unwrap().to_string_lossy().into_owned();
-                if name.starts_with("model") && name.ends_with(".safetensors") {
-                    let bytes = fs::read(path).unwrap();
-                    for (name, tensor) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
-                        saved.insert(name, tensor.shape().to_vec());
-                    }
-                }
-            }
+            // The matrices of experts are by themselves, stacked or not.
+            let reader = Reader::open(&checkpoint).unwrap();
+            let shape = |name: &str| reader.tensor(name).unwrap().shape.to_vec();
+            let mut saved: BTreeMap<_, _> =
+                reader.names().map(|name| (name.to_owned(), shape(name))).collect();
             // The other models beside a text model.
             if found.own_head.starts_with("language_model.") {
                 saved.retain(|name, _| name.starts_with("language_model."));
@@ -679,7 +723,7 @@ mod tests {
             assert_eq!(listed, saved, "{}", checkpoint.display());
             checkpoints += 1;
         }
-        assert_eq!(checkpoints, 52);
+        assert_eq!(checkpoints, 56);
     }
 
     #[test]
@@ -750,6 +794,7 @@ mod tests {
             ("glm4", 131_072),
             ("gpt_neox", 2048),
             ("granite", 2048),
+            ("granitemoe", 2048),
             ("llama", 2048),
             ("ministral", 131_072),
             ("mistral", 131_072),

@@ -4,7 +4,7 @@
 use super::{
     Decoder, Family, Scoring,
     config::{Error, Object},
-    experts::{Experts, Keys},
+    experts::{Experts, Keys, Names},
     rms::{HeadNorms, Style},
 };
 
@@ -26,13 +26,12 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         return Err(config.invalid("clip_qkv", clip, problem));
     }
     let biased = config.boolean("attention_bias")?.unwrap_or(false);
-    let names = ("mlp", ["gate_proj", "up_proj", "down_proj"]);
     let style = Style {
         epsilon: 1e-5,
         qkv_bias: biased,
         output_bias: biased,
         head_norms: HeadNorms::Together,
-        experts: Some(Experts::read(config, names, &keys, Scoring::of(config)?)?),
+        experts: Some(Experts::read(config, Names::mlp(), &keys, Scoring::of(config)?)?),
         ..Style::llama().with_positions(4096)
     };
     style.decoder(config, |_| None)

@@ -65,6 +65,7 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
             score_cap: None,
             rope: None,
             head_norms: None,
+            sinks: None,
         };
         Layer {
             parallel: false,

@@ -3,7 +3,7 @@
 use super::{
     Decoder, Family, Scoring,
     config::{Error, Object},
-    experts::{Experts, Keys, Shared},
+    experts::{Experts, Keys, Names, Shared},
     rms::Style,
 };
 
@@ -20,7 +20,6 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         active: 4,
         width: ("moe_intermediate_size", Some(1408)),
     };
-    let names = ("mlp", ["gate_proj", "up_proj", "down_proj"]);
     let shared = Shared {
         name: "shared_expert",
         gate: Some("shared_expert_gate"),
@@ -30,7 +29,7 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         step: config.size("decoder_sparse_step")?.unwrap_or(1),
         dense: config.numbers("mlp_only_layers")?.unwrap_or_default(),
         shared: Some(shared),
-        ..Experts::read(config, names, &keys, Scoring::of(config)?)?
+        ..Experts::read(config, Names::mlp(), &keys, Scoring::of(config)?)?
     };
     let style = Style {
         kv_heads: Some(16),

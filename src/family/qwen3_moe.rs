@@ -3,7 +3,7 @@
 use super::{
     Decoder, Family, Scoring,
     config::{Error, Object},
-    experts::{Experts, Keys},
+    experts::{Experts, Keys, Names},
     rms::{HeadNorms, Style},
 };
 
@@ -21,11 +21,10 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         active: 8,
         width: ("moe_intermediate_size", Some(768)),
     };
-    let names = ("mlp", ["gate_proj", "up_proj", "down_proj"]);
     let experts = Experts {
         step: config.size("decoder_sparse_step")?.unwrap_or(1),
         dense: config.numbers("mlp_only_layers")?.unwrap_or_default(),
-        ..Experts::read(config, names, &keys, Scoring::of(config)?)?
+        ..Experts::read(config, Names::mlp(), &keys, Scoring::of(config)?)?
     };
     let style = Style {
         kv_heads: Some(4),

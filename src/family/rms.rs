@@ -4,8 +4,8 @@
 use barber_metric::Dims;
 
 use super::{
-    Activation, Attention, Decoder, Embedding, Inner, Layer, Norm, NormKind, Projection, Role,
-    Sublayer, activation,
+    Activation, Attention, Decoder, Embedding, Gating, Inner, Layer, Norm, NormKind, Projection,
+    Role, Sublayer, activation,
     config::{self, Error, Object},
     experts::Experts,
     rope,
@@ -58,6 +58,10 @@ pub(super) struct Style {
     pub(super) norm_bias: bool,
     /// The key of the activation, and its default.
     pub(super) activation: (&'static str, Activation),
+    /// The gate of the MLP, if the configuration does not say it.
+    pub(super) gating: Option<Gating>,
+    /// The name of the sinks of attention, if there are any.
+    pub(super) sinks: Option<&'static str>,
     /// Factor of the scores; `None` for 1 / √head_dim.
     pub(super) score_scale: Option<f32>,
     /// The soft cap of the scores.
@@ -180,6 +184,8 @@ impl Style {
             norm_kind: NormKind::Rms,
             norm_bias: false,
             activation: ("hidden_act", Activation::Silu),
+            gating: None,
+            sinks: None,
             score_scale: None,
             score_cap: None,
             logit_cap: None,
@@ -254,6 +260,7 @@ impl Style {
                 score_cap: self.score_cap,
                 rope,
                 head_norms: head_norms(&prefix),
+                sinks: self.sinks.map(|name| format!("{prefix}.{name}")),
             };
             let experts = self.experts.as_ref().filter(|experts| experts.are_in(index));
             let (router, projections) = match experts {
@@ -277,7 +284,7 @@ impl Style {
                     input_norm: around(self.norms.before_mlp),
                     projections,
                     inner: match self.gated {
-                        true => Inner::Gated(activation),
+                        true => Inner::Gated(self.gating.unwrap_or(activation.into())),
                         false => Inner::Plain(activation),
                     },
                     router,

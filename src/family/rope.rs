@@ -312,6 +312,8 @@ pub(super) struct Style {
     /// The key, if there is one, and the default of θ in layers with a sliding window, if these have
     /// a position code of their own.
     pub(super) sliding_theta: Option<(Option<&'static str>, f64)>,
+    /// The scaling of a configuration that has neither `rope_scaling` nor `rope_parameters`.
+    pub(super) unsaid: &'static Scaling,
 }
 
 impl Style {
@@ -327,6 +329,7 @@ impl Style {
             scaled_queries: false,
             theta: ("rope_theta", 10_000.0),
             sliding_theta: None,
+            unsaid: &Scaling::Default,
         }
     }
 }
@@ -537,7 +540,10 @@ fn code(
     }
     let original_max_positions = original.unwrap_or(max_positions);
     let section = Section { keys: &keys, rotated, max_positions, original_max_positions };
-    let scaling = (kind.read)(&section)?;
+    let scaling = match keys.is_empty() {
+        true => style.unsaid.clone(),
+        false => (kind.read)(&section)?,
+    };
     let width = match scaling {
         Scaling::Proportional { .. } => head_dim,
         _ => rotated,

@@ -12,7 +12,7 @@ use dfdx::{
 use half::f16;
 use llm_barber::{
     executor::{
-        Inner, PartWeights, Positions, forward,
+        AttentionWeights, Inner, PartWeights, Positions, forward,
         ops::{Add, CrossEntropy, Hold, InputGradient, Linear, Matrix, Norm, Normalise, Weight},
     },
     family::{self, Decoder, Part},
@@ -223,7 +223,9 @@ fn loss(
                 linears,
                 inner: match &of.inner {
                     family::Inner::Attention(attention) => {
-                        Inner::Attention(attention.clone(), None)
+                        let of = attention.clone();
+                        let weights = AttentionWeights { of, head_norms: None, sinks: None };
+                        Inner::Attention(Box::new(weights))
                     }
                     family::Inner::Gated(activation) => Inner::Gated(*activation),
                     family::Inner::Plain(activation) => Inner::Plain(*activation),

@@ -49,14 +49,15 @@ impl Activation {
         }
     }
 
-    /// Shows `see` each of `x` with f(x) and f′(x), by index; the function is chosen once, so that
-    /// each has a loop of its own.
+    /// Shows `see` each of `x` with f(x) and f′(x), by index, or f and f′ at `limit` if x is above it;
+    /// the function is chosen once, so that each has a loop of its own.
     #[inline(always)]
-    pub(super) fn each(self, x: &[f32], mut see: impl FnMut(usize, f32, f32)) {
+    pub(super) fn each(self, x: &[f32], limit: f32, mut see: impl FnMut(usize, f32, f32)) {
         macro_rules! run {
             ($function:expr) => {
-                for (i, x) in x.iter().enumerate() {
-                    let (y, slope) = $function.at(*x);
+                for (i, &x) in x.iter().enumerate() {
+                    // NaN stays.
+                    let (y, slope) = $function.at(if x > limit { limit } else { x });
                     see(i, y, slope);
                 }
             };
@@ -103,6 +104,7 @@ impl Activate for Cpu {
                 let y = &mut y[..x.len()];
                 activation.each(
                     x,
+                    f32::INFINITY,
                     #[inline(always)]
                     |i, value, _| y[i] = value,
                 );
@@ -121,6 +123,7 @@ impl Activate for Cpu {
                 let g = &mut g[..x.len()];
                 activation.each(
                     x,
+                    f32::INFINITY,
                     #[inline(always)]
                     |i, _, slope| g[i] *= slope,
                 );

@@ -2,6 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
+use cudarc::driver::DeviceSlice;
 use dfdx::tensor::Cuda;
 
 use crate::executor::ops::{
@@ -12,9 +13,10 @@ use crate::executor::ops::{
 kernels! {
     /// Scores become probabilities over what each row sees: two ranges of keys, as four numbers;
     /// the others get 0. Where scores are capped, `slopes` gets the derivatives of the capped ones.
-    /// A block has a row of a head's scores, [heads, rows, keys].
+    /// `sunk` heads have sinks. A block has a row of a head's scores, [heads, rows, keys].
     fn probabilities(
-        keys: usize, seen: &Slice<u32>, cap: f32, scores: &mut Slice, slopes: &mut Slice
+        keys: usize, seen: &Slice<u32>, cap: f32, sunk: i32, sinks: &Slice, scores: &mut Slice,
+        slopes: &mut Slice
     ) "
     index_t row = blockIdx.y * (index_t)gridDim.x + blockIdx.x;
     float *p = scores + row * keys;
@@ -30,12 +32,15 @@ kernels! {
         if (sees) largest = fmaxf(largest, p[i]);
     }
     largest = block_max(largest);
+    if (sunk) largest = fmaxf(largest, sinks[blockIdx.y]);
     for (index_t i = threadIdx.x; i < keys; i += blockDim.x) {
         bool sees = (i >= seen[0] && i < seen[1]) || (i >= seen[2] && i < seen[3]);
         p[i] = sees ? expf(p[i] - largest) : 0.0f;
         sum += p[i];
     }
-    float scale = 1.0f / block_sum(sum);
+    sum = block_sum(sum);
+    if (sunk) sum += expf(sinks[blockIdx.y] - largest);
+    float scale = 1.0f / sum;
     for (index_t i = threadIdx.x; i < keys; i += blockDim.x) p[i] *= scale;
 "
 
@@ -55,10 +60,12 @@ kernels! {
 /// Scores that are held at a time.
 const SCORES: usize = 1 << 25;
 
-/// The heads, and the tiles of each sequence.
+/// The heads, their sinks, and the tiles of each sequence.
 #[derive(Debug)]
 pub struct Plan {
     heads: Heads,
+    /// Empty without sinks.
+    sinks: Slice,
     tiles: Vec<Tile>,
 }
 
@@ -174,15 +181,17 @@ impl Tile {
         &self,
         gpu: &Arc<Gpu>,
         first: usize,
-        q: &Slice,
-        k: &Slice,
+        sinks: &Slice,
+        [q, k]: [&Slice; 2],
     ) -> Result<[Numbers; 2]> {
         let mut p = gpu.stale(self.count())?;
         let factors = ((q, Layout::Queries, false), (k, Layout::Keys, true));
         self.product(gpu, first, (self.heads.scale, 0.0), factors, (&mut p, Layout::Scores))?;
         let cap = self.heads.cap.unwrap_or(0.0);
         let mut slopes = gpu.stale(if cap > 0.0 { self.count() } else { 0 })?;
-        probabilities(gpu, self.grid(), self.keys.len(), &self.seen, cap, &mut p, &mut slopes)?;
+        let (keys, sunk) = (self.keys.len(), i32::from(sinks.len() > 0));
+        let (grid, seen) = (self.grid(), &self.seen);
+        probabilities(gpu, grid, keys, seen, cap, sunk, sinks, &mut p, &mut slopes)?;
         Ok([p, slopes])
     }
 
@@ -199,8 +208,11 @@ impl Attention for Cuda {
         q: &Matrix<Self>,
         heads: Heads,
         masks: Option<&Arc<Vec<AttentionMask>>>,
+        sinks: Option<&Arc<Vec<f32>>>,
     ) -> Result<Plan> {
-        Ok(Plan { heads, tiles: Tile::all(q.gpu(), heads, masks.map(|masks| &masks[..]))? })
+        let (gpu, masks) = (q.gpu(), masks.map(|masks| &masks[..]));
+        let sinks = gpu.upload(sinks.map_or(&[][..], |sinks| sinks))?;
+        Ok(Plan { heads, sinks, tiles: Tile::all(gpu, heads, masks)? })
     }
 
     fn attention_forward([q, k, v]: [&Matrix<Self>; 3], plan: &Plan) -> Result<Numbers> {
@@ -208,7 +220,7 @@ impl Attention for Cuda {
         let mut o = gpu.stale(q.count())?;
         for first in (0..q.shape().0).step_by(plan.heads.sequence_length) {
             for tile in &plan.tiles {
-                let [p, _] = tile.probabilities(gpu, first, &q.values, &k.values)?;
+                let [p, _] = tile.probabilities(gpu, first, &plan.sinks, [&q.values, &k.values])?;
                 let factors = ((&*p, Layout::Scores, false), (&**v.values, Layout::Keys, false));
                 tile.product(gpu, first, (1.0, 0.0), factors, (&mut o, Layout::Queries))?;
             }
@@ -227,7 +239,8 @@ impl Attention for Cuda {
         let [q_values, k_values, v_values] = [q, k, v].map(|x| &**x.values);
         for first in (0..q.shape().0).step_by(plan.heads.sequence_length) {
             for tile in &plan.tiles {
-                let [p, slopes] = tile.probabilities(gpu, first, q_values, k_values)?;
+                let [p, slopes] =
+                    tile.probabilities(gpu, first, &plan.sinks, [q_values, k_values])?;
                 let factors = ((&*p, Layout::Scores, true), (&*g, Layout::Queries, false));
                 tile.product(gpu, first, (1.0, 1.0), factors, (&mut gv, Layout::Keys))?;
                 let mut gs = gpu.stale(tile.count())?;

@@ -5,6 +5,9 @@
 //! With G = ∂L/∂o: ∂L/∂v = Pᵀ G; ∂L/∂P = G vᵀ; ∂L/∂S = P · (∂L/∂P − rowsum(P · ∂L/∂P));
 //! ∂L/∂q = a ∂L/∂S k; ∂L/∂k = a ∂L/∂Sᵀ q. A soft cap c multiplies ∂L/∂S by 1 − tanh²(S / c).
 //!
+//! A sink adds e^s to the denominator of the softmax, as would a key without a value (arXiv
+//! 2309.17453); the gradients above stay the same.
+//!
 //! The probabilities are computed a tile of rows at a time, and again in the backward pass: no
 //! matrix of sequence × sequence is ever held.
 
@@ -82,6 +85,7 @@ pub trait Attention: Hold {
         q: &Matrix<Self>,
         heads: Heads,
         masks: Option<&Arc<Vec<AttentionMask>>>,
+        sinks: Option<&Arc<Vec<f32>>>,
     ) -> Result<Self::Plan, Self::Err>;
 
     /// o, for q, k and v.
@@ -96,19 +100,21 @@ pub trait Attention: Hold {
 
     /// The heads' outputs, [tokens, queries · width], for `q` of that shape and `k`, `v` of
     /// [tokens, keys · width]. `masks` has the rows that each row of a sequence sees; without
-    /// masks, a row sees all rows before it. `known` outputs are not computed again.
+    /// masks, a row sees all rows before it. `sinks` has a score of each query head. `known` outputs
+    /// are not computed again.
     fn attention<T: Tape<f32, Self>>(
         q: Matrix<Self, T>,
         k: Matrix<Self, T>,
         v: Matrix<Self, T>,
         heads: Heads,
         masks: Option<&Arc<Vec<AttentionMask>>>,
+        sinks: Option<&Arc<Vec<f32>>>,
         known: Option<Matrix<Self>>,
     ) -> Result<Matrix<Self, T>, Self::Err> {
         let (q, q_tape) = q.split_tape();
         let (k, k_tape) = k.split_tape();
         let (v, v_tape) = v.split_tape();
-        let plan = Self::plan(&q, heads, masks)?;
+        let plan = Self::plan(&q, heads, masks, sinks)?;
         let o = match known {
             Some(o) => o,
             None => q.beside(Self::attention_forward([&q, &k, &v], &plan)?, q.shape())?,
@@ -120,11 +126,12 @@ pub trait Attention: Hold {
     }
 }
 
-/// Heads, and the rows that each row of a sequence sees.
+/// Heads and their sinks, and the rows that each row of a sequence sees.
 #[derive(Debug)]
 pub struct Plan {
     heads: Heads,
     masks: Option<Arc<Vec<AttentionMask>>>,
+    sinks: Option<Arc<Vec<f32>>>,
 }
 
 /// One head's view of q, k and v for one sequence.
@@ -135,6 +142,7 @@ struct Head<'a> {
     k: &'a [f32],
     v: &'a [f32],
     heads: Heads,
+    sink: Option<f32>,
 }
 
 impl<'a> Head<'a> {
@@ -145,7 +153,8 @@ impl<'a> Head<'a> {
         let kv = sequence * heads.sequence_length * heads.k_width()
             + head / heads.per_key() * heads.width;
         let masks = plan.masks.as_ref().map(|masks| &masks[..]);
-        Self { masks, q, k: &k[kv..], v: &v[kv..], heads }
+        let sink = plan.sinks.as_ref().map(|sinks| sinks[head]);
+        Self { masks, q, k: &k[kv..], v: &v[kv..], heads, sink }
     }
 
     fn q(self, rows: Range<usize>) -> View<'a> {
@@ -202,7 +211,7 @@ impl<'a> Head<'a> {
                 seen.start.saturating_sub(keys.start)..seen.end.saturating_sub(keys.start)
             });
             let seen = if seen[0].is_empty() { [0..0, seen[1].clone()] } else { seen };
-            simd!(softmax(p, &seen));
+            simd!(softmax(p, &seen, self.sink));
             let [root, branch] = seen;
             p[..root.start].fill(0.0);
             p[root.end..branch.start].fill(0.0);
@@ -211,9 +220,9 @@ impl<'a> Head<'a> {
     }
 }
 
-/// Makes probabilities of the scores in two ranges, together.
+/// Makes probabilities of the scores in two ranges, together with that of a sink.
 #[inline(always)]
-fn softmax(p: &mut [f32], ranges: &[Range<usize>; 2]) {
+fn softmax(p: &mut [f32], ranges: &[Range<usize>; 2], sink: Option<f32>) {
     let largest = |range: &Range<usize>| {
         let (chunks, rest) = p[range.clone()].as_chunks::<{ cpu::LANES }>();
         let mut lanes = [f32::NEG_INFINITY; cpu::LANES];
@@ -225,7 +234,8 @@ fn softmax(p: &mut [f32], ranges: &[Range<usize>; 2]) {
         lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
     };
     let max = largest(&ranges[0]).max(largest(&ranges[1]));
-    let mut total = 0.0;
+    let max = sink.map_or(max, |sink| max.max(sink));
+    let mut total = sink.map_or(0.0, |sink| exp(sink - max));
     for range in ranges {
         let p = &mut p[range.clone()];
         p.iter_mut().for_each(|p| *p = exp(*p - max));
@@ -297,8 +307,9 @@ impl Attention for Cpu {
         _: &Matrix<Self>,
         heads: Heads,
         masks: Option<&Arc<Vec<AttentionMask>>>,
+        sinks: Option<&Arc<Vec<f32>>>,
     ) -> Result<Plan, CpuError> {
-        Ok(Plan { heads, masks: masks.cloned() })
+        Ok(Plan { heads, masks: masks.cloned(), sinks: sinks.cloned() })
     }
 
     fn attention_forward([q, k, v]: [&Matrix<Self>; 3], plan: &Plan) -> Result<Buffer, CpuError> {
@@ -339,7 +350,7 @@ pub(crate) fn scores(length: usize, window: Option<usize>) -> usize {
         window,
         cap: None,
     };
-    let head = Head { masks: None, q: &[], k: &[], v: &[], heads };
+    let head = Head { masks: None, q: &[], k: &[], v: &[], heads, sink: None };
     heads.tiles().map(|rows| rows.len() * head.keys(rows).len()).sum()
 }
 
@@ -435,13 +446,13 @@ mod tests {
         for window in [None, Some(3), Some(50)] {
             let whole = Heads { window, ..whole };
             let [a, b, c] = [&q, &k, &v].map(|x| tensor(x, &all));
-            let found = Cpu::attention(a, b, c, whole, Some(&masks), None).unwrap().to_vec();
+            let found = Cpu::attention(a, b, c, whole, Some(&masks), None, None).unwrap().to_vec();
             for (root, branches) in &trees {
                 for branch in branches {
                     let picked: Vec<usize> = root.clone().chain(branch.clone()).collect();
                     let heads = Heads { sequence_length: picked.len(), ..whole };
                     let [a, b, c] = [&q, &k, &v].map(|x| tensor(x, &picked));
-                    let alone = Cpu::attention(a, b, c, heads, None, None).unwrap().to_vec();
+                    let alone = Cpu::attention(a, b, c, heads, None, None, None).unwrap().to_vec();
                     for (row, alone) in picked.iter().zip(alone.chunks(8)) {
                         for (found, alone) in found[row * 8..].iter().zip(alone) {
                             assert!((found - alone).abs() < 1e-5, "row {row}: {found} {alone}");
@@ -467,10 +478,15 @@ mod tests {
         // A root of one row, and two branches.
         let branched = Arc::new(vec![mask(0..0, 0), mask(0..1, 1), mask(0..1, 2)]);
         let capped = Heads { window: Some(2), cap: Some(0.5), ..plain };
-        for heads in [plain, capped, Heads { queries: 2, ..plain }] {
+        let sunk = Arc::new(vec![0.3, -1.0, 0.0, 2.0]);
+        for (heads, sinks) in
+            [(plain, None), (capped, Some(&sunk)), (Heads { queries: 2, ..plain }, Some(&sunk))]
+        {
             let shapes = [(6, 3 * heads.queries), (6, 6), (6, 6)];
             for masks in [None, Some(&branched)] {
-                check!(|device: D| shapes, |[q, k, v]| D::attention(q, k, v, heads, masks, None));
+                check!(|device: D| shapes, |[q, k, v]| D::attention(
+                    q, k, v, heads, masks, sinks, None
+                ));
             }
         }
     }
@@ -490,10 +506,18 @@ mod tests {
         };
         let q = matrix(vec![1.0, 1.0, 2.0, 0.0], (2, 2));
         let [k, v] = [vec![0.0, 3f32.ln()], vec![4.0, 8.0]].map(|values| matrix(values, (2, 1)));
-        let o = Cpu::attention(q, k, v, heads, None, None).unwrap().to_vec();
-        for (found, expected) in o.iter().zip([4.0, 4.0, 7.0, 6.0]) {
-            assert!((found - expected).abs() < 1e-5, "{o:?}");
-        }
+        let of = |sinks: Option<&Arc<Vec<f32>>>| {
+            let [q, k, v] = [&q, &k, &v].map(Clone::clone);
+            Cpu::attention(q, k, v, heads, None, sinks, None).unwrap().to_vec()
+        };
+        let close = |found: Vec<f32>, expected: [f32; 4]| {
+            for (x, expected) in found.iter().zip(expected) {
+                assert!((x - expected).abs() < 1e-5, "{found:?}");
+            }
+        };
+        close(of(None), [4.0, 4.0, 7.0, 6.0]);
+        // A sink with score 0 takes half of the first row, and a fifth or a third of the second.
+        close(of(Some(&Arc::new(vec![0.0; 2]))), [2.0, 2.0, 28.0 / 5.0, 4.0]);
     }
 
     #[test]
@@ -514,7 +538,8 @@ mod tests {
         for window in [None, Some(64 + 3)] {
             let heads = Heads { window, ..one };
             let o =
-                Cpu::attention(zeros.clone(), zeros.clone(), v.clone(), heads, None, None).unwrap();
+                Cpu::attention(zeros.clone(), zeros.clone(), v.clone(), heads, None, None, None)
+                    .unwrap();
             for (i, o) in o.to_vec().iter().enumerate() {
                 let first = window.map_or(0, |window| (i + 1).saturating_sub(window));
                 let mean = (first + i) as f32 / 2.0;
@@ -524,9 +549,13 @@ mod tests {
         // More rows than a tile has, on a CPU; more keys than a block of threads, on a GPU.
         let long = Heads { queries: 4, keys: 2, width: 3, sequence_length: 300, ..one };
         let long = Heads { scale: 0.6, window: Some(270), ..long };
+        let sinks = Arc::new(noise(4, 5));
         assert_agrees!(|device: D| {
             let shapes = [(300, 12), (300, 6), (300, 6)];
-            outcome(device, shapes, |[q, k, v]| D::attention(q, k, v, long, None, None)).0
+            outcome(device, shapes, |[q, k, v]| {
+                D::attention(q, k, v, long, None, Some(&sinks), None)
+            })
+            .0
         });
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
 
-use super::{Buffer, Computed, Hold, Matrix, tape::record};
+use super::{Buffer, Computed, Hold, Matrix, cpu::CHUNK, tape::record};
 use crate::buffer::{stale, zeros};
 
 #[cfg(feature = "cuda")]
@@ -72,7 +72,8 @@ impl Columns for Cpu {
     fn columns_forward(x: &Matrix<Self>, columns: Range<usize>) -> Result<Buffer, CpuError> {
         let ((rows, width), part) = (x.shape(), columns.len());
         let mut y = stale(rows * part);
-        y.par_chunks_mut(part).zip(x.values.par_chunks(width)).for_each(|(y, x)| {
+        let pairs = y.par_chunks_mut(part).zip(x.values.par_chunks(width));
+        pairs.with_min_len(CHUNK.div_ceil(width)).for_each(|(y, x)| {
             y.copy_from_slice(&x[columns.clone()]);
         });
         Ok(y.into())
@@ -84,7 +85,8 @@ impl Columns for Cpu {
         g: Buffer,
     ) -> Result<Buffer, CpuError> {
         let mut gx = zeros(rows * width);
-        gx.par_chunks_mut(width).zip(g.par_chunks(columns.len())).for_each(|(gx, g)| {
+        let pairs = gx.par_chunks_mut(width).zip(g.par_chunks(columns.len()));
+        pairs.with_min_len(CHUNK.div_ceil(width)).for_each(|(gx, g)| {
             gx[columns.clone()].copy_from_slice(g);
         });
         Ok(gx.into())

@@ -94,6 +94,7 @@ fn main() {
         queries: 9,
         keys: 3,
         width: 64,
+        values: 64,
         sequence_length: 256,
         scale: 0.125,
         window: None,

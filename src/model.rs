@@ -289,9 +289,12 @@ impl<'a, D: Ops> Model<'a, D> {
         let of = layer.part(part);
         let router = of.router.as_ref().map(|router| {
             let weight = self.linear(&router.projection)?;
+            let experts = router.projection.dims.rows;
+            let correction = router.correction.as_ref().map(|name| self.read(name, &[experts]));
+            let correction = correction.transpose()?;
             let gate = router.shared_gate.as_ref().map(|gate| self.linear(gate));
             let shared_gate = gate.transpose()?;
-            Ok::<_, Error>(executor::Router { weight, shared_gate, of: router.clone() })
+            Ok::<_, Error>(executor::Router { weight, correction, shared_gate, of: router.clone() })
         });
         let norm = |norm: &Option<Norm>| norm.as_ref().map(|norm| self.norm(norm)).transpose();
         Ok(PartWeights {
@@ -308,8 +311,12 @@ impl<'a, D: Ops> Model<'a, D> {
                     let sinks = attention.sinks.as_ref();
                     let sinks = sinks.map(|name| self.read(name, &[attention.heads]));
                     let sinks = sinks.transpose()?.map(Arc::new);
+                    let latents = match attention.latents.as_deref() {
+                        Some(of) => Some((norm(&of.queries)?, self.norm(&of.keys_and_values)?)),
+                        None => None,
+                    };
                     let of = attention.clone();
-                    let weights = executor::AttentionWeights { of, head_norms, sinks };
+                    let weights = executor::AttentionWeights { of, head_norms, sinks, latents };
                     executor::Inner::Attention(Box::new(weights))
                 }
                 Inner::Gated(gating) => executor::Inner::Gated(*gating),

@@ -43,9 +43,11 @@ struct Case {
 
 /// Cases that Barber does not compute, with the key that its error names.
 const REFUSED: &[(&str, &str)] = &[
+    ("1 of 3 groups", "n_group"),
     ("bidirectional", "use_bidirectional_attention"),
     ("by type", "rope_parameters.full_attention"),
     ("by type, without theta", "rope_parameters.full_attention"),
+    ("clip_qkv", "clip_qkv"),
     ("epsilon large", "rms_norm_eps"),
     ("layer_types ['full_attention', 'sliding_attention']", "layer_types"),
     ("layer_types ['sliding_attention', 'full_attention']", "layer_types"),
@@ -55,6 +57,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("partial 0.0 inside", "rope_parameters.partial_rotary_factor"),
     ("per_layer_config", "per_layer_config"),
     ("sliding_window zero", "sliding_window"),
+    ("swiglu_alpha 1.5", "swiglu_alpha"),
 ];
 
 /// Every element's value: a hash of its tensor's name and its place.

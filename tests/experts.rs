@@ -53,6 +53,8 @@ fn gradients_pass_through_experts_and_router() {
         ("tests/fixtures/logits/granitemoe", 1),
         ("tests/fixtures/logits/gpt-oss", 1),
         ("tests/fixtures/logits/gpt-oss-defaults", 2),
+        ("tests/fixtures/logits/deepseek-v3", 1),
+        ("tests/fixtures/logits/deepseek-v3-biases", 1),
     ] {
         let reader = Reader::open(Path::new(path)).unwrap();
         let model = Model::new(&reader, device.clone()).unwrap();
@@ -110,11 +112,28 @@ fn gradients_pass_through_experts_and_router() {
 /// The backward pass through a layer: the gradients of attention pass through router and experts.
 #[test]
 fn gradients_of_a_layer_are_those_of_finite_differences() {
-    let reader = Reader::open(Path::new(MODEL)).unwrap();
+    check_gradients(MODEL, 0);
+}
+
+#[test]
+fn gradients_pass_through_sinks_and_limited_gates() {
+    check_gradients("tests/fixtures/logits/gpt-oss", 0);
+    check_gradients("tests/fixtures/logits/gpt-oss-defaults", 1);
+}
+
+#[test]
+fn gradients_pass_through_latents() {
+    check_gradients("tests/fixtures/logits/deepseek-v3", 1);
+    check_gradients("tests/fixtures/logits/deepseek-v3-one-group", 1);
+}
+
+/// Checks the largest gradient of each matrix of a layer.
+fn check_gradients(path: &str, layer: usize) {
+    let reader = Reader::open(Path::new(path)).unwrap();
     let model = Model::new(&reader, Cpu::default()).unwrap();
     let ids = &Expected::read().ids()[..2];
     let parts: Vec<PartWeights<Cpu>> =
-        Part::ALL.map(|part| model.part(0, part, &Pruned::dense()).unwrap()).into();
+        Part::ALL.map(|part| model.part(layer, part, &Pruned::dense()).unwrap()).into();
     let members: Vec<Vec<usize>> =
         parts.iter().map(|part| (0..part.linears.len()).collect()).collect();
     let stream = model.embed(ids, 0).unwrap();
@@ -135,7 +154,7 @@ fn gradients_of_a_layer_are_those_of_finite_differences() {
     };
     for (part, traces) in traces.iter().enumerate() {
         for (place, traces) in traces.iter().enumerate() {
-            let linear = &model.decoder.layers[0].projections(Part::ALL[part])[place];
+            let linear = &model.decoder.layers[layer].projections(Part::ALL[part])[place];
             let found = traces.iter().map(|trace| trace.gradient().unwrap());
             let Some(found) = found.reduce(|a, b| a.iter().zip(b).map(|(a, b)| a + b).collect())
             else {
@@ -328,7 +347,11 @@ fn statistics_of_few_tokens_are_those_of_all_experts() {
 
 #[test]
 fn a_pass_takes_the_operations_of_its_shape() {
-    let reader = Reader::open(Path::new(MODEL)).unwrap();
+    [MODEL, "tests/fixtures/logits/deepseek-v3"].map(check_operations);
+}
+
+fn check_operations(path: &str) {
+    let reader = Reader::open(Path::new(path)).unwrap();
     let model = Model::new(&reader, Cpu::default()).unwrap();
     let samples: Vec<Vec<u32>> = (0..5).map(|i| (i..i + 40).collect()).collect();
     let stream = model.embed(&samples, 2).unwrap();
@@ -338,11 +361,11 @@ fn a_pass_takes_the_operations_of_its_shape() {
         let before = Products::so_far().operations;
         let found = executor.run(pass).unwrap();
         let took = (Products::so_far().operations - before) as f64;
-        assert!((took - expected).abs() < 1.0, "{took} {expected}");
+        assert!((took - expected).abs() < 1.0, "{path}: {took} {expected}");
         found
     };
     let whole: Vec<_> = Part::ALL.map(|part| model.part(1, part, &Pruned::dense()).unwrap()).into();
-    for parts in [&whole[1..], &whole[..]] {
+    for parts in [&whole[..1], &whole[1..], &whole[..]] {
         let members: Vec<Vec<usize>> =
             parts.iter().map(|part| (0..part.linears.len()).collect()).collect();
         let pass = || Pass::new(parts, &stream);
@@ -556,6 +579,41 @@ fn experts_stay_in_the_layout_of_their_family() {
         }
         let listed = barber(&["inspect", &out, "--tensors"]);
         assert!(listed.status == 0 && listed.stdout.contains("2:4"), "{}", listed.stdout);
+    }
+}
+
+#[test]
+fn every_projection_of_latent_attention_is_pruned() {
+    let dense = Path::new("tests/fixtures/logits/deepseek-v3");
+    let path = format!("model.path={}", fs::canonicalize(dense).unwrap().display());
+    let dir = tempfile::tempdir().unwrap();
+    for sets in [
+        &["preset=best", "calibration.held_out=1"][..],
+        &["mask.init=sparsegpt", "refine=[{ use = 'rebuild' }, { use = 'reconstruct' }]"],
+    ] {
+        let (report, out) = pruned(dir.path(), &[&[&*path], sets].concat());
+        // Of the first layer an MLP, of the second eight experts and a shared one.
+        let matrices = report["matrices"].as_array().unwrap();
+        assert_eq!(matrices.len(), 2 * 5 + 3 + 3 * 9);
+        let (dense, sparse) = (util::tensors(dense), util::tensors(Path::new(&out)));
+        for matrix in matrices {
+            let (rows, columns) = (&matrix["shape"][0], &matrix["shape"][1]);
+            let all = rows.as_f64().unwrap() * columns.as_f64().unwrap();
+            let kept = matrix["kept"].as_f64().unwrap() / all;
+            assert!((0.3..0.7).contains(&kept), "{matrix}");
+        }
+        let [took, forecast] =
+            ["operations", "least_operations"].map(|key| report[key].as_f64().unwrap());
+        let close = sets[0] == "preset=best" || (forecast - took).abs() <= 0.1 * took;
+        assert!(close, "{forecast:.4e} of {took:.4e}");
+        for fixed in [
+            "mlp.gate.weight",
+            "mlp.gate.e_score_correction_bias",
+            "self_attn.kv_a_layernorm.weight",
+        ] {
+            let name = format!("model.layers.1.{fixed}");
+            assert_eq!(dense[&name], sparse[&name], "{name}");
+        }
     }
 }
 

@@ -172,7 +172,7 @@ impl<'a> PassShape<'a> {
         let all = calibration + held_out;
         // The pass ends with the input of the last linear layer if its output is not used.
         let inner = |tokens| {
-            let last = self.parts.last().map_or(0.0, |part| part.active()[1]);
+            let last = self.parts.last().map_or(0.0, |part| part.active()[2]);
             self.forward(tokens) - 2.0 * tokens * last
         };
         let plain = match (self.needs_output, self.probe) {
@@ -204,18 +204,20 @@ impl<'a> PassShape<'a> {
     /// Operations of a whole forward pass.
     fn forward(&self, tokens: f64) -> f64 {
         let of = |part: &PartShape| {
-            let [first, last] = part.active();
-            2.0 * tokens * (first + last + part.router) + self.attention(part, tokens)
+            let [keys, values] = self.attention(part, tokens);
+            let weights = part.active().iter().sum::<f64>() + part.router;
+            2.0 * tokens * weights + keys + values
         };
         self.parts.iter().map(of).sum()
     }
 
-    /// Operations of the products of queries and keys, and of probabilities and values.
-    fn attention(&self, part: &PartShape, tokens: f64) -> f64 {
-        let Some(attention) = &part.attention else { return 0.0 };
+    /// Operations of the products of queries and keys, and of those of probabilities and values.
+    fn attention(&self, part: &PartShape, tokens: f64) -> [f64; 2] {
+        let Some(attention) = &part.attention else { return [0.0; 2] };
         let length = self.tokens.sequence.max(1);
         let seen = scores(length, attention.window) as f64 / length as f64;
-        2.0 * 2.0 * tokens * seen * (attention.heads * attention.head_dim) as f64
+        [attention.head_dim, attention.value_dim]
+            .map(|width| 2.0 * tokens * seen * (attention.heads * width) as f64)
     }
 
     /// Operations of the backward pass: gradients of outputs and of weights.
@@ -223,11 +225,12 @@ impl<'a> PassShape<'a> {
         let Some(probe) = self.probe.filter(Probe::is_backward) else { return 0.0 };
         let (tokens, mut numbers, mut attention) = (self.tokens.calibration, 0.0, 0.0);
         for (i, (part, members)) in self.parts.iter().zip(probe.members).enumerate() {
-            let [first, last] = part.active();
+            let [first, latents, last] = part.active();
             // The gradient of the first layers' input is not needed.
-            numbers += if i > 0 { first + last + part.router } else { last };
+            numbers += latents + last + if i > 0 { first + part.router } else { 0.0 };
             // Attention's scores are computed again, and four gradients.
-            attention += 2.5 * self.attention(part, tokens);
+            let [keys, values] = self.attention(part, tokens);
+            attention += 3.0 * keys + 2.0 * values;
             numbers += members.iter().map(|&i| part.linears[i].active()).sum::<f64>();
         }
         2.0 * tokens * numbers + attention
@@ -340,11 +343,18 @@ impl PartShape {
         Self { linears, attention: attention.cloned(), active, router }
     }
 
-    /// A sum over the projections fed by the hidden states, and one over those fed by the inner
-    /// function.
-    fn sums(&self, of: impl Fn(&ProjectionShape) -> f64) -> [f64; 2] {
-        let fed = |feed| self.linears.iter().filter(move |of| of.feed == feed);
-        Feed::ALL.map(|feed| fed(feed).map(&of).sum())
+    /// Sums over the projections fed by the hidden states, by latents, and by the inner function.
+    fn sums(&self, of: impl Fn(&ProjectionShape) -> f64) -> [f64; 3] {
+        let mut sums = [0.0; 3];
+        for linear in &self.linears {
+            let place = match linear.feed {
+                Feed::Hidden => 0,
+                Feed::QueryLatent | Feed::KeyValueLatent => 1,
+                Feed::Inner => 2,
+            };
+            sums[place] += of(linear);
+        }
+        sums
     }
 
     /// Whether a projection's weights stay in memory.
@@ -355,7 +365,7 @@ impl PartShape {
     }
 
     /// Number of weights, by feed, that a token is multiplied with.
-    fn active(&self) -> [f64; 2] {
+    fn active(&self) -> [f64; 3] {
         self.sums(ProjectionShape::active)
     }
 
@@ -375,7 +385,7 @@ impl PartShape {
             let rows = rows * active as f64;
             all.add(output.outputs, rows * if is_backward { 4.0 } else { 1.0 });
         }
-        for of in self.linears.iter().filter(|of| of.feed == Feed::Hidden) {
+        for of in self.linears.iter().filter(|of| of.feed != Feed::Inner) {
             let rows = rows * of.share;
             all.add(of.outputs, rows * if is_backward { 2.0 } else { 1.0 });
         }

@@ -57,6 +57,9 @@ pub struct AttentionWeights<D: Ops> {
     pub head_norms: Option<[Norm<D>; 2]>,
     /// The sinks, one for each query head.
     pub sinks: Option<Arc<Vec<f32>>>,
+    /// The norms of the latents of queries, if they have one, and of keys and values, if these are
+    /// projected from latents.
+    pub latents: Option<(Option<Norm<D>>, Norm<D>)>,
 }
 
 /// The router of a part with experts.
@@ -64,6 +67,8 @@ pub struct AttentionWeights<D: Ops> {
 pub struct Router<D: Ops> {
     /// The projection of hidden states to the logits of experts.
     pub weight: Weight<D>,
+    /// The numbers that are added to scores for the choice, one for each expert.
+    pub correction: Option<Vec<f32>>,
     /// The gate of the shared expert, if it has one.
     pub shared_gate: Option<Weight<D>>,
     /// The settings.
@@ -112,7 +117,7 @@ impl<D: Ops> PartWeights<D> {
             return Ok(after);
         }
         let (after, tape) = after.split_tape();
-        D::join(states.put_tape(tape), after)
+        D::join(states.put_tape(tape), after, 1)
     }
 
     /// The indices of the projections with this feed, of an expert or of a part without experts.
@@ -299,13 +304,13 @@ fn each_unit<D: Ops, T: Tape<f32, D> + 'static>(
     input_gradient: InputGradient,
     mut run: impl FnMut(Unit<'_>, Matrix<D, T>) -> Result<(), D::Err>,
 ) -> Result<Option<Routed<D, T>>, D::Err> {
-    let Some(Router { weight, shared_gate, of }) = &weights.router else {
+    let Some(Router { weight, correction, shared_gate, of }) = &weights.router else {
         run(Unit::WHOLE, input)?;
         return Ok(None);
     };
     let (input, tape) = input.split_tape();
     let logits = D::linear(input.clone().put_tape(tape), weight, input_gradient, None)?;
-    let (of_experts, routes) = route(logits, of.active, of.scoring)?;
+    let (of_experts, routes) = route(logits, of.active, of.scoring, correction.as_deref())?;
     for Route { expert, rows, .. } in &*routes {
         let input = input.clone();
         let x = match input_gradient {
@@ -351,25 +356,33 @@ fn inner<D: Ops, T: Tape<f32, D> + 'static>(
         projections.push(linear(weights, (projection, unit.rows), x, input_gradient, hooks)?);
     }
     let inner = match &weights.inner {
-        Inner::Attention(weights) => {
-            let AttentionWeights { of: attention, head_norms, sinks } = &**weights;
-            let (q, k) =
-                (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
-            let by_head = fused_by_head.then_some(attention.kv_heads);
-            let [mut q, mut k, v] = split(projections, [q, k, k], by_head)?;
-            if let Some([q_norm, k_norm]) = head_norms {
-                q = D::normalise(q, q_norm)?;
-                k = D::normalise(k, k_norm)?;
-            }
+        Inner::Attention(own) => {
+            let AttentionWeights { of: attention, head_norms, sinks, latents } = &**own;
             let rotations = attention.rope.and_then(|rope| positions.rotations.get(rope));
-            if let Some(Rotations { queries, keys }) = rotations {
-                q = D::rotary(q, queries, attention.head_dim)?;
-                k = D::rotary(k, keys, attention.head_dim)?;
-            }
+            let [q, k, v] = if let Some(norms) = latents {
+                let projections = split(projections, [0, 0], None)?;
+                let mut project = |feed, x| latent(weights, unit, feed, x, hooks);
+                from_latents(attention, norms, rotations, projections, &mut project)?
+            } else {
+                let (q, k) =
+                    (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
+                let by_head = fused_by_head.then_some(attention.kv_heads);
+                let [mut q, mut k, v] = split(projections, [q, k, k], by_head)?;
+                if let Some([q_norm, k_norm]) = head_norms {
+                    q = D::normalise(q, q_norm)?;
+                    k = D::normalise(k, k_norm)?;
+                }
+                if let Some(Rotations { queries, keys }) = rotations {
+                    q = D::rotary(q, queries, (attention.head_dim, 0))?;
+                    k = D::rotary(k, keys, (attention.head_dim, 0))?;
+                }
+                [q, k, v]
+            };
             let heads = Heads {
                 queries: attention.heads,
                 keys: attention.kv_heads,
                 width: attention.head_dim,
+                values: attention.value_dim,
                 sequence_length: positions.length,
                 scale: attention.scale,
                 window: attention.window,
@@ -391,6 +404,55 @@ fn inner<D: Ops, T: Tape<f32, D> + 'static>(
     let (part, feed, fed) = of(Feed::Inner);
     hooks.input(&Input { part, feed, projections: &fed, rows, x: &inner })?;
     Ok(inner.put_tape(tape))
+}
+
+/// The output of the projection with this feed, a latent.
+fn latent<D: Ops, T: Tape<f32, D> + 'static>(
+    weights: &PartWeights<D>,
+    unit: Unit<'_>,
+    feed: Feed,
+    x: Matrix<D, T>,
+    hooks: &mut Hooks<'_, D>,
+) -> Result<Matrix<D, T>, D::Err> {
+    let (x, tape) = x.split_tape();
+    let fed = weights.fed_by(feed, unit.expert);
+    let rows = unit.rows.map(|rows| &**rows);
+    hooks.input(&Input { part: weights.part, feed, projections: &fed, rows, x: &x })?;
+    let projection = fed.first().copied().unwrap_or_default();
+    linear(weights, (projection, unit.rows), x.put_tape(tape), InputGradient::Wanted, hooks)
+}
+
+/// Queries, keys and values of latent attention, for the outputs of the projections of hidden states:
+/// queries or their latent, and the latent of keys and values. `project` gives what is projected from
+/// a normalised latent.
+fn from_latents<D: Ops, T: Tape<f32, D> + 'static>(
+    attention: &Attention,
+    (query_norm, norm): &(Option<Norm<D>>, Norm<D>),
+    rotations: Option<&Rotations>,
+    [q, latent]: [Matrix<D, T>; 2],
+    project: &mut impl FnMut(Feed, Matrix<D, T>) -> Result<Matrix<D, T>, D::Err>,
+) -> Result<[Matrix<D, T>; 3], D::Err> {
+    let mut q = match query_norm {
+        Some(norm) => project(Feed::QueryLatent, D::normalise(q, norm)?)?,
+        None => q,
+    };
+    let (width, all) = (norm.weight.shape().1, latent.shape().1);
+    let (latent, tape) = latent.split_tape();
+    let mut rotated = D::columns(latent.clone().put_tape(T::default()), width..all)?;
+    let latent = D::columns(latent.put_tape(tape), 0..width)?;
+    let both = project(Feed::KeyValueLatent, D::normalise(latent, norm)?)?;
+    let plain = attention.head_dim - (all - width);
+    if let Some(Rotations { queries, keys }) = rotations {
+        q = D::rotary(q, queries, (attention.head_dim, plain))?;
+        rotated = D::rotary(rotated, keys, (all - width, 0))?;
+    }
+    let group = plain + attention.value_dim;
+    let (both, tape) = both.split_tape();
+    let v = D::columns_of_each(both.clone().put_tape(T::default()), group, plain..group)?;
+    let k = D::columns_of_each(both.put_tape(tape), group, 0..plain)?;
+    let ((k, tape), (rotated, other)) = (k.split_tape(), rotated.split_tape());
+    let k = D::join(k.put_tape(tape.merge(other)), rotated, attention.heads)?;
+    Ok([q, k, v])
 }
 
 /// The outputs of projections with the given numbers of columns, which may be fused into one, in

@@ -19,6 +19,8 @@ pub(super) struct Experts {
     pub(super) width: usize,
     /// The weights of a token's experts.
     pub(super) scoring: Scoring,
+    /// Name in the router of the numbers that are added to scores for the choice, if there are any.
+    pub(super) correction: Option<&'static str>,
     /// Whether router and experts have biases.
     pub(super) bias: bool,
     /// Every such layer has experts, the last of each so many.
@@ -81,10 +83,7 @@ pub(super) struct Keys {
 impl Scoring {
     /// The scoring that `norm_topk_prob` says.
     pub(super) fn of(config: &Object<'_>) -> Result<Self, Error> {
-        Ok(match config.boolean("norm_topk_prob")?.unwrap_or(false) {
-            true => Self::Normalised,
-            false => Self::Softmax,
-        })
+        Ok(Self::softmax(config.boolean("norm_topk_prob")?.unwrap_or(false)))
     }
 }
 
@@ -112,8 +111,8 @@ impl Experts {
         }
         let (key, default) = keys.width;
         let width = config.size(key)?.or(default).ok_or_else(|| config.missing(key))?;
-        let (bias, step, dense, shared) = (false, 1, Vec::new(), None);
-        Ok(Self { names, count, active, width, scoring, bias, step, dense, shared })
+        let (correction, bias, step, dense, shared) = (None, false, 1, Vec::new(), None);
+        Ok(Self { names, count, active, width, scoring, correction, bias, step, dense, shared })
     }
 
     /// Whether a layer has experts.
@@ -152,6 +151,7 @@ impl Experts {
             active,
             scoring,
             shared_gate,
+            correction: self.correction.map(|of| format!("{layer}.{name}.{of}")),
             experts: format!("{layer}.{module}.experts"),
             in_memory: names.in_memory,
         };

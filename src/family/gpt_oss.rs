@@ -38,7 +38,7 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         in_memory: ["mlp", "router"],
         ..Names::mlp()
     };
-    let experts = Experts::read(config, names, &keys, Scoring::Normalised)?;
+    let experts = Experts::read(config, names, &keys, Scoring::softmax(true))?;
     let key = "swiglu_alpha";
     let activation = match config.number(key)?.unwrap_or(1.702) {
         1.702 => Activation::QuickGelu,

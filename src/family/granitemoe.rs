@@ -28,7 +28,7 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         matrices: &[("input_linear", Role::GateUp), ("output_linear", Role::Down)],
         in_memory: ["block_sparse_moe", "router"],
     };
-    let experts = Experts::read(config, names, &keys, Scoring::Normalised)?;
+    let experts = Experts::read(config, names, &keys, Scoring::softmax(true))?;
     let style = Style { experts: Some(experts), ..granite::style(config)? };
     style.decoder(config, |_| None)
 }

@@ -30,7 +30,7 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
     let style = Style {
         kv_heads: Some(8),
         epsilon: 1e-5,
-        experts: Some(Experts::read(config, names, &keys, Scoring::Normalised)?),
+        experts: Some(Experts::read(config, names, &keys, Scoring::softmax(true))?),
         rope: rope::Style {
             max_positions: 32 * 4096,
             theta: ("rope_theta", 1e6),

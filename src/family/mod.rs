@@ -4,6 +4,7 @@
 mod activation;
 mod cohere2;
 mod config;
+mod deepseek_v3;
 mod exaone4;
 mod experts;
 mod gemma2;
@@ -59,6 +60,7 @@ const HEAD: &str = "lm_head.weight";
 /// Every family, by `model_type`.
 pub static FAMILIES: &[Family] = &[
     cohere2::FAMILY,
+    deepseek_v3::FAMILY,
     exaone4::FAMILY,
     gemma2::FAMILY,
     gemma3::FAMILY,
@@ -230,8 +232,10 @@ pub struct Router {
     pub projection: Projection,
     /// Number of experts of each token.
     pub active: usize,
-    /// The weights of these experts.
+    /// The choice and the weights of these experts.
     pub scoring: Scoring,
+    /// Tensor name of numbers that are added to the experts' scores for the choice alone, [experts].
+    pub correction: Option<String>,
     /// The projection to a number whose sigmoid is the weight of the shared expert; `None` for a
     /// weight of 1. It is never pruned.
     pub shared_gate: Option<Projection>,
@@ -254,19 +258,41 @@ impl Router {
     }
 }
 
-/// How a router weighs the experts with the highest logits.
+/// How a router chooses the experts of a token, those with the highest scores, and weighs them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scoring {
+    /// The score of a logit.
+    pub score: Score,
+    /// Whether the scores of the chosen experts are divided by their sum.
+    pub normalised: bool,
+    /// Factor of the weights.
+    pub scale: f32,
+    /// The groups of experts, if the experts of a token come from a few of them.
+    pub groups: Option<Groups>,
+}
+
+/// The score of an expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scoring {
-    /// The softmax over all experts.
+pub enum Score {
+    /// The softmax over the logits of all experts.
     Softmax,
-    /// The softmax over all experts, divided by its sum over the chosen ones.
-    Normalised,
+    /// The sigmoid of the expert's logit.
+    Sigmoid,
+}
+
+/// Groups of consecutive experts. A group's score is the sum of the two highest scores in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups {
+    /// Number of groups, which have the same number of experts.
+    pub count: usize,
+    /// Number of groups that the experts of a token come from.
+    pub active: usize,
 }
 
 impl Scoring {
-    /// Whether the weights of a token's experts sum to 1.
-    pub const fn is_normalised(self) -> bool {
-        matches!(self, Self::Normalised)
+    /// The softmax over all experts, divided by its sum over the chosen ones if it is `normalised`.
+    pub const fn softmax(normalised: bool) -> Self {
+        Self { score: Score::Softmax, normalised, scale: 1.0, groups: None }
     }
 }
 
@@ -306,8 +332,10 @@ pub struct Attention {
     pub heads: usize,
     /// Number of key and value heads; each serves `heads / kv_heads` query heads.
     pub kv_heads: usize,
-    /// Number of channels of a head.
+    /// Number of channels of a query or a key of a head.
     pub head_dim: usize,
+    /// Number of channels of a value of a head.
+    pub value_dim: usize,
     /// Factor of the scores.
     pub scale: f32,
     /// Maximum number of tokens that a token sees, itself included.
@@ -321,6 +349,22 @@ pub struct Attention {
     /// Tensor name of the sinks, `[heads]`, if there are any: the score of a key without a value,
     /// which every token sees (arXiv 2309.17453).
     pub sinks: Option<String>,
+    /// The latents that queries, keys and values are projected from, if they are not projected from
+    /// hidden states.
+    pub latents: Option<Box<Latents>>,
+}
+
+/// Latent attention (arXiv 2405.04434, section 2.1): keys and values are projected from a latent,
+/// which is projected from hidden states; queries may be, too. The last channels of a head are rotated;
+/// those of keys are projected from hidden states, beside the latent, and shared by all heads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Latents {
+    /// The norm of the latent of queries, if they have one.
+    pub queries: Option<Norm>,
+    /// The norm of the latent of keys and values.
+    pub keys_and_values: Norm,
+    /// Number of channels of a head that are rotated.
+    pub rotated: usize,
 }
 
 /// A norm of the channels.
@@ -383,6 +427,15 @@ pub enum Role {
     QueryKeyValue,
     /// Queries, keys and values in one matrix, in this order of rows for each head of keys.
     HeadQueryKeyValue,
+    /// The latent of queries.
+    QueryLatent,
+    /// Queries, from their latent.
+    LatentQuery,
+    /// The latent of keys and values, then the rotated channels of keys.
+    KeyValueLatent,
+    /// Keys without their rotated channels, and values, in this order of rows for each head, from
+    /// their latent.
+    LatentKeyValue,
     /// The output of attention.
     Output,
     /// The gate of a gated MLP.
@@ -406,13 +459,17 @@ pub enum Role {
 pub enum Feed {
     /// The hidden states, normalised if the part has a norm.
     Hidden,
+    /// The normalised latent of queries.
+    QueryLatent,
+    /// The normalised latent of keys and values.
+    KeyValueLatent,
     /// The result of the part's [`Inner`] function; for an expert, that of the same expert.
     Inner,
 }
 
 impl Feed {
     /// All feeds, in the order of a forward pass.
-    pub const ALL: [Self; 2] = [Self::Hidden, Self::Inner];
+    pub const ALL: [Self; 4] = [Self::Hidden, Self::QueryLatent, Self::KeyValueLatent, Self::Inner];
 }
 
 /// The parts of a decoder layer.
@@ -539,9 +596,14 @@ impl Decoder {
                 projection(&mut router.projection);
                 router.shared_gate.as_mut().map(projection);
                 rename(&mut router.experts);
+                router.correction.as_mut().map(rename);
             }
             if let Inner::Attention(attention) = &mut part.inner {
                 attention.head_norms.iter_mut().flat_map(|norms| norms.iter_mut()).for_each(norm);
+                if let Some(latents) = &mut attention.latents {
+                    latents.queries.iter_mut().for_each(norm);
+                    norm(&mut latents.keys_and_values);
+                }
                 attention.sinks.as_mut().map(rename);
             }
         }
@@ -630,13 +692,18 @@ impl Sublayer {
         };
         let sinks = attention.and_then(|of| Some((of.sinks.as_deref()?, vec![of.heads])));
         let head_norms = attention.and_then(|of| of.head_norms.as_deref());
-        let norms = self.input_norm.iter().chain(head_norms.into_iter().flatten());
+        let latents = attention.and_then(|of| of.latents.as_deref());
+        let latents =
+            latents.into_iter().flat_map(|of| of.queries.iter().chain([&of.keys_and_values]));
+        let norms = self.input_norm.iter().chain(head_norms.into_iter().flatten()).chain(latents);
         let norms = norms.chain(&self.output_norm).chain(&self.residual_norm);
         let router = self.router.iter();
         let router = router.flat_map(|of| [&of.projection].into_iter().chain(&of.shared_gate));
         let projections = router.chain(&self.projections);
+        let correction = self.router.as_ref().and_then(|of| of.correction.as_deref());
+        let correction = correction.map(|name| (name, vec![self.experts()]));
         let norms = norms.flat_map(Norm::tensors);
-        norms.chain(sinks).chain(projections.flat_map(Projection::tensors))
+        norms.chain(sinks).chain(correction).chain(projections.flat_map(Projection::tensors))
     }
 }
 
@@ -645,6 +712,8 @@ impl Projection {
     pub const fn feed(&self) -> Feed {
         match self.role {
             Role::Output | Role::Down => Feed::Inner,
+            Role::LatentQuery => Feed::QueryLatent,
+            Role::LatentKeyValue => Feed::KeyValueLatent,
             _ => Feed::Hidden,
         }
     }
@@ -723,7 +792,7 @@ mod tests {
             assert_eq!(listed, saved, "{}", checkpoint.display());
             checkpoints += 1;
         }
-        assert_eq!(checkpoints, 56);
+        assert_eq!(checkpoints, 59);
     }
 
     #[test]
@@ -788,6 +857,7 @@ mod tests {
         let soft = |tokens| PositionLimit { tokens, hard: false };
         for (family, tokens) in [
             ("cohere2", 8192),
+            ("deepseek_v3", 4096),
             ("exaone4", 2048),
             ("gemma2", 8192),
             ("gemma3_text", 131_072),

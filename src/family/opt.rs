@@ -60,12 +60,14 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
             heads,
             kv_heads: heads,
             head_dim,
+            value_dim: head_dim,
             scale: (head_dim as f32).sqrt().recip(),
             window: None,
             score_cap: None,
             rope: None,
             head_norms: None,
             sinks: None,
+            latents: None,
         };
         Layer {
             parallel: false,

@@ -16,7 +16,7 @@ pub(super) const FAMILY: Family = Family {
 /// The defaults are those of transformers' `Qwen2MoeConfig`.
 fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
     let keys = Keys {
-        count: (&["num_experts", "num_local_experts"], 60),
+        count: (&["num_experts"], 60),
         active: 4,
         width: ("moe_intermediate_size", Some(1408)),
     };

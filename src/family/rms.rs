@@ -4,8 +4,8 @@
 use barber_metric::Dims;
 
 use super::{
-    Activation, Attention, Decoder, Embedding, Gating, Inner, Layer, Norm, NormKind, Projection,
-    Role, Sublayer, activation,
+    Activation, Attention, Decoder, Embedding, Gating, Inner, Latents, Layer, Norm, NormKind,
+    Projection, Role, Sublayer, activation,
     config::{self, Error, Object},
     experts::Experts,
     rope,
@@ -48,6 +48,8 @@ pub(super) struct Style {
     pub(super) parallel: bool,
     /// The norms of queries and keys.
     pub(super) head_norms: HeadNorms,
+    /// The widths of latent attention, if the family has it.
+    pub(super) latent: Option<LatentWidths>,
     /// The names of tensors.
     pub(super) names: Names,
     /// The names of the norms around the parts.
@@ -92,6 +94,24 @@ pub(super) enum HeadNorms {
     /// Norms of all heads together.
     Together,
 }
+
+/// The widths of latent attention; all numbers of channels.
+#[derive(Clone, Copy)]
+pub(super) struct LatentWidths {
+    /// The latent of queries, if there is one.
+    pub(super) queries: Option<usize>,
+    /// The latent of keys and values.
+    pub(super) keys_and_values: usize,
+    /// A query or key of a head, as far as it is not rotated.
+    pub(super) plain: usize,
+    /// The rotated channels of a head, and their key in the configuration.
+    pub(super) rotated: (usize, &'static str),
+    /// A value of a head.
+    pub(super) value: usize,
+}
+
+/// Constant of the norms of latents.
+const LATENT_EPSILON: f64 = 1e-6;
 
 /// The names of modules; those in a layer without its prefix.
 pub(super) struct Names {
@@ -164,6 +184,7 @@ impl Style {
             gated: true,
             parallel: false,
             head_norms: HeadNorms::None,
+            latent: None,
             names: Names {
                 embedding: "model.embed_tokens",
                 layers: "model.layers",
@@ -216,7 +237,9 @@ impl Style {
         let epsilon = config.below_one(self.epsilon_key)?.unwrap_or(self.epsilon);
         let (key, default) = self.activation;
         let activation = config.choice(key, activation::NAMES)?.unwrap_or(default);
-        let ropes = rope::read(config, &self.rope, head_dim)?;
+        let rotated = self.latent.as_ref().map_or(head_dim, |latent| latent.rotated.0);
+        let value_dim = self.latent.as_ref().map_or(head_dim, |latent| latent.value);
+        let ropes = rope::read(config, &self.rope, rotated)?;
         let scale = self.score_scale.unwrap_or_else(|| (head_dim as f32).sqrt().recip());
         let norm = |name: String, width, epsilon: f64| Norm {
             weight: Some(format!("{name}.weight")),
@@ -236,6 +259,8 @@ impl Style {
             intermediate_size,
             queries: heads * head_dim,
             keys: kv_heads * head_dim,
+            values: heads * value_dim,
+            heads,
         };
         let head_norms = |prefix: &str| {
             let [queries, keys] = match self.head_norms {
@@ -246,6 +271,16 @@ impl Style {
             let [q, k] = self.names.head_norms.map(|name| format!("{prefix}.{name}"));
             Some(Box::new([norm(q, queries, epsilon), norm(k, keys, epsilon)]))
         };
+        let latents = |prefix: &str, latent: &LatentWidths| {
+            let norm = |name: &str, width| {
+                norm(format!("{prefix}.self_attn.{name}_layernorm"), width, LATENT_EPSILON)
+            };
+            Box::new(Latents {
+                queries: latent.queries.map(|width| norm("q_a", width)),
+                keys_and_values: norm("kv_a", latent.keys_and_values),
+                rotated,
+            })
+        };
         let layer = |index: usize| {
             let prefix = format!("{}.{index}", self.names.layers);
             let around =
@@ -255,12 +290,14 @@ impl Style {
                 heads,
                 kv_heads,
                 head_dim,
+                value_dim,
                 scale,
                 window,
                 score_cap: self.score_cap,
                 rope,
                 head_norms: head_norms(&prefix),
                 sinks: self.sinks.map(|name| format!("{prefix}.{name}")),
+                latents: self.latent.as_ref().map(|latent| latents(&prefix, latent)),
             };
             let experts = self.experts.as_ref().filter(|experts| experts.are_in(index));
             let (router, projections) = match experts {
@@ -328,6 +365,18 @@ impl Style {
     ) -> Result<(usize, usize, usize), Error> {
         let heads = "num_attention_heads";
         let heads = config.size_or(heads, self.heads)?.ok_or_else(|| config.missing(heads))?;
+        if let Some(LatentWidths { plain, rotated: (rotated, key), value, .. }) = self.latent {
+            let problem = match () {
+                () if !rotated.is_multiple_of(2) => "rotary positions need an even number",
+                () if [plain, rotated, value].iter().any(|width| *width > WIDEST_HEAD)
+                    || heads > config::MOST / 3 / (plain + rotated + value) =>
+                {
+                    "with the other widths that is too many"
+                }
+                () => return Ok((heads, heads, plain + rotated)),
+            };
+            return Err(config.invalid(key, rotated, problem));
+        }
         let kv_heads = config.size_or("num_key_value_heads", self.kv_heads)?.unwrap_or(heads);
         if !heads.is_multiple_of(kv_heads) {
             let problem = format!("it must divide `num_attention_heads`, {heads}");
@@ -361,7 +410,22 @@ impl Style {
     fn attention(&self, layer: &str, shape: &Shape) -> Vec<Projection> {
         let &Shape { hidden_size: hidden, queries, keys, .. } = shape;
         let input = |name, role, rows| projection(layer, name, role, (rows, hidden), self.qkv_bias);
-        let mut all = if self.fused {
+        let mut all = if let Some(latent) = &self.latent {
+            let &LatentWidths { queries: of_queries, keys_and_values, plain, value, .. } = latent;
+            let of = |name, role, dims| projection(layer, name, role, dims, false);
+            let mut all = match of_queries {
+                None => vec![of("self_attn.q_proj", Role::Query, (queries, hidden))],
+                Some(width) => vec![
+                    input("self_attn.q_a_proj", Role::QueryLatent, width),
+                    of("self_attn.q_b_proj", Role::LatentQuery, (queries, width)),
+                ],
+            };
+            let width = keys_and_values + latent.rotated.0;
+            all.push(input("self_attn.kv_a_proj_with_mqa", Role::KeyValueLatent, width));
+            let dims = (shape.heads * (plain + value), keys_and_values);
+            all.push(of("self_attn.kv_b_proj", Role::LatentKeyValue, dims));
+            all
+        } else if self.fused {
             let (name, role) = self.names.fused;
             vec![input(name, role, queries + 2 * keys)]
         } else {
@@ -371,7 +435,7 @@ impl Style {
                 input("self_attn.v_proj", Role::Value, keys),
             ]
         };
-        let (name, dims) = (self.names.output, (hidden, queries));
+        let (name, dims) = (self.names.output, (hidden, shape.values));
         all.push(projection(layer, name, Role::Output, dims, self.output_bias));
         all
     }
@@ -398,6 +462,9 @@ struct Shape {
     intermediate_size: usize,
     queries: usize,
     keys: usize,
+    /// Number of channels of the heads' outputs.
+    values: usize,
+    heads: usize,
 }
 
 /// The projection of this name in the decoder layer whose tensor names start with `layer`.

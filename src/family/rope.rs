@@ -441,7 +441,7 @@ fn yarn(section: &Section<'_>) -> Result<Scaling, Error> {
         return Err(keys.missing("factor"));
     }
     let factor = section.factor_or_ratio()?;
-    let scale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    let scale = |mscale: f64| yarn_scale(factor, mscale);
     let mscale = keys.number("mscale")?.filter(|mscale| *mscale != 0.0);
     let mscale_all_dim = keys.number("mscale_all_dim")?.filter(|mscale| *mscale != 0.0);
     let attention_factor = match (keys.number("attention_factor")?, mscale, mscale_all_dim) {
@@ -486,6 +486,22 @@ pub(super) fn read(
         code(config, full, style, head_dim, (Some(theta.0), theta.1))?,
         code(config, of(SLIDING)?, style, head_dim, sliding_theta)?,
     ])
+}
+
+/// The square of YaRN's scale for `mscale_all_dim`, by which DeepSeek multiplies the scores of
+/// attention (arXiv 2309.00071, section 3.4).
+pub(super) fn score_factor(config: &Object<'_>) -> Result<f64, Error> {
+    let scaling = config.object("rope_scaling")?.filter(|keys| !keys.is_empty());
+    let Some(keys) = scaling.or(config.object("rope_parameters")?) else { return Ok(1.0) };
+    let kind = keys.string("rope_type")?.or(keys.string("type")?).unwrap_or("default");
+    let all_dim = keys.number("mscale_all_dim")?.filter(|_| kind != "default");
+    let factor = keys.above("factor", 0.0)?.unwrap_or(1.0);
+    Ok(all_dim.map_or(1.0, |all_dim| yarn_scale(factor, all_dim).powi(2)))
+}
+
+/// The factor of cosine and sine that YaRN has for a factor of the context; 1 for an `mscale` of 0.
+fn yarn_scale(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
 /// The position code of some layers, which `keys` describe. If they have no `rope_theta`, θ is the

@@ -224,7 +224,8 @@ fn loss(
                 inner: match &of.inner {
                     family::Inner::Attention(attention) => {
                         let of = attention.clone();
-                        let weights = AttentionWeights { of, head_norms: None, sinks: None };
+                        let (head_norms, sinks, latents) = (None, None, None);
+                        let weights = AttentionWeights { of, head_norms, sinks, latents };
                         Inner::Attention(Box::new(weights))
                     }
                     family::Inner::Gated(activation) => Inner::Gated(*activation),

@@ -1,17 +1,17 @@
 //! The router of a mixture of experts: sends each token to the experts with the highest scores, and
 //! weighs what they give.
 //!
-//! With p = softmax(z) of a token's logits z, and w the weights of its experts: w = p at these, or
-//! p / Σ p over these, whose gradient with respect to p is (∂L/∂w − Σ ∂L/∂w · w) / Σ p; and
-//! ∂L/∂z = p (∂L/∂p − Σ ∂L/∂p · p). The choice itself has no gradient. There are so few logits that
-//! the host does this for all devices.
+//! With scores p = softmax(z) or σ(z) of a token's logits z, and w the weights of its experts: w = a p
+//! at these, or a p / Σ p over these, whose gradient with respect to p is
+//! (a ∂L/∂w − Σ ∂L/∂w · w) / Σ p; and ∂L/∂z = p (∂L/∂p − Σ ∂L/∂p · p), or p (1 − p) ∂L/∂p. The choice
+//! itself has no gradient. There are so few logits that the host does this for all devices.
 
 use std::sync::Arc;
 
 use dfdx::tensor::Tape;
 
 use super::{Hold, Matrix, tape::record};
-use crate::family::Scoring;
+use crate::family::{Groups, Score, Scoring};
 
 /// The tokens of one expert.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,26 +37,27 @@ impl Route {
 pub type Weighted<D, T> = (Matrix<D, T>, Arc<[Route]>);
 
 /// The weights of each token's experts, [tokens, `active`], and the routes of the experts that have
-/// tokens, in order. `logits` are [tokens, experts]; `active` of the experts get each token. Of
-/// equal scores the first wins.
+/// tokens, in order. `logits` are [tokens, experts]; `active` of the experts get each token. The
+/// `correction` is added to the experts' scores for the choice alone. Of equal scores the first
+/// wins.
 pub fn route<D: Hold, T: Tape<f32, D>>(
     logits: Matrix<D, T>,
     active: usize,
     scoring: Scoring,
+    correction: Option<&[f32]>,
 ) -> Result<Weighted<D, T>, D::Err> {
     let (logits, tape) = logits.split_tape();
     let (tokens, experts) = logits.shape();
     let mut scores = logits.on_host()?;
-    scores.chunks_mut(experts.max(1)).for_each(softmax);
+    match scoring.score {
+        Score::Softmax => scores.chunks_mut(experts.max(1)).for_each(softmax),
+        Score::Sigmoid => scores.iter_mut().for_each(|z| *z = sigmoid(*z)),
+    }
     let (mut chosen, mut weights) = (Vec::new(), Vec::new());
     for scores in scores.chunks(experts.max(1)) {
-        let own = highest(scores, active);
-        let first = weights.len();
-        weights.extend(own.iter().map(|expert| scores[*expert]));
-        if scoring.is_normalised() {
-            let sum: f32 = weights[first..].iter().sum();
-            weights[first..].iter_mut().for_each(|weight| *weight /= sum);
-        }
+        let own = chosen_of(scores, active, scoring.groups, correction);
+        let sum = sum_of(scores, &own, scoring);
+        weights.extend(own.iter().map(|expert| scoring.scale * scores[*expert] / sum));
         chosen.extend(own);
     }
     let routes = routes(&chosen, &weights, (experts, active));
@@ -69,16 +70,20 @@ pub fn route<D: Hold, T: Tape<f32, D>>(
         for (token, (p, gradient)) in of_tokens.enumerate() {
             let own = token * active..(token + 1) * active;
             let (chosen, weights, g) = (&chosen[own.clone()], &weights[own.clone()], &g[own]);
-            let (mut mean, mut sum) = (0.0, 1.0);
-            if scoring.is_normalised() {
-                mean = g.iter().zip(weights).map(|(g, w)| g * w).sum::<f32>();
-                sum = chosen.iter().map(|expert| p[*expert]).sum();
-            }
+            let mean = match scoring.normalised {
+                true => g.iter().zip(weights).map(|(g, w)| g * w).sum::<f32>(),
+                false => 0.0,
+            };
+            let sum = sum_of(p, chosen, scoring);
             for (expert, g) in chosen.iter().zip(g) {
-                gradient[*expert] = (g - mean) / sum;
+                gradient[*expert] = (scoring.scale * g - mean) / sum;
             }
             let mean: f32 = gradient.iter().zip(p).map(|(g, p)| g * p).sum();
-            gradient.iter_mut().zip(p).for_each(|(g, p)| *g = p * (*g - mean));
+            let slope = |g: f32, p: f32| match scoring.score {
+                Score::Softmax => p * (g - mean),
+                Score::Sigmoid => p * (1.0 - p) * g,
+            };
+            gradient.iter_mut().zip(p).for_each(|(g, p)| *g = slope(*g, *p));
         }
         Ok([logits.device().upload(gradient, (tokens, experts))?])
     });
@@ -90,7 +95,7 @@ pub fn route<D: Hold, T: Tape<f32, D>>(
 pub fn gate<D: Hold, T: Tape<f32, D>>(logits: Matrix<D, T>) -> Result<Weighted<D, T>, D::Err> {
     let (logits, tape) = logits.split_tape();
     let shape = logits.shape();
-    let weights: Vec<f32> = logits.on_host()?.iter().map(|z| 1.0 / (1.0 + (-z).exp())).collect();
+    let weights: Vec<f32> = logits.on_host()?.iter().map(|z| sigmoid(*z)).collect();
     let (rows, slots) = ((0..shape.0).collect(), vec![0; shape.0]);
     let route = Route { expert: 0, rows, slots, weights: weights.clone() };
     let y = logits.beside(logits.device().upload(weights.clone(), shape)?, shape)?;
@@ -100,6 +105,41 @@ pub fn gate<D: Hold, T: Tape<f32, D>>(logits: Matrix<D, T>) -> Result<Weighted<D
         Ok([logits.device().upload(gradient, shape)?])
     });
     Ok((weights, [route].into()))
+}
+
+/// The divisor of the scores of the `chosen` experts.
+fn sum_of(scores: &[f32], chosen: &[usize], scoring: Scoring) -> f32 {
+    // The constant of DeepSeek, far below any softmax.
+    const LEAST: f32 = 1e-20;
+    match scoring.normalised {
+        true => chosen.iter().map(|expert| scores[*expert]).sum::<f32>() + LEAST,
+        false => 1.0,
+    }
+}
+
+/// The experts of a token.
+fn chosen_of(
+    scores: &[f32],
+    active: usize,
+    groups: Option<Groups>,
+    correction: Option<&[f32]>,
+) -> Vec<usize> {
+    let mut scores = scores.to_vec();
+    scores.iter_mut().zip(correction.unwrap_or_default()).for_each(|(score, add)| *score += add);
+    if let Some(Groups { count, active }) = groups {
+        let size = scores.len() / count;
+        let best = |group: &[f32]| highest(group, 2).into_iter().map(|i| group[i]).sum();
+        let of_groups: Vec<f32> = scores.chunks(size).map(best).collect();
+        let left = highest(&of_groups, active);
+        let mut groups = scores.chunks_mut(size).enumerate();
+        let others = groups.by_ref().filter(|(group, _)| !left.contains(group));
+        others.for_each(|(_, scores)| scores.fill(f32::NEG_INFINITY));
+    }
+    highest(&scores, active)
+}
+
+fn sigmoid(z: f32) -> f32 {
+    1.0 / (1.0 + (-z).exp())
 }
 
 /// Replaces the logits of a token by their softmax.
@@ -146,8 +186,14 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        for scoring in [Scoring::Softmax, Scoring::Normalised] {
-            check!(|device: D| [(5, 7)], |[x]| Ok(route(x, 3, scoring)?.0));
+        let correction: Vec<f32> = (0..8).map(|i| 0.1 * (i * 3 % 8) as f32).collect();
+        for (normalised, scale) in [(false, 1.0), (true, 1.0), (true, 2.5), (false, 0.5)] {
+            let softmax = Scoring { scale, ..Scoring::softmax(normalised) };
+            check!(|device: D| [(5, 7)], |[x]| Ok(route(x, 3, softmax, None)?.0));
+            let groups = Some(Groups { count: 4, active: 2 });
+            let sigmoid = Scoring { score: Score::Sigmoid, groups, ..softmax };
+            let correction = Some(&correction[..]);
+            check!(|device: D| [(5, 8)], |[x]| Ok(route(x, 3, sigmoid, correction)?.0));
         }
         check!(|device: D| [(5, 1)], |[x]| Ok(gate(x)?.0));
     }
@@ -159,7 +205,7 @@ mod tests {
         let logits = vec![ln(1.0), ln(6.0), ln(3.0), 0.5, 0.5, 0.5];
         let of = |scoring| {
             let logits: Matrix<Cpu> = matrix(logits.clone(), (2, 3));
-            route(logits, 2, scoring).unwrap()
+            route(logits, 2, scoring, None).unwrap()
         };
         let close = |found: &[f32], expected: &[f32]| {
             assert_eq!(found.len(), expected.len());
@@ -167,7 +213,7 @@ mod tests {
                 assert!((found - expected).abs() < 1e-6, "{found} {expected}");
             }
         };
-        let (weights, routes) = of(Scoring::Softmax);
+        let (weights, routes) = of(Scoring::softmax(false));
         close(&weights.to_vec(), &[0.6, 0.3, 1.0 / 3.0, 1.0 / 3.0]);
         let places: Vec<_> =
             routes.iter().map(|of| (of.expert, of.rows.to_vec(), of.slots.clone())).collect();
@@ -175,6 +221,23 @@ mod tests {
         assert_eq!(places, expected);
         close(&routes[1].weights, &[0.6, 1.0 / 3.0]);
         assert_eq!(routes[1].places(2).collect::<Vec<_>>(), [0, 3]);
-        close(&of(Scoring::Normalised).0.to_vec(), &[2.0 / 3.0, 1.0 / 3.0, 0.5, 0.5]);
+        close(&of(Scoring::softmax(true)).0.to_vec(), &[2.0 / 3.0, 1.0 / 3.0, 0.5, 0.5]);
+    }
+
+    #[test]
+    fn groups_and_correction_choose_and_do_not_weigh() {
+        let choose = |correction: Option<&[f32]>, groups| {
+            chosen_of(&[0.9, 0.1, 0.6, 0.5, 0.3, 0.8], 2, groups, correction)
+        };
+        assert_eq!(choose(None, None), [0, 5]);
+        // Of the groups the sums are 1.0, 1.1 and 1.1: the first of the highest.
+        let groups = Some(Groups { count: 3, active: 1 });
+        assert_eq!(choose(None, groups), [2, 3]);
+        assert_eq!(choose(Some(&[0.0, 1.0, 0.0, 0.0, 0.0, 0.0]), groups), [1, 0]);
+        let scoring =
+            Scoring { score: Score::Sigmoid, scale: 2.0, groups: None, ..Scoring::softmax(false) };
+        let logits: Matrix<Cpu> = matrix(vec![0.0, 3f32.ln(), -9.0], (1, 3));
+        let (weights, routes) = route(logits, 1, scoring, Some(&[9.0, 0.0, 0.0])).unwrap();
+        assert_eq!((weights.to_vec(), routes[0].expert), (vec![1.0], 0));
     }
 }

@@ -84,8 +84,12 @@ struct Tile {
 enum Layout {
     /// [rows, width], the heads side by side, among all tokens.
     Queries,
+    /// [rows, values], likewise.
+    Outputs,
     /// [keys, width], likewise.
     Keys,
+    /// [keys, values], likewise.
+    Values,
     /// [rows, keys], one head after the other.
     Scores,
 }
@@ -127,7 +131,9 @@ impl Tile {
     fn shape(&self, layout: Layout) -> (usize, usize) {
         match layout {
             Layout::Queries => (self.rows.len(), self.heads.width),
+            Layout::Outputs => (self.rows.len(), self.heads.values),
             Layout::Keys => (self.keys.len(), self.heads.width),
+            Layout::Values => (self.keys.len(), self.heads.values),
             Layout::Scores => (self.rows.len(), self.keys.len()),
         }
     }
@@ -135,13 +141,14 @@ impl Tile {
     /// The place of the matrices of each key head's query head number `member`, in the sequence
     /// whose first token is `first`.
     fn place(&self, layout: Layout, first: usize, member: usize) -> Place {
-        let Heads { queries, keys, width, .. } = self.heads;
+        let Heads { queries, keys, .. } = self.heads;
+        let (_, width) = self.shape(layout);
         match layout {
-            Layout::Queries => {
+            Layout::Queries | Layout::Outputs => {
                 let rows = Place::rows(queries * width, first + self.rows.start);
                 Place { start: rows.start + member * width, next: queries / keys * width, ..rows }
             }
-            Layout::Keys => {
+            Layout::Keys | Layout::Values => {
                 Place { next: width, ..Place::rows(keys * width, first + self.keys.start) }
             }
             Layout::Scores => {
@@ -217,12 +224,12 @@ impl Attention for Cuda {
 
     fn attention_forward([q, k, v]: [&Matrix<Self>; 3], plan: &Plan) -> Result<Numbers> {
         let gpu = q.gpu();
-        let mut o = gpu.stale(q.count())?;
+        let mut o = gpu.stale(q.shape().0 * plan.heads.o_width())?;
         for first in (0..q.shape().0).step_by(plan.heads.sequence_length) {
             for tile in &plan.tiles {
                 let [p, _] = tile.probabilities(gpu, first, &plan.sinks, [&q.values, &k.values])?;
-                let factors = ((&*p, Layout::Scores, false), (&**v.values, Layout::Keys, false));
-                tile.product(gpu, first, (1.0, 0.0), factors, (&mut o, Layout::Queries))?;
+                let factors = ((&*p, Layout::Scores, false), (&**v.values, Layout::Values, false));
+                tile.product(gpu, first, (1.0, 0.0), factors, (&mut o, Layout::Outputs))?;
             }
         }
         Ok(o)
@@ -241,10 +248,10 @@ impl Attention for Cuda {
             for tile in &plan.tiles {
                 let [p, slopes] =
                     tile.probabilities(gpu, first, &plan.sinks, [q_values, k_values])?;
-                let factors = ((&*p, Layout::Scores, true), (&*g, Layout::Queries, false));
-                tile.product(gpu, first, (1.0, 1.0), factors, (&mut gv, Layout::Keys))?;
+                let factors = ((&*p, Layout::Scores, true), (&*g, Layout::Outputs, false));
+                tile.product(gpu, first, (1.0, 1.0), factors, (&mut gv, Layout::Values))?;
                 let mut gs = gpu.stale(tile.count())?;
-                let factors = ((&*g, Layout::Queries, false), (v_values, Layout::Keys, true));
+                let factors = ((&*g, Layout::Outputs, false), (v_values, Layout::Values, true));
                 tile.product(gpu, first, (1.0, 0.0), factors, (&mut gs, Layout::Scores))?;
                 let (keys, capped) = (tile.keys.len(), i32::from(cap.is_some()));
                 probabilities_backward(gpu, tile.grid(), keys, capped, &p, &slopes, &mut gs)?;

@@ -37,8 +37,10 @@ pub struct Heads {
     pub queries: usize,
     /// Number of key and value heads; each serves `queries / keys` query heads.
     pub keys: usize,
-    /// Number of channels of a head.
+    /// Number of channels of a query or a key.
     pub width: usize,
+    /// Number of channels of a value.
+    pub values: usize,
     /// Number of tokens of a sequence; a token sees those before it in its own sequence.
     pub sequence_length: usize,
     /// Factor of the scores, such as 1 / √width.
@@ -98,8 +100,9 @@ pub trait Attention: Hold {
         g: Self::Numbers,
     ) -> Result<[Self::Numbers; 3], Self::Err>;
 
-    /// The heads' outputs, [tokens, queries · width], for `q` of that shape and `k`, `v` of
-    /// [tokens, keys · width]. `masks` has the rows that each row of a sequence sees; without
+    /// The heads' outputs, [tokens, queries · values], for `q` of [tokens, queries · width], `k` of
+    /// [tokens, keys · width] and `v` of [tokens, keys · values]. `masks` has the rows that each row
+    /// of a sequence sees; without
     /// masks, a row sees all rows before it. `sinks` has a score of each query head. `known` outputs
     /// are not computed again.
     fn attention<T: Tape<f32, Self>>(
@@ -117,7 +120,10 @@ pub trait Attention: Hold {
         let plan = Self::plan(&q, heads, masks, sinks)?;
         let o = match known {
             Some(o) => o,
-            None => q.beside(Self::attention_forward([&q, &k, &v], &plan)?, q.shape())?,
+            None => {
+                let shape = (q.shape().0, heads.o_width());
+                q.beside(Self::attention_forward([&q, &k, &v], &plan)?, shape)?
+            }
         };
         let inputs = [q.name(), k.name(), v.name()];
         Ok(record(q_tape.merge(k_tape).merge(v_tape), inputs, o, move |g| {
@@ -149,12 +155,13 @@ impl<'a> Head<'a> {
     fn new([q, k, v]: [&'a [f32]; 3], plan: &'a Plan, index: usize) -> Self {
         let heads = plan.heads;
         let (sequence, head) = (index / heads.queries, index % heads.queries);
-        let q = &q[sequence * heads.sequence_length * heads.q_width() + head * heads.width..];
-        let kv = sequence * heads.sequence_length * heads.k_width()
-            + head / heads.per_key() * heads.width;
+        let (first, key) = (sequence * heads.sequence_length, head / heads.per_key());
+        let q = &q[first * heads.q_width() + head * heads.width..];
+        let k = &k[first * heads.k_width() + key * heads.width..];
+        let v = &v[first * heads.v_width() + key * heads.values..];
         let masks = plan.masks.as_ref().map(|masks| &masks[..]);
         let sink = plan.sinks.as_ref().map(|sinks| sinks[head]);
-        Self { masks, q, k: &k[kv..], v: &v[kv..], heads, sink }
+        Self { masks, q, k, v, heads, sink }
     }
 
     fn q(self, rows: Range<usize>) -> View<'a> {
@@ -168,8 +175,8 @@ impl<'a> Head<'a> {
     }
 
     fn v(self, keys: Range<usize>) -> View<'a> {
-        let stride = self.heads.k_width();
-        View::strided(&self.v[keys.start * stride..], keys.len(), self.heads.width, stride)
+        let stride = self.heads.v_width();
+        View::strided(&self.v[keys.start * stride..], keys.len(), self.heads.values, stride)
     }
 
     /// The rows of its root and of its branch that `row` sees.
@@ -256,6 +263,22 @@ impl Heads {
         self.keys * self.width
     }
 
+    fn v_width(self) -> usize {
+        self.keys * self.values
+    }
+
+    fn o_width(self) -> usize {
+        self.queries * self.values
+    }
+
+    /// Some rows of the output of the head of this index, among those of all sequences.
+    fn output(self, o: &[f32], index: usize, rows: Range<usize>) -> View<'_> {
+        let (sequence, head) = (index / self.queries, index % self.queries);
+        let first = (sequence * self.sequence_length + rows.start) * self.o_width();
+        let o = &o[first + head * self.values..];
+        View::strided(o, rows.len(), self.values, self.o_width())
+    }
+
     /// Number of heads of all sequences in this number of tokens.
     fn count(self, tokens: usize) -> usize {
         tokens / self.sequence_length * self.queries
@@ -278,18 +301,18 @@ impl Heads {
         (0..length).step_by(tile).map(move |start| start..length.min(start + tile))
     }
 
-    /// Joins the matrices [sequence_length, width] of all heads side by side; `each` consecutive
+    /// Joins the matrices [sequence_length, `width`] of all heads side by side; `each` consecutive
     /// heads are summed.
-    fn join(self, heads: &[&[f32]], row_heads: usize, each: usize) -> Vec<f32> {
-        let (row, length) = (row_heads * self.width, self.sequence_length);
+    fn join(self, heads: &[&[f32]], width: usize, row_heads: usize, each: usize) -> Vec<f32> {
+        let (row, length) = (row_heads * width, self.sequence_length);
         let sequences = heads.len() / (row_heads * each);
         let mut all = stale(sequences * length * row);
         all.par_chunks_mut(row).with_min_len(16).enumerate().for_each(|(i, out)| {
             let (sequence, token) = (i / length, i % length);
-            let places = out.chunks_exact_mut(self.width).enumerate();
+            let places = out.chunks_exact_mut(width).enumerate();
             for (place, out) in places {
                 let first = (sequence * row_heads + place) * each;
-                let of = |head: usize| &heads[head][token * self.width..(token + 1) * self.width];
+                let of = |head: usize| &heads[head][token * width..(token + 1) * width];
                 out.copy_from_slice(of(first));
                 for head in first + 1..first + each {
                     out.iter_mut().zip(of(head)).for_each(|(out, x)| *out += x);
@@ -318,7 +341,7 @@ impl Attention for Cpu {
         let all = (0..heads.count(q.shape().0)).into_par_iter();
         let outputs: Vec<Buffer> = all.map(|index| head(index).forward()).collect();
         let outputs: Vec<&[f32]> = outputs.iter().map(|output| &**output).collect();
-        Ok(heads.join(&outputs, heads.queries, 1).into())
+        Ok(heads.join(&outputs, heads.values, heads.queries, 1).into())
     }
 
     fn attention_backward(
@@ -327,14 +350,16 @@ impl Attention for Cpu {
         g: Buffer,
     ) -> Result<[Buffer; 3], CpuError> {
         let heads = plan.heads;
-        let of = |q, index| Head::new([q, &k.values, &v.values], plan, index);
+        let head = |index| Head::new([&q.values, &k.values, &v.values], plan, index);
         let all = (0..heads.count(q.shape().0)).into_par_iter();
         let found: Vec<[Buffer; 3]> =
-            all.map(|index| of(&q.values, index).backward(of(&g, index))).collect();
+            all.map(|index| head(index).backward(|rows| heads.output(&g, index, rows))).collect();
         let [gq, gk, gv] = [0, 1, 2]
             .map(|i| -> Vec<&[f32]> { found.iter().map(|gradients| &*gradients[i]).collect() });
-        let of_keys = |gradients: &[_]| heads.join(gradients, heads.keys, heads.per_key());
-        Ok([heads.join(&gq, heads.queries, 1), of_keys(&gk), of_keys(&gv)].map(Buffer::from))
+        let of_keys =
+            |gradients: &[_], width| heads.join(gradients, width, heads.keys, heads.per_key());
+        let gq = heads.join(&gq, heads.width, heads.queries, 1);
+        Ok([gq, of_keys(&gk, heads.width), of_keys(&gv, heads.values)].map(Buffer::from))
     }
 }
 
@@ -345,6 +370,7 @@ pub(crate) fn scores(length: usize, window: Option<usize>) -> usize {
         queries: 1,
         keys: 1,
         width: 1,
+        values: 1,
         sequence_length: length,
         scale: 1.0,
         window,
@@ -357,25 +383,25 @@ pub(crate) fn scores(length: usize, window: Option<usize>) -> usize {
 impl Head<'_> {
     /// This head's output.
     fn forward(self) -> Buffer {
-        let Heads { width, sequence_length: length, .. } = self.heads;
+        let Heads { values, sequence_length: length, .. } = self.heads;
         let mut p = stale(self.heads.tile() * length);
-        let mut o = stale(length * width);
+        let mut o = stale(length * values);
         for rows in self.heads.tiles() {
             let (n, keys) = (rows.len(), self.keys(rows.clone()));
             let p = &mut p[..n * keys.len()];
             self.probabilities(rows.clone(), keys.clone(), p, None);
             let p = View::new(p, n, keys.len());
-            gemm(&mut o[rows.start * width..], width, 0.0, 1.0, p, self.v(keys));
+            gemm(&mut o[rows.start * values..], values, 0.0, 1.0, p, self.v(keys));
         }
         recycle(p);
         Buffer::from(o)
     }
 
-    /// The gradients of this head's q, k and v; `g` has the gradient of its output as its q.
-    fn backward(self, g: Head<'_>) -> [Buffer; 3] {
-        let Heads { width, sequence_length: length, .. } = self.heads;
+    /// The gradients of this head's q, k and v; `g` gives some rows of the gradient of its output.
+    fn backward<'a>(self, g: impl Fn(Range<usize>) -> View<'a>) -> [Buffer; 3] {
+        let Heads { width, values, sequence_length: length, .. } = self.heads;
         let mut gq = stale(length * width);
-        let [mut gk, mut gv] = [(); 2].map(|()| zeros(length * width));
+        let [mut gk, mut gv] = [width, values].map(|width| zeros(length * width));
         let tile = self.heads.tile() * length;
         let (mut p, mut gp) = (stale(tile), stale(tile));
         let mut slopes = stale(if self.heads.cap.is_some() { tile } else { 0 });
@@ -384,9 +410,8 @@ impl Head<'_> {
             let seen = keys.len();
             let kept = slopes.get_mut(..n * seen);
             self.probabilities(rows.clone(), keys.clone(), &mut p[..n * seen], kept);
-            let go = g.q(rows.clone());
-            let start = keys.start * width;
-            gemm(&mut gv[start..], width, 1.0, 1.0, View::new(&p, n, seen).t(), go);
+            let (go, at) = (g(rows.clone()), keys.start * values);
+            gemm(&mut gv[at..], values, 1.0, 1.0, View::new(&p, n, seen).t(), go);
             gemm(&mut gp, seen, 0.0, 1.0, go, self.v(keys.clone()).t());
             for (p, gp) in p.chunks_exact(seen).zip(gp.chunks_exact_mut(seen)).take(n) {
                 simd!({
@@ -396,7 +421,7 @@ impl Head<'_> {
             }
             gp.iter_mut().zip(&slopes).for_each(|(g, slope)| *g *= slope);
             let (gs, scale) = (View::new(&gp, n, seen), self.heads.scale);
-            let row = rows.start * width;
+            let (row, start) = (rows.start * width, keys.start * width);
             gemm(&mut gq[row..], width, 0.0, scale, gs, self.k(keys));
             gemm(&mut gk[start..], width, 1.0, scale, gs.t(), self.q(rows));
         }
@@ -422,6 +447,7 @@ mod tests {
             queries: 2,
             keys: 1,
             width: 4,
+            values: 4,
             sequence_length: rows,
             scale: 0.7,
             window: None,
@@ -470,6 +496,7 @@ mod tests {
             queries: 4,
             keys: 2,
             width: 3,
+            values: 3,
             sequence_length: 3,
             scale: 0.6,
             window: None,
@@ -479,10 +506,13 @@ mod tests {
         let branched = Arc::new(vec![mask(0..0, 0), mask(0..1, 1), mask(0..1, 2)]);
         let capped = Heads { window: Some(2), cap: Some(0.5), ..plain };
         let sunk = Arc::new(vec![0.3, -1.0, 0.0, 2.0]);
-        for (heads, sinks) in
-            [(plain, None), (capped, Some(&sunk)), (Heads { queries: 2, ..plain }, Some(&sunk))]
-        {
-            let shapes = [(6, 3 * heads.queries), (6, 6), (6, 6)];
+        for (heads, sinks) in [
+            (plain, None),
+            (capped, Some(&sunk)),
+            (Heads { queries: 2, ..plain }, Some(&sunk)),
+            (Heads { values: 2, ..capped }, None),
+        ] {
+            let shapes = [(6, 3 * heads.queries), (6, 6), (6, 2 * heads.values)];
             for masks in [None, Some(&branched)] {
                 check!(|device: D| shapes, |[q, k, v]| D::attention(
                     q, k, v, heads, masks, sinks, None
@@ -499,6 +529,7 @@ mod tests {
             queries: 2,
             keys: 1,
             width: 1,
+            values: 1,
             sequence_length: 2,
             scale: 0.5,
             window: None,
@@ -528,6 +559,7 @@ mod tests {
             queries: 1,
             keys: 1,
             width: 1,
+            values: 1,
             sequence_length: length,
             scale: 1.0,
             window: None,
@@ -547,11 +579,11 @@ mod tests {
             }
         }
         // More rows than a tile has, on a CPU; more keys than a block of threads, on a GPU.
-        let long = Heads { queries: 4, keys: 2, width: 3, sequence_length: 300, ..one };
+        let long = Heads { queries: 4, keys: 2, width: 3, values: 2, sequence_length: 300, ..one };
         let long = Heads { scale: 0.6, window: Some(270), ..long };
         let sinks = Arc::new(noise(4, 5));
         assert_agrees!(|device: D| {
-            let shapes = [(300, 12), (300, 6), (300, 6)];
+            let shapes = [(300, 12), (300, 6), (300, 4)];
             outcome(device, shapes, |[q, k, v]| {
                 D::attention(q, k, v, long, None, Some(&sinks), None)
             })

@@ -23,13 +23,16 @@ kernels! {
     if (i < n) gx[i / part * width + start + i % part] = g[i];
 "
 
-    /// Rows of `first` numbers of `a`, each with as many of `b` behind it as fill `width`.
-    fn join(n: usize, width: usize, first: usize, a: &Slice, b: &Slice, y: &mut Slice) "
+    /// Rows of `first` numbers of `a`, each with as many of `b` behind it as fill `width`; `groups`
+    /// rows in succession share a row of `b`.
+    fn join(
+        n: usize, width: usize, first: usize, groups: usize, a: &Slice, b: &Slice, y: &mut Slice
+    ) "
     index_t i = ELEMENT;
     if (i >= n) return;
     index_t row = i / width, column = i % width;
     y[i] = column < first ? a[row * first + column]
-                          : b[row * (width - first) + column - first];
+                          : b[row / groups * (width - first) + column - first];
 "
 }
 
@@ -53,12 +56,12 @@ impl Columns for Cuda {
         Ok(gx)
     }
 
-    fn join_forward(a: &Matrix<Self>, b: &Matrix<Self>) -> Result<Numbers> {
-        let ((rows, first), gpu) = (a.shape(), a.gpu());
-        let width = first + b.shape().1;
-        let count = rows * width;
+    fn join_forward(a: &Matrix<Self>, b: &Matrix<Self>, groups: usize) -> Result<Numbers> {
+        let (gpu, first, (tokens, second)) = (a.gpu(), a.shape().1 / groups, b.shape());
+        let width = first + second;
+        let count = tokens * groups * width;
         let mut y = gpu.stale(count)?;
-        join(gpu, Grid::each(count), count, width, first, &a.values, &b.values, &mut y)?;
+        join(gpu, Grid::each(count), count, width, first, groups, &a.values, &b.values, &mut y)?;
         Ok(y)
     }
 }

@@ -1,5 +1,5 @@
 //! Some columns of a matrix: a part of what a fused projection gives. And two matrices beside each
-//! other.
+//! other, or one beside each group of columns of the other.
 //!
 //! The gradient of the columns is added to theirs; the others get none.
 
@@ -8,7 +8,7 @@ use std::ops::Range;
 use dfdx::tensor::{Cpu, CpuError, Tape};
 use rayon::prelude::*;
 
-use super::{Buffer, Computed, Hold, Matrix, cpu::CHUNK, tape::record};
+use super::{Add, Buffer, Computed, Hold, Matrix, cpu::CHUNK, tape::record};
 use crate::buffer::{stale, zeros};
 
 #[cfg(feature = "cuda")]
@@ -26,8 +26,9 @@ pub trait Columns: Hold {
         g: Self::Numbers,
     ) -> Computed<Self>;
 
-    /// The columns of `a`, and then those of `b`, which has as many rows.
-    fn join_forward(a: &Matrix<Self>, b: &Matrix<Self>) -> Computed<Self>;
+    /// The columns of `a`, in so many `groups` of equal width, each followed by all columns of `b`,
+    /// which has as many rows.
+    fn join_forward(a: &Matrix<Self>, b: &Matrix<Self>, groups: usize) -> Computed<Self>;
 
     /// Some columns of each row.
     fn columns<T: Tape<f32, Self>>(
@@ -56,14 +57,26 @@ pub trait Columns: Hold {
     fn join<T: Tape<f32, Self>>(
         a: Matrix<Self, T>,
         b: Matrix<Self>,
-    ) -> Result<Matrix<Self, T>, Self::Err> {
+        groups: usize,
+    ) -> Result<Matrix<Self, T>, Self::Err>
+    where
+        Self: Add,
+    {
         let (a, tape) = a.split_tape();
-        let ((rows, first), all) = (a.shape(), a.shape().1 + b.shape().1);
-        let y = a.beside(Self::join_forward(&a, &b)?, (rows, all))?;
+        let (tokens, added) = b.shape();
+        let (rows, first) = (tokens * groups, a.shape().1 / groups);
+        let all = first + added;
+        let y = a.beside(Self::join_forward(&a, &b, groups)?, (tokens, groups * all))?;
         let device = a.device().clone();
         Ok(record(tape, [a.name(), b.name()], y, move |g| {
             let g = Matrix::of(&device, g, (rows, all))?;
-            Ok([Self::columns_forward(&g, 0..first)?, Self::columns_forward(&g, first..all)?])
+            let of_groups = Self::columns_forward(&g, first..all)?;
+            let of_groups = Matrix::of(&device, of_groups, (tokens, groups * added))?;
+            let group = |i: usize| Self::columns_forward(&of_groups, i * added..(i + 1) * added);
+            let held = |x| Matrix::of(&device, x, (tokens, added));
+            let of_b = (1..groups)
+                .try_fold(group(0)?, |sum, i| Self::add_forward(&held(sum)?, &held(group(i)?)?))?;
+            Ok([Self::columns_forward(&g, 0..first)?, of_b])
         }))
     }
 }
@@ -92,13 +105,16 @@ impl Columns for Cpu {
         Ok(gx.into())
     }
 
-    fn join_forward(a: &Matrix<Self>, b: &Matrix<Self>) -> Result<Buffer, CpuError> {
-        let ((rows, first), second) = (a.shape(), b.shape().1);
-        let mut y = stale(rows * (first + second));
-        let parts = a.values.par_chunks(first).zip(b.values.par_chunks(second));
-        y.par_chunks_mut(first + second).zip(parts).for_each(|(y, (a, b))| {
-            y[..first].copy_from_slice(a);
-            y[first..].copy_from_slice(b);
+    fn join_forward(a: &Matrix<Self>, b: &Matrix<Self>, groups: usize) -> Result<Buffer, CpuError> {
+        let (first, (tokens, second)) = (a.shape().1 / groups, b.shape());
+        let width = first + second;
+        let mut y = stale(tokens * groups * width);
+        let parts = a.values.par_chunks(groups * first).zip(b.values.par_chunks(second));
+        y.par_chunks_mut(groups * width).zip(parts).for_each(|(y, (a, b))| {
+            for (y, a) in y.chunks_mut(width).zip(a.chunks(first)) {
+                y[..first].copy_from_slice(a);
+                y[first..].copy_from_slice(b);
+            }
         });
         Ok(y.into())
     }
@@ -117,7 +133,11 @@ mod tests {
         check!(|device: D| [(3, 8)], |[x]| D::columns_of_each(x, 4, 1..3));
         check!(|device: D| [(3, 7), (3, 2)], |[a, b]| {
             let ((a, tape), (b, other)) = (a.split_tape(), b.split_tape());
-            D::join(a.put_tape(tape.merge(other)), b)
+            D::join(a.put_tape(tape.merge(other)), b, 1)
+        });
+        check!(|device: D| [(3, 6), (3, 2)], |[a, b]| {
+            let ((a, tape), (b, other)) = (a.split_tape(), b.split_tape());
+            D::join(a.put_tape(tape.merge(other)), b, 3)
         });
     }
 
@@ -134,7 +154,9 @@ mod tests {
             let columns = values.len() / 2;
             matrix(values, (2, columns))
         });
-        assert_eq!(Cpu::join(a, b).unwrap().to_vec(), [1.0, 2.0, 5.0, 3.0, 4.0, 6.0]);
+        let joined = |groups| Cpu::join(a.clone(), b.clone(), groups).unwrap().to_vec();
+        assert_eq!(joined(1), [1.0, 2.0, 5.0, 3.0, 4.0, 6.0]);
+        assert_eq!(joined(2), [1.0, 5.0, 2.0, 5.0, 3.0, 6.0, 4.0, 6.0]);
     }
 
     #[test]

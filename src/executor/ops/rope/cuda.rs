@@ -11,18 +11,20 @@ use crate::executor::ops::{
 };
 
 kernels! {
-    /// Rotates the first 2 · half channels of each head; `sign` is −1 for the opposite angle.
+    /// Rotates 2 · half channels of each head, from the channel `from` on; `sign` is −1 for the
+    /// opposite angle.
     fn rotate(
-        n: usize, width: usize, head: usize, half: usize, interleaved: usize, positions: usize,
+        n: usize, width: usize, head: usize, from: usize, half: usize, interleaved: usize, positions: usize,
         sign: f32, cos: &Slice, sin: &Slice, x: &Slice, y: &mut Slice
     ) "
     index_t i = ELEMENT;
     if (i >= n) return;
     index_t position = i / width % positions, channel = i % width % head;
-    if (channel >= 2 * half) {
+    if (channel < from || channel >= from + 2 * half) {
         y[i] = x[i];
         return;
     }
+    channel -= from;
     index_t plane = interleaved ? channel / 2 : channel % half;
     index_t apart = interleaved ? 1 : half;
     bool first = interleaved ? channel % 2 == 0 : channel < half;
@@ -55,7 +57,7 @@ impl Rotary for Cuda {
         x: Arc<Numbers>,
         width: usize,
         angles: &Angles,
-        head: usize,
+        (head, from): (usize, usize),
         sign: f32,
     ) -> Result<Numbers> {
         let (gpu, count) = (&x.gpu, x.len());
@@ -68,6 +70,7 @@ impl Rotary for Cuda {
             count,
             width,
             head,
+            from,
             *half,
             interleaved,
             *positions,

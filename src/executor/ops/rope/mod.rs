@@ -22,7 +22,7 @@ pub struct Rotation {
     pub cos: Arc<Vec<f32>>,
     /// Sines, times the attention factor.
     pub sin: Arc<Vec<f32>>,
-    /// Half the number of rotated channels, which are the first ones of each head.
+    /// Half the number of rotated channels of a head.
     pub half: usize,
     /// Whether the channels of a pair are neighbours.
     pub interleaved: bool,
@@ -43,29 +43,30 @@ pub trait Rotary: Hold {
     /// The rotation for the matrices on the device of `x`.
     fn angles(x: &Matrix<Self>, rotation: &Rotation) -> Result<Self::Angles, Self::Err>;
 
-    /// Rotates the heads of each row of `width` channels; `sign` is −1 for the opposite angle.
+    /// Rotates the heads of each row of `width` channels; `head` has the number of channels of a head
+    /// and the first one that is rotated, and `sign` is −1 for the opposite angle.
     fn rotate(
         x: Arc<Self::Numbers>,
         width: usize,
         angles: &Self::Angles,
-        head: usize,
+        head: (usize, usize),
         sign: f32,
     ) -> Computed<Self>;
 
-    /// Rotates the heads of `x`, [tokens, heads · `head`], or as many of a head's channels as the
-    /// rotation has. Its rows are one sequence, or several of [`Rotation::positions`] tokens each.
+    /// Rotates the heads of `x`, [tokens, heads · width], from the channel `first` on as many of a
+    /// head's channels as the rotation has. Its rows are one sequence, or several of [`Rotation::positions`] tokens each.
     fn rotary<T: Tape<f32, Self>>(
         x: Matrix<Self, T>,
         rotation: &Rotation,
-        head: usize,
+        (head, first): (usize, usize),
     ) -> Result<Matrix<Self, T>, Self::Err> {
         let (x, tape) = x.split_tape();
         let (input, device, shape) = (x.name(), x.device().clone(), x.shape());
         let angles = Self::angles(&x, rotation)?;
-        let y = Self::rotate(x.values, shape.1, &angles, head, 1.0)?;
+        let y = Self::rotate(x.values, shape.1, &angles, (head, first), 1.0)?;
         let y = Matrix::of(&device, y, shape)?;
         Ok(record(tape, [input], y, move |g| {
-            Ok([Self::rotate(Arc::new(g), shape.1, &angles, head, -1.0)?])
+            Ok([Self::rotate(Arc::new(g), shape.1, &angles, (head, first), -1.0)?])
         }))
     }
 }
@@ -81,7 +82,7 @@ impl Rotary for Cpu {
         x: Arc<Buffer>,
         width: usize,
         rotation: &Rotation,
-        head: usize,
+        (head, from): (usize, usize),
         sign: f32,
     ) -> Result<Buffer, CpuError> {
         // A projection that has no other owner is rotated in place.
@@ -93,7 +94,7 @@ impl Rotary for Cpu {
             if rotation.interleaved {
                 for head in row.chunks_exact_mut(head) {
                     let angles = cos.iter().zip(sin);
-                    for (pair, (cos, sin)) in head.chunks_exact_mut(2).zip(angles) {
+                    for (pair, (cos, sin)) in head[from..].chunks_exact_mut(2).zip(angles) {
                         let (a, b, sin) = (pair[0], pair[1], sign * sin);
                         pair[0] = a * cos - b * sin;
                         pair[1] = b * cos + a * sin;
@@ -103,7 +104,7 @@ impl Rotary for Cpu {
             }
             simd!({
                 for head in row.chunks_exact_mut(head) {
-                    let (first, second) = head[..2 * half].split_at_mut(half);
+                    let (first, second) = head[from..from + 2 * half].split_at_mut(half);
                     for i in 0..half {
                         let (a, b, sin) = (first[i], second[i], sign * sin[i]);
                         first[i] = a * cos[i] - b * sin;
@@ -124,14 +125,16 @@ mod tests {
     #[test]
     fn gradients_are_those_of_finite_differences() {
         let angles = [0.0, 0.0, 1.0, 0.1, 2.0, 0.2f32];
-        for (head, interleaved) in [(4, false), (5, false), (4, true), (5, true)] {
+        for (head, first, interleaved) in
+            [(4, 0, false), (5, 0, false), (4, 0, true), (5, 0, true), (7, 3, false), (6, 2, true)]
+        {
             let rotation = Rotation {
                 cos: Arc::new(angles.map(|a| 1.1 * a.cos()).to_vec()),
                 sin: Arc::new(angles.map(|a| 1.1 * a.sin()).to_vec()),
                 half: 2,
                 interleaved,
             };
-            check!(|device: D| [(6, 2 * head)], |[x]| D::rotary(x, &rotation, head));
+            check!(|device: D| [(6, 2 * head)], |[x]| D::rotary(x, &rotation, (head, first)));
         }
     }
 
@@ -141,7 +144,7 @@ mod tests {
         let (cos, sin) = (Arc::new(vec![1.0, 0.0]), Arc::new(vec![0.0, 1.0]));
         let rotation = Rotation { cos, sin, half: 1, interleaved: false };
         let x = matrix((1..=12).map(|i| i as f32).collect(), (2, 6));
-        let y = Cpu::rotary(x, &rotation, 3).unwrap().to_vec();
+        let y = Cpu::rotary(x, &rotation, (3, 0)).unwrap().to_vec();
         let turned = [-8.0, 7.0, 9.0, -11.0, 10.0, 12.0];
         assert_eq!((&y[..6], &y[6..]), (&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0][..], &turned[..]));
     }
@@ -152,7 +155,7 @@ mod tests {
         let sin = Arc::new(vec![0.0, 0.0, 1.0, 0.0]);
         let rotation = Rotation { cos, sin, half: 2, interleaved: true };
         let x = matrix((1..=10).map(|i| i as f32).collect(), (2, 5));
-        let y = Cpu::rotary(x, &rotation, 5).unwrap().to_vec();
+        let y = Cpu::rotary(x, &rotation, (5, 0)).unwrap().to_vec();
         assert_eq!(y, [1.0, 2.0, 3.0, 4.0, 5.0, -7.0, 6.0, -8.0, -9.0, 10.0]);
     }
 }

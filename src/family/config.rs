@@ -227,21 +227,6 @@ impl<'a> Object<'a> {
         })
     }
 
-    /// Checks that the weights of this `quantization_config` are not in a format that no tensor of
-    /// a decoder is read from.
-    pub(super) fn dense(&self) -> Result<(), Error> {
-        let key = "quant_method";
-        match self.string(key)? {
-            Some(method @ "mxfp4") => {
-                let problem = "weights in MXFP4 are not read; load the model in transformers with \
-                               `quantization_config=Mxfp4Config(dequantize=True)` and give the \
-                               directory that its `save_pretrained` writes";
-                Err(self.invalid(key, format_args!("{method:?}"), problem))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// A number above `floor`.
     pub(super) fn above(&self, key: &str, floor: f64) -> Result<Option<f64>, Error> {
         match self.number(key)? {

@@ -110,9 +110,6 @@ pub static FAMILIES: &[Family] = &[
 /// ```
 pub fn decoder(config: &Value) -> Result<Decoder, Error> {
     let config = Object::top(config)?;
-    if let Some(quantised) = config.object("quantization_config")? {
-        quantised.dense()?;
-    }
     let model_type = config.string("model_type")?.ok_or_else(|| config.missing("model_type"))?;
     let family = FAMILIES.iter().find(|family| family.model_type == model_type);
     let family = family.ok_or_else(|| {

@@ -3,8 +3,8 @@
     pip install torch transformers
     python tests/read_pruned.py BARBER [NAME...]
 
-BARBER is the program. Each checkpoint of tests/fixtures/logits, or those of these names, is pruned by
-half. transformers must find all tensors of the result and the perplexity that `barber eval` gives;
+BARBER is the program. Each checkpoint of tests/fixtures/logits and stacked, or those of these names, is
+pruned by half. transformers must find all tensors of the result and the perplexity that `barber eval` gives;
 tensors other than the decoder layers' matrices must have the bits that they had.
 """
 
@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-FIXTURES = Path(__file__).parent / "fixtures" / "logits"
+FIXTURES = Path(__file__).parent / "fixtures"
 # A token is its number.
 TOKENIZER = {
     "version": "1.0",
@@ -38,7 +38,7 @@ def stored(checkpoint):
 def check(barber, fixture, dir):
     dense, out, text, recipe = (dir / name for name in ("dense", "out", "text.txt", "recipe.toml"))
     shutil.copytree(fixture, dense)
-    (dense / "expected.safetensors").unlink()
+    (dense / "expected.safetensors").unlink(missing_ok=True)
     (dense / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     ids = torch.randint(0, 96, (4, 16), generator=torch.manual_seed(0))
     text.write_text(" ".join(map(str, ids.flatten().tolist())))
@@ -61,7 +61,8 @@ def check(barber, fixture, dir):
     for name, tensor in stored(dense).items():
         kept = after[name]
         other = name.startswith(("vision_tower", "multi_modal_projector"))
-        if ".layers." in name and tensor.dim() == 2 and not other:
+        # A matrix, or one of each expert.
+        if ".layers." in name and tensor.dim() in (2, 3) and not other:
             zeros += (kept == 0).sum().item()
             kept = torch.where(kept == 0, tensor, kept)
         assert kept.dtype == tensor.dtype and torch.equal(kept, tensor), name
@@ -76,10 +77,10 @@ def check(barber, fixture, dir):
         logits = model.eval()(ids, use_cache=False).logits[:, :-1].flatten(0, 1).double()
     expected = math.exp(torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()))
     assert abs(found / expected - 1) < 1e-5, (found, expected)
-    print(f"{fixture.name}: perplexity {found:.6f}, {zeros} zeros", flush=True)
+    print(f"{fixture.parent.name}/{fixture.name}: perplexity {found:.6f}, {zeros} zeros", flush=True)
 
 
-for fixture in sorted(FIXTURES.iterdir()):
+for fixture in sorted(FIXTURES.glob("logits/*")) + sorted(FIXTURES.glob("stacked/*")):
     if not sys.argv[2:] or fixture.name in sys.argv[2:]:
         with tempfile.TemporaryDirectory() as dir:
             check(sys.argv[1], fixture, Path(dir))

@@ -93,6 +93,13 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
         cost.then(first);
         cost.then(run.pruning.refinement(plan, (index, layer)));
     }
+    if initial_needs.squared_gradient {
+        // The output head, forward and backward to the hidden states.
+        let operations = 2.0 * 2.0 * calibration.parts()[0] * head;
+        initial += operations;
+        let held = 2.0 * SIZE * head;
+        cost.then(Cost { operations, held, ..Cost::default() });
+    }
     for stage in run.pruning.model_stages {
         cost.then(stage.model_cost(&run.pruning, decoder, plan));
     }

@@ -58,6 +58,7 @@ pub mod records;
 pub mod report;
 pub mod run;
 mod simd;
+pub mod structure;
 pub mod version;
 
 /// The Rust of the pages, as doctests.

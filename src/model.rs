@@ -129,6 +129,14 @@ fn named_as_in(reader: &Reader, mut decoder: Decoder) -> Decoder {
     decoder
 }
 
+/// The decoder of a checkpoint, with the checkpoint's tensor names.
+///
+/// # Errors
+/// If the family is unknown, or the configuration is not valid for it.
+pub fn decoder(reader: &Reader) -> Result<Decoder, family::Error> {
+    Ok(named_as_in(reader, family::decoder(reader.config())?))
+}
+
 /// Whether two tensors of a checkpoint have the same format, shape and bytes.
 fn same(reader: &Reader, one: &str, other: &str) -> bool {
     let bytes = |name: &str| {
@@ -178,7 +186,7 @@ impl<'a, D: Ops> Model<'a, D> {
     /// tensor is missing, has the wrong shape or format, or is larger than the free memory.
     pub fn new(reader: &'a Reader, executor: impl Into<Executor<D>>) -> Result<Self, Error> {
         reader.quantisation()?;
-        let decoder = named_as_in(reader, family::decoder(reader.config())?);
+        let decoder = decoder(reader)?;
         let available = available_memory();
         for (name, shape) in decoder.tensors() {
             reader.check(name, &shape)?;

@@ -7,6 +7,7 @@ use globset::{Glob, GlobMatcher};
 use crate::{
     family::{Decoder, Layer, Part, Projection},
     mask::{Pattern, Scope},
+    structure::Removal,
 };
 
 /// A group of matrices of one decoder layer that are refined together.
@@ -60,6 +61,8 @@ pub struct Rule {
 pub struct Plan {
     /// One list per decoder layer.
     pub layers: Vec<Vec<Group>>,
+    /// The structures that are removed as a whole; `None` where single weights are pruned.
+    pub removal: Option<Removal>,
 }
 
 /// A `[[blocks]]` entry: its name and the linear layers that it groups, by their names or by globs
@@ -135,7 +138,31 @@ impl Plan {
         if layers.iter().all(Vec::is_empty) {
             return Err(Error::Nothing);
         }
-        Ok(Self { layers })
+        Ok(Self { layers, removal: None })
+    }
+
+    /// Plans the removal of structures from the matrices that have them, each part a group.
+    ///
+    /// # Errors
+    /// If there is no matrix.
+    pub fn of_structures(decoder: &Decoder, removal: Removal) -> Result<Self, Error> {
+        let dims: BTreeMap<&str, _> =
+            removal.matrices(decoder).map(|of| (of.weight.as_str(), of.dims)).collect();
+        let plan = Self::new(decoder, &[], |name| {
+            let count = removal.weights(*dims.get(name)?);
+            let ratio = removal.removed as f64 / removal.of as f64;
+            let pattern = Pattern::UNSTRUCTURED;
+            Some(Rule { pattern, ratio, count: Some(count), scope: None })
+        })?;
+        Ok(Self { removal: Some(removal), ..plan })
+    }
+
+    /// What of a matrix is pruned: its pattern, or a structure.
+    pub fn what(&self, of: Member) -> String {
+        match &self.removal {
+            Some(removal) => removal.structure.to_string(),
+            None => of.rule.pattern.to_string(),
+        }
     }
 
     /// The pruned matrices of a layer, in the order of the groups.

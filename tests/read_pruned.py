@@ -4,8 +4,9 @@
     python tests/read_pruned.py BARBER [NAME...]
 
 BARBER is the program. Each checkpoint of tests/fixtures/logits and stacked, or those of these names, is
-pruned by half. transformers must find all tensors of the result and the perplexity that `barber eval` gives;
-tensors other than the decoder layers' matrices must have the bits that they had.
+pruned by half: its weights, and each kind of structure that its family can lose. transformers must find
+all tensors of the result and the perplexity that `barber eval` gives; where weights are pruned, tensors
+other than the decoder layers' matrices must have the bits that they had.
 """
 
 import json
@@ -35,8 +36,33 @@ def stored(checkpoint):
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
+def predicted(out, ids):
+    """The perplexity that transformers gives of a checkpoint."""
+    config = json.loads((out / "config.json").read_text())
+    auto = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+    model, loading = auto.from_pretrained(
+        out, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    problems = {key: names for key, names in loading.items() if names}
+    assert not problems, problems
+    with torch.no_grad():
+        logits = model.eval()(ids, use_cache=False).logits[:, :-1].flatten(0, 1).double()
+    return math.exp(torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()))
+
+
+def agree(barber, out, text, ids):
+    """The perplexity of a checkpoint, which must be the same in both."""
+    arguments = ["--text", text, "--sequence-length", "16", "--json"]
+    found = subprocess.run([barber, "eval", out, *arguments], check=True, capture_output=True)
+    found = json.loads(found.stdout)["perplexity"][0]["perplexity"]
+    expected = predicted(out, ids)
+    assert abs(found / expected - 1) < 1e-5, (found, expected)
+    return found
+
+
 def check(barber, fixture, dir):
-    dense, out, text, recipe = (dir / name for name in ("dense", "out", "text.txt", "recipe.toml"))
+    name = f"{fixture.parent.name}/{fixture.name}"
+    dense, out, text, recipe = (dir / of for of in ("dense", "out", "text.txt", "recipe.toml"))
     shutil.copytree(fixture, dense)
     (dense / "expected.safetensors").unlink(missing_ok=True)
     (dense / "tokenizer.json").write_text(json.dumps(TOKENIZER))
@@ -52,32 +78,32 @@ def check(barber, fixture, dir):
         """
     )
     subprocess.run([barber, "prune", recipe, "-q"], check=True, stdout=subprocess.DEVNULL)
-    arguments = ["--text", text, "--sequence-length", "16", "--json"]
-    found = subprocess.run([barber, "eval", out, *arguments], check=True, capture_output=True)
-    found = json.loads(found.stdout)["perplexity"][0]["perplexity"]
-
     zeros = 0
     after = stored(out)
-    for name, tensor in stored(dense).items():
-        kept = after[name]
-        other = name.startswith(("vision_tower", "multi_modal_projector"))
+    for of, tensor in stored(dense).items():
+        kept = after[of]
+        other = of.startswith(("vision_tower", "multi_modal_projector"))
         # A matrix, or one of each expert.
-        if ".layers." in name and tensor.dim() in (2, 3) and not other:
+        if ".layers." in of and tensor.dim() in (2, 3) and not other:
             zeros += (kept == 0).sum().item()
             kept = torch.where(kept == 0, tensor, kept)
-        assert kept.dtype == tensor.dtype and torch.equal(kept, tensor), name
-    config = json.loads((out / "config.json").read_text())
-    auto = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
-    model, loading = auto.from_pretrained(
-        out, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    problems = {key: names for key, names in loading.items() if names}
-    assert not problems, problems
-    with torch.no_grad():
-        logits = model.eval()(ids, use_cache=False).logits[:, :-1].flatten(0, 1).double()
-    expected = math.exp(torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()))
-    assert abs(found / expected - 1) < 1e-5, (found, expected)
-    print(f"{fixture.parent.name}/{fixture.name}: perplexity {found:.6f}, {zeros} zeros", flush=True)
+        assert kept.dtype == tensor.dtype and torch.equal(kept, tensor), of
+    found = agree(barber, out, text, ids)
+    print(f"{name}: perplexity {found:.6f}, {zeros} zeros", flush=True)
+    for structure in ["channels", "heads"]:
+        out = dir / structure
+        sets = [f"sparsity.structure={structure}", f"output.path={out}"]
+        sets = [argument for set in sets for argument in ("--set", set)]
+        run = subprocess.run([barber, "prune", recipe, "-q", *sets], capture_output=True, text=True)
+        if run.returncode == 2 and "sparsity.structure" in run.stderr:
+            print(f"{name}: its family has no {structure} that can go", flush=True)
+            continue
+        if run.returncode == 2 and "nothing would be removed" in run.stderr:
+            print(f"{name}: it has too few {structure}", flush=True)
+            continue
+        assert run.returncode == 0, run.stderr
+        found = agree(barber, out, text, ids)
+        print(f"{name}: perplexity {found:.6f} with half of the {structure}", flush=True)
 
 
 for fixture in sorted(FIXTURES.glob("logits/*")) + sorted(FIXTURES.glob("stacked/*")):

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::{
-    Dtype, Error, TensorView,
+    Cut, Dtype, Error, TensorView,
     zeros::{has_sign, is_zero},
 };
 use crate::mask::{Pattern, Tile};
@@ -56,14 +56,18 @@ impl TensorView<'_> {
         }))
     }
 
-    /// The difference between this tensor of a pruned checkpoint and the dense tensor, rounded to
-    /// the format of this one. `None` if the shapes differ, or the format is not a rounding of the
-    /// dense one.
+    /// The difference between this tensor of a pruned checkpoint and the dense tensor, or what a cut
+    /// leaves of it, rounded to the format of this one. `None` if the shapes differ, or the format is
+    /// not a rounding of the dense one.
     ///
     /// # Errors
     /// If a dense weight does not fit the format, or one of them is compressed and damaged.
-    pub fn difference(&self, dense: &TensorView<'_>) -> Result<Option<Difference>, Error> {
-        self.compared(dense, Self::is_zero)
+    pub fn difference(
+        &self,
+        dense: &TensorView<'_>,
+        cut: Option<&Cut>,
+    ) -> Result<Option<Difference>, Error> {
+        self.compared(dense, cut, Self::is_zero)
     }
 
     /// [`TensorView::difference`] for a tensor that another program pruned: zeros may have a sign.
@@ -72,21 +76,27 @@ impl TensorView<'_> {
     /// As [`TensorView::difference`].
     pub fn zeroed(&self, dense: &TensorView<'_>) -> Result<Option<Difference>, Error> {
         let sign = has_sign(self.dtype);
-        self.compared(dense, |element| is_zero(element, sign))
+        self.compared(dense, None, |element| is_zero(element, sign))
     }
 
     fn compared(
         &self,
         dense: &TensorView<'_>,
+        cut: Option<&Cut>,
         is_zero: impl Fn(&[u8]) -> bool,
     ) -> Result<Option<Difference>, Error> {
-        if self.shape != dense.shape {
+        let shape = cut.map_or(dense.shape.into(), |cut| Cow::Owned(cut.shape(dense.shape)));
+        if self.shape != &*shape {
             return Ok(None);
         }
         let expected: Cow<'_, [u8]> = match (Dtype::of(dense.dtype), Dtype::of(self.dtype)) {
             _ if self.dtype == dense.dtype => dense.bytes()?,
             (Some(from), Some(to)) => to.round(self.name, &from.decode(&dense.bytes()?))?.into(),
             _ => return Ok(None),
+        };
+        let expected = match cut {
+            Some(cut) => cut.bytes(dense.shape, &expected).into(),
+            None => expected,
         };
         let mut found = Difference::default();
         let size = self.element();
@@ -126,7 +136,7 @@ mod tests {
         let sparse = f32s(&[1.0, 0.0, -0.0, 1.0]);
         let sparse = view(f32, &[2, 2], &sparse);
         assert_eq!(sparse.zeros().unwrap(), 1);
-        let found = sparse.difference(&dense).unwrap();
+        let found = sparse.difference(&dense, None).unwrap();
         assert_eq!(found, Some(Difference { pruned: 1, changed: 2, first: Some(2) }));
         let found = sparse.zeroed(&dense).unwrap();
         assert_eq!(found, Some(Difference { pruned: 2, changed: 1, first: Some(3) }));
@@ -134,10 +144,10 @@ mod tests {
         let half = Dtype::Bf16.encode(&[1.0, 0.0, 0.0, 1.0]);
         let bytes = half;
         let half = view(bf16, &[2, 2], &bytes);
-        let found = half.difference(&dense).unwrap();
+        let found = half.difference(&dense, None).unwrap();
         assert_eq!(found, Some(Difference { pruned: 1, changed: 0, first: None }));
         let other = view(bf16, &[4, 1], &bytes);
-        assert_eq!(other.difference(&dense).unwrap(), None);
+        assert_eq!(other.difference(&dense, None).unwrap(), None);
     }
 
     #[test]

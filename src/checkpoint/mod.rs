@@ -1,6 +1,7 @@
 //! Hugging Face checkpoint directories: a memory-mapped reader and an atomic writer.
 
 mod compare;
+mod cut;
 mod digest;
 mod error;
 mod foreign;
@@ -19,6 +20,7 @@ mod zeros;
 
 pub use self::{
     compare::Difference,
+    cut::{Axis, Cut, Cuts},
     digest::{digest, digest_text},
     error::Error,
     layout::{Format, Layout},

@@ -13,7 +13,7 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use super::{
-    Dtype, Error, Format, Pruned, Reader, TensorView,
+    Cut, Cuts, Dtype, Error, Format, Pruned, Reader, TensorView,
     layout::{self, Content, VALUES},
     owned::Owned,
     partial::Partial,
@@ -64,6 +64,8 @@ struct Entry<'a> {
     to: Option<Dtype>,
     /// For a tensor of a compressed matrix: its name, and the function that computes its bytes.
     part: Option<(&'static str, Content)>,
+    /// What is left of the tensor, if rows or columns are cut away.
+    cut: Option<&'a Cut>,
 }
 
 impl Output {
@@ -115,15 +117,21 @@ impl Output {
         Ok(output)
     }
 
-    /// Least bytes of the tensors of `model` in this format. The size of compressed matrices is
-    /// known only after pruning.
-    pub fn least_bytes(model: &Reader, format: Format, dtype: Option<Dtype>) -> u64 {
+    /// Least bytes of the tensors of `model` in this format, of which `cuts` are left if the result is
+    /// smaller. The size of compressed matrices is known only after pruning.
+    pub fn least_bytes(
+        model: &Reader,
+        format: Format,
+        dtype: Option<Dtype>,
+        cuts: Option<&Cuts>,
+    ) -> u64 {
         if !format.is_dense() {
             return 0;
         }
         let length = |view: TensorView<'_>| {
             let to = dtype.filter(|_| Dtype::of(view.dtype).is_some());
-            layout::length(to.map_or(view.dtype, Dtype::stored), view.shape) as u64
+            let shape = cuts.map_or(view.shape.into(), |cuts| cuts.shape(view.name, view.shape));
+            layout::length(to.map_or(view.dtype, Dtype::stored), &shape) as u64
         };
         model.names().filter_map(|name| model.tensor(name).ok()).map(length).sum()
     }
@@ -199,17 +207,17 @@ impl Output {
 
     /// Writes the weights of `reader` in the same shards: zeros for pruned weights, changed values
     /// for changed weights, and all others bit for bit unless `dtype` converts them. Pruned
-    /// matrices are stored in `format` where that is smaller. Copies the other files. Calls
-    /// `written` after each tensor with its number of bytes, counted dense.
+    /// matrices are stored in `format` where that is smaller. With `cuts`, these tensors are smaller,
+    /// without the pruned rows or columns. Copies the other files. Calls `written` after each tensor
+    /// with its number of bytes, counted dense.
     ///
     /// # Errors
     /// If a file cannot be written, or a weight does not fit the format.
     pub fn write(
         &self,
         reader: &Reader,
-        format: Format,
-        dtype: Option<Dtype>,
-        pruned: &Pruned,
+        (format, dtype): (Format, Option<Dtype>),
+        (pruned, cuts): (&Pruned, Option<&Cuts>),
         mut written: impl FnMut(u64),
     ) -> Result<Written, Error> {
         let mut names = BTreeSet::new();
@@ -222,13 +230,14 @@ impl Output {
         let entries = |shard| {
             let tensors = reader.in_shard(shard).into_iter();
             let mut entries: Vec<_> =
-                tensors.flat_map(|view| Entry::of(view, format, dtype, pruned)).collect();
+                tensors.flat_map(|view| Entry::of(view, format, dtype, pruned, cuts)).collect();
             // Tensors with the widest elements come first, so that all are aligned.
             entries.sort_by_key(|entry| Reverse(entry.dtype.bitsize()));
             entries
         };
         let shards: Vec<_> = (0..reader.shards().len()).map(entries).collect();
-        if let Some(config) = config(reader, format, dtype, shards.iter().flatten(), pruned) {
+        let base = cuts.map_or(reader.config(), |cuts| &cuts.config);
+        if let Some(config) = config(reader, base, format, dtype, shards.iter().flatten(), pruned) {
             self.add_file("config.json", pretty(&config).as_bytes())?;
         }
         let mut files = Map::new();
@@ -318,15 +327,16 @@ fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
-/// The `config.json` of the output, if its formats differ from the dense checkpoint's.
+/// The `config.json` of the output, made of `base`, if it differs from the dense checkpoint's.
 fn config<'a>(
     reader: &Reader,
+    base: &Value,
     format: Format,
     dtype: Option<Dtype>,
     entries: impl Iterator<Item = &'a Entry<'a>>,
     pruned: &Pruned,
 ) -> Option<Value> {
-    let mut config = reader.config().clone();
+    let mut config = base.clone();
     let quantisation = reader.quantisation().ok().flatten();
     if let Some(dtype) = dtype.or(quantisation.map(|of| of.dtype)) {
         for key in ["torch_dtype", "dtype"] {
@@ -419,6 +429,7 @@ impl<'a> Entry<'a> {
         format: Format,
         dtype: Option<Dtype>,
         pruned: &Pruned,
+        cuts: Option<&'a Cuts>,
     ) -> Vec<Self> {
         // Only floating-point tensors are converted.
         let from = Dtype::of(view.dtype);
@@ -429,13 +440,22 @@ impl<'a> Entry<'a> {
         let parts = mask.and_then(|(mask, dtype)| format.parts(view.name, mask, dtype));
         let Some((module, parts)) = layout::module(view.name).zip(parts) else {
             let dtype = to.map_or(view.dtype, Dtype::stored);
-            let (name, shape) = (view.name.to_owned(), view.shape.to_vec());
-            return vec![Self { name, dtype, shape, view, to, part: None }];
+            let cut = cuts.and_then(|cuts| cuts.tensors.get(view.name));
+            let shape = cut.map_or_else(|| view.shape.to_vec(), |cut| cut.shape(view.shape));
+            return vec![Self {
+                name: view.name.to_owned(),
+                dtype,
+                shape,
+                view,
+                to,
+                part: None,
+                cut,
+            }];
         };
         let entry = |part: layout::Part| {
             let layout::Part { name, dtype, shape, content } = part;
             let tensor = layout::tensor(module, name);
-            Self { name: tensor, dtype, shape, view, to, part: Some((name, content)) }
+            Self { name: tensor, dtype, shape, view, to, part: Some((name, content)), cut: None }
         };
         parts.into_iter().map(entry).collect()
     }
@@ -463,7 +483,8 @@ impl<'a> Entry<'a> {
         let mask = pruned.masks.get(self.view.name).zip(Dtype::of(self.view.dtype));
         let Some(((_, content), (mask, from))) = self.part.zip(mask) else {
             let (bytes, changed) = self.dense(pruned)?;
-            return Ok((self.view.as_stored(bytes), changed));
+            let left = self.cut.map(|cut| cut.bytes(self.view.shape, &bytes));
+            return Ok((self.view.as_stored(left.map_or(bytes, Cow::Owned)), changed));
         };
         Ok(match content {
             Content::Index(bytes) => (bytes(mask).into(), 0),

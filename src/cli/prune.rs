@@ -128,8 +128,11 @@ pub(super) fn introduce(recipe: &Recipe, dense: &Reader, decoder: &Decoder, plan
             format!("{ratio} of {weights} weights pruned")
         }
     };
-    let pattern = recipe.sparsity.pattern;
-    let mask = format!("{}, {pattern}, {ratio}{overrides}", describe::init(recipe));
+    let what = match &plan.removal {
+        Some(of) => format!("{} of {} {} of each layer", of.removed, of.of, of.structure.many()),
+        None => recipe.sparsity.pattern.to_string(),
+    };
+    let mask = format!("{}, {what}, {ratio}{overrides}", describe::init(recipe));
     println!("{}", labelled("mask", &mask));
     if let Some(readers) = recipe.output.format.readers() {
         println!("{}", labelled("format", &readers));

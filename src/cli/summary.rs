@@ -24,6 +24,9 @@ impl fmt::Display for Summary<'_> {
             pruned += &format!("; {fraction:.2}% of the whole model's {model_weights}");
         }
         writeln!(f, "{}", labelled("pruned", &pruned))?;
+        if let Some(structures) = &report.structures {
+            writeln!(f, "{}", labelled("removed", &structures.to_string()))?;
+        }
         if let (Some(least), Some(most)) = (
             report.allocation.iter().copied().min_by(f64::total_cmp),
             report.allocation.iter().copied().max_by(f64::total_cmp),

@@ -9,7 +9,8 @@ use crate::run::{Dense, Reproduced, Verified, reproduce, verify};
 
 /// Checks a result of `barber prune` against its report: the digests of its files and of the run's
 /// inputs, that no files were added, the page, the report's counts and sizes, the zeros and the
-/// pattern of each matrix, and that every kept weight has the dense model's bits. Measurements are
+/// pattern of each matrix, or the rows and columns that a smaller model has, and that every kept weight
+/// has the dense model's bits. Measurements are
 /// not checked: `barber reproduce` measures again. The exit status is 1 if something is wrong.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -42,7 +43,9 @@ const REPRODUCED: &str = "its rerun";
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let watch = Terminal { quiet: arguments.json };
     let found = verify(&arguments.dir, arguments.dense.as_deref(), &watch)?;
-    let Verified { files, page, inputs, gone, matrices, weights, zeros, dense, findings } = &found;
+    let Verified { files, page, inputs, gone, matrices, weights, zeros, dense, findings, .. } =
+        &found;
+    let structures = &found.structures;
     if arguments.json {
         let (model, quantisation, changed) = match dense {
             Dense::NotThere(model) => (model, None, None),
@@ -61,6 +64,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
                 "matrices": matrices,
                 "weights": weights,
                 "zeros": zeros,
+                "structures": structures,
                 "dense": {
                     "model": model,
                     "quantisation": quantisation,
@@ -84,8 +88,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         println!("          missing, not compared: {}", show(path));
     }
     let fraction = 100.0 * *zeros as f64 / (*weights).max(1) as f64;
-    let zeros = format!("{zeros} of {weights} weights ({fraction:.2}%) in {matrices} matrices");
-    println!("{}", line("zeros", &zeros));
+    let (label, lost) = match structures {
+        Some(structures) => ("removed", format!("{structures}, from {matrices} matrices")),
+        None => (
+            "zeros",
+            format!("{zeros} of {weights} weights ({fraction:.2}%) in {matrices} matrices"),
+        ),
+    };
+    println!("{}", line(label, &lost));
     let dense = match dense {
         Dense::NotThere(model) => {
             format!("{} is missing; give it with --dense to compare", show(model))

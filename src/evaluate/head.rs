@@ -129,6 +129,24 @@ impl<'a, D: Ops> Head<'a, D> {
         })
     }
 
+    /// The gradient of the mean cross-entropy of a sequence's next tokens, [tokens, channels]; that of
+    /// the last token, which predicts none of them, is zero.
+    pub(crate) fn next_tokens_gradient(
+        &self,
+        states: &[f32],
+        ids: &[u32],
+    ) -> Result<Vec<f32>, Error> {
+        let predictions = ids.len().saturating_sub(1);
+        let (mut gradient, width) = (Vec::new(), self.model.decoder.hidden_size);
+        self.loss(&states[..predictions * width], Some(&mut gradient), |rows, logits| {
+            let next: Vec<u32> = rows.iter().map(|row| ids[row + 1]).collect();
+            D::cross_entropy(logits, &next)
+        })?;
+        gradient.iter_mut().for_each(|g| *g /= predictions as f32);
+        gradient.resize(states.len(), 0.0);
+        Ok(gradient)
+    }
+
     /// The gradient of the cross-entropy of tokens that are drawn from the model's own predictions.
     pub(crate) fn drawn_gradient(
         &self,

@@ -2,9 +2,10 @@
 //! and of its linear layers.
 
 use super::{
-    Error, Executor, PartWeights, Stream,
+    Error, Executor, PartWeights, Probe, Statistics, Store, Stream,
     forward::forward,
     ops::{InputGradient, Matrix, Ops, Trace, gradient, seeded, traced},
+    probe::Gathered,
     stream::Batch,
 };
 
@@ -41,6 +42,29 @@ impl<D: Ops> Executor<D> {
             }
         }
         Ok(traces)
+    }
+
+    /// [`Executor::backward`] with the statistics of gradients that a probe asks for, in place of
+    /// traces, and with stored gradients: a sample's gradient is that of its own loss.
+    ///
+    /// # Errors
+    /// As [`Executor::backward`].
+    pub fn backward_statistics(
+        &self,
+        parts: &[PartWeights<D>],
+        probe: Probe<'_>,
+        stream: &Stream<D>,
+        gradients: &mut Store<D>,
+    ) -> Result<Vec<Vec<Statistics>>, Error> {
+        let mut gathered = Gathered::new(parts, probe);
+        for run in 0..stream.runs.len() {
+            let (batch, traced) = (self.batch(stream, run)?, gathered.traced(parts));
+            let after = gradients.get(run, &self.device)?;
+            let before = through(&traced, &batch, &after).map_err(Error::device)?;
+            gradients.put(run, before)?;
+            gathered.add_gradients(&traced, &batch.samples).map_err(Error::device)?;
+        }
+        gathered.finish(stream.len()).map_err(Error::device)
     }
 }
 

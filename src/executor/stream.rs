@@ -178,6 +178,30 @@ impl<D: Ops> Executor<D> {
         Ok(())
     }
 
+    /// Stores a matrix for each run of a stream, without rounding: what `values` gives of the hidden
+    /// states of each sample in turn, [tokens, channels], row-major.
+    ///
+    /// # Errors
+    /// Whatever `values` returns, or if the device runs out of memory or the scratch space fails.
+    pub fn stored<E: From<Error>>(
+        &self,
+        stream: &Stream<D>,
+        mut values: impl FnMut(usize, &[f32]) -> Result<Vec<f32>, E>,
+    ) -> Result<Store<D>, E> {
+        let (mut store, mut found) = (self.storage.exact().store(0), Vec::new());
+        self.each_sample(stream, |i, states| {
+            found.append(&mut values(i, states)?);
+            let tokens = stream.runs.iter().find(|run| run.samples.end == i + 1).map(Run::tokens);
+            if let Some(tokens) = tokens {
+                let values = std::mem::take(&mut found);
+                let shape = (tokens, values.len() / tokens.max(1));
+                store.push(self.device.hold(values, shape).map_err(Error::device)?)?;
+            }
+            Ok::<_, E>(())
+        })?;
+        Ok(store)
+    }
+
     /// A copy of a stream.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         mlp_bias: true,
         fused: true,
         gated: false,
+        has_head_dim: false,
         parallel: config.boolean("use_parallel_residual")?.unwrap_or(true),
         names: Names {
             embedding: "gpt_neox.embed_in",

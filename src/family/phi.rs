@@ -27,6 +27,8 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         head_bias: true,
         gated: false,
         parallel: true,
+        // Their width in transformers is that of the hidden size divided by the number of heads.
+        has_head_dim: !head_norms,
         head_norms: if head_norms { HeadNorms::Each } else { HeadNorms::None },
         names: Names {
             final_norm: "model.final_layernorm",

@@ -23,6 +23,11 @@ fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
         renamed: &[("su", "longrope"), ("yarn", "longrope")],
         ..rope::Style::llama()
     };
-    let style = Style { epsilon: 1e-5, fused: true, rope, ..Style::llama() };
+    // transformers counts the factors of a longrope by the hidden size and the number of heads.
+    let mut has_head_dim = true;
+    for key in ["rope_scaling", "rope_parameters"] {
+        has_head_dim &= !config.object(key)?.is_some_and(|rope| rope.has("short_factor"));
+    }
+    let style = Style { epsilon: 1e-5, fused: true, has_head_dim, rope, ..Style::llama() };
     style.decoder(config, |_| window)
 }

@@ -20,6 +20,9 @@ pub(super) struct Style {
     pub(super) kv_heads: Option<usize>,
     /// The default of `head_dim`; `None` for the hidden size divided by the number of heads.
     pub(super) head_dim: Option<usize>,
+    /// Whether `head_dim` of `config.json` counts; if not, the head size is always the hidden size
+    /// divided by the number of heads.
+    pub(super) has_head_dim: bool,
     /// The default of `num_attention_heads`; `None` if every checkpoint has it.
     pub(super) heads: Option<usize>,
     /// The default of `vocab_size`; `None` if every checkpoint has it.
@@ -170,6 +173,7 @@ impl Style {
         Self {
             kv_heads: None,
             head_dim: None,
+            has_head_dim: true,
             heads: None,
             vocab_size: None,
             epsilon_key: "rms_norm_eps",
@@ -382,7 +386,8 @@ impl Style {
             let problem = format!("it must divide `num_attention_heads`, {heads}");
             return Err(config.invalid("num_key_value_heads", kv_heads, problem));
         }
-        let (head_dim, source) = match config.size_or("head_dim", self.head_dim)? {
+        let given = self.has_head_dim.then(|| config.size_or("head_dim", self.head_dim));
+        let (head_dim, source) = match given.transpose()?.flatten() {
             Some(head_dim) => (head_dim, "head_dim"),
             None if hidden_size.is_multiple_of(heads) => (hidden_size / heads, "hidden_size"),
             None => {

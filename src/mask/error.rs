@@ -128,7 +128,7 @@ impl Error {
     }
 
     /// Checks that no score of matrix `name` is NaN.
-    pub(super) fn check_numbers(name: &str, columns: usize, scores: &[f32]) -> Result<(), Self> {
+    pub(crate) fn check_numbers(name: &str, columns: usize, scores: &[f32]) -> Result<(), Self> {
         match first(scores, f32::is_nan) {
             None => Ok(()),
             Some(i) => {

@@ -7,6 +7,7 @@ use barber_metric::{LayerStats, Needs};
 use super::{
     Error, Event, ExpertReport, MetricStep, Observer, Pass, Sampled, Side, failed, members,
     pipeline::{self, score},
+    predictions,
 };
 use crate::{
     buffer::recycle,
@@ -14,9 +15,10 @@ use crate::{
     dtype::Dtype,
     executor::{self, Probe, Statistics, Stream, ops::Ops},
     family::Part,
-    mask::{Amount, Init, Initial, Scope},
+    mask::{self, Amount, Init, Initial, Scope},
     model::Model,
     plan::{Plan, Rule},
+    structure::Removal,
 };
 
 /// The settings for initial masks.
@@ -38,7 +40,9 @@ pub struct InitialMasks<'a> {
 }
 
 /// Chooses the initial masks, layer by layer. A dense forward pass of a layer gives its statistics;
-/// its input is the output of the layers before, pruned or dense as `side` says.
+/// its input is the output of the layers before, pruned or dense as `side` says. Metrics that need
+/// gradients get those of the dense model's predictions: the layers then go from the last to the
+/// first, in one pass that is not saved before its end.
 ///
 /// # Errors
 /// [`Error`] if the model cannot be run on the samples or a mask cannot be made.
@@ -52,6 +56,12 @@ pub fn initial_masks<D: Ops>(
 ) -> Result<Pruned, Error> {
     let Pass { layer: first, mut pruned, mut streams } = from.into();
     let layers = model.decoder.layers.len();
+    if initial.needs().squared_gradient {
+        if first < layers {
+            initial.by_gradients(model, plan, samples, &mut pruned, observer)?;
+        }
+        return Ok(pruned);
+    }
     let mut stream = match streams.pop() {
         None if initial.needs().inputs() && first < layers => {
             Some(model.embed(samples.calibration(), 0)?)
@@ -85,6 +95,29 @@ impl InitialMasks<'_> {
     /// The statistics that the initialiser and its metrics need.
     pub(super) fn needs(&self) -> Needs {
         self.init.needs.or(pipeline::needs(self.metric.0))
+    }
+
+    /// Chooses the initial masks of all layers by gradients of the dense model's predictions.
+    fn by_gradients<D: Ops>(
+        &self,
+        model: &Model<'_, D>,
+        plan: &Plan,
+        samples: Sampled<'_>,
+        pruned: &mut Pruned,
+        observer: &mut dyn Observer<D>,
+    ) -> Result<(), Error> {
+        let layers = model.decoder.layers.len();
+        let members: Vec<_> = (0..layers).map(|layer| members(plan, layer)).collect();
+        let (samples, needs) = (samples.calibration(), self.needs());
+        predictions::statistics(model, samples, &members, needs, &mut |layer, statistics| {
+            for part in Part::ALL {
+                self.part(model, plan, layer, part, &statistics[part as usize], pruned)?;
+            }
+            observer.event(Event::Layer(layer));
+            Ok(())
+        })?;
+        // The masks of all layers are saved together.
+        (1..=layers).try_for_each(|layers| observer.state(layers, pruned, &[]))
     }
 
     /// Chooses the initial masks of a layer, with the statistics of one dense forward pass on
@@ -130,6 +163,9 @@ impl InitialMasks<'_> {
         statistics: &[Statistics],
         pruned: &mut Pruned,
     ) -> Result<(), Error> {
+        if let Some(removal) = plan.removal.as_ref().filter(|removal| removal.part == part) {
+            return self.structures(model, removal, layer, statistics, pruned);
+        }
         let none = Statistics::default();
         for (member, linear) in plan.matrices(&model.decoder, layer) {
             if member.part == part {
@@ -148,6 +184,40 @@ impl InitialMasks<'_> {
         Ok(())
     }
 
+    /// Chooses the structures of a layer that are removed: those with the lowest sums of their
+    /// weights' scores.
+    fn structures<D: Ops>(
+        &self,
+        model: &Model<'_, D>,
+        removal: &Removal,
+        layer: usize,
+        statistics: &[Statistics],
+        pruned: &mut Pruned,
+    ) -> Result<(), Error> {
+        let none = Statistics::default();
+        let mut sums = vec![0.0; removal.of];
+        let projections = model.decoder.layers[layer].projections(removal.part);
+        for (i, linear) in projections.iter().enumerate().filter(|(i, _)| removal.has(layer, *i)) {
+            let (name, dims, weight) = (&linear.weight, linear.dims, model.values(linear)?);
+            let stats = statistics.get(i).unwrap_or(&none).of(name, dims, &weight);
+            let scores = match self.init.scores {
+                Some(scores) => scores(&stats)?,
+                None => self.score(&stats)?,
+            };
+            mask::Error::check_numbers(name, dims.columns, &scores)?;
+            removal.add(layer, (i, dims), &scores, &mut sums);
+            recycle(weight);
+        }
+        pruned.masks.extend(removal.masks(&model.decoder, layer, &removal.keep(&sums)));
+        Ok(())
+    }
+
+    /// The scores of a matrix by the metric pipeline; nothing is pruned yet.
+    fn score(&self, stats: &LayerStats<'_>) -> Result<Vec<f32>, Error> {
+        let mask = vec![true; stats.dims.len()];
+        score(self.metric.0, &LayerStats { mask: &mask, ..*stats })
+    }
+
     /// Chooses the initial mask of one matrix.
     pub(super) fn matrix(
         &self,
@@ -158,15 +228,8 @@ impl InitialMasks<'_> {
     ) -> Result<(), Error> {
         let name = stats.name;
         let amount = rule.count.map_or(Amount::Ratio(rule.ratio), Amount::Exactly);
-        let (pipeline, scope) = self.metric;
-        let scores = match self.init.metrics {
-            true => {
-                let mask = vec![true; stats.dims.len()];
-                Some(score(pipeline, &LayerStats { mask: &mask, ..*stats })?)
-            }
-            false => None,
-        };
-        let metric = scores.as_deref().map(|scores| (scores, scope));
+        let scores = self.init.metrics.then(|| self.score(stats)).transpose()?;
+        let metric = scores.as_deref().map(|scores| (scores, self.metric.1));
         let Initial { mask, values, damping } =
             self.init.choose(stats, rule.pattern, amount, metric)?;
         if let Some(damping) = damping {

@@ -9,6 +9,7 @@ mod group;
 mod initial_masks;
 mod objective;
 pub(crate) mod pipeline;
+mod predictions;
 pub(crate) mod stage;
 mod tally;
 

@@ -82,14 +82,8 @@ impl<'a, D: Ops> Objective<'a, D> {
         samples: Range<usize>,
     ) -> Result<Forward<D>, Error> {
         let executor = &self.model.executor;
-        let mut last = self.model.embed(&self.samples.ids[samples.clone()], 0)?;
-        let mut boundaries = Vec::new();
-        for layer in 0..self.model.decoder.layers.len() {
-            let failed = || failed(layer, "forward pass");
-            boundaries.push(executor.copy(&last).map_err(failed())?);
-            let parts = self.parts(layer, pruned)?;
-            executor.run(Pass::advancing(&parts, &mut last)).map_err(failed())?;
-        }
+        let (boundaries, last) =
+            boundaries(self.model, pruned, &self.samples.ids[samples.clone()])?;
         let (mut sum, mut gradients) = (0.0, Vec::new());
         executor.each_sample(&last, |i, states| {
             let (dense, mut gradient) = (self.dense(samples.start + i)?, Vec::new());
@@ -131,7 +125,7 @@ impl<'a, D: Ops> Objective<'a, D> {
         drop((last, gradients));
         for (layer, members) in members.iter().enumerate().rev() {
             let Some(before) = boundaries.pop() else { break };
-            let parts = self.parts(layer, pruned)?;
+            let parts = parts(self.model, layer, pruned)?;
             let backward = |gradients: &mut Vec<_>| {
                 let traces = executor.backward(&parts, members, &before, gradients);
                 traces.map_err(failed(layer, "backward pass"))
@@ -152,10 +146,33 @@ impl<'a, D: Ops> Objective<'a, D> {
     fn dense(&self, sample: usize) -> Result<Vec<f32>, model::Error> {
         Ok(self.model.executor.sample(&self.dense, sample)?)
     }
+}
 
-    fn parts(&self, layer: usize, pruned: &Pruned) -> Result<Vec<PartWeights<D>>, model::Error> {
-        Part::ALL.iter().map(|part| self.model.part(layer, *part, pruned)).collect()
+/// The hidden states of samples before each layer, and after the last, so that a backward pass can
+/// run the layers again.
+pub(super) fn boundaries<D: Ops>(
+    model: &Model<'_, D>,
+    pruned: &Pruned,
+    samples: &[Vec<u32>],
+) -> Result<(Vec<Stream<D>>, Stream<D>), Error> {
+    let executor = &model.executor;
+    let (mut boundaries, mut last) = (Vec::new(), model.embed(samples, 0)?);
+    for layer in 0..model.decoder.layers.len() {
+        let failed = || failed(layer, "forward pass");
+        boundaries.push(executor.copy(&last).map_err(failed())?);
+        let parts = parts(model, layer, pruned)?;
+        executor.run(Pass::advancing(&parts, &mut last)).map_err(failed())?;
     }
+    Ok((boundaries, last))
+}
+
+/// The weights of a layer's parts.
+pub(super) fn parts<D: Ops>(
+    model: &Model<'_, D>,
+    layer: usize,
+    pruned: &Pruned,
+) -> Result<Vec<PartWeights<D>>, model::Error> {
+    Part::ALL.iter().map(|part| model.part(layer, *part, pruned)).collect()
 }
 
 #[cfg(test)]

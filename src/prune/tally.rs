@@ -118,6 +118,9 @@ impl Pruning<'_> {
     pub fn initial(&self, plan: &Plan, (index, layer): (usize, &Layer)) -> Cost {
         let work = Work::new(self, plan, (index, layer));
         let mut cost = Cost::default();
+        if self.initial_needs.squared_gradient {
+            return work.predictions(layer, plan.layers.len());
+        }
         if !self.initial_needs.inputs() || self.single && !work.is_across() {
             return cost;
         }
@@ -151,6 +154,30 @@ impl<'a> Work<'a> {
         let width = output.map_or(0, |of| of.dims.rows) * (1 + usize::from(layer.parallel));
         let (groups, members) = (&plan.layers[index][..], super::members(plan, index));
         Self { pruning, groups, width, parts, members }
+    }
+
+    /// Cost of a layer's passes for statistics of the dense model's predictions: forward to the next
+    /// layer's boundary, backward from there, and for statistics of inputs forward once more.
+    fn predictions(&self, layer: &Layer, layers: usize) -> Cost {
+        let (mut cost, needs) = (Cost::default(), self.pruning.initial_needs);
+        let tokens = Tokens { held_out: 0.0, ..self.pruning.tokens() };
+        // The hidden states before all layers, and the gradients of one.
+        let waiting = self.stores(layers as f64 + 2.0, tokens);
+        let pass = || PassShape::new(self.parts.clone(), tokens);
+        let whole = PassShape { needs_output: true, ..pass() };
+        cost.add(&whole, &waiting);
+        let backward = Probe::new(&self.members, Needs::SQUARED_GRADIENT);
+        cost.add(&PassShape { probe: Some(backward), ..whole }, &waiting);
+        // The gradient of the layer's input is wanted too.
+        let first = layer.projections(Part::ALL[0]).iter().filter(|of| of.feed() == Feed::Hidden);
+        let input: usize = first.map(|of| of.dims.len()).sum();
+        cost.operations += 2.0 * tokens.calibration * input as f64;
+        let needs = Needs { squared_gradient: false, ..needs };
+        if needs.inputs() {
+            let probe = Some(Probe::new(&self.members, needs));
+            cost.add(&PassShape { probe, ..pass() }, &waiting);
+        }
+        cost
     }
 
     /// Adds the passes that advance a stream.

@@ -11,7 +11,11 @@ impl Loaded {
         let scopes: Vec<Scope> =
             scopes.chain(recipe.overrides.iter().filter_map(|of| of.scope)).collect();
         let initial = [recipe.mask.scope.unwrap_or(Scope::Row)];
-        let mut advice = self.idle_normalising("mask.metric", &recipe.mask.metric, &initial);
+        let mut advice = Vec::new();
+        // The scores of a structure are of several matrices.
+        if !recipe.sparsity.structure.is_whole() {
+            advice.extend(self.idle_normalising("mask.metric", &recipe.mask.metric, &initial));
+        }
         let uses = recipe.refine.iter().any(|stage| stage.uses_metrics());
         let first = "metric.0.use";
         if uses {

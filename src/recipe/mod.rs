@@ -21,6 +21,7 @@ mod rules;
 mod schema;
 mod sections;
 mod settings;
+mod structure;
 mod study;
 mod sweep;
 mod text;

@@ -3,7 +3,7 @@
 use figment::value::{Dict, Value};
 
 use super::{
-    Loaded, Mask, MetricStep, RecipeError,
+    Loaded, MetricStep, Recipe, RecipeError,
     diagnose::read_all,
     error::{Fault, Problem, alternatives, segments},
 };
@@ -22,9 +22,9 @@ impl Loaded {
     /// `mask.init` is `metric`.
     ///
     /// # Errors
-    /// As [`Loaded::pipeline`], and if a metric needs gradients.
+    /// As [`Loaded::pipeline`], and if a metric needs gradients that the recipe has not.
     pub fn initial_pipeline(&self) -> Result<Vec<prune::MetricStep>, RecipeError> {
-        initial_pipeline(&self.recipe.mask).map_err(|problems| self.source.error(problems))
+        initial_pipeline(&self.recipe).map_err(|problems| self.source.error(problems))
     }
 }
 
@@ -34,18 +34,27 @@ pub(super) fn pipeline(metric: &[MetricStep]) -> Result<Vec<prune::MetricStep>, 
 }
 
 /// The pipeline that scores weights for initial masks, or all its problems.
-pub(super) fn initial_pipeline(mask: &Mask) -> Result<Vec<prune::MetricStep>, Vec<Problem>> {
+pub(super) fn initial_pipeline(recipe: &Recipe) -> Result<Vec<prune::MetricStep>, Vec<Problem>> {
+    let Recipe { mask, sparsity, .. } = recipe;
     let steps = steps("mask.metric", &mask.metric)?;
     let gradient = steps.iter().position(|(_, metric)| metric.needs().squared_gradient);
+    let wrong = |i: usize, of: &str, help: &str| {
+        let why = format!("`{}` needs gradients of {of}", steps[i].0);
+        let problem = Problem::at(&format!("mask.metric.{i}.use"), Fault::Value(why));
+        Err(vec![problem.help(help)])
+    };
     match gradient.filter(|_| mask.init.metrics) {
-        None => Ok(steps),
-        Some(i) => {
-            let why = format!("`{}` needs gradients of the output error", steps[i].0);
-            let problem = Problem::at(&format!("mask.metric.{i}.use"), Fault::Value(why));
-            let help = "there is no error before there is a mask; `barber metrics` shows what each \
-                        metric needs";
-            Err(vec![problem.help(help)])
-        }
+        Some(i) if !sparsity.structure.is_whole() => wrong(
+            i,
+            "the output error",
+            "there is no error before there is a mask; `barber metrics` shows what each metric needs",
+        ),
+        Some(i) if mask.passes == 1 => wrong(
+            i,
+            "the dense model's loss, which take a pass of their own",
+            "set `mask.passes` to 2",
+        ),
+        _ => Ok(steps),
     }
 }
 

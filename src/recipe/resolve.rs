@@ -16,6 +16,7 @@ use super::{
     prompts, refine, rules,
     schema::{EXTENDS, SWEEP},
     sections::{MODELS, MOST},
+    structure,
     sweep::{Point, points},
     text::read,
 };
@@ -169,9 +170,10 @@ fn resolve(name: &str, given: Vec<Layer>, point: Point) -> Result<Loaded, Vec<Pr
     settle_ratio(&source, &mut recipe, &mut found);
     check(&recipe, &mut found);
     rules::check(&recipe, &mut found);
+    structure::check(&recipe, &mut found);
     prompts::check(&recipe.evaluate.generate, &mut found);
     found.extend(pipeline(&recipe.metric).err().unwrap_or_default());
-    found.extend(initial_pipeline(&recipe.mask).err().unwrap_or_default());
+    found.extend(initial_pipeline(&recipe).err().unwrap_or_default());
     found.extend(recipe.paths_mut().into_iter().filter_map(|(key, path)| misread(&key, path)));
     found.retain(|new| !problems.iter().any(|known| new.path.starts_with(&known.path)));
     problems.extend(found);

@@ -24,6 +24,7 @@ use crate::{
     evaluate::TASKS,
     hub::is_name,
     prune::{Allocation, By, Side},
+    structure::Structure,
 };
 
 /// Maximum number of samples, tokens, segments or questions.
@@ -177,11 +178,14 @@ impl Default for Calibration {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sparsity {
+    /// What is removed.
+    #[schemars(description = Structure::help_on("What is removed"))]
+    pub structure: Structure,
     /// The pattern of the zeros.
     #[schemars(description = Pattern::help_on("Where zeros may be"))]
     pub pattern: Pattern,
-    /// The fraction of the weights to prune, at least 0 and below 1. With a pattern N:M it is 1 −
-    /// N/M, and can be left out.
+    /// The fraction of the weights to prune, at least 0 and below 1; with a `structure`, of the
+    /// structures of each layer, rounded down. With a pattern N:M it is 1 − N/M, and can be left out.
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub ratio: f64,
     /// How the ratio is spread over the decoder layers: `uniform`, the same in all; `owl`, lower in
@@ -216,6 +220,7 @@ pub enum Allocate {
 impl Default for Sparsity {
     fn default() -> Self {
         Self {
+            structure: Structure::default(),
             pattern: Pattern::UNSTRUCTURED,
             ratio: 0.5,
             allocation: Allocate::Uniform,
@@ -234,7 +239,8 @@ pub struct Mask {
     #[schemars(description = Init::help_on("What the initial mask prunes"))]
     pub init: Init,
     /// For `metric`: the metrics that score the weights, one after the other, as for a rebuild.
-    /// Metrics that need gradients cannot be used: there is no error yet.
+    /// Metrics that need gradients can be used with a `sparsity.structure` alone: the gradients are
+    /// those of the dense model's loss on the calibration samples.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub metric: Vec<MetricStep>,
     /// For `metric`: the weights that compete, those of a `row` (one output) or all of a `layer`.
@@ -474,7 +480,9 @@ impl Recipe {
 
     /// Whether the recipe needs the calibration text.
     pub fn calibrates(&self) -> bool {
-        self.allocation().is_some() || self.initial_needs().inputs() || !self.refine.is_empty()
+        let Needs { squared_gradient, .. } = self.initial_needs();
+        let initial = squared_gradient || self.initial_needs().inputs();
+        initial || self.allocation().is_some() || !self.refine.is_empty()
     }
 
     /// Every path, with its key.

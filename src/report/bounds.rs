@@ -44,6 +44,10 @@ pub(super) fn check(report: &Report) -> Result<(), String> {
         most("bytes of a name", layer.experts.len(), NAME)?;
         most("experts of a layer", layer.tokens.len(), EXPERTS)?;
     }
+    if let Some(structures) = &report.structures {
+        most("layers with fewer structures", structures.removed.len(), LAYERS)?;
+        most("structures of a layer", structures.of.max(structures.lost), WEIGHTS)?;
+    }
     let mut names = BTreeSet::new();
     let mut kinds = BTreeSet::new();
     for matrix in &report.matrices {

@@ -47,7 +47,11 @@ impl Card<'_> {
         }
         write!(f, "{}", self.dense)?;
         writeln!(f, "library_name: transformers\npipeline_tag: text-generation")?;
-        writeln!(f, "tags:\n- pruned\n- sparse\n- llm-barber")?;
+        writeln!(f, "tags:\n- pruned")?;
+        if self.report.structures.is_none() {
+            writeln!(f, "- sparse")?;
+        }
+        writeln!(f, "- llm-barber")?;
         if !self.format().is_dense() {
             writeln!(f, "- compressed-tensors")?;
         }
@@ -68,9 +72,13 @@ impl Card<'_> {
             }
             (None, _) => f.write_str(&plain(&name))?,
         }
+        match &self.report.structures {
+            Some(structures) => write!(f, " without {structures}, which are")?,
+            None => f.write_str(" with zeros for")?,
+        }
         writeln!(
             f,
-            " with zeros for {pruned_weights} of the {prunable_weights} weights of \
+            " {pruned_weights} of the {prunable_weights} weights of \
              {} matrices ({fraction:.2}%; {:.2}% of all of the model's weights, embeddings included), \
              made by Barber {}, an implementation of \
              [LLM-Barber](https://arxiv.org/abs/2408.10631).\n",
@@ -78,7 +86,10 @@ impl Card<'_> {
             100.0 * self.report.model_sparsity().unwrap_or_default(),
             self.report.version.barber
         )?;
-        writeln!(f, "- Pattern: {}", sparsity.pattern)?;
+        match &self.report.structures {
+            Some(of) => writeln!(f, "- Removed: {}", of.structure.many())?,
+            None => writeln!(f, "- Pattern: {}", sparsity.pattern)?,
+        }
         writeln!(f, "- Initial mask: {}", plain(&describe::init(self.recipe)))?;
         let blocks = self.report.group_names();
         for stage in describe::stages(self.recipe, &blocks) {

@@ -27,7 +27,10 @@ pub use self::{
     comparison::{Comparison, Difference, Figure, Kind, Run},
     file::{Error, read},
     output_error::OutputError,
-    run::{GenerationReport, Matrix, Report, Size, Sizes, Stages, TaskReport, TextReport},
+    run::{
+        GenerationReport, Matrix, Report, Size, Sizes, Stages, StructureReport, TaskReport,
+        TextReport,
+    },
 };
 pub use crate::checkpoint::{CARD, HTML, JSON};
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     path::PathBuf,
 };
 
@@ -16,6 +17,7 @@ use crate::{
     plan::Plan,
     prune::{ExpertReport, GroupReport, Step},
     recipe::Setting,
+    structure::{Indices, Structure},
     version::Version,
 };
 
@@ -55,6 +57,9 @@ pub struct Report {
     /// Number and length of the calibration samples, if statistics were gathered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Extent>,
+    /// Structures that were removed as a whole, if the recipe has a `sparsity.structure`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub structures: Option<StructureReport>,
     /// Matrices that were subject to pruning, layer by layer.
     #[serde(default)]
     pub matrices: Vec<Matrix>,
@@ -247,6 +252,35 @@ impl<T> Stages<T> {
     }
 }
 
+/// The structures that were removed as a whole: the result has fewer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StructureReport {
+    /// What was removed, as in a recipe.
+    pub structure: Structure,
+    /// Number of structures of each layer of the dense model.
+    pub of: usize,
+    /// Number of structures that each layer lost.
+    pub lost: usize,
+    /// Indices of the structures that each layer lost.
+    pub removed: Vec<Indices>,
+}
+
+impl StructureReport {
+    /// The structures that a plan removes by these masks; `None` if it prunes single weights.
+    pub fn of(plan: &Plan, decoder: &Decoder, masks: &Masks) -> Option<Self> {
+        let removal = plan.removal.as_ref()?;
+        let (structure, of, lost) = (removal.structure, removal.of, removal.removed);
+        Some(Self { structure, of, lost, removed: removal.gone(decoder, masks) })
+    }
+}
+
+impl fmt::Display for StructureReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { structure, of, lost, removed } = self;
+        write!(f, "{lost} of the {of} {} of each of {} layers", structure.many(), removed.len())
+    }
+}
+
 /// A matrix that was subject to pruning.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Matrix {
@@ -256,9 +290,10 @@ pub struct Matrix {
     pub layer: usize,
     /// Name of the group.
     pub group: String,
-    /// Number of outputs (rows) and of inputs (columns).
+    /// Number of outputs (rows) and of inputs (columns) of the dense model's matrix.
     pub shape: [usize; 2],
-    /// Sparsity pattern, as in a recipe: `unstructured`, `2:4`.
+    /// Sparsity pattern, as in a recipe: `unstructured`, `2:4`; or the structure that was removed,
+    /// such as `channels`.
     pub pattern: String,
     /// Number of weights that the initial mask keeps.
     pub initial: usize,
@@ -296,7 +331,7 @@ impl Matrix {
                     layer,
                     group: group.name.clone(),
                     shape: [linear.dims.rows, linear.dims.columns],
-                    pattern: member.rule.pattern.to_string(),
+                    pattern: plan.what(*member),
                     initial: initial.get(&*tensor).copied().unwrap_or(kept),
                     kept,
                     tensor,

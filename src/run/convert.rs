@@ -41,11 +41,12 @@ pub fn convert(
         false => None,
     };
     let format = Format::default();
-    let bytes = Output::least_bytes(&reader, format, None);
+    let bytes = Output::least_bytes(&reader, format, None, None);
     let output = Output::create(target, Existing { force, resume: false }, &reader, [], bytes)?;
     let bar = watch.bar("writing", Steps::Bytes(bytes));
     let dense = Pruned::dense();
-    let written = output.write(&reader, format, None, &dense, |bytes| bar.advance(bytes))?;
+    let written =
+        output.write(&reader, (format, None), (&dense, None), |bytes| bar.advance(bytes))?;
     drop(bar);
     match result {
         Some((recipe, report)) => record(recipe, report, written, &reader, &output)?,

@@ -67,8 +67,8 @@ use crate::{
     },
     recipe::{Calibration, Loaded, Recipe},
     report::{
-        self, GenerationReport, Matrix, OutputError, Report, Size, Sizes, Stages, TaskReport,
-        TextReport,
+        self, GenerationReport, Matrix, OutputError, Report, Size, Sizes, Stages, StructureReport,
+        TaskReport, TextReport,
     },
     version::Version,
 };
@@ -156,7 +156,7 @@ fn prune_on<D: Ops>(
     let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
     let existing = Existing { force: settings.force, resume: settings.resume };
     let inputs = loaded.inputs().chain(checkpoints.sparse_files());
-    let bytes = Output::least_bytes(&checkpoints.dense, recipe.output.format, recipe.output.dtype);
+    let bytes = least_bytes(recipe, &model, &plan);
     let output = Output::create(target, existing, &checkpoints.dense, inputs, bytes)?;
     let resolved = checkpoints.resolved(recipe)?;
     let identity = || identity(&resolved, &checkpoints);
@@ -232,8 +232,10 @@ fn finished<D: Ops>(
         let bytes = tensors.map(|tensor| tensor.length() as u64).sum();
         let bar = watch.bar("writing", Steps::Bytes(bytes));
         let crate::recipe::Output { format, dtype, .. } = resolved.output;
+        let cuts = run.plan.removal.as_ref().map(|of| of.cuts(&model.decoder, &pruned.masks));
+        let result = (&pruned, cuts.as_ref());
         let written =
-            output.write(model.reader, format, dtype, &pruned, |bytes| bar.advance(bytes))?;
+            output.write(model.reader, (format, dtype), result, |bytes| bar.advance(bytes))?;
         Ok::<_, Error>(written)
     })?;
     let Notes {
@@ -283,6 +285,7 @@ fn finished<D: Ops>(
         perplexity: perplexity.collect(),
         tasks: accuracy.collect(),
         generations: generations.collect(),
+        structures: StructureReport::of(&run.plan, &model.decoder, &pruned.masks),
         matrices: Matrix::all(&run.plan, &model.decoder, &pruned.masks, &groups),
         output_error: OutputError::of(&groups),
         groups,
@@ -322,13 +325,22 @@ pub(crate) fn plan<D: Ops>(loaded: &Loaded, model: &Model<'_, D>) -> Result<Plan
     let blocks: Vec<_> = blocks.map(|block| (block.name.clone(), block.layers.clone())).collect();
     let matrices = model.decoder.projections().map(|linear| linear.weight.as_str());
     let rules = loaded.rules(model.reader.names(), matrices)?;
-    let plan = Plan::new(&model.decoder, &blocks, |name| rules.of(name))?;
+    let plan = match loaded.removal(&rules, &model.decoder, model.reader.config())? {
+        Some(removal) => Plan::of_structures(&model.decoder, removal)?,
+        None => Plan::new(&model.decoder, &blocks, |name| rules.of(name))?,
+    };
     let pruned = || (0..plan.layers.len()).flat_map(|layer| plan.matrices(&model.decoder, layer));
     let widths = pruned()
         .map(|(member, linear)| (linear.weight.as_str(), linear.dims.columns, member.rule.pattern));
     loaded.check_widths(&rules, widths)?;
     model.check_finite(&pruned().map(|(_, linear)| linear.weight.as_str()).collect())?;
     Ok(plan)
+}
+
+/// Least bytes of the tensors of a run's result.
+fn least_bytes<D: Ops>(recipe: &Recipe, model: &Model<'_, D>, plan: &Plan) -> u64 {
+    let cuts = plan.removal.as_ref().map(|of| of.smallest(&model.decoder));
+    Output::least_bytes(model.reader, recipe.output.format, recipe.output.dtype, cuts.as_ref())
 }
 
 /// The calibration text of a recipe and the samples to take from it; `None` if it needs none.
@@ -394,8 +406,7 @@ pub(crate) fn look_ahead(
     loaded.find_texts()?;
     if let Some(output) = &recipe.output.path {
         let inputs = loaded.inputs().chain(checkpoints.sparse_files());
-        let bytes =
-            Output::least_bytes(&checkpoints.dense, recipe.output.format, recipe.output.dtype);
+        let bytes = least_bytes(recipe, &model, &plan);
         Output::check(output, &checkpoints.dense, inputs, bytes)?;
     }
     let tests = shared.tests(recipe, || Tests::read(recipe, &model))?;

@@ -10,13 +10,15 @@ use serde::Deserialize;
 
 use super::{Error, Watch, files};
 use crate::{
-    checkpoint::{RECIPE, Reader, digest, sizes, unravel},
+    checkpoint::{Cuts, RECIPE, Reader, digest, sizes, unravel},
     hub::locate,
     limits,
     mask::Pattern,
+    model,
     progress::Steps,
     recipe::{Loaded, Model, load_text},
-    report::{self, Matrix, Report},
+    report::{self, Matrix, Report, StructureReport},
+    structure::Removal,
     version::Version,
 };
 
@@ -48,6 +50,12 @@ pub enum Finding {
     NoPattern { tensor: String, pattern: String },
     #[error("tensor `{tensor}`: the tile at {index:?} keeps more than {pattern} allows")]
     Pattern { tensor: String, pattern: Pattern, index: Vec<usize> },
+    #[error("tensor `{tensor}` has {found} weights, but the report says that {reported} are left")]
+    Left { tensor: String, found: usize, reported: usize },
+    #[error("the report's structures are not those of the dense model: {problem}")]
+    Structures { problem: String },
+    #[error("config.json does not have the sizes of the smaller model")]
+    Config,
     #[error("tensor `{tensor}` is missing from one of the two models, or has another shape")]
     Other { tensor: String },
     #[error(
@@ -92,8 +100,10 @@ pub struct Verified {
     pub matrices: usize,
     /// Number of weights of the pruned matrices.
     pub weights: usize,
-    /// Number of zeros in the pruned matrices.
+    /// Number of zeros in the pruned matrices; of those that lost structures, in what is left.
     pub zeros: usize,
+    /// The structures that the model lost, in words, if it is smaller than the dense one.
+    pub structures: Option<String>,
     /// The outcome of the comparison with the dense model.
     pub dense: Dense,
     /// All faults.
@@ -124,7 +134,10 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
         }
     }
     let sparse = Reader::open(dir)?;
-    let zeros = zeros(&sparse, &written, &mut findings)?;
+    let zeros = match written.structures {
+        Some(_) => left(&sparse, &written, &mut findings)?,
+        None => zeros(&sparse, &written, &mut findings)?,
+    };
     counts(&written, &mut findings);
     if intact {
         sizes_on_disk(&sparse, &written, &mut findings)?;
@@ -159,6 +172,7 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
         matrices: written.matrices.len(),
         weights: written.matrices.iter().map(Matrix::weights).sum(),
         zeros,
+        structures: written.structures.as_ref().map(ToString::to_string),
         dense,
         findings,
     })
@@ -241,9 +255,12 @@ fn sizes_on_disk(
     let reported = written.sizes;
     let files = written.outputs.keys().map(|file| sparse.path().join(file));
     let (pruned, compressed) = (written.matrices.len(), sparse.compressed_matrices());
+    // A model that lost structures has only the others' weights.
+    let lost = written.structures.as_ref().map_or(0, |_| written.pruned_weights);
+    let weights = written.model_weights.saturating_sub(lost);
     compared(
         &[
-            ("model_weights", written.model_weights as u64, sparse.weights() as u64),
+            ("model_weights", weights as u64, sparse.weights() as u64),
             ("sizes.output.weight_bytes", reported.output.weight_bytes, sparse.weight_bytes()),
             ("sizes.output.directory_bytes", reported.output.directory_bytes, sizes(files)?),
             ("sizes.pruned_matrices", reported.pruned_matrices as u64, pruned as u64),
@@ -307,6 +324,56 @@ fn pruned(matrix: &Matrix) -> usize {
     matrix.weights().saturating_sub(matrix.kept)
 }
 
+/// Checks the size of each matrix that lost structures; returns the number of zeros in what is left.
+fn left(sparse: &Reader, written: &Report, findings: &mut Vec<Finding>) -> Result<usize, Error> {
+    let mut zeros = 0;
+    for Matrix { tensor, kept, .. } in &written.matrices {
+        let tensor = tensor.clone();
+        match sparse.tensor(&tensor) {
+            Err(_) => findings.push(Finding::NoTensor { tensor }),
+            Ok(view) => {
+                let (found, reported) = (view.shape.iter().product(), *kept);
+                if found != reported {
+                    findings.push(Finding::Left { tensor, found, reported });
+                }
+                zeros += view.zeros()?;
+            }
+        }
+    }
+    Ok(zeros)
+}
+
+/// What the dense model leaves when it loses the structures of a report; a finding if they are not
+/// its own.
+fn cuts(
+    (sparse, dense): (&Reader, &Reader),
+    structures: &StructureReport,
+    findings: &mut Vec<Finding>,
+) -> Result<Option<Cuts>, Error> {
+    let decoder = model::decoder(dense).map_err(model::Error::from)?;
+    let StructureReport { structure, removed, .. } = structures;
+    let cuts = match Removal::reported(*structure, &decoder, dense.config(), removed) {
+        Ok(found) => found.map(|(removal, masks)| removal.cuts(&decoder, &masks)),
+        Err(error) => {
+            findings.push(Finding::Structures { problem: error.to_string() });
+            None
+        }
+    };
+    if let Some(cuts) = &cuts {
+        let mut found = sparse.config().clone();
+        // The format of weights may be another one.
+        for key in ["torch_dtype", "dtype"] {
+            if let (Some(own), Some(dense)) = (found.get_mut(key), dense.config().get(key)) {
+                *own = dense.clone();
+            }
+        }
+        if found != cuts.config {
+            findings.push(Finding::Config);
+        }
+    }
+    Ok(cuts)
+}
+
 /// Checks the zeros of each matrix; returns their number.
 fn zeros(sparse: &Reader, written: &Report, findings: &mut Vec<Finding>) -> Result<usize, Error> {
     let (mut all, mut seen) = (0, BTreeSet::new());
@@ -354,13 +421,20 @@ fn compare(
 ) -> Result<usize, Error> {
     let matrices = written.matrices.iter().map(|matrix| (matrix.tensor.as_str(), matrix));
     let matrices: BTreeMap<_, _> = matrices.collect();
+    let cuts = match &written.structures {
+        Some(structures) => cuts((sparse, dense), structures, findings)?,
+        None => None,
+    };
     let alone = dense.names().filter(|name| sparse.tensor(name).is_err());
     findings.extend(alone.map(|name| Finding::Other { tensor: name.into() }));
     let mut changed = 0;
     for name in sparse.names() {
         let (tensor, view) = (name.to_owned(), sparse.tensor(name)?);
         let found = match dense.tensor(name) {
-            Ok(other) => view.difference(&other)?,
+            Ok(other) => {
+                let cut = cuts.as_ref().and_then(|cuts| cuts.tensors.get(name));
+                view.difference(&other, cut)?
+            }
             Err(_) => None,
         };
         let Some(found) = found else {
@@ -368,7 +442,9 @@ fn compare(
             continue;
         };
         let matrix = matrices.get(name);
-        let expected = matrix.map_or(0, |matrix| pruned(matrix));
+        // Of structures nothing is left, not even zeros.
+        let matrix_with_zeros = matrix.filter(|_| written.structures.is_none());
+        let expected = matrix_with_zeros.map_or(0, |matrix| pruned(matrix));
         // A changed weight may have become zero.
         if found.pruned > expected && written.changed_weights == 0 {
             let found = found.pruned;
@@ -384,7 +460,10 @@ fn compare(
         }
     }
     // Some of the changed weights may be zero.
-    let kept = zeros.saturating_sub(written.pruned_weights);
+    let kept = match written.structures {
+        Some(_) => zeros,
+        None => zeros.saturating_sub(written.pruned_weights),
+    };
     if !(changed..=changed.saturating_add(kept)).contains(&written.changed_weights) {
         let expected = written.changed_weights;
         findings.push(Finding::Changed { found: changed, expected });

@@ -21,6 +21,9 @@ static ALL: Table<InitialMask> = Table::new(&[
     &zeros::NONE,
 ]);
 
+/// Scores of a matrix's weights, row-major, from its statistics.
+pub type Scores = fn(&LayerStats<'_>) -> Result<Vec<f32>, Error>;
+
 /// An initialiser of masks.
 pub struct InitialMask {
     /// The name in a recipe's `mask.init`.
@@ -35,6 +38,9 @@ pub struct InitialMask {
     pub metrics: bool,
     /// Whether the mask is the zeros of a sparse checkpoint, whatever their number.
     pub zeros: bool,
+    /// The scores of a matrix's weights, row-major, for an initialiser that prunes the lowest and has
+    /// scores of its own.
+    pub scores: Option<Scores>,
     /// Computes the mask of a matrix.
     run: fn(&Matrix<'_>) -> Result<Initial, Error>,
 }
@@ -65,6 +71,11 @@ impl Named for InitialMask {
 }
 
 impl InitialMask {
+    /// Whether the initialiser has scores of weights, its own or those of the recipe's metrics.
+    pub const fn is_scored(&self) -> bool {
+        self.metrics || self.scores.is_some()
+    }
+
     /// The initial mask of a matrix with `amount` weights pruned. A pattern with tiles ignores
     /// `amount` and keeps the highest scores of each tile. Among equal scores the first weights are
     /// pruned, like the stable sort of Wanda's authors; under unstructured magnitude the last, as
@@ -192,7 +203,7 @@ impl Initial {
 
 /// ⌊`ratio`·n⌋ for the decimal number that the user wrote: 0.29 of 100 is 29, though the nearest
 /// binary number is below 0.29.
-fn floored(ratio: f64, weights: usize) -> usize {
+pub(crate) fn floored(ratio: f64, weights: usize) -> usize {
     (ratio * weights as f64 + 1e-6) as usize
 }
 

@@ -14,10 +14,8 @@ pub(super) static MAGNITUDE: InitialMask = InitialMask {
     scope: Scope::Layer,
     metrics: false,
     zeros: false,
-    run: |matrix| {
-        let scores: Vec<f32> = matrix.stats.weight.par_iter().map(|w| w.abs()).collect();
-        matrix.lowest(&scores, Ties::Last)
-    },
+    scores: Some(magnitude),
+    run: |matrix| matrix.lowest(&magnitude(matrix.stats)?, Ties::Last),
 };
 
 pub(super) static WANDA: InitialMask = InitialMask {
@@ -27,6 +25,7 @@ pub(super) static WANDA: InitialMask = InitialMask {
     scope: Scope::Row,
     metrics: false,
     zeros: false,
+    scores: Some(weight_norm),
     run: |matrix| matrix.lowest(&weight_norm(matrix.stats)?, Ties::First),
 };
 
@@ -37,8 +36,14 @@ pub(super) static METRIC: InitialMask = InitialMask {
     scope: Scope::Row,
     metrics: true,
     zeros: false,
+    scores: None,
     run: |matrix| matrix.lowest(matrix.scores()?, Ties::First),
 };
+
+/// |W|, row-major.
+fn magnitude(stats: &LayerStats<'_>) -> Result<Vec<f32>, Error> {
+    Ok(stats.weight.par_iter().map(|w| w.abs()).collect())
+}
 
 /// |W_ij|·‖x_j‖, row-major: what a weight contributes to its output (Wanda, arXiv 2306.11695).
 ///

@@ -29,6 +29,7 @@ pub(super) static SPARSEGPT: InitialMask = InitialMask {
     scope: Scope::Layer,
     metrics: false,
     zeros: false,
+    scores: None,
     run: |matrix| prune(matrix.stats, matrix.pattern, matrix.ratio),
 };
 

@@ -13,6 +13,7 @@ pub(super) static NONE: InitialMask = InitialMask {
     scope: Scope::Layer,
     metrics: false,
     zeros: true,
+    scores: None,
     run: |matrix| {
         let (name, dims, weight) = (matrix.stats.name, matrix.stats.dims, matrix.stats.weight);
         Error::check_numbers(name, dims.columns, weight)?;

@@ -60,6 +60,11 @@ pub trait Stage {
         false
     }
 
+    /// Whether the stage leaves the masks as they are.
+    fn keeps_masks(&self) -> bool {
+        false
+    }
+
     /// Whether the stage needs the Gram matrices of inputs.
     fn needs_gram(&self) -> bool {
         false

@@ -163,6 +163,10 @@ impl Stage for Reconstruct {
         format!("reconstruct by {method}: kept weights change")
     }
 
+    fn keeps_masks(&self) -> bool {
+        true
+    }
+
     fn needs_gram(&self) -> bool {
         true
     }

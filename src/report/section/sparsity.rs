@@ -37,6 +37,9 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
                 " weights of the whole model, embeddings included"
             }
             "."
+            @if let Some(structures) = &report.structures {
+                " They are " (structures) ", and the result is a smaller dense model."
+            }
             @if report.changed_weights > 0 {
                 " " (count(report.changed_weights as u64))
                 " of the kept ones are not the dense model's."

@@ -1,0 +1,58 @@
+//! Heads of self-attention: a head of keys and values with the query heads that it serves. These are
+//! rows of the query, key and value projections, with their biases, and columns of the output's.
+
+use super::{Axis, Inner, Kind, Part, Size, Slice, Sublayer, Units, Whole};
+use crate::family::{Attention, Role};
+
+pub(super) static HEADS: Kind = Kind {
+    name: "heads",
+    help: "heads of keys and values with their query heads: the result is a smaller dense model",
+    whole: Some(Whole { many: "key/value heads", part: Part::Attention, units, sizes }),
+};
+
+fn heads(part: &Sublayer) -> Option<&Attention> {
+    match &part.inner {
+        Inner::Attention(heads) => Some(heads),
+        Inner::Gated(_) | Inner::Plain(_) => None,
+    }
+}
+
+fn units(part: &Sublayer) -> Result<Units, &'static str> {
+    let of = heads(part).ok_or("it has no attention")?;
+    if of.head_norms.iter().any(|norms| norms.iter().any(|norm| norm.width != of.head_dim)) {
+        return Err(
+            "the queries or keys of all heads are normalised together, so that without one \
+                    the others would change",
+        );
+    }
+    let (key, count) = (of.head_dim, of.kv_heads);
+    let query = of.heads / count.max(1) * key;
+    let slices = part.projections.iter().enumerate().map(|(linear, of)| {
+        // The rows or columns of each head of keys and values, one after the other.
+        let all = |widths: &[usize]| -> Vec<usize> {
+            let of = |width: &usize| {
+                let width = *width;
+                (0..count).flat_map(move |head| std::iter::repeat_n(head, width))
+            };
+            widths.iter().flat_map(of).collect()
+        };
+        let (axis, owners) = match of.role {
+            Role::Output => (Axis::Columns, all(&[query])),
+            Role::Query => (Axis::Rows, all(&[query])),
+            Role::QueryKeyValue => (Axis::Rows, all(&[query, key, key])),
+            Role::HeadQueryKeyValue => (Axis::Rows, all(&[query + 2 * key])),
+            _ => (Axis::Rows, all(&[key])),
+        };
+        Slice { linear, axis, owners }
+    });
+    Ok(Units { count, slices: slices.collect() })
+}
+
+fn sizes(part: &Sublayer, left: usize) -> Vec<Size> {
+    let Some(of) = heads(part) else { return Vec::new() };
+    vec![
+        Size { keys: &["num_attention_heads"], value: of.heads / of.kv_heads * left },
+        Size { keys: &["num_key_value_heads"], value: left },
+        Size { keys: &["head_dim"], value: of.head_dim },
+    ]
+}

@@ -1,0 +1,420 @@
+//! Removal of whole structures: the smaller model is what the masked one was, each row and column that
+//! is left has the dense model's bits, and what a model or a recipe cannot have is said at the start.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod util;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use util::{Run, Tensor, barber, command, flat, output, tensors};
+
+/// A fixture of tests/fixtures/logits, texts of its tokens, and a recipe.
+struct Case {
+    dir: tempfile::TempDir,
+    model: PathBuf,
+}
+
+impl Case {
+    fn new(fixture: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let model = dir.path().join("dense");
+        fs::create_dir(&model).unwrap();
+        for file in fs::read_dir(Path::new("tests/fixtures/logits").join(fixture)).unwrap() {
+            let (path, name) = file.map(|file| (file.path(), file.file_name())).unwrap();
+            if name != "expected.safetensors" {
+                fs::copy(path, model.join(name)).unwrap();
+            }
+        }
+        // A token is its number.
+        let numbers: BTreeMap<String, u32> = (0..96).map(|id| (id.to_string(), id)).collect();
+        let tokenizer = json!({
+            "version": "1.0",
+            "added_tokens": [],
+            "pre_tokenizer": { "type": "WhitespaceSplit" },
+            "model": { "type": "WordLevel", "vocab": numbers, "unk_token": "0" },
+        });
+        fs::write(model.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        for (name, by) in [("calibration", 7), ("test", 11)] {
+            let words: Vec<String> = (0..64).map(|i| (i * i * by % 96).to_string()).collect();
+            fs::write(dir.path().join(format!("{name}.txt")), words.join(" ")).unwrap();
+        }
+        let recipe = "model.path = 'dense'\n\
+             calibration = { source = 'calibration.txt', samples = 4, sequence_length = 16 }\n\
+             output.path = 'out'\n\
+             [evaluate]\nperplexity = ['test.txt']\nsequence_length = 16\n";
+        fs::write(dir.path().join("recipe.toml"), recipe).unwrap();
+        Self { dir, model }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn run(&self, verb: &str, sets: &[&str]) -> Run {
+        let recipe = self.path("recipe.toml");
+        let sets = sets.iter().flat_map(|set| ["--set", set]);
+        barber(&[verb, recipe.to_str().unwrap()].into_iter().chain(sets).collect::<Vec<_>>())
+    }
+
+    /// Prunes, and checks all that is true of every result.
+    #[track_caller]
+    fn prunes(&self, sets: &[&str]) -> Value {
+        let run = self.run("check", sets);
+        assert_eq!(run.status, 0, "{}", run.stderr);
+        let run = self.run("prune", sets);
+        assert_eq!(run.status, 0, "{}", run.stderr);
+        let out = self.path("out");
+        let out = out.to_str().unwrap();
+        for verb in ["verify", "reproduce"] {
+            let run = barber(&[verb, out]);
+            assert_eq!(run.status, 0, "{}{}", run.stdout, run.stderr);
+        }
+        let report = fs::read(self.path("out/barber-report.json")).unwrap();
+        let report: Value = serde_json::from_slice(&report).unwrap();
+        let text = self.path("test.txt");
+        let eval = ["eval", out, "--text", text.to_str().unwrap(), "--sequence-length", "16"];
+        let run = barber(&[&eval[..], &["--json"]].concat());
+        assert_eq!(run.status, 0, "{}", run.stderr);
+        let found: Value = serde_json::from_str(&run.stdout).unwrap();
+        let [found, expected] = [
+            &found["perplexity"][0]["perplexity"],
+            &report["perplexity"][0]["final"]["perplexity"],
+        ]
+        .map(|of| of.as_f64().unwrap());
+        assert!((found / expected - 1.0).abs() < 1e-5, "{found} {expected}");
+        report
+    }
+
+    #[track_caller]
+    fn refuses(&self, sets: &[&str], words: &[&str]) {
+        for verb in ["check", "prune"] {
+            let run = self.run(verb, sets);
+            let said = flat(&run.stderr);
+            assert_eq!(run.status, 2, "{}{said}", run.stdout);
+            words.iter().for_each(|word| assert!(said.contains(word), "{word}: {said}"));
+        }
+        assert!(!self.path("out").exists());
+    }
+
+    fn dense(&self) -> BTreeMap<String, Tensor> {
+        tensors(&self.model)
+    }
+
+    fn config(&self) -> Value {
+        let config = fs::read(self.path("out/config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        if config["text_config"].is_object() { config["text_config"].clone() } else { config }
+    }
+}
+
+/// The indices that a report has as ranges.
+fn indices(ranges: &Value) -> BTreeSet<usize> {
+    let ranges = ranges.as_str().unwrap().split(", ").filter(|range| !range.is_empty());
+    let range = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        first.parse().unwrap()..=last.parse::<usize>().unwrap()
+    };
+    ranges.flat_map(range).collect()
+}
+
+/// Rows and columns of a tensor, as bytes of its elements.
+fn rows((dtype, shape, bytes): &Tensor) -> Vec<Vec<&[u8]>> {
+    let size = dtype.bitsize() / 8;
+    let columns = if shape.len() > 1 { shape[1] } else { 1 };
+    bytes.chunks(size * columns).map(|row| row.chunks(size).collect()).collect()
+}
+
+/// Checks that a tensor is the dense one without these rows or columns.
+fn without(name: &str, [new, old]: [&Tensor; 2], gone: [&BTreeSet<usize>; 2]) {
+    let rows_of_old = rows(old);
+    let kept = rows_of_old.iter().enumerate().filter(|(i, _)| !gone[0].contains(i));
+    let kept = kept.map(|(_, row)| {
+        let kept = row.iter().enumerate().filter(|(i, _)| !gone[1].contains(i));
+        kept.map(|(_, element)| *element).collect::<Vec<_>>()
+    });
+    assert_eq!(new.0, old.0, "{name}");
+    assert!(rows(new) == kept.collect::<Vec<_>>(), "{name}");
+}
+
+const CHANNELS: &str = "sparsity.structure=channels";
+const HEADS: &str = "sparsity.structure=heads";
+
+#[test]
+fn channels_are_cut_from_every_dense_family() {
+    let none = BTreeSet::new();
+    for (fixture, init) in [
+        ("gqa-tied", "magnitude"),
+        ("biases", "wanda"),
+        ("opt", "wanda"),
+        ("gpt-neox", "magnitude"),
+        ("phi", "wanda"),
+        ("phi3", "wanda"),
+        ("gemma3-images", "wanda"),
+        ("mistral3", "magnitude"),
+        ("olmo2", "wanda"),
+        ("nemotron-biases", "wanda"),
+        ("sharded-bf16", "wanda"),
+    ] {
+        let case = Case::new(fixture);
+        let report = case.prunes(&[CHANNELS, "sparsity.ratio=0.25", &format!("mask.init={init}")]);
+        let structures = &report["structures"];
+        assert_eq!(structures["structure"], "channels", "{fixture}");
+        let (of, lost) = (structures["of"].as_u64().unwrap(), structures["lost"].as_u64().unwrap());
+        assert_eq!(lost, of / 4, "{fixture}");
+        let sizes = ["intermediate_size", "ffn_dim"].map(|key| case.config()[key].as_u64());
+        assert_eq!(sizes.into_iter().flatten().collect::<Vec<_>>(), [of - lost], "{fixture}");
+        let (dense, new) = (case.dense(), tensors(&case.path("out")));
+        assert!(new.keys().eq(dense.keys()), "{fixture}");
+        let mut cut = 0;
+        for (name, old) in &dense {
+            let new = &new[name];
+            let layer = name.split('.').find_map(|part| part.parse::<usize>().ok());
+            let gone = layer.filter(|_| !name.starts_with("vision")).map(|layer| {
+                let gone = indices(&structures["removed"][layer]);
+                assert_eq!(gone.len() as u64, lost, "{fixture}");
+                gone
+            });
+            let (module, tensor) = name.rsplit_once('.').unwrap();
+            let module = module.rsplit('.').next().unwrap();
+            match (module, gone) {
+                ("down_proj" | "fc2" | "dense_4h_to_h", Some(gone)) if tensor == "weight" => {
+                    without(name, [new, old], [&none, &gone]);
+                    cut += 1;
+                }
+                ("gate_proj" | "up_proj" | "fc1" | "dense_h_to_4h", Some(gone)) => {
+                    without(name, [new, old], [&gone, &none]);
+                    cut += 1;
+                }
+                ("gate_up_proj", Some(gone)) => {
+                    let both = gone.iter().flat_map(|i| [*i, i + of as usize]).collect();
+                    without(name, [new, old], [&both, &none]);
+                    cut += 1;
+                }
+                _ => assert!(new == old, "{fixture}: {name}"),
+            }
+        }
+        assert!(cut >= 4, "{fixture}");
+        // `inspect` shows an ordinary checkpoint.
+        let run = barber(&["inspect", case.path("out").to_str().unwrap(), "--json"]);
+        let found: Value = serde_json::from_str(&run.stdout).unwrap();
+        let weights = report["model_weights"].as_u64().unwrap();
+        assert!(found["total"]["weights"].as_u64().unwrap() < weights, "{}", run.stdout);
+    }
+}
+
+#[test]
+fn heads_go_with_their_query_heads() {
+    let none = BTreeSet::new();
+    for (fixture, heads, head_dim) in [
+        ("gqa-tied", [4, 2], 8),
+        ("head-dim", [4, 2], 12),
+        ("biases", [4, 4], 8),
+        ("qwen3", [4, 2], 12),
+        ("phi", [4, 4], 8),
+        ("gemma3", [4, 2], 12),
+        ("sharded-f16", [4, 2], 8),
+    ] {
+        let case = Case::new(fixture);
+        let report = case.prunes(&[HEADS, "sparsity.ratio=0.5"]);
+        let structures = &report["structures"];
+        let config = case.config();
+        let found = ["num_attention_heads", "num_key_value_heads", "head_dim"]
+            .map(|key| config[key].as_u64().unwrap() as usize);
+        assert_eq!(found, [heads[0] / 2, heads[1] / 2, head_dim], "{fixture}");
+        let (dense, new) = (case.dense(), tensors(&case.path("out")));
+        assert!(new.keys().eq(dense.keys()), "{fixture}");
+        for (name, old) in &dense {
+            let new = &new[name];
+            let layer = name.split('.').find_map(|part| part.parse::<usize>().ok());
+            let gone = |width: usize| -> BTreeSet<usize> {
+                let gone = indices(&structures["removed"][layer.unwrap()]);
+                gone.iter().flat_map(|head| head * width..(head + 1) * width).collect()
+            };
+            let query = heads[0] / heads[1] * head_dim;
+            let (module, tensor) = name.rsplit_once('.').unwrap();
+            match module.rsplit('.').next().unwrap() {
+                "q_proj" => without(name, [new, old], [&gone(query), &none]),
+                "k_proj" | "v_proj" => without(name, [new, old], [&gone(head_dim), &none]),
+                "o_proj" | "dense" if tensor == "weight" => {
+                    without(name, [new, old], [&none, &gone(query)]);
+                }
+                _ => assert!(new == old, "{fixture}: {name}"),
+            }
+        }
+    }
+}
+
+/// The values of an f32 tensor.
+fn values((dtype, _, bytes): &Tensor) -> Vec<f64> {
+    assert_eq!(*dtype, Dtype::F32);
+    let (values, _) = bytes.as_chunks();
+    values.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect()
+}
+
+#[test]
+fn the_channels_with_the_lowest_sums_go() {
+    let case = Case::new("f32");
+    let report = case.prunes(&[CHANNELS, "sparsity.ratio=0.3", "mask.init=magnitude"]);
+    let dense = case.dense();
+    for layer in 0..2 {
+        let of = |name: &str| &dense[&format!("model.layers.{layer}.mlp.{name}_proj.weight")];
+        let [rows, columns] = of("up").1[..] else { panic!("a matrix") };
+        let sum = |channel: usize| {
+            let inputs = ["gate", "up"].map(|name| {
+                let row = &values(of(name))[channel * columns..(channel + 1) * columns];
+                row.iter().map(|w| w.abs()).sum::<f64>()
+            });
+            let output = values(of("down")).into_iter().skip(channel).step_by(rows);
+            inputs.iter().sum::<f64>() + output.map(f64::abs).sum::<f64>()
+        };
+        let mut order: Vec<usize> = (0..rows).collect();
+        order.sort_by(|a, b| sum(*a).total_cmp(&sum(*b)));
+        let expected: BTreeSet<usize> = order.into_iter().take(rows * 3 / 10).collect();
+        assert_eq!(indices(&report["structures"]["removed"][layer]), expected);
+    }
+}
+
+#[test]
+fn any_metric_scores_structures() {
+    let case = Case::new("qwen3");
+    let removed = |structure: &str, metric: &str| {
+        let metric = format!("mask.metric=[{metric}]");
+        let output = case.path("out");
+        if output.exists() {
+            fs::remove_dir_all(&output).unwrap();
+        }
+        let sets = [structure, "sparsity.ratio=0.5", "mask.init=metric", &metric];
+        case.prunes(&sets)["structures"]["removed"].clone()
+    };
+    let metrics = [
+        "{ use = 'random' }",
+        "{ use = 'random', seed = 1 }",
+        "{ use = 'weight-gradient' }",
+        "{ use = 'weight-gradient' }, { use = 'activation-norm' }",
+        "{ use = 'hessian-diagonal' }",
+    ];
+    let found: BTreeSet<String> =
+        metrics.iter().map(|metric| removed(CHANNELS, metric).to_string()).collect();
+    assert_eq!(found.len(), metrics.len(), "{found:?}");
+    assert!(removed(HEADS, "{ use = 'weight-gradient' }").is_array());
+    // A repeated run has the same bytes with another number of threads.
+    let before = tensors(&case.path("out"));
+    fs::remove_dir_all(case.path("out")).unwrap();
+    let recipe = case.path("recipe.toml");
+    let mut program = command(Path::new(env!("CARGO_BIN_EXE_barber")));
+    program.args(["prune", recipe.to_str().unwrap()]).env("RAYON_NUM_THREADS", "1");
+    let metric = "mask.metric=[{ use = 'weight-gradient' }]";
+    for set in [HEADS, "sparsity.ratio=0.5", "mask.init=metric", metric] {
+        program.args(["--set", set]);
+    }
+    let run = output(&mut program);
+    assert_eq!(run.status, 0, "{}", run.stderr);
+    assert!(tensors(&case.path("out")) == before);
+}
+
+#[test]
+fn what_is_left_can_be_reconstructed() {
+    let case = Case::new("gqa-tied");
+    let sets = [CHANNELS, "sparsity.ratio=0.25", "refine=[{ use = 'reconstruct' }]"];
+    for passes in ["mask.passes=1", "mask.passes=2"] {
+        let report = case.prunes(&[&sets[..], &[passes]].concat());
+        assert!(report["changed_weights"].as_u64().unwrap() > 0, "{report}");
+        let card = fs::read_to_string(case.path("out/README.md")).unwrap();
+        assert!(card.contains("without 12 of the 48 channels of each of 2 layers"), "{card}");
+        assert!(card.contains("- Removed: channels") && !card.contains("- sparse"), "{card}");
+        fs::remove_dir_all(case.path("out")).unwrap();
+    }
+}
+
+#[test]
+fn what_was_tampered_with_is_found() {
+    let case = Case::new("f32");
+    case.prunes(&[CHANNELS, "sparsity.ratio=0.25"]);
+    let out = case.path("out");
+    let (report, config) = (out.join("barber-report.json"), out.join("config.json"));
+    let wrong = |words: &str| {
+        let run = barber(&["verify", out.to_str().unwrap()]);
+        assert_eq!(run.status, 1, "{}{}", run.stdout, run.stderr);
+        assert!(flat(&run.stdout).contains(words), "{words}: {}", run.stdout);
+    };
+    let text = fs::read_to_string(&report).unwrap();
+    let mut other: Value = serde_json::from_str(&text).unwrap();
+    let removed = &mut other["structures"]["removed"][0];
+    let mut gone = indices(removed);
+    let kept = (0..24).find(|i| !gone.contains(i)).unwrap();
+    gone.pop_first();
+    gone.insert(kept);
+    let all: Vec<String> = gone.iter().map(ToString::to_string).collect();
+    *removed = all.join(", ").into();
+    fs::write(&report, other.to_string()).unwrap();
+    wrong("kept weights are not the dense model's");
+    for hostile in [json!(""), json!("0-18446744073709551615"), json!("0-47")] {
+        other["structures"]["removed"][0] = hostile;
+        fs::write(&report, other.to_string()).unwrap();
+        wrong("the report's structures are not those of the dense model");
+    }
+    fs::write(&report, &text).unwrap();
+    let sizes = fs::read_to_string(&config).unwrap();
+    fs::write(&config, sizes.replace("\"intermediate_size\": 18", "\"intermediate_size\": 17"))
+        .unwrap();
+    wrong("config.json does not have the sizes of the smaller model");
+}
+
+#[test]
+fn what_a_recipe_cannot_ask_for_is_said() {
+    let case = Case::new("gqa-tied");
+    for (sets, words) in [
+        (
+            &["sparsity.ratio=0.01"][..],
+            "0.01 of the 48 channels of a layer are 0: nothing would be",
+        ),
+        (&["sparsity.ratio=0.999999999999"], "nothing would be left"),
+        (&["sparsity.ratio=1.0"], "must be at least 0 and below 1"),
+        (&["sparsity.pattern=2:4"], "channels are removed as a whole"),
+        (&["sparsity.allocation=owl"], "all layers lose as many channels"),
+        (&["override=[{ tensors = '*.0.*', ratio = 0.2 }]"], "all layers lose as many channels"),
+        (&["blocks=[{ name = 'a', layers = ['up_proj'] }]"], "are one group"),
+        (&["refine=[{ use = 'rebuild' }]"], "`rebuild` works on single weights, not on channels"),
+        (&["refine=[{ use = 'end-to-end' }]"], "`end-to-end` works on single weights"),
+        (&["preset=best"], "`swap` works on single weights"),
+        (&["mask.init=sparsegpt"], "`sparsegpt` has no scores"),
+        (&["mask.init=metric", "mask.metric=[{ use = 'ria' }]", "mask.scope=layer"], "compete"),
+        (&["output.format=sparse-bitmask"], "stores zeros"),
+        (&["sparsity.exclude=['*.up_proj']"], "leaves out `model.layers.0.mlp.up_proj.weight`"),
+        (
+            &[
+                "mask={ init = 'metric', passes = 1, metric = [{ use = 'gradient' }] }",
+                "refine=[{ use = 'reconstruct' }]",
+            ],
+            "set `mask.passes` to 2",
+        ),
+    ] {
+        case.refuses(&[&[CHANNELS], sets].concat(), &[words]);
+    }
+    case.refuses(&["sparsity.structure=chanels"], &["`channels`"]);
+    // Of two heads a quarter is none.
+    case.refuses(&[HEADS, "sparsity.ratio=0.25"], &["0.25 of the 2 key/value heads"]);
+    let gradient = "mask.metric=[{ use = 'gradient' }]";
+    case.refuses(&["mask.init=metric", gradient], &["needs gradients of the output error"]);
+}
+
+#[test]
+fn what_a_family_lacks_is_said() {
+    for (fixture, structure, words) in [
+        ("olmoe", CHANNELS, "a mixture of experts"),
+        ("olmo2", HEADS, "normalised together"),
+        ("opt", HEADS, "config.json cannot describe a model with fewer key/value heads"),
+        ("gpt-neox", HEADS, "config.json cannot describe"),
+        ("phi-norms", HEADS, "config.json cannot describe"),
+        ("phi3-longrope", HEADS, "config.json cannot describe"),
+    ] {
+        let case = Case::new(fixture);
+        case.refuses(&[structure, "sparsity.ratio=0.5"], &[words, "sparsity.structure"]);
+    }
+}

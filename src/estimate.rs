@@ -94,8 +94,10 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
         cost.then(run.pruning.refinement(plan, (index, layer)));
     }
     if initial_needs.squared_gradient {
-        // The output head, forward and backward to the hidden states.
-        let operations = 2.0 * 2.0 * calibration.parts()[0] * head;
+        // The output head, forward and backward to the hidden states. The last token of a sample
+        // predicts none.
+        let predictions = calibration.parts()[0] - calibration.samples as f64;
+        let operations = 2.0 * 2.0 * predictions * head;
         initial += operations;
         let held = 2.0 * SIZE * head;
         cost.then(Cost { operations, held, ..Cost::default() });

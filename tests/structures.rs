@@ -372,7 +372,7 @@ fn what_a_recipe_cannot_ask_for_is_said() {
     for (sets, words) in [
         (
             &["sparsity.ratio=0.01"][..],
-            "0.01 of the 48 channels of a layer are 0: nothing would be",
+            "0.01 of the 48 channels of a layer, rounded down, is 0: nothing would be",
         ),
         (&["sparsity.ratio=0.999999999999"], "nothing would be left"),
         (&["sparsity.ratio=1.0"], "must be at least 0 and below 1"),

@@ -38,20 +38,22 @@ pub(super) fn initial_pipeline(recipe: &Recipe) -> Result<Vec<prune::MetricStep>
     let Recipe { mask, sparsity, .. } = recipe;
     let steps = steps("mask.metric", &mask.metric)?;
     let gradient = steps.iter().position(|(_, metric)| metric.needs().squared_gradient);
-    let wrong = |i: usize, of: &str, help: &str| {
-        let why = format!("`{}` needs gradients of {of}", steps[i].0);
+    let wrong = |i: usize, why: String, help: &str| {
         let problem = Problem::at(&format!("mask.metric.{i}.use"), Fault::Value(why));
         Err(vec![problem.help(help)])
     };
     match gradient.filter(|_| mask.init.metrics) {
         Some(i) if !sparsity.structure.is_whole() => wrong(
             i,
-            "the output error",
+            format!("`{}` needs gradients of the output error", steps[i].0),
             "there is no error before there is a mask; `barber metrics` shows what each metric needs",
         ),
         Some(i) if mask.passes == 1 => wrong(
             i,
-            "the dense model's loss, which take a pass of their own",
+            format!(
+                "`{}` needs gradients of the dense model's loss, a pass of their own",
+                steps[i].0
+            ),
             "set `mask.passes` to 2",
         ),
         _ => Ok(steps),

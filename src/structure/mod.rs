@@ -155,7 +155,7 @@ pub enum Error {
         found: usize,
     },
     /// The ratio removes nothing, or everything.
-    #[error("{ratio} of the {of} {many} of a layer are {removed}: {what}")]
+    #[error("{ratio} of the {of} {many} of a layer, rounded down, is {removed}: {what}")]
     Ratio {
         /// The ratio.
         ratio: f64,

@@ -67,6 +67,15 @@ fn inspect_tells_patterns_apart() {
         assert!(succeeds(&tensors).contains("model.layers.1.self_attn.q_proj "));
         assert!(tensors.stdout.lines().all(|line| line.chars().count() <= 80));
     }
+    // Of a model with images the ends of long names are left.
+    for (model, name) in [
+        ("mistral3", "…_projector.patch_merger.merging_layer"),
+        ("gemma3-images", "all vision_tower.encoder.layers"),
+    ] {
+        let shown = barber(&["inspect", &format!("tests/fixtures/logits/{model}")]);
+        assert!(succeeds(&shown).contains(name), "{}", shown.stdout);
+        assert!(shown.stdout.lines().all(|line| line.chars().count() <= 80), "{}", shown.stdout);
+    }
     let missing = barber(&["inspect", "nowhere"]);
     assert_eq!(missing.status, 1);
     assert!(flat(&missing.stderr).contains("no checkpoint at nowhere"), "{}", missing.stderr);

@@ -15,7 +15,7 @@ pub(super) enum Column {
 }
 
 impl Column {
-    const fn heading(self) -> &'static str {
+    pub(super) const fn heading(self) -> &'static str {
         match self {
             Self::Words(heading) | Self::Figures(heading) => heading,
         }
@@ -33,9 +33,11 @@ fn terminal() -> Option<usize> {
     said.or_else(|| size().map(|(_, columns)| columns.into())).filter(|columns| *columns > 0)
 }
 
+/// Maximum width of lines of text.
+pub(super) const WIDTH: usize = 80;
+
 /// The width of lines of text.
 fn width() -> usize {
-    const WIDTH: usize = 80;
     terminal().map_or(WIDTH, |columns| columns.min(WIDTH))
 }
 

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::{
     Error,
     columns::{
-        Column::{Figures, Words},
-        columns, wrapped,
+        Column::{self, Figures, Words},
+        WIDTH, columns, wrapped,
     },
     progress::Terminal,
     show,
@@ -294,7 +294,24 @@ fn summary(places: &[Place], stacks: &[(&str, Sum)], total: &Sum) -> String {
         }));
     }
     rows.push(total.row("all tensors"));
+    shorten(&heads, &mut rows);
     columns(&heads, &rows)
+}
+
+/// Leaves the ends of names that are too long beside the other columns of a page.
+fn shorten(heads: &[Column], rows: &mut [Vec<String>]) {
+    let width = |text: &str| text.chars().count();
+    let others = heads.iter().enumerate().skip(1).map(|(i, head)| {
+        let cells = rows.iter().map(|row| width(&row[i]));
+        2 + cells.max().unwrap_or(0).max(width(head.heading()))
+    });
+    let most = WIDTH.saturating_sub(others.sum());
+    for name in rows.iter_mut().map(|row| &mut row[0]) {
+        let cut = width(name).saturating_sub(most);
+        if cut > 0 {
+            *name = format!("…{}", name.chars().skip(cut + 1).collect::<String>());
+        }
+    }
 }
 
 /// A table of the tensors.

@@ -47,11 +47,18 @@ fn copied(
     (dir, model)
 }
 
-/// A text of token ids, and a recipe that prunes a model with it.
+/// A text and a tokenizer for it, and a recipe that prunes a model with it.
 fn recipe(dir: &Path, model: &str) -> String {
-    let text = dir.join("text.json");
-    let ids: Vec<u32> = (0..400_u32).map(|i| (i * i + 7 * i) % 96).collect();
-    fs::write(&text, json!({ "token_ids": [ids] }).to_string()).unwrap();
+    let vocab: BTreeMap<String, u32> = (0..96).map(|i| (format!("w{i}"), i)).collect();
+    let tokenizer = json!({
+        "version": "1.0",
+        "pre_tokenizer": { "type": "Whitespace" },
+        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "w0" },
+    });
+    fs::write(Path::new(model).join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let text = dir.join("text.txt");
+    let words: Vec<String> = (0..400_u32).map(|i| format!("w{}", (i * i + 7 * i) % 96)).collect();
+    fs::write(&text, words.join(" ")).unwrap();
     let path = dir.join("recipe.toml");
     let text = text.display();
     let recipe = format!(
@@ -125,7 +132,7 @@ fn is_pruned_dense(name: &str, form: &str, dtype: &str) {
     let inspected = flat(&says(&["inspect", &model]));
     assert!(inspected.contains(&flat(&said)) && inspected.contains(dtype), "{inspected}");
     // The report's perplexities are those of the two checkpoints.
-    let text = dir.path().join("text.json").display().to_string();
+    let text = dir.path().join("text.txt").display().to_string();
     for (dir, stage) in [(&model, "dense"), (&out, "refined")] {
         let arguments =
             ["eval", dir, "--text", &text, "--sequence-length", "32", "--segments", "4"];
@@ -179,17 +186,28 @@ fn experts_that_are_read_again_are_dequantised_again() {
     assert_eq!(of(Some(0)), of(None));
 }
 
-/// That a changed fixture is refused with a message.
+/// That a changed fixture is refused with a message before a run begins.
 #[track_caller]
 fn refused(
     name: &str,
     change: impl FnOnce(&mut BTreeMap<String, Tensor>, &mut Value),
     messages: &[&str],
 ) {
+    refused_by(&["check", "prune"], name, change, messages);
+}
+
+/// That commands refuse a changed fixture with a message.
+#[track_caller]
+fn refused_by(
+    commands: &[&str],
+    name: &str,
+    change: impl FnOnce(&mut BTreeMap<String, Tensor>, &mut Value),
+    messages: &[&str],
+) {
     let (dir, model) = copied(name, change);
     let recipe = recipe(dir.path(), &model);
-    for command in ["check", "prune"] {
-        let run = barber(&[command, &recipe]);
+    for command in commands {
+        let run = barber(&[*command, &recipe]);
         let said = flat(&run.stderr);
         assert_eq!(run.status, 1, "{}{said}", run.stdout);
         for message in messages {
@@ -217,7 +235,7 @@ fn scales_must_fit() {
     refused(
         "fp8",
         |_, config| config["quantization_config"]["weight_block_size"] = json!([8, 8]),
-        &["has shape [2, 4], which does not fit a matrix of shape [32, 32] in blocks of 8 8"],
+        &["has shape [2, 6], which does not fit a matrix of shape [32, 48] in blocks of 8 8"],
     );
     refused(
         "fp8",
@@ -246,15 +264,16 @@ fn scales_must_fit() {
 #[test]
 fn weights_must_be_finite() {
     let nan = "tensor `model.layers.0.self_attn.q_proj.weight` has NaN at [1, 3]";
-    refused("fp8", |tensors, _| part(tensors, "weight").2[35] = 0xff, &[nan]);
+    let code = |tensors: &mut BTreeMap<String, Tensor>, _: &mut Value| {
+        part(tensors, "weight").2[35] = 0xff;
+    };
+    refused_by(&["prune"], "fp8", code, &[nan]);
     for scale in [f32::NAN, f32::INFINITY] {
-        refused(
-            "fp8",
-            |tensors, _| {
-                part(tensors, "weight_scale_inv").2[4..8].copy_from_slice(&scale.to_le_bytes());
-            },
-            &["tensor `model.layers.0.self_attn.q_proj.weight` has", "at [0, 8]"],
-        );
+        let change = |tensors: &mut BTreeMap<String, Tensor>, _: &mut Value| {
+            part(tensors, "weight_scale_inv").2[4..8].copy_from_slice(&scale.to_le_bytes());
+        };
+        let messages = ["tensor `model.layers.0.self_attn.q_proj.weight` has", "at [0, 8]"];
+        refused_by(&["prune"], "fp8", change, &messages);
     }
 }
 

@@ -32,6 +32,7 @@ use super::{
     transposed::transposed,
 };
 use crate::{
+    buffer::recycle,
     files,
     limits::{self, EXPERTS, HEADERS, Limit},
     simd::first,
@@ -940,6 +941,9 @@ impl Reader {
     pub fn check_finite(&self, name: &str) -> Result<(), Error> {
         let view = self.tensor(name)?;
         let Some(dtype) = Dtype::of(view.dtype) else { return Ok(()) };
+        if let Data::Quantised(..) = view.data {
+            return self.read(name, view.shape).map(recycle);
+        }
         let bytes = view.bytes()?;
         match dtype.not_finite(&bytes) {
             (_, None) => Ok(()),

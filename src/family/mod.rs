@@ -789,7 +789,7 @@ mod tests {
             assert_eq!(listed, saved, "{}", checkpoint.display());
             checkpoints += 1;
         }
-        assert_eq!(checkpoints, 59);
+        assert_eq!(checkpoints, 70);
     }
 
     #[test]

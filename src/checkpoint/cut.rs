@@ -4,8 +4,6 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use serde_json::Value;
 
-use super::{Error, Reader};
-
 /// The dimension of a matrix that is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Axis {
@@ -71,22 +69,6 @@ impl Cuts {
             Some(cut) => cut.shape(dense).into(),
             None => dense.into(),
         }
-    }
-
-    /// Number of weights of all matrices of the smaller model, as [`Reader::weights`] counts those of
-    /// the dense one.
-    ///
-    /// # Errors
-    /// If a tensor cannot be found, which opening the model rules out.
-    pub fn weights(&self, dense: &Reader) -> Result<usize, Error> {
-        let mut weights = 0;
-        for name in dense.names() {
-            let view = dense.tensor(name)?;
-            if view.shape.len() > 1 {
-                weights += self.shape(name, view.shape).iter().product::<usize>();
-            }
-        }
-        Ok(weights)
     }
 }
 

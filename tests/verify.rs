@@ -114,7 +114,12 @@ fn what_is_found_can_be_had_as_json() {
     };
     let found = json("verify", 0);
     let dense = pruned.path("model").display().to_string();
-    let dense = serde_json::json!({ "model": dense, "compared": true, "changed": 0 });
+    let dense = serde_json::json!({
+        "model": dense,
+        "quantisation": null,
+        "compared": true,
+        "changed": 0,
+    });
     assert_eq!(found["dense"], dense);
     assert_eq!(found["zeros"].as_u64().unwrap() * 2, found["weights"].as_u64().unwrap());
     assert_eq!(found["wrong"], serde_json::json!([]));

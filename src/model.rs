@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::Arc,
 };
 
@@ -9,7 +10,7 @@ use bytesize::ByteSize;
 
 use crate::{
     buffer::recycle,
-    checkpoint::{self, Mapped, Pruned, Reader},
+    checkpoint::{self, Mapped, Pruned, Reader, readable_config},
     dtype::Dtype,
     executor::{
         self, Executor, HELD_EXPERTS, PartWeights, Positions, Stream, available_memory,
@@ -127,6 +128,17 @@ fn named_as_in(reader: &Reader, mut decoder: Decoder) -> Decoder {
         }
     }
     decoder
+}
+
+/// Checks that the `config.json` of a directory, whose weights may be missing, is that of a model that
+/// Barber reads.
+///
+/// # Errors
+/// If it cannot be read, the family is unknown, the configuration is not valid for it, or the weights
+/// are quantised in a way that Barber does not read.
+pub fn check_config(dir: &Path) -> Result<(), Error> {
+    family::decoder(&readable_config(dir)?)?;
+    Ok(())
 }
 
 /// The decoder of a checkpoint, with the checkpoint's tensor names.

@@ -387,6 +387,36 @@ fn what_the_hub_refuses_is_said() {
     assert_eq!(hub.requests().len(), 1);
 }
 
+/// What cannot be pruned is not fetched: weights take long.
+#[test]
+fn a_model_that_barber_does_not_read_is_refused_before_its_weights_are_fetched() {
+    let (hub, dir) = (Hub::start(), tempfile::tempdir().unwrap());
+    for (key, value, expected) in [
+        ("model_type", "mamba", "unknown `model_type` \"mamba\""),
+        ("quantization_config", r#"{"quant_method": "mxfp4"}"#, "Mxfp4Config(dequantize=True)"),
+    ] {
+        hub.set(|state| {
+            let config = fs::read(Path::new(MODEL).join("config.json")).unwrap();
+            let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+            config[key] = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+            state.files.insert("config.json".into(), config.to_string().into_bytes());
+        });
+        hub.requests();
+        let home = dir.path().join(key);
+        let out = format!("output.path={}", dir.path().join("out").display());
+        for arguments in [&EVAL[..], &prune("model.path=org/tiny", &out)] {
+            let run = barber(&hub, &home, arguments, &[]);
+            fails(&run, "`org/tiny` on the hub is not fetched");
+            fails(&run, expected);
+        }
+        let requests = hub.requests();
+        assert!(requests.iter().any(|path| path.ends_with("config.json")), "{requests:?}");
+        assert!(!requests.iter().any(|path| path.ends_with(WEIGHTS)), "{requests:?}");
+        // Its tensors can still be looked at.
+        succeeds(&barber(&hub, &home, &["inspect", "org/tiny"], &[]));
+    }
+}
+
 #[test]
 fn no_answer_is_a_path_out_of_the_cache() {
     let (hub, dir) = (Hub::start(), tempfile::tempdir().unwrap());

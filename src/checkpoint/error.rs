@@ -2,6 +2,8 @@
 
 use std::{io, path::Path, path::PathBuf};
 
+use super::quantised::Unread;
+
 /// An error of a checkpoint: what is wrong, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each variant's message says what it is")]
@@ -134,6 +136,10 @@ impl Error {
     /// [`Error::io`] for a `map_err`.
     pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::io(path, source)
+    }
+
+    pub(super) fn quantisation(dir: &Path, Unread { what, todo }: &Unread) -> Self {
+        Self::Quantisation { dir: dir.to_owned(), what: what.clone(), todo }
     }
 
     pub(super) fn quantised(path: &Path, name: &str, problem: impl Into<String>) -> Self {

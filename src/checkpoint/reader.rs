@@ -422,20 +422,33 @@ const ORDER: &str = "weight_g_idx";
 /// The files about the run that made a checkpoint, which the next run writes anew.
 const ABOUT_RUN: [&str; 3] = [RECIPE, JSON, HTML];
 
+/// The `config.json` of a checkpoint directory.
+fn config(dir: &Path) -> Result<Value, Error> {
+    let config = dir.join("config.json");
+    if !config.exists() {
+        return Err(no_checkpoint(dir));
+    }
+    let bytes = read(dir, &config, limits::CONFIG)?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::Json { path: config, problem: e.to_string() })
+}
+
+/// The `config.json` of a directory whose weights may be missing.
+///
+/// # Errors
+/// If it cannot be read, or describes weights that are quantised in a way that Barber does not read.
+pub fn readable_config(dir: &Path) -> Result<Value, Error> {
+    let config = config(dir)?;
+    quantised::declared(&config).map_err(|unread| Error::quantisation(dir, &unread))?;
+    Ok(config)
+}
+
 impl Reader {
     /// Opens a checkpoint directory.
     ///
     /// # Errors
     /// If a required file or tensor is missing or damaged.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let config = dir.join("config.json");
-        if !config.exists() {
-            return Err(no_checkpoint(dir));
-        }
-        let config = read(dir, &config, limits::CONFIG).and_then(|bytes| {
-            serde_json::from_slice(&bytes)
-                .map_err(|e| Error::Json { path: config, problem: e.to_string() })
-        })?;
+        let config = config(dir)?;
         // As in transformers, an index beside model.safetensors is ignored.
         let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
         let mut reader = Self {
@@ -805,9 +818,7 @@ impl Reader {
     pub fn quantisation(&self) -> Result<Option<&Quantisation>, Error> {
         match &self.quantisation {
             Ok(found) => Ok(found.as_ref()),
-            Err(Unread { what, todo }) => {
-                Err(Error::Quantisation { dir: self.dir.clone(), what: what.clone(), todo })
-            }
+            Err(unread) => Err(Error::quantisation(&self.dir, unread)),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::{
     evaluate::{Accuracy, Perplexity, TASKS, Task},
     executor::ops::Ops,
     hub::locate,
-    model::Model,
+    model::{Model, check_config},
     progress::Steps,
     recipe::Device,
     run::{Asked, ScheduledPhase, Watch, check_text, measure, on_device, tokens},
@@ -77,7 +77,7 @@ fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error>
     let Arguments { dir, segments: limit, json, .. } = arguments;
     let watch = Terminal { quiet: *json };
     let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
-    let located = locate(dir, arguments.revision.as_deref(), &new)?;
+    let located = locate(dir, arguments.revision.as_deref(), &new, &|dir| Ok(check_config(dir)?))?;
     let reader = Reader::open(&located.dir)?;
     let model = Model::new(&reader, device)?;
     let tokens = tokens(&model, !arguments.no_special_tokens);

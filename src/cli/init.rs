@@ -23,7 +23,7 @@ use crate::{
     family::{Decoder, Part},
     files,
     hub::{Located, locate},
-    model::Model,
+    model::{Model, check_config},
     progress::Steps,
     recipe::load_text,
     run::{Forecast, Tests, Watch, calibrate, extent, plan, tokens},
@@ -67,7 +67,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     write::check(&target, arguments.force)?;
     let watch = Terminal { quiet: false };
     let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
-    let located = locate(&arguments.model, arguments.revision.as_deref(), &new)?;
+    let located = locate(&arguments.model, arguments.revision.as_deref(), &new, &|dir| {
+        Ok(check_config(dir)?)
+    })?;
     let reader = Reader::open(&located.dir)?;
     let model = Model::new(&reader, Cpu::default())?;
     let draft = Draft { arguments, name: &name, located: &located, model: &model, target: &target };

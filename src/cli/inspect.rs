@@ -52,7 +52,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let watch = Terminal { quiet: arguments.json };
     let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
-    let located = locate(&arguments.dir, arguments.revision.as_deref(), &new)?;
+    let located = locate(&arguments.dir, arguments.revision.as_deref(), &new, &|_| Ok(()))?;
     let reader = Reader::open(&located.dir)?;
     let tensors = tensors(&reader, watch)?;
     let places = places(&tensors);

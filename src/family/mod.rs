@@ -231,7 +231,7 @@ pub struct Router {
     pub active: usize,
     /// The choice and the weights of these experts.
     pub scoring: Scoring,
-    /// Tensor name of numbers that are added to the experts' scores for the choice alone, [experts].
+    /// Tensor name of numbers that are added to the experts' scores for the choice alone, `[experts]`.
     pub correction: Option<String>,
     /// The projection to a number whose sigmoid is the weight of the shared expert; `None` for a
     /// weight of 1. It is never pruned.

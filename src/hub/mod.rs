@@ -16,6 +16,9 @@ pub struct Located {
     pub commit: Option<String>,
 }
 
+/// Why a model is not the caller's to use.
+pub type Unsuitable = Box<dyn std::error::Error + Send + Sync>;
+
 /// Why a model could not be located or fetched, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each variant's message says what it is")]
@@ -56,6 +59,8 @@ pub enum Error {
          is a mirror, try another one, or give the path of a directory"
     )]
     Refused { name: String, problem: String },
+    #[error("`{name}` on the hub is not fetched: {problem}")]
+    Unsuitable { name: String, problem: Unsuitable },
     #[error("{name}: {problem}")]
     Setting { name: &'static str, problem: String },
     #[error(
@@ -84,15 +89,17 @@ pub fn is_name(path: &Path) -> bool {
 
 /// The checkpoint at a path or with a name on the hub. A name that is not a directory is looked up
 /// in the cache, and missing files are fetched. `bar` makes the progress bar of a file from its
-/// name and size in bytes. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as in the hub's
+/// name and size in bytes. `suits` judges the directory before weights are fetched into it, by its
+/// other files. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as in the hub's
 /// own tools.
 ///
 /// # Errors
-/// If it does not exist or cannot be fetched.
+/// If it does not exist, cannot be fetched, or does not suit.
 pub fn locate(
     path: &Path,
     revision: Option<&str>,
     bar: &dyn Fn(&str, u64) -> Box<dyn Bar>,
+    suits: &dyn Fn(&Path) -> Result<(), Unsuitable>,
 ) -> Result<Located, Error> {
     if path.is_dir() || !is_name(path) {
         return match revision {
@@ -101,10 +108,10 @@ pub fn locate(
         };
     }
     #[cfg(feature = "hub")]
-    return fetch::fetch(path, revision, bar);
+    return fetch::fetch(path, revision, bar, suits);
     #[cfg(not(feature = "hub"))]
     {
-        let _ = bar;
+        let _ = (bar, suits);
         Err(Error::NotBuilt { name: path.to_string_lossy().into_owned() })
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     family::{self, Decoder},
     hub::locate,
     limits::SEQUENCE,
-    model::{self, Model},
+    model::{self, Model, check_config},
     plan::Plan,
     progress::Steps,
     recipe::{self, Recipe},
@@ -37,13 +37,14 @@ impl Checkpoints {
     /// If one cannot be fetched or read, or the two are not the same model.
     pub(crate) fn open(recipe: &Recipe, watch: &dyn Watch) -> Result<Self, Error> {
         let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
+        let suits: &dyn Fn(&Path) -> _ = &|dir| Ok(check_config(dir)?);
         let recipe::Model { path, revision, dense, dense_revision } = &recipe.model;
-        let found = locate(path, revision.as_deref(), &new)?;
+        let found = locate(path, revision.as_deref(), &new, suits)?;
         let reader = Reader::open(&found.dir)?;
         let Some(path) = dense else {
             return Self::of(reader, None, [found.commit, None]);
         };
-        let of_dense = locate(path, dense_revision.as_deref(), &new)?;
+        let of_dense = locate(path, dense_revision.as_deref(), &new, suits)?;
         let dense = Reader::open(&of_dense.dir)?;
         reader.quantisation()?;
         alike(&dense, &reader)?;

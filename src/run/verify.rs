@@ -14,7 +14,7 @@ use crate::{
     hub::locate,
     limits,
     mask::Pattern,
-    model,
+    model::{self, check_config},
     progress::Steps,
     recipe::{Loaded, Model, load_text},
     report::{self, Matrix, Report, StructureReport},
@@ -147,7 +147,8 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
     let model = match dense {
         Some(dense) => {
             let revision = revision.filter(|_| *dense == *reference && !dense.is_dir());
-            locate(dense, revision, &|file, bytes| watch.bar(file, Steps::Bytes(bytes)))?.dir
+            let new = |file: &str, bytes| watch.bar(file, Steps::Bytes(bytes));
+            locate(dense, revision, &new, &|dir| Ok(check_config(dir)?))?.dir
         }
         None => reference.to_owned(),
     };

@@ -12,11 +12,12 @@ use std::{
 };
 
 use self::{
+    answer::FileName,
     cache::{Cache, variable},
     client::Client,
     download::Download,
 };
-use super::{Error, Located};
+use super::{Error, Located, Unsuitable};
 use crate::progress::Bar;
 
 /// Why a request failed.
@@ -80,11 +81,12 @@ impl Problem {
 /// The checkpoint of the model with this name, from the cache or fetched into it.
 ///
 /// # Errors
-/// If it cannot be fetched.
+/// If it cannot be fetched, or does not suit.
 pub(super) fn fetch(
     path: &Path,
     revision: Option<&str>,
     bar: &dyn Fn(&str, u64) -> Box<dyn Bar>,
+    suits: &dyn Fn(&Path) -> Result<(), Unsuitable>,
 ) -> Result<Located, Error> {
     let name = path.to_string_lossy().into_owned();
     let revision = revision.unwrap_or("main");
@@ -122,7 +124,9 @@ pub(super) fn fetch(
             };
         }
     };
-    if !listing.files.iter().any(|file| file.as_str().ends_with(".safetensors")) {
+    let (weights, others): (Vec<_>, Vec<_>) =
+        listing.files.iter().partition(|file| file.as_str().ends_with(".safetensors"));
+    if weights.is_empty() {
         return Err(match listing.pickle {
             Some(file) => Error::Pickle { name, file },
             None => Error::NoWeights { name },
@@ -131,9 +135,16 @@ pub(super) fn fetch(
     // Files are fetched by commit, as the revision may move meanwhile.
     let commit = &listing.commit;
     let download = Download { client: &client, repo: &repo, model: &name, commit, bar };
-    for file in listing.files.iter().filter(|file| !repo.has(commit, file)) {
-        download.file(file).map_err(|problem| problem.of(&name, Some(file.as_str())))?;
+    let missing = |file: &&FileName| !repo.has(commit, file);
+    let fetch = |file: &FileName| {
+        download.file(file).map_err(|problem| problem.of(&name, Some(file.as_str())))
+    };
+    others.into_iter().filter(missing).try_for_each(fetch)?;
+    if weights.iter().any(|file| !repo.has(commit, file)) {
+        let judged = suits(&repo.snapshot(commit));
+        judged.map_err(|problem| Error::Unsuitable { name: name.clone(), problem })?;
     }
+    weights.into_iter().filter(missing).try_for_each(fetch)?;
     repo.note(revision, commit).map_err(|error| Problem::Disk(error).of(&name, None))?;
     Ok(Located { dir: repo.snapshot(commit), commit: Some(commit.as_str().into()) })
 }

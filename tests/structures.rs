@@ -208,6 +208,22 @@ fn channels_are_cut_from_every_dense_family() {
     }
 }
 
+/// The configuration is a dense one's, whatever the model was.
+#[test]
+fn channels_are_cut_from_quantised_and_compressed_models() {
+    for fixture in ["fp8", "int8-packed"] {
+        let case = Case::new(fixture);
+        case.prunes(&[CHANNELS, "sparsity.ratio=0.25"]);
+        assert_eq!(case.config()["quantization_config"], Value::Null, "{fixture}");
+    }
+    let case = Case::new("sharded-bf16");
+    case.prunes(&["output.format=sparse-bitmask"]);
+    fs::remove_dir_all(&case.model).unwrap();
+    fs::rename(case.path("out"), &case.model).unwrap();
+    case.prunes(&[CHANNELS, "sparsity.ratio=0.25"]);
+    assert_eq!(case.config()["quantization_config"], Value::Null);
+}
+
 #[test]
 fn heads_go_with_their_query_heads() {
     let none = BTreeSet::new();
@@ -413,6 +429,8 @@ fn what_a_family_lacks_is_said() {
         ("gpt-neox", HEADS, "config.json cannot describe"),
         ("phi-norms", HEADS, "config.json cannot describe"),
         ("phi3-longrope", HEADS, "config.json cannot describe"),
+        ("deepseek-v3", HEADS, "projected from latents"),
+        ("gpt-oss", HEADS, "a sink for each query head"),
     ] {
         let case = Case::new(fixture);
         case.refuses(&[structure, "sparsity.ratio=0.5"], &[words, "sparsity.structure"]);

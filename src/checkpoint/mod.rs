@@ -24,7 +24,7 @@ pub use self::{
     digest::{digest, digest_text},
     error::Error,
     layout::{Format, Layout},
-    output::{Existing, Output, Written, left_behind},
+    output::{Existing, Output, Written, dense_config, left_behind},
     owned::{CARD, HTML, JSON, RECIPE},
     pruned::{Masks, Pruned, Saved},
     quantised::Quantisation,

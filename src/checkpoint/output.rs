@@ -327,15 +327,9 @@ fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
-/// The `config.json` of the output, made of `base`, if it differs from the dense checkpoint's.
-fn config<'a>(
-    reader: &Reader,
-    base: &Value,
-    format: Format,
-    dtype: Option<Dtype>,
-    entries: impl Iterator<Item = &'a Entry<'a>>,
-    pruned: &Pruned,
-) -> Option<Value> {
+/// The `config.json` of a dense checkpoint that is made of `reader`'s, with the sizes of `base` and
+/// with weights in `dtype`, or in their own format: it is neither compressed nor quantised.
+pub fn dense_config(reader: &Reader, base: &Value, dtype: Option<Dtype>) -> Value {
     let mut config = base.clone();
     let quantisation = reader.quantisation().ok().flatten();
     if let Some(dtype) = dtype.or(quantisation.map(|of| of.dtype)) {
@@ -353,6 +347,19 @@ fn config<'a>(
             quantised::remove_section(config);
         }
     }
+    config
+}
+
+/// The `config.json` of the output, made of `base`, if it differs from the dense checkpoint's.
+fn config<'a>(
+    reader: &Reader,
+    base: &Value,
+    format: Format,
+    dtype: Option<Dtype>,
+    entries: impl Iterator<Item = &'a Entry<'a>>,
+    pruned: &Pruned,
+) -> Option<Value> {
+    let mut config = dense_config(reader, base, dtype);
     let compressed = entries.filter(|entry| entry.has_values());
     let modules: Vec<_> = compressed.filter_map(|entry| layout::module(entry.view.name)).collect();
     if !modules.is_empty() {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::{Error, Watch, files};
 use crate::{
-    checkpoint::{Cuts, RECIPE, Reader, digest, sizes, unravel},
+    checkpoint::{Cuts, RECIPE, Reader, dense_config, digest, sizes, unravel},
     hub::locate,
     limits,
     mask::Pattern,
@@ -361,14 +361,15 @@ fn cuts(
         }
     };
     if let Some(cuts) = &cuts {
-        let mut found = sparse.config().clone();
+        let (mut found, expected) =
+            (sparse.config().clone(), dense_config(dense, &cuts.config, None));
         // The format of weights may be another one.
         for key in ["torch_dtype", "dtype"] {
-            if let (Some(own), Some(dense)) = (found.get_mut(key), dense.config().get(key)) {
+            if let (Some(own), Some(dense)) = (found.get_mut(key), expected.get(key)) {
                 *own = dense.clone();
             }
         }
-        if found != cuts.config {
+        if found != expected {
             findings.push(Finding::Config);
         }
     }

@@ -25,6 +25,12 @@ fn units(part: &Sublayer) -> Result<Units, &'static str> {
                     the others would change",
         );
     }
+    if of.latents.is_some() {
+        return Err("its keys and values are projected from latents, which all heads share");
+    }
+    if of.sinks.is_some() {
+        return Err("its attention has a sink for each query head, and these are not removed");
+    }
     let (key, count) = (of.head_dim, of.kv_heads);
     let query = of.heads / count.max(1) * key;
     let slices = part.projections.iter().enumerate().map(|(linear, of)| {

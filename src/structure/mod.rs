@@ -207,31 +207,15 @@ impl Removal {
         config: &Value,
         ratio: f64,
     ) -> Result<Option<Self>, Error> {
-        let Some(whole) = &structure.0.whole else { return Ok(None) };
-        let Whole { many, part, .. } = *whole;
-        let units = |(layer, of): (usize, &family::Layer)| {
-            (whole.units)(of.part(part)).map_err(|why| Error::Lacks { layer, why })
-        };
-        let layers: Vec<Units> =
-            decoder.layers.iter().enumerate().map(units).collect::<Result<_, _>>()?;
-        let of = layers.first().map_or(0, |units| units.count);
-        if let Some(layer) = layers.iter().position(|units| units.count != of) {
-            let found = layers[layer].count;
-            return Err(Error::Differ { many, first: of, layer, found });
-        }
-        let removed = floored(ratio, of);
-        let what = match removed {
-            0 => Some("nothing would be removed"),
-            removed if removed >= of => Some("nothing would be left"),
-            _ => None,
-        };
-        if let Some(what) = what {
-            return Err(Error::Ratio { ratio, of, many, removed, what });
-        }
-        let config = config.clone();
-        let mut removal = Self { structure, part, of, removed, layers, config };
-        removal.configure(decoder, whole)?;
-        Ok(Some(removal))
+        Self::of_count(structure, decoder, config, |of| {
+            let removed = floored(ratio, of);
+            let what = match removed {
+                0 => "nothing would be removed",
+                removed if removed >= of => "nothing would be left",
+                removed => return Ok(removed),
+            };
+            Err(Error::Ratio { ratio, of, many: structure.many(), removed, what })
+        })
     }
 
     /// The removal that a report describes: the structures of each layer that are gone.
@@ -244,17 +228,11 @@ impl Removal {
         config: &Value,
         removed: &[Indices],
     ) -> Result<Option<(Self, Masks)>, Error> {
-        // The number in place of the ratio that it came from.
-        let of = match &structure.0.whole {
-            None => return Ok(None),
-            Some(whole) => decoder.layers.first().map_or(Ok(0), |layer| {
-                let units = (whole.units)(layer.part(whole.part));
-                units.map(|units| units.count).map_err(|why| Error::Lacks { layer: 0, why })
-            })?,
+        let first = |of| Ok(removed.first().map_or(0, |indices| indices.below(of).count()));
+        let Some(removal) = Self::of_count(structure, decoder, config, first)? else {
+            return Ok(None);
         };
-        let first = removed.first().map_or(0, |indices| indices.below(of).count());
-        let ratio = first as f64 / of.max(1) as f64;
-        let Some(removal) = Self::new(structure, decoder, config, ratio)? else { return Ok(None) };
+        let of = removal.of;
         let mut masks = Masks::new();
         for layer in 0..removal.layers.len() {
             let mut kept = vec![true; of];
@@ -268,6 +246,31 @@ impl Removal {
             masks.extend(removal.masks(decoder, layer, &kept));
         }
         Ok(Some((removal, masks)))
+    }
+
+    /// The removal of the number of structures that `removed` gives for the number that a layer has.
+    fn of_count(
+        structure: Structure,
+        decoder: &Decoder,
+        config: &Value,
+        removed: impl FnOnce(usize) -> Result<usize, Error>,
+    ) -> Result<Option<Self>, Error> {
+        let Some(whole) = &structure.0.whole else { return Ok(None) };
+        let Whole { many, part, .. } = *whole;
+        let units = |(layer, of): (usize, &family::Layer)| {
+            (whole.units)(of.part(part)).map_err(|why| Error::Lacks { layer, why })
+        };
+        let layers: Vec<Units> =
+            decoder.layers.iter().enumerate().map(units).collect::<Result<_, _>>()?;
+        let of = layers.first().map_or(0, |units| units.count);
+        if let Some(layer) = layers.iter().position(|units| units.count != of) {
+            let found = layers[layer].count;
+            return Err(Error::Differ { many, first: of, layer, found });
+        }
+        let (removed, config) = (removed(of)?, config.clone());
+        let mut removal = Self { structure, part, of, removed, layers, config };
+        removal.configure(decoder, whole)?;
+        Ok(Some(removal))
     }
 
     /// Writes the new sizes into the configuration, and checks that it describes the smaller model.

@@ -54,7 +54,8 @@ pub trait Rotary: Hold {
     ) -> Computed<Self>;
 
     /// Rotates the heads of `x`, [tokens, heads · width], from the channel `first` on as many of a
-    /// head's channels as the rotation has. Its rows are one sequence, or several of [`Rotation::positions`] tokens each.
+    /// head's channels as the rotation has. Its rows are one sequence, or several of
+    /// [`Rotation::positions`] tokens each.
     fn rotary<T: Tape<f32, Self>>(
         x: Matrix<Self, T>,
         rotation: &Rotation,

@@ -1,8 +1,11 @@
 //! Reads a checkpoint: its configuration, and its weights from memory-mapped shards.
 
+mod quantised;
+mod stacked;
+
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt, fs,
     marker::PhantomData,
     ops::Range,
@@ -28,13 +31,13 @@ use super::{
     foreign::no_checkpoint,
     layout::{self, Compressed, Format, Packing, SHAPE, VALUES},
     owned::{CARD, HTML, JSON, RECIPE},
-    quantised::{self, Codes, Matrix, Names, Quantisation, Scale, Unread},
+    quantised::{self as quantisation, Matrix, Quantisation, Unread},
     transposed::transposed,
 };
 use crate::{
     buffer::recycle,
     files,
-    limits::{self, EXPERTS, HEADERS, Limit},
+    limits::{self, HEADERS, Limit},
     simd::first,
 };
 
@@ -146,7 +149,7 @@ impl Mapped {
                 dtype.decode(&transposed(bytes.get(), *dims))
             }
             MappedData::Quantised { matrix, codes, scales } => {
-                matrix.values(quantised::Stored { codes: codes.get(), scales: scales.get() })
+                matrix.values(quantisation::Stored { codes: codes.get(), scales: scales.get() })
             }
         }
     }
@@ -171,7 +174,7 @@ enum Data<'a> {
     /// The columns of a matrix, one after the other.
     Transposed(&'a [u8]),
     Compressed(Compressed<'a>),
-    Quantised(Matrix, quantised::Stored<'a>),
+    Quantised(Matrix, quantisation::Stored<'a>),
 }
 
 impl<'a> TensorView<'a> {
@@ -397,28 +400,6 @@ const OTHER_WEIGHTS: &[&str] =
     &["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "ot"];
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
-/// The ending of the name of a stacked tensor, and the end of its matrices' names.
-type Stacked = (&'static str, &'static str);
-/// The tensors that have one matrix of each expert, that of the hidden states first: as transformers
-/// 5 has them in memory, and as Granite stores them.
-const STACKED: &[[Stacked; 2]] = &[
-    [(".experts.gate_up_proj", "gate_up_proj.weight"), (".experts.down_proj", "down_proj.weight")],
-    [
-        (".input_linear.weight", "input_linear.weight"),
-        (".output_linear.weight", "output_linear.weight"),
-    ],
-];
-/// The tensors that have one bias of each expert.
-const STACKED_BIASES: &[Stacked] = &[
-    (".experts.gate_up_proj_bias", "gate_up_proj.bias"),
-    (".experts.down_proj_bias", "down_proj.bias"),
-];
-/// The name of the tensor with the rows and columns of a matrix of packed codes.
-const WEIGHT_SHAPE: &str = "weight_shape";
-/// Number of codes of eight bits in an integer of 32 bits.
-const CODES_OF_WORD: usize = 4;
-/// The name of the tensor with the groups of columns that are quantised in another order.
-const ORDER: &str = "weight_g_idx";
 /// The files about the run that made a checkpoint, which the next run writes anew.
 const ABOUT_RUN: [&str; 3] = [RECIPE, JSON, HTML];
 
@@ -438,7 +419,7 @@ fn config(dir: &Path) -> Result<Value, Error> {
 /// If it cannot be read, or describes weights that are quantised in a way that Barber does not read.
 pub fn readable_config(dir: &Path) -> Result<Value, Error> {
     let config = config(dir)?;
-    quantised::declared(&config).map_err(|unread| Error::quantisation(dir, &unread))?;
+    quantisation::declared(&config).map_err(|unread| Error::quantisation(dir, &unread))?;
     Ok(config)
 }
 
@@ -459,7 +440,7 @@ impl Reader {
             indexed: !single.exists() && index.exists(),
             quantisation: Ok(None),
         };
-        reader.quantisation = quantised::declared(&reader.config);
+        reader.quantisation = quantisation::declared(&reader.config);
         if reader.indexed {
             reader.open_index(index)?;
         } else if single.exists() {
@@ -532,201 +513,6 @@ impl Reader {
             }
         }
         Ok(())
-    }
-
-    /// Replaces the tensors of each quantised matrix by the matrix.
-    fn find_quantised(&mut self, of: &Quantisation) -> Result<(), Error> {
-        let Names { packed, scales, zero_points, others } = of.names;
-        let suffix = |name: &str| layout::tensor("", name);
-        let packed = packed.map(suffix);
-        let mut found = Vec::new();
-        for (name, place) in &self.tensors {
-            let Place::Stored(shard) = *place else { continue };
-            let Some(info) = self.shards[shard].header.info(name) else { continue };
-            let module = packed.as_deref().and_then(|suffix| name.strip_suffix(suffix));
-            let codes = match (module, layout::module(name)) {
-                (Some(module), _) => Some((module, Codes::Offset)),
-                (None, Some(module)) => Codes::of(info.dtype).map(|codes| (module, codes)),
-                (None, None) => None,
-            };
-            if let Some((module, codes)) = codes {
-                let matrix = layout::matrix(module);
-                if *name != matrix && self.tensors.contains_key(&matrix) {
-                    let problem = format!("there is `{name}`, too");
-                    return Err(Error::quantised(&self.dir, &matrix, problem));
-                }
-                found.push((matrix, self.quantised(of, module, (shard, info), codes)?));
-            }
-        }
-        let quantised: BTreeSet<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
-        let scales = suffix(scales);
-        let modules = self.tensors.keys().filter_map(|name| name.strip_suffix(&scales));
-        let alone = modules.map(layout::matrix).find(|name| !quantised.contains(&**name));
-        if let Some(name) = alone {
-            let problem = match self.tensors.get(&name) {
-                None => format!("there are scales of it, `…{scales}`, but no weights"),
-                Some(_) => {
-                    format!(
-                        "there are scales of it, `…{scales}`, but its values are not in E4M3 or int8"
-                    )
-                }
-            };
-            return Err(Error::quantised(&self.dir, &name, problem));
-        }
-        let parts = others.iter().chain(zero_points).map(|name| suffix(name));
-        let parts: Vec<_> = parts.chain([scales]).chain(packed).collect();
-        self.tensors.retain(|name, _| !parts.iter().any(|part| name.ends_with(part)));
-        self.tensors.extend(found);
-        Ok(())
-    }
-
-    /// The place and form of a quantised matrix, whose codes are in this tensor.
-    fn quantised(
-        &self,
-        of: &Quantisation,
-        module: &str,
-        (shard, info): (usize, &TensorInfo),
-        codes: Codes,
-    ) -> Result<Place, Error> {
-        let Shard { path, .. } = &self.shards[shard];
-        let wrong = |problem: String| Error::quantised(path, &layout::matrix(module), problem);
-        let find = |name: &str| {
-            let name = layout::tensor(module, name);
-            let Some(Place::Stored(shard)) = self.tensors.get(&name) else { return None };
-            self.shards[*shard].header.info(&name).map(|info| (*shard, info))
-        };
-        let part = |name: &str| {
-            let missing = || wrong(format!("there is no `{}`", layout::tensor(module, name)));
-            find(name).ok_or_else(missing)
-        };
-        let &[rows, width] = &info.shape[..] else {
-            return Err(wrong(format!("its codes have the shape {:?}", info.shape)));
-        };
-        let (shape, row) = match codes {
-            Codes::E4m3 | Codes::Int8 => ([rows, width], width),
-            Codes::Offset => {
-                let (in_shard, of_shape) = part(WEIGHT_SHAPE)?;
-                let bytes = self.shards[in_shard].bytes(of_shape.data_offsets);
-                let fits = |[r, columns]: &[usize; 2]| {
-                    *r == rows && columns.div_ceil(CODES_OF_WORD) == width
-                };
-                let shape = layout::shape(of_shape.dtype, bytes).filter(fits);
-                let shape = shape.filter(|_| info.dtype == safetensors::Dtype::I32);
-                let shape = shape.ok_or_else(|| {
-                    let (dtype, found) = (info.dtype, &info.shape);
-                    let name = layout::tensor(module, WEIGHT_SHAPE);
-                    wrong(format!(
-                        "its codes are {dtype:?} of shape {found:?}, which does not fit `{name}`"
-                    ))
-                })?;
-                (shape, CODES_OF_WORD * width)
-            }
-        };
-        let (in_shard, scales) = part(of.names.scales)?;
-        let name = layout::tensor(module, of.names.scales);
-        let scale = Scale::of(scales.dtype).ok_or_else(|| {
-            let dtype = scales.dtype;
-            wrong(format!("`{name}` is stored as {dtype:?}, which Barber does not read"))
-        })?;
-        let block = quantised::block(shape, &scales.shape, of.block).ok_or_else(|| {
-            let blocks =
-                of.block.map(|[height, width]| format!(" in blocks of {height} × {width}"));
-            wrong(format!(
-                "`{name}` has shape {:?}, which does not fit a matrix of shape {shape:?}{}",
-                scales.shape,
-                blocks.unwrap_or_default()
-            ))
-        })?;
-        if let Some((in_shard, zeros)) = of.names.zero_points.and_then(find)
-            && self.shards[in_shard].bytes(zeros.data_offsets).iter().any(|byte| *byte != 0)
-        {
-            return Err(wrong("its zero points are not zero: Barber reads symmetric codes".into()));
-        }
-        if find(ORDER).is_some() {
-            let problem = "its groups are not consecutive (`weight_g_idx`); give the model that it \
-                           was quantised from";
-            return Err(wrong(problem.into()));
-        }
-        let parts = [Some(info), Some(scales), find(WEIGHT_SHAPE).map(|(_, of)| of)];
-        let parts = parts.into_iter().flatten();
-        let stored = parts.map(|info| info.data_offsets.1 - info.data_offsets.0).sum();
-        let dims = Dims { rows: shape[0], columns: shape[1] };
-        let matrix = Matrix { dims, codes, row, scale, block, dtype: of.dtype };
-        let codes = Span(shard, info.data_offsets);
-        Ok(Place::Quantised {
-            matrix,
-            shape,
-            codes,
-            scales: Span(in_shard, scales.data_offsets),
-            stored,
-        })
-    }
-
-    /// Replaces each tensor that has one matrix or one bias of each expert, such as
-    /// `….experts.down_proj`, by these, `….experts.0.down_proj.weight` and so on.
-    fn find_stacked(&mut self) -> Result<(), Error> {
-        let all = STACKED.iter().flatten().chain(STACKED_BIASES);
-        let (mut found, mut left) = (Vec::new(), all.clone().count() * EXPERTS);
-        for (name, place) in &self.tensors {
-            let Place::Stored(shard) = *place else { continue };
-            let parts = all.clone().find_map(|(stack, of)| Some((name.strip_suffix(stack)?, of)));
-            let (Some((part, of)), Some(info)) = (parts, self.shards[shard].header.info(name))
-            else {
-                continue;
-            };
-            let dimensions = if of.ends_with(".bias") { 2 } else { 3 };
-            if info.shape.len() == dimensions
-                && let Some(count) = info.shape.first().copied()
-            {
-                // A few bytes of a header name any number of empty matrices.
-                left = left.checked_sub(count).ok_or_else(|| {
-                    let path = self.shards[shard].path.clone();
-                    let problem = format!("more than {EXPERTS} experts, with `{name}`");
-                    Error::Header { path, problem }
-                })?;
-                let names = (0..count).map(|i| format!("{part}.experts.{i}.{of}"));
-                let turned = self.turned(part, info);
-                found.push((name.clone(), shard, turned, names.collect::<Vec<_>>()));
-            }
-        }
-        for (stack, shard, turned, names) in found {
-            self.tensors.remove(&stack);
-            for (index, name) in names.into_iter().enumerate() {
-                let place = Place::Stacked { stack: stack.clone(), shard, index, turned };
-                if self.tensors.insert(name.clone(), place).is_some() {
-                    let path = self.shards[shard].path.clone();
-                    let problem = format!("it has `{name}` and, with it, `{stack}`");
-                    return Err(Error::Header { path, problem });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The shape of a matrix in the stacked tensor `info` of the module `part`, if it is stored
-    /// transposed. The shapes of both tensors of a part say so: the gate and up projections have
-    /// twice as many outputs as the down projection has inputs.
-    fn turned(&self, part: &str, info: &TensorInfo) -> Option<[usize; 2]> {
-        let shape = |(ending, _): Stacked| {
-            let name = format!("{part}{ending}");
-            let Some(Place::Stored(shard)) = self.tensors.get(&name) else { return None };
-            let [_, rows, columns] = self.shards[*shard].header.info(&name)?.shape[..] else {
-                return None;
-            };
-            Some([rows, columns])
-        };
-        let is_turned = STACKED.iter().any(|[gate_up, down]| {
-            let (Some([a, b]), Some([c, d])) = (shape(*gate_up), shape(*down)) else {
-                return false;
-            };
-            Some(b) == c.checked_mul(2) && a == d
-        });
-        match info.shape[..] {
-            [_, columns, rows] if is_turned && Dtype::of(info.dtype).is_some() => {
-                Some([rows, columns])
-            }
-            _ => None,
-        }
     }
 
     /// The place, shape and format of a compressed matrix.
@@ -898,7 +684,7 @@ impl Reader {
                 stack: None,
                 data: Data::Quantised(
                     *matrix,
-                    quantised::Stored { codes: bytes(*codes), scales: bytes(*scales) },
+                    quantisation::Stored { codes: bytes(*codes), scales: bytes(*scales) },
                 ),
             },
         })

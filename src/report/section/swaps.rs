@@ -78,6 +78,7 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
         p {
             "How many weights of each matrix came back, of those that it keeps, all stages together: at "
             "most " b { (percent(most)) } ". For each one that came back another one went."
+            @if !report.steps.is_empty() { " Swaps end to end are not among them." }
         }
         figure.wide {
             figcaption { "Weights that came back, of those that a matrix keeps" }

@@ -1,6 +1,7 @@
 //! A checkpoint as a decoder: loads the weights of one part at a time onto a device.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::Arc,
@@ -10,7 +11,7 @@ use bytesize::ByteSize;
 
 use crate::{
     buffer::recycle,
-    checkpoint::{self, Mapped, Pruned, Reader, readable_config},
+    checkpoint::{self, Cut, Cuts, Mapped, Pruned, Reader, readable_config},
     dtype::Dtype,
     executor::{
         self, Executor, HELD_EXPERTS, PartWeights, Positions, Stream, available_memory,
@@ -171,6 +172,8 @@ pub struct Model<'a, D: Ops> {
     dtype: Option<Dtype>,
     /// Maximum bytes of the experts of a part that are in memory together.
     held_experts: usize,
+    /// What is left of the checkpoint, if the model is a smaller one that is made of it.
+    cuts: Option<&'a Cuts>,
 }
 
 /// The values of an expert's matrix that stays in the checkpoint.
@@ -210,7 +213,28 @@ impl<'a, D: Ops> Model<'a, D> {
             }
         }
         let held_experts = HELD_EXPERTS;
-        Ok(Self { reader, decoder, executor: executor.into(), dtype: None, held_experts })
+        let (executor, dtype, cuts) = (executor.into(), None, None);
+        Ok(Self { reader, decoder, executor, dtype, held_experts, cuts })
+    }
+
+    /// The smaller model that is left of this one.
+    ///
+    /// # Errors
+    /// If its configuration is not valid for the family.
+    pub fn smaller<'b>(&'b self, cuts: &'b Cuts) -> Result<Model<'b, D>, Error> {
+        let decoder = named_as_in(self.reader, family::decoder(&cuts.config)?);
+        Ok(Model { decoder, executor: self.executor.clone(), cuts: Some(cuts), ..*self })
+    }
+
+    /// The checkpoint's name of a tensor.
+    fn stored_name<'b>(&self, name: &'b str) -> Cow<'b, str> {
+        let dense = self.cuts.and_then(|cuts| cuts.dense_name(name));
+        dense.unwrap_or(Cow::Borrowed(name))
+    }
+
+    /// What is left of a tensor, by the checkpoint's name; `None` if it is left as it is.
+    fn cut(&self, stored_name: &str) -> Option<&'a Cut> {
+        self.cuts?.tensors.get(stored_name)
     }
 
     /// The model with at most this many bytes of the experts of a part in memory together; more are
@@ -234,7 +258,14 @@ impl<'a, D: Ops> Model<'a, D> {
     /// # Errors
     /// As [`Reader::read`], and if a value does not fit the format that weights are rounded to.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, checkpoint::Error> {
-        let values = self.reader.read(name, shape)?;
+        let name = &self.stored_name(name);
+        let values = match self.cut(name) {
+            Some(cut) => {
+                let dense = self.reader.tensor(name)?.shape;
+                cut.left(dense, &self.reader.read(name, dense)?)
+            }
+            None => self.reader.read(name, shape)?,
+        };
         match self.dtype {
             Some(dtype) => dtype.rounded(name, values),
             None => Ok(values),
@@ -291,7 +322,8 @@ impl<'a, D: Ops> Model<'a, D> {
         let experts = layer.projections(part).iter().filter(|of| of.expert.is_some());
         let bytes: usize = experts.map(|of| of.dims.len() * Dtype::F32.size()).sum();
         for linear in layer.projections(part) {
-            let changes = pruned.format(&linear.weight).is_some() || self.dtype.is_some();
+            let name = &self.stored_name(&linear.weight);
+            let changes = pruned.format(name).is_some() || self.dtype.is_some();
             if linear.expert.is_some()
                 && bytes > self.held_experts
                 && !changes
@@ -300,11 +332,14 @@ impl<'a, D: Ops> Model<'a, D> {
                 linears.push(weight);
                 continue;
             }
-            let values = match pruned.values(&linear.weight)? {
-                Some(changed) => changed,
-                None => self.values(linear)?,
+            // What a mask leaves of a smaller model has no zeros.
+            let mask = pruned.masks.get(&**name).filter(|_| self.cuts.is_none());
+            let values = match (pruned.values(name)?, self.cut(name)) {
+                (Some(changed), Some(cut)) => cut.left(self.reader.tensor(name)?.shape, &changed),
+                (Some(changed), None) => changed,
+                (None, _) => self.values(linear)?,
             };
-            linears.push(self.weight(linear, values, pruned.masks.get(&linear.weight))?);
+            linears.push(self.weight(linear, values, mask)?);
         }
         let of = layer.part(part);
         let router = of.router.as_ref().map(|router| {
@@ -353,10 +388,11 @@ impl<'a, D: Ops> Model<'a, D> {
     /// compressed.
     fn read_again(&self, linear: &Projection, pruned: &Pruned) -> Result<Option<Weight<D>>, Error> {
         let dims = (linear.dims.rows, linear.dims.columns);
-        let Some(tensor) = self.reader.mapped(&linear.weight, &[dims.0, dims.1])? else {
+        let name = &self.stored_name(&linear.weight);
+        let Some(tensor) = self.reader.mapped(name, &[dims.0, dims.1])? else {
             return Ok(None);
         };
-        let mask = pruned.masks.get(&linear.weight).cloned();
+        let mask = pruned.masks.get(&**name).filter(|_| self.cuts.is_none()).cloned();
         let (values, device) = (Arc::new(ReadAgain { tensor, mask }), &self.executor.device);
         let weight = Weight::read(device, values, dims, self.bias(linear)?);
         Ok(Some(weight.map_err(Error::device(&linear.weight))?))

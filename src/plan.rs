@@ -146,21 +146,18 @@ impl Plan {
     /// # Errors
     /// If there is no matrix.
     pub fn of_structures(decoder: &Decoder, removal: Removal) -> Result<Self, Error> {
-        let dims: BTreeMap<&str, _> =
-            removal.matrices(decoder).map(|of| (of.weight.as_str(), of.dims)).collect();
+        let matrices = removal.matrices(decoder);
         let plan = Self::new(decoder, &[], |name| {
-            let count = removal.weights(*dims.get(name)?);
-            let ratio = removal.removed as f64 / removal.of as f64;
-            let pattern = Pattern::UNSTRUCTURED;
-            Some(Rule { pattern, ratio, count: Some(count), scope: None })
+            let (ratio, count) = *matrices.get(name)?;
+            Some(Rule { pattern: Pattern::UNSTRUCTURED, ratio, count, scope: None })
         })?;
         Ok(Self { removal: Some(removal), ..plan })
     }
 
-    /// What of a matrix is pruned: its pattern, or a structure.
-    pub fn what(&self, of: Member) -> String {
+    /// What of a layer's matrix is pruned: its pattern, or structures.
+    pub fn what(&self, layer: usize, of: Member) -> String {
         match &self.removal {
-            Some(removal) => removal.structure.to_string(),
+            Some(removal) => removal.what(layer, of.part, of.linear),
             None => of.rule.pattern.to_string(),
         }
     }

@@ -2,6 +2,12 @@
 //! registry would not find them.
 
 use barber_activation_norm as _;
+use barber_block_influence as _;
+use barber_block_influence as _;
+use barber_expert_contribution as _;
+use barber_expert_contribution as _;
+use barber_fluctuation as _;
+use barber_fluctuation as _;
 use barber_gradient as _;
 use barber_hessian_diagonal as _;
 use barber_magnitude as _;

@@ -90,7 +90,7 @@ def check(barber, fixture, dir):
         assert kept.dtype == tensor.dtype and torch.equal(kept, tensor), of
     found = agree(barber, out, text, ids)
     print(f"{name}: perplexity {found:.6f}, {zeros} zeros", flush=True)
-    for structure in ["channels", "heads"]:
+    for structure in ["channels", "heads", "layers", "experts"]:
         out = dir / structure
         sets = [f"sparsity.structure={structure}", f"output.path={out}"]
         sets = [argument for set in sets for argument in ("--set", set)]

@@ -163,7 +163,7 @@ fn channels_are_cut_from_every_dense_family() {
     ] {
         let case = Case::new(fixture);
         let report = case.prunes(&[CHANNELS, "sparsity.ratio=0.25", &format!("mask.init={init}")]);
-        let structures = &report["structures"];
+        let structures = &report["structures"][0];
         assert_eq!(structures["structure"], "channels", "{fixture}");
         let (of, lost) = (structures["of"].as_u64().unwrap(), structures["lost"].as_u64().unwrap());
         assert_eq!(lost, of / 4, "{fixture}");
@@ -238,7 +238,7 @@ fn heads_go_with_their_query_heads() {
     ] {
         let case = Case::new(fixture);
         let report = case.prunes(&[HEADS, "sparsity.ratio=0.5"]);
-        let structures = &report["structures"];
+        let structures = &report["structures"][0];
         let config = case.config();
         let found = ["num_attention_heads", "num_key_value_heads", "head_dim"]
             .map(|key| config[key].as_u64().unwrap() as usize);
@@ -292,7 +292,7 @@ fn the_channels_with_the_lowest_sums_go() {
         let mut order: Vec<usize> = (0..rows).collect();
         order.sort_by(|a, b| sum(*a).total_cmp(&sum(*b)));
         let expected: BTreeSet<usize> = order.into_iter().take(rows * 3 / 10).collect();
-        assert_eq!(indices(&report["structures"]["removed"][layer]), expected);
+        assert_eq!(indices(&report["structures"][0]["removed"][layer]), expected);
     }
 }
 
@@ -306,7 +306,7 @@ fn any_metric_scores_structures() {
             fs::remove_dir_all(&output).unwrap();
         }
         let sets = [structure, "sparsity.ratio=0.5", "mask.init=metric", &metric];
-        case.prunes(&sets)["structures"]["removed"].clone()
+        case.prunes(&sets)["structures"][0]["removed"].clone()
     };
     let metrics = [
         "{ use = 'random' }",
@@ -332,6 +332,162 @@ fn any_metric_scores_structures() {
     let run = output(&mut program);
     assert_eq!(run.status, 0, "{}", run.stderr);
     assert!(tensors(&case.path("out")) == before);
+}
+
+/// Checks that the layers of the result are those of the dense model without the ones that went, and
+/// all else is as it was.
+#[track_caller]
+fn layers_are(case: &Case, gone: &BTreeSet<usize>, fixture: &str) {
+    let (dense, new) = (case.dense(), tensors(&case.path("out")));
+    let mut left = BTreeMap::new();
+    for (name, tensor) in dense {
+        let name = match name.split_once("layers.").filter(|_| !name.starts_with("vision")) {
+            Some((before, after)) => {
+                let (number, rest) = after.split_once('.').unwrap();
+                let number: usize = number.parse().unwrap();
+                if gone.contains(&number) {
+                    continue;
+                }
+                let number = number - gone.iter().filter(|gone| **gone < number).count();
+                format!("{before}layers.{number}.{rest}")
+            }
+            None => name,
+        };
+        left.insert(name, tensor);
+    }
+    assert!(new == left, "{fixture}: {:?} {:?}", new.keys(), left.keys());
+}
+
+#[test]
+fn layers_go_from_every_family() {
+    for fixture in [
+        "biases",
+        "cohere2",
+        "deepseek-v3",
+        "exaone4",
+        "gemma2",
+        "gemma3",
+        "gemma3-images",
+        "glm4",
+        "gpt-neox",
+        "gpt-oss",
+        "gqa-tied",
+        "granitemoe",
+        "linear",
+        "mistral",
+        "mixtral",
+        "nemotron",
+        "olmo3",
+        "opt",
+        "opt-norm-after",
+        "phi",
+        "phi3-longrope",
+        "qwen2",
+        "qwen3",
+        "sharded-bf16",
+        "smollm3",
+        "../stacked/mixtral",
+        "../stacked/granitemoe",
+    ] {
+        let case = Case::new(fixture);
+        let metric = "mask.metric=[{ use = 'block-influence' }]";
+        let sets = ["sparsity.structure=layers", "sparsity.ratio=0.5", "mask.init=metric", metric];
+        let report = case.prunes(&sets);
+        let layers = &report["structures"][0];
+        let of = layers["of"].as_u64().unwrap() as usize;
+        let gone = indices(&layers["removed"][0]);
+        assert_eq!((gone.len(), &layers["structure"]), (of / 2, &json!("layers")), "{fixture}");
+        assert_eq!(case.config()["num_hidden_layers"], of - of / 2, "{fixture}");
+        layers_are(&case, &gone, fixture);
+    }
+}
+
+#[test]
+fn experts_go_with_their_rows_of_the_router() {
+    for fixture in [
+        "mixtral",
+        "olmoe",
+        "granitemoe",
+        "gpt-oss",
+        "qwen2-moe",
+        "qwen3-moe",
+        "qwen3-moe-mixed",
+        "deepseek-v3-one-group",
+        "fp8-moe",
+        "../stacked/mixtral",
+        "../stacked/granitemoe",
+        "../stacked/qwen2-moe",
+    ] {
+        let case = Case::new(fixture);
+        let metric = "mask.metric=[{ use = 'expert-contribution' }]";
+        let sets = ["sparsity.structure=experts", "sparsity.ratio=0.5", "mask.init=metric", metric];
+        let report = case.prunes(&sets);
+        let experts = &report["structures"][0];
+        let [of, lost] = ["of", "lost"].map(|key| experts[key].as_u64().unwrap() as usize);
+        assert_eq!(lost, of / 2, "{fixture}");
+        for removed in experts["removed"].as_array().unwrap() {
+            assert_eq!(indices(removed).len(), lost, "{fixture}");
+        }
+        let config = case.config();
+        let counts = ["num_experts", "num_local_experts", "n_routed_experts"];
+        assert!(counts.iter().any(|key| config[key] == of - lost), "{fixture}: {config}");
+    }
+}
+
+#[test]
+fn structures_of_several_kinds_go_together() {
+    let case = Case::new("qwen3-moe");
+    let structures = "sparsity.structures=[{ structure = 'experts', ratio = 0.5 }, \
+                      { structure = 'layers', ratio = 0.5 }, { structure = 'heads', ratio = 0.5 }]";
+    let report = case.prunes(&[structures, "mask.init=wanda"]);
+    let kinds = report["structures"].as_array().unwrap();
+    let names: Vec<_> = kinds.iter().map(|of| of["structure"].as_str().unwrap()).collect();
+    // Of layers that are gone nothing else is chosen.
+    assert_eq!(names, ["layers", "experts", "heads"]);
+    let card = fs::read_to_string(case.path("out/README.md")).unwrap();
+    assert!(card.contains("- Removed: layers, experts, key/value heads"), "{card}");
+    fs::remove_dir_all(case.path("out")).unwrap();
+    case.refuses(
+        &["sparsity.structures=[{ structure = 'heads', ratio = 0.5 }, { structure = 'heads' }]"],
+        &["must be above 0 and below 1, got 0", "key/value heads are named twice"],
+    );
+    case.refuses(
+        &["sparsity.structures=[{ ratio = 0.5 }]"],
+        &["single weights are not removed as a whole"],
+    );
+    case.refuses(
+        &[
+            "sparsity.structure=layers",
+            "sparsity.structures=[{ structure = 'heads', ratio = 0.5 }]",
+        ],
+        &["there is a list of structures, too"],
+    );
+}
+
+#[test]
+fn metrics_of_structures_score_theirs_alone() {
+    let case = Case::new("qwen3-moe");
+    let of =
+        |metric: &str| format!("mask={{ init = 'metric', metric = [{{ use = '{metric}' }}] }}");
+    let influence = of("block-influence");
+    case.refuses(&[&influence], &["`block-influence` scores layers, not single weights"]);
+    let heads = ["sparsity.structure=heads", "sparsity.ratio=0.5", &influence];
+    case.refuses(&heads, &["`block-influence` scores layers, not key/value heads"]);
+    let experts = |ratio: &'static str| ["sparsity.structure=experts", ratio];
+    case.refuses(
+        &experts("sparsity.ratio=0.99"),
+        &["a token would have more experts than are left"],
+    );
+    let reconstruct = "refine=[{ use = 'reconstruct' }]";
+    case.refuses(
+        &[&experts("sparsity.ratio=0.5")[..], &[reconstruct]].concat(),
+        &["without some experts there are no outputs to make up for"],
+    );
+    // Scores of weights and of structures are multiplied.
+    let both = "mask.metric=[{ use = 'weight-gradient' }, { use = 'expert-contribution' }]";
+    case.prunes(&[&experts("sparsity.ratio=0.5")[..], &["mask.init=metric", both]].concat());
+    let dense = Case::new("gqa-tied");
+    dense.refuses(&experts("sparsity.ratio=0.5"), &["the model has no experts"]);
 }
 
 #[test]
@@ -361,7 +517,7 @@ fn what_was_tampered_with_is_found() {
     };
     let text = fs::read_to_string(&report).unwrap();
     let mut other: Value = serde_json::from_str(&text).unwrap();
-    let removed = &mut other["structures"]["removed"][0];
+    let removed = &mut other["structures"][0]["removed"][0];
     let mut gone = indices(removed);
     let kept = (0..24).find(|i| !gone.contains(i)).unwrap();
     gone.pop_first();
@@ -371,7 +527,7 @@ fn what_was_tampered_with_is_found() {
     fs::write(&report, other.to_string()).unwrap();
     wrong("kept weights are not the dense model's");
     for hostile in [json!(""), json!("0-18446744073709551615"), json!("0-47")] {
-        other["structures"]["removed"][0] = hostile;
+        other["structures"][0]["removed"][0] = hostile;
         fs::write(&report, other.to_string()).unwrap();
         wrong("the report's structures are not those of the dense model");
     }

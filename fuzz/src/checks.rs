@@ -233,15 +233,7 @@ pub(crate) fn swap(data: &[u8]) {
     let scope = Scope::ALL[usize::from(*scope) % Scope::ALL.len()];
     let shrinkage = f32::from(limit >> 4) / 15.0;
     let error = OutputError { gram: &gram, shift: shift.as_deref(), shrinkage };
-    let stats = LayerStats {
-        name: "w",
-        dims,
-        weight: &weight,
-        mask: &[],
-        squared_gradient: None,
-        input_square: None,
-        gram: None,
-    };
+    let stats = LayerStats { name: "w", dims, weight: &weight, ..LayerStats::default() };
     let limit = usize::from(limit & 15);
     let Ok(swapped) = swap_masks(&stats, &mut after, error, scope, pattern, limit) else {
         assert_eq!(before, after);

@@ -95,7 +95,7 @@ impl TensorView<'_> {
             _ => return Ok(None),
         };
         let expected = match cut {
-            Some(cut) => cut.bytes(dense.shape, &expected).into(),
+            Some(cut) => cut.left(dense.shape, &expected).into(),
             None => expected,
         };
         let mut found = Difference::default();

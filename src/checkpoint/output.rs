@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::Write,
+    iter::once,
     path::{Path, PathBuf},
 };
 
@@ -45,6 +46,8 @@ pub struct Existing {
 pub struct Written {
     /// Number of kept weights that differ from the dense ones.
     pub changed: usize,
+    /// Number of weights of all matrices, zeros included.
+    pub weights: usize,
     /// Bytes of all tensors.
     pub weight_bytes: u64,
     /// Bytes of all files except the card: shards, index and copied files.
@@ -55,8 +58,10 @@ pub struct Written {
 
 /// A tensor of an output's file, or one matrix of a stacked tensor.
 struct Entry<'a> {
+    /// Name in the file.
     name: String,
     dtype: safetensors::Dtype,
+    /// Shape in the file; of a matrix of a stacked tensor, that of a stack of one.
     shape: Vec<usize>,
     /// The checkpoint's tensor that the entry is made from.
     view: TensorView<'a>,
@@ -130,7 +135,11 @@ impl Output {
         }
         let length = |view: TensorView<'_>| {
             let to = dtype.filter(|_| Dtype::of(view.dtype).is_some());
-            let shape = cuts.map_or(view.shape.into(), |cuts| cuts.shape(view.name, view.shape));
+            let shape = match cuts {
+                Some(cuts) if cuts.name(view.name).is_none() => return 0,
+                Some(cuts) => cuts.shape(view.name, view.shape),
+                None => view.shape.into(),
+            };
             layout::length(to.map_or(view.dtype, Dtype::stored), &shape) as u64
         };
         model.names().filter_map(|name| model.tensor(name).ok()).map(length).sum()
@@ -207,8 +216,8 @@ impl Output {
 
     /// Writes the weights of `reader` in the same shards: zeros for pruned weights, changed values
     /// for changed weights, and all others bit for bit unless `dtype` converts them. Pruned
-    /// matrices are stored in `format` where that is smaller. With `cuts`, these tensors are smaller,
-    /// without the pruned rows or columns. Copies the other files. Calls `written` after each tensor
+    /// matrices are stored in `format` where that is smaller. With `cuts` the result is the smaller
+    /// model, and files of which nothing is left are not written. Copies the other files. Calls `written` after each tensor
     /// with its number of bytes, counted dense.
     ///
     /// # Errors
@@ -242,7 +251,9 @@ impl Output {
         }
         let mut files = Map::new();
         let mut all = Written::default();
-        for (shard, entries) in reader.shards().iter().zip(&shards) {
+        let shards = reader.shards().iter().zip(&shards);
+        for (shard, entries) in shards.filter(|(_, entries)| cuts.is_none() || !entries.is_empty())
+        {
             let name = shard.path.file_name().unwrap_or_default();
             names.insert(name.to_owned());
             let path = self.staging.join(name);
@@ -250,7 +261,8 @@ impl Output {
             for entry in entries {
                 all.weight_bytes += entry.length() as u64;
                 all.compressed += usize::from(entry.has_values());
-                files.insert(entry.tensor().0.into(), name.to_string_lossy().into());
+                all.weights += entry.weights();
+                files.insert(entry.name.clone(), name.to_string_lossy().into());
             }
         }
         if reader.is_indexed() {
@@ -412,14 +424,17 @@ fn header(shard: &Shard, entries: &[Entry<'_>]) -> Vec<u8> {
         let start = end;
         end += entry.length();
         let dtype = serde_json::to_value(entry.dtype).unwrap_or_default();
-        let (name, shape) = entry.tensor();
         // The matrices of a stacked tensor follow each other.
-        match header.get_mut(name) {
-            Some(tensor) => tensor["data_offsets"][1] = end.into(),
+        match header.get_mut(&entry.name) {
+            Some(tensor) => {
+                let count = tensor["shape"][0].as_u64().unwrap_or(0);
+                tensor["shape"][0] = (count + 1).into();
+                tensor["data_offsets"][1] = end.into();
+            }
             None => {
-                let offsets = [start, end];
+                let (shape, offsets) = (&entry.shape, [start, end]);
                 let tensor = json!({ "dtype": dtype, "shape": shape, "data_offsets": offsets });
-                header.insert(name.into(), tensor);
+                header.insert(entry.name.clone(), tensor);
             }
         }
     }
@@ -430,7 +445,8 @@ fn header(shard: &Shard, entries: &[Entry<'_>]) -> Vec<u8> {
 }
 
 impl<'a> Entry<'a> {
-    /// The entries for a tensor: the tensor itself, or the tensors of a compressed matrix.
+    /// The entries for a tensor: the tensor itself, or the tensors of a compressed matrix; none if the
+    /// smaller model has no such tensor.
     fn of(
         view: TensorView<'a>,
         format: Format,
@@ -448,16 +464,17 @@ impl<'a> Entry<'a> {
         let Some((module, parts)) = layout::module(view.name).zip(parts) else {
             let dtype = to.map_or(view.dtype, Dtype::stored);
             let cut = cuts.and_then(|cuts| cuts.tensors.get(view.name));
-            let shape = cut.map_or_else(|| view.shape.to_vec(), |cut| cut.shape(view.shape));
-            return vec![Self {
-                name: view.name.to_owned(),
-                dtype,
-                shape,
-                view,
-                to,
-                part: None,
-                cut,
-            }];
+            let stored = view.stack.map_or(view.name, |stack| stack.name);
+            let name = match cuts {
+                Some(cuts) => cuts.name(view.name).and(cuts.name(stored)),
+                None => Some(stored.into()),
+            };
+            let Some(name) = name.map(Cow::into_owned) else { return Vec::new() };
+            let shape = match view.stack {
+                Some(stack) => once(1).chain(stack.shape.iter().skip(1).copied()).collect(),
+                None => cut.map_or_else(|| view.shape.to_vec(), |cut| cut.shape(view.shape)),
+            };
+            return vec![Self { name, dtype, shape, view, to, part: None, cut }];
         };
         let entry = |part: layout::Part| {
             let layout::Part { name, dtype, shape, content } = part;
@@ -467,17 +484,19 @@ impl<'a> Entry<'a> {
         parts.into_iter().map(entry).collect()
     }
 
-    /// Name and shape of the tensor that the entry is, or is a part of.
-    fn tensor(&self) -> (&str, &[usize]) {
-        match self.view.stack {
-            Some(stack) => (stack.name, stack.shape),
-            None => (&self.name, &self.shape),
-        }
-    }
-
     /// Whether the entry has the values of a compressed matrix.
     fn has_values(&self) -> bool {
         self.part.is_some_and(|(name, _)| name == VALUES)
+    }
+
+    /// Number of weights of the matrix; 0 for other tensors.
+    fn weights(&self) -> usize {
+        match self.part {
+            _ if self.view.shape.len() < 2 => 0,
+            None => self.shape.iter().product(),
+            Some((VALUES, _)) => self.view.shape.iter().product(),
+            Some(_) => 0,
+        }
     }
 
     /// Number of bytes.
@@ -490,7 +509,7 @@ impl<'a> Entry<'a> {
         let mask = pruned.masks.get(self.view.name).zip(Dtype::of(self.view.dtype));
         let Some(((_, content), (mask, from))) = self.part.zip(mask) else {
             let (bytes, changed) = self.dense(pruned)?;
-            let left = self.cut.map(|cut| cut.bytes(self.view.shape, &bytes));
+            let left = self.cut.map(|cut| cut.left(self.view.shape, &bytes));
             return Ok((self.view.as_stored(left.map_or(bytes, Cow::Owned)), changed));
         };
         Ok(match content {

@@ -180,7 +180,7 @@ fn members(model: &Model<'_, Cpu>, plan: &Plan) -> Vec<Value> {
                     "layer": index,
                     "group": group.name,
                     "shape": [linear.dims.rows, linear.dims.columns],
-                    "pattern": plan.what(*member),
+                    "pattern": plan.what(index, *member),
                     "ratio": member.rule.ratio,
                 })
             })
@@ -220,7 +220,7 @@ fn matrices(model: &Model<'_, Cpu>, plan: &Plan) {
                     linear.dims.rows,
                     linear.dims.columns,
                     100.0 * rule.ratio,
-                    plan.what(*member),
+                    plan.what(index, *member),
                     rule.scope.map_or_else(String::new, |scope| format!(", scope {scope}"))
                 );
                 // The matrices of all experts are at the place of the first one's.

@@ -16,7 +16,7 @@ pub(super) struct Arguments {
 const HEAD: &str = "\
 Metrics for [[metric]], whose scores choose the swaps of a rebuild, and for [[mask.metric]], whose \
 scores choose the initial masks with mask.init = \"metric\". Each metric transforms the scores of \
-the one before. Initial masks cannot use gradients.";
+the one before. Initial masks cannot use gradients, unless whole structures are removed.";
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let metrics = barber_metric::registered()?;
@@ -35,6 +35,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
                     "name": name,
                     "help": plugin.help,
                     "needs": plugin.needs().to_string(),
+                    "structures": plugin.structures(),
                     "parameters": parameters.collect::<Vec<_>>(),
                 })
             })
@@ -49,6 +50,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
             wrapped("    ", "    ", plugin.help),
             plugin.needs()
         );
+        if !plugin.structures().is_empty() {
+            println!("    scores: {}, no single weights", plugin.structures().join(", "));
+        }
         for parameter in plugin.parameters() {
             let value = format!("    {} = {}   # ", parameter.name, parameter.default);
             let rest = format!("{:1$}# ", "", value.chars().count() - 2);

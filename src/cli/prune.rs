@@ -129,7 +129,10 @@ pub(super) fn introduce(recipe: &Recipe, dense: &Reader, decoder: &Decoder, plan
         }
     };
     let what = match &plan.removal {
-        Some(of) => format!("{} of {} {} of each layer", of.removed, of.of, of.structure.many()),
+        Some(removal) => {
+            let each: Vec<String> = removal.lost.iter().map(ToString::to_string).collect();
+            each.join(" and ")
+        }
         None => recipe.sparsity.pattern.to_string(),
     };
     let mask = format!("{}, {what}, {ratio}{overrides}", describe::init(recipe));

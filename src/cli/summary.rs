@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 use super::{columns::labelled, gains::gains};
 use crate::{
     prune::{GroupReport, Step},
-    report::{Kind, OutputError, Report, Sizes},
+    report::{Kind, OutputError, Report, Sizes, StructureReport},
 };
 
 /// The summary of a run, as it is printed.
@@ -24,8 +24,8 @@ impl fmt::Display for Summary<'_> {
             pruned += &format!("; {fraction:.2}% of the whole model's {model_weights}");
         }
         writeln!(f, "{}", labelled("pruned", &pruned))?;
-        if let Some(structures) = &report.structures {
-            writeln!(f, "{}", labelled("removed", &structures.to_string()))?;
+        if let Some(structures) = StructureReport::in_words(&report.structures) {
+            writeln!(f, "{}", labelled("removed", &structures))?;
         }
         if let (Some(least), Some(most)) = (
             report.allocation.iter().copied().min_by(f64::total_cmp),

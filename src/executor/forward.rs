@@ -164,11 +164,25 @@ pub(super) struct Input<'a, D: Ops> {
 /// Gets the inputs and outputs of projections in a forward pass.
 pub(super) trait Hook<D: Ops> {
     /// Gets an input.
-    fn input(&mut self, input: &Input<'_, D>) -> Result<(), D::Err>;
+    fn input(&mut self, input: &Input<'_, D>) -> Result<(), D::Err> {
+        let _ = input;
+        Ok(())
+    }
 
     /// Gets the output `y` of a projection.
     fn output(&mut self, projection: usize, y: &Matrix<D>) {
         let _ = (projection, y);
+    }
+
+    /// Gets the output `y` of an expert, before its weights.
+    fn expert(&mut self, expert: usize, y: &Matrix<D>) -> Result<(), D::Err> {
+        let _ = (expert, y);
+        Ok(())
+    }
+
+    /// Gets the routes of the experts whose outputs came before.
+    fn routes(&mut self, routes: &[Route]) {
+        let _ = routes;
     }
 }
 
@@ -248,9 +262,17 @@ pub(super) fn forward_with<D: Ops, T: Tape<f32, D> + 'static>(
     let routed = each_unit(weights, input, input_gradient, |unit, x| {
         let inner = inner(weights, unit, positions, x, input_gradient, hooks)?;
         let output = (weights.output(unit.expert), unit.rows);
-        outputs.push(linear(weights, output, inner, InputGradient::Wanted, hooks)?);
+        let output = linear(weights, output, inner, InputGradient::Wanted, hooks)?;
+        let (y, tape) = output.split_tape();
+        if let Some(expert) = unit.expert {
+            hooks.hooks.iter_mut().try_for_each(|hook| hook.expert(expert, &y))?;
+        }
+        outputs.push(y.put_tape(tape));
         Ok(())
     })?;
+    if let Some(routed) = &routed {
+        hooks.hooks.iter_mut().for_each(|hook| hook.routes(&routed.routes));
+    }
     let output = match routed {
         Some(routed) => routed.sum(outputs)?,
         None => outputs.swap_remove(0),

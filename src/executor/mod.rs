@@ -17,6 +17,7 @@ mod probe;
 mod rate;
 mod store;
 mod stream;
+mod structures;
 
 use std::fmt;
 
@@ -35,6 +36,7 @@ pub use self::{
     rate::rate,
     store::{Scratch, Spill, Storage, Store},
     stream::{BATCH, Side, Stream},
+    structures::StructureStatistics,
 };
 
 pub(crate) use self::loss::{or_nan, some_or_nan};

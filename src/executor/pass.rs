@@ -311,7 +311,7 @@ impl<D: Ops> Executor<D> {
 
 /// The output of consecutive parts: for one part its own output, without the residual; for several
 /// parts the hidden states after them. Without `needs_output` the last linear layer does not run.
-fn forward_parts<D: Ops, T: Tape<f32, D> + 'static>(
+pub(super) fn forward_parts<D: Ops, T: Tape<f32, D> + 'static>(
     parts: &[PartWeights<D>],
     batch: &Batch<D>,
     tape: T,

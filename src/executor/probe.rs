@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, iter::zip, ops::Range, sync::Arc};
 
-use barber_metric::{Dims, LayerStats, Needs};
+use barber_metric::{LayerStats, Needs};
 use rayon::prelude::*;
 
 use super::{
@@ -54,6 +54,8 @@ pub struct Statistics {
     pub gradient: Option<Vec<f32>>,
     /// Mean over samples of Σ x² over a sample's tokens, `[columns]`.
     pub input_square: Option<Arc<Vec<f32>>>,
+    /// Variance of x over all tokens, `[columns]`.
+    pub input_variance: Option<Arc<Vec<f32>>>,
     /// Mean over samples of Σ x xᵀ over a sample's tokens, [columns, columns], symmetric.
     pub gram: Option<Arc<Vec<f32>>>,
     /// Mean over samples of Σ (x̃ − x) xᵀ over a sample's tokens, [columns, columns], where x̃ is
@@ -65,15 +67,17 @@ pub struct Statistics {
 pub const FEWEST_ROWS: usize = 32;
 
 impl Statistics {
-    /// The statistics with the matrix's name, shape and weights, row-major.
-    pub fn of<'a>(&'a self, name: &'a str, dims: Dims, weight: &'a [f32]) -> LayerStats<'a> {
+    /// The statistics with a projection and its weights, row-major.
+    pub fn of<'a>(&'a self, of: &'a Projection, weight: &'a [f32]) -> LayerStats<'a> {
         LayerStats {
-            name,
-            dims,
+            name: &of.weight,
+            dims: of.dims,
             weight,
             mask: &[],
+            is_output: of.feed() == Feed::Inner,
             squared_gradient: self.squared_gradient.as_deref(),
             input_square: self.input_square.as_ref().map(|values| &values[..]),
+            input_variance: self.input_variance.as_ref().map(|values| &values[..]),
             gram: self.gram.as_ref().map(|values| &values[..]),
         }
     }
@@ -332,31 +336,35 @@ struct Sum<D: Ops> {
     /// Number of samples.
     samples: usize,
     square: Vec<f32>,
+    /// Sums of the inputs, [1, width].
+    first: Option<D::Sum>,
     gram: Option<D::Sum>,
     departure: Option<D::Sum>,
 }
 
 impl<D: Ops> Sum<D> {
     fn new(projections: Vec<usize>, width: usize) -> Self {
-        let (square, gram, departure) = (Vec::new(), None, None);
-        Self { projections, width, samples: 0, square, gram, departure }
+        let (square, first, gram, departure) = (Vec::new(), None, None, None);
+        Self { projections, width, samples: 0, square, first, gram, departure }
     }
 
     /// The sums on the host.
     fn on_host(self) -> Result<(Vec<usize>, HostSum), D::Err> {
-        let Self { projections, width, samples, square, gram, departure } = self;
-        let mut gram = gram.map_or_else(|| Ok(Vec::new()), D::sums)?;
+        let Self { projections, width, samples, square, first, gram, departure } = self;
+        let on_host = |sum: Option<D::Sum>| sum.map_or_else(|| Ok(Vec::new()), D::sums);
+        let mut gram = on_host(gram)?;
         mirror(&mut gram, width);
-        let departure = departure.map_or_else(|| Ok(Vec::new()), D::sums)?;
-        Ok((projections, HostSum { samples, all: [square, gram, departure] }))
+        let all = [square, on_host(first)?, gram, on_host(departure)?];
+        Ok((projections, HostSum { samples, all }))
     }
 }
 
-/// Sums over samples of an input's squares, Gram matrix and departure; empty if not requested.
+/// Sums over samples of an input's squares, of the input itself, of its Gram matrix and departure; empty
+/// if not requested.
 #[derive(Clone, Debug, Default)]
 struct HostSum {
     samples: usize,
-    all: [Vec<f32>; 3],
+    all: [Vec<f32>; 4],
 }
 
 impl HostSum {
@@ -373,23 +381,31 @@ impl HostSum {
     fn alike(width: usize, needs: Needs) -> Self {
         let mut gram = vec![0.0; if needs.gram { width * width } else { 0 }];
         gram.iter_mut().step_by(width + 1).for_each(|square| *square = 1.0);
-        let square = vec![1.0; if needs.input_square { width } else { 0 }];
-        Self { samples: 1, all: [square, gram, Vec::new()] }
+        let square = vec![1.0; if needs.squares() { width } else { 0 }];
+        let first = vec![0.0; if needs.input_variance { width } else { 0 }];
+        Self { samples: 1, all: [square, first, gram, Vec::new()] }
     }
 
-    /// The means, for the statistics of projections.
-    fn means(self) -> [Option<Arc<Vec<f32>>>; 3] {
-        let samples = self.samples as f32;
-        self.all.map(|mut sum| {
+    /// The means over samples, and the variance over `rows`, for the statistics of projections.
+    fn means(self, rows: usize) -> [Option<Arc<Vec<f32>>>; 4] {
+        let [samples, rows] = [self.samples, rows].map(|count| count.max(1) as f32);
+        let [square, mut first, gram, departure] = self.all;
+        zip(&mut first, &square).for_each(|(sum, square)| {
+            let mean = *sum / rows;
+            *sum = (square / rows - mean * mean).max(0.0);
+        });
+        let found = |values: Vec<f32>| (!values.is_empty()).then(|| Arc::new(values));
+        let mean = |mut sum: Vec<f32>| {
             sum.iter_mut().for_each(|sum| *sum /= samples);
-            (!sum.is_empty()).then(|| Arc::new(sum))
-        })
+            found(sum)
+        };
+        [mean(square), found(first), mean(gram), mean(departure)]
     }
 }
 
 impl Statistics {
-    fn set_inputs(&mut self, means: &[Option<Arc<Vec<f32>>>; 3]) {
-        [self.input_square, self.gram, self.departure] = means.clone();
+    fn set_inputs(&mut self, found: &[Option<Arc<Vec<f32>>>; 4]) {
+        [self.input_square, self.input_variance, self.gram, self.departure] = found.clone();
     }
 }
 
@@ -417,8 +433,13 @@ impl<D: Ops> InputSums<D> {
         });
         let sum = &mut self.sums[place];
         sum.samples += samples.len();
-        let Sum { square, gram, .. } = sum;
-        if self.needs.input_square {
+        let Sum { square, first, gram, .. } = sum;
+        if self.needs.input_variance {
+            let ones = x.device().hold(vec![1.0; height], (height, 1))?;
+            let first = get_or_insert(first, || x.device().nothing(1, width))?;
+            D::add_product(first, &ones, x)?;
+        }
+        if self.needs.squares() {
             square.resize(width, 0.0);
             for squares in D::column_squares(x, samples)? {
                 square.iter_mut().zip(&squares).for_each(|(sum, x)| *sum += x);
@@ -477,7 +498,7 @@ impl<D: Ops> InputSums<D> {
             if !few.is_empty() && of.expert.is_some() {
                 pools[of.feed as usize].add(&sum);
             }
-            let means = sum.means();
+            let means = sum.means(rows[own[0]]);
             own.iter().for_each(|i| statistics[*i].set_inputs(&means));
         }
         if few.is_empty() || !needs.inputs() {
@@ -486,11 +507,17 @@ impl<D: Ops> InputSums<D> {
         for (feed, pool) in zip(Feed::ALL, pools) {
             let few = || few.iter().copied().filter(|i| projections[*i].feed == feed);
             let Some(first) = few().next() else { continue };
+            let place = projections[first].place;
+            let same = |i: &usize| projections[*i].feed == feed && projections[*i].place == place;
+            let mut seen = (0..projections.len()).filter(same).map(|i| rows[i]).sum();
             let pool = match pool.samples {
-                0 => HostSum::alike(projections[first].width, needs),
+                0 => {
+                    seen = 1;
+                    HostSum::alike(projections[first].width, needs)
+                }
                 _ => pool,
             };
-            let means = pool.means();
+            let means = pool.means(seen);
             for i in few() {
                 statistics[i].set_inputs(&means);
                 statistics[i].pooled = true;
@@ -524,6 +551,7 @@ mod tests {
 
     use super::*;
     use crate::{executor::ops::testing::matrix, family::Role};
+    use barber_metric::Dims;
 
     /// Two projections that read the hidden states and one that reads the inner ones, of each of
     /// some experts, or of a part without experts.

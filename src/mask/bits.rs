@@ -163,6 +163,11 @@ impl Mask {
         }
     }
 
+    /// Keeps only the weights that `other`, of the same shape, keeps too.
+    pub fn and(&mut self, other: &Self) {
+        self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word &= other);
+    }
+
     /// Number of kept weights.
     pub fn kept(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()

@@ -111,7 +111,7 @@ fn outliers<D: Ops>(
         for (member, linear) in plan.matrices(&model.decoder, layer) {
             let values = model.values(linear)?;
             let stats = &statistics[member.part as usize][member.linear];
-            scores.extend(weight_norm(&stats.of(&linear.weight, linear.dims, &values))?);
+            scores.extend(weight_norm(&stats.of(linear, &values))?);
         }
         let mean = scores.iter().map(|score| f64::from(*score)).sum::<f64>() / scores.len() as f64;
         let above = scores.iter().filter(|score| f64::from(**score) > factor * mean).count();
@@ -162,7 +162,7 @@ fn errors<D: Ops>(
                 }
                 let values = model.values(linear)?;
                 let stats = &statistics[member.part as usize][member.linear];
-                let stats = stats.of(&linear.weight, linear.dims, &values);
+                let stats = stats.of(linear, &values);
                 initial.matrix(model.reader, &stats, rule, &mut pruned)?;
             }
             let (sparse, targets) = (weights(&pruned)?, Targets::Relative(&dense_outputs));

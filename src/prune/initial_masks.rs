@@ -2,7 +2,7 @@
 
 use std::{path::Path, slice::from_ref};
 
-use barber_metric::{LayerStats, Needs};
+use barber_metric::{LayerStats, Needs, StructureStats};
 
 use super::{
     Error, Event, ExpertReport, MetricStep, Observer, Pass, Sampled, Side, failed, members,
@@ -13,12 +13,12 @@ use crate::{
     buffer::recycle,
     checkpoint::{Pruned, Reader},
     dtype::Dtype,
-    executor::{self, Probe, Statistics, Stream, ops::Ops},
+    executor::{self, Probe, Statistics, Stream, StructureStatistics, ops::Ops},
     family::Part,
     mask::{self, Amount, Init, Initial, Scope},
     model::Model,
     plan::{Plan, Rule},
-    structure::Removal,
+    structure::{Lost, Removal, Scores},
 };
 
 /// The settings for initial masks.
@@ -39,6 +39,21 @@ pub struct InitialMasks<'a> {
     pub scratch: &'a Path,
 }
 
+/// The plan of initial masks, and what is known so far of the structures that it removes.
+pub(super) struct Choosing<'a> {
+    plan: &'a Plan,
+    /// The scores of structures; `None` where single weights are pruned.
+    scores: Option<Scores<'a>>,
+    /// The influence of the layers so far, in any order, with their indices.
+    influence: Vec<(usize, f32)>,
+}
+
+impl<'a> From<&'a Plan> for Choosing<'a> {
+    fn from(plan: &'a Plan) -> Self {
+        Self { plan, scores: plan.removal.as_ref().map(Scores::new), influence: Vec::new() }
+    }
+}
+
 /// Chooses the initial masks, layer by layer. A dense forward pass of a layer gives its statistics;
 /// its input is the output of the layers before, pruned or dense as `side` says. Metrics that need
 /// gradients get those of the dense model's predictions: the layers then go from the last to the
@@ -56,6 +71,12 @@ pub fn initial_masks<D: Ops>(
 ) -> Result<Pruned, Error> {
     let Pass { layer: first, mut pruned, mut streams } = from.into();
     let layers = model.decoder.layers.len();
+    let mut choosing = Choosing::from(plan);
+    // What competes over all layers is chosen after the last one, and nothing is saved before.
+    let saves = plan.removal.as_ref().is_none_or(|of| !of.lost.iter().any(Lost::is_of_model));
+    // A masked layer or expert is not one that is gone; statistics are of the dense model.
+    let leaves_inputs = plan.removal.as_ref().is_none_or(Removal::leaves_inputs);
+    let of_samples = Needs { squared_gradient: false, ..initial.needs() }.samples();
     if initial.needs().squared_gradient {
         if first < layers {
             initial.by_gradients(model, plan, samples, &mut pruned, observer)?;
@@ -63,21 +84,19 @@ pub fn initial_masks<D: Ops>(
         return Ok(pruned);
     }
     let mut stream = match streams.pop() {
-        None if initial.needs().inputs() && first < layers => {
-            Some(model.embed(samples.calibration(), 0)?)
-        }
+        None if of_samples && first < layers => Some(model.embed(samples.calibration(), 0)?),
         given => given,
     };
     for layer in first..layers {
         let event = &mut |event: Event<'_>| observer.event(event);
-        initial.layer(model, plan, layer, stream.as_ref(), &mut pruned, event)?;
+        initial.layer(model, &mut choosing, layer, stream.as_ref(), &mut pruned, event)?;
         if let Some(stream) = &mut stream
             && layer + 1 < layers
         {
             for part in Part::ALL {
                 let weights = match initial.side {
-                    Side::Sparse => model.part(layer, part, &pruned)?,
-                    Side::Dense => model.part(layer, part, &Pruned::dense())?,
+                    Side::Sparse if leaves_inputs => model.part(layer, part, &pruned)?,
+                    _ => model.part(layer, part, &Pruned::dense())?,
                 };
                 let moved =
                     model.executor.run(executor::Pass::advancing(from_ref(&weights), stream));
@@ -85,8 +104,13 @@ pub fn initial_masks<D: Ops>(
             }
         }
         observer.event(Event::Layer(layer));
-        let streams: Vec<_> = stream.iter().filter(|_| layer + 1 < layers).collect();
-        observer.state(layer + 1, &pruned, &streams)?;
+        if saves {
+            let streams: Vec<_> = stream.iter().filter(|_| layer + 1 < layers).collect();
+            observer.state(layer + 1, &pruned, &streams)?;
+        }
+    }
+    if !saves && first < layers {
+        (1..=layers).try_for_each(|layers| observer.state(layers, &pruned, &[]))?;
     }
     Ok(pruned)
 }
@@ -109,9 +133,14 @@ impl InitialMasks<'_> {
         let layers = model.decoder.layers.len();
         let members: Vec<_> = (0..layers).map(|layer| members(plan, layer)).collect();
         let (samples, needs) = (samples.calibration(), self.needs());
-        predictions::statistics(model, samples, &members, needs, &mut |layer, statistics| {
+        let mut choosing = Choosing::from(plan);
+        predictions::statistics(model, samples, &members, needs, &mut |layer, found| {
+            let predictions::Found { statistics, structures } = found;
+            choosing.influence.extend(structures.influence.map(|found| (layer, found)));
             for part in Part::ALL {
-                self.part(model, plan, layer, part, &statistics[part as usize], pruned)?;
+                let place = (layer, part);
+                let found = (&statistics[part as usize][..], &structures);
+                self.part(model, &mut choosing, place, found, pruned)?;
             }
             observer.event(Event::Layer(layer));
             Ok(())
@@ -125,30 +154,37 @@ impl InitialMasks<'_> {
     pub(super) fn layer<D: Ops>(
         &self,
         model: &Model<'_, D>,
-        plan: &Plan,
+        choosing: &mut Choosing<'_>,
         layer: usize,
         stream: Option<&Stream<D>>,
         pruned: &mut Pruned,
         event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), Error> {
-        let mut statistics = Vec::new();
+        let (mut statistics, mut structures) = (Vec::new(), StructureStatistics::default());
         if let Some(stream) = stream {
             let mut dense = Vec::new();
             for part in Part::ALL {
                 dense.push(model.part(layer, part, &Pruned::dense())?);
             }
-            let members = members(plan, layer);
-            let probe = Some(Probe::new(&members, self.needs()));
-            let pass = executor::Pass { probe, ..executor::Pass::new(&dense, stream) };
-            let found = model.executor.run(pass);
-            statistics = found.map_err(failed(layer, "initial masks"))?.statistics;
+            let (members, needs) = (members(choosing.plan, layer), self.needs());
+            let failed = || failed(layer, "initial masks");
+            if needs.inputs() {
+                let probe = Some(Probe::new(&members, needs));
+                let pass = executor::Pass { probe, ..executor::Pass::new(&dense, stream) };
+                statistics = model.executor.run(pass).map_err(failed())?.statistics;
+            }
+            if needs.structures() {
+                let found = model.executor.structure_statistics(&dense, stream, needs);
+                structures = found.map_err(failed())?;
+            }
+            choosing.influence.extend(structures.influence.map(|found| (layer, found)));
         }
         for part in Part::ALL {
             let statistics = statistics.get(part as usize).map_or(&[][..], Vec::as_slice);
             if let Some(found) = ExpertReport::new(model, layer, part, statistics) {
                 event(Event::Experts(&found));
             }
-            self.part(model, plan, layer, part, statistics, pruned)?;
+            self.part(model, choosing, (layer, part), (statistics, &structures), pruned)?;
         }
         Ok(())
     }
@@ -157,17 +193,17 @@ impl InitialMasks<'_> {
     pub(super) fn part<D: Ops>(
         &self,
         model: &Model<'_, D>,
-        plan: &Plan,
-        layer: usize,
-        part: Part,
-        statistics: &[Statistics],
+        choosing: &mut Choosing<'_>,
+        (layer, part): (usize, Part),
+        (statistics, structures): (&[Statistics], &StructureStatistics),
         pruned: &mut Pruned,
     ) -> Result<(), Error> {
-        if let Some(removal) = plan.removal.as_ref().filter(|removal| removal.part == part) {
-            return self.structures(model, removal, layer, statistics, pruned);
+        if choosing.scores.is_some() {
+            let found = (statistics, structures);
+            return self.structures(model, choosing, (layer, part), found, pruned);
         }
         let none = Statistics::default();
-        for (member, linear) in plan.matrices(&model.decoder, layer) {
+        for (member, linear) in choosing.plan.matrices(&model.decoder, layer) {
             if member.part == part {
                 let weight = match self.zeros {
                     Some(sparse) => {
@@ -176,40 +212,60 @@ impl InitialMasks<'_> {
                     None => model.values(linear)?,
                 };
                 let stats = statistics.get(member.linear).unwrap_or(&none);
-                let stats = stats.of(&linear.weight, linear.dims, &weight);
-                self.matrix(model.reader, &stats, member.rule, pruned)?;
+                self.matrix(model.reader, &stats.of(linear, &weight), member.rule, pruned)?;
                 recycle(weight);
             }
         }
         Ok(())
     }
 
-    /// Chooses the structures of a layer that are removed: those with the lowest sums of their
-    /// weights' scores.
+    /// Adds the scores of a part's weights to those of the structures that have them, and removes the
+    /// structures with the lowest where all that compete have their scores.
     fn structures<D: Ops>(
         &self,
         model: &Model<'_, D>,
-        removal: &Removal,
-        layer: usize,
-        statistics: &[Statistics],
+        choosing: &mut Choosing<'_>,
+        (layer, part): (usize, Part),
+        (statistics, structures): (&[Statistics], &StructureStatistics),
         pruned: &mut Pruned,
     ) -> Result<(), Error> {
+        let Choosing { scores: Some(all), influence, .. } = choosing else { return Ok(()) };
         let none = Statistics::default();
-        let mut sums = vec![0.0; removal.of];
-        let projections = model.decoder.layers[layer].projections(removal.part);
-        for (i, linear) in projections.iter().enumerate().filter(|(i, _)| removal.has(layer, *i)) {
-            let (name, dims, weight) = (&linear.weight, linear.dims, model.values(linear)?);
-            let stats = statistics.get(i).unwrap_or(&none).of(name, dims, &weight);
-            let scores = match self.init.scores {
-                Some(scores) => scores(&stats)?,
-                None => self.score(&stats)?,
-            };
-            mask::Error::check_numbers(name, dims.columns, &scores)?;
-            removal.add(layer, (i, dims), &scores, &mut sums);
-            recycle(weight);
+        let projections = model.decoder.layers[layer].projections(part).iter().enumerate();
+        let weighs = self.weighs();
+        for (i, linear) in projections.filter(|_| weighs) {
+            if all.wants(layer, part, i) {
+                let weight = model.values(linear)?;
+                let stats = statistics.get(i).unwrap_or(&none).of(linear, &weight);
+                let scores = match self.init.scores {
+                    Some(scores) => scores(&stats)?,
+                    None => self.score(&stats)?,
+                };
+                mask::Error::check_numbers(stats.name, stats.dims.columns, &scores)?;
+                all.add((layer, part, i), stats.dims, &scores);
+                recycle(weight);
+            }
         }
-        pruned.masks.extend(removal.masks(&model.decoder, layer, &removal.keep(&sums)));
-        Ok(())
+        all.end_part((layer, part), &model.decoder, &mut pruned.masks, |lost, scores| {
+            influence.sort_by_key(|(layer, _)| *layer);
+            let influence: Vec<f32> = influence.iter().map(|(_, found)| *found).collect();
+            let stats = StructureStats {
+                structure: lost.structure.name,
+                layer: (!lost.is_of_model()).then_some(layer),
+                influence: (!influence.is_empty()).then_some(&influence),
+                contribution: structures.contribution.as_deref(),
+            };
+            if !weighs {
+                scores.fill(1.0);
+            }
+            pipeline::score_structures(self.metric.0, &stats, scores)
+        })
+    }
+
+    /// Whether anything scores single weights.
+    fn weighs(&self) -> bool {
+        let mut metrics = self.metric.0.iter();
+        !self.init.metrics || metrics.any(|(_, metric)| metric.structures().is_empty())
     }
 
     /// The scores of a matrix by the metric pipeline; nothing is pruned yet.

@@ -31,13 +31,13 @@ use std::{iter::zip, path::Path, slice::from_ref};
 use barber_metric::Needs;
 use serde::{Deserialize, Serialize};
 
-use self::{group::GroupState, stage::StageEvent};
+use self::{group::GroupState, initial_masks::Choosing, stage::StageEvent};
 use crate::{
     checkpoint::{self, Pruned},
     dtype::Dtype,
     executor::{
         self, ActivationCache, Beside, Caching, FEWEST_ROWS, Loss, Outputs, PartWeights, Probe,
-        Recorded, Statistics, Store, Stream,
+        Recorded, Statistics, Store, Stream, StructureStatistics,
         ops::{Ops, Products},
     },
     family::Part,
@@ -387,6 +387,7 @@ pub fn refine<D: Ops>(
     let mut given = streams.into_iter();
     let mut stream = || given.next().map_or_else(embed, Ok);
     let mut streams = Streams { sparse: stream()?, dense: dense.then(stream).transpose()? };
+    let mut choosing = Choosing::from(plan);
     for (layer, groups) in plan.layers.iter().enumerate().skip(first) {
         let event = &mut |event: Event<'_>| observer.event(event);
         let refining = Refining { model, layer, groups, refinement, members: members(plan, layer) };
@@ -395,7 +396,7 @@ pub fn refine<D: Ops>(
             && (!of.needs().inputs() || refining.across().next().is_some())
         {
             let stream = of.needs().inputs().then_some(streams.of(refinement.statistics));
-            of.layer(model, plan, layer, stream, &mut pruned, event)?;
+            of.layer(model, &mut choosing, layer, stream, &mut pruned, event)?;
             initial = None;
         }
         for part in Part::ALL {
@@ -404,7 +405,8 @@ pub fn refine<D: Ops>(
                 event(Event::Experts(&found));
             }
             if let Some(initial) = initial {
-                initial.part(model, plan, layer, part, &dense.statistics, &mut pruned)?;
+                let found = (&dense.statistics[..], &StructureStatistics::default());
+                initial.part(model, &mut choosing, (layer, part), found, &mut pruned)?;
             }
             refining.part(part, &dense, &mut streams, &mut pruned, event)?;
         }

@@ -1,6 +1,6 @@
 //! The metric pipeline on one matrix: each metric sees the scores of those before it.
 
-use barber_metric::{LayerStats, Metric, Needs};
+use barber_metric::{LayerStats, Metric, Needs, StructureStats};
 
 use super::Error;
 
@@ -15,7 +15,7 @@ pub(crate) fn needs(pipeline: &[MetricStep]) -> Needs {
 /// The scores of a matrix's weights, row-major.
 pub(super) fn score(pipeline: &[MetricStep], stats: &LayerStats<'_>) -> Result<Vec<f32>, Error> {
     let mut scores = vec![1.0; stats.weight.len()];
-    for (name, metric) in pipeline {
+    for (name, metric) in pipeline.iter().filter(|(_, metric)| metric.structures().is_empty()) {
         metric.score(stats, &mut scores).map_err(|source| Error::Metric {
             metric: name.clone(),
             tensor: stats.name.into(),
@@ -23,4 +23,27 @@ pub(super) fn score(pipeline: &[MetricStep], stats: &LayerStats<'_>) -> Result<V
         })?;
     }
     Ok(scores)
+}
+
+/// Has the metrics that score structures transform the scores of some.
+pub(super) fn score_structures(
+    pipeline: &[MetricStep],
+    stats: &StructureStats<'_>,
+    scores: &mut [f64],
+) -> Result<(), Error> {
+    let place = || match stats.layer {
+        Some(layer) => format!("the {} of layer {layer}", stats.structure),
+        None => format!("the {}", stats.structure),
+    };
+    for (name, metric) in pipeline {
+        let scored = metric.score_structures(stats, scores);
+        let failed = |source| Error::Metric { metric: name.clone(), tensor: place(), source };
+        scored.map_err(failed)?;
+        if let Some(score) = scores.iter().find(|score| !score.is_finite()) {
+            return Err(failed(barber_metric::Error::Metric(format!(
+                "it gives a score of {score}"
+            ))));
+        }
+    }
+    Ok(())
 }

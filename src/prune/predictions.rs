@@ -16,9 +16,17 @@ use super::{
 use crate::{
     checkpoint::Pruned,
     evaluate::Head,
-    executor::{Pass, Probe, Statistics, ops::Ops},
+    executor::{Pass, Probe, Statistics, StructureStatistics, ops::Ops},
     model::{self, Model},
 };
+
+/// The statistics of a layer.
+pub(super) struct Found {
+    /// Those of the linear layers of each part.
+    pub(super) statistics: Vec<Vec<Statistics>>,
+    /// Those of structures.
+    pub(super) structures: StructureStatistics,
+}
 
 /// Shows `see` the statistics of the linear layers of `members`, the indices in each part of each
 /// layer, from the last decoder layer to the first. All are of the dense model; squared gradients are
@@ -28,7 +36,7 @@ pub(super) fn statistics<D: Ops>(
     samples: &[Vec<u32>],
     members: &[Vec<Vec<usize>>],
     needs: Needs,
-    see: &mut dyn FnMut(usize, Vec<Vec<Statistics>>) -> Result<(), Error>,
+    see: &mut dyn FnMut(usize, Found) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let (executor, dense) = (&model.executor, Pruned::dense());
     let (mut boundaries, last) = boundaries(model, &dense, samples)?;
@@ -53,7 +61,12 @@ pub(super) fn statistics<D: Ops>(
                 *found = Statistics { squared_gradient, ..inputs };
             }
         }
-        see(layer, found)?;
+        let mut structures = StructureStatistics::default();
+        if of_inputs.structures() {
+            let found = executor.structure_statistics(&parts, &before, of_inputs);
+            structures = found.map_err(failed())?;
+        }
+        see(layer, Found { statistics: found, structures })?;
     }
     Ok(())
 }
@@ -100,7 +113,7 @@ mod tests {
             let needs = Needs::SQUARED_GRADIENT.or(Needs::INPUT_SQUARE);
             let mut seen = 0;
             statistics(&model, &ids, &members, needs, &mut |layer, found| {
-                for (part, found) in zip(Part::ALL, found) {
+                for (part, found) in zip(Part::ALL, found.statistics) {
                     for (linear, found) in zip(layers[layer].projections(part), found) {
                         let inputs = found.input_square.unwrap();
                         assert_eq!(inputs.len(), linear.dims.columns);

@@ -13,7 +13,7 @@ impl Loaded {
         let initial = [recipe.mask.scope.unwrap_or(Scope::Row)];
         let mut advice = Vec::new();
         // The scores of a structure are of several matrices.
-        if !recipe.sparsity.structure.is_whole() {
+        if recipe.structures().is_empty() {
             advice.extend(self.idle_normalising("mask.metric", &recipe.mask.metric, &initial));
         }
         let uses = recipe.refine.iter().any(|stage| stage.uses_metrics());

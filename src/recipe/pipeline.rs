@@ -30,20 +30,53 @@ impl Loaded {
 
 /// The pipeline that scores weights for rebuilds, or all its problems.
 pub(super) fn pipeline(metric: &[MetricStep]) -> Result<Vec<prune::MetricStep>, Vec<Problem>> {
-    steps("metric", metric)
+    let steps = steps("metric", metric)?;
+    let of_structures = steps.iter().position(|(_, metric)| !metric.structures().is_empty());
+    if let Some(i) = of_structures {
+        let (name, metric) = &steps[i];
+        let why = format!("`{name}` scores {}, not single weights", all_of(metric.structures()));
+        let problem = Problem::at(&format!("metric.{i}.use"), Fault::Value(why));
+        return Err(vec![problem.help("choose another metric, or use it in `mask.metric`")]);
+    }
+    Ok(steps)
 }
 
 /// The pipeline that scores weights for initial masks, or all its problems.
 pub(super) fn initial_pipeline(recipe: &Recipe) -> Result<Vec<prune::MetricStep>, Vec<Problem>> {
-    let Recipe { mask, sparsity, .. } = recipe;
+    let mask = &recipe.mask;
     let steps = steps("mask.metric", &mask.metric)?;
     let gradient = steps.iter().position(|(_, metric)| metric.needs().squared_gradient);
     let wrong = |i: usize, why: String, help: &str| {
         let problem = Problem::at(&format!("mask.metric.{i}.use"), Fault::Value(why));
         Err(vec![problem.help(help)])
     };
+    let removed = recipe.structures();
+    for (i, (name, metric)) in steps.iter().enumerate().filter(|_| mask.init.metrics) {
+        let scored = metric.structures();
+        let help = || {
+            let of: Vec<_> =
+                scored.iter().map(|of| format!("sparsity.structure = {of:?}")).collect();
+            format!("use it with {}, or choose another metric", of.join(" or "))
+        };
+        if scored.is_empty() {
+            continue;
+        }
+        if removed.is_empty() {
+            return wrong(
+                i,
+                format!("`{name}` scores {}, not single weights", all_of(scored)),
+                &help(),
+            );
+        }
+        if let Some((_, other)) =
+            removed.iter().find(|(_, of)| !scored.contains(&of.structure.name))
+        {
+            let why = format!("`{name}` scores {}, not {}", all_of(scored), other.structure.many());
+            return wrong(i, why, &help());
+        }
+    }
     match gradient.filter(|_| mask.init.metrics) {
-        Some(i) if !sparsity.structure.is_whole() => wrong(
+        Some(i) if removed.is_empty() => wrong(
             i,
             format!("`{}` needs gradients of the output error", steps[i].0),
             "there is no error before there is a mask; `barber metrics` shows what each metric needs",
@@ -58,6 +91,11 @@ pub(super) fn initial_pipeline(recipe: &Recipe) -> Result<Vec<prune::MetricStep>
         ),
         _ => Ok(steps),
     }
+}
+
+/// Names, in words.
+fn all_of(names: &[&str]) -> String {
+    names.join(" and ")
 }
 
 /// Builds the steps of the pipeline at `key`.

@@ -181,11 +181,14 @@ pub struct Sparsity {
     /// What is removed.
     #[schemars(description = Structure::help_on("What is removed"))]
     pub structure: Structure,
+    /// Several structures that are removed together, in place of `structure` and `ratio`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub structures: Vec<StructureRatio>,
     /// The pattern of the zeros.
     #[schemars(description = Pattern::help_on("Where zeros may be"))]
     pub pattern: Pattern,
     /// The fraction of the weights to prune, at least 0 and below 1; with a `structure`, of the
-    /// structures of each layer, rounded down. With a pattern N:M it is 1 − N/M, and can be left out.
+    /// structures of each layer, or of the layers, rounded down. With a pattern N:M it is 1 − N/M, and can be left out.
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub ratio: f64,
     /// How the ratio is spread over the decoder layers: `uniform`, the same in all; `owl`, lower in
@@ -202,6 +205,19 @@ pub struct Sparsity {
     /// Tensors to leave unpruned, as globs over their names with or without `.weight`: `lm_head`,
     /// `*.down_proj`, `model.layers.0.*`.
     pub exclude: Vec<String>,
+}
+
+/// A structure to remove.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct StructureRatio {
+    /// What is removed.
+    #[schemars(description = Structure::help_on("What is removed"))]
+    pub structure: Structure,
+    /// The fraction of these structures to remove, above 0 and below 1: of those of each layer, or of
+    /// the layers, rounded down.
+    #[schemars(extend("exclusiveMinimum" = 0), extend("exclusiveMaximum" = 1))]
+    pub ratio: f64,
 }
 
 /// How a ratio is spread over the decoder layers.
@@ -221,6 +237,7 @@ impl Default for Sparsity {
     fn default() -> Self {
         Self {
             structure: Structure::default(),
+            structures: Vec::new(),
             pattern: Pattern::UNSTRUCTURED,
             ratio: 0.5,
             allocation: Allocate::Uniform,
@@ -441,6 +458,20 @@ impl Recipe {
         path.to_str().filter(|_| is_of_hub("model.path", path))
     }
 
+    /// The structures that are removed as a whole, with the keys that name them; empty if single weights
+    /// are pruned.
+    pub fn structures(&self) -> Vec<(String, StructureRatio)> {
+        let Sparsity { structure, ratio, structures, .. } = &self.sparsity;
+        let several = structures.iter().enumerate();
+        let mut all: Vec<_> =
+            several.map(|(i, of)| (format!("sparsity.structures.{i}"), of.clone())).collect();
+        if all.is_empty() && structure.is_whole() {
+            let (structure, ratio) = (*structure, *ratio);
+            all.push(("sparsity".into(), StructureRatio { structure, ratio }));
+        }
+        all
+    }
+
     /// The allocation of the ratio to layers; `None` if uniform.
     pub fn allocation(&self) -> Option<Allocation> {
         let Sparsity { allocation, spread, outlier, .. } = self.sparsity;
@@ -480,9 +511,7 @@ impl Recipe {
 
     /// Whether the recipe needs the calibration text.
     pub fn calibrates(&self) -> bool {
-        let Needs { squared_gradient, .. } = self.initial_needs();
-        let initial = squared_gradient || self.initial_needs().inputs();
-        initial || self.allocation().is_some() || !self.refine.is_empty()
+        self.initial_needs().samples() || self.allocation().is_some() || !self.refine.is_empty()
     }
 
     /// Every path, with its key.

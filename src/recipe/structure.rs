@@ -9,23 +9,50 @@ use super::{
 };
 use crate::{
     family::Decoder,
-    structure::{Error, Removal},
+    structure::{Error, Lost, Removal},
 };
-
-/// The key of the structure.
-const KEY: &str = "sparsity.structure";
 
 /// Checks what a recipe with a structure cannot have.
 pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
-    let structure = recipe.sparsity.structure;
-    if !structure.is_whole() {
-        return;
-    }
-    let many = structure.many();
-    let mut wrong = |key: &str, why: String, help: &str| {
+    let all = recipe.structures();
+    let Some((first, _)) = all.first() else { return };
+    let of_table = |table: &str| format!("{table}.structure");
+    let key = of_table(first);
+    let many: Vec<&str> = all.iter().map(|(_, of)| of.structure.many()).collect();
+    let many = many.join(" and ");
+    let mut wrong = |key: &str, why: String, help: &str, against: &str| {
         let problem = Problem::at(key, Fault::Value(why)).help(help);
-        problems.push(problem.against(KEY));
+        problems.push(if key == against { problem } else { problem.against(against) });
     };
+    for (i, (table, of)) in
+        all.iter().enumerate().filter(|_| !recipe.sparsity.structures.is_empty())
+    {
+        if !of.structure.is_whole() {
+            let why = "single weights are not removed as a whole".to_owned();
+            wrong(&of_table(table), why, "leave the table out", &of_table(table));
+        }
+        if !(0.0..1.0).contains(&of.ratio) || of.ratio == 0.0 {
+            let why = format!("must be above 0 and below 1, got {}", of.ratio);
+            let key = format!("{table}.ratio");
+            wrong(&key, why, "0.2 removes a fifth", &key);
+        }
+        if let Some((twice, _)) =
+            all[..i].iter().find(|(_, before)| before.structure == of.structure)
+        {
+            let why = format!("{} are named twice", of.structure.many());
+            wrong(&of_table(table), why, "leave one of the tables out", &of_table(twice));
+        }
+    }
+    if recipe.sparsity.structure.is_whole() && !recipe.sparsity.structures.is_empty() {
+        let why = "there is a list of structures, too".to_owned();
+        wrong(
+            "sparsity.structure",
+            why,
+            "add it to the list, with its ratio",
+            "sparsity.structures",
+        );
+    }
+    let mut wrong = |at: &str, why: String, help: &str| wrong(at, why, help, &key);
     let weights = "leave it out, or set sparsity.structure to \"weights\"";
     if recipe.sparsity.pattern.ratio().is_some() {
         let why = format!("{many} are removed as a whole, and leave no zeros for a pattern");
@@ -42,10 +69,21 @@ pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         let why = format!("the matrices that have the {many} are one group");
         wrong("blocks", why, weights);
     }
-    for (i, stage) in recipe.refine.iter().enumerate().filter(|(_, stage)| !stage.keeps_masks()) {
-        let why = format!("`{}` works on single weights, not on {many}", stage.name());
-        let help =
-            "set `refine = []`, or use `reconstruct`, which changes the weights that are left";
+    let inputs_left = all.iter().all(|(_, of)| of.structure.leaves_inputs());
+    let cannot = recipe.refine.iter().enumerate();
+    for (i, stage) in cannot.filter(|(_, stage)| !stage.keeps_masks() || !inputs_left) {
+        let why = match stage.keeps_masks() {
+            true => {
+                format!("without some {many} there are no outputs to make up for, matrix by matrix")
+            }
+            false => format!("`{}` works on single weights, not on {many}", stage.name()),
+        };
+        let help = match inputs_left {
+            true => {
+                "set `refine = []`, or use `reconstruct`, which changes the weights that are left"
+            }
+            false => "set `refine = []`",
+        };
         wrong(&format!("refine.{i}.use"), why, help);
     }
     let (init, format) = (recipe.mask.init, recipe.output.format);
@@ -75,27 +113,36 @@ impl Loaded {
         decoder: &Decoder,
         config: &Value,
     ) -> Result<Option<Removal>, RecipeError> {
-        let (structure, ratio) = (self.recipe.sparsity.structure, self.recipe.sparsity.ratio);
         let wrong = |key: &str, why: String, help: &str| {
             self.source.error(vec![Problem::at(key, Fault::Value(why)).help(help)])
         };
-        let removal = Removal::new(structure, decoder, config, ratio).map_err(|error| {
+        let of = |table: &str, error: Error| {
             let (key, help) = match error {
                 Error::Ratio { .. } => {
-                    ("sparsity.ratio", "choose a ratio that leaves some and removes some")
+                    ("ratio", "choose a ratio that leaves some and removes some")
                 }
-                _ => (KEY, "choose another structure, or \"weights\""),
+                _ => ("structure", "choose another structure, or \"weights\""),
             };
-            wrong(key, error.to_string(), help)
-        })?;
-        let mut matrices = removal.iter().flat_map(|of| of.matrices(decoder));
-        let excluded = matrices.find(|of| rules.of(&of.weight).is_none());
-        drop(matrices);
-        if let Some(of) = excluded {
+            wrong(&format!("{table}.{key}"), error.to_string(), help)
+        };
+        let mut all = Vec::new();
+        let structures = self.recipe.structures();
+        for (table, wanted) in &structures {
+            let lost = Lost::new(wanted.structure, decoder, wanted.ratio);
+            all.extend(lost.map_err(|error| of(table, error))?);
+        }
+        // Of layers that are gone, nothing else is chosen.
+        all.sort_by_key(|lost| !lost.is_of_model());
+        let removal = Removal::new(all, config);
+        let table = structures.first().map_or("sparsity", |(table, _)| table);
+        let removal = removal.map_err(|error| of(table, error))?;
+        let lost = removal.as_ref().map(|removal| removal.matrices(decoder)).unwrap_or_default();
+        let excluded = lost.keys().find(|name| rules.of(name).is_none());
+        if let Some(name) = excluded {
+            let many: Vec<&str> = structures.iter().map(|(_, of)| of.structure.many()).collect();
             let why = format!(
-                "leaves out `{}`, but {} are removed from all layers and matrices alike",
-                of.weight,
-                structure.many()
+                "leaves out `{name}`, but {} are removed from all layers and matrices alike",
+                many.join(" and ")
             );
             return Err(wrong("sparsity.exclude", why, "leave it out"));
         }

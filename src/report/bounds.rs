@@ -44,7 +44,8 @@ pub(super) fn check(report: &Report) -> Result<(), String> {
         most("bytes of a name", layer.experts.len(), NAME)?;
         most("experts of a layer", layer.tokens.len(), EXPERTS)?;
     }
-    if let Some(structures) = &report.structures {
+    most("kinds of structures", report.structures.len(), FEW)?;
+    for structures in &report.structures {
         most("layers with fewer structures", structures.removed.len(), LAYERS)?;
         most("structures of a layer", structures.of.max(structures.lost), WEIGHTS)?;
     }

@@ -4,7 +4,7 @@
 use std::{fmt, path::Path};
 
 use super::{
-    Report,
+    Report, StructureReport,
     figure::{change, headline},
     front_matter::FrontMatter,
 };
@@ -48,7 +48,7 @@ impl Card<'_> {
         write!(f, "{}", self.dense)?;
         writeln!(f, "library_name: transformers\npipeline_tag: text-generation")?;
         writeln!(f, "tags:\n- pruned")?;
-        if self.report.structures.is_none() {
+        if self.report.structures.is_empty() {
             writeln!(f, "- sparse")?;
         }
         writeln!(f, "- llm-barber")?;
@@ -72,7 +72,7 @@ impl Card<'_> {
             }
             (None, _) => f.write_str(&plain(&name))?,
         }
-        match &self.report.structures {
+        match StructureReport::in_words(&self.report.structures) {
             Some(structures) => write!(f, " without {structures}, which are")?,
             None => f.write_str(" with zeros for")?,
         }
@@ -86,9 +86,10 @@ impl Card<'_> {
             100.0 * self.report.model_sparsity().unwrap_or_default(),
             self.report.version.barber
         )?;
-        match &self.report.structures {
-            Some(of) => writeln!(f, "- Removed: {}", of.structure.many())?,
-            None => writeln!(f, "- Pattern: {}", sparsity.pattern)?,
+        let removed = self.report.structures.iter().map(|of| of.structure.many());
+        match removed.collect::<Vec<_>>().join(", ") {
+            none if none.is_empty() => writeln!(f, "- Pattern: {}", sparsity.pattern)?,
+            removed => writeln!(f, "- Removed: {removed}")?,
         }
         writeln!(f, "- Initial mask: {}", plain(&describe::init(self.recipe)))?;
         let blocks = self.report.group_names();

@@ -38,6 +38,9 @@ pub struct Report {
     /// Number of weights of all matrices of the dense model, embeddings included.
     #[serde(default)]
     pub model_weights: usize,
+    /// Number of weights of all matrices of the result, zeros included.
+    #[serde(default)]
+    pub output_weights: usize,
     /// Number of weights that were subject to pruning.
     pub prunable_weights: usize,
     /// Number of pruned weights.
@@ -58,8 +61,8 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Extent>,
     /// Structures that were removed as a whole, if the recipe has a `sparsity.structure`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub structures: Option<StructureReport>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub structures: Vec<StructureReport>,
     /// Matrices that were subject to pruning, layer by layer.
     #[serde(default)]
     pub matrices: Vec<Matrix>,
@@ -252,32 +255,48 @@ impl<T> Stages<T> {
     }
 }
 
-/// The structures that were removed as a whole: the result has fewer.
+/// The structures of one kind that were removed as a whole: the result has fewer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StructureReport {
     /// What was removed, as in a recipe.
     pub structure: Structure,
-    /// Number of structures of each layer of the dense model.
+    /// Number of such structures of each layer of the dense model; or of the model, if they are layers.
     pub of: usize,
-    /// Number of structures that each layer lost.
+    /// Number of them that are lost.
     pub lost: usize,
-    /// Indices of the structures that each layer lost.
+    /// Indices of the structures that each layer lost, or the model. A layer that is gone has none.
     pub removed: Vec<Indices>,
 }
 
 impl StructureReport {
-    /// The structures that a plan removes by these masks; `None` if it prunes single weights.
-    pub fn of(plan: &Plan, decoder: &Decoder, masks: &Masks) -> Option<Self> {
-        let removal = plan.removal.as_ref()?;
-        let (structure, of, lost) = (removal.structure, removal.of, removal.removed);
-        Some(Self { structure, of, lost, removed: removal.gone(decoder, masks) })
+    /// The structures that a plan removes by these masks, by kind; none if it prunes single weights.
+    pub fn all(plan: &Plan, decoder: &Decoder, masks: &Masks) -> Vec<Self> {
+        let Some(removal) = &plan.removal else { return Vec::new() };
+        let gone = removal.gone(decoder, masks).into_iter();
+        let each = removal.lost.iter().zip(gone).map(|(of, removed)| Self {
+            structure: of.structure,
+            of: of.of,
+            lost: of.removed,
+            removed,
+        });
+        each.collect()
+    }
+
+    /// All kinds, in words; `None` if there is none.
+    pub fn in_words(all: &[Self]) -> Option<String> {
+        let each: Vec<String> = all.iter().map(ToString::to_string).collect();
+        (!each.is_empty()).then(|| each.join(" and "))
     }
 }
 
 impl fmt::Display for StructureReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { structure, of, lost, removed } = self;
-        write!(f, "{lost} of the {of} {} of each of {} layers", structure.many(), removed.len())
+        write!(f, "{lost} of the {of} {}", structure.many())?;
+        match removed.len() {
+            0 | 1 if structure.is_of_model() => Ok(()),
+            layers => write!(f, " of each of {layers} layers"),
+        }
     }
 }
 
@@ -331,7 +350,7 @@ impl Matrix {
                     layer,
                     group: group.name.clone(),
                     shape: [linear.dims.rows, linear.dims.columns],
-                    pattern: plan.what(*member),
+                    pattern: plan.what(layer, *member),
                     initial: initial.get(&*tensor).copied().unwrap_or(kept),
                     kept,
                     tensor,

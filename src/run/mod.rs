@@ -278,6 +278,7 @@ fn finished<D: Ops>(
         quantisation: model.reader.quantisation()?.map(ToString::to_string),
         output: output.target().to_owned(),
         model_weights: model.reader.weights(),
+        output_weights: written.weights,
         prunable_weights: prunable,
         pruned_weights: prunable - kept,
         changed_weights: written.changed,
@@ -285,7 +286,7 @@ fn finished<D: Ops>(
         perplexity: perplexity.collect(),
         tasks: accuracy.collect(),
         generations: generations.collect(),
-        structures: StructureReport::of(&run.plan, &model.decoder, &pruned.masks),
+        structures: StructureReport::all(&run.plan, &model.decoder, &pruned.masks),
         matrices: Matrix::all(&run.plan, &model.decoder, &pruned.masks, &groups),
         output_error: OutputError::of(&groups),
         groups,
@@ -541,8 +542,17 @@ impl<D: Ops> Run<'_, D> {
     fn measured(&self, progress: &mut Progress<D>, name: &str) -> Result<Found, Error> {
         let Progress { pass, notes, .. } = progress;
         let written = self.model.written(self.loaded.recipe.output.dtype);
-        let measure = || self.tests.measure(&written, &pass.pruned, name, self.watch);
-        notes.phases.run(EVALUATION, measure)
+        let mut measure = |model: &Model<'_, D>| {
+            let found = || self.tests.measure(model, &pass.pruned, name, self.watch);
+            notes.phases.run(EVALUATION, found)
+        };
+        match &self.plan.removal {
+            Some(removal) => {
+                let cuts = removal.cuts(&self.model.decoder, &pass.pruned.masks);
+                measure(&written.smaller(&cuts)?)
+            }
+            None => measure(&written),
+        }
     }
 
     /// Allocates the ratio to the layers, unless that is done.

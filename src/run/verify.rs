@@ -100,7 +100,7 @@ pub struct Verified {
     pub matrices: usize,
     /// Number of weights of the pruned matrices.
     pub weights: usize,
-    /// Number of zeros in the pruned matrices; of those that lost structures, in what is left.
+    /// Number of zeros in the pruned matrices; 0 if they lost structures.
     pub zeros: usize,
     /// The structures that the model lost, in words, if it is smaller than the dense one.
     pub structures: Option<String>,
@@ -134,9 +134,9 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
         }
     }
     let sparse = Reader::open(dir)?;
-    let zeros = match written.structures {
-        Some(_) => left(&sparse, &written, &mut findings)?,
-        None => zeros(&sparse, &written, &mut findings)?,
+    let zeros = match written.structures.is_empty() {
+        true => zeros(&sparse, &written, &mut findings)?,
+        false => 0,
     };
     counts(&written, &mut findings);
     if intact {
@@ -173,7 +173,7 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
         matrices: written.matrices.len(),
         weights: written.matrices.iter().map(Matrix::weights).sum(),
         zeros,
-        structures: written.structures.as_ref().map(ToString::to_string),
+        structures: StructureReport::in_words(&written.structures),
         dense,
         findings,
     })
@@ -256,12 +256,15 @@ fn sizes_on_disk(
     let reported = written.sizes;
     let files = written.outputs.keys().map(|file| sparse.path().join(file));
     let (pruned, compressed) = (written.matrices.len(), sparse.compressed_matrices());
-    // A model that lost structures has only the others' weights.
-    let lost = written.structures.as_ref().map_or(0, |_| written.pruned_weights);
-    let weights = written.model_weights.saturating_sub(lost);
+    // A model that lost structures has fewer weights than the dense one.
+    let dense = match written.structures.is_empty() {
+        true => sparse.weights(),
+        false => written.model_weights,
+    };
     compared(
         &[
-            ("model_weights", weights as u64, sparse.weights() as u64),
+            ("model_weights", written.model_weights as u64, dense as u64),
+            ("output_weights", written.output_weights as u64, sparse.weights() as u64),
             ("sizes.output.weight_bytes", reported.output.weight_bytes, sparse.weight_bytes()),
             ("sizes.output.directory_bytes", reported.output.directory_bytes, sizes(files)?),
             ("sizes.pruned_matrices", reported.pruned_matrices as u64, pruned as u64),
@@ -325,35 +328,16 @@ fn pruned(matrix: &Matrix) -> usize {
     matrix.weights().saturating_sub(matrix.kept)
 }
 
-/// Checks the size of each matrix that lost structures; returns the number of zeros in what is left.
-fn left(sparse: &Reader, written: &Report, findings: &mut Vec<Finding>) -> Result<usize, Error> {
-    let mut zeros = 0;
-    for Matrix { tensor, kept, .. } in &written.matrices {
-        let tensor = tensor.clone();
-        match sparse.tensor(&tensor) {
-            Err(_) => findings.push(Finding::NoTensor { tensor }),
-            Ok(view) => {
-                let (found, reported) = (view.shape.iter().product(), *kept);
-                if found != reported {
-                    findings.push(Finding::Left { tensor, found, reported });
-                }
-                zeros += view.zeros()?;
-            }
-        }
-    }
-    Ok(zeros)
-}
-
 /// What the dense model leaves when it loses the structures of a report; a finding if they are not
 /// its own.
 fn cuts(
     (sparse, dense): (&Reader, &Reader),
-    structures: &StructureReport,
+    structures: &[StructureReport],
     findings: &mut Vec<Finding>,
 ) -> Result<Option<Cuts>, Error> {
     let decoder = model::decoder(dense).map_err(model::Error::from)?;
-    let StructureReport { structure, removed, .. } = structures;
-    let cuts = match Removal::reported(*structure, &decoder, dense.config(), removed) {
+    let gone: Vec<_> = structures.iter().map(|of| (of.structure, &of.removed[..])).collect();
+    let cuts = match Removal::reported(&gone, &decoder, dense.config()) {
         Ok(found) => found.map(|(removal, masks)| removal.cuts(&decoder, &masks)),
         Err(error) => {
             findings.push(Finding::Structures { problem: error.to_string() });
@@ -412,6 +396,14 @@ fn zeros(sparse: &Reader, written: &Report, findings: &mut Vec<Finding>) -> Resu
     Ok(all)
 }
 
+/// Checks the number of weights that are left of a matrix that lost structures.
+fn left(matrix: &Matrix, found: usize, findings: &mut Vec<Finding>) {
+    if found != matrix.kept {
+        let (tensor, reported) = (matrix.tensor.clone(), matrix.kept);
+        findings.push(Finding::Left { tensor, found, reported });
+    }
+}
+
 /// Compares each tensor with the dense one; returns the number of changed kept weights. `zeros` is
 /// the number of zeros in the pruned matrices.
 fn compare(
@@ -423,18 +415,27 @@ fn compare(
 ) -> Result<usize, Error> {
     let matrices = written.matrices.iter().map(|matrix| (matrix.tensor.as_str(), matrix));
     let matrices: BTreeMap<_, _> = matrices.collect();
-    let cuts = match &written.structures {
-        Some(structures) => cuts((sparse, dense), structures, findings)?,
-        None => None,
+    let cuts = cuts((sparse, dense), &written.structures, findings)?;
+    let missing = |name: &&str| match &cuts {
+        Some(cuts) => cuts.name(name).is_some_and(|name| sparse.tensor(&name).is_err()),
+        None => sparse.tensor(name).is_err(),
     };
-    let alone = dense.names().filter(|name| sparse.tensor(name).is_err());
+    let alone = dense.names().filter(missing);
     findings.extend(alone.map(|name| Finding::Other { tensor: name.into() }));
-    let mut changed = 0;
+    if let Some(cuts) = &cuts {
+        let gone = written.matrices.iter().filter(|of| cuts.name(&of.tensor).is_none());
+        gone.for_each(|matrix| left(matrix, 0, findings));
+    }
+    let (mut changed, mut zeros_left) = (0, 0);
     for name in sparse.names() {
         let (tensor, view) = (name.to_owned(), sparse.tensor(name)?);
-        let found = match dense.tensor(name) {
+        let dense_name = match &cuts {
+            Some(cuts) => cuts.dense_name(name).unwrap_or_default(),
+            None => name.into(),
+        };
+        let found = match dense.tensor(&dense_name) {
             Ok(other) => {
-                let cut = cuts.as_ref().and_then(|cuts| cuts.tensors.get(name));
+                let cut = cuts.as_ref().and_then(|cuts| cuts.tensors.get(&*dense_name));
                 view.difference(&other, cut)?
             }
             Err(_) => None,
@@ -443,9 +444,13 @@ fn compare(
             findings.push(Finding::Other { tensor });
             continue;
         };
-        let matrix = matrices.get(name);
+        let matrix = matrices.get(&*dense_name);
+        if let (Some(_), Some(matrix)) = (&cuts, matrix) {
+            left(matrix, view.shape.iter().product(), findings);
+            zeros_left += view.zeros()?;
+        }
         // Of structures nothing is left, not even zeros.
-        let matrix_with_zeros = matrix.filter(|_| written.structures.is_none());
+        let matrix_with_zeros = matrix.filter(|_| written.structures.is_empty());
         let expected = matrix_with_zeros.map_or(0, |matrix| pruned(matrix));
         // A changed weight may have become zero.
         if found.pruned > expected && written.changed_weights == 0 {
@@ -462,9 +467,9 @@ fn compare(
         }
     }
     // Some of the changed weights may be zero.
-    let kept = match written.structures {
-        Some(_) => zeros,
-        None => zeros.saturating_sub(written.pruned_weights),
+    let kept = match written.structures.is_empty() {
+        true => zeros.saturating_sub(written.pruned_weights),
+        false => zeros_left,
     };
     if !(changed..=changed.saturating_add(kept)).contains(&written.changed_weights) {
         let expected = written.changed_weights;

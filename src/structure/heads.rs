@@ -1,13 +1,29 @@
 //! Heads of self-attention: a head of keys and values with the query heads that it serves. These are
 //! rows of the query, key and value projections, with their biases, and columns of the output's.
 
-use super::{Axis, Inner, Kind, Part, Size, Slice, Sublayer, Units, Whole};
-use crate::family::{Attention, Role};
+use super::{
+    Axis, Kind, Owners, Part, Sublayer, Units, Whole, channels::left, config::set, in_each_layer,
+};
+use crate::family::{Attention, Inner, Role};
 
 pub(super) static HEADS: Kind = Kind {
     name: "heads",
     help: "heads of keys and values with their query heads: the result is a smaller dense model",
-    whole: Some(Whole { many: "key/value heads", part: Part::Attention, units, sizes }),
+    whole: Some(Whole {
+        many: "key/value heads",
+        is_of_model: false,
+        leaves_inputs: true,
+        sites: |decoder| in_each_layer(decoder, Part::Attention, units),
+        configure: |config, decoder, kept| {
+            let Some(of) = decoder.layers.first().and_then(|layer| heads(&layer.attention)) else {
+                return;
+            };
+            let left = left(kept);
+            set(config, &["num_attention_heads"], of.heads / of.kv_heads * left);
+            set(config, &["num_key_value_heads"], left);
+            set(config, &["head_dim"], of.head_dim);
+        },
+    }),
 };
 
 fn heads(part: &Sublayer) -> Option<&Attention> {
@@ -33,7 +49,7 @@ fn units(part: &Sublayer) -> Result<Units, &'static str> {
     }
     let (key, count) = (of.head_dim, of.kv_heads);
     let query = of.heads / count.max(1) * key;
-    let slices = part.projections.iter().enumerate().map(|(linear, of)| {
+    let owners = part.projections.iter().map(|of| {
         // The rows or columns of each head of keys and values, one after the other.
         let all = |widths: &[usize]| -> Vec<usize> {
             let of = |width: &usize| {
@@ -42,23 +58,13 @@ fn units(part: &Sublayer) -> Result<Units, &'static str> {
             };
             widths.iter().flat_map(of).collect()
         };
-        let (axis, owners) = match of.role {
-            Role::Output => (Axis::Columns, all(&[query])),
-            Role::Query => (Axis::Rows, all(&[query])),
-            Role::QueryKeyValue => (Axis::Rows, all(&[query, key, key])),
-            Role::HeadQueryKeyValue => (Axis::Rows, all(&[query + 2 * key])),
-            _ => (Axis::Rows, all(&[key])),
-        };
-        Slice { linear, axis, owners }
+        match of.role {
+            Role::Output => Owners::Each(Axis::Columns, all(&[query])),
+            Role::Query => Owners::Each(Axis::Rows, all(&[query])),
+            Role::QueryKeyValue => Owners::Each(Axis::Rows, all(&[query, key, key])),
+            Role::HeadQueryKeyValue => Owners::Each(Axis::Rows, all(&[query + 2 * key])),
+            _ => Owners::Each(Axis::Rows, all(&[key])),
+        }
     });
-    Ok(Units { count, slices: slices.collect() })
-}
-
-fn sizes(part: &Sublayer, left: usize) -> Vec<Size> {
-    let Some(of) = heads(part) else { return Vec::new() };
-    vec![
-        Size { keys: &["num_attention_heads"], value: of.heads / of.kv_heads * left },
-        Size { keys: &["num_key_value_heads"], value: left },
-        Size { keys: &["head_dim"], value: of.head_dim },
-    ]
+    Ok((count, owners.collect()))
 }

@@ -39,6 +39,7 @@ mod power;
 pub mod random;
 mod registry;
 mod stats;
+mod structures;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
@@ -47,6 +48,7 @@ pub use inventory;
 pub use power::Power;
 pub use registry::{Duplicate, MetricPlugin, Parameter, registered};
 pub use stats::{Dims, Error, LayerStats, Needs};
+pub use structures::StructureStats;
 
 /// A step of the metric pipeline. It works on slices in host memory: a metric knows no device.
 pub trait Metric: Send + Sync {
@@ -59,4 +61,25 @@ pub trait Metric: Send + Sync {
     /// [`Error`] if a statistic is missing that [`Metric::needs`] did not declare, or if the
     /// metric cannot score this matrix.
     fn score(&self, stats: &LayerStats<'_>, scores: &mut [f32]) -> Result<(), Error>;
+
+    /// The kinds of structures that the metric scores directly, by their names in a recipe's
+    /// `sparsity.structure`. A metric that scores some scores no single weights.
+    fn structures(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Transforms the `scores` of structures. Before the first step they are the sums of their weights'
+    /// scores, or 1 if no step scores weights.
+    ///
+    /// # Errors
+    /// [`Error`] if a statistic is missing that [`Metric::needs`] did not declare, or if the metric
+    /// cannot score these structures.
+    fn score_structures(
+        &self,
+        stats: &StructureStats<'_>,
+        scores: &mut [f64],
+    ) -> Result<(), Error> {
+        let _ = (stats, scores);
+        Ok(())
+    }
 }

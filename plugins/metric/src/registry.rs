@@ -16,6 +16,7 @@ pub struct MetricPlugin {
     pub help: &'static str,
     build: fn(Dict) -> figment::error::Result<Box<dyn Metric>>,
     needs: fn() -> Needs,
+    structures: fn() -> &'static [&'static str],
     parameters: fn() -> Vec<Parameter>,
     schema: fn(&mut SchemaGenerator) -> Schema,
 }
@@ -46,6 +47,7 @@ impl MetricPlugin {
                 Value::from(parameters).deserialize::<M>().map(|m| Box::new(m) as Box<dyn Metric>)
             },
             needs: || M::default().needs(),
+            structures: || M::default().structures(),
             parameters: parameters::<M>,
             schema: M::json_schema,
         }
@@ -62,6 +64,11 @@ impl MetricPlugin {
     /// The statistics that the metric needs with its default parameters.
     pub fn needs(&self) -> Needs {
         (self.needs)()
+    }
+
+    /// The kinds of structures that the metric scores directly, with its default parameters.
+    pub fn structures(&self) -> &'static [&'static str] {
+        (self.structures)()
     }
 
     /// The JSON Schema of the metric's parameters, a table, in the style of the generator.

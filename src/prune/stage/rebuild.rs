@@ -346,14 +346,13 @@ impl Rebuild {
         let mut scores = Vec::new();
         for member in &state.group.members {
             let linear = state.linear(*member);
-            let (tensor, dims) = (&linear.weight, linear.dims);
             // Statistics are as large as the weights, so they are dropped once a matrix has scores.
             let place = state.place(*member);
             let statistics = std::mem::take(&mut statistics[place][member.linear]);
-            event(Event::Measured(tensor, &statistics));
+            event(Event::Measured(&linear.weight, &statistics));
             let weight =
                 if self.retain { state.values(linear)? } else { state.model.values(linear)? };
-            let stats = statistics.of(tensor, dims, &weight);
+            let stats = statistics.of(linear, &weight);
             let mask = state.mask(*member).to_bools();
             scores.push(pipeline::score(metrics, &LayerStats { mask: &mask, ..stats })?);
             recycle(weight);

@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use crate::report::{
-    Matrix, Report,
+    Matrix, Report, StructureReport,
     axis::Axis,
     chart::{self, LARGE, Line, Lines, Scale, legend},
     figure::{count, percent},
@@ -37,7 +37,7 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
                 " weights of the whole model, embeddings included"
             }
             "."
-            @if let Some(structures) = &report.structures {
+            @if let Some(structures) = StructureReport::in_words(&report.structures) {
                 " They are " (structures) ", and the result is a smaller dense model."
             }
             @if report.changed_weights > 0 {

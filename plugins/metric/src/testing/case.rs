@@ -28,6 +28,8 @@ pub struct Case {
     pub squared_gradient: Vec<f32>,
     /// [`LayerStats::input_square`].
     pub input_square: Vec<f32>,
+    /// [`LayerStats::input_variance`].
+    pub input_variance: Vec<f32>,
     /// [`LayerStats::gram`], whose diagonal is `input_square`.
     pub gram: Vec<f32>,
     /// Scores of the previous step.
@@ -46,8 +48,10 @@ impl Case {
             dims: self.dims,
             weight: &self.weight,
             mask: &self.mask,
+            is_output: true,
             squared_gradient: needs.squared_gradient.then_some(&self.squared_gradient[..]),
             input_square: needs.input_square.then_some(&self.input_square[..]),
+            input_variance: needs.input_variance.then_some(&self.input_variance[..]),
             gram: needs.gram.then_some(&self.gram[..]),
         }
     }
@@ -76,6 +80,7 @@ impl Case {
             mask: self::columns(&self.mask, self.dims, order),
             squared_gradient: pick(&self.squared_gradient),
             input_square: order.iter().map(|j| self.input_square[*j]).collect(),
+            input_variance: order.iter().map(|j| self.input_variance[*j]).collect(),
             gram: rows(&self::columns(&self.gram, square, order), narrow, order),
             scores: pick(&self.scores),
             ..self.clone()
@@ -123,6 +128,7 @@ impl fmt::Display for Case {
             ("mask", &kept, rows, columns),
             ("squared_gradient", &self.squared_gradient, rows, columns),
             ("input_square", &self.input_square, 1, columns),
+            ("input_variance", &self.input_variance, 1, columns),
             ("gram", &self.gram, columns, columns),
             ("scores before", &self.scores, rows, columns),
         ] {
@@ -179,6 +185,7 @@ fn cases(least: usize, number: impl Fn() -> BoxedStrategy<f32>) -> BoxedStrategy
                 mask: mask[..dims.len()].to_vec(),
                 squared_gradient: gradient[..dims.len()].iter().map(|g| g * g).collect(),
                 input_square: (0..columns).map(|j| gram[j * columns + j]).collect(),
+                input_variance: (0..columns).map(|j| variance(&inputs, j)).collect(),
                 gram,
                 scores: scores[..dims.len()].iter().map(|n| f32::from(*n) / 100.0).collect(),
                 places,
@@ -186,6 +193,14 @@ fn cases(least: usize, number: impl Fn() -> BoxedStrategy<f32>) -> BoxedStrategy
             }
         })
         .boxed()
+}
+
+/// The variance of x_j over the tokens of one sample.
+fn variance(inputs: &[f32], j: usize) -> f32 {
+    let values = || inputs.chunks(SIDE).map(|token| f64::from(token[j]));
+    let count = values().count().max(1) as f64;
+    let mean = values().sum::<f64>() / count;
+    (values().map(|x| (x - mean).powi(2)).sum::<f64>() / count) as f32
 }
 
 /// Σ x_j x_k over the tokens of one sample.

@@ -30,6 +30,7 @@
 
 mod case;
 mod property;
+mod structures;
 
 use std::{collections::BTreeSet, fmt};
 
@@ -115,6 +116,10 @@ impl Checks {
     }
 
     fn lacking(&self, plugin: &MetricPlugin, metric: &dyn Metric) -> Vec<Failure> {
+        if !metric.structures().is_empty() {
+            let found = structures::lacking(metric).into_iter();
+            return found.map(|(of, reason)| self.failed(of, (reason, None))).collect();
+        }
         let build = || plugin.build(self.parameters.clone()).ok();
         let symmetric = |symmetry| {
             let test = |case: &Case| property::symmetry(metric, case, symmetry);

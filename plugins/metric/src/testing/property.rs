@@ -29,6 +29,8 @@ pub enum Property {
     Determinism,
     /// The metric reads no undeclared statistic, and declares none that has no influence.
     Needs,
+    /// Of a metric that scores structures: in another order they have the same scores.
+    Permutation,
     /// A change of the matrix changes the scores as the [`Symmetry`] says.
     Symmetry(Symmetry),
 }
@@ -54,6 +56,7 @@ impl fmt::Display for Property {
             Self::Finiteness => "finiteness",
             Self::Determinism => "determinism",
             Self::Needs => "declared needs",
+            Self::Permutation => "order of structures",
             Self::Symmetry(Symmetry::Rows) => "symmetry of rows",
             Self::Symmetry(Symmetry::Columns) => "symmetry of columns",
             Self::Symmetry(Symmetry::Signs) => "symmetry of signs",
@@ -73,9 +76,14 @@ fn score_with(
     stats: &LayerStats<'_>,
 ) -> Result<Vec<f32>, String> {
     let mut scores = case.scores.clone();
-    let scored = catch_unwind(AssertUnwindSafe(|| metric.score(stats, &mut scores)));
-    match scored {
-        Ok(Ok(())) => Ok(scores),
+    guarded(|| metric.score(stats, &mut scores))?;
+    Ok(scores)
+}
+
+/// Runs a metric; its errors and panics in words.
+pub(super) fn guarded(run: impl FnOnce() -> Result<(), Error>) -> Result<(), String> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => Ok(()),
         Ok(Err(Error::Undeclared(name))) => {
             Err(format!("it reads `{name}`, but does not declare it"))
         }
@@ -143,9 +151,10 @@ pub(super) fn determinism(
 }
 
 /// The statistics, by their names.
-const STATISTICS: [(&str, Needs); 3] = [
+const STATISTICS: [(&str, Needs); 4] = [
     ("squared_gradient", Needs::SQUARED_GRADIENT),
     ("input_square", Needs::INPUT_SQUARE),
+    ("input_variance", Needs::INPUT_VARIANCE),
     ("gram", Needs::GRAM),
 ];
 
@@ -161,6 +170,8 @@ pub(super) fn reads_no_other(metric: &dyn Metric, case: &Case) -> Result<(), Str
             squared_gradient: poisoned(one.squared_gradient, &case.squared_gradient)
                 .or(stats.squared_gradient),
             input_square: poisoned(one.input_square, &case.input_square).or(stats.input_square),
+            input_variance: poisoned(one.input_variance, &case.input_variance)
+                .or(stats.input_variance),
             gram: poisoned(one.gram, &case.gram).or(stats.gram),
             ..stats
         };
@@ -188,6 +199,10 @@ pub(super) fn reads_none_of(metric: &dyn Metric, cases: &[Case]) -> Found {
             }
             if one.input_square {
                 let values = other.input_square.iter_mut().enumerate();
+                values.for_each(|(j, value)| *value *= factor(j));
+            }
+            if one.input_variance {
+                let values = other.input_variance.iter_mut().enumerate();
                 values.for_each(|(j, value)| *value *= factor(j));
             }
             if one.gram {
@@ -261,7 +276,7 @@ fn scale(metric: &dyn Metric, case: &Case, scores: &[f32]) -> Result<(), String>
 }
 
 /// Equal up to rounding. Two NaNs are equal: the finiteness check rejects them.
-fn close(a: f32, b: f32) -> bool {
+pub(super) fn close(a: f32, b: f32) -> bool {
     a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= 1e-4 * a.abs().max(b.abs()) + 1e-30
 }
 

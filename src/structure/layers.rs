@@ -1,0 +1,69 @@
+//! Whole decoder layers. What is left is in the order that it was in.
+
+use serde_json::{Map, Value, json};
+
+use super::{Decoder, Error, Kind, Owners, Part, Site, Slice, Whole, channels::left, config::set};
+use crate::family::Inner;
+
+pub(super) static LAYERS: Kind = Kind {
+    name: "layers",
+    help: "whole decoder layers: the result is a smaller dense model",
+    whole: Some(Whole {
+        many: "layers",
+        is_of_model: true,
+        leaves_inputs: false,
+        sites,
+        configure,
+    }),
+};
+
+fn sites(decoder: &Decoder) -> Result<Vec<Site>, Error> {
+    let mut slices = Vec::new();
+    for (layer, of) in decoder.layers.iter().enumerate() {
+        for part in Part::ALL {
+            let all = 0..of.projections(part).len();
+            let owners = || Owners::Whole(layer);
+            slices.extend(all.map(|linear| Slice { layer, part, linear, owners: owners() }));
+        }
+    }
+    let count = decoder.layers.len();
+    let numbered = decoder.layers.first().and_then(|of| of.attention.projections.first());
+    let numbered = numbered.and_then(|of| of.weight.split_once("layers.0."));
+    let numbered = numbered.map(|(before, _)| format!("{before}layers."));
+    Ok(vec![Site { count, slices, rows: Vec::new(), numbered }])
+}
+
+/// The keys whose lists have an entry for each layer.
+const LISTS: [&str; 3] = ["layer_types", "no_rope_layers", "mlp_layer_types"];
+
+fn configure(config: &mut Map<String, Value>, decoder: &Decoder, kept: &[Vec<bool>]) {
+    let Some(all) = kept.first() else { return };
+    let is_kept = |layer: usize| all.get(layer).is_some_and(|kept| *kept);
+    let before = |layer: usize| (0..layer).filter(|layer| is_kept(*layer)).count();
+    // Which layers have windows must not follow from their numbers, which change.
+    let windows: Vec<bool> = decoder
+        .layers
+        .iter()
+        .map(|layer| matches!(&layer.attention.inner, Inner::Attention(of) if of.window.is_some()))
+        .collect();
+    let has_types = config.get("layer_types").is_some_and(Value::is_array);
+    if !has_types && windows.contains(&true) && windows.contains(&false) {
+        let of = |slides| if slides { "sliding_attention" } else { "full_attention" };
+        config.insert("layer_types".into(), windows.into_iter().map(of).collect());
+    }
+    for key in LISTS {
+        if let Some(list) = config.get_mut(key).and_then(Value::as_array_mut) {
+            let mut layer = 0..;
+            list.retain(|_| layer.next().is_some_and(is_kept));
+        }
+    }
+    let index = |value: &Value| Some(value.as_f64()? as usize);
+    if let Some(list) = config.get_mut("mlp_only_layers").and_then(Value::as_array_mut) {
+        list.retain(|layer| index(layer).is_some_and(is_kept));
+        list.iter_mut().for_each(|layer| *layer = json!(before(index(layer).unwrap_or(0))));
+    }
+    if let Some(first) = config.get("first_k_dense_replace").and_then(index) {
+        config.insert("first_k_dense_replace".into(), before(first.min(all.len())).into());
+    }
+    set(config, &["num_hidden_layers"], left(kept));
+}

@@ -20,6 +20,7 @@ use crate::{
     family::{self, Decoder, Inner, Norm, NormKind, Part, PositionLimit, Projection},
     limits::SEQUENCE,
     mask::Mask,
+    structure::bias_name,
 };
 
 /// Why a model could not be run.
@@ -339,7 +340,7 @@ impl<'a, D: Ops> Model<'a, D> {
                 (Some(changed), None) => changed,
                 (None, _) => self.values(linear)?,
             };
-            linears.push(self.weight(linear, values, mask)?);
+            linears.push(self.weight(linear, values, mask, pruned)?);
         }
         let of = layer.part(part);
         let router = of.router.as_ref().map(|router| {
@@ -394,14 +395,25 @@ impl<'a, D: Ops> Model<'a, D> {
         };
         let mask = pruned.masks.get(&**name).filter(|_| self.cuts.is_none()).cloned();
         let (values, device) = (Arc::new(ReadAgain { tensor, mask }), &self.executor.device);
-        let weight = Weight::read(device, values, dims, self.bias(linear)?);
+        let weight = Weight::read(device, values, dims, self.bias(linear, pruned)?);
         Ok(Some(weight.map_err(Error::device(&linear.weight))?))
     }
 
-    /// The bias of a linear layer, if it has one.
-    fn bias(&self, linear: &Projection) -> Result<Option<Vec<f32>>, Error> {
-        let bias = linear.bias.as_ref();
-        Ok(bias.map(|bias| self.read(bias, &[linear.dims.rows])).transpose()?)
+    /// The bias of a linear layer, if it has one: a changed one, or the checkpoint's.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn bias(&self, linear: &Projection, pruned: &Pruned) -> Result<Option<Vec<f32>>, Error> {
+        let name = bias_name(linear);
+        let stored = self.stored_name(&name);
+        if let Some(changed) = pruned.values(&stored)? {
+            return Ok(Some(changed));
+        }
+        if let Some(shape) = self.cuts.and_then(|cuts| cuts.added.get(&*stored)) {
+            return Ok(Some(vec![0.0; shape.iter().product()]));
+        }
+        let has = linear.bias.is_some();
+        Ok(has.then(|| self.read(&name, &[linear.dims.rows])).transpose()?)
     }
 
     /// A norm.
@@ -437,10 +449,11 @@ impl<'a, D: Ops> Model<'a, D> {
     /// # Errors
     /// If it cannot be read, or the device runs out of memory.
     pub fn linear(&self, linear: &Projection) -> Result<Weight<D>, Error> {
-        self.weight(linear, self.values(linear)?, None)
+        self.weight(linear, self.values(linear)?, None, &Pruned::dense())
     }
 
-    /// A linear layer with these values of its weight, row-major, masked by `mask`.
+    /// A linear layer with these values of its weight, row-major, masked by `mask`, and with its bias as
+    /// `pruned` says.
     ///
     /// # Errors
     /// If its bias cannot be read, or the device runs out of memory.
@@ -449,11 +462,12 @@ impl<'a, D: Ops> Model<'a, D> {
         linear: &Projection,
         mut values: Vec<f32>,
         mask: Option<&Mask>,
+        pruned: &Pruned,
     ) -> Result<Weight<D>, Error> {
         if let Some(mask) = mask {
             mask.apply(&mut values);
         }
-        let bias = self.bias(linear)?;
+        let bias = self.bias(linear, pruned)?;
         let dims = (linear.dims.rows, linear.dims.columns);
         let weight = Weight::new(&self.executor.device, &values, dims, bias);
         recycle(values);

@@ -99,7 +99,8 @@ fn gradients_pass_through_experts_and_router() {
                 weights[i] += h;
                 if let Some(router) = &mut part.router {
                     let projection = &router.of.projection;
-                    router.weight = model.weight(projection, weights, None).unwrap();
+                    router.weight =
+                        model.weight(projection, weights, None, &Pruned::dense()).unwrap();
                 }
                 value(&part, &x)
             };
@@ -166,7 +167,8 @@ fn check_gradients(path: &str, layer: usize) {
             let at = |h: f32| {
                 let (mut parts, mut values) = (parts.clone(), dense.clone());
                 values[i] += h;
-                parts[part].linears[place] = model.weight(linear, values, None).unwrap();
+                parts[part].linears[place] =
+                    model.weight(linear, values, None, &Pruned::dense()).unwrap();
                 value(&parts)
             };
             let h = 2e-4;

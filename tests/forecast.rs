@@ -44,7 +44,7 @@ fn a_pass_takes_the_operations_of_its_shape() {
         assert!((took - expected).abs() < 1.0, "{took} {expected}");
         found
     };
-    let all = Needs::SQUARED_GRADIENT.or(Needs::INPUT_SQUARE).or(Needs::GRAM);
+    let all = Needs::SQUARED_GRADIENT.or(Needs::INPUT_VARIANCE).or(Needs::GRAM);
     for parts in [0..1, 1..2, 0..2] {
         let (dense, sparse) = (&dense[parts.clone()], &sparse[parts]);
         let members: Vec<Vec<usize>> =
@@ -52,7 +52,7 @@ fn a_pass_takes_the_operations_of_its_shape() {
         let pass = || Pass::new(dense, &on_sparse);
         let outputs = || Outputs::Kept;
         run(pass());
-        for needs in [Needs::INPUT_SQUARE, Needs::GRAM] {
+        for needs in [Needs::INPUT_SQUARE, Needs::INPUT_VARIANCE, Needs::GRAM] {
             run(Pass { probe: Some(Probe::new(&members, needs)), ..pass() });
         }
         let targets = run(Pass { outputs: outputs(), ..Pass::new(sparse, &on_sparse) }).outputs;

@@ -504,6 +504,73 @@ fn what_is_left_can_be_reconstructed() {
     }
 }
 
+const COMPENSATE: &str = "refine=[{ use = 'compensate' }]";
+
+#[test]
+fn biases_keep_what_removed_inputs_gave_on_average() {
+    for (fixture, structure, key) in [
+        ("gqa-tied", CHANNELS, "mlp_bias"),
+        ("gqa-tied", HEADS, "attention_bias"),
+        ("opt", CHANNELS, "ffn_dim"),
+        ("phi", HEADS, "head_dim"),
+    ] {
+        let case = Case::new(fixture);
+        // All tokens alike, so that every input is its mean.
+        for text in ["calibration.txt", "test.txt"] {
+            fs::write(case.path(text), "7 ".repeat(64)).unwrap();
+        }
+        let sets = [structure, "sparsity.ratio=0.5", "mask.init=magnitude", "output.dtype=f32"];
+        let of = |report: &Value, stage: &str| {
+            report["perplexity"][0][stage]["perplexity"].as_f64().unwrap()
+        };
+        let without = case.prunes(&sets);
+        fs::remove_dir_all(case.path("out")).unwrap();
+        let report = case.prunes(&[&sets[..], &[COMPENSATE]].concat());
+        let found = [of(&without, "final"), of(&report, "final"), of(&report, "dense")];
+        // OPT adds positions, so that its inputs differ.
+        match fixture {
+            "opt" => assert!(found[0] != found[1], "{fixture}: {found:?}"),
+            _ => assert!((found[1] / found[2] - 1.0).abs() < 1e-5, "{fixture}: {found:?}"),
+        }
+        assert!((found[0] / found[2] - 1.0).abs() > 1e-2, "{fixture}: {found:?}");
+        assert_eq!(report["compensated"], true);
+        assert_ne!(case.config()[key], Value::Null, "{fixture}");
+        let (dense, new) = (case.dense(), tensors(&case.path("out")));
+        let zero = |(_, _, bytes): &Tensor| bytes.iter().all(|byte| *byte == 0);
+        let is_output = |name: &str| {
+            ["down_proj.bias", "o_proj.bias", "out_proj.bias", "fc2.bias", "self_attn.dense.bias"]
+                .iter()
+                .any(|end| name.ends_with(end))
+        };
+        for (name, tensor) in new.iter().filter(|(name, _)| name.ends_with(".bias")) {
+            match dense.get(name) {
+                None => assert_eq!(zero(tensor), !is_output(name), "{fixture}: {name}"),
+                Some(old) if is_output(name) => {
+                    assert!(old != tensor || structure == CHANNELS && name.contains("out_proj"));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    let case = Case::new("qwen2");
+    let heads = [HEADS, "sparsity.ratio=0.5", COMPENSATE];
+    case.refuses(&heads, &["gives output projections no biases: `model.layers.0.self_attn.o_proj"]);
+    case.refuses(&[COMPENSATE], &["makes up for whole channels or heads, not single weights"]);
+}
+
+#[test]
+fn a_compensated_result_is_verified() {
+    let case = Case::new("gqa-tied");
+    case.prunes(&[CHANNELS, "sparsity.ratio=0.5", COMPENSATE]);
+    let out = case.path("out");
+    let report = out.join("barber-report.json");
+    let text = fs::read_to_string(&report).unwrap();
+    fs::write(&report, text.replace("\"compensated\": true", "\"compensated\": false")).unwrap();
+    let run = barber(&["verify", out.to_str().unwrap()]);
+    assert_eq!(run.status, 1, "{}", run.stdout);
+    assert!(flat(&run.stdout).contains("config.json does not have the sizes"), "{}", run.stdout);
+}
+
 #[test]
 fn what_was_tampered_with_is_found() {
     let case = Case::new("f32");

@@ -56,7 +56,7 @@ impl Cut {
 }
 
 /// A smaller model, made of a dense one.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cuts {
     /// The smaller model's `config.json`.
     pub config: Value,
@@ -65,6 +65,9 @@ pub struct Cuts {
     /// The numbers that are left of what the dense model numbers in its tensors' names, such as
     /// layers, by the start of these names: `model.layers.`.
     pub numbered: BTreeMap<String, Vec<usize>>,
+    /// Tensors that the dense model lacks, by the names that it would have for them, with their shapes:
+    /// zero unless they are changed.
+    pub added: BTreeMap<String, Vec<usize>>,
 }
 
 impl Cuts {
@@ -172,11 +175,7 @@ mod tests {
         let kept = |start: &str, kept: &[usize]| (start.to_owned(), kept.to_vec());
         let numbered =
             [kept("model.layers.", &[0, 2, 5]), kept("model.layers.2.experts.", &[1, 3])];
-        let cuts = Cuts {
-            config: Value::Null,
-            tensors: BTreeMap::new(),
-            numbered: numbered.into_iter().collect(),
-        };
+        let cuts = Cuts { numbered: numbered.into_iter().collect(), ..Cuts::default() };
         for (dense, name) in [
             ("model.layers.0.q.weight", Some("model.layers.0.q.weight")),
             ("model.layers.1.q.weight", None),

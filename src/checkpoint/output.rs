@@ -244,7 +244,13 @@ impl Output {
             entries.sort_by_key(|entry| Reverse(entry.dtype.bitsize()));
             entries
         };
-        let shards: Vec<_> = (0..reader.shards().len()).map(entries).collect();
+        let mut shards: Vec<_> = (0..reader.shards().len()).map(entries).collect();
+        let added = cuts.map_or_else(Vec::new, |cuts| added(reader, cuts));
+        if let Some(entries) = shards.iter_mut().find(|entries| !entries.is_empty()) {
+            let views = added.iter().map(|of| of.view(reader));
+            entries.extend(views.flat_map(|view| Entry::of(view, format, dtype, pruned, cuts)));
+            entries.sort_by_key(|entry| Reverse(entry.dtype.bitsize()));
+        }
         let base = cuts.map_or(reader.config(), |cuts| &cuts.config);
         if let Some(config) = config(reader, base, format, dtype, shards.iter().flatten(), pruned) {
             self.add_file("config.json", pretty(&config).as_bytes())?;
@@ -442,6 +448,33 @@ fn header(shard: &Shard, entries: &[Entry<'_>]) -> Vec<u8> {
     // The tensors start at a multiple of eight bytes.
     bytes.resize(bytes.len().next_multiple_of(8), b' ');
     bytes
+}
+
+/// A tensor of zeros that the dense checkpoint lacks.
+struct Added<'a> {
+    name: &'a str,
+    shape: &'a [usize],
+    dtype: Dtype,
+    bytes: Vec<u8>,
+}
+
+/// The tensors that `cuts` adds, in the format of the weights that they belong to.
+fn added<'a>(reader: &Reader, cuts: &'a Cuts) -> Vec<Added<'a>> {
+    let of = |(name, shape): (&'a String, &'a Vec<usize>)| {
+        let weight = name.strip_suffix(".bias").map(|module| format!("{module}.weight"));
+        let dtype = weight.and_then(|weight| Dtype::of(reader.tensor(&weight).ok()?.dtype));
+        let dtype = dtype.unwrap_or(Dtype::F32);
+        let bytes = vec![0; shape.iter().product::<usize>() * dtype.size()];
+        Added { name, shape, dtype, bytes }
+    };
+    cuts.added.iter().map(of).collect()
+}
+
+impl Added<'_> {
+    fn view<'a>(&'a self, reader: &'a Reader) -> TensorView<'a> {
+        let dtype = self.dtype.stored();
+        TensorView::dense(self.name, dtype, self.shape, reader.path(), &self.bytes)
+    }
 }
 
 impl<'a> Entry<'a> {

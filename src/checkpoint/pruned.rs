@@ -118,6 +118,12 @@ impl Pruned {
         changed.is_some_and(|changed| changed.matrices.remove(name).is_some())
     }
 
+    /// Forgets a tensor's changed values and its mask.
+    pub fn forget(&mut self, name: &str) {
+        self.restore(name);
+        self.masks.remove(name);
+    }
+
     /// Saves the weights of some matrices, for [`Pruned::put_back`].
     pub fn save(&self, names: &[String]) -> Saved {
         let stored = |name: &String| self.changed.as_ref()?.matrices.get(name).copied();

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use barber_metric::Needs;
+
 use super::{
     BATCH, Inner, PartWeights, Probe, Recorded, Side,
     activation_cache::{recorded_limit, recorded_numbers, recorded_widths},
@@ -198,7 +200,7 @@ impl<'a> PassShape<'a> {
             }
         };
         let beside = if self.beside.is_some() { plain } else { 0.0 };
-        forward + beside + self.backward() + self.grams()
+        forward + beside + self.backward() + self.grams() + self.sums()
     }
 
     /// Operations of a whole forward pass.
@@ -239,21 +241,27 @@ impl<'a> PassShape<'a> {
     /// Operations of Gram matrices of inputs, and of products of two streams' inputs.
     fn grams(&self) -> f64 {
         let differ = self.beside == Some(Side::Sparse);
-        let numbers = self.gram_inputs().map(|of| {
+        let numbers = self.inputs(|needs| needs.gram).map(|of| {
             let differing = if differ { of.inputs * of.inputs } else { 0 };
             of.share * (gram_numbers(of.inputs) + differing) as f64
         });
         2.0 * self.tokens.calibration * numbers.sum::<f64>()
     }
 
-    /// The projections whose inputs' Gram matrices are computed, one for each input.
-    fn gram_inputs(&self) -> impl Iterator<Item = ProjectionShape> {
-        let members = self.probe.filter(|probe| probe.needs.gram);
+    /// Operations of sums of inputs, for their variance.
+    fn sums(&self) -> f64 {
+        let numbers = self.inputs(|needs| needs.input_variance);
+        2.0 * self.tokens.calibration * numbers.map(|of| of.share * of.inputs as f64).sum::<f64>()
+    }
+
+    /// The projections whose inputs have a statistic, one for each input.
+    fn inputs(&self, has: fn(Needs) -> bool) -> impl Iterator<Item = ProjectionShape> {
+        let members = self.probe.filter(|probe| has(probe.needs));
         let members = members.map_or(&[][..], |probe| probe.members);
         self.parts.iter().zip(members).flat_map(|(part, members)| {
             let mut seen = Vec::new();
             let members = members.iter().map(|&member| part.linears[member]);
-            // Projections with the same input share its Gram matrix.
+            // Projections with the same input share its statistics.
             members.filter(move |of| {
                 let is_new = !seen.contains(&(of.feed, of.expert));
                 seen.push((of.feed, of.expert));
@@ -297,7 +305,8 @@ impl<'a> PassShape<'a> {
     /// Bytes of the statistics.
     pub fn gathered_bytes(&self) -> f64 {
         let Some(probe) = self.probe else { return 0.0 };
-        let mut numbers: f64 = self.gram_inputs().map(|of| (of.inputs * of.inputs) as f64).sum();
+        let grams = self.inputs(|needs| needs.gram);
+        let mut numbers: f64 = grams.map(|of| (of.inputs * of.inputs) as f64).sum();
         numbers *= if self.beside == Some(Side::Sparse) { 2.0 } else { 1.0 };
         if probe.is_backward() {
             let members = self.parts.iter().zip(probe.members);

@@ -54,6 +54,8 @@ pub struct Statistics {
     pub gradient: Option<Vec<f32>>,
     /// Mean over samples of Σ x² over a sample's tokens, `[columns]`.
     pub input_square: Option<Arc<Vec<f32>>>,
+    /// Mean of x over all tokens, `[columns]`.
+    pub input_mean: Option<Arc<Vec<f32>>>,
     /// Variance of x over all tokens, `[columns]`.
     pub input_variance: Option<Arc<Vec<f32>>>,
     /// Mean over samples of Σ x xᵀ over a sample's tokens, [columns, columns], symmetric.
@@ -387,25 +389,27 @@ impl HostSum {
     }
 
     /// The means over samples, and the variance over `rows`, for the statistics of projections.
-    fn means(self, rows: usize) -> [Option<Arc<Vec<f32>>>; 4] {
+    fn means(self, rows: usize) -> [Option<Arc<Vec<f32>>>; 5] {
         let [samples, rows] = [self.samples, rows].map(|count| count.max(1) as f32);
         let [square, mut first, gram, departure] = self.all;
-        zip(&mut first, &square).for_each(|(sum, square)| {
-            let mean = *sum / rows;
-            *sum = (square / rows - mean * mean).max(0.0);
-        });
+        first.iter_mut().for_each(|sum| *sum /= rows);
+        let variance = zip(&first, &square);
+        let variance =
+            variance.map(|(mean, square)| (square / rows - mean * mean).max(0.0)).collect();
         let found = |values: Vec<f32>| (!values.is_empty()).then(|| Arc::new(values));
         let mean = |mut sum: Vec<f32>| {
             sum.iter_mut().for_each(|sum| *sum /= samples);
             found(sum)
         };
-        [mean(square), found(first), mean(gram), mean(departure)]
+        [mean(square), found(first), found(variance), mean(gram), mean(departure)]
     }
 }
 
 impl Statistics {
-    fn set_inputs(&mut self, found: &[Option<Arc<Vec<f32>>>; 4]) {
-        [self.input_square, self.input_variance, self.gram, self.departure] = found.clone();
+    fn set_inputs(&mut self, found: &[Option<Arc<Vec<f32>>>; 5]) {
+        let of_sums = [&mut self.input_square, &mut self.input_mean, &mut self.input_variance];
+        let all = of_sums.into_iter().chain([&mut self.gram, &mut self.departure]);
+        zip(all, found).for_each(|(own, found)| own.clone_from(found));
     }
 }
 

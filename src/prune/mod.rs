@@ -18,8 +18,8 @@ pub use self::{
     initial_masks::{InitialMasks, initial_masks},
     pipeline::MetricStep,
     stage::{
-        Alpha, EndToEnd, ModelState, Rebuild, Reconstruct, Refine, Rounds, SavedStage, Stage,
-        StageState, Step, Swap,
+        Alpha, Compensate, EndToEnd, ModelState, Rebuild, Reconstruct, Refine, Rounds, SavedStage,
+        Stage, StageState, Step, Swap,
     },
     tally::{Cost, Pruning, Tally},
 };

@@ -121,13 +121,19 @@ impl Pruning<'_> {
         if self.initial_needs.squared_gradient {
             return work.predictions(layer, plan.layers.len());
         }
-        if !self.initial_needs.inputs() || self.single && !work.is_across() {
+        let needs = self.initial_needs;
+        if !needs.samples() || self.single && !work.is_across() {
             return cost;
         }
         let tokens = Tokens { held_out: 0.0, ..self.tokens() };
-        let probe = Some(Probe::new(&work.members, self.initial_needs));
-        let pass = PassShape { probe, ..PassShape::new(work.parts.clone(), tokens) };
-        cost.add(&pass, &work.stores(1.0, tokens));
+        let pass = || PassShape::new(work.parts.clone(), tokens);
+        if needs.inputs() {
+            let probe = Some(Probe::new(&work.members, needs));
+            cost.add(&PassShape { probe, ..pass() }, &work.stores(1.0, tokens));
+        }
+        if needs.structures() {
+            cost.add(&PassShape { needs_output: true, ..pass() }, &work.stores(1.0, tokens));
+        }
         if !self.single && index + 1 < plan.layers.len() {
             work.advance(&mut cost, tokens);
         }
@@ -176,6 +182,9 @@ impl<'a> Work<'a> {
         if needs.inputs() {
             let probe = Some(Probe::new(&self.members, needs));
             cost.add(&PassShape { probe, ..pass() }, &waiting);
+        }
+        if needs.structures() {
+            cost.add(&PassShape { needs_output: true, ..pass() }, &waiting);
         }
         cost
     }
@@ -388,6 +397,14 @@ impl<'a> Tally<'a> {
             let probe = Some(Probe::new(self.members, Needs::GRAM));
             self.add(&PassShape { beside, probe, ..self.pass() });
         }
+    }
+
+    /// Counts a pass of the dense group for the means of inputs.
+    pub fn means(&mut self) {
+        let tokens = Tokens { held_out: 0.0, ..self.pruning.tokens() };
+        let probe = Some(Probe::new(self.members, Needs::INPUT_VARIANCE));
+        let pass = PassShape { probe, ..PassShape::new(self.parts.clone(), tokens) };
+        self.add(&pass);
     }
 
     /// Counts `passes` passes over the calibration samples, each with a gradient.

@@ -15,7 +15,19 @@ use crate::{
 /// Checks what a recipe with a structure cannot have.
 pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
     let all = recipe.structures();
-    let Some((first, _)) = all.first() else { return };
+    let Some((first, _)) = all.first() else {
+        let stages = recipe.refine.iter().enumerate();
+        for (i, stage) in stages.filter(|(_, stage)| stage.changes_biases()) {
+            let why = format!(
+                "`{}` makes up for whole channels or heads, not single weights",
+                stage.name()
+            );
+            let problem = Problem::at(&format!("refine.{i}.use"), Fault::Value(why));
+            problems
+                .push(problem.help("remove some with sparsity.structure, or leave the stage out"));
+        }
+        return;
+    };
     let of_table = |table: &str| format!("{table}.structure");
     let key = of_table(first);
     let many: Vec<&str> = all.iter().map(|(_, of)| of.structure.many()).collect();
@@ -80,7 +92,7 @@ pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         };
         let help = match inputs_left {
             true => {
-                "set `refine = []`, or use `reconstruct`, which changes the weights that are left"
+                "set `refine = []`, or use `reconstruct` or `compensate`, which make up for what is gone"
             }
             false => "set `refine = []`",
         };
@@ -117,13 +129,17 @@ impl Loaded {
             self.source.error(vec![Problem::at(key, Fault::Value(why)).help(help)])
         };
         let of = |table: &str, error: Error| {
+            let key = |key: &str| format!("{table}.{key}");
             let (key, help) = match error {
                 Error::Ratio { .. } => {
-                    ("ratio", "choose a ratio that leaves some and removes some")
+                    (key("ratio"), "choose a ratio that leaves some and removes some")
                 }
-                _ => ("structure", "choose another structure, or \"weights\""),
+                Error::Biases { .. } => {
+                    ("refine".into(), "use `reconstruct` in place of `compensate`")
+                }
+                _ => (key("structure"), "choose another structure, or \"weights\""),
             };
-            wrong(&format!("{table}.{key}"), error.to_string(), help)
+            wrong(&key, error.to_string(), help)
         };
         let mut all = Vec::new();
         let structures = self.recipe.structures();
@@ -131,9 +147,8 @@ impl Loaded {
             let lost = Lost::new(wanted.structure, decoder, wanted.ratio);
             all.extend(lost.map_err(|error| of(table, error))?);
         }
-        // Of layers that are gone, nothing else is chosen.
-        all.sort_by_key(|lost| !lost.is_of_model());
-        let removal = Removal::new(all, config);
+        let compensated = self.recipe.refine.iter().any(|stage| stage.changes_biases());
+        let removal = Removal::new(all, decoder, config, compensated);
         let table = structures.first().map_or("sparsity", |(table, _)| table);
         let removal = removal.map_err(|error| of(table, error))?;
         let lost = removal.as_ref().map(|removal| removal.matrices(decoder)).unwrap_or_default();

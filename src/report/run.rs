@@ -63,6 +63,9 @@ pub struct Report {
     /// Structures that were removed as a whole, if the recipe has a `sparsity.structure`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub structures: Vec<StructureReport>,
+    /// Whether biases of output projections were changed or added to make up for removed structures.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub compensated: bool,
     /// Matrices that were subject to pruning, layer by layer.
     #[serde(default)]
     pub matrices: Vec<Matrix>,

@@ -20,6 +20,7 @@ use crate::{
     model::{self, Model},
     plan::Plan,
     prune::{Error, Pass, Sampled, SavedStage, StageState},
+    structure::bias_name,
 };
 
 /// A pass through the layers.
@@ -241,9 +242,9 @@ impl Checkpointing {
     ) -> Result<(), Error> {
         let started = Instant::now();
         let layers = self.unsaved.iter();
-        let names: Vec<&str> = layers
+        let names: Vec<String> = layers
             .flat_map(|layer| plan.matrices(&model.decoder, *layer))
-            .map(|(_, linear)| linear.weight.as_str())
+            .flat_map(|(_, linear)| [linear.weight.clone(), bias_name(linear)])
             .collect();
         let counts = streams.iter().map(|stream| stream.len()).collect();
         let in_stage = stage.map(|(in_stage, _)| in_stage);
@@ -286,10 +287,10 @@ impl SavedStage for Entries {
 fn write_matrices(
     record: &mut Record,
     pruned: &Pruned,
-    names: &[&str],
+    names: &[String],
 ) -> Result<(), checkpoint::Error> {
     let mut matrices = Vec::new();
-    let named = || names.iter().filter_map(|name| Some((*name, pruned.masks.get(*name)?)));
+    let named = || names.iter().filter_map(|name| Some((&**name, pruned.masks.get(name)?)));
     for (name, mask) in named() {
         let Dims { rows, columns } = mask.dims();
         let changed = pruned.format(name).map(Dtype::stored);

@@ -270,8 +270,9 @@ fn finished<D: Ops>(
     let mut settled = recipe.clone();
     settled.calibration.sequence_length = resolved.calibration.sequence_length;
     settled.evaluate.sequence_length = resolved.evaluate.sequence_length;
-    let prunable: usize = pruned.masks.values().map(|mask| mask.dims().len()).sum();
-    let kept: usize = pruned.masks.values().map(|mask| mask.kept()).sum();
+    let matrices = Matrix::all(&run.plan, &model.decoder, &pruned.masks, &groups);
+    let prunable: usize = matrices.iter().map(Matrix::weights).sum();
+    let kept: usize = matrices.iter().map(|matrix| matrix.kept).sum();
     let report = Report {
         version: Version::current(),
         model: recipe.model.reference().0.to_owned(),
@@ -287,7 +288,6 @@ fn finished<D: Ops>(
         tasks: accuracy.collect(),
         generations: generations.collect(),
         structures: StructureReport::all(&run.plan, &model.decoder, &pruned.masks),
-        matrices: Matrix::all(&run.plan, &model.decoder, &pruned.masks, &groups),
         output_error: OutputError::of(&groups),
         groups,
         experts,
@@ -295,6 +295,7 @@ fn finished<D: Ops>(
         seconds: phases.seconds,
         memory: phases.memory,
         calibration: (!run.ids.is_empty()).then_some(calibration),
+        compensated: run.plan.removal.as_ref().is_some_and(|removal| removal.compensated),
         sizes: Sizes {
             format: resolved.output.format,
             dense: Size {
@@ -305,13 +306,14 @@ fn finished<D: Ops>(
                 weight_bytes: written.weight_bytes,
                 directory_bytes: written.directory_bytes,
             },
-            pruned_matrices: pruned.masks.len(),
+            pruned_matrices: matrices.len(),
             compressed_matrices: written.compressed,
         },
         operations: products.operations,
         product_seconds: products.seconds,
         least_operations: run.forecast.takes.pruning - run.forecast.takes.solving,
         recipe: run.loaded.settings_of(&settled).map_err(|e| Error::Report(e.to_string()))?,
+        matrices,
         inputs,
         outputs: BTreeMap::new(),
     };

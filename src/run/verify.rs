@@ -328,22 +328,26 @@ fn pruned(matrix: &Matrix) -> usize {
     matrix.weights().saturating_sub(matrix.kept)
 }
 
-/// What the dense model leaves when it loses the structures of a report; a finding if they are not
-/// its own.
+/// What the dense model leaves when it loses the structures of a report, and the biases that may differ
+/// from its own; a finding if the structures are not its own.
 fn cuts(
     (sparse, dense): (&Reader, &Reader),
-    structures: &[StructureReport],
+    written: &Report,
     findings: &mut Vec<Finding>,
-) -> Result<Option<Cuts>, Error> {
+) -> Result<(Option<Cuts>, Vec<String>), Error> {
     let decoder = model::decoder(dense).map_err(model::Error::from)?;
-    let gone: Vec<_> = structures.iter().map(|of| (of.structure, &of.removed[..])).collect();
-    let cuts = match Removal::reported(&gone, &decoder, dense.config()) {
-        Ok(found) => found.map(|(removal, masks)| removal.cuts(&decoder, &masks)),
+    let structures = written.structures.iter();
+    let gone: Vec<_> = structures.map(|of| (of.structure, &of.removed[..])).collect();
+    let cuts = match Removal::reported(&gone, &decoder, dense.config(), written.compensated) {
+        Ok(found) => {
+            found.map(|(removal, masks)| (removal.cuts(&decoder, &masks), removal.biases(&decoder)))
+        }
         Err(error) => {
             findings.push(Finding::Structures { problem: error.to_string() });
             None
         }
     };
+    let (cuts, biases) = cuts.unzip();
     if let Some(cuts) = &cuts {
         let (mut found, expected) =
             (sparse.config().clone(), dense_config(dense, &cuts.config, None));
@@ -357,7 +361,7 @@ fn cuts(
             findings.push(Finding::Config);
         }
     }
-    Ok(cuts)
+    Ok((cuts, biases.unwrap_or_default()))
 }
 
 /// Checks the zeros of each matrix; returns their number.
@@ -415,12 +419,13 @@ fn compare(
 ) -> Result<usize, Error> {
     let matrices = written.matrices.iter().map(|matrix| (matrix.tensor.as_str(), matrix));
     let matrices: BTreeMap<_, _> = matrices.collect();
-    let cuts = cuts((sparse, dense), &written.structures, findings)?;
+    let (cuts, biases) = cuts((sparse, dense), written, findings)?;
     let missing = |name: &&str| match &cuts {
         Some(cuts) => cuts.name(name).is_some_and(|name| sparse.tensor(&name).is_err()),
         None => sparse.tensor(name).is_err(),
     };
-    let alone = dense.names().filter(missing);
+    let added = cuts.iter().flat_map(|cuts| cuts.added.keys()).map(String::as_str);
+    let alone = dense.names().chain(added).filter(missing);
     findings.extend(alone.map(|name| Finding::Other { tensor: name.into() }));
     if let Some(cuts) = &cuts {
         let gone = written.matrices.iter().filter(|of| cuts.name(&of.tensor).is_none());
@@ -433,6 +438,18 @@ fn compare(
             Some(cuts) => cuts.dense_name(name).unwrap_or_default(),
             None => name.into(),
         };
+        let may_change =
+            matrices.contains_key(&*dense_name) || biases.iter().any(|of| *of == dense_name);
+        let added = cuts.as_ref().and_then(|cuts| cuts.added.get(&*dense_name));
+        if let Some(shape) = added.filter(|shape| view.shape == **shape) {
+            let values = shape.iter().product::<usize>();
+            let count = values - view.zeros()?;
+            if count > 0 && !may_change {
+                findings.push(Finding::NotDense { tensor, count, index: vec![0] });
+            }
+            changed += count;
+            continue;
+        }
         let found = match dense.tensor(&dense_name) {
             Ok(other) => {
                 let cut = cuts.as_ref().and_then(|cuts| cuts.tensors.get(&*dense_name));
@@ -458,7 +475,7 @@ fn compare(
             findings.push(Finding::Pruned { tensor: tensor.clone(), found, expected });
         }
         if let Some(first) = found.first {
-            if matrix.is_some() && written.changed_weights > 0 {
+            if may_change && written.changed_weights > 0 {
                 changed += found.changed;
             } else {
                 let (count, index) = (found.changed, unravel(first, view.shape));

@@ -4,6 +4,7 @@
 //! Where `config.json` has one number of a structure for all layers, each layer loses as many. While
 //! a run goes on, what is removed is masked; the result is measured as the smaller model that it is.
 
+mod biases;
 mod channels;
 mod config;
 mod experts;
@@ -16,6 +17,7 @@ mod site;
 
 use serde_json::{Map, Value};
 
+pub(crate) use self::biases::name as bias_name;
 use self::site::{Owners, Site, Slice};
 pub use self::{
     indices::Indices,
@@ -166,6 +168,12 @@ pub enum Error {
         removed: usize,
         /// What would be left.
         what: &'static str,
+    },
+    /// Output projections cannot have biases.
+    #[error("the family's config.json gives output projections no biases: {why}")]
+    Biases {
+        /// What is wrong.
+        why: String,
     },
     /// The family's configuration cannot describe the smaller model.
     #[error("the family's config.json cannot describe a model with fewer {many}: {why}")]

@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, fmt};
 
 use serde_json::Value;
 
-use super::{Error, Indices, Owners, Site, Slice, Structure, config};
+use super::{Error, Indices, Owners, Site, Slice, Structure, biases, config};
 use crate::{
     checkpoint::{Axis, Cut, Cuts, Masks},
-    family::{self, Decoder, Part, Projection},
+    family::{self, Decoder, Feed, Part, Projection},
     mask::floored,
 };
 
@@ -61,6 +61,12 @@ impl Lost {
         Ok(Some(Self { structure, of, removed, sites }))
     }
 
+    /// Whether the structures are inputs of the output projections of a part.
+    pub(super) fn is_in(&self, part: Part) -> bool {
+        let mut slices = self.sites.iter().flat_map(|site| &site.slices);
+        slices.any(|slice| slice.part == part && matches!(slice.owners, Owners::Each(..)))
+    }
+
     /// The largest number that can be removed: a token keeps its number of experts.
     fn most(&self, decoder: &Decoder) -> usize {
         let routers = decoder.layers.iter().filter_map(|layer| layer.mlp.router.as_ref());
@@ -86,29 +92,45 @@ impl fmt::Display for Lost {
 pub struct Removal {
     /// The structures, by kind.
     pub lost: Vec<Lost>,
-    /// The dense model's `config.json`.
+    /// Whether biases of output projections make up for what is removed.
+    pub compensated: bool,
+    /// The biases that are added to the dense model for this, with their lengths.
+    added: BTreeMap<String, usize>,
+    /// The dense model's `config.json`, with these biases.
     config: Value,
 }
 
 impl Removal {
-    /// The removal of structures from a model with this `config.json`; `None` without any.
+    /// The removal of structures from a model with this `config.json`; `None` without any. If biases
+    /// are to be `compensated`, output projections that have none get one.
     ///
     /// # Errors
     /// If the family's configuration cannot describe the smaller model.
-    pub fn new(lost: Vec<Lost>, config: &Value) -> Result<Option<Self>, Error> {
+    pub fn new(
+        mut lost: Vec<Lost>,
+        decoder: &Decoder,
+        config: &Value,
+        compensated: bool,
+    ) -> Result<Option<Self>, Error> {
         if lost.is_empty() {
             return Ok(None);
+        }
+        // Layers come first: of those that are gone, nothing else is.
+        lost.sort_by_key(|lost| !lost.is_of_model());
+        let (mut config, mut added) = (config.clone(), BTreeMap::new());
+        if compensated {
+            added = biases::add(&lost, decoder, &mut config)?;
         }
         let many: Vec<_> = lost.iter().map(|lost| lost.structure.many()).collect();
         let wrong = |why: String| Error::Configuration { many: many.join(" and "), why };
         // With the names of the configuration alone; a checkpoint may have others.
-        let decoder = family::decoder(config).map_err(|error| wrong(error.to_string()))?;
+        let decoder = family::decoder(&config).map_err(|error| wrong(error.to_string()))?;
         let of_names = |lost: &Lost| Lost::of_count(lost.structure, &decoder, lost.removed);
         let named: Vec<_> = lost.iter().filter_map(|lost| of_names(lost).transpose()).collect();
-        let named =
-            Self { lost: named.into_iter().collect::<Result<_, _>>()?, config: config.clone() };
+        let named = named.into_iter().collect::<Result<_, _>>()?;
+        let named = Self { lost: named, compensated, added: BTreeMap::new(), config };
         named.check_configuration(&decoder).map_err(wrong)?;
-        Ok(Some(Self { lost, ..named }))
+        Ok(Some(Self { lost, added, ..named }))
     }
 
     /// Checks that the family's configuration can describe what is left: of layers, whichever goes.
@@ -135,6 +157,7 @@ impl Removal {
         gone: &[(Structure, &[Indices])],
         decoder: &Decoder,
         config: &Value,
+        compensated: bool,
     ) -> Result<Option<(Self, Masks)>, Error> {
         let (mut all, mut masks) = (Vec::new(), Masks::new());
         let mut gone_layers = Vec::new();
@@ -162,7 +185,15 @@ impl Removal {
             lost.removed = removed.unwrap_or(0);
             all.push(lost);
         }
-        Ok(Self::new(all, config)?.map(|removal| (removal, masks)))
+        Ok(Self::new(all, decoder, config, compensated)?.map(|removal| (removal, masks)))
+    }
+
+    /// The biases of output projections that may differ from the dense model's.
+    pub fn biases(&self, decoder: &Decoder) -> Vec<String> {
+        let slices = self.lost.iter().flat_map(|lost| &lost.sites).flat_map(|site| &site.slices);
+        let outputs = slices.map(|slice| slice.projection(decoder));
+        let outputs = outputs.filter(|of| self.compensated && of.feed() == Feed::Inner);
+        outputs.map(biases::name).collect()
     }
 
     /// Whether what is left has the inputs that it had.
@@ -243,16 +274,23 @@ impl Removal {
 
     /// The model that is left with these structures.
     fn left(&self, decoder: &Decoder, kept: &Kept) -> Cuts {
-        let (config, tensors, numbered) = (self.config.clone(), BTreeMap::new(), BTreeMap::new());
-        let mut cuts = Cuts { config, tensors, numbered };
+        let mut cuts = Cuts { config: self.config.clone(), ..Cuts::default() };
+        cuts.added = self.added.iter().map(|(name, rows)| (name.clone(), vec![*rows])).collect();
         for (lost, kept) in self.lost.iter().zip(kept) {
             for (site, kept) in lost.sites.iter().zip(kept) {
                 for slice in &site.slices {
                     let Some(cut) = slice.owners.cut(kept) else { continue };
-                    let Projection { weight, bias, .. } = slice.projection(decoder);
-                    let bias = bias.iter().filter(|_| cut.axis == Axis::Rows);
-                    let names = bias.chain([weight]).cloned();
-                    cuts.tensors.extend(names.map(|name| (name, cut.clone())));
+                    let of = slice.projection(decoder);
+                    let bias = biases::name(of);
+                    if cut.axis == Axis::Rows {
+                        if let Some(shape) = cuts.added.get_mut(&bias) {
+                            *shape = cut.shape(shape);
+                        }
+                        if of.bias.is_some() {
+                            cuts.tensors.insert(bias, cut.clone());
+                        }
+                    }
+                    cuts.tensors.insert(of.weight.clone(), cut);
                 }
                 let numbers: Vec<usize> = (0..site.count).filter(|i| kept[*i]).collect();
                 let cut = || Cut { axis: Axis::Rows, kept: numbers.clone() };

@@ -1,6 +1,7 @@
 //! The refinement stages, the `[[refine]]` tables of a recipe. A stage is one file, with its keys,
 //! needs, cost and run, and one line in the list below.
 
+mod compensate;
 mod end_to_end;
 mod rebuild;
 mod reconstruct;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
 pub use self::{
+    compensate::Compensate,
     end_to_end::{EndToEnd, Step},
     rebuild::{Alpha, Rebuild, Rounds},
     reconstruct::Reconstruct,
@@ -62,6 +64,11 @@ pub trait Stage {
 
     /// Whether the stage leaves the masks as they are.
     fn keeps_masks(&self) -> bool {
+        false
+    }
+
+    /// Whether the stage changes biases, which a model may have to get.
+    fn changes_biases(&self) -> bool {
         false
     }
 
@@ -310,6 +317,7 @@ stages! {
         "swap": Swap,
         "rebuild": Rebuild,
         "reconstruct": Reconstruct,
+        "compensate": Compensate,
     }
     model: {
         "end-to-end": EndToEnd,

@@ -270,7 +270,7 @@ fn descend<D: Ops>(state: &mut GroupState<'_, D>, passes: usize, rate: f32) -> R
             adam.step(gradient.unwrap_or_default());
             let linear = state.linear(*member);
             parts[place].linears[member.linear] =
-                state.model.weight(linear, adam.values.clone(), Some(&adam.mask))?;
+                state.model.weight(linear, adam.values.clone(), Some(&adam.mask), state.pruned)?;
         }
     }
     for (member, Adam { values, .. }) in zip(&group.members, matrices) {

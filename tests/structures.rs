@@ -481,7 +481,7 @@ fn metrics_of_structures_score_theirs_alone() {
     let reconstruct = "refine=[{ use = 'reconstruct' }]";
     case.refuses(
         &[&experts("sparsity.ratio=0.5")[..], &[reconstruct]].concat(),
-        &["without some experts there are no outputs to make up for"],
+        &["without some experts no group is left as it is, to compare with"],
     );
     // Scores of weights and of structures are multiplied.
     let both = "mask.metric=[{ use = 'weight-gradient' }, { use = 'expert-contribution' }]";
@@ -501,6 +501,31 @@ fn what_is_left_can_be_reconstructed() {
         assert!(card.contains("without 12 of the 48 channels of each of 2 layers"), "{card}");
         assert!(card.contains("- Removed: channels") && !card.contains("- sparse"), "{card}");
         fs::remove_dir_all(case.path("out")).unwrap();
+    }
+}
+
+#[test]
+fn a_rebuild_exchanges_structures_and_never_raises_the_error() {
+    for (fixture, structure) in [("gqa-tied", CHANNELS), ("opt", CHANNELS), ("qwen3", HEADS)] {
+        let case = Case::new(fixture);
+        let rebuild = "refine=[{ use = 'rebuild', alpha = 'auto', rounds = 2 }]";
+        let random = "mask.metric=[{ use = 'random' }]";
+        let sets = [structure, "sparsity.ratio=0.5", "mask.init=metric", random];
+        let report = case.prunes(&[&sets[..], &[rebuild]].concat());
+        let structures = &report["structures"][0];
+        let lost = structures["lost"].as_u64().unwrap() as usize;
+        for removed in structures["removed"].as_array().unwrap() {
+            assert_eq!(indices(removed).len(), lost, "{fixture}");
+        }
+        let stages = report["groups"].as_array().unwrap().iter().map(|group| &group["stages"][0]);
+        let mut exchanged = 0;
+        for stage in stages {
+            let [before, after] =
+                ["before", "after"].map(|of| stage[of]["calibration"].as_f64().unwrap());
+            assert!(after <= before, "{fixture}: {before} {after}");
+            exchanged += usize::from(after < before);
+        }
+        assert!(exchanged > 0 || structure == HEADS, "{fixture}");
     }
 }
 
@@ -619,7 +644,7 @@ fn what_a_recipe_cannot_ask_for_is_said() {
         (&["sparsity.allocation=owl"], "all layers lose as many channels"),
         (&["override=[{ tensors = '*.0.*', ratio = 0.2 }]"], "all layers lose as many channels"),
         (&["blocks=[{ name = 'a', layers = ['up_proj'] }]"], "are one group"),
-        (&["refine=[{ use = 'rebuild' }]"], "`rebuild` works on single weights, not on channels"),
+        (&["refine=[{ use = 'swap' }]"], "`swap` works on single weights, not on channels"),
         (&["refine=[{ use = 'end-to-end' }]"], "`end-to-end` works on single weights"),
         (&["preset=best"], "`swap` works on single weights"),
         (&["mask.init=sparsegpt"], "`sparsegpt` has no scores"),

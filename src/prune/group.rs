@@ -19,6 +19,7 @@ use crate::{
     mask::Mask,
     model::{self, Model},
     plan::{Group, Member},
+    structure::Removal,
 };
 
 /// A group while its stages run. It holds one set of weights at a time.
@@ -27,6 +28,8 @@ pub(super) struct GroupState<'a, D: Ops> {
     pub(super) layer: usize,
     pub(super) group: &'a Group,
     pub(super) refinement: &'a Refinement<'a>,
+    /// The structures that are removed as a whole, if any are.
+    pub(super) removal: Option<&'a Removal>,
     /// Outputs of the part's dense linear layers on the sparse stream.
     pub(super) cache: Option<&'a ActivationCache<D>>,
     /// Statistics of the part's dense linear layers; empty if none were computed.

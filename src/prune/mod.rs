@@ -44,6 +44,7 @@ use crate::{
     mask::{self, Distribution},
     model::{self, Model},
     plan::{Group, Plan},
+    structure::Removal,
 };
 
 /// Why a model could not be pruned.
@@ -390,7 +391,8 @@ pub fn refine<D: Ops>(
     let mut choosing = Choosing::from(plan);
     for (layer, groups) in plan.layers.iter().enumerate().skip(first) {
         let event = &mut |event: Event<'_>| observer.event(event);
-        let refining = Refining { model, layer, groups, refinement, members: members(plan, layer) };
+        let (removal, members) = (plan.removal.as_ref(), members(plan, layer));
+        let refining = Refining { model, layer, groups, refinement, removal, members };
         let mut initial = refinement.initial;
         if let Some(of) = initial
             && (!of.needs().inputs() || refining.across().next().is_some())
@@ -464,6 +466,8 @@ struct Refining<'a, D: Ops> {
     layer: usize,
     groups: &'a [Group],
     refinement: &'a Refinement<'a>,
+    /// The structures that are removed as a whole, if any are.
+    removal: Option<&'a Removal>,
     /// The indices of the pruned matrices in each part.
     members: Vec<Vec<usize>>,
 }
@@ -547,6 +551,7 @@ impl<D: Ops> Refining<'_, D> {
                 layer,
                 group,
                 refinement,
+                removal: self.removal,
                 cache: dense.cache.as_ref().filter(|_| own),
                 statistics: if own { &dense.statistics } else { &[] },
                 shared_target: dense.target.as_ref().filter(|_| own),

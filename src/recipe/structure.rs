@@ -83,17 +83,15 @@ pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
     }
     let inputs_left = all.iter().all(|(_, of)| of.structure.leaves_inputs());
     let cannot = recipe.refine.iter().enumerate();
-    for (i, stage) in cannot.filter(|(_, stage)| !stage.keeps_masks() || !inputs_left) {
-        let why = match stage.keeps_masks() {
+    for (i, stage) in cannot.filter(|(_, stage)| !stage.takes_structures() || !inputs_left) {
+        let why = match stage.takes_structures() {
             true => {
-                format!("without some {many} there are no outputs to make up for, matrix by matrix")
+                format!("without some {many} no group is left as it is, to compare with")
             }
             false => format!("`{}` works on single weights, not on {many}", stage.name()),
         };
         let help = match inputs_left {
-            true => {
-                "set `refine = []`, or use `reconstruct` or `compensate`, which make up for what is gone"
-            }
+            true => "set `refine = []`, or use `rebuild`, `compensate` or `reconstruct`",
             false => "set `refine = []`",
         };
         wrong(&format!("refine.{i}.use"), why, help);

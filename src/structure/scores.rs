@@ -6,6 +6,7 @@ use super::{Lost, Removal};
 use crate::{
     checkpoint::Masks,
     family::{Decoder, Part},
+    mask::floored,
 };
 
 /// The scores so far of the structures that compete to be removed.
@@ -51,6 +52,38 @@ impl<'a> Scores<'a> {
                         sum.scores[slice.owners.of(dims, i)] += f64::from(*score);
                     }
                 }
+            }
+        }
+    }
+
+    /// Exchanges removed structures of a part of a layer for kept ones: those with the highest scores come
+    /// back, and those with the lowest go. Of the exchanges that raise the sum of kept scores, makes the
+    /// fraction `alpha`.
+    pub fn exchange(
+        &self,
+        (layer, part): (usize, Part),
+        decoder: &Decoder,
+        masks: &mut Masks,
+        alpha: f64,
+    ) {
+        for (lost, sums) in self.removal.lost.iter().zip(&self.sites) {
+            for (site, Summed { scores, .. }) in lost.sites.iter().zip(sums) {
+                if site.of(layer, part).is_empty() {
+                    continue;
+                }
+                let mut kept = site.kept(decoder, masks);
+                let mut order: Vec<usize> = (0..site.count).collect();
+                order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]));
+                let goes = order.iter().filter(|i| kept[**i]);
+                let comes = order.iter().rev().filter(|i| !kept[**i]);
+                let pairs: Vec<_> = goes.zip(comes).collect();
+                let worthwhile = pairs.iter().take_while(|(a, b)| scores[**a] < scores[**b]);
+                let made = floored(alpha, worthwhile.count());
+                for (goes, comes) in pairs.into_iter().take(made) {
+                    (kept[*goes], kept[*comes]) = (false, true);
+                }
+                site.slices.iter().for_each(|of| _ = masks.remove(of.name(decoder)));
+                site.choose(decoder, &kept, masks);
             }
         }
     }

@@ -75,6 +75,11 @@ impl Site {
 }
 
 impl Slice {
+    /// The tensor name of the projection's weight.
+    pub(super) fn name<'a>(&self, decoder: &'a Decoder) -> &'a str {
+        &self.projection(decoder).weight
+    }
+
     pub(super) fn projection<'a>(&self, decoder: &'a Decoder) -> &'a Projection {
         &decoder.layers[self.layer].projections(self.part)[self.linear]
     }

@@ -196,6 +196,31 @@ fn removal_of(kinds: &[(&str, f64)], decoder: &Decoder, config: &Value) -> Remov
 }
 
 #[test]
+fn exchanges_raise_the_sum_of_kept_scores() {
+    let (decoder, removal) = removal(&[("channels", 0.5)], &llama(1)).unwrap();
+    let removal = removal.unwrap();
+    let mut masks = Masks::new();
+    let mut first = Scores::new(&removal);
+    first.end_part((0, Part::Mlp), &decoder, &mut masks, |_, _| Ok::<_, ()>(())).unwrap();
+    let gone = |masks: &Masks| removal.gone(&decoder, masks)[0][0].to_string();
+    // Of equal scores the first four of nine went.
+    assert_eq!(gone(&masks), "0-3");
+    let mut scores = Scores::new(&removal);
+    let down = &decoder.layers[0].mlp.projections[2];
+    let own = [5.0, 1.0, 9.0, 0.0, 4.0, 2.0, 7.0, 3.0, 8.0];
+    let all: Vec<f32> = own.repeat(down.dims.rows);
+    scores.add((0, Part::Mlp, 2), down.dims, &all);
+    // 9 for 2 and 5 for 3 are worthwhile, 1 for 4 is not.
+    for (alpha, expected) in [(0.4, "0-3"), (0.5, "0-1, 3, 5"), (1.0, "1, 3, 5, 7")] {
+        let mut tried = masks.clone();
+        scores.exchange((0, Part::Mlp), &decoder, &mut tried, alpha);
+        assert_eq!(gone(&tried), expected);
+        scores.exchange((0, Part::Attention), &decoder, &mut tried, 1.0);
+        assert_eq!(gone(&tried), expected);
+    }
+}
+
+#[test]
 fn single_weights_are_no_structures() {
     let config = json!({
         "model_type": "opt", "vocab_size": 8, "hidden_size": 6, "ffn_dim": 4,

@@ -29,7 +29,7 @@ impl Stage for Compensate {
         "compensate: biases change".into()
     }
 
-    fn keeps_masks(&self) -> bool {
+    fn takes_structures(&self) -> bool {
         true
     }
 

@@ -62,8 +62,8 @@ pub trait Stage {
         false
     }
 
-    /// Whether the stage leaves the masks as they are.
-    fn keeps_masks(&self) -> bool {
+    /// Whether the stage works where whole structures are removed.
+    fn takes_structures(&self) -> bool {
         false
     }
 

@@ -19,6 +19,7 @@ use crate::{
     mask::{self, Comparison, Distribution, Mask, Scope, Scored},
     plan::{Member, Rule},
     prune::{Side, Tally, group::GroupState, pipeline},
+    structure::{Removal, Scores as StructureScores},
 };
 
 /// LLM-Barber's rebuild, and its keys.
@@ -229,6 +230,10 @@ impl Stage for Rebuild {
         true
     }
 
+    fn takes_structures(&self) -> bool {
+        true
+    }
+
     fn count(&self, tally: &mut Tally<'_>) {
         if self.is_guarded() {
             tally.error();
@@ -368,6 +373,10 @@ impl Rebuild {
         alpha: f64,
         comparison: Comparison,
     ) -> Result<(), Error> {
+        if let Some(removal) = state.removal {
+            self.exchange(state, removal, scores, alpha);
+            return Ok(());
+        }
         let mut masks = state.masks();
         let members = &state.group.members;
         let scope = |rule: &Rule| rule.scope.unwrap_or(self.scope);
@@ -390,6 +399,28 @@ impl Rebuild {
         }
         state.set(&masks);
         Ok(())
+    }
+}
+
+impl Rebuild {
+    /// Makes the fraction `alpha` of the worthwhile exchanges of structures: their scores are the sums of
+    /// their weights'.
+    fn exchange<D: Ops>(
+        &self,
+        state: &mut GroupState<'_, D>,
+        removal: &Removal,
+        scores: &Scores,
+        alpha: f64,
+    ) {
+        let mut sums = StructureScores::new(removal);
+        for (member, scores) in zip(&state.group.members, scores) {
+            let place = (state.layer, member.part, member.linear);
+            sums.add(place, state.linear(*member).dims, scores);
+        }
+        let (decoder, masks) = (&state.model.decoder, &mut state.pruned.masks);
+        for part in &state.group.parts {
+            sums.exchange((state.layer, *part), decoder, masks, alpha);
+        }
     }
 }
 

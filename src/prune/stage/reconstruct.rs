@@ -163,7 +163,7 @@ impl Stage for Reconstruct {
         format!("reconstruct by {method}: kept weights change")
     }
 
-    fn keeps_masks(&self) -> bool {
+    fn takes_structures(&self) -> bool {
         true
     }
 

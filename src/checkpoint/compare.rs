@@ -2,11 +2,13 @@
 
 use std::borrow::Cow;
 
+use barber_metric::Dims;
+
 use super::{
     Cut, Dtype, Error, TensorView,
     zeros::{has_sign, is_zero},
 };
-use crate::mask::{Pattern, Tile};
+use crate::mask::{Mask, Pattern, Tile};
 
 /// How a pruned tensor differs from the dense one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +38,17 @@ impl TensorView<'_> {
     pub fn zeros(&self) -> Result<usize, Error> {
         let bytes = self.bytes()?;
         Ok(bytes.chunks_exact(self.element()).filter(|element| Self::is_zero(element)).count())
+    }
+
+    /// The mask of the weights that have a bit set; `None` for a tensor that is not a matrix.
+    ///
+    /// # Errors
+    /// If it is compressed and damaged.
+    pub(super) fn not_zero(&self) -> Result<Option<Mask>, Error> {
+        let &[rows, columns] = self.shape else { return Ok(None) };
+        let (size, bytes) = (self.element(), self.bytes()?);
+        let is_zero = |i: usize| Self::is_zero(&bytes[i * size..(i + 1) * size]);
+        Ok(Some(Mask::from_fn(Dims { rows, columns }, |i| !is_zero(i))))
     }
 
     /// Row-major index of the first weight of the first tile that keeps more than `pattern` allows.

@@ -116,6 +116,12 @@ pub enum Error {
         output.display(), input.display()
     )]
     Holds { output: PathBuf, input: PathBuf },
+    #[error(
+        "{} has weights of the model, and the file of masks would have its name; rename it, in the \
+         index too, or leave out output.masks",
+        .0.display()
+    )]
+    MasksTaken(PathBuf),
     #[error("another run, process {process}, writes to {}; wait for it, or choose another output.path", target.display())]
     Busy { target: PathBuf, process: String },
     #[error(

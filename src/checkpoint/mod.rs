@@ -7,6 +7,7 @@ mod error;
 mod foreign;
 mod layout;
 mod links;
+mod masks;
 mod output;
 mod owned;
 mod partial;
@@ -24,7 +25,8 @@ pub use self::{
     digest::{digest, digest_text},
     error::Error,
     layout::{Format, Layout},
-    output::{Existing, Output, Written, dense_config, left_behind},
+    masks::{Fit, MASKS, StoredMasks, mask_bytes},
+    output::{Existing, Form, Output, Written, dense_config, left_behind},
     owned::{CARD, HTML, JSON, RECIPE},
     pruned::{Masks, Pruned, Saved},
     quantised::Quantisation,

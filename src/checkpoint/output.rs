@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Cut, Cuts, Dtype, Error, Format, Pruned, Reader, TensorView,
     layout::{self, Content, VALUES},
+    masks::{self, MASKS},
     owned::Owned,
     partial::Partial,
     place, quantised,
@@ -39,6 +40,17 @@ pub struct Existing {
     pub force: bool,
     /// Continue from the saved state of an interrupted run.
     pub resume: bool,
+}
+
+/// How the weights of an output are stored.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Form {
+    /// The format of pruned matrices.
+    pub format: Format,
+    /// The number format of weights; `None` for the dense checkpoint's.
+    pub dtype: Option<Dtype>,
+    /// Whether the masks are written beside the weights.
+    pub masks: bool,
 }
 
 /// Counts of a written checkpoint.
@@ -217,15 +229,16 @@ impl Output {
     /// Writes the weights of `reader` in the same shards: zeros for pruned weights, changed values
     /// for changed weights, and all others bit for bit unless `dtype` converts them. Pruned
     /// matrices are stored in `format` where that is smaller. With `cuts` the result is the smaller
-    /// model, and files of which nothing is left are not written. Copies the other files. Calls `written` after each tensor
-    /// with its number of bytes, counted dense.
+    /// model, and files of which nothing is left are not written. Writes the masks if `form` asks for
+    /// them. Copies the other files. Calls `written` after each tensor with its number of bytes, counted
+    /// dense.
     ///
     /// # Errors
     /// If a file cannot be written, or a weight does not fit the format.
     pub fn write(
         &self,
         reader: &Reader,
-        (format, dtype): (Format, Option<Dtype>),
+        Form { format, dtype, masks }: Form,
         (pruned, cuts): (&Pruned, Option<&Cuts>),
         mut written: impl FnMut(u64),
     ) -> Result<Written, Error> {
@@ -271,7 +284,12 @@ impl Output {
                 files.insert(entry.name.clone(), name.to_string_lossy().into());
             }
         }
-        if reader.is_indexed() {
+        if masks {
+            masks::write(&self.staging.join(MASKS), reader, &pruned.masks)?;
+            names.insert(MASKS.into());
+        }
+        // Some loaders take every safetensors file for weights, unless an index names those that are.
+        if reader.is_indexed() || masks {
             let index =
                 json!({ "metadata": { "total_size": all.weight_bytes }, "weight_map": files });
             self.add_file(INDEX, pretty(&index).as_bytes())?;
@@ -399,7 +417,7 @@ fn write_shard(
 ) -> Result<usize, Error> {
     let io = |e| Error::io(path, e);
     let mut file = files::create(path).map_err(io)?;
-    let header = header(shard, entries);
+    let header = header_of(shard, entries);
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
     file.write_all(&header).map_err(io)?;
     let mut changed = 0;
@@ -415,32 +433,44 @@ fn write_shard(
     Ok(changed)
 }
 
-/// The header of a safetensors file.
-fn header(shard: &Shard, entries: &[Entry<'_>]) -> Vec<u8> {
-    let mut header = Map::new();
+/// The header of a shard with these entries, with the metadata of the checkpoint's.
+fn header_of(shard: &Shard, entries: &[Entry<'_>]) -> Vec<u8> {
     let mut metadata = json!({ "format": "pt" });
     if let Some(given) = shard.header.metadata() {
         for (key, value) in given.iter().collect::<BTreeMap<_, _>>() {
             metadata[key] = value.as_str().into();
         }
     }
+    let tensors = entries
+        .iter()
+        .map(|entry| (entry.name.as_str(), entry.dtype, &entry.shape[..], entry.length()));
+    header(metadata, tensors)
+}
+
+/// The header of a safetensors file. A tensor has a name, a format, a shape and a number of bytes, and
+/// several of one name are the parts of one tensor.
+pub(super) fn header<'a>(
+    metadata: Value,
+    tensors: impl Iterator<Item = (&'a str, safetensors::Dtype, &'a [usize], usize)>,
+) -> Vec<u8> {
+    let mut header = Map::new();
     header.insert("__metadata__".into(), metadata);
     let mut end = 0;
-    for entry in entries {
+    for (name, dtype, shape, length) in tensors {
         let start = end;
-        end += entry.length();
-        let dtype = serde_json::to_value(entry.dtype).unwrap_or_default();
+        end += length;
+        let dtype = serde_json::to_value(dtype).unwrap_or_default();
         // The matrices of a stacked tensor follow each other.
-        match header.get_mut(&entry.name) {
+        match header.get_mut(name) {
             Some(tensor) => {
                 let count = tensor["shape"][0].as_u64().unwrap_or(0);
                 tensor["shape"][0] = (count + 1).into();
                 tensor["data_offsets"][1] = end.into();
             }
             None => {
-                let (shape, offsets) = (&entry.shape, [start, end]);
+                let offsets = [start, end];
                 let tensor = json!({ "dtype": dtype, "shape": shape, "data_offsets": offsets });
-                header.insert(entry.name.clone(), tensor);
+                header.insert(name.into(), tensor);
             }
         }
     }

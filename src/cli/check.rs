@@ -6,6 +6,7 @@ use std::{
     path::PathBuf,
 };
 
+use bytesize::ByteSize;
 use dfdx::tensor::Cpu;
 use serde_json::{Value, json};
 
@@ -16,11 +17,12 @@ use super::{
     show,
 };
 use crate::{
+    checkpoint::MASKS,
     family::{Part, Projection},
     model::Model,
     plan::Plan,
     recipe::{Loaded, Setting, load_runs},
-    run::{self, Checkpoints, Forecast, Shared, Tests, extent, look_ahead, plan},
+    run::{self, Checkpoints, Forecast, Shared, Tests, extent, look_ahead, masks, plan},
 };
 
 /// Shows and checks a recipe without running it: each value with its source, the groups and tensors
@@ -91,6 +93,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let [prunable, pruned] = plan.weights(&model.decoder);
     let all = checkpoints.dense.weights();
     let quantisation = checkpoints.dense.quantisation()?.map(ToString::to_string);
+    let masks = masks(recipe, &model, &plan)?;
     if arguments.json {
         let runs = runs.iter().map(|run| run.point.name.as_str());
         let report = json!({
@@ -102,6 +105,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
             "prunable_weights": prunable,
             "pruned_weights": pruned,
             "model_weights": all,
+            "mask_bytes": masks,
             "warnings": advice,
             "memory": found.memory,
             "waiting": found.waiting,
@@ -123,6 +127,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     matrices(&model, &plan);
     if let Some(readers) = recipe.output.format.readers() {
         println!("{}", labelled("format", &readers));
+    }
+    if let Some(bytes) = masks {
+        let masks = format!("{} in {MASKS}", ByteSize(bytes).display().si());
+        println!("{}", labelled("masks", &masks));
     }
     let memory = format!(
         "about {} at the peak, beside the checkpoint's own pages: {} for the layers, and \

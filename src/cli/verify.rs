@@ -8,8 +8,8 @@ use super::{Error, columns::line, progress::Terminal, show};
 use crate::run::{Dense, Reproduced, Verified, reproduce, verify};
 
 /// Checks a result of `barber prune` against its report: the digests of its files and of the run's
-/// inputs, that no files were added, the page, the report's counts and sizes, the zeros and the
-/// pattern of each matrix, or the rows and columns that a smaller model has, and that every kept weight
+/// inputs, that no files were added, the page, the report's counts and sizes, the zeros, the pattern
+/// and the stored mask of each matrix, or the rows and columns that a smaller model has, and that every kept weight
 /// has the dense model's bits. Measurements are
 /// not checked: `barber reproduce` measures again. The exit status is 1 if something is wrong.
 #[derive(clap::Args)]
@@ -45,7 +45,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let found = verify(&arguments.dir, arguments.dense.as_deref(), &watch)?;
     let Verified { files, page, inputs, gone, matrices, weights, zeros, dense, findings, .. } =
         &found;
-    let structures = &found.structures;
+    let Verified { masks, structures, .. } = &found;
     if arguments.json {
         let (model, quantisation, changed) = match dense {
             Dense::NotThere(model) => (model, None, None),
@@ -64,6 +64,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
                 "matrices": matrices,
                 "weights": weights,
                 "zeros": zeros,
+                "masks": masks,
                 "structures": structures,
                 "dense": {
                     "model": model,
@@ -96,6 +97,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         ),
     };
     println!("{}", line(label, &lost));
+    if let Some(masks) = masks {
+        println!("{}", line("masks", &format!("{masks} compared with the zeros")));
+    }
     let dense = match dense {
         Dense::NotThere(model) => {
             format!("{} is missing; give it with --dense to compare", show(model))

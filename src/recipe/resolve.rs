@@ -259,6 +259,12 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         let problem = Problem::at("output.format", Fault::Value(why)).help(help);
         problems.push(problem.against("sparsity.pattern"));
     }
+    if recipe.output.masks && !format.is_dense() {
+        let why = format!("{format} has the masks in the weights' own files");
+        let problem = Problem::at("output.masks", Fault::Value(why));
+        let problem = problem.help("leave it out, or set output.format to \"dense\"");
+        problems.push(problem.against("output.format"));
+    }
     let mut wrong = |key: &str, why: String, help: &str| {
         problems.push(Problem::at(key, Fault::Value(why)).help(help));
     };

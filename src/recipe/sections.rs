@@ -367,6 +367,9 @@ pub struct Output {
     /// checkpoint.
     #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Dtype>,
+    /// Whether to write the masks beside the weights, as `masks.safetensors`: one bit per weight of
+    /// each pruned matrix, set if the weight is kept. Fine-tuning can keep the zeros with them.
+    pub masks: bool,
 }
 
 /// What to measure on the result.

@@ -105,6 +105,10 @@ pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         let why = format!("the {many} of a layer compete with one another");
         wrong("mask.scope", why, "leave it out");
     }
+    if recipe.output.masks {
+        let why = format!("{many} are removed as a whole, and leave no zeros for a mask");
+        wrong("output.masks", why, weights);
+    }
     if !format.is_dense() {
         let why = format!("`{format}` stores zeros, and without some {many} there are none");
         wrong("output.format", why, "leave it out: the result is smaller as it is");

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     calibration::Extent,
-    checkpoint::{CARD, Format},
+    checkpoint::{CARD, Format, MASKS},
     evaluate::Perplexity,
     recipe::{Recipe, describe},
 };
@@ -192,7 +192,16 @@ impl Card<'_> {
 
     fn loading(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "\n## How to load it\n")?;
-        f.write_str(self.format().loading)
+        f.write_str(self.format().loading)?;
+        if self.recipe.output.masks {
+            writeln!(
+                f,
+                "\n`{MASKS}` has the masks of the pruned matrices, one bit per weight: \
+                 `numpy.unpackbits(bits, axis=-1, count=columns, bitorder=\"little\")` gives 1 for each \
+                 kept weight of a matrix."
+            )?;
+        }
+        Ok(())
     }
 
     fn recipe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Error, Watch, finish, verify};
 use crate::{
-    checkpoint::{Existing, Format, Output, Pruned, Reader, Written},
+    checkpoint::{Existing, Form, Format, Output, Pruned, Reader, Written},
     progress::Steps,
     recipe,
     report::{self, Report, Size},
@@ -40,13 +40,12 @@ pub fn convert(
         true => Some(result(dir)?),
         false => None,
     };
-    let format = Format::default();
-    let bytes = Output::least_bytes(&reader, format, None, None);
+    let form = Form::default();
+    let bytes = Output::least_bytes(&reader, form.format, form.dtype, None);
     let output = Output::create(target, Existing { force, resume: false }, &reader, [], bytes)?;
     let bar = watch.bar("writing", Steps::Bytes(bytes));
     let dense = Pruned::dense();
-    let written =
-        output.write(&reader, (format, None), (&dense, None), |bytes| bar.advance(bytes))?;
+    let written = output.write(&reader, form, (&dense, None), |bytes| bar.advance(bytes))?;
     drop(bar);
     match result {
         Some((recipe, report)) => record(recipe, report, written, &reader, &output)?,

@@ -18,7 +18,7 @@ mod verify;
 mod watch;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     rc::Rc,
@@ -50,7 +50,7 @@ pub use self::{
 };
 use crate::{
     calibration::{self, Extent, Samples, Text, samples},
-    checkpoint::{Existing, Output, Pruned, RECIPE, Reader, digest},
+    checkpoint::{Existing, Form, Output, Pruned, RECIPE, Reader, digest, mask_bytes},
     estimate::Run as Expected,
     evaluate::STATES,
     executor::{
@@ -156,7 +156,7 @@ fn prune_on<D: Ops>(
     let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
     let existing = Existing { force: settings.force, resume: settings.resume };
     let inputs = loaded.inputs().chain(checkpoints.sparse_files());
-    let bytes = least_bytes(recipe, &model, &plan);
+    let bytes = least_bytes(recipe, &model, &plan)?;
     let output = Output::create(target, existing, &checkpoints.dense, inputs, bytes)?;
     let resolved = checkpoints.resolved(recipe)?;
     let identity = || identity(&resolved, &checkpoints);
@@ -231,11 +231,11 @@ fn finished<D: Ops>(
         let tensors = model.reader.names().filter_map(|name| model.reader.tensor(name).ok());
         let bytes = tensors.map(|tensor| tensor.length() as u64).sum();
         let bar = watch.bar("writing", Steps::Bytes(bytes));
-        let crate::recipe::Output { format, dtype, .. } = resolved.output;
+        let crate::recipe::Output { format, dtype, masks, .. } = resolved.output;
+        let form = Form { format, dtype, masks };
         let cuts = run.plan.removal.as_ref().map(|of| of.cuts(&model.decoder, &pruned.masks));
         let result = (&pruned, cuts.as_ref());
-        let written =
-            output.write(model.reader, (format, dtype), result, |bytes| bar.advance(bytes))?;
+        let written = output.write(model.reader, form, result, |bytes| bar.advance(bytes))?;
         Ok::<_, Error>(written)
     })?;
     let Notes {
@@ -340,10 +340,27 @@ pub(crate) fn plan<D: Ops>(loaded: &Loaded, model: &Model<'_, D>) -> Result<Plan
     Ok(plan)
 }
 
-/// Least bytes of the tensors of a run's result.
-fn least_bytes<D: Ops>(recipe: &Recipe, model: &Model<'_, D>, plan: &Plan) -> u64 {
+/// Least bytes of the tensors of a run's result, and of its masks.
+fn least_bytes<D: Ops>(recipe: &Recipe, model: &Model<'_, D>, plan: &Plan) -> Result<u64, Error> {
     let cuts = plan.removal.as_ref().map(|of| of.smallest(&model.decoder));
-    Output::least_bytes(model.reader, recipe.output.format, recipe.output.dtype, cuts.as_ref())
+    let crate::recipe::Output { format, dtype, .. } = recipe.output;
+    let tensors = Output::least_bytes(model.reader, format, dtype, cuts.as_ref());
+    Ok(tensors + masks(recipe, model, plan)?.unwrap_or(0))
+}
+
+/// Bytes of the file of masks that a run writes; `None` if it writes none.
+pub(crate) fn masks<D: Ops>(
+    recipe: &Recipe,
+    model: &Model<'_, D>,
+    plan: &Plan,
+) -> Result<Option<u64>, Error> {
+    if !recipe.output.masks {
+        return Ok(None);
+    }
+    let layers = 0..plan.layers.len();
+    let matrices = layers.flat_map(|layer| plan.matrices(&model.decoder, layer));
+    let pruned: BTreeSet<&str> = matrices.map(|(_, linear)| linear.weight.as_str()).collect();
+    Ok(Some(mask_bytes(model.reader, |name| pruned.contains(name))?))
 }
 
 /// The calibration text of a recipe and the samples to take from it; `None` if it needs none.
@@ -409,7 +426,7 @@ pub(crate) fn look_ahead(
     loaded.find_texts()?;
     if let Some(output) = &recipe.output.path {
         let inputs = loaded.inputs().chain(checkpoints.sparse_files());
-        let bytes = least_bytes(recipe, &model, &plan);
+        let bytes = least_bytes(recipe, &model, &plan)?;
         Output::check(output, &checkpoints.dense, inputs, bytes)?;
     }
     let tests = shared.tests(recipe, || Tests::read(recipe, &model))?;

@@ -10,7 +10,9 @@ use serde::Deserialize;
 
 use super::{Error, Watch, files};
 use crate::{
-    checkpoint::{Cuts, RECIPE, Reader, dense_config, digest, sizes, unravel},
+    checkpoint::{
+        Cuts, Fit, MASKS, RECIPE, Reader, StoredMasks, dense_config, digest, sizes, unravel,
+    },
     hub::locate,
     limits,
     mask::Pattern,
@@ -64,6 +66,14 @@ pub enum Finding {
     NotDense { tensor: String, count: usize, index: Vec<usize> },
     #[error("tensor `{tensor}`: {found} weights are pruned, at most {expected} are expected")]
     Pruned { tensor: String, found: usize, expected: usize },
+    #[error("{MASKS} has no mask of tensor `{tensor}` in its shape")]
+    NoMask { tensor: String },
+    #[error("{MASKS} has a mask of `{tensor}`, which the run did not prune")]
+    OtherMask { tensor: String },
+    #[error("{MASKS} keeps {found} weights of tensor `{tensor}`, but the report says {expected}")]
+    MaskKept { tensor: String, found: usize, expected: usize },
+    #[error("{MASKS} prunes {count} weights of tensor `{tensor}` that are not zero")]
+    MaskNotZero { tensor: String, count: usize },
     #[error("{found} kept weights are not the dense model's, but the report says {expected}")]
     Changed { found: usize, expected: usize },
 }
@@ -102,6 +112,8 @@ pub struct Verified {
     pub weights: usize,
     /// Number of zeros in the pruned matrices; 0 if they lost structures.
     pub zeros: usize,
+    /// Number of matrices whose stored masks were compared with their zeros; `None` without masks.
+    pub masks: Option<usize>,
     /// The structures that the model lost, in words, if it is smaller than the dense one.
     pub structures: Option<String>,
     /// The outcome of the comparison with the dense model.
@@ -111,7 +123,7 @@ pub struct Verified {
 }
 
 /// Checks the result of a run in `dir` against its report: its files, and that there are no others,
-/// its page, the report's counts and sizes, the run's inputs, and the zeros of each matrix.
+/// its page, the report's counts and sizes, the run's inputs, and the zeros and the mask of each matrix.
 /// Compares all weights bit for bit with the dense model, `dense` or else the directory that the
 /// recipe names.
 ///
@@ -138,6 +150,7 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
         true => zeros(&sparse, &written, &mut findings)?,
         false => 0,
     };
+    let masks = masks(&sparse, &written, &mut findings)?;
     counts(&written, &mut findings);
     if intact {
         sizes_on_disk(&sparse, &written, &mut findings)?;
@@ -173,6 +186,7 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
         matrices: written.matrices.len(),
         weights: written.matrices.iter().map(Matrix::weights).sum(),
         zeros,
+        masks,
         structures: StructureReport::in_words(&written.structures),
         dense,
         findings,
@@ -406,6 +420,42 @@ fn left(matrix: &Matrix, found: usize, findings: &mut Vec<Finding>) {
         let (tensor, reported) = (matrix.tensor.clone(), matrix.kept);
         findings.push(Finding::Left { tensor, found, reported });
     }
+}
+
+/// Compares the stored masks with the zeros of the matrices, if the run wrote masks; returns the number
+/// of matrices.
+fn masks(
+    sparse: &Reader,
+    written: &Report,
+    findings: &mut Vec<Finding>,
+) -> Result<Option<usize>, Error> {
+    if !written.outputs.contains_key(MASKS) {
+        return Ok(None);
+    }
+    let Some(stored) = StoredMasks::open(sparse.path())? else { return Ok(None) };
+    let kept = written.matrices.iter().map(|of| (of.tensor.as_str(), of.kept));
+    let kept: BTreeMap<_, _> = kept.collect();
+    let is_pruned = |name: &str| kept.contains_key(name);
+    let found = stored.compare(sparse, is_pruned)?;
+    let count = found.len();
+    for (name, fit) in found {
+        let tensor = name.to_owned();
+        let Some(Fit { kept: found, not_zero: count }) = fit else {
+            findings.push(Finding::NoMask { tensor });
+            continue;
+        };
+        let all = sparse.tensor(name)?.shape.iter().product();
+        let expected = kept.get(name).copied().unwrap_or(all);
+        if found != expected {
+            findings.push(Finding::MaskKept { tensor: tensor.clone(), found, expected });
+        }
+        if count > 0 {
+            findings.push(Finding::MaskNotZero { tensor, count });
+        }
+    }
+    let others = stored.others(sparse, is_pruned).into_iter();
+    findings.extend(others.map(|tensor| Finding::OtherMask { tensor }));
+    Ok(Some(count))
 }
 
 /// Compares each tensor with the dense one; returns the number of changed kept weights. `zeros` is

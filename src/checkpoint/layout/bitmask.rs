@@ -33,19 +33,19 @@ pub(super) fn part(rows: usize, columns: usize, bytes: fn(&Mask) -> Vec<u8>) -> 
 }
 
 /// The bitmask of a matrix.
-pub(super) struct Bitmask<'a> {
+pub(in crate::checkpoint) struct Bitmask<'a> {
     dims: Dims,
     bytes: Cow<'a, [u8]>,
 }
 
 /// Number of bytes of a row.
-const fn width(columns: usize) -> usize {
+pub(in crate::checkpoint) const fn width(columns: usize) -> usize {
     columns.div_ceil(8)
 }
 
 impl<'a> Bitmask<'a> {
     /// The bitmask of the weights that a mask keeps.
-    pub(super) fn of(mask: &Mask) -> Self {
+    pub(in crate::checkpoint) fn of(mask: &Mask) -> Self {
         let dims = mask.dims();
         let mut bytes = vec![0; dims.rows * width(dims.columns)];
         for (row, bytes) in bytes.chunks_exact_mut(width(dims.columns).max(1)).enumerate() {
@@ -77,7 +77,7 @@ impl<'a> Bitmask<'a> {
     }
 
     /// The packed bits.
-    pub(super) fn into_bytes(self) -> Vec<u8> {
+    pub(in crate::checkpoint) fn into_bytes(self) -> Vec<u8> {
         self.bytes.into_owned()
     }
 

@@ -11,7 +11,10 @@ mod sparse_bitmask;
 
 use barber_metric::Dims;
 
-pub(super) use self::section::{KEY, declared, section};
+pub(super) use self::{
+    bitmask::{Bitmask, width},
+    section::{KEY, declared, section},
+};
 use super::Dtype;
 use crate::{
     choice::{Choice, Named, Table},

@@ -228,6 +228,11 @@ impl<'a> TensorView<'a> {
         }
     }
 
+    /// Whether the file has the matrix's columns one after the other.
+    pub(super) const fn is_transposed(&self) -> bool {
+        matches!(self.data, Data::Transposed(_))
+    }
+
     /// Number of values that are NaN or infinite; 0 for formats that Barber does not read.
     ///
     /// # Errors
@@ -325,7 +330,7 @@ fn repeated(mut names: Vec<&str>) -> Option<&str> {
 
 impl Shard {
     /// Opens a file whose header may have at most `most` bytes.
-    fn open(path: PathBuf, most: u64) -> Result<Self, Error> {
+    pub(super) fn open(path: PathBuf, most: u64) -> Result<Self, Error> {
         let file = files::open(&path).map_err(|e| Error::io(&path, e))?;
         let found = file.metadata().map_err(|e| Error::io(&path, e))?.len();
         if found < 8 {
@@ -370,7 +375,7 @@ impl Shard {
         Ok(Self { path, header, data, map: Arc::new(map) })
     }
 
-    fn bytes(&self, (start, end): (usize, usize)) -> &[u8] {
+    pub(super) fn bytes(&self, (start, end): (usize, usize)) -> &[u8] {
         &self.map[self.data + start..self.data + end]
     }
 

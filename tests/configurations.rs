@@ -4,13 +4,17 @@
 
 mod util;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use dfdx::tensor::Cpu;
 use llm_barber::{
     checkpoint::{Pruned, Reader},
     evaluate::logits,
-    family::decoder,
+    family::{FAMILIES, decoder},
     model::Model,
 };
 use safetensors::Dtype;
@@ -51,6 +55,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("epsilon large", "rms_norm_eps"),
     ("layer_types ['full_attention', 'sliding_attention']", "layer_types"),
     ("layer_types ['sliding_attention', 'full_attention']", "layer_types"),
+    ("layer_types full, window null", "sliding_window"),
     ("longrope wrong length", "rope_scaling.short_factor"),
     ("nested", "rope_parameters.full_attention"),
     ("partial 0.0", "partial_rotary_factor"),
@@ -96,7 +101,7 @@ fn every_configuration_is_what_transformers_makes_of_it() {
     let file = fs::read("tests/fixtures/configurations.json").unwrap();
     let Cases { base, cases } = serde_json::from_slice(&file).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let (mut wrong, mut agree) = (Vec::new(), 0);
+    let (mut wrong, mut agree) = (Vec::new(), BTreeMap::<_, usize>::new());
     for Case { name, family, change, removed, logits } in &cases {
         let mut config = base[family].clone();
         config.insert("model_type".into(), family.as_str().into());
@@ -106,12 +111,14 @@ fn every_configuration_is_what_transformers_makes_of_it() {
             Ok(found) => {
                 let mut pairs = found.iter().zip(logits);
                 if found.len() == logits.len() && pairs.all(|(a, b)| (a - b).abs() < 1e-4) {
-                    agree += 1;
+                    *agree.entry(family.as_str()).or_default() += 1;
                 } else {
                     wrong.push(format!("{name}: other logits: {found:?}"));
                 }
             }
             Err(problem) => {
+                // The text model beside a vision tower.
+                let problem = problem.replace("`text_config.", "`");
                 let refused = REFUSED.iter().any(|(case, key)| {
                     name.ends_with(&format!(": {case}")) && problem.contains(&format!("`{key}`"))
                 });
@@ -122,5 +129,7 @@ fn every_configuration_is_what_transformers_makes_of_it() {
         }
     }
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
-    assert!(agree > 1000, "{agree}");
+    assert!(agree.values().all(|cases| *cases > 25), "{agree:?}");
+    let families: BTreeSet<_> = FAMILIES.iter().map(|family| family.model_type).collect();
+    assert_eq!(agree.into_keys().collect::<BTreeSet<_>>(), families);
 }

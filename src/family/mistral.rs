@@ -13,8 +13,20 @@ pub(super) const FAMILY: Family = Family {
 };
 
 /// The defaults are those of transformers' `MistralConfig`.
-fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
-    let window = config.size_or("sliding_window", Some(4096))?;
-    let style = Style { kv_heads: Some(8), ..Style::llama().with_positions(32 * 4096) };
-    style.decoder(config, config.windows(window, |_| true)?)
+pub(super) fn decoder(config: &Object<'_>) -> Result<Decoder, Error> {
+    style().decoder(config, config.windows(window(config)?, |_| true)?)
+}
+
+/// The text model beside a vision tower: transformers does not read its `layer_types`.
+pub(super) fn text(config: &Object<'_>) -> Result<Decoder, Error> {
+    let window = window(config)?;
+    style().decoder(config, |_| window)
+}
+
+fn style() -> Style {
+    Style { kv_heads: Some(8), ..Style::llama().with_positions(32 * 4096) }
+}
+
+fn window(config: &Object<'_>) -> Result<Option<usize>, Error> {
+    config.size_or("sliding_window", Some(4096))
 }

@@ -14,8 +14,9 @@ pub(super) const FAMILY: Family = Family {
 
 /// The text model, of one of these families.
 fn text(config: &Object<'_>) -> Result<Decoder, Error> {
-    let known = [mistral::FAMILY, ministral::FAMILY, ministral3::FAMILY];
+    let mistral = Family { decoder: mistral::text, ..mistral::FAMILY };
+    let known = [mistral, ministral::FAMILY, ministral3::FAMILY];
     let known = known.map(|of| (of.model_type, of.decoder));
-    let decoder = config.choice("model_type", &known)?.unwrap_or(mistral::FAMILY.decoder);
+    let decoder = config.choice("model_type", &known)?.unwrap_or(mistral::text);
     decoder(config)
 }

@@ -759,7 +759,11 @@ impl Layer {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, fs, path::Path};
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        fs,
+        path::Path,
+    };
 
     use serde_json::json;
 
@@ -769,11 +773,12 @@ mod tests {
     #[test]
     fn lists_exactly_what_transformers_saves() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/logits");
-        let mut checkpoints = 0;
+        let (mut checkpoints, mut families) = (0, BTreeSet::new());
         for checkpoint in fs::read_dir(folder).unwrap() {
             let checkpoint = checkpoint.unwrap().path();
             let config = fs::read(checkpoint.join("config.json")).unwrap();
-            let found = decoder(&serde_json::from_slice(&config).unwrap()).unwrap();
+            let config: Value = serde_json::from_slice(&config).unwrap();
+            let found = decoder(&config).unwrap();
             let listed = || found.tensors().map(|(name, shape)| (name.to_owned(), shape));
             assert_eq!(listed().count(), listed().collect::<BTreeMap<_, _>>().len());
             let listed: BTreeMap<_, _> = listed().collect();
@@ -788,8 +793,10 @@ mod tests {
             }
             assert_eq!(listed, saved, "{}", checkpoint.display());
             checkpoints += 1;
+            families.insert(config["model_type"].as_str().unwrap().to_owned());
         }
-        assert_eq!(checkpoints, 70);
+        assert_eq!(checkpoints, 71);
+        assert_eq!(families, FAMILIES.iter().map(|of| of.model_type.to_owned()).collect());
     }
 
     #[test]

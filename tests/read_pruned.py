@@ -6,7 +6,8 @@
 BARBER is the program. Each checkpoint of tests/fixtures/logits and stacked, or those of these names, is
 pruned by half: its weights, and each kind of structure that its family can lose. transformers must find
 all tensors of the result and the perplexity that `barber eval` gives; where weights are pruned, tensors
-other than the decoder layers' matrices must have the bits that they had.
+other than the decoder layers' matrices, and kept weights, must have the bits that they had. Those of a
+quantised checkpoint are what `barber convert` writes, which must load, too.
 """
 
 import json
@@ -22,6 +23,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 FIXTURES = Path(__file__).parent / "fixtures"
+# Tensors of decoder layers with several dimensions that are no pruned matrices, and other models.
+FIXED = (".gate.weight", ".router.weight", ".router.layer.weight", ".shared_expert_gate.weight", "_bias")
+OTHERS = ("vision_tower", "multi_modal_projector")
 # A token is its number.
 TOKENIZER = {
     "version": "1.0",
@@ -78,18 +82,26 @@ def check(barber, fixture, dir):
         """
     )
     subprocess.run([barber, "prune", recipe, "-q"], check=True, stdout=subprocess.DEVNULL)
-    zeros = 0
-    after = stored(out)
-    for of, tensor in stored(dense).items():
+    if "quantization_config" in json.loads((dense / "config.json").read_text()):
+        arguments = [dense, "--format", "dense", "--output", dir / "converted"]
+        subprocess.run([barber, "convert", *arguments], check=True, stdout=subprocess.DEVNULL)
+        dense = dir / "converted"
+        agree(barber, dense, text, ids)
+    zeros, weights = 0, 0
+    before, after = stored(dense), stored(out)
+    assert before.keys() == after.keys(), before.keys() ^ after.keys()
+    for of, tensor in before.items():
         kept = after[of]
-        other = of.startswith(("vision_tower", "multi_modal_projector"))
         # A matrix, or one of each expert.
-        if ".layers." in of and tensor.dim() in (2, 3) and not other:
+        is_matrix = ".layers." in of and tensor.dim() > 1 and not of.endswith(FIXED)
+        if is_matrix and not of.startswith(OTHERS):
             zeros += (kept == 0).sum().item()
+            weights += kept.numel()
             kept = torch.where(kept == 0, tensor, kept)
         assert kept.dtype == tensor.dtype and torch.equal(kept, tensor), of
+    assert abs(zeros / weights - 0.5) < 0.01, (zeros, weights)
     found = agree(barber, out, text, ids)
-    print(f"{name}: perplexity {found:.6f}, {zeros} zeros", flush=True)
+    print(f"{name}: perplexity {found:.6f}, {zeros} zeros of {weights}", flush=True)
     for structure in ["channels", "heads", "layers", "experts"]:
         out = dir / structure
         sets = [f"sparsity.structure={structure}", f"output.path={out}"]

@@ -4,10 +4,19 @@
 
 mod util;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
+use dfdx::tensor::Cpu;
 use half::{bf16, f16};
-use llm_barber::family::{Decoder, decoder};
+use llm_barber::{
+    checkpoint::Reader,
+    family::{Decoder, decoder},
+    model::Model,
+};
 use proptest::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -150,6 +159,55 @@ fn zeros((dtype, _, bytes): &Tensor) -> Vec<bool> {
 
 fn count(zeros: &[bool]) -> usize {
     zeros.iter().filter(|zero| **zero).count()
+}
+
+/// Embeddings, norms, biases, routers and vision towers, in whatever layout they are stored.
+#[test]
+fn only_matrices_of_decoder_layers_are_pruned_in_every_family() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids = json!({ "token_ids": [[1, 2, 3, 4, 5]] });
+    fs::write(dir.path().join("ids.json"), ids.to_string()).unwrap();
+    let recipe = dir.path().join("r.toml");
+    let here = std::env::current_dir().unwrap();
+    let fixtures = ["logits", "stacked"]
+        .map(|of| fs::read_dir(here.join("tests/fixtures").join(of)).unwrap())
+        .into_iter()
+        .flatten();
+    for model in fixtures.map(|entry| entry.unwrap().path()) {
+        let text = format!(
+            "model.path = {model:?}\ncalibration = {{ source = 'ids.json', samples = 1 }}\n\
+             sparsity.ratio = 0.5\nmask.init = 'magnitude'\nrefine = []\noutput.path = 'out'\n"
+        );
+        fs::write(&recipe, text).unwrap();
+        let run = barber(&["prune", recipe.to_str().unwrap(), "--force", "--json"]);
+        assert_eq!(run.status, 0, "{}: {}", model.display(), run.stderr);
+        let [dense, sparse] =
+            [&model, &dir.path().join("out")].map(|dir| Reader::open(dir).unwrap());
+        assert!(dense.names().eq(sparse.names()), "{}", model.display());
+        let decoder = Model::new(&dense, Cpu::default()).unwrap().decoder;
+        let mut pruned: BTreeSet<_> = decoder.projections().map(|of| &*of.weight).collect();
+        let routers = decoder.layers.iter().filter_map(|layer| layer.mlp.router.as_ref());
+        for of in routers.flat_map(|of| [&of.projection].into_iter().chain(&of.shared_gate)) {
+            assert!(dense.tensor(&of.weight).is_ok() && !pruned.contains(&*of.weight));
+        }
+        for name in dense.names() {
+            let [before, after] = [&dense, &sparse].map(|of| of.tensor(name).unwrap());
+            let place = format!("{}: {name}", model.display());
+            assert_eq!((before.dtype, before.shape), (after.dtype, after.shape), "{place}");
+            let [before, after] = [before, after].map(|of| of.bytes().unwrap());
+            if pruned.remove(name) {
+                let size = dense.tensor(name).unwrap().dtype.bitsize() / 8;
+                let pairs = before.chunks(size).zip(after.chunks(size));
+                let changed: Vec<_> = pairs.filter(|(before, after)| before != after).collect();
+                assert!(changed.iter().all(|(_, after)| after.iter().all(|b| *b == 0)), "{place}");
+                let half = after.len() / size / 2;
+                assert!(changed.len() <= half && changed.len() * 10 > half * 9, "{place}");
+            } else {
+                assert!(before == after, "{place}");
+            }
+        }
+        assert!(pruned.is_empty(), "{pruned:?}");
+    }
 }
 
 proptest! {

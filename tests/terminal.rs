@@ -74,6 +74,10 @@ fn inspect_tells_patterns_apart() {
     ] {
         let shown = barber(&["inspect", &format!("tests/fixtures/logits/{model}")]);
         assert!(succeeds(&shown).contains(name), "{}", shown.stdout);
+    }
+    for model in families() {
+        let shown = barber(&["inspect", &model]);
+        assert!(succeeds(&shown).contains("layers"), "{}", shown.stdout);
         assert!(shown.stdout.lines().all(|line| line.chars().count() <= 80), "{}", shown.stdout);
     }
     let missing = barber(&["inspect", "nowhere"]);

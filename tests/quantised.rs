@@ -318,6 +318,34 @@ fn packed_codes_must_fit_their_shape() {
 }
 
 #[test]
+fn stacked_experts_must_not_be_quantised() {
+    let said = "it has the matrices of several experts, and Barber reads quantised matrices one by \
+                one; give the model that it was quantised from";
+    // As transformers has them in memory.
+    let stack = "model.layers.0.mlp.experts.down_proj";
+    let change = |tensors: &mut BTreeMap<String, Tensor>, _: &mut Value| {
+        for (part, of_stack) in [("weight", ""), ("weight_scale_inv", "_scale_inv")] {
+            let names: Vec<String> = (0..4)
+                .map(|i| format!("model.layers.0.mlp.experts.{i}.down_proj.{part}"))
+                .collect();
+            let own: Vec<Tensor> = names.iter().map(|name| tensors.remove(name).unwrap()).collect();
+            let bytes = own.iter().flat_map(|(_, _, bytes)| bytes.clone()).collect();
+            let stacked = (own[0].0, [&[4], &own[0].1[..]].concat(), bytes);
+            tensors.insert(format!("{stack}{of_stack}"), stacked);
+        }
+    };
+    refused("fp8-moe", change, &[&format!("`{stack}`"), said]);
+    // As Granite's are stored.
+    let stack = "model.layers.0.block_sparse_moe.input_linear.weight";
+    let change = |tensors: &mut BTreeMap<String, Tensor>, config: &mut Value| {
+        let (dtype, _, bytes) = tensors.get_mut(stack).unwrap();
+        (*dtype, *bytes) = (Dtype::F8_E4M3, bytes.iter().copied().step_by(2).collect());
+        config["quantization_config"] = json!({ "quant_method": "fp8" });
+    };
+    refused("granitemoe", change, &[&format!("`{stack}`"), said]);
+}
+
+#[test]
 fn codes_are_symmetric_and_in_order() {
     let zero_points = |byte: u8| {
         move |tensors: &mut BTreeMap<String, Tensor>, _: &mut Value| {

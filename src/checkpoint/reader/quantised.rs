@@ -27,6 +27,11 @@ impl Reader {
         for (name, place) in &self.tensors {
             let Place::Stored(shard) = *place else { continue };
             let Some(info) = self.shards[shard].header.info(name) else { continue };
+            if info.shape.len() > 2 && Codes::of(info.dtype).is_some() {
+                let problem = "it has the matrices of several experts, and Barber reads quantised \
+                               matrices one by one; give the model that it was quantised from";
+                return Err(Error::quantised(&self.shards[shard].path, name, problem));
+            }
             let module = packed.as_deref().and_then(|suffix| name.strip_suffix(suffix));
             let codes = match (module, layout::module(name)) {
                 (Some(module), _) => Some((module, Codes::Offset)),

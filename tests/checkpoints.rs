@@ -81,6 +81,12 @@ fn a_head_that_is_not_the_tied_one_is_said_and_stays() {
         assert!(said.contains("`lm_head.weight` differs from its `model.embed_t"), "{said}");
     }
     assert_eq!(tensors(&dir.path().join("out"))[HEAD], tensors(Path::new(TINY))[HEAD]);
+    let mut check = vec!["check", &recipe, "--set", &set];
+    for set in ["sparsity.structure=channels", "sparsity.ratio=0.25", "refine=[]"] {
+        check.extend(["--set", set]);
+    }
+    let run = barber(&check);
+    assert_eq!(run.status, 0, "{}", run.stderr);
 }
 
 #[test]

@@ -235,6 +235,7 @@ fn heads_go_with_their_query_heads() {
         ("phi", [4, 4], 8),
         ("gemma3", [4, 2], 12),
         ("sharded-f16", [4, 2], 8),
+        ("../stacked/qwen2-moe", [4, 2], 8),
     ] {
         let case = Case::new(fixture);
         let report = case.prunes(&[HEADS, "sparsity.ratio=0.5"]);

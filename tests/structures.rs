@@ -641,6 +641,8 @@ fn what_a_recipe_cannot_ask_for_is_said() {
         ),
         (&["sparsity.ratio=0.999999999999"], "nothing would be left"),
         (&["sparsity.ratio=1.0"], "must be at least 0 and below 1"),
+        (&["sparsity.multiple=0"], "must be at least 1"),
+        (&["sparsity.multiple=9223372036854775807"], "nothing would be removed"),
         (&["sparsity.pattern=2:4"], "channels are removed as a whole"),
         (&["sparsity.allocation=owl"], "all layers lose as many channels"),
         (&["override=[{ tensors = '*.0.*', ratio = 0.2 }]"], "all layers lose as many channels"),

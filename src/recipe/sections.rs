@@ -184,6 +184,10 @@ pub struct Sparsity {
     /// Several structures that are removed together, in place of `structure` and `ratio`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub structures: Vec<StructureRatio>,
+    /// Of channels, the number that is left in each layer is a multiple of this: fewer go than `ratio`
+    /// says.
+    #[schemars(range(min = 1))]
+    pub multiple: usize,
     /// The pattern of the zeros.
     #[schemars(description = Pattern::help_on("Where zeros may be"))]
     pub pattern: Pattern,
@@ -238,6 +242,7 @@ impl Default for Sparsity {
         Self {
             structure: Structure::default(),
             structures: Vec::new(),
+            multiple: 1,
             pattern: Pattern::UNSTRUCTURED,
             ratio: 0.5,
             allocation: Allocate::Uniform,

@@ -15,6 +15,10 @@ use crate::{
 /// Checks what a recipe with a structure cannot have.
 pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
     let all = recipe.structures();
+    if recipe.sparsity.multiple == 0 {
+        let problem = Problem::at("sparsity.multiple", Fault::Value("must be at least 1".into()));
+        problems.push(problem.help("32 suits llama.cpp's 8-bit and 4-bit formats"));
+    }
     let Some((first, _)) = all.first() else {
         let stages = recipe.refine.iter().enumerate();
         for (i, stage) in stages.filter(|(_, stage)| stage.changes_biases()) {
@@ -146,7 +150,8 @@ impl Loaded {
         let mut all = Vec::new();
         let structures = self.recipe.structures();
         for (table, wanted) in &structures {
-            let lost = Lost::new(wanted.structure, decoder, wanted.ratio);
+            let lost =
+                Lost::new(wanted.structure, decoder, wanted.ratio, self.recipe.sparsity.multiple);
             all.extend(lost.map_err(|error| of(table, error))?);
         }
         let compensated = self.recipe.refine.iter().any(|stage| stage.changes_biases());

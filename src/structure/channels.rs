@@ -11,6 +11,7 @@ pub(super) static CHANNELS: Kind = Kind {
     whole: Some(Whole {
         many: "channels",
         is_of_model: false,
+        has_multiples: true,
         leaves_inputs: true,
         sites: |decoder| in_each_layer(decoder, Part::Mlp, units),
         configure: |config, _, kept| {

@@ -9,6 +9,7 @@ pub(super) static EXPERTS: Kind = Kind {
     whole: Some(Whole {
         many: "experts",
         is_of_model: false,
+        has_multiples: false,
         leaves_inputs: false,
         sites,
         configure: |config, _, kept| {

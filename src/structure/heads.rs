@@ -12,6 +12,7 @@ pub(super) static HEADS: Kind = Kind {
     whole: Some(Whole {
         many: "key/value heads",
         is_of_model: false,
+        has_multiples: false,
         leaves_inputs: true,
         sites: |decoder| in_each_layer(decoder, Part::Attention, units),
         configure: |config, decoder, kept| {

@@ -11,6 +11,7 @@ pub(super) static LAYERS: Kind = Kind {
     whole: Some(Whole {
         many: "layers",
         is_of_model: true,
+        has_multiples: false,
         leaves_inputs: false,
         sites,
         configure,

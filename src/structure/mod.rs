@@ -56,6 +56,8 @@ struct Whole {
     many: &'static str,
     /// Whether the structures of all layers compete with one another.
     is_of_model: bool,
+    /// Whether programs that run the model may want a multiple of some number to be left.
+    has_multiples: bool,
     /// Whether what is left can be reconstructed: without the structures, the other ones of a layer
     /// have the inputs that they had.
     leaves_inputs: bool,

@@ -27,13 +27,24 @@ pub struct Lost {
 }
 
 impl Lost {
-    /// This fraction of the structures; `None` for single weights.
+    /// This fraction of the structures; `None` for single weights. Of channels a multiple of `multiple`
+    /// is left.
     ///
     /// # Errors
     /// If a layer lacks the structure, or the ratio removes none or all.
-    pub fn new(structure: Structure, decoder: &Decoder, ratio: f64) -> Result<Option<Self>, Error> {
+    pub fn new(
+        structure: Structure,
+        decoder: &Decoder,
+        ratio: f64,
+        multiple: usize,
+    ) -> Result<Option<Self>, Error> {
         let Some(lost) = Self::of_count(structure, decoder, 0)? else { return Ok(None) };
-        let (of, removed) = (lost.of, floored(ratio, lost.of));
+        let of = lost.of;
+        let has_multiples = structure.0.whole.as_ref().is_some_and(|whole| whole.has_multiples);
+        let left = of.saturating_sub(floored(ratio, of));
+        let multiple = if has_multiples { multiple.max(1) } else { 1 };
+        let left = left.checked_next_multiple_of(multiple).unwrap_or(of);
+        let removed = of.saturating_sub(left);
         let what = match removed {
             0 => "nothing would be removed",
             removed if removed >= of => "nothing would be left",

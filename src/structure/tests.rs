@@ -12,8 +12,9 @@ use crate::{
 
 fn removal(wanted: &[(&str, f64)], config: &Value) -> Result<(Decoder, Option<Removal>), Error> {
     let decoder = family::decoder(config).unwrap();
-    let of =
-        |(name, ratio): &(&str, f64)| Lost::new(Structure::named(name).unwrap(), &decoder, *ratio);
+    let of = |(name, ratio): &(&str, f64)| {
+        Lost::new(Structure::named(name).unwrap(), &decoder, *ratio, 1)
+    };
     let lost = wanted.iter().filter_map(|wanted| of(wanted).transpose());
     let removal = Removal::new(lost.collect::<Result<_, _>>()?, &decoder, config, false)?;
     Ok((decoder, removal))
@@ -190,7 +191,7 @@ proptest! {
 
 fn removal_of(kinds: &[(&str, f64)], decoder: &Decoder, config: &Value) -> Removal {
     let of = |(name, ratio): &(&str, f64)| {
-        Lost::new(Structure::named(name).unwrap(), decoder, *ratio).unwrap().unwrap()
+        Lost::new(Structure::named(name).unwrap(), decoder, *ratio, 1).unwrap().unwrap()
     };
     Removal::new(kinds.iter().map(of).collect(), decoder, config, false).unwrap().unwrap()
 }
@@ -218,6 +219,21 @@ fn exchanges_raise_the_sum_of_kept_scores() {
         scores.exchange((0, Part::Attention), &decoder, &mut tried, 1.0);
         assert_eq!(gone(&tried), expected);
     }
+}
+
+#[test]
+fn a_multiple_of_channels_is_left() {
+    let decoder = family::decoder(&llama(1)).unwrap();
+    let removed = |name: &str, ratio, multiple| {
+        let lost = Lost::new(Structure::named(name).unwrap(), &decoder, ratio, multiple);
+        lost.map(|lost| lost.map(|lost| lost.removed))
+    };
+    // Of nine channels.
+    assert_eq!(removed("channels", 0.4, 1), Ok(Some(3)));
+    assert_eq!(removed("channels", 0.4, 4), Ok(Some(1)));
+    assert_eq!(removed("channels", 0.6, 4), Ok(Some(5)));
+    assert!(removed("channels", 0.6, 16).is_err());
+    assert_eq!(removed("heads", 0.4, 4), Ok(Some(1)));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use llm_barber::{
         forward,
         ops::{Hold, InputGradient, Products, gradient, seeded, traced},
     },
-    family::Part,
+    family::{Feed, Part},
     mask::{Init, Mask, Pattern},
     model::Model,
     plan::{Plan, Rule},
@@ -305,6 +305,54 @@ fn masks_are_those_of_a_plain_implementation() {
         assert!(changed > 50 && differ * 100 <= changed, "{method}: {differ} of {changed}");
         // All experts of a layer are one group.
         assert_eq!(groups[1], ("mlp".into(), 12));
+    }
+}
+
+#[test]
+fn statistics_of_structures_are_those_of_a_plain_implementation() {
+    let reader = Reader::open(Path::new(MODEL)).unwrap();
+    let model = Model::new(&reader, Cpu::default()).unwrap();
+    let expected = Expected(fs::read(Path::new(MODEL).join("structures.safetensors")).unwrap());
+    // The last two samples are held out.
+    let mut ids = Expected::read().ids();
+    ids.extend([vec![1, 2, 3], vec![4, 5, 6]]);
+    let mut stream = model.embed(&ids, 2).unwrap();
+    let close = |found: &[f32], expected: &[f32], what: &str| {
+        assert_eq!(found.len(), expected.len(), "{what}");
+        for (found, expected) in found.iter().zip(expected) {
+            let error = (found - expected).abs();
+            assert!(error <= 1e-5 + 1e-4 * expected.abs(), "{what}: {found} {expected}");
+        }
+    };
+    for (layer, of) in model.decoder.layers.iter().enumerate() {
+        let dense = Pruned::dense();
+        let parts = Part::ALL.map(|part| model.part(layer, part, &dense).unwrap());
+        let needs = Needs::INFLUENCE.or(Needs::CONTRIBUTION);
+        let found = model.executor.structure_statistics(&parts, &stream, needs).unwrap();
+        let influence = expected.floats("influence")[layer];
+        close(&[found.influence.unwrap()], &[influence], "influence");
+        let contribution = expected.floats(&format!("contribution.{layer}"));
+        close(&found.contribution.unwrap(), &contribution, "contribution");
+        let members = Part::ALL.map(|part| (0..of.projections(part).len()).collect());
+        let probe = Some(Probe::new(&members, Needs::INPUT_VARIANCE));
+        let found = model.executor.run(Pass { probe, ..Pass::new(&parts, &stream) }).unwrap();
+        let mut compared = 0;
+        for (part, found) in Part::ALL.iter().zip(found.statistics) {
+            for (projection, found) in of.projections(*part).iter().zip(found) {
+                if projection.feed() != Feed::Inner {
+                    continue;
+                }
+                let name = format!("{layer}.{}", projection.name);
+                let values = |what: &str| expected.floats(&format!("{what}.{name}"));
+                close(&found.input_mean.unwrap(), &values("mean"), &name);
+                close(&found.input_variance.unwrap(), &values("variance"), &name);
+                compared += 1;
+            }
+        }
+        assert_eq!(compared, 5);
+        for part in &parts {
+            model.executor.run(Pass::advancing(from_ref(part), &mut stream)).unwrap();
+        }
     }
 }
 

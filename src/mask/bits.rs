@@ -46,11 +46,15 @@ impl Mask {
 
     /// The mask that keeps every weight.
     pub fn kept_everywhere(dims: Dims) -> Self {
-        Self::from_fn(dims, |_| true)
+        let mut words = vec![u64::MAX; dims.len().div_ceil(BITS)];
+        if let (Some(last), rest @ 1..) = (words.last_mut(), dims.len() % BITS) {
+            *last = (1 << rest) - 1;
+        }
+        Self { dims, words }
     }
 
     /// The mask that keeps no weight.
-    pub(super) fn kept_nowhere(dims: Dims) -> Self {
+    pub(crate) fn kept_nowhere(dims: Dims) -> Self {
         Self { dims, words: vec![0; dims.len().div_ceil(BITS)] }
     }
 

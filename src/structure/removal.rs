@@ -89,6 +89,20 @@ impl Lost {
     pub fn is_of_model(&self) -> bool {
         self.structure.is_of_model()
     }
+
+    /// As many structures of a site as are left, the last ones.
+    fn fewest(&self) -> Vec<bool> {
+        (0..self.of).map(|i| i >= self.removed).collect()
+    }
+
+    /// The structures of a site that are kept, those with the highest scores; of equal ones, the last.
+    pub(super) fn highest(&self, scores: &[f64]) -> Vec<bool> {
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]));
+        let mut kept = vec![true; scores.len()];
+        order.iter().take(self.removed).for_each(|i| kept[*i] = false);
+        kept
+    }
 }
 
 impl fmt::Display for Lost {
@@ -315,21 +329,5 @@ impl Removal {
             }
         }
         cuts
-    }
-}
-
-impl Lost {
-    /// As many structures of a site as are left, the last ones.
-    fn fewest(&self) -> Vec<bool> {
-        (0..self.of).map(|i| i >= self.removed).collect()
-    }
-
-    /// The structures of a site that are kept, those with the highest scores; of equal ones, the last.
-    pub(super) fn highest(&self, scores: &[f64]) -> Vec<bool> {
-        let mut order: Vec<usize> = (0..scores.len()).collect();
-        order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]));
-        let mut kept = vec![true; scores.len()];
-        order.iter().take(self.removed).for_each(|i| kept[*i] = false);
-        kept
     }
 }

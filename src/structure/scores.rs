@@ -48,9 +48,7 @@ impl<'a> Scores<'a> {
             for (site, sum) in lost.sites.iter().zip(sums) {
                 let own = site.of(layer, part).iter();
                 for slice in own.filter(|slice| slice.linear == linear) {
-                    for (i, score) in scores.iter().enumerate() {
-                        sum.scores[slice.owners.of(dims, i)] += f64::from(*score);
-                    }
+                    slice.owners.add(dims, scores, &mut sum.scores);
                 }
             }
         }

@@ -42,12 +42,31 @@ pub(super) enum Owners {
 }
 
 impl Owners {
-    /// The structure of the weight at this row-major index.
-    pub(super) fn of(&self, dims: Dims, i: usize) -> usize {
+    /// Adds the scores of the matrix's weights, row-major, to those of their structures.
+    pub(super) fn add(&self, dims: Dims, scores: &[f32], sums: &mut [f64]) {
+        for (i, row) in scores.chunks(dims.columns.max(1)).enumerate() {
+            match self {
+                Self::Whole(owner) => {
+                    row.iter().for_each(|score| sums[*owner] += f64::from(*score))
+                }
+                Self::Each(Axis::Rows, owners) => {
+                    row.iter().for_each(|score| sums[owners[i]] += f64::from(*score));
+                }
+                Self::Each(Axis::Columns, owners) => {
+                    row.iter().zip(owners).for_each(|(score, of)| sums[*of] += f64::from(*score));
+                }
+            }
+        }
+    }
+
+    /// The mask of the matrix with the structures that are `kept`.
+    fn mask(&self, dims: Dims, kept: &[bool]) -> Mask {
+        let columns = dims.columns.max(1);
         match self {
-            Self::Whole(owner) => *owner,
-            Self::Each(Axis::Rows, owners) => owners[i / dims.columns],
-            Self::Each(Axis::Columns, owners) => owners[i % dims.columns],
+            Self::Whole(owner) if kept[*owner] => Mask::kept_everywhere(dims),
+            Self::Whole(_) => Mask::kept_nowhere(dims),
+            Self::Each(Axis::Rows, owners) => Mask::from_fn(dims, |i| kept[owners[i / columns]]),
+            Self::Each(Axis::Columns, owners) => Mask::from_fn(dims, |i| kept[owners[i % columns]]),
         }
     }
 
@@ -90,7 +109,7 @@ impl Site {
     pub(super) fn choose(&self, decoder: &Decoder, kept: &[bool], masks: &mut Masks) {
         for slice in &self.slices {
             let Projection { weight, dims, .. } = slice.projection(decoder);
-            let mask = Mask::from_fn(*dims, |i| kept[slice.owners.of(*dims, i)]);
+            let mask = slice.owners.mask(*dims, kept);
             match masks.get_mut(weight) {
                 Some(other) => other.and(&mask),
                 None => _ = masks.insert(weight.clone(), mask),

@@ -77,15 +77,9 @@ impl Run for Compensate {
                 change(state, &of, &bias)?;
             }
         }
-        state.loss = None;
-        let after = state.error()?;
-        let accepted = after.improves(before);
-        if !accepted {
-            names.iter().for_each(|name| state.pruned.forget(name));
-            state.loss = Some(before);
-        }
-        let after = Some(if accepted { after } else { before });
-        Ok(Outcome { before, after, accepted, scores: None })
+        Outcome::of_change(state, before, |pruned| {
+            names.iter().for_each(|name| pruned.forget(name));
+        })
     }
 }
 

@@ -192,6 +192,25 @@ pub(super) struct Outcome {
     pub(super) scores: Option<Distribution>,
 }
 
+impl Outcome {
+    /// The outcome of changed weights, which `undo` takes back where they do not lower the error.
+    fn of_change<D: Ops>(
+        state: &mut GroupState<'_, D>,
+        before: Loss,
+        undo: impl FnOnce(&mut Pruned),
+    ) -> Result<Self, Error> {
+        state.loss = None;
+        let after = state.error()?;
+        let accepted = after.improves(before);
+        if !accepted {
+            undo(state.pruned);
+            state.loss = Some(before);
+        }
+        let after = Some(if accepted { after } else { before });
+        Ok(Self { before, after, accepted, scores: None })
+    }
+}
+
 /// A wrong value of a stage's key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wrong {

@@ -201,15 +201,7 @@ impl Run for Reconstruct {
             }
             Self::Gradient { passes, rate } => descend(state, passes, rate as f32)?,
         }
-        state.loss = None;
-        let after = state.error()?;
-        let accepted = after.improves(before);
-        if !accepted {
-            state.pruned.put_back(saved);
-            state.loss = Some(before);
-        }
-        let after = Some(if accepted { after } else { before });
-        Ok(Outcome { before, after, accepted, scores: None })
+        Outcome::of_change(state, before, |pruned| pruned.put_back(saved))
     }
 }
 

@@ -387,6 +387,7 @@ fn layers_go_from_every_family() {
         "qwen3",
         "sharded-bf16",
         "smollm3",
+        "smollm3-windows",
         "../stacked/mixtral",
         "../stacked/granitemoe",
     ] {

@@ -3,7 +3,10 @@
 //!
 //! With K the kept inputs of a row w and b as in [`OutputError`], the values v of the kept weights
 //! solve (G_KK + λ) v = (G w + b)_K + λ w_K. λ damps the change, so weights of inputs without
-//! information stay as they are. Weights that are zero are not in K and stay zero.
+//! information stay as they are. Weights that are zero are not in K and stay zero. Rows with the same K,
+//! as where whole channels are removed, share the factors of the matrix.
+
+use std::collections::BTreeMap;
 
 use faer::{
     Accum, MatMut, MatRef, Par, Spec,
@@ -55,16 +58,31 @@ pub fn least_squares(
         0.0 => 1.0,
         mean => mean,
     };
+    let mut groups = BTreeMap::<Vec<u64>, Vec<Row<'_>>>::new();
     let mut values = weight.to_vec();
-    let of = |work: &mut Vec<f64>, (row, (values, right)): (usize, (&mut [f32], &[f32]))| {
+    for (row, values) in values.chunks_mut(columns.max(1)).enumerate() {
+        let mut inputs = vec![0; columns.div_ceil(BITS)];
         let fitted = |j: &usize| mask.get(row * columns + j) && values[*j] != 0.0;
-        let kept: Vec<usize> = (0..columns).filter(fitted).collect();
+        (0..columns).filter(fitted).for_each(|j| inputs[j / BITS] |= 1_u64 << (j % BITS));
+        groups.entry(inputs).or_default().push((row, values));
+    }
+    let of = |work: &mut Vec<f64>, (inputs, mut rows): (Vec<u64>, Vec<Row<'_>>)| {
+        let kept = (0..columns).filter(|j| inputs[j / BITS] >> (j % BITS) & 1 == 1);
+        let kept: Vec<usize> = kept.collect();
         let mut damping = damping;
         loop {
-            let fitted = solve(&kept, values, right, error, damping * mean, work);
-            match fitted {
-                Some(fitted) => {
-                    kept.iter().zip(fitted).for_each(|(j, value)| values[*j] = value);
+            let lambda = damping * mean;
+            let factored = factor(&kept, columns, error, lambda, work);
+            let solved = factored.then(|| {
+                let chunks = rows.par_chunks(RIGHT_SIDES);
+                let solved = chunks.map(|rows| solve(&kept, rows, &right, lambda, work));
+                solved.collect::<Option<Vec<_>>>()
+            });
+            match solved.flatten() {
+                Some(solved) => {
+                    for ((_, values), solved) in rows.iter_mut().zip(solved.into_iter().flatten()) {
+                        kept.iter().zip(solved).for_each(|(j, value)| values[*j] = value);
+                    }
                     return Ok(());
                 }
                 None if damping < MOST_DAMPING => damping = (10.0 * damping).max(1e-6),
@@ -72,25 +90,27 @@ pub fn least_squares(
             }
         }
     };
-    values
-        .par_chunks_mut(columns.max(1))
-        .zip(right.par_chunks(columns.max(1)))
-        .enumerate()
-        .map_init(Vec::new, of)
-        .collect::<Result<(), Error>>()?;
+    groups.into_par_iter().map_init(Vec::new, of).collect::<Result<(), Error>>()?;
     Ok(values)
 }
 
-/// The values of a row's kept weights; `None` if the matrix is not positive definite.
-fn solve(
+/// A row's index and its weights.
+type Row<'a> = (usize, &'a mut [f32]);
+
+/// Number of bits of a word.
+const BITS: usize = u64::BITS as usize;
+/// Number of rows that are solved together, if they keep the same inputs.
+const RIGHT_SIDES: usize = 32;
+
+/// Factors the matrix of the kept inputs in `work`; returns whether it is positive definite.
+fn factor(
     kept: &[usize],
-    weight: &[f32],
-    right: &[f32],
+    columns: usize,
     error: OutputError<'_>,
     damping: f64,
     work: &mut Vec<f64>,
-) -> Option<Vec<f32>> {
-    let (n, columns) = (kept.len(), weight.len());
+) -> bool {
+    let n = kept.len();
     work.clear();
     for &i in kept {
         let row = &error.gram[i * columns..(i + 1) * columns];
@@ -99,20 +119,38 @@ fn solve(
     for (k, &i) in kept.iter().enumerate() {
         work[k * (n + 1)] = f64::from(error.gram[i * (columns + 1)]) + damping;
     }
-    let mut solution: Vec<f64> =
-        kept.iter().map(|&j| f64::from(right[j]) + damping * f64::from(weight[j])).collect();
     let parameters: Spec<LltParams, f64> = Spec::default();
-    let scratch = cholesky_in_place_scratch::<f64>(n, Par::Seq, parameters)
-        .or(solve_in_place_scratch::<f64>(n, 1, Par::Seq));
-    let mut memory = MemBuffer::new(scratch);
-    let matrix = MatMut::from_column_major_slice_mut(work, n, n);
-    cholesky_in_place(matrix, Default::default(), Par::Seq, MemStack::new(&mut memory), parameters)
-        .ok()?;
-    let factor = MatRef::from_column_major_slice(work, n, n);
-    let target = MatMut::from_column_major_slice_mut(&mut solution, n, 1);
-    solve_in_place(factor, target, Par::Seq, MemStack::new(&mut memory));
+    let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(n, Par::Seq, parameters));
+    let (matrix, memory) =
+        (MatMut::from_column_major_slice_mut(work, n, n), MemStack::new(&mut memory));
+    cholesky_in_place(matrix, Default::default(), Par::Seq, memory, parameters).is_ok()
+}
+
+/// The values of the kept weights of some rows, given by their indices and weights, with the factored
+/// matrix of their inputs and the right sides of all rows; `None` if one is not finite.
+fn solve(
+    kept: &[usize],
+    rows: &[Row<'_>],
+    right: &[f32],
+    damping: f64,
+    factored: &[f64],
+) -> Option<Vec<Vec<f32>>> {
+    let (n, count) = (kept.len(), rows.len());
+    let mut solution = Vec::with_capacity(n * count);
+    for (row, weight) in rows {
+        let right = &right[row * weight.len()..(row + 1) * weight.len()];
+        let of = |&j: &usize| f64::from(right[j]) + damping * f64::from(weight[j]);
+        solution.extend(kept.iter().map(of));
+    }
+    let mut memory = MemBuffer::new(solve_in_place_scratch::<f64>(n, count, Par::Seq));
+    let factored = MatRef::from_column_major_slice(factored, n, n);
+    let target = MatMut::from_column_major_slice_mut(&mut solution, n, count);
+    solve_in_place(factored, target, Par::Seq, MemStack::new(&mut memory));
+    if n == 0 {
+        return Some(vec![Vec::new(); count]);
+    }
     let finite = solution.iter().all(|x| x.is_finite());
-    finite.then(|| solution.iter().map(|x| *x as f32).collect())
+    finite.then(|| solution.chunks(n).map(|of| of.iter().map(|x| *x as f32).collect()).collect())
 }
 
 #[cfg(test)]
@@ -200,6 +238,30 @@ mod tests {
                     let given = !kept[i] || weight[i] == 0.0;
                     prop_assert!(!given || value.to_bits() == weight[i].to_bits());
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_keep_the_same_inputs_get_what_they_get_alone() {
+        let (rows, columns) = (70, 9);
+        let noise = |i: usize| ((i * 7919 + 13) % 101) as f32 / 50.0 - 1.0;
+        let inputs: Vec<f32> = (0..40 * columns).map(noise).collect();
+        let product = |i: usize, j: usize| inputs.chunks(columns).map(|x| x[i] * x[j]).sum();
+        let gram: Vec<f32> =
+            (0..columns * columns).map(|k| product(k / columns, k % columns)).collect();
+        let weight: Vec<f32> = (0..rows * columns).map(|i| noise(i) + 1.5).collect();
+        let error = OutputError { gram: &gram, shift: None, shrinkage: 0.1 };
+        // Every third row keeps other inputs.
+        let keeps =
+            |i: usize| (i % columns + usize::from((i / columns).is_multiple_of(3))) % 4 != 1;
+        let mask = Mask::from_fn(Dims { rows, columns }, keeps);
+        let all = least_squares("w", &weight, &mask, error, 0.01).unwrap();
+        for (row, (own, found)) in weight.chunks(columns).zip(all.chunks(columns)).enumerate() {
+            let mask = Mask::from_fn(Dims { rows: 1, columns }, |i| keeps(row * columns + i));
+            let alone = least_squares("w", own, &mask, error, 0.01).unwrap();
+            for (found, alone) in found.iter().zip(alone) {
+                assert!((found - alone).abs() < 1e-5, "{row}: {found} {alone}");
             }
         }
     }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Decoder, Error, Kind, Owners, Part, Site, Slice, Whole, channels::left, config::set};
-use crate::family::Inner;
+use crate::family::{Inner, Layer};
 
 pub(super) static LAYERS: Kind = Kind {
     name: "layers",
@@ -42,15 +42,24 @@ fn configure(config: &mut Map<String, Value>, decoder: &Decoder, kept: &[Vec<boo
     let is_kept = |layer: usize| all.get(layer).is_some_and(|kept| *kept);
     let before = |layer: usize| (0..layer).filter(|layer| is_kept(*layer)).count();
     // Which layers have windows must not follow from their numbers, which change.
-    let windows: Vec<bool> = decoder
-        .layers
-        .iter()
-        .map(|layer| matches!(&layer.attention.inner, Inner::Attention(of) if of.window.is_some()))
-        .collect();
+    let attention = |layer: &Layer| match &layer.attention.inner {
+        Inner::Attention(of) => Some(of.clone()),
+        Inner::Gated(_) | Inner::Plain(_) => None,
+    };
+    let slides = |layer: &Layer| attention(layer).is_some_and(|of| of.window.is_some());
+    let windows: Vec<bool> = decoder.layers.iter().map(slides).collect();
     let has_types = config.get("layer_types").is_some_and(Value::is_array);
     if !has_types && windows.contains(&true) && windows.contains(&false) {
         let of = |slides| if slides { "sliding_attention" } else { "full_attention" };
         config.insert("layer_types".into(), windows.into_iter().map(of).collect());
+    }
+    // Nor must which layers have rotary positions; despite its name, the list has 1 for those.
+    if config.contains_key("no_rope_layer_interval") && !config.contains_key("no_rope_layers") {
+        let rotates = decoder.layers.iter().map(|layer| {
+            let rope = attention(layer).and_then(|of| of.rope);
+            Value::from(u8::from(rope.is_some()))
+        });
+        config.insert("no_rope_layers".into(), rotates.collect());
     }
     for key in LISTS {
         if let Some(list) = config.get_mut(key).and_then(Value::as_array_mut) {

@@ -292,6 +292,10 @@ fn what_a_model_cannot_lose_is_said() {
         |kinds: &[(&str, f64)], config: &Value| removal(kinds, config).unwrap_err().to_string();
     let llama = llama(3);
     assert_eq!(why(&[("experts", 0.5)], &llama), "the model has no experts");
+    let mut one_head = llama.clone();
+    one_head["num_key_value_heads"] = 1.into();
+    let found = why(&[("heads", 0.5)], &one_head);
+    assert!(found.ends_with("heads of a layer, rounded down, is 0: nothing would be removed"));
     let found = why(&[("layers", 0.3)], &llama);
     assert_eq!(found, "0.3 of the 3 layers, rounded down, is 0: nothing would be removed");
     let mut experts = mixture("mixtral");

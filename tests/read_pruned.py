@@ -102,22 +102,23 @@ def check(barber, fixture, dir):
     assert abs(zeros / weights - 0.5) < 0.01, (zeros, weights)
     found = agree(barber, out, text, ids)
     print(f"{name}: perplexity {found:.6f}, {zeros} zeros of {weights}", flush=True)
-    kinds = [(structure, "") for structure in ["channels", "heads", "layers", "experts"]]
-    for structure, stage in kinds + [("channels", "compensate"), ("heads", "compensate")]:
-        out = dir / f"{structure}{stage}"
-        # A token of some mixtures has half of the experts.
-        ratio = 0.34 if structure == "experts" else 0.5
+    kinds = [(structure, "", 0.5) for structure in ["channels", "heads", "layers", "experts"]]
+    # A token of some mixtures has half of the experts.
+    kinds += [("experts", "", 0.34)]
+    kinds += [(structure, "compensate", 0.5) for structure in ["channels", "heads"]]
+    for structure, stage, ratio in kinds:
+        out = dir / f"{structure}{stage}{ratio}"
         sets = [f"sparsity.structure={structure}", f"output.path={out}", f"sparsity.ratio={ratio}"]
         sets += [f"refine=[{{ use = '{stage}' }}]"] if stage else []
         sets = [argument for set in sets for argument in ("--set", set)]
         run = subprocess.run([barber, "prune", recipe, "-q", *sets], capture_output=True, text=True)
         reasons = ["sparsity.structure", "nothing would be removed", "have more experts", "no biases"]
         if run.returncode == 2 and any(reason in run.stderr for reason in reasons):
-            print(f"{name}: it cannot lose {structure} {stage}", flush=True)
+            print(f"{name}: it cannot lose {ratio} of its {structure} {stage}", flush=True)
             continue
         assert run.returncode == 0, run.stderr
         found = agree(barber, out, text, ids)
-        print(f"{name}: perplexity {found:.6f} with fewer {structure} {stage}", flush=True)
+        print(f"{name}: perplexity {found:.6f} without {ratio} of its {structure} {stage}", flush=True)
 
 
 for fixture in sorted(FIXTURES.glob("logits/*")) + sorted(FIXTURES.glob("stacked/*")):

@@ -18,9 +18,16 @@ use super::{
 };
 use crate::nearest::nearest;
 
-/// The arrays of tables. figment replaces arrays as a whole, so these are merged as tables keyed by
-/// index: a `--set` can change a single entry.
-const ARRAYS: [&str; 4] = ["blocks", "metric", "override", "refine"];
+/// The paths of the arrays of tables. figment replaces arrays as a whole, so these are merged as tables
+/// keyed by index: a `--set` can change a single entry.
+const ARRAYS: [&[&str]; 6] = [
+    &["blocks"],
+    &["metric"],
+    &["override"],
+    &["refine"],
+    &["mask", "metric"],
+    &["sparsity", "structures"],
+];
 /// Maximum nesting of values that are looked at; keys are less deep.
 const DEPTH: usize = 16;
 const PREFIX: &str = "BARBER_";
@@ -37,18 +44,19 @@ pub(super) struct Layer {
     file: Option<PathBuf>,
     values: Dict,
     /// The arrays that the layer gives as a whole, which replace those of the layers below.
-    replaces: Vec<&'static str>,
+    replaces: Vec<&'static [&'static str]>,
 }
 
 impl Layer {
     fn new(name: String, text: Option<Text>, mut values: Dict) -> Self {
         let mut replaces = Vec::new();
-        for name in ARRAYS {
-            if let Some(Value::Array(tag, items)) = values.get(name) {
+        for path in ARRAYS {
+            let Some((table, name)) = table_of(&mut values, path) else { continue };
+            if let Some(Value::Array(tag, items)) = table.get(name) {
                 let dict = (0..).map(|i: usize| i.to_string()).zip(items.clone()).collect();
                 let dict = Value::Dict(*tag, dict);
-                values.insert(name.into(), dict);
-                replaces.push(name);
+                table.insert(name.into(), dict);
+                replaces.push(path);
             }
         }
         Self { name, text, file: None, values, replaces }
@@ -242,6 +250,19 @@ pub(super) fn below<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> 
     })
 }
 
+/// The table that has the key at `path`, and the key's name in it.
+fn table_of<'a>(
+    values: &'a mut Dict,
+    path: &[&'static str],
+) -> Option<(&'a mut Dict, &'static str)> {
+    let (name, tables) = path.split_last()?;
+    let table = tables.iter().try_fold(values, |table, name| match table.get_mut(*name)? {
+        Value::Dict(_, inner) => Some(inner),
+        _ => None,
+    });
+    Some((table?, name))
+}
+
 /// A table with only `value`, at `path`.
 fn nest(path: &[String], value: Value) -> Dict {
     let Some((first, rest)) = path.split_first() else { return Dict::new() };
@@ -289,8 +310,12 @@ impl Merged {
 pub(super) fn merge(mut layers: Vec<Layer>) -> (Merged, Dict, Vec<Problem>) {
     for i in 0..layers.len() {
         let (below, this) = layers.split_at_mut(i);
-        for name in &this[0].replaces {
-            below.iter_mut().for_each(|layer| drop(layer.values.remove(*name)));
+        for path in &this[0].replaces {
+            for layer in &mut *below {
+                if let Some((table, name)) = table_of(&mut layer.values, path) {
+                    table.remove(name);
+                }
+            }
         }
     }
     let numbered = layers.iter().enumerate().map(|(i, layer)| Numbered(i, layer));
@@ -299,8 +324,10 @@ pub(super) fn merge(mut layers: Vec<Layer>) -> (Merged, Dict, Vec<Problem>) {
         figment.data().ok().and_then(|mut map| map.remove(&Profile::Default)).unwrap_or_default();
     let merged = Merged { layers, figment };
     let mut problems = Vec::new();
-    for name in ARRAYS {
-        let Some(Value::Dict(tag, dict)) = values.get(name) else { continue };
+    for path in ARRAYS {
+        let Some((table, key)) = table_of(&mut values, path) else { continue };
+        let Some(Value::Dict(tag, dict)) = table.get(key) else { continue };
+        let name = path.join(".");
         let mut items = Vec::new();
         for (key, value) in dict {
             match key.parse::<usize>() {
@@ -315,10 +342,11 @@ pub(super) fn merge(mut layers: Vec<Layer>) -> (Merged, Dict, Vec<Problem>) {
         items.sort_by_key(|(i, ..)| *i);
         let gap = items.iter().enumerate().position(|(place, (i, ..))| place != *i);
         let count = gap.unwrap_or(items.len());
-        for (_, key, value) in &items[count..] {
-            let path = [name.to_owned(), (*key).clone()];
+        for (_, index, value) in &items[count..] {
+            let path: Vec<String> =
+                path.iter().copied().chain([index.as_str()]).map(str::to_owned).collect();
             let why = format!("`{name}` has no table with this index");
-            let mut problem = Problem::new(path.to_vec(), Fault::Value(why)).help(match count {
+            let mut problem = Problem::new(path.clone(), Fault::Value(why)).help(match count {
                 0 => format!("give `[[{name}]]` tables in the recipe first"),
                 1 => "it has one, of index 0".to_owned(),
                 _ => format!("it has {count}; the indices are 0 to {}", count - 1),
@@ -330,7 +358,7 @@ pub(super) fn merge(mut layers: Vec<Layer>) -> (Merged, Dict, Vec<Problem>) {
         }
         let array = items[..count].iter().map(|(_, _, value)| (*value).clone()).collect();
         let array = Value::Array(*tag, array);
-        values.insert(name.into(), array);
+        table.insert(key.into(), array);
     }
     (merged, values, problems)
 }

@@ -73,9 +73,9 @@ fn check_keys(kind: &Kind, keys: &mut Dict, path: &str) -> Vec<Problem> {
             return true;
         }
         let why = format!("is not a key of the stage `{}`", kind.name);
-        let of: Vec<String> = of.iter().map(|name| format!("`{name}`")).collect();
+        let of = alternatives(of.iter().copied());
         let problem = Problem::at(&format!("{path}.{key}"), Fault::Value(why));
-        let problem = problem.help(format!("it is one of {}", of.join(" and ")));
+        let problem = problem.help(format!("it is a key of {of}"));
         problems.push(problem.against(&format!("{path}.use")));
         false
     });

@@ -639,7 +639,7 @@ mod tests {
         assert!(other.contains(expected), "{other}");
         let refine = "refine = [{ use = 'swap', alpha = 0.1 }]\n";
         let stage = shown(&format!("{FINE}{refine}"), &[], &[]);
-        assert!(stage.contains("with this") && stage.contains("one of `rebuild`"), "{stage}");
+        assert!(stage.contains("with this") && stage.contains("a key of `rebuild`"), "{stage}");
         let preset = shown(&format!("{FINE}preset = 'fast'\n"), &[], &["refine.0.alpha=0.1"]);
         assert!(preset.contains("`refine.0.use` is from preset `fast`"), "{preset}");
     }

@@ -450,13 +450,22 @@ fn structures_of_several_kinds_go_together() {
     assert!(card.contains("- Removed: layers, experts, key/value heads"), "{card}");
     fs::remove_dir_all(case.path("out")).unwrap();
     case.refuses(
-        &["sparsity.structures=[{ structure = 'heads', ratio = 0.5 }, { structure = 'heads' }]"],
+        &["sparsity.structures=[{ structure = 'heads', ratio = 0.5 }, { structure = 'heads', ratio = 0 }]"],
         &["must be above 0 and below 1, got 0", "key/value heads are named twice"],
     );
     case.refuses(
         &["sparsity.structures=[{ ratio = 0.5 }]"],
+        &["`sparsity.structures.0.structure`"],
+    );
+    case.refuses(&["sparsity.structures=[{ structure = 'heads' }]"], &["structures.0.ratio"]);
+    case.refuses(
+        &["sparsity.structures=[{ structure = 'weights', ratio = 0.5 }]"],
         &["single weights are not removed as a whole"],
     );
+    // One value of the list is changed by its index.
+    let changed = [structures, "sparsity.structures.0.ratio=0.01"];
+    case.refuses(&changed, &["0.01 of the 6 experts of a layer"]);
+    case.refuses(&[structures, "sparsity.structures.7.ratio=0.5"], &["no table with this index"]);
     case.refuses(
         &[
             "sparsity.structure=layers",
@@ -560,7 +569,9 @@ fn biases_keep_what_removed_inputs_gave_on_average() {
             _ => assert!((found[1] / found[2] - 1.0).abs() < 1e-5, "{fixture}: {found:?}"),
         }
         assert!((found[0] / found[2] - 1.0).abs() > 1e-2, "{fixture}: {found:?}");
-        assert_eq!(report["compensated"], true);
+        assert_eq!(report["structures"][0]["compensated"], true);
+        assert_eq!(report["changed_weights"], 0);
+        assert!(report["changed_biases"].as_u64().unwrap() > 0);
         assert_ne!(case.config()[key], Value::Null, "{fixture}");
         let (dense, new) = (case.dense(), tensors(&case.path("out")));
         let zero = |(_, _, bytes): &Tensor| bytes.iter().all(|byte| *byte == 0);
@@ -599,6 +610,18 @@ fn a_compensated_result_is_verified() {
 }
 
 #[test]
+fn a_rebuild_begins_with_the_dense_biases() {
+    let case = Case::new("gqa-tied");
+    let stages = "refine=[{ use = 'compensate' }, { use = 'rebuild', alpha = 1.0 }]";
+    let report = case.prunes(&[CHANNELS, "sparsity.ratio=0.5", stages]);
+    // Nothing is left of the biases, so the model gets none.
+    assert_eq!(report["structures"][0]["compensated"], false);
+    assert_eq!((&report["changed_biases"], &report["changed_weights"]), (&json!(0), &json!(0)));
+    assert_eq!(case.config()["mlp_bias"], Value::Null);
+    assert!(tensors(&case.path("out")).keys().all(|name| !name.ends_with("mlp.down_proj.bias")));
+}
+
+#[test]
 fn what_was_tampered_with_is_found() {
     let case = Case::new("f32");
     case.prunes(&[CHANNELS, "sparsity.ratio=0.25"]);
@@ -624,6 +647,16 @@ fn what_was_tampered_with_is_found() {
         other["structures"][0]["removed"][0] = hostile;
         fs::write(&report, other.to_string()).unwrap();
         wrong("the report's structures are not those of the dense model");
+        wrong("not compared with");
+    }
+    for (key, value) in [("of", json!(7)), ("lost", json!(3))] {
+        let mut other: Value = serde_json::from_str(&text).unwrap();
+        other["structures"][0][key] = value;
+        fs::write(&report, other.to_string()).unwrap();
+        wrong("its numbers are not those of the removed indices");
+        let run = barber(&["reproduce", out.to_str().unwrap()]);
+        assert_eq!(run.status, 1, "{}", run.stdout);
+        assert!(flat(&run.stdout).contains("structures"), "{}", run.stdout);
     }
     fs::write(&report, &text).unwrap();
     let sizes = fs::read_to_string(&config).unwrap();
@@ -643,7 +676,7 @@ fn what_a_recipe_cannot_ask_for_is_said() {
         (&["sparsity.ratio=0.999999999999"], "nothing would be left"),
         (&["sparsity.ratio=1.0"], "must be at least 0 and below 1"),
         (&["sparsity.multiple=0"], "must be at least 1"),
-        (&["sparsity.multiple=9223372036854775807"], "nothing would be removed"),
+        (&["sparsity.multiple=9223372036854775807"], "would be left only if none were removed"),
         (&["sparsity.pattern=2:4"], "channels are removed as a whole"),
         (&["sparsity.allocation=owl"], "all layers lose as many channels"),
         (&["override=[{ tensors = '*.0.*', ratio = 0.2 }]"], "all layers lose as many channels"),

@@ -58,6 +58,8 @@ pub struct Form {
 pub struct Written {
     /// Number of kept weights that differ from the dense ones.
     pub changed: usize,
+    /// Number of values of biases that differ from the dense ones, or that are added and not zero.
+    pub changed_biases: usize,
     /// Number of weights of all matrices, zeros included.
     pub weights: usize,
     /// Bytes of all tensors.
@@ -276,7 +278,7 @@ impl Output {
             let name = shard.path.file_name().unwrap_or_default();
             names.insert(name.to_owned());
             let path = self.staging.join(name);
-            all.changed += write_shard(&path, shard, entries, pruned, &mut written)?;
+            write_shard(&path, (shard, entries), pruned, &mut all, &mut written)?;
             for entry in entries {
                 all.weight_bytes += entry.length() as u64;
                 all.compressed += usize::from(entry.has_values());
@@ -407,30 +409,31 @@ fn config<'a>(
     (config != *reader.config()).then_some(config)
 }
 
-/// Writes a file of tensors; returns the number of kept weights that differ from the dense ones.
+/// Writes a file of tensors; adds to the counts of values that differ from the dense ones.
 fn write_shard(
     path: &Path,
-    shard: &Shard,
-    entries: &[Entry<'_>],
+    (shard, entries): (&Shard, &[Entry<'_>]),
     pruned: &Pruned,
+    all: &mut Written,
     written: &mut impl FnMut(u64),
-) -> Result<usize, Error> {
+) -> Result<(), Error> {
     let io = |e| Error::io(path, e);
     let mut file = files::create(path).map_err(io)?;
     let header = header_of(shard, entries);
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
     file.write_all(&header).map_err(io)?;
-    let mut changed = 0;
     for entry in entries {
         let (bytes, count) = entry.bytes(pruned)?;
-        changed += count;
+        match entry.view.shape.len() {
+            1 => all.changed_biases += count,
+            _ => all.changed += count,
+        }
         file.write_all(&bytes).map_err(io)?;
         if entry.part.is_none() || entry.has_values() {
             written(entry.view.length() as u64);
         }
     }
-    file.finish().map_err(io)?;
-    Ok(changed)
+    file.finish().map_err(io)
 }
 
 /// The header of a shard with these entries, with the metadata of the checkpoint's.

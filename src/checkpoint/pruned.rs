@@ -118,10 +118,15 @@ impl Pruned {
         changed.is_some_and(|changed| changed.matrices.remove(name).is_some())
     }
 
-    /// Forgets a tensor's changed values and its mask.
-    pub fn forget(&mut self, name: &str) {
-        self.restore(name);
+    /// Whether a tensor has changed values.
+    pub fn has_changed(&self, name: &str) -> bool {
+        self.format(name).is_some()
+    }
+
+    /// Forgets a tensor's changed values and its mask; returns whether it had changed ones.
+    pub fn forget(&mut self, name: &str) -> bool {
         self.masks.remove(name);
+        self.restore(name)
     }
 
     /// Saves the weights of some matrices, for [`Pruned::put_back`].

@@ -40,6 +40,11 @@ impl fmt::Display for Summary<'_> {
             let changed = format!("{changed} of {kept} kept weights: they are not the dense ones");
             writeln!(f, "{}", labelled("changed", &changed))?;
         }
+        if report.changed_biases > 0 {
+            let changed =
+                format!("{} values that are not the dense model's", report.changed_biases);
+            writeln!(f, "{}", labelled("biases", &changed))?;
+        }
         let stages = report.groups.first().map_or(0, |group| group.stages.len());
         for i in 0..stages {
             let of: Vec<_> = report.groups.iter().filter_map(|group| group.stages.get(i)).collect();

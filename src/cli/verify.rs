@@ -48,7 +48,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let Verified { masks, structures, .. } = &found;
     if arguments.json {
         let (model, quantisation, changed) = match dense {
-            Dense::NotThere(model) => (model, None, None),
+            Dense::NotThere(model) | Dense::Unlike(model) => (model, None, None),
             Dense::Compared { model, quantisation, changed } => {
                 (model, quantisation.as_ref(), Some(changed))
             }
@@ -103,6 +103,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let dense = match dense {
         Dense::NotThere(model) => {
             format!("{} is missing; give it with --dense to compare", show(model))
+        }
+        Dense::Unlike(model) => {
+            format!("not compared with {}, which cannot have lost these structures", show(model))
         }
         Dense::Compared { model, quantisation, changed } => {
             let form = quantisation.as_ref().map_or_else(String::new, |of| format!(" ({of})"));

@@ -76,7 +76,7 @@ impl Statistics {
             dims: of.dims,
             weight,
             mask: &[],
-            is_output: of.feed() == Feed::Inner,
+            whole_rows: false,
             squared_gradient: self.squared_gradient.as_deref(),
             input_square: self.input_square.as_ref().map(|values| &values[..]),
             input_variance: self.input_variance.as_ref().map(|values| &values[..]),

@@ -42,7 +42,10 @@ impl<D: Ops> Executor<D> {
         let (mut similarity, mut tokens) = (0.0, 0_u32);
         for run in stream.calibration_runs() {
             let batch = self.batch(stream, run)?;
-            let mut hooks = Hooks { hooks: vec![&mut contributions], ..Hooks::default() };
+            let mut hooks = Hooks::default();
+            if needs.contribution {
+                hooks.hooks.push(&mut contributions);
+            }
             let after = forward_parts(parts, &batch, NoneTape, &mut hooks, true);
             drop(hooks);
             let Some(after) = after.map_err(Error::device)? else { continue };

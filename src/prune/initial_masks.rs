@@ -71,7 +71,6 @@ pub fn initial_masks<D: Ops>(
 ) -> Result<Pruned, Error> {
     let Pass { layer: first, mut pruned, mut streams } = from.into();
     let layers = model.decoder.layers.len();
-    let mut choosing = Choosing::from(plan);
     // What competes over all layers is chosen after the last one, and nothing is saved before.
     let saves = plan.removal.as_ref().is_none_or(|of| !of.lost.iter().any(Lost::is_of_model));
     // A masked layer or expert is not one that is gone; statistics are of the dense model.
@@ -87,6 +86,7 @@ pub fn initial_masks<D: Ops>(
         None if of_samples && first < layers => Some(model.embed(samples.calibration(), 0)?),
         given => given,
     };
+    let mut choosing = Choosing::from(plan);
     for layer in first..layers {
         let event = &mut |event: Event<'_>| observer.event(event);
         initial.layer(model, &mut choosing, layer, stream.as_ref(), &mut pruned, event)?;
@@ -229,7 +229,11 @@ impl InitialMasks<'_> {
         (statistics, structures): (&[Statistics], &StructureStatistics),
         pruned: &mut Pruned,
     ) -> Result<(), Error> {
-        let Choosing { scores: Some(all), influence, .. } = choosing else { return Ok(()) };
+        let Choosing { plan: Plan { removal: Some(removal), .. }, scores: Some(all), influence } =
+            choosing
+        else {
+            return Ok(());
+        };
         let none = Statistics::default();
         let projections = model.decoder.layers[layer].projections(part).iter().enumerate();
         let weighs = self.weighs();
@@ -237,6 +241,7 @@ impl InitialMasks<'_> {
             if all.wants(layer, part, i) {
                 let weight = model.values(linear)?;
                 let stats = statistics.get(i).unwrap_or(&none).of(linear, &weight);
+                let stats = LayerStats { whole_rows: removal.has_rows(layer, part, i), ..stats };
                 let scores = match self.init.scores {
                     Some(scores) => scores(&stats)?,
                     None => self.score(&stats)?,

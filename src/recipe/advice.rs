@@ -16,6 +16,7 @@ impl Loaded {
         if recipe.structures().is_empty() {
             advice.extend(self.idle_normalising("mask.metric", &recipe.mask.metric, &initial));
         }
+        advice.extend(self.idle_of_structures());
         let uses = recipe.refine.iter().any(|stage| stage.uses_metrics());
         let first = "metric.0.use";
         if uses {
@@ -35,6 +36,30 @@ impl Loaded {
                  `evaluate.perplexity`, which has none",
                 self.origin("evaluate.generate")
             ));
+        }
+        advice
+    }
+
+    /// Warnings about settings that the removal of whole structures does not use.
+    fn idle_of_structures(&self) -> Vec<String> {
+        let (structures, mut advice) = (self.recipe.structures(), Vec::new());
+        let mut idle = |key: &str, why: &str| {
+            let origin = self.origin(key);
+            if origin != "default" {
+                advice.push(format!("`{key}` ({origin}) has no effect: {why}"));
+            }
+        };
+        if !self.recipe.sparsity.structures.is_empty() {
+            idle("sparsity.ratio", "each table of `sparsity.structures` has its own");
+        }
+        if self.recipe.sparsity.multiple > 1
+            && !structures.iter().any(|(_, of)| of.structure.has_multiples())
+        {
+            idle("sparsity.multiple", "it is for the removal of channels");
+        }
+        let rebuilds = self.recipe.refine.iter().enumerate();
+        for (i, _) in rebuilds.filter(|(_, stage)| !structures.is_empty() && stage.uses_metrics()) {
+            idle(&format!("refine.{i}.scope"), "structures of a layer compete with one another");
         }
         advice
     }
@@ -95,6 +120,28 @@ mod tests {
         }
         // The default is nobody's mistake.
         assert_eq!(advice("refine = [{ use = 'swap' }]"), [""; 0]);
+    }
+
+    #[test]
+    fn what_structures_do_not_use_is_named() {
+        let channels = "sparsity.structure = 'channels'\nsparsity.ratio = 0.2\n";
+        let list = "sparsity.structures = [{ structure = 'heads', ratio = 0.5 }]\n";
+        for (text, key) in [
+            ("sparsity.multiple = 2\n".to_owned(), "sparsity.multiple"),
+            (format!("{list}sparsity.multiple = 2\n"), "sparsity.multiple"),
+            (format!("{list}sparsity.ratio = 0.2\n"), "sparsity.ratio"),
+            (
+                format!("{channels}refine = [{{ use = 'rebuild', scope = 'layer' }}]"),
+                "refine.0.scope",
+            ),
+        ] {
+            let found = advice(&text);
+            assert_eq!(found.len(), 1, "{text}: {found:?}");
+            assert!(found[0].starts_with(&format!("`{key}` (r.toml line ")), "{found:?}");
+        }
+        let used = format!("{channels}sparsity.multiple = 2\nrefine = [{{ use = 'rebuild' }}]");
+        assert_eq!(advice(&used), [""; 0]);
+        assert_eq!(advice(list), [""; 0]);
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub(crate) fn init(recipe: &Recipe) -> String {
 /// The stages of the refinement of these groups, one line each.
 pub(crate) fn stages(recipe: &Recipe, groups: &[&str]) -> Vec<String> {
     let metrics = &names(&recipe.metric);
-    let described = Described { metrics, groups, blend: recipe.streams.blend };
+    let structures = !recipe.structures().is_empty();
+    let described = Described { metrics, groups, blend: recipe.streams.blend, structures };
     recipe.refine.iter().map(|stage| stage.describe(&described)).collect()
 }

@@ -212,8 +212,8 @@ pub struct Sparsity {
 }
 
 /// A structure to remove.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct StructureRatio {
     /// What is removed.
     #[schemars(description = Structure::help_on("What is removed"))]

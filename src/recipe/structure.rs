@@ -17,7 +17,7 @@ pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
     let all = recipe.structures();
     if recipe.sparsity.multiple == 0 {
         let problem = Problem::at("sparsity.multiple", Fault::Value("must be at least 1".into()));
-        problems.push(problem.help("32 suits llama.cpp's 8-bit and 4-bit formats"));
+        problems.push(problem.help("leave it out, or choose 32, with which every format of llama.cpp but those of 2 to 6 bits works"));
     }
     let Some((first, _)) = all.first() else {
         let stages = recipe.refine.iter().enumerate();
@@ -45,7 +45,8 @@ pub(super) fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
     {
         if !of.structure.is_whole() {
             let why = "single weights are not removed as a whole".to_owned();
-            wrong(&of_table(table), why, "leave the table out", &of_table(table));
+            let help = "name `channels`, `heads`, `layers` or `experts`";
+            wrong(&of_table(table), why, help, &of_table(table));
         }
         if !(0.0..1.0).contains(&of.ratio) || of.ratio == 0.0 {
             let why = format!("must be above 0 and below 1, got {}", of.ratio);
@@ -137,9 +138,14 @@ impl Loaded {
         let of = |table: &str, error: Error| {
             let key = |key: &str| format!("{table}.{key}");
             let (key, help) = match error {
-                Error::Ratio { .. } => {
-                    (key("ratio"), "choose a ratio that leaves some and removes some")
-                }
+                Error::Multiple { .. } => (
+                    "sparsity.multiple".into(),
+                    "choose a smaller one, or a ratio that removes more",
+                ),
+                Error::Ratio { .. } => (
+                    key("ratio"),
+                    "choose a ratio that removes some and leaves enough, or another structure",
+                ),
                 Error::Biases { .. } => {
                     ("refine".into(), "use `reconstruct` in place of `compensate`")
                 }
@@ -149,13 +155,14 @@ impl Loaded {
         };
         let mut all = Vec::new();
         let structures = self.recipe.structures();
+        let compensated = self.recipe.refine.iter().any(|stage| stage.changes_biases());
         for (table, wanted) in &structures {
             let lost =
                 Lost::new(wanted.structure, decoder, wanted.ratio, self.recipe.sparsity.multiple);
-            all.extend(lost.map_err(|error| of(table, error))?);
+            let lost = lost.map_err(|error| of(table, error))?;
+            all.extend(lost.map(|lost| lost.with_compensation(compensated)));
         }
-        let compensated = self.recipe.refine.iter().any(|stage| stage.changes_biases());
-        let removal = Removal::new(all, decoder, config, compensated);
+        let removal = Removal::new(all, config);
         let table = structures.first().map_or("sparsity", |(table, _)| table);
         let removal = removal.map_err(|error| of(table, error))?;
         let lost = removal.as_ref().map(|removal| removal.matrices(decoder)).unwrap_or_default();

@@ -129,6 +129,10 @@ impl Card<'_> {
                 writeln!(f, "- Kept weights: {changed} of {kept} are not the dense model's")?;
             }
         }
+        if self.report.changed_biases > 0 {
+            let changed = self.report.changed_biases;
+            writeln!(f, "- Biases: {changed} values are not the dense model's")?;
+        }
         let [dense, output] =
             [&sizes.dense, &sizes.output].map(|size| megabytes(size.weight_bytes));
         writeln!(

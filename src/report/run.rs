@@ -17,7 +17,7 @@ use crate::{
     plan::Plan,
     prune::{ExpertReport, GroupReport, Step},
     recipe::Setting,
-    structure::{Indices, Structure},
+    structure::{Indices, Removal, Structure},
     version::Version,
 };
 
@@ -47,6 +47,9 @@ pub struct Report {
     pub pruned_weights: usize,
     /// Number of kept weights that differ from the dense model's.
     pub changed_weights: usize,
+    /// Number of values of biases that differ from the dense model's, or that it lacks.
+    #[serde(default)]
+    pub changed_biases: usize,
     /// Fraction of each layer that is pruned, if layers differ.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allocation: Vec<f64>,
@@ -63,9 +66,6 @@ pub struct Report {
     /// Structures that were removed as a whole, if the recipe has a `sparsity.structure`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub structures: Vec<StructureReport>,
-    /// Whether biases of output projections were changed or added to make up for removed structures.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub compensated: bool,
     /// Matrices that were subject to pruning, layer by layer.
     #[serde(default)]
     pub matrices: Vec<Matrix>,
@@ -269,18 +269,21 @@ pub struct StructureReport {
     pub lost: usize,
     /// Indices of the structures that each layer lost, or the model. A layer that is gone has none.
     pub removed: Vec<Indices>,
+    /// Whether biases of output projections were changed or added to make up for them.
+    #[serde(default)]
+    pub compensated: bool,
 }
 
 impl StructureReport {
-    /// The structures that a plan removes by these masks, by kind; none if it prunes single weights.
-    pub fn all(plan: &Plan, decoder: &Decoder, masks: &Masks) -> Vec<Self> {
-        let Some(removal) = &plan.removal else { return Vec::new() };
+    /// The structures that are removed by these masks, by kind.
+    pub fn all(removal: &Removal, decoder: &Decoder, masks: &Masks) -> Vec<Self> {
         let gone = removal.gone(decoder, masks).into_iter();
         let each = removal.lost.iter().zip(gone).map(|(of, removed)| Self {
             structure: of.structure,
             of: of.of,
             lost: of.removed,
             removed,
+            compensated: of.compensated,
         });
         each.collect()
     }
@@ -294,10 +297,13 @@ impl StructureReport {
 
 impl fmt::Display for StructureReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { structure, of, lost, removed } = self;
+        let Self { structure, of, lost, removed, .. } = self;
         write!(f, "{lost} of the {of} {}", structure.many())?;
-        match removed.len() {
-            0 | 1 if structure.is_of_model() => Ok(()),
+        if structure.is_of_model() {
+            return Ok(());
+        }
+        match removed.iter().filter(|removed| **removed != Indices::default()).count() {
+            1 => write!(f, " of one layer"),
             layers => write!(f, " of each of {layers} layers"),
         }
     }

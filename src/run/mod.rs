@@ -227,13 +227,14 @@ fn finished<D: Ops>(
     shared.keep(recipe, &progress, output.scratch())?;
     run.end(&mut progress)?;
     let Progress { pass: Pass { pruned, .. }, mut notes, .. } = progress;
+    let removal = run.plan.removal.as_ref().map(|of| of.settled(&model.decoder, &pruned));
     let written = notes.phases.run("writing", || {
         let tensors = model.reader.names().filter_map(|name| model.reader.tensor(name).ok());
         let bytes = tensors.map(|tensor| tensor.length() as u64).sum();
         let bar = watch.bar("writing", Steps::Bytes(bytes));
         let crate::recipe::Output { format, dtype, masks, .. } = resolved.output;
         let form = Form { format, dtype, masks };
-        let cuts = run.plan.removal.as_ref().map(|of| of.cuts(&model.decoder, &pruned.masks));
+        let cuts = removal.as_ref().map(|of| of.cuts(&model.decoder, &pruned.masks));
         let result = (&pruned, cuts.as_ref());
         let written = output.write(model.reader, form, result, |bytes| bar.advance(bytes))?;
         Ok::<_, Error>(written)
@@ -283,11 +284,14 @@ fn finished<D: Ops>(
         prunable_weights: prunable,
         pruned_weights: prunable - kept,
         changed_weights: written.changed,
+        changed_biases: written.changed_biases,
         allocation,
         perplexity: perplexity.collect(),
         tasks: accuracy.collect(),
         generations: generations.collect(),
-        structures: StructureReport::all(&run.plan, &model.decoder, &pruned.masks),
+        structures: removal.map_or_else(Vec::new, |removal| {
+            StructureReport::all(&removal, &model.decoder, &pruned.masks)
+        }),
         output_error: OutputError::of(&groups),
         groups,
         experts,
@@ -295,7 +299,6 @@ fn finished<D: Ops>(
         seconds: phases.seconds,
         memory: phases.memory,
         calibration: (!run.ids.is_empty()).then_some(calibration),
-        compensated: run.plan.removal.as_ref().is_some_and(|removal| removal.compensated),
         sizes: Sizes {
             format: resolved.output.format,
             dense: Size {
@@ -567,7 +570,8 @@ impl<D: Ops> Run<'_, D> {
         };
         match &self.plan.removal {
             Some(removal) => {
-                let cuts = removal.cuts(&self.model.decoder, &pass.pruned.masks);
+                let (decoder, pruned) = (&self.model.decoder, &pass.pruned);
+                let cuts = removal.settled(decoder, pruned).cuts(decoder, &pruned.masks);
                 measure(&written.smaller(&cuts)?)
             }
             None => measure(&written),

@@ -114,10 +114,15 @@ fn differing(one: &Report, other: &Report) -> Vec<&'static str> {
             report.prunable_weights,
             report.pruned_weights,
             report.changed_weights,
+            report.changed_biases,
+            report.output_weights,
         ]
     };
     let same = [
         ("counts of weights", counts(one) == counts(&other)),
+        ("structures", one.structures == other.structures),
+        ("experts", one.experts == other.experts),
+        ("calibration samples", one.calibration == other.calibration),
         ("sizes", one.sizes == other.sizes),
         ("allocation", one.allocation == other.allocation),
         ("matrices", one.matrices == other.matrices),

@@ -11,7 +11,8 @@ use serde::Deserialize;
 use super::{Error, Watch, files};
 use crate::{
     checkpoint::{
-        Cuts, Fit, MASKS, RECIPE, Reader, StoredMasks, dense_config, digest, sizes, unravel,
+        Cuts, Difference, Fit, MASKS, RECIPE, Reader, StoredMasks, dense_config, digest, sizes,
+        unravel,
     },
     hub::locate,
     limits,
@@ -74,8 +75,8 @@ pub enum Finding {
     MaskKept { tensor: String, found: usize, expected: usize },
     #[error("{MASKS} prunes {count} weights of tensor `{tensor}` that are not zero")]
     MaskNotZero { tensor: String, count: usize },
-    #[error("{found} kept weights are not the dense model's, but the report says {expected}")]
-    Changed { found: usize, expected: usize },
+    #[error("{found} kept {what} are not the dense model's, but the report says {expected}")]
+    Changed { what: &'static str, found: usize, expected: usize },
 }
 
 /// The outcome of the comparison with the dense model.
@@ -90,6 +91,8 @@ pub enum Dense {
         /// Number of kept weights that the recipe's stages changed.
         changed: usize,
     },
+    /// The model of this path cannot have lost the report's structures.
+    Unlike(PathBuf),
     /// The dense model of this path does not exist.
     NotThere(PathBuf),
 }
@@ -173,8 +176,10 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
             compared(&[("sizes.dense.weight_bytes", reported, found)], &mut findings);
         }
         let quantisation = dense.quantisation()?.map(ToString::to_string);
-        let changed = compare(&sparse, &dense, &written, zeros, &mut findings)?;
-        Dense::Compared { model, quantisation, changed }
+        match compare(&sparse, &dense, &written, zeros, &mut findings)? {
+            Some(changed) => Dense::Compared { model, quantisation, changed },
+            None => Dense::Unlike(model),
+        }
     } else {
         Dense::NotThere(model)
     };
@@ -343,39 +348,40 @@ fn pruned(matrix: &Matrix) -> usize {
 }
 
 /// What the dense model leaves when it loses the structures of a report, and the biases that may differ
-/// from its own; a finding if the structures are not its own.
+/// from its own; `None` and a finding if the structures are not its own.
 fn cuts(
     (sparse, dense): (&Reader, &Reader),
     written: &Report,
     findings: &mut Vec<Finding>,
-) -> Result<(Option<Cuts>, Vec<String>), Error> {
+) -> Result<Option<(Cuts, BTreeSet<String>)>, Error> {
     let decoder = model::decoder(dense).map_err(model::Error::from)?;
     let structures = written.structures.iter();
-    let gone: Vec<_> = structures.map(|of| (of.structure, &of.removed[..])).collect();
-    let cuts = match Removal::reported(&gone, &decoder, dense.config(), written.compensated) {
-        Ok(found) => {
-            found.map(|(removal, masks)| (removal.cuts(&decoder, &masks), removal.biases(&decoder)))
-        }
+    let gone: Vec<_> =
+        structures.map(|of| (of.structure, &of.removed[..], of.compensated)).collect();
+    let (removal, masks) = match Removal::reported(&gone, &decoder, dense.config()) {
+        Ok(Some(found)) => found,
+        Ok(None) => return Ok(Some(Default::default())),
         Err(error) => {
             findings.push(Finding::Structures { problem: error.to_string() });
-            None
+            return Ok(None);
         }
     };
-    let (cuts, biases) = cuts.unzip();
-    if let Some(cuts) = &cuts {
-        let (mut found, expected) =
-            (sparse.config().clone(), dense_config(dense, &cuts.config, None));
-        // The format of weights may be another one.
-        for key in ["torch_dtype", "dtype"] {
-            if let (Some(own), Some(dense)) = (found.get_mut(key), expected.get(key)) {
-                *own = dense.clone();
-            }
-        }
-        if found != expected {
-            findings.push(Finding::Config);
+    if StructureReport::all(&removal, &decoder, &masks) != written.structures {
+        let problem = "its numbers are not those of the removed indices".to_owned();
+        findings.push(Finding::Structures { problem });
+    }
+    let cuts = removal.cuts(&decoder, &masks);
+    let (mut found, expected) = (sparse.config().clone(), dense_config(dense, &cuts.config, None));
+    // The format of weights may be another one.
+    for key in ["torch_dtype", "dtype"] {
+        if let (Some(own), Some(dense)) = (found.get_mut(key), expected.get(key)) {
+            *own = dense.clone();
         }
     }
-    Ok((cuts, biases.unwrap_or_default()))
+    if found != expected {
+        findings.push(Finding::Config);
+    }
+    Ok(Some((cuts, removal.biases(&decoder))))
 }
 
 /// Checks the zeros of each matrix; returns their number.
@@ -458,66 +464,56 @@ fn masks(
     Ok(Some(count))
 }
 
-/// Compares each tensor with the dense one; returns the number of changed kept weights. `zeros` is
-/// the number of zeros in the pruned matrices.
+/// Compares each tensor with the dense one, or with what the removed structures leave of it; returns the
+/// number of changed kept weights. `zeros` is the number of zeros in the pruned matrices. `None` if the
+/// dense model cannot have lost the structures.
 fn compare(
     sparse: &Reader,
     dense: &Reader,
     written: &Report,
     zeros: usize,
     findings: &mut Vec<Finding>,
-) -> Result<usize, Error> {
+) -> Result<Option<usize>, Error> {
     let matrices = written.matrices.iter().map(|matrix| (matrix.tensor.as_str(), matrix));
     let matrices: BTreeMap<_, _> = matrices.collect();
-    let (cuts, biases) = cuts((sparse, dense), written, findings)?;
-    let missing = |name: &&str| match &cuts {
-        Some(cuts) => cuts.name(name).is_some_and(|name| sparse.tensor(&name).is_err()),
-        None => sparse.tensor(name).is_err(),
-    };
-    let added = cuts.iter().flat_map(|cuts| cuts.added.keys()).map(String::as_str);
-    let alone = dense.names().chain(added).filter(missing);
+    let is_smaller = !written.structures.is_empty();
+    let Some((cuts, biases)) = cuts((sparse, dense), written, findings)? else { return Ok(None) };
+    let added = cuts.added.keys().map(String::as_str);
+    let is_missing = |name: &&str| cuts.name(name).is_some_and(|of| sparse.tensor(&of).is_err());
+    let alone = dense.names().chain(added).filter(is_missing);
     findings.extend(alone.map(|name| Finding::Other { tensor: name.into() }));
-    if let Some(cuts) = &cuts {
+    if is_smaller {
         let gone = written.matrices.iter().filter(|of| cuts.name(&of.tensor).is_none());
         gone.for_each(|matrix| left(matrix, 0, findings));
     }
-    let (mut changed, mut zeros_left) = (0, 0);
+    let [mut changed, mut changed_biases, mut zeros_left] = [0; 3];
     for name in sparse.names() {
         let (tensor, view) = (name.to_owned(), sparse.tensor(name)?);
-        let dense_name = match &cuts {
-            Some(cuts) => cuts.dense_name(name).unwrap_or_default(),
-            None => name.into(),
-        };
-        let may_change =
-            matrices.contains_key(&*dense_name) || biases.iter().any(|of| *of == dense_name);
-        let added = cuts.as_ref().and_then(|cuts| cuts.added.get(&*dense_name));
-        if let Some(shape) = added.filter(|shape| view.shape == **shape) {
-            let values = shape.iter().product::<usize>();
-            let count = values - view.zeros()?;
-            if count > 0 && !may_change {
-                findings.push(Finding::NotDense { tensor, count, index: vec![0] });
+        let dense_name = cuts.dense_name(name).unwrap_or_default();
+        let found = match (cuts.added.get(&*dense_name), dense.tensor(&dense_name)) {
+            (Some(shape), _) if view.shape == shape => {
+                let changed = shape.iter().product::<usize>() - view.zeros()?;
+                let first = (changed > 0).then_some(0);
+                Some(Difference { changed, first, ..Difference::default() })
             }
-            changed += count;
-            continue;
-        }
-        let found = match dense.tensor(&dense_name) {
-            Ok(other) => {
-                let cut = cuts.as_ref().and_then(|cuts| cuts.tensors.get(&*dense_name));
-                view.difference(&other, cut)?
-            }
-            Err(_) => None,
+            (None, Ok(other)) => view.difference(&other, cuts.tensors.get(&*dense_name))?,
+            _ => None,
         };
         let Some(found) = found else {
             findings.push(Finding::Other { tensor });
             continue;
         };
+        if written.changed_biases > 0 && biases.contains(&*dense_name) {
+            changed_biases += found.changed + found.pruned;
+            continue;
+        }
         let matrix = matrices.get(&*dense_name);
-        if let (Some(_), Some(matrix)) = (&cuts, matrix) {
+        if let Some(matrix) = matrix.filter(|_| is_smaller) {
             left(matrix, view.shape.iter().product(), findings);
             zeros_left += view.zeros()?;
         }
         // Of structures nothing is left, not even zeros.
-        let matrix_with_zeros = matrix.filter(|_| written.structures.is_empty());
+        let matrix_with_zeros = matrix.filter(|_| !is_smaller);
         let expected = matrix_with_zeros.map_or(0, |matrix| pruned(matrix));
         // A changed weight may have become zero.
         if found.pruned > expected && written.changed_weights == 0 {
@@ -525,7 +521,7 @@ fn compare(
             findings.push(Finding::Pruned { tensor: tensor.clone(), found, expected });
         }
         if let Some(first) = found.first {
-            if may_change && written.changed_weights > 0 {
+            if matrix.is_some() && written.changed_weights > 0 {
                 changed += found.changed;
             } else {
                 let (count, index) = (found.changed, unravel(first, view.shape));
@@ -534,13 +530,17 @@ fn compare(
         }
     }
     // Some of the changed weights may be zero.
-    let kept = match written.structures.is_empty() {
-        true => zeros.saturating_sub(written.pruned_weights),
-        false => zeros_left,
+    let kept = match is_smaller {
+        false => zeros.saturating_sub(written.pruned_weights),
+        true => zeros_left,
     };
     if !(changed..=changed.saturating_add(kept)).contains(&written.changed_weights) {
-        let expected = written.changed_weights;
-        findings.push(Finding::Changed { found: changed, expected });
+        let (what, expected) = ("weights", written.changed_weights);
+        findings.push(Finding::Changed { what, found: changed, expected });
     }
-    Ok(changed)
+    if changed_biases != written.changed_biases {
+        let (what, expected) = ("values of biases", written.changed_biases);
+        findings.push(Finding::Changed { what, found: changed_biases, expected });
+    }
+    Ok(Some(changed))
 }

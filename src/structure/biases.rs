@@ -2,7 +2,7 @@
 //! 2312.11983, section 3.4). Where a family's configuration has them but the model does not, they are
 //! added.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -23,27 +23,26 @@ pub(crate) fn name(of: &Projection) -> String {
     of.bias.clone().unwrap_or_else(|| format!("{module}.bias"))
 }
 
-/// Gives all projections that give the output of parts with removed structures a bias, in the
+/// Gives the output projections that lose inputs with compensated structures a bias, in the
 /// configuration; returns the names and lengths of the biases that the model lacks.
 pub(super) fn add(
     lost: &[Lost],
     decoder: &Decoder,
     dense: &mut Value,
 ) -> Result<BTreeMap<String, usize>, Error> {
-    let parts = Part::ALL.into_iter().filter(|part| lost.iter().any(|lost| lost.is_in(*part)));
-    let parts: Vec<Part> = parts.collect();
-    for part in &parts {
-        let all = decoder.layers.iter().flat_map(|layer| layer.projections(*part));
-        let mut outputs = all.filter(|of| of.feed() == Feed::Inner);
-        if outputs.any(|of| of.bias.is_none())
-            && let Some(config) = config::of_decoder(dense)
-        {
-            config.insert(key(*part).into(), true.into());
-        }
+    let compensated = lost.iter().filter(|lost| lost.compensated);
+    let outputs = compensated.flat_map(|lost| lost.outputs(decoder));
+    let parts: BTreeSet<Part> =
+        outputs.filter(|(_, of)| of.bias.is_none()).map(|(part, _)| part).collect();
+    let (mut added, Some(config)) = (BTreeMap::new(), config::of_decoder(dense)) else {
+        return Ok(BTreeMap::new());
+    };
+    if parts.is_empty() {
+        return Ok(added);
     }
+    parts.iter().for_each(|part| _ = config.insert(key(*part).into(), true.into()));
     let why = |why: String| Error::Biases { why };
     let biased = family::decoder(dense).map_err(|error| why(error.to_string()))?;
-    let mut added = BTreeMap::new();
     for (layer, with) in decoder.layers.iter().zip(&biased.layers) {
         let of_part = |part: &Part| layer.projections(*part).iter().zip(with.projections(*part));
         for (of, with) in parts.iter().flat_map(of_part).filter(|(of, _)| of.bias.is_none()) {

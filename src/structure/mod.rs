@@ -106,6 +106,11 @@ impl Kind {
         self.whole.as_ref().is_some_and(|whole| whole.is_of_model)
     }
 
+    /// Whether a multiple of some number can be left.
+    pub fn has_multiples(&self) -> bool {
+        self.whole.as_ref().is_some_and(|whole| whole.has_multiples)
+    }
+
     /// Whether the weights that are left can be changed to make up for what is removed.
     pub fn leaves_inputs(&self) -> bool {
         self.whole.as_ref().is_none_or(|whole| whole.leaves_inputs)
@@ -157,6 +162,12 @@ pub enum Error {
         /// Number of a layer that differs.
         found: usize,
     },
+    /// The structures of a report are not the model's.
+    #[error("the indices of removed {many} do not fit the model, or layers lost different numbers")]
+    Reported {
+        /// The structures, in words.
+        many: &'static str,
+    },
     /// The ratio removes nothing, or everything.
     #[error("{ratio} of the {of} {many}, rounded down, is {removed}: {what}")]
     Ratio {
@@ -176,6 +187,21 @@ pub enum Error {
     Biases {
         /// What is wrong.
         why: String,
+    },
+    /// No multiple is left.
+    #[error(
+        "without {removed} of the {of} {many} of a layer, a multiple of {multiple} would be left only \
+         if none were removed"
+    )]
+    Multiple {
+        /// The number of which a multiple is left.
+        multiple: usize,
+        /// Number of structures that the ratio removes.
+        removed: usize,
+        /// Number of structures of a layer.
+        of: usize,
+        /// The structures, in words.
+        many: &'static str,
     },
     /// The family's configuration cannot describe the smaller model.
     #[error("the family's config.json cannot describe a model with fewer {many}: {why}")]

@@ -1,13 +1,16 @@
 //! The structures that a run removes from a model: which weights they have, and what is left.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde_json::Value;
 
 use super::{Error, Indices, Owners, Site, Slice, Structure, biases, config};
 use crate::{
-    checkpoint::{Axis, Cut, Cuts, Masks},
-    family::{self, Decoder, Feed, Part, Projection},
+    checkpoint::{Axis, Cut, Cuts, Masks, Pruned},
+    family::{self, Decoder, Part, Projection},
     mask::floored,
 };
 
@@ -23,6 +26,8 @@ pub struct Lost {
     pub of: usize,
     /// Number of them that are removed.
     pub removed: usize,
+    /// Whether biases of output projections make up for them; a model that lacks the biases gets them.
+    pub compensated: bool,
     pub(super) sites: Vec<Site>,
 }
 
@@ -40,9 +45,8 @@ impl Lost {
     ) -> Result<Option<Self>, Error> {
         let Some(lost) = Self::of_count(structure, decoder, 0)? else { return Ok(None) };
         let of = lost.of;
-        let has_multiples = structure.0.whole.as_ref().is_some_and(|whole| whole.has_multiples);
         let left = of.saturating_sub(floored(ratio, of));
-        let multiple = if has_multiples { multiple.max(1) } else { 1 };
+        let multiple = if structure.has_multiples() { multiple.max(1) } else { 1 };
         let left = left.checked_next_multiple_of(multiple).unwrap_or(of);
         let removed = of.saturating_sub(left);
         let what = match removed {
@@ -53,9 +57,19 @@ impl Lost {
             }
             removed => return Ok(Some(Self { removed, ..lost })),
         };
+        let without = floored(ratio, of);
+        if removed == 0 && without > 0 {
+            return Err(Error::Multiple { multiple, removed: without, of, many: structure.many() });
+        }
         let place = if lost.is_of_model() { "" } else { " of a layer" };
         let many = format!("{}{place}", structure.many());
         Err(Error::Ratio { ratio, of, many, removed, what })
+    }
+
+    /// The structures, with biases that make up for them if `compensated`.
+    #[must_use]
+    pub fn with_compensation(self, compensated: bool) -> Self {
+        Self { compensated, ..self }
     }
 
     fn of_count(
@@ -69,13 +83,17 @@ impl Lost {
         if let Some(other) = sites.iter().find(|site| site.count != of) {
             return Err(Error::Differ { many, first: of, found: other.count });
         }
-        Ok(Some(Self { structure, of, removed, sites }))
+        Ok(Some(Self { structure, of, removed, compensated: false, sites }))
     }
 
-    /// Whether the structures are inputs of the output projections of a part.
-    pub(super) fn is_in(&self, part: Part) -> bool {
-        let mut slices = self.sites.iter().flat_map(|site| &site.slices);
-        slices.any(|slice| slice.part == part && matches!(slice.owners, Owners::Each(..)))
+    /// The output projections that lose inputs with the structures.
+    pub(super) fn outputs<'a>(
+        &'a self,
+        decoder: &'a Decoder,
+    ) -> impl Iterator<Item = (Part, &'a Projection)> {
+        let slices = self.sites.iter().flat_map(|site| &site.slices);
+        let slices = slices.filter(|slice| matches!(slice.owners, Owners::Each(Axis::Columns, _)));
+        slices.map(|slice| (slice.part, slice.projection(decoder)))
     }
 
     /// The largest number that can be removed: a token keeps its number of experts.
@@ -117,45 +135,40 @@ impl fmt::Display for Lost {
 pub struct Removal {
     /// The structures, by kind.
     pub lost: Vec<Lost>,
-    /// Whether biases of output projections make up for what is removed.
-    pub compensated: bool,
-    /// The biases that are added to the dense model for this, with their lengths.
-    added: BTreeMap<String, usize>,
-    /// The dense model's `config.json`, with these biases.
+    /// The dense model's `config.json`.
     config: Value,
 }
 
 impl Removal {
-    /// The removal of structures from a model with this `config.json`; `None` without any. If biases
-    /// are to be `compensated`, output projections that have none get one.
+    /// The removal of structures from a model with this `config.json`; `None` without any.
     ///
     /// # Errors
     /// If the family's configuration cannot describe the smaller model.
-    pub fn new(
-        mut lost: Vec<Lost>,
-        decoder: &Decoder,
-        config: &Value,
-        compensated: bool,
-    ) -> Result<Option<Self>, Error> {
+    pub fn new(mut lost: Vec<Lost>, config: &Value) -> Result<Option<Self>, Error> {
         if lost.is_empty() {
             return Ok(None);
         }
         // Layers come first: of those that are gone, nothing else is.
         lost.sort_by_key(|lost| !lost.is_of_model());
-        let (mut config, mut added) = (config.clone(), BTreeMap::new());
-        if compensated {
-            added = biases::add(&lost, decoder, &mut config)?;
-        }
         let many: Vec<_> = lost.iter().map(|lost| lost.structure.many()).collect();
         let wrong = |why: String| Error::Configuration { many: many.join(" and "), why };
         // With the names of the configuration alone; a checkpoint may have others.
-        let decoder = family::decoder(&config).map_err(|error| wrong(error.to_string()))?;
-        let of_names = |lost: &Lost| Lost::of_count(lost.structure, &decoder, lost.removed);
-        let named: Vec<_> = lost.iter().filter_map(|lost| of_names(lost).transpose()).collect();
-        let named = named.into_iter().collect::<Result<_, _>>()?;
-        let named = Self { lost: named, compensated, added: BTreeMap::new(), config };
-        named.check_configuration(&decoder).map_err(wrong)?;
-        Ok(Some(Self { lost, added, ..named }))
+        let mut biased = config.clone();
+        let read =
+            |config: &Value| family::decoder(config).map_err(|error| wrong(error.to_string()));
+        let named = |decoder: &Decoder| {
+            let of = |lost: &Lost| {
+                let named = Lost::of_count(lost.structure, decoder, lost.removed);
+                Some(named.transpose()?.map(|named| named.with_compensation(lost.compensated)))
+            };
+            lost.iter().filter_map(of).collect::<Result<Vec<_>, _>>()
+        };
+        let decoder = read(config)?;
+        biases::add(&named(&decoder)?, &decoder, &mut biased)?;
+        let decoder = read(&biased)?;
+        let smaller = Self { lost: named(&decoder)?, config: biased };
+        smaller.check_configuration(&decoder).map_err(wrong)?;
+        Ok(Some(Self { lost, config: config.clone() }))
     }
 
     /// Checks that the family's configuration can describe what is left: of layers, whichever goes.
@@ -174,19 +187,19 @@ impl Removal {
         Ok(())
     }
 
-    /// The removal that a report describes: the structures that are gone, by kind and site.
+    /// The removal that a report describes: the structures that are gone, by kind and site, and whether
+    /// they are compensated.
     ///
     /// # Errors
     /// As [`Lost::new`] and [`Removal::new`], and if these are not structures of the model.
     pub fn reported(
-        gone: &[(Structure, &[Indices])],
+        gone: &[(Structure, &[Indices], bool)],
         decoder: &Decoder,
         config: &Value,
-        compensated: bool,
     ) -> Result<Option<(Self, Masks)>, Error> {
         let (mut all, mut masks) = (Vec::new(), Masks::new());
         let mut gone_layers = Vec::new();
-        for (structure, gone) in gone {
+        for (structure, gone, compensated) in gone {
             let Some(mut lost) = Lost::of_count(*structure, decoder, 0)? else { continue };
             let mut removed = None;
             for (i, site) in lost.sites.iter().enumerate() {
@@ -200,25 +213,41 @@ impl Removal {
                 let found = kept.iter().filter(|kept| !**kept).count();
                 let first = *removed.get_or_insert(found);
                 if found != first || found == 0 || found == site.count {
-                    return Err(Error::Differ { many: structure.many(), first, found });
+                    return Err(Error::Reported { many: structure.many() });
                 }
                 site.choose(decoder, &kept, &mut masks);
                 if lost.is_of_model() {
                     gone_layers = (0..site.count).filter(|layer| !kept[*layer]).collect();
                 }
             }
-            lost.removed = removed.unwrap_or(0);
+            (lost.removed, lost.compensated) = (removed.unwrap_or(0), *compensated);
             all.push(lost);
         }
-        Ok(Self::new(all, decoder, config, compensated)?.map(|removal| (removal, masks)))
+        Ok(Self::new(all, config)?.map(|removal| (removal, masks)))
+    }
+
+    /// Whether structures have whole rows of this projection.
+    pub fn has_rows(&self, layer: usize, part: Part, linear: usize) -> bool {
+        let sites = self.lost.iter().flat_map(|lost| &lost.sites);
+        let mut slices = sites.flat_map(|site| site.of(layer, part));
+        slices.any(|of| of.linear == linear && matches!(of.owners, Owners::Each(Axis::Rows, _)))
     }
 
     /// The biases of output projections that may differ from the dense model's.
-    pub fn biases(&self, decoder: &Decoder) -> Vec<String> {
-        let slices = self.lost.iter().flat_map(|lost| &lost.sites).flat_map(|site| &site.slices);
-        let outputs = slices.map(|slice| slice.projection(decoder));
-        let outputs = outputs.filter(|of| self.compensated && of.feed() == Feed::Inner);
-        outputs.map(biases::name).collect()
+    pub fn biases(&self, decoder: &Decoder) -> BTreeSet<String> {
+        let compensated = self.lost.iter().filter(|lost| lost.compensated);
+        compensated.flat_map(|lost| lost.outputs(decoder)).map(|(_, of)| biases::name(of)).collect()
+    }
+
+    /// The removal as it turned out: compensated is what has a changed bias.
+    #[must_use]
+    pub fn settled(&self, decoder: &Decoder, pruned: &Pruned) -> Self {
+        let mut settled = self.clone();
+        for (settled, lost) in settled.lost.iter_mut().zip(&self.lost) {
+            let mut outputs = lost.outputs(decoder);
+            settled.compensated &= outputs.any(|(_, of)| pruned.has_changed(&biases::name(of)));
+        }
+        settled
     }
 
     /// Whether what is left has the inputs that it had.
@@ -300,7 +329,9 @@ impl Removal {
     /// The model that is left with these structures.
     fn left(&self, decoder: &Decoder, kept: &Kept) -> Cuts {
         let mut cuts = Cuts { config: self.config.clone(), ..Cuts::default() };
-        cuts.added = self.added.iter().map(|(name, rows)| (name.clone(), vec![*rows])).collect();
+        // That biases can be added was checked at the start.
+        let added = biases::add(&self.lost, decoder, &mut cuts.config).unwrap_or_default();
+        cuts.added = added.into_iter().map(|(name, rows)| (name, vec![rows])).collect();
         for (lost, kept) in self.lost.iter().zip(kept) {
             for (site, kept) in lost.sites.iter().zip(kept) {
                 for slice in &site.slices {

@@ -16,7 +16,7 @@ fn removal(wanted: &[(&str, f64)], config: &Value) -> Result<(Decoder, Option<Re
         Lost::new(Structure::named(name).unwrap(), &decoder, *ratio, 1)
     };
     let lost = wanted.iter().filter_map(|wanted| of(wanted).transpose());
-    let removal = Removal::new(lost.collect::<Result<_, _>>()?, &decoder, config, false)?;
+    let removal = Removal::new(lost.collect::<Result<_, _>>()?, config)?;
     Ok((decoder, removal))
 }
 
@@ -62,9 +62,13 @@ fn consistent(removal: &Removal, decoder: &Decoder, config: &Value, masks: &Mask
         assert_eq!(mask.kept(), 0, "{name}");
     }
     let gone = removal.gone(decoder, masks);
-    let gone: Vec<_> =
-        removal.lost.iter().zip(&gone).map(|(lost, gone)| (lost.structure, &gone[..])).collect();
-    let again = Removal::reported(&gone, decoder, config, removal.compensated);
+    let gone: Vec<_> = removal
+        .lost
+        .iter()
+        .zip(&gone)
+        .map(|(lost, gone)| (lost.structure, &gone[..], false))
+        .collect();
+    let again = Removal::reported(&gone, decoder, config);
     assert!(again == Ok(Some((removal.clone(), masks.clone()))));
 }
 
@@ -193,7 +197,7 @@ fn removal_of(kinds: &[(&str, f64)], decoder: &Decoder, config: &Value) -> Remov
     let of = |(name, ratio): &(&str, f64)| {
         Lost::new(Structure::named(name).unwrap(), decoder, *ratio, 1).unwrap().unwrap()
     };
-    Removal::new(kinds.iter().map(of).collect(), decoder, config, false).unwrap().unwrap()
+    Removal::new(kinds.iter().map(of).collect(), config).unwrap().unwrap()
 }
 
 #[test]

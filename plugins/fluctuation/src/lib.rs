@@ -1,6 +1,6 @@
-//! The metric `fluctuation`: W² times the variance of the weight's input, of the projections that give a
-//! part's output (FLAP, arXiv 2312.11983, section 3.2, there "WIFV"). An input that hardly varies can be
-//! replaced by its mean, a bias of the output.
+//! The metric `fluctuation`: W² times the variance of the weight's input (FLAP, arXiv 2312.11983, section
+//! 3.2, there "WIFV"). An input that hardly varies can be replaced by its mean, a bias of the output. So of
+//! whole channels and heads only the columns count, in the projections whose inputs they are.
 //!
 //! ```
 //! # use barber_fluctuation as _;
@@ -13,8 +13,8 @@ use barber_metric::{Error, LayerStats, Metric, MetricPlugin, Needs, inventory};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Multiplies each score by W_ij² times the variance of input j in a projection that gives the output of
-/// attention or of an MLP, and by 0 in the others.
+/// Multiplies each score by W_ij² times the variance of input j; by 0 where structures are scored that have
+/// whole rows of the matrix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Fluctuation {}
@@ -26,7 +26,7 @@ impl Metric for Fluctuation {
 
     fn score(&self, stats: &LayerStats<'_>, scores: &mut [f32]) -> Result<(), Error> {
         let variance = stats.input_variance()?;
-        if !stats.is_output {
+        if stats.whole_rows {
             scores.fill(0.0);
             return Ok(());
         }
@@ -44,7 +44,7 @@ impl Metric for Fluctuation {
 inventory::submit! {
     MetricPlugin::of::<Fluctuation>(
         "fluctuation",
-        "W² times the variance of the input, of output projections",
+        "W² times the variance of the input",
     )
 }
 
@@ -55,19 +55,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scores_are_multiplied_by_squares_and_variances_of_output_projections() {
+    fn scores_are_multiplied_by_squares_and_variances_where_inputs_go() {
         let stats = LayerStats {
             name: "w",
             dims: Dims { rows: 2, columns: 2 },
             weight: &[-2.0, 4.0, 3.0, 0.0],
-            is_output: true,
             input_variance: Some(&[0.5, 0.25]),
             ..LayerStats::default()
         };
         let mut scores = [1.0, 1.0, 10.0, 1.0];
         Fluctuation {}.score(&stats, &mut scores).expect("scores");
         assert_eq!(scores, [2.0, 4.0, 45.0, 0.0]);
-        let other = LayerStats { is_output: false, ..stats };
+        let other = LayerStats { whole_rows: true, ..stats };
         Fluctuation {}.score(&other, &mut scores).expect("scores");
         assert_eq!(scores, [0.0; 4]);
     }

@@ -132,8 +132,9 @@ pub struct LayerStats<'a> {
     pub weight: &'a [f32],
     /// The current mask, row-major; `true` is kept.
     pub mask: &'a [bool],
-    /// Whether the matrix gives the output of attention, of an MLP or of an expert.
-    pub is_output: bool,
+    /// Whether structures are scored that have whole rows of the matrix, such as channels, which have
+    /// rows of the gate and up projections.
+    pub whole_rows: bool,
     /// Mean over calibration samples of the squared gradient of the block's output error with
     /// respect to each dense weight, row-major (LLM-Barber, arXiv 2408.10631).
     pub squared_gradient: Option<&'a [f32]>,

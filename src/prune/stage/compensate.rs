@@ -78,7 +78,7 @@ impl Run for Compensate {
             }
         }
         Outcome::of_change(state, before, |pruned| {
-            names.iter().for_each(|name| pruned.forget(name));
+            names.iter().for_each(|name| _ = pruned.forget(name));
         })
     }
 }

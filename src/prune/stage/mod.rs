@@ -230,6 +230,8 @@ pub struct Described<'a> {
     pub groups: &'a [&'a str],
     /// The weight β of the outputs on the dense model's hidden states in the target output.
     pub blend: f64,
+    /// Whether whole structures are removed.
+    pub structures: bool,
 }
 
 /// An entry of the list of stages.

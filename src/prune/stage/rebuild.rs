@@ -19,7 +19,7 @@ use crate::{
     mask::{self, Comparison, Distribution, Mask, Scope, Scored},
     plan::{Member, Rule},
     prune::{Side, Tally, group::GroupState, pipeline},
-    structure::{Removal, Scores as StructureScores},
+    structure::{Removal, Scores as StructureScores, bias_name},
 };
 
 /// LLM-Barber's rebuild, and its keys.
@@ -211,11 +211,10 @@ impl Stage for Rebuild {
         if self.retain {
             otherwise += ", changed weights retained";
         }
-        let Described { metrics, groups, .. } = refinement;
+        let Described { metrics, groups, structures, .. } = refinement;
         let groups = groups.join(", ");
-        format!(
-            "rebuild, scope {scope}, alpha {alpha}{otherwise}, metric {metrics}, blocks {groups}"
-        )
+        let scope = if *structures { String::new() } else { format!("scope {scope}, ") };
+        format!("rebuild, {scope}alpha {alpha}{otherwise}, metric {metrics}, blocks {groups}")
     }
 
     fn scope(&self) -> Option<Scope> {
@@ -321,14 +320,16 @@ impl Rebuild {
         self.alpha == Alpha::Auto || self.rounds != Rounds(1)
     }
 
-    /// Restores the dense values of kept weights that the initialiser changed.
+    /// Restores the dense values of kept weights and biases that the initialiser or an earlier stage
+    /// changed.
     fn restore<D: Ops>(&self, state: &mut GroupState<'_, D>) {
         if self.retain {
             return;
         }
         for member in &state.group.members {
-            let name = state.linear(*member).weight.clone();
-            if state.pruned.restore(&name) {
+            let of = state.linear(*member);
+            let (weight, bias) = (of.weight.clone(), bias_name(of));
+            if state.pruned.restore(&weight) | state.pruned.forget(&bias) {
                 (state.loss, state.recorded) = (None, None);
             }
         }
@@ -357,7 +358,10 @@ impl Rebuild {
             event(Event::Measured(&linear.weight, &statistics));
             let weight =
                 if self.retain { state.values(linear)? } else { state.model.values(linear)? };
-            let stats = statistics.of(linear, &weight);
+            let rows =
+                |removal: &Removal| removal.has_rows(state.layer, member.part, member.linear);
+            let whole_rows = state.removal.is_some_and(rows);
+            let stats = LayerStats { whole_rows, ..statistics.of(linear, &weight) };
             let mask = state.mask(*member).to_bools();
             scores.push(pipeline::score(metrics, &LayerStats { mask: &mask, ..stats })?);
             recycle(weight);

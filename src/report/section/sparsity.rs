@@ -44,6 +44,10 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
                 " " (count(report.changed_weights as u64))
                 " of the kept ones are not the dense model's."
             }
+            @if report.changed_biases > 0 {
+                " " (count(report.changed_biases as u64))
+                " values of biases are not the dense model's."
+            }
         }
         (legend(&NAMES, None)?)
         div.columns {

@@ -48,7 +48,7 @@ impl Case {
             dims: self.dims,
             weight: &self.weight,
             mask: &self.mask,
-            is_output: true,
+            whole_rows: false,
             squared_gradient: needs.squared_gradient.then_some(&self.squared_gradient[..]),
             input_square: needs.input_square.then_some(&self.input_square[..]),
             input_variance: needs.input_variance.then_some(&self.input_variance[..]),

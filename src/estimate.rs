@@ -4,6 +4,7 @@ use crate::{
     buffer::MOST,
     evaluate::LOGITS,
     family::Decoder,
+    mask::Takes,
     plan::Plan,
     prune::{By, Cost, Pruning},
 };
@@ -75,11 +76,11 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
         for linear in plan.matrices(decoder, index).map(|(_, linear)| linear) {
             let [rows, columns] = [linear.dims.rows, linear.dims.columns].map(|n| n as f64);
             if initial_needs.gram {
-                // The factorisation, then the updates of later columns by each block.
-                solved += columns.powi(3) + rows * columns * columns;
-                // The factorisation takes two matrices of 64-bit numbers, after the dense weights
-                // are freed.
-                solver = solver.max((5.0 * columns * columns + 3.0 * widest) * SIZE);
+                let Takes { operations, numbers } = run.pruning.init.takes;
+                solved += (operations[0] * rows + operations[1] * columns) * columns * columns;
+                // The dense weights are freed before.
+                let numbers = numbers[0] * columns * columns + numbers[1] * widest;
+                solver = solver.max(numbers * SIZE);
             }
             if has_grams {
                 // The slopes before and after, and the shift of the target.

@@ -80,11 +80,72 @@ fn layers_share_what_the_model_keeps() {
     assert_eq!(all(&row), all(&model));
 }
 
+/// New values of the kept weights: the masks are those of the stage before, and zeros stay zeros.
+#[test]
+fn distillation_brings_the_predictions_nearer_and_leaves_the_masks() {
+    let dir = tempfile::tempdir().unwrap();
+    let pruned = |name: &str, stages: &str| {
+        let out = dir.path().join(name);
+        let sets = [
+            format!("refine=[{{ use = 'swap' }}{stages}]"),
+            format!("output.path={}", out.display()),
+            "preset=best".into(),
+            "evaluate.generate=0".into(),
+        ];
+        let mut arguments = vec!["prune", "recipes/quickstart.toml", "--json"];
+        sets.iter().for_each(|set| arguments.extend(["--set", set]));
+        let run = barber(&arguments);
+        assert_eq!(run.status, 0, "{}", run.stderr);
+        let out = out.display().to_string();
+        let verified = barber(&["verify", &out, "--dense", "recipes/quickstart/model"]);
+        assert_eq!(verified.status, 0, "{}", verified.stderr);
+        let report: Value = serde_json::from_str(&run.stdout).unwrap();
+        (report, util::tensors(&dir.path().join(name)))
+    };
+    let (swaps, masked) = pruned("swaps", "");
+    let (report, found) = pruned("distilled", ", { use = 'distill', steps = 30 }");
+    assert_eq!(swaps["changed_weights"].as_u64().unwrap_or(0), 0);
+    let mut changed = 0;
+    for (name, (_, shape, bytes)) in &masked {
+        let size = bytes.len() / shape.iter().product::<usize>();
+        for (before, after) in bytes.chunks(size).zip(found[name].2.chunks(size)) {
+            let zero = |of: &[u8]| of.iter().all(|byte| *byte == 0);
+            assert_eq!(zero(before), zero(after), "{name}");
+            changed += u64::from(before != after);
+        }
+    }
+    assert_eq!(report["changed_weights"].as_u64(), Some(changed));
+    let held_out: Vec<f64> = report["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|step| step["held_out"].as_f64())
+        .collect();
+    let best = held_out.iter().copied().reduce(f64::min).unwrap();
+    assert!(best < 0.3 * held_out[0], "{held_out:?}");
+    let perplexity = |of: &Value| of["perplexity"][0]["refined"]["perplexity"].as_f64().unwrap();
+    // The dense model has 1.87.
+    let [before, after] = [&swaps, &report].map(perplexity);
+    assert!(before > 2.1 && after < 2.0, "{before} {after}");
+}
+
+/// Steps that are far too large end with the weights that there were.
+#[test]
+fn distillation_that_does_harm_is_taken_back() {
+    let report = report("{ use = 'distill', steps = 30, rate = 10.0 }", "2:4");
+    let steps = report["steps"].as_array().unwrap();
+    let held_out: Vec<f64> = steps.iter().filter_map(|step| step["held_out"].as_f64()).collect();
+    assert!(held_out[1..].iter().all(|found| *found > held_out[0]), "{held_out:?}");
+    // The stage ends before its last step.
+    assert_eq!(steps.len(), 1 + 4 * 5, "{steps:?}");
+    assert_eq!(report["changed_weights"].as_u64().unwrap_or(0), 0);
+}
+
 #[test]
 fn the_summary_says_what_the_steps_did() {
     let dir = tempfile::tempdir().unwrap();
     let out = format!("output.path={}", dir.path().join("out").display());
-    let stage = "refine=[{ use = 'end-to-end', steps = 3 }]";
+    let stage = "refine=[{ use = 'end-to-end', steps = 3 }, { use = 'distill', steps = 4 }]";
     let run = barber(&["prune", "recipes/quickstart.toml", "--set", &out, "--set", stage]);
     assert_eq!(run.status, 0, "{}", run.stderr);
     let said = flat(&run.stdout);
@@ -92,4 +153,7 @@ fn the_summary_says_what_the_steps_did() {
         said.contains("steps 3 over the whole model") && said.contains("nats per token held out"),
         "{said}"
     );
+    assert!(said.contains("steps 4 over the whole model, which change kept weights"), "{said}");
+    let page = std::fs::read_to_string(dir.path().join("out/barber-report.html")).unwrap();
+    assert_eq!(page.matches("Divergence by step (logarithmic)").count(), 2);
 }

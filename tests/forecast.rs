@@ -147,6 +147,7 @@ fn short_runs_take_what_was_forecast() {
         &["mask.init=wanda", "refine=[]"],
         &["mask.init=sparsegpt", "refine=[]"],
         &["mask.init=sparsegpt", "mask.passes=1", "refine.0.retain=true"],
+        &["mask.init=alps", "refine=[]"],
         &["mask.init=wanda", "calibration.held_out=3"],
         &["refine.0.gradient=sparse"],
         &["refine.0.gradient=sparse", "streams.blend=0.5"],
@@ -174,6 +175,7 @@ fn short_runs_take_what_was_forecast() {
             "calibration.held_out=3",
             "refine=[{ use = 'swap' }, { use = 'end-to-end', steps = 4, tokens = 144, lambda = 5 }]",
         ],
+        &["mask.init=wanda", "refine=[{ use = 'distill', steps = 12, rate = 1e-4 }]"],
     ] {
         compared("recipes/quickstart.toml", &[&short[..], sets].concat());
     }

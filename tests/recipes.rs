@@ -94,9 +94,9 @@ fn every_key_of_the_schema_is_described() {
         let words = schema.pointer(pointer).unwrap()["enum"].as_array().unwrap();
         words.iter().map(|word| word.as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    assert_eq!(words("/properties/preset"), ["paper", "best", "fast"]);
+    assert_eq!(words("/properties/preset"), ["paper", "best", "fast", "reconstructed"]);
     let init = words("/properties/mask/properties/init");
-    assert_eq!(init, ["magnitude", "wanda", "sparsegpt", "metric", "none"]);
+    assert_eq!(init, ["magnitude", "wanda", "sparsegpt", "alps", "metric", "none"]);
     let scope = words("/properties/refine/items/properties/scope");
     assert_eq!(scope, ["model", "group", "layer", "row", "column"]);
     assert_eq!(schema.pointer("/properties/refine/items/properties/limit/default").unwrap(), 100);

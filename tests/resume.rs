@@ -222,8 +222,20 @@ fn end_to_end_swaps_are_saved_whole() {
 /// A run that is killed between two steps goes on with the next one, whatever the threads.
 #[test]
 fn a_run_goes_on_within_end_to_end_swaps() {
+    goes_on_within("{ use = 'end-to-end', steps = 60, lambda = 1 }");
+}
+
+#[test]
+fn a_run_goes_on_within_a_distillation() {
+    goes_on_within(
+        "{ use = 'end-to-end', steps = 4, lambda = 1 }, { use = 'distill', rate = 1e-4 }",
+    );
+}
+
+fn goes_on_within(stages: &str) {
     let dir = tempfile::tempdir().unwrap();
-    let sets = ["mask.init=wanda", "refine=[{ use = 'end-to-end', steps = 60, lambda = 1 }]"];
+    let stages = format!("refine=[{stages}]");
+    let sets = ["mask.init=wanda", &stages];
     let job = Job::new(&recipe(dir.path(), ""), &sets);
     let mut child = job.start(&["--save-every", "0"], "1");
     let steps = |name: &String| {

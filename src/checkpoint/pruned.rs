@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{Read, Seek, SeekFrom, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::Path,
 };
 
@@ -27,6 +27,17 @@ struct Changed {
     file: File,
     end: u64,
     matrices: BTreeMap<String, Stored>,
+}
+
+impl Changed {
+    fn write(&mut self, start: u64, name: &str, dtype: Dtype, bytes: &[u8]) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(start))?;
+        self.file.write_all(bytes)?;
+        let length = bytes.len();
+        self.end = self.end.max(start + length as u64);
+        self.matrices.insert(name.into(), Stored { start, length, dtype });
+        Ok(())
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -66,11 +77,21 @@ impl Pruned {
         dtype: Option<Dtype>,
         scratch: &Path,
     ) -> Result<Vec<f32>, Error> {
-        let dtype = dtype.or_else(|| Dtype::of(reader.tensor(name).ok()?.dtype));
-        let dtype = dtype.unwrap_or(Dtype::F32);
-        let bytes = dtype.round(name, values)?;
+        let (dtype, bytes) = Self::rounded(reader, name, values, dtype)?;
         self.store(name, dtype, &bytes, scratch)?;
         Ok(dtype.decode(&bytes))
+    }
+
+    /// Values of matrix `name`, rounded to `dtype`, or to the format in `reader`.
+    pub(crate) fn rounded(
+        reader: &Reader,
+        name: &str,
+        values: &[f32],
+        dtype: Option<Dtype>,
+    ) -> Result<(Dtype, Vec<u8>), Error> {
+        let dtype = dtype.or_else(|| Dtype::of(reader.tensor(name).ok()?.dtype));
+        let dtype = dtype.unwrap_or(Dtype::F32);
+        Ok((dtype, dtype.round(name, values)?))
     }
 
     /// [`Pruned::change`] for weights that are rounded to `dtype` already.
@@ -81,20 +102,33 @@ impl Pruned {
         bytes: &[u8],
         scratch: &Path,
     ) -> Result<(), Error> {
-        let io = |e| Error::io(scratch, e);
-        let changed = match &mut self.changed {
-            Some(changed) => changed,
-            None => {
-                let file = tempfile::tempfile_in(scratch).map_err(io)?;
-                self.changed.insert(Changed { file, end: 0, matrices: BTreeMap::new() })
+        let changed = self.changed_in(scratch)?;
+        changed.write(changed.end, name, dtype, bytes).map_err(|e| Error::io(scratch, e))
+    }
+
+    /// [`Pruned::store`] in the place of the matrix's changed weights, if it has some: a stage that
+    /// changes them often does not fill the disk. What was saved of them is lost.
+    pub(crate) fn overwrite(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        bytes: &[u8],
+        scratch: &Path,
+    ) -> Result<(), Error> {
+        let changed = self.changed_in(scratch)?;
+        let before = changed.matrices.get(name).filter(|before| before.length == bytes.len());
+        let start = before.map_or(changed.end, |before| before.start);
+        changed.write(start, name, dtype, bytes).map_err(|e| Error::io(scratch, e))
+    }
+
+    fn changed_in(&mut self, scratch: &Path) -> Result<&mut Changed, Error> {
+        match &mut self.changed {
+            Some(changed) => Ok(changed),
+            none => {
+                let file = tempfile::tempfile_in(scratch).map_err(|e| Error::io(scratch, e))?;
+                Ok(none.insert(Changed { file, end: 0, matrices: BTreeMap::new() }))
             }
-        };
-        let stored = Stored { start: changed.end, length: bytes.len(), dtype };
-        changed.file.seek(SeekFrom::Start(changed.end)).map_err(io)?;
-        changed.file.write_all(bytes).map_err(io)?;
-        changed.end += bytes.len() as u64;
-        changed.matrices.insert(name.into(), stored);
-        Ok(())
+        }
     }
 
     /// A copy with its own scratch file in the directory `scratch`.

@@ -69,7 +69,7 @@ impl fmt::Display for Summary<'_> {
         {
             writeln!(f, "{}", labelled("together", &error(of)))?;
         }
-        if let Some(steps) = steps(&report.steps) {
+        for steps in Step::by_stage(&report.steps).filter_map(steps) {
             writeln!(f, "{}", labelled("steps", &steps))?;
         }
         if let Some(gains) = gains(report) {
@@ -100,15 +100,20 @@ impl fmt::Display for Summary<'_> {
     }
 }
 
-/// The steps over the whole model in a line; `None` without such steps.
+/// The steps of a stage over the whole model in a line; `None` without such steps.
 fn steps(steps: &[Step]) -> Option<String> {
     let held_out: Vec<f64> = steps.iter().filter_map(|step| step.held_out).collect();
     let (first, best) = (held_out.first()?, held_out.iter().copied().reduce(f64::min)?);
     let (made, tried) = (steps.len() - 1, steps.iter().map(|step| step.swaps).sum::<usize>());
-    let lasting = Step::lasting(steps);
+    let made = match Step::swap(steps) {
+        true => {
+            format!("{made} over the whole model, {} swaps of {tried} tried", Step::lasting(steps))
+        }
+        false => format!("{made} over the whole model, which change kept weights"),
+    };
     Some(format!(
-        "{made} over the whole model, {lasting} swaps of {tried} tried; divergence from the dense \
-         model's predictions {first:.4} to {best:.4} nats per token held out"
+        "{made}; divergence from the dense model's predictions {first:.4} to {best:.4} nats per \
+         token held out"
     ))
 }
 

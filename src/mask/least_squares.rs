@@ -9,14 +9,11 @@
 use std::collections::BTreeMap;
 
 use faer::{
-    Accum, MatMut, MatRef, Par, Spec,
+    MatMut, MatRef, Par, Spec,
     dyn_stack::{MemBuffer, MemStack},
-    linalg::{
-        cholesky::llt::{
-            factor::{LltParams, cholesky_in_place, cholesky_in_place_scratch},
-            solve::{solve_in_place, solve_in_place_scratch},
-        },
-        matmul::matmul,
+    linalg::cholesky::llt::{
+        factor::{LltParams, cholesky_in_place, cholesky_in_place_scratch},
+        solve::{solve_in_place, solve_in_place_scratch},
     },
 };
 use rayon::prelude::*;
@@ -24,7 +21,7 @@ use rayon::prelude::*;
 use super::{Error, Mask, OutputError};
 
 /// Maximum damping: more does not make a matrix positive definite.
-const MOST_DAMPING: f64 = 100.0;
+pub(super) const MOST_DAMPING: f64 = 100.0;
 
 /// The fitted values of a matrix, row-major. Pruned weights have their values in `weight`; so have
 /// all weights if every input is zero. `damping` is λ as a fraction of the mean diagonal of G.
@@ -39,25 +36,9 @@ pub fn least_squares(
     damping: f64,
 ) -> Result<Vec<f32>, Error> {
     let dims = mask.dims();
-    let (rows, columns) = (dims.rows, dims.columns);
+    let columns = dims.columns;
     error.check(name, dims, weight)?;
-    let mut right = error.shift.map_or_else(|| vec![0.0; dims.len()], <[f32]>::to_vec);
-    let sum = MatMut::from_row_major_slice_mut(&mut right, rows, columns);
-    let dense = MatRef::from_row_major_slice(weight, rows, columns);
-    let gram = MatRef::from_row_major_slice(error.gram, columns, columns);
-    let (scale, shrinkage) = (1.0 - error.shrinkage, error.shrinkage);
-    matmul(sum, Accum::Add, dense, gram, scale, Par::rayon(0));
-    let diagonal: Vec<f32> = (0..columns).map(|j| error.gram[j * (columns + 1)]).collect();
-    for (right, weight) in right.chunks_mut(columns.max(1)).zip(weight.chunks(columns.max(1))) {
-        let inputs = weight.iter().zip(&diagonal);
-        right.iter_mut().zip(inputs).for_each(|(b, (w, g))| *b += shrinkage * w * g);
-    }
-
-    // If every input is zero, the weights stay as they are with any damping.
-    let mean = match diagonal.iter().map(|g| f64::from(*g)).sum::<f64>() / columns.max(1) as f64 {
-        0.0 => 1.0,
-        mean => mean,
-    };
+    let (right, mean) = (error.right_sides(weight, dims), error.mean_square(columns));
     let mut groups = BTreeMap::<Vec<u64>, Vec<Row<'_>>>::new();
     let mut values = weight.to_vec();
     for (row, values) in values.chunks_mut(columns.max(1)).enumerate() {

@@ -2,6 +2,7 @@
 //! out.
 
 mod bits;
+mod conjugate_gradient;
 mod distribution;
 mod error;
 mod init;
@@ -15,10 +16,11 @@ mod scope;
 mod swap;
 
 pub use bits::Mask;
+pub use conjugate_gradient::conjugate_gradient;
 pub use distribution::{Distribution, Histogram};
 pub use error::Error;
-pub(crate) use init::floored;
 pub use init::{Amount, Init, Initial, InitialMask, Scores, weight_norm};
+pub(crate) use init::{Takes, floored};
 pub use least_squares::least_squares;
 pub(crate) use pattern::Tile;
 pub use pattern::{ParsePatternError, Pattern};

@@ -37,6 +37,31 @@ impl OutputError<'_> {
         self.gram.iter().step_by(columns + 1).all(|square| *square == 0.0)
     }
 
+    /// The mean squared input, 1 if every input is zero: the weights then stay as they are with any
+    /// damping.
+    pub(super) fn mean_square(&self, columns: usize) -> f64 {
+        let squares = self.gram.iter().step_by(columns + 1).map(|square| f64::from(*square));
+        match squares.sum::<f64>() / columns.max(1) as f64 {
+            0.0 => 1.0,
+            mean => mean,
+        }
+    }
+
+    /// The right sides of the normal equations, [rows, columns]: G w + Σ e x of each row w.
+    pub(super) fn right_sides(&self, weight: &[f32], Dims { rows, columns }: Dims) -> Vec<f32> {
+        let mut right = self.shift.map_or_else(|| vec![0.0; weight.len()], <[f32]>::to_vec);
+        let sum = MatMut::from_row_major_slice_mut(&mut right, rows, columns);
+        let dense = MatRef::from_row_major_slice(weight, rows, columns);
+        let gram = MatRef::from_row_major_slice(self.gram, columns, columns);
+        matmul(sum, Accum::Add, dense, gram, 1.0 - self.shrinkage, Par::rayon(0));
+        let diagonal = self.gram.iter().step_by(columns + 1);
+        for (right, weight) in right.chunks_mut(columns.max(1)).zip(weight.chunks(columns.max(1))) {
+            let inputs = weight.iter().zip(diagonal.clone());
+            right.iter_mut().zip(inputs).for_each(|(b, (w, g))| *b += self.shrinkage * w * g);
+        }
+        right
+    }
+
     /// Checks that the sums fit the matrix, and that no number is NaN.
     pub(super) fn check(&self, name: &str, dims: Dims, weight: &[f32]) -> Result<(), Error> {
         let (columns, gram) = (dims.columns, "numbers of its Gram matrix");

@@ -18,15 +18,15 @@ pub use self::{
     initial_masks::{InitialMasks, initial_masks},
     pipeline::MetricStep,
     stage::{
-        Alpha, Compensate, EndToEnd, ModelState, Rebuild, Reconstruct, Refine, Rounds, SavedStage,
-        Stage, StageState, Step, Swap,
+        Alpha, Compensate, Distill, EndToEnd, ModelState, Rebuild, Reconstruct, Refine, Rounds,
+        SavedStage, Stage, StageState, Step, Swap,
     },
     tally::{Cost, Pruning, Tally},
 };
 
 pub use crate::executor::Side;
 
-use std::{iter::zip, path::Path, slice::from_ref};
+use std::{iter::zip, ops::Range, path::Path, slice::from_ref};
 
 use barber_metric::Needs;
 use serde::{Deserialize, Serialize};
@@ -109,6 +109,14 @@ impl<'a> Sampled<'a> {
     /// The samples that statistics are computed on.
     fn calibration(self) -> &'a [Vec<u32>] {
         &self.ids[..self.ids.len().saturating_sub(self.held_out)]
+    }
+
+    /// The samples that judge what a stage decides: the held-out ones, or without these all.
+    fn judging(self) -> Range<usize> {
+        match self.held_out {
+            0 => 0..self.ids.len(),
+            _ => self.calibration().len()..self.ids.len(),
+        }
     }
 }
 

@@ -3,16 +3,20 @@
 
 use std::{iter::zip, mem::take, ops::Range};
 
-use super::{Error, Sampled, failed};
+use barber_metric::{Dims, Needs};
+
+use super::{Cost, Error, Pruning, Sampled, failed, members};
 use crate::{
+    calibration::Extent,
     checkpoint::Pruned,
-    evaluate::{Head, hidden},
+    evaluate::{Head, LOGITS, hidden},
     executor::{
-        PartWeights, Pass, Stream,
+        PartShape, PartWeights, Pass, PassShape, Probe, Rows, Stream, Tokens,
         ops::{Ops, Trace},
     },
-    family::Part,
+    family::{Decoder, Part},
     model::{self, Model},
+    plan::Plan,
     random::SplitMix64,
 };
 
@@ -35,6 +39,17 @@ pub(super) struct Gradients<D: Ops> {
     pub(super) drawn: Option<Vec<Trace<D>>>,
 }
 
+impl<D: Ops> Gradients<D> {
+    /// The gradient of the sum over tokens of the divergence, of a matrix of this size, row-major.
+    pub(super) fn sum(&self, model: &Model<'_, D>, dims: Dims) -> Result<Vec<f32>, D::Err> {
+        let mut sum = model.executor.device.nothing(dims.rows, dims.columns)?;
+        for Trace { input, gradient, .. } in &self.divergence {
+            D::add_product(&mut sum, gradient, input)?;
+        }
+        D::sums(sum)
+    }
+}
+
 /// What a forward pass leaves for the way back.
 pub(super) struct Forward<D: Ops> {
     /// The hidden states before each layer, and after the last.
@@ -48,6 +63,114 @@ pub(super) struct Forward<D: Ops> {
 
 /// Where a linear layer is: the indices of its decoder layer, of its part, and in the part.
 pub(super) type At = (usize, usize, usize);
+
+/// Steps of a stage from one measurement on the held-out samples to the next.
+pub(super) const MEASURED: usize = 5;
+/// Measurements without a fall after which a stage ends.
+pub(super) const PATIENCE: usize = 4;
+
+/// Number of steps that take all samples once, with so many `tokens` a step at most. `all` is the
+/// number of tokens of all samples.
+pub(super) fn turns(tokens: usize, samples: usize, all: f64) -> usize {
+    // The samples of the next step judge a step: they have to be others, where there are any.
+    ((all / tokens as f64) as usize).max(2).min(samples).max(1)
+}
+
+/// The operations of passes over the whole model, and what a stage that makes them holds.
+pub(super) struct Work {
+    /// The dense model's, on all samples.
+    pub(super) dense: f64,
+    /// Forward on the samples that judge.
+    pub(super) judged: f64,
+    /// Forward on the samples of a step.
+    pub(super) forward: f64,
+    /// Backward from the divergence, with the gradients of all pruned matrices.
+    pub(super) backward: f64,
+    /// Backward without gradients of matrices.
+    pub(super) inputs: f64,
+    /// Numbers of the weights and of the activations of a token, of the largest layer.
+    layer: [f64; 2],
+    /// Numbers of the head, of the logits at a time, and of the tokens of a step.
+    head: f64,
+    logits: f64,
+    taken: f64,
+    /// The hidden states that wait.
+    widths: Rows,
+}
+
+impl Work {
+    /// The work of a stage whose step takes so many tokens as `taken` gives for the number of
+    /// calibration samples and their tokens.
+    pub(super) fn new(
+        pruning: &Pruning<'_>,
+        decoder: &Decoder,
+        plan: &Plan,
+        taken: impl Fn(usize, f64) -> f64,
+    ) -> Self {
+        let Extent { samples, longest: sequence, .. } = pruning.calibration;
+        let [calibration, held_out] = pruning.calibration.parts();
+        let judged = if held_out > 0.0 { held_out } else { calibration };
+        let taken = taken(samples, calibration);
+        let head = (decoder.vocab_size * decoder.embedding.width) as f64;
+        let tokens = |calibration| Tokens { calibration, held_out: 0.0, sequence };
+        // Products with the head: the divergence takes both models' logits, its gradient one more.
+        let [of_judged, of_forward, of_inputs] =
+            [(judged, 2.0), (taken, 3.0), (taken, 2.0)].map(|of| 2.0 * of.0 * of.1 * head);
+        let size = pruning.stream_size as f64 / size_of::<f32>() as f64;
+        let layers = decoder.layers.len() as f64;
+        let mut widths = Rows::default();
+        let states = (layers + 2.0) * taken + calibration + held_out;
+        widths.add(decoder.hidden_size, states * size);
+        let mut work = Self {
+            dense: 0.0,
+            judged: of_judged,
+            forward: of_forward,
+            backward: 0.0,
+            inputs: of_inputs,
+            layer: [0.0; 2],
+            head,
+            logits: LOGITS.min(sequence * decoder.vocab_size) as f64,
+            taken,
+            widths,
+        };
+        for (layer, found) in decoder.layers.iter().enumerate() {
+            let parts = Part::ALL.map(|part| PartShape::from(found.part(part)));
+            let pass =
+                |tokens| PassShape { needs_output: true, ..PassShape::new(parts.to_vec(), tokens) };
+            let (all, none) = (members(plan, layer), vec![Vec::new(); Part::ALL.len()]);
+            let backward = |members| {
+                let probe = Some(Probe { members, needs: Needs::NOTHING, gradient: true });
+                // The gradient of the layer's input is wanted too.
+                let first = found.projections(Part::ALL[0]).split_last().map_or(&[][..], |of| of.1);
+                let input: usize = first.iter().map(|of| of.dims.len()).sum();
+                PassShape { probe, ..pass(tokens(taken)) }.operations() + 2.0 * taken * input as f64
+            };
+            work.dense += pass(tokens(calibration + held_out)).operations();
+            work.judged += pass(tokens(judged)).operations();
+            work.forward += pass(tokens(taken)).operations();
+            work.backward += backward(&all);
+            work.inputs += backward(&none);
+            let projections = || Part::ALL.iter().flat_map(|part| found.projections(*part));
+            let weights = projections().map(|of| of.dims.len() as f64).sum();
+            let wide = projections().map(|of| (of.dims.rows + of.dims.columns) as f64).sum();
+            work.layer = [work.layer[0].max(weights), work.layer[1].max(wide)];
+        }
+        work
+    }
+
+    /// The cost of a stage with so many operations, and so many 32-bit numbers that it keeps for all
+    /// matrices.
+    pub(super) fn cost(self, operations: f64, kept: f64) -> Cost {
+        let Self { layer: [weights, activations], head, logits, taken, mut widths, .. } = self;
+        widths.add(1, kept);
+        let waiting = widths.bytes();
+        // Values and gradients of a layer, and the logits of both models with their gradient.
+        widths.add(1, 2.0 * taken * activations + 3.0 * logits);
+        let held = 2.0 * size_of::<f32>() as f64 * (weights + head);
+        let matrices = widths.bytes();
+        Cost { operations, held, gathered: 0.0, matrices, waiting, widths }
+    }
+}
 
 impl<'a, D: Ops> Objective<'a, D> {
     /// Runs the dense model on the samples.

@@ -7,6 +7,7 @@ use crate::{
     calibration::Extent,
     executor::{CacheShape, PartShape, PassShape, Probe, Recorded, Rows, Tokens},
     family::{Feed, Layer, Part},
+    mask::Init,
     plan::{Group, Plan},
 };
 
@@ -15,7 +16,9 @@ use crate::{
 pub struct Pruning<'a> {
     /// Number and lengths of the calibration samples.
     pub calibration: Extent,
-    /// Statistics that the initial masks need.
+    /// How initial masks are made.
+    pub init: Init,
+    /// The statistics that the initial masks need.
     pub initial_needs: Needs,
     /// Whether the initial masks are made in one pass with the refinement.
     pub single: bool,

@@ -9,10 +9,11 @@ use super::{
 use crate::nearest::nearest;
 
 /// The presets: names and texts.
-const PRESETS: [(&str, &str); 3] = [
+const PRESETS: [(&str, &str); 4] = [
     ("paper", include_str!("presets/paper.toml")),
     ("best", include_str!("presets/best.toml")),
     ("fast", include_str!("presets/fast.toml")),
+    ("reconstructed", include_str!("presets/reconstructed.toml")),
 ];
 
 /// The names of the presets.

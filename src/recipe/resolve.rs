@@ -617,7 +617,7 @@ mod tests {
             "× `mask.init` cannot be `wandaa`",
             "╭─[environment:1:19]",
             "1 │ BARBER_MASK__INIT=wandaa",
-            "help: did you mean `wanda`? There is `magnitude`, `wanda`, `sparsegpt`, `metric` or `none`",
+            "help: did you mean `wanda`? There is `magnitude`, `wanda`, `sparsegpt`, `alps`, `metric` or `none`",
         ] {
             assert!(of_environment.contains(expected), "{of_environment}");
         }

@@ -35,7 +35,8 @@ pub(super) const MOST: usize = 1 << 24;
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {
     /// A set of defaults: `paper`, LLM-Barber as published; `best`, the most accurate masks;
-    /// `fast`, less accurate ones in a small part of the time. `barber check` shows its values.
+    /// `fast`, less accurate ones in a small part of the time; `reconstructed`, the most accurate
+    /// model, whose kept weights change. `barber check` shows its values.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = preset::names().collect::<Vec<_>>()))]
     pub preset: Option<String>,
@@ -126,8 +127,8 @@ pub struct Calibration {
     /// A file of plain text; of JSON Lines, a JSON list of objects (`.jsonl`, `.ndjson`,
     /// `.jsonlines`, `.json`) or Parquet (`.parquet`), whose records are documents; or of JSON
     /// `{"token_ids": [[…], …]}`. Text and JSON may be compressed with gzip or Zstandard. Needed by
-    /// the masks `wanda` and `sparsegpt`, by metrics that use inputs, by every stage, and by the
-    /// allocations `owl` and `error`.
+    /// the masks `wanda`, `sparsegpt` and `alps`, by metrics that use inputs, by every stage, and by
+    /// the allocations `owl` and `error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<PathBuf>,
     /// The field of a record that holds its text. If no field is named `a.b`, it is the field `b`

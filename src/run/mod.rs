@@ -654,7 +654,9 @@ impl<D: Ops> Run<'_, D> {
         }
         bar.advance(progress.notes.steps.iter().filter(|step| step.step > 0).count() as u64);
         progress.go((model, plan), &*bar, true, |from, observer| {
-            let state = ModelState { model, plan, samples: self.samples(), pruned: from.pruned };
+            let (samples, pruned, scratch) = (self.samples(), from.pruned, self.scratch);
+            let dtype = self.loaded.recipe.output.dtype;
+            let state = ModelState { model, plan, samples, dtype, scratch, pruned };
             let saved = saved.as_mut().map(|(stage, state)| (*stage, state as &mut dyn SavedStage));
             refine_model(state, stages, saved, observer)
         })?;
@@ -681,6 +683,7 @@ pub(crate) fn expected<'a, D: Ops>(
     let metrics = pipeline::needs(&loaded.pipeline()?);
     let pruning = Pruning {
         calibration,
+        init: recipe.mask.init,
         initial_needs: recipe.initial_needs(),
         single,
         stages: recipe.stages().0,

@@ -1,5 +1,6 @@
 //! Initial masks, from which the refinement starts: one file per initialiser, and a table of all.
 
+mod alps;
 mod lowest;
 mod scores;
 mod sparsegpt;
@@ -17,6 +18,7 @@ static ALL: Table<InitialMask> = Table::new(&[
     &scores::MAGNITUDE,
     &scores::WANDA,
     &sparsegpt::SPARSEGPT,
+    &alps::ALPS,
     &scores::METRIC,
     &zeros::NONE,
 ]);
@@ -41,8 +43,26 @@ pub struct InitialMask {
     /// The scores of a matrix's weights, row-major, for an initialiser that prunes the lowest and has
     /// scores of its own.
     pub scores: Option<Scores>,
+    /// What it takes to find the mask of a matrix, with its statistics.
+    pub(crate) takes: Takes,
     /// Computes the mask of a matrix.
     run: fn(&Matrix<'_>) -> Result<Initial, Error>,
+}
+
+/// What it takes to find the mask of a matrix, with its statistics.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Takes {
+    /// Floating-point operations, in multiples of rows · columns² and of columns³.
+    pub(crate) operations: [f64; 2],
+    /// 32-bit numbers in memory, in multiples of columns² and of the weights.
+    pub(crate) numbers: [f64; 2],
+}
+
+impl Takes {
+    /// Too little to count.
+    const LITTLE: Self = Self { operations: [0.0; 2], numbers: [0.0; 2] };
+    /// A factorisation: its matrix and its result have 64 bits.
+    const FACTOR: Self = Self { operations: [1.0, 1.0], numbers: [5.0, 3.0] };
 }
 
 /// The choice of an initial mask. The default is Wanda, which the paper starts from.
@@ -86,7 +106,7 @@ impl InitialMask {
     /// If a statistic is missing or does not fit the matrix, a score is NaN, the ratio is not
     /// within 0 and 1, the pattern does not divide the columns, the scope is neither row nor layer,
     /// the zeros do not follow the pattern (`none`), or the Hessian is not positive definite with
-    /// any damping (`sparsegpt`).
+    /// any damping (`sparsegpt`, `alps`).
     pub fn choose(
         &self,
         stats: &LayerStats<'_>,
@@ -212,7 +232,7 @@ mod tests {
     use super::*;
 
     /// The initial masks whose scores are in the statistics.
-    const RULES: [&str; 4] = ["magnitude", "wanda", "sparsegpt", "none"];
+    const RULES: [&str; 5] = ["magnitude", "wanda", "sparsegpt", "alps", "none"];
     const ALL: Pattern = Pattern::UNSTRUCTURED;
     const TWO_OF_FOUR: Pattern = Pattern::n_of_m(2, 4);
 
@@ -300,7 +320,7 @@ mod tests {
         let weight: Vec<f32> = (0..21).map(|i| i as f32 - 10.2).collect();
         let gram: Vec<f32> = (0..49).map(|i| f32::from(u8::from(i % 8 == 0))).collect();
         let stats = LayerStats { gram: Some(&gram), ..stats(&weight, 3, &[1.0; 7]) };
-        for init in ["magnitude", "wanda", "sparsegpt"] {
+        for init in ["magnitude", "wanda", "sparsegpt", "alps"] {
             for count in 0..=21 {
                 let found = start(init, &stats, ALL, Amount::Exactly(count)).unwrap();
                 assert_eq!(found.mask.kept(), 21 - count, "{init}");

@@ -4,7 +4,7 @@
 use barber_metric::{LayerStats, Needs};
 use rayon::prelude::*;
 
-use super::{InitialMask, lowest::Ties};
+use super::{InitialMask, Takes, lowest::Ties};
 use crate::mask::{Error, Scope};
 
 pub(super) static MAGNITUDE: InitialMask = InitialMask {
@@ -15,6 +15,7 @@ pub(super) static MAGNITUDE: InitialMask = InitialMask {
     metrics: false,
     zeros: false,
     scores: Some(magnitude),
+    takes: Takes::LITTLE,
     run: |matrix| matrix.lowest(&magnitude(matrix.stats)?, Ties::Last),
 };
 
@@ -26,6 +27,7 @@ pub(super) static WANDA: InitialMask = InitialMask {
     metrics: false,
     zeros: false,
     scores: Some(weight_norm),
+    takes: Takes::LITTLE,
     run: |matrix| matrix.lowest(&weight_norm(matrix.stats)?, Ties::First),
 };
 
@@ -37,6 +39,8 @@ pub(super) static METRIC: InitialMask = InitialMask {
     metrics: true,
     zeros: false,
     scores: None,
+    // For metrics of Gram matrices.
+    takes: Takes::FACTOR,
     run: |matrix| matrix.lowest(matrix.scores()?, Ties::First),
 };
 

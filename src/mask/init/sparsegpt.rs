@@ -16,7 +16,7 @@ use faer::{
 use rayon::prelude::*;
 
 use super::{
-    Initial, InitialMask, floored,
+    Initial, InitialMask, Takes, floored,
     lowest::{Ties, prune_lowest},
 };
 use crate::mask::{Error, Mask, Pattern, Scope, Tile};
@@ -30,6 +30,7 @@ pub(super) static SPARSEGPT: InitialMask = InitialMask {
     metrics: false,
     zeros: false,
     scores: None,
+    takes: Takes::FACTOR,
     run: |matrix| prune(matrix.stats, matrix.pattern, matrix.ratio),
 };
 

@@ -2,7 +2,7 @@
 
 use barber_metric::Needs;
 
-use super::{Initial, InitialMask};
+use super::{Initial, InitialMask, Takes};
 use crate::mask::{Error, Mask, Scope};
 
 pub(super) static NONE: InitialMask = InitialMask {
@@ -14,6 +14,7 @@ pub(super) static NONE: InitialMask = InitialMask {
     metrics: false,
     zeros: true,
     scores: None,
+    takes: Takes::LITTLE,
     run: |matrix| {
         let (name, dims, weight) = (matrix.stats.name, matrix.stats.dims, matrix.stats.weight);
         Error::check_numbers(name, dims.columns, weight)?;

@@ -22,32 +22,31 @@
 
 use std::{collections::BTreeMap, iter::zip, ops::Range, slice::from_ref};
 
-use barber_metric::{Dims, LayerStats, Needs};
+use barber_metric::{Dims, LayerStats};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Described, Error, ModelState, RunModel, SavedStage, Stage, StageEvent, StageState, Watch, Wrong,
+    Described, Error, ModelState, RunModel, SavedStage, Stage, StageEvent, StageState, Step, Watch,
+    Wrong, bytes, numbers, wrong_counts,
 };
 use crate::{
     buffer::recycle,
-    calibration::Extent,
     checkpoint::{Masks, Pruned},
     choice::word,
     dtype::Dtype,
-    evaluate::LOGITS,
     executor::{
-        self, PartShape, PassShape, Probe, Rows, Store, Tokens,
+        self, Store,
         ops::{Ops, Products, Trace, transpose},
     },
-    family::{Decoder, Part, Projection},
+    family::{Decoder, Projection},
     mask::{self, Ends, Mask, Scope},
     model::Model,
     plan::{Member, Plan, Rule},
     prune::{
         Cost, Pruning, Tally, failed, members,
-        objective::{At, Forward, Gradients, Objective},
+        objective::{At, Forward, Gradients, MEASURED, Objective, PATIENCE, Work, turns},
     },
     random::SplitMix64,
 };
@@ -94,58 +93,6 @@ impl Default for EndToEnd {
     }
 }
 
-impl EndToEnd {
-    /// Number of steps that take all samples, which have so many tokens, once.
-    fn turns(&self, samples: usize, tokens: f64) -> usize {
-        // The samples of the next step judge a step: they have to be others, where there are any.
-        ((tokens / self.tokens as f64) as usize).max(2).min(samples).max(1)
-    }
-}
-
-/// A step of the whole model's swaps.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Step {
-    /// The step, from 1; 0 is the state before the first.
-    pub step: usize,
-    /// The divergence on the samples of the step, before its swaps, in nats per token.
-    pub calibration: Option<f64>,
-    /// The divergence on the held-out samples after the step, in nats per token, where measured.
-    pub held_out: Option<f64>,
-    /// The fraction of the fall promised by the swaps of the step before that the samples of this
-    /// step show. Below 0, those swaps were undone.
-    pub kept: Option<f64>,
-    /// Number of swaps of the step.
-    pub swaps: usize,
-    /// λ after the step.
-    pub lambda: f64,
-}
-
-impl Step {
-    /// Number of swaps that the masks have in the end, those with the lowest divergence of each stage.
-    pub fn lasting(steps: &[Self]) -> usize {
-        steps.chunk_by(|_, next| next.step > 0).map(Self::lasting_of_stage).sum()
-    }
-
-    fn lasting_of_stage(steps: &[Self]) -> usize {
-        let measured = steps.iter().filter_map(|step| Some((step.held_out?, step.step)));
-        let best = measured.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(0, |(_, step)| step);
-        let (mut lasting, mut last) = (0, 0);
-        for Step { kept, swaps, .. } in steps.iter().filter(|step| step.step <= best) {
-            // A step says whether the swaps of the one before were undone.
-            if kept.is_some_and(|kept| kept < 0.0) {
-                lasting -= last;
-            }
-            lasting += swaps;
-            last = *swaps;
-        }
-        lasting
-    }
-}
-
-/// Steps from one measurement on the held-out samples to the next.
-const MEASURED: usize = 5;
-/// Measurements without a fall after which the stage ends.
-const PATIENCE: usize = 4;
 /// First steps, which make no swaps: the means are of too few tokens.
 const WARM_UP: usize = 2;
 /// Steps, beyond the first ones, from one measurement of the curvature to the next.
@@ -178,12 +125,7 @@ impl Stage for EndToEnd {
             let why = format!("must be more than 0, got {}", self.lambda);
             wrong.push(Wrong { key: "lambda", why, help: "leave it out for the default" });
         }
-        for (key, count) in [("steps", self.steps), ("tokens", self.tokens)] {
-            if count == 0 {
-                let why = "must be at least 1, got 0".to_owned();
-                wrong.push(Wrong { key, why, help: "leave it out for the default" });
-            }
-        }
+        wrong.extend(wrong_counts([("steps", self.steps), ("tokens", self.tokens)]));
         wrong
     }
 
@@ -210,60 +152,23 @@ impl Stage for EndToEnd {
     fn count(&self, _: &mut Tally<'_>) {}
 
     fn model_cost(&self, pruning: &Pruning<'_>, decoder: &Decoder, plan: &Plan) -> Cost {
-        let Extent { samples, longest: sequence, .. } = pruning.calibration;
-        let [calibration, held_out] = pruning.calibration.parts();
-        let judged = if held_out > 0.0 { held_out } else { calibration };
-        let taken = calibration / self.turns(samples, calibration) as f64;
-        let head = (decoder.vocab_size * decoder.embedding.width) as f64;
-        let tokens = |calibration| Tokens { calibration, held_out: 0.0, sequence };
-        // Forward on the held-out tokens; forward and backward on those of a step, for the
-        // divergence; backward again for the curvature; and forward with the masks of the step before.
-        // Where these turn out better, it goes forward a third time, which no one knows before.
-        let mut of = [(judged, 2.0), (taken, 3.0), (taken, 2.0), (taken, 2.0)]
-            .map(|of| 2.0 * of.0 * of.1 * head);
-        let (mut dense, mut weights, mut activations) = (0.0, 0.0_f64, 0.0_f64);
-        for (layer, found) in decoder.layers.iter().enumerate() {
-            let parts = Part::ALL.map(|part| PartShape::from(found.part(part)));
-            let pass =
-                |tokens| PassShape { needs_output: true, ..PassShape::new(parts.to_vec(), tokens) };
-            let (all, none) = (members(plan, layer), vec![Vec::new(); Part::ALL.len()]);
-            let backward = |members| {
-                let probe = Some(Probe { members, needs: Needs::NOTHING, gradient: true });
-                // The gradient of the layer's input is wanted too.
-                let first = found.projections(Part::ALL[0]).split_last().map_or(&[][..], |of| of.1);
-                let input: usize = first.iter().map(|of| of.dims.len()).sum();
-                PassShape { probe, ..pass(tokens(taken)) }.operations() + 2.0 * taken * input as f64
-            };
-            let forward = pass(tokens(taken)).operations();
-            dense += pass(tokens(calibration + held_out)).operations();
-            of[0] += pass(tokens(judged)).operations();
-            of[1] += forward + backward(&all);
-            of[2] += backward(&none);
-            of[3] += forward;
-            let projections = || Part::ALL.iter().flat_map(|part| found.projections(*part));
-            weights = weights.max(projections().map(|of| of.dims.len() as f64).sum());
-            let wide = projections().map(|of| (of.dims.rows + of.dims.columns) as f64).sum();
-            activations = activations.max(wide);
-        }
+        let work = Work::new(pruning, decoder, plan, |samples, tokens| {
+            tokens / turns(self.tokens, samples, tokens) as f64
+        });
+        // A step goes forward and backward for the divergence, backward again for the curvature, and
+        // forward with the masks of the step before. Where these turn out better, it goes forward a
+        // third time, which no one knows before.
         let steps = self.steps as f64;
         let curved = (WARM_UP + 1 + self.steps / CURVATURE) as f64;
         let measured = (1 + self.steps.div_ceil(MEASURED)) as f64;
         let swapped = self.steps.saturating_sub(WARM_UP + 1) as f64;
-        let operations =
-            dense + measured * of[0] + steps * of[1] + curved.min(steps) * of[2] + swapped * of[3];
-        let layers = decoder.layers.len() as f64;
-        let size = pruning.stream_size as f64 / size_of::<f32>() as f64;
-        let mut widths = Rows::default();
-        widths.add(decoder.hidden_size, ((layers + 2.0) * taken + calibration + held_out) * size);
+        let operations = work.dense
+            + measured * work.judged
+            + steps * (work.forward + work.backward)
+            + curved.min(steps) * work.inputs
+            + swapped * work.forward;
         // The running mean, in half precision.
-        widths.add(1, plan.weights(decoder)[0] as f64 / 2.0);
-        let waiting = widths.bytes();
-        // Values and gradients of a layer, and the logits of both models with their gradient.
-        let logits = LOGITS.min(sequence * decoder.vocab_size) as f64;
-        widths.add(1, 2.0 * taken * activations + 3.0 * logits);
-        let held = 2.0 * size_of::<f32>() as f64 * (weights + head);
-        let matrices = widths.bytes();
-        Cost { operations, held, gathered: 0.0, matrices, waiting, widths }
+        work.cost(operations, plan.weights(decoder)[0] as f64 / 2.0)
     }
 }
 
@@ -277,18 +182,14 @@ impl RunModel for EndToEnd {
         saved: Option<&mut dyn SavedStage>,
         watch: &mut Watch<'_>,
     ) -> Result<(), Error> {
-        let ModelState { model, plan, samples, ref mut pruned } = *state;
+        let ModelState { model, plan, samples, ref mut pruned, .. } = *state;
         let calibration = samples.calibration().len();
         if calibration == 0 {
             return Ok(());
         }
         let before = Products::so_far();
         let objective = Objective::new(model, samples)?;
-        // Without held-out samples it is judged by those that it is made of.
-        let judged = match samples.held_out {
-            0 => 0..calibration,
-            _ => calibration..samples.ids.len(),
-        };
+        let judged = samples.judging();
         let members: Vec<_> = (0..plan.layers.len()).map(|layer| members(plan, layer)).collect();
         let mut run = Steps::new(self, model, plan);
         match saved {
@@ -298,13 +199,12 @@ impl RunModel for EndToEnd {
             }
             None => {
                 run.best = (objective.value(pruned, judged.clone())?, pruned.masks.clone());
-                let (held_out, lambda) = (Some(run.best.0), run.lambda);
-                let step =
-                    Step { step: 0, calibration: None, held_out, kept: None, swaps: 0, lambda };
+                let lambda = Some(run.lambda);
+                let step = Step { lambda, ..Step::of_values(0, None, Some(run.best.0)) };
                 watch(StageEvent::Step(&step, pruned, &run))?;
             }
         }
-        let turns = self.turns(calibration, objective.tokens(0..calibration));
+        let turns = turns(self.tokens, calibration, objective.tokens(0..calibration));
         while run.number < self.steps && run.patience > 0 {
             let turn = run.number % turns;
             let [start, end] = [turn, turn + 1].map(|turn| turn * calibration / turns);
@@ -330,7 +230,7 @@ impl RunModel for EndToEnd {
                 held_out,
                 kept,
                 swaps: run.last.len(),
-                lambda: run.lambda,
+                lambda: Some(run.lambda),
             };
             watch(StageEvent::Step(&step, pruned, &run))?;
         }
@@ -600,7 +500,7 @@ impl<'a, D: Ops> Steps<'a, D> {
     fn gradient(
         &mut self,
         at: At,
-        Gradients { divergence, drawn }: Gradients<D>,
+        gradients: Gradients<D>,
         tokens: f64,
     ) -> Result<WithInputs, D::Err> {
         let Some(of) = self.matrices.get_mut(&at) else { return Ok((Vec::new(), Vec::new())) };
@@ -608,14 +508,13 @@ impl<'a, D: Ops> Steps<'a, D> {
             let tokens = x.shape().0;
             Ok::<_, D::Err>((D::column_squares(x, from_ref(&(0..tokens)))?.concat(), tokens))
         };
-        for Trace { gradient, .. } in drawn.into_iter().flatten() {
+        let Dims { columns, .. } = of.linear.dims;
+        let sum = gradients.sum(self.model, of.linear.dims)?;
+        for Trace { gradient, .. } in gradients.drawn.into_iter().flatten() {
             of.curvature.add(squares(&gradient)?);
         }
-        let Dims { rows, columns } = of.linear.dims;
-        let mut sum = self.model.executor.device.nothing(rows, columns)?;
         let mut inputs = Vec::new();
-        for Trace { input, gradient, .. } in divergence {
-            D::add_product(&mut sum, &gradient, &input)?;
+        for Trace { input, .. } in gradients.divergence {
             // An expert sees some of the tokens; the mean is over all.
             of.squares.add((squares(&input)?.0, 0));
             let x = input.on_host()?;
@@ -624,7 +523,7 @@ impl<'a, D: Ops> Steps<'a, D> {
             inputs.push(by_input);
         }
         of.squares.tokens += tokens as usize;
-        Ok((D::sums(sum)?, inputs))
+        Ok((sum, inputs))
     }
 
     /// Adds a step's gradient, a sum over `tokens`, to the running mean of a matrix. A few tokens can
@@ -825,16 +724,6 @@ impl<D: Ops> Steps<'_, D> {
     }
 }
 
-/// Numbers as bytes. Those below 2^53, and all f32, are exact.
-fn bytes(numbers: impl IntoIterator<Item = f64>) -> Vec<u8> {
-    numbers.into_iter().flat_map(f64::to_le_bytes).collect()
-}
-
-/// The numbers of [`bytes`].
-fn numbers(bytes: &[u8]) -> Vec<f64> {
-    bytes.as_chunks().0.iter().map(|chunk| f64::from_le_bytes(*chunk)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -902,31 +791,6 @@ mod tests {
     #[test]
     fn a_gradient_is_bounded_by_those_before_if_there_were_any() {
         assert_eq!([bounded(9.0, 2.0), bounded(1.0, 2.0), bounded(9.0, 0.0)], [3.0, 1.0, 9.0]);
-    }
-
-    #[test]
-    fn swaps_that_are_undone_or_come_after_the_best_masks_do_not_last() {
-        let step = |step, held_out, kept, swaps| Step {
-            step,
-            calibration: None,
-            held_out,
-            kept,
-            swaps,
-            lambda: 1.0,
-        };
-        let mut steps = vec![
-            step(0, Some(0.9), None, 0),
-            step(1, None, None, 70),
-            step(2, None, Some(-0.5), 50),
-            step(3, Some(0.7), Some(0.5), 30),
-            step(4, None, Some(-0.1), 20),
-            step(5, Some(0.8), None, 10),
-        ];
-        assert_eq!(Step::lasting(&steps), 80);
-        assert_eq!(Step::lasting(&[steps.clone(), steps.clone()].concat()), 160);
-        steps[0].held_out = Some(0.6);
-        assert_eq!(Step::lasting(&steps), 0);
-        assert_eq!(Step::lasting(&[]), 0);
     }
 
     /// What a swap of small weights promises is what it changes of the whole model's objective.

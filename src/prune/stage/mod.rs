@@ -2,14 +2,17 @@
 //! needs, cost and run, and one line in the list below.
 
 mod compensate;
+mod distill;
 mod end_to_end;
 mod rebuild;
 mod reconstruct;
+mod step;
 mod swap;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Deref,
+    path::Path,
     sync::LazyLock,
 };
 
@@ -20,15 +23,18 @@ use serde_json::{Map, json};
 
 pub use self::{
     compensate::Compensate,
-    end_to_end::{EndToEnd, Step},
+    distill::Distill,
+    end_to_end::EndToEnd,
     rebuild::{Alpha, Rebuild, Rounds},
     reconstruct::Reconstruct,
+    step::Step,
     swap::Swap,
 };
 use super::{Cost, Error, Event, Pruning, Sampled, Tally, group::GroupState};
 use crate::{
     checkpoint::Pruned,
     choice::sentence,
+    dtype::Dtype,
     executor::{
         Loss,
         ops::{Ops, Products},
@@ -176,8 +182,42 @@ pub struct ModelState<'a, D: Ops> {
     pub plan: &'a Plan,
     /// The calibration samples.
     pub samples: Sampled<'a>,
+    /// The format in which changed weights are stored; `None` for the checkpoint's.
+    pub dtype: Option<Dtype>,
+    /// The directory for the scratch files of changed weights.
+    pub scratch: &'a Path,
     /// What pruning decided so far.
     pub pruned: Pruned,
+}
+
+/// Numbers as bytes. Those below 2^53, and all f32, are exact.
+fn bytes(numbers: impl IntoIterator<Item = f64>) -> Vec<u8> {
+    numbers.into_iter().flat_map(f64::to_le_bytes).collect()
+}
+
+/// The numbers of [`bytes`].
+fn numbers(bytes: &[u8]) -> Vec<f64> {
+    bytes.as_chunks().0.iter().map(|chunk| f64::from_le_bytes(*chunk)).collect()
+}
+
+/// The errors of counts that are zero, by their keys.
+fn wrong_counts(
+    counts: impl IntoIterator<Item = (&'static str, usize)>,
+) -> impl Iterator<Item = Wrong> {
+    counts.into_iter().filter(|(_, count)| *count == 0).map(|(key, _)| Wrong {
+        key,
+        why: "must be at least 1, got 0".into(),
+        help: "leave it out for the default",
+    })
+}
+
+/// The error of a step size that is none.
+fn wrong_rate(rate: f64) -> Option<Wrong> {
+    (!(rate.is_finite() && rate > 0.0)).then(|| Wrong {
+        key: "rate",
+        why: format!("must be > 0, got {rate}"),
+        help: "0.002 is usual",
+    })
 }
 
 /// The result of a stage on a group.
@@ -342,6 +382,7 @@ stages! {
     }
     model: {
         "end-to-end": EndToEnd,
+        "distill": Distill,
     }
 }
 
@@ -411,7 +452,7 @@ impl JsonSchema for Refine {
         }
         json_schema!({
             "type": "object",
-            "description": "A stage that refines masks, or weights, group by group.",
+            "description": "A stage that refines masks or weights.",
             "properties": properties,
             "additionalProperties": false,
             "required": ["use"],

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Described, Error, Event, Outcome, Run, Stage, Wrong,
     swap::{gram, shift, wrong_shrinkage},
+    wrong_rate,
 };
 use crate::{
     choice::word,
@@ -21,8 +22,11 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Keys", into = "Keys")]
 pub enum Reconstruct {
-    /// Least squares of each row, in closed form.
-    LeastSquares {
+    /// The values that minimise the error of each matrix' output.
+    Fit {
+        /// Whether the equations of each row are solved in closed form, by a factor of its own, and
+        /// not all rows together by conjugate gradients.
+        exact: bool,
         /// Penalty on changes of the weights, as a fraction of the mean squared input.
         damping: f64,
         /// Shrinkage of the Gram matrix towards its diagonal, from 0 to 1.
@@ -47,21 +51,22 @@ impl Default for Reconstruct {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Keys {
-    /// The method: `least-squares` of each row, or steps down the `gradient` of the group's output
-    /// error (arXiv 2510.14444).
+    /// The method: the least output error of each matrix, by `conjugate-gradient` on all its rows or
+    /// by `least-squares` in closed form, row by row; or steps down the `gradient` of the group's
+    /// output error (arXiv 2510.14444).
     #[serde(deserialize_with = "word")]
     method: Method,
     /// Number of passes over the calibration samples, for the method `gradient`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = 8))]
     passes: Option<usize>,
-    /// Step size, as a fraction of the root mean square of the matrix's weights, for the method
-    /// `gradient`.
+    /// Size of the first step, as a fraction of the root mean square of the matrix's weights.
+    /// `reconstruct` has it for the method `gradient`, whose steps are all of this size.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("exclusiveMinimum" = 0, "default" = 0.002))]
     rate: Option<f64>,
-    /// Penalty on changes of the weights, as a fraction of the mean squared input, for the method
-    /// `least-squares`.
+    /// Penalty on changes of the weights, as a fraction of the mean squared input, for the methods
+    /// `conjugate-gradient` and `least-squares`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0), extend("default" = 0.01))]
     damping: Option<f64>,
@@ -76,8 +81,10 @@ struct Keys {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 enum Method {
-    /// Least squares of each row.
+    /// The least output error of each matrix, all rows together.
     #[default]
+    ConjugateGradient,
+    /// The least output error of each matrix, in closed form.
     LeastSquares,
     /// Steps down the gradient of the output error.
     Gradient,
@@ -86,7 +93,8 @@ enum Method {
 impl From<Keys> for Reconstruct {
     fn from(Keys { method, passes, rate, damping, shrinkage }: Keys) -> Self {
         match method {
-            Method::LeastSquares => Self::LeastSquares {
+            Method::ConjugateGradient | Method::LeastSquares => Self::Fit {
+                exact: method == Method::LeastSquares,
                 damping: damping.unwrap_or(0.01),
                 shrinkage: shrinkage.unwrap_or(0.2),
             },
@@ -100,9 +108,12 @@ impl From<Keys> for Reconstruct {
 impl From<Reconstruct> for Keys {
     fn from(reconstruct: Reconstruct) -> Self {
         match reconstruct {
-            Reconstruct::LeastSquares { damping, shrinkage } => {
-                Self { damping: Some(damping), shrinkage: Some(shrinkage), ..Self::default() }
-            }
+            Reconstruct::Fit { exact, damping, shrinkage } => Self {
+                method: if exact { Method::LeastSquares } else { Method::ConjugateGradient },
+                damping: Some(damping),
+                shrinkage: Some(shrinkage),
+                ..Self::default()
+            },
             Reconstruct::Gradient { passes, rate } => Self {
                 method: Method::Gradient,
                 passes: Some(passes),
@@ -127,7 +138,7 @@ impl Stage for Reconstruct {
     fn check(&self, given: &[&str]) -> Vec<Wrong> {
         let mut wrong = Vec::new();
         let others: [&'static str; 2] = match *self {
-            Self::LeastSquares { damping, shrinkage } => {
+            Self::Fit { damping, shrinkage, .. } => {
                 wrong.extend(wrong_shrinkage(shrinkage));
                 if !(damping.is_finite() && damping >= 0.0) {
                     let why = format!("must be at least 0, got {damping}");
@@ -140,10 +151,7 @@ impl Stage for Reconstruct {
                 ["passes", "rate"]
             }
             Self::Gradient { rate, .. } => {
-                if !(rate.is_finite() && rate > 0.0) {
-                    let why = format!("must be > 0, got {rate}");
-                    wrong.push(Wrong { key: "rate", why, help: "0.002 is usual" });
-                }
+                wrong.extend(wrong_rate(rate));
                 ["damping", "shrinkage"]
             }
         };
@@ -157,7 +165,8 @@ impl Stage for Reconstruct {
 
     fn describe(&self, _: &Described<'_>) -> String {
         let method = match self {
-            Self::LeastSquares { .. } => "least squares",
+            Self::Fit { exact: true, .. } => "least squares",
+            Self::Fit { exact: false, .. } => "conjugate gradients",
             Self::Gradient { .. } => "gradient",
         };
         format!("reconstruct by {method}: kept weights change")
@@ -174,7 +183,7 @@ impl Stage for Reconstruct {
     fn count(&self, tally: &mut Tally<'_>) {
         tally.error();
         match *self {
-            Self::LeastSquares { .. } => tally.grams(),
+            Self::Fit { .. } => tally.grams(),
             Self::Gradient { passes, .. } => tally.gradients(passes),
         }
         tally.forward();
@@ -183,7 +192,7 @@ impl Stage for Reconstruct {
 }
 
 impl Run for Reconstruct {
-    const HELP: &'static str = "new values for the kept weights, which no other stage changes";
+    const HELP: &'static str = "new values for the kept weights, group by group";
 
     fn run<D: Ops>(
         &self,
@@ -196,8 +205,8 @@ impl Run for Reconstruct {
             members.map(|member| state.linear(*member).weight.clone()).collect();
         let saved = state.pruned.save(&names);
         match *self {
-            Self::LeastSquares { damping, shrinkage } => {
-                fit(state, damping, shrinkage as f32)?;
+            Self::Fit { exact, damping, shrinkage } => {
+                fit(state, exact, damping, shrinkage as f32)?;
             }
             Self::Gradient { passes, rate } => descend(state, passes, rate as f32)?,
         }
@@ -213,8 +222,14 @@ fn change<D: Ops>(state: &mut GroupState<'_, D>, name: &str, values: &[f32]) -> 
     Ok(())
 }
 
-/// Least squares, matrix by matrix.
-fn fit<D: Ops>(state: &mut GroupState<'_, D>, damping: f64, shrinkage: f32) -> Result<(), Error> {
+/// The least output error, matrix by matrix.
+fn fit<D: Ops>(
+    state: &mut GroupState<'_, D>,
+    exact: bool,
+    damping: f64,
+    shrinkage: f32,
+) -> Result<(), Error> {
+    let solve = if exact { mask::least_squares } else { mask::conjugate_gradient };
     state.each_matrix(|state, member, statistics| {
         let linear = state.linear(member).clone();
         let dense = state.model.values(&linear)?;
@@ -229,7 +244,7 @@ fn fit<D: Ops>(state: &mut GroupState<'_, D>, damping: f64, shrinkage: f32) -> R
             return Ok(());
         }
         let mask = state.mask(member);
-        let values = mask::least_squares(&linear.weight, &dense, &mask, error, damping)?;
+        let values = solve(&linear.weight, &dense, &mask, error, damping)?;
         change(state, &linear.weight, &values)
     })
 }

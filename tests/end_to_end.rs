@@ -103,7 +103,8 @@ fn distillation_brings_the_predictions_nearer_and_leaves_the_masks() {
         (report, util::tensors(&dir.path().join(name)))
     };
     let (swaps, masked) = pruned("swaps", "");
-    let (report, found) = pruned("distilled", ", { use = 'distill', steps = 30 }");
+    let (report, found) =
+        pruned("distilled", ", { use = 'distill', steps = 30, step_size = 0.002 }");
     assert_eq!(swaps["changed_weights"].as_u64().unwrap_or(0), 0);
     let mut changed = 0;
     for (name, (_, shape, bytes)) in &masked {
@@ -132,7 +133,7 @@ fn distillation_brings_the_predictions_nearer_and_leaves_the_masks() {
 /// Steps that are far too large end with the weights that there were.
 #[test]
 fn distillation_that_does_harm_is_taken_back() {
-    let report = report("{ use = 'distill', steps = 30, rate = 10.0 }", "2:4");
+    let report = report("{ use = 'distill', steps = 30, step_size = 10.0 }", "2:4");
     let steps = report["steps"].as_array().unwrap();
     let held_out: Vec<f64> = steps.iter().filter_map(|step| step["held_out"].as_f64()).collect();
     assert!(held_out[1..].iter().all(|found| *found > held_out[0]), "{held_out:?}");

@@ -175,7 +175,7 @@ fn short_runs_take_what_was_forecast() {
             "calibration.held_out=3",
             "refine=[{ use = 'swap' }, { use = 'end-to-end', steps = 4, tokens = 144, lambda = 5 }]",
         ],
-        &["mask.init=wanda", "refine=[{ use = 'distill', steps = 12, rate = 1e-4 }]"],
+        &["mask.init=wanda", "refine=[{ use = 'distill', steps = 12, step_size = 1e-4 }]"],
     ] {
         compared("recipes/quickstart.toml", &[&short[..], sets].concat());
     }

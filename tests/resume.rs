@@ -228,7 +228,7 @@ fn a_run_goes_on_within_end_to_end_swaps() {
 #[test]
 fn a_run_goes_on_within_a_distillation() {
     goes_on_within(
-        "{ use = 'end-to-end', steps = 4, lambda = 1 }, { use = 'distill', rate = 1e-4 }",
+        "{ use = 'end-to-end', steps = 4, lambda = 1 }, { use = 'distill', step_size = 1e-4 }",
     );
 }
 

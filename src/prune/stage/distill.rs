@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Described, Error, ModelState, RunModel, SavedStage, Stage, StageEvent, StageState, Step, Watch,
-    Wrong, bytes, numbers, wrong_counts, wrong_rate,
+    Wrong, bytes, numbers, wrong_counts, wrong_step_size,
 };
 use crate::{
     buffer::recycle,
@@ -45,9 +45,8 @@ pub struct Distill {
     #[schemars(range(min = 1))]
     pub steps: usize,
     /// Size of the first step, as a fraction of the root mean square of the matrix's weights.
-    /// `reconstruct` has it for the method `gradient`, whose steps are all of this size.
     #[schemars(extend("exclusiveMinimum" = 0))]
-    pub rate: f64,
+    pub step_size: f64,
     /// Number of calibration tokens of a step: those of some samples, taken in turn. A step takes at
     /// least one sample, and at most half of them.
     #[schemars(range(min = 1))]
@@ -56,7 +55,7 @@ pub struct Distill {
 
 impl Default for Distill {
     fn default() -> Self {
-        Self { steps: 60, rate: 0.002, tokens: 1024 }
+        Self { steps: 60, step_size: 0.0002, tokens: 1024 }
     }
 }
 
@@ -66,13 +65,13 @@ const DECAYS: [f32; 2] = [0.9, 0.95];
 impl Stage for Distill {
     fn check(&self, _: &[&str]) -> Vec<Wrong> {
         let counts = wrong_counts([("steps", self.steps), ("tokens", self.tokens)]);
-        counts.chain(wrong_rate(self.rate)).collect()
+        counts.chain(wrong_step_size("step_size", self.step_size, "0.0002 is usual")).collect()
     }
 
     fn describe(&self, _: &Described<'_>) -> String {
-        let Self { steps, rate, tokens } = self;
+        let Self { steps, step_size, tokens } = self;
         format!(
-            "distill, at most {steps} steps of {tokens} tokens, rate {rate}: kept weights change"
+            "distill, at most {steps} steps of {tokens} tokens, step size {step_size}: kept weights change"
         )
     }
 
@@ -233,7 +232,7 @@ impl<'a, D: Ops> Steps<'a, D> {
                 Some(changed) => changed,
                 None => dense.clone(),
             };
-            of.frees(pruned.masks.get(&of.linear.weight), &dense, self.settings.rate);
+            of.frees(pruned.masks.get(&of.linear.weight), &dense, self.settings.step_size);
             recycle(dense);
             put(&mut self.values, model, (at.0, of), values)?;
         }
@@ -347,7 +346,7 @@ impl<'a, D: Ops> Steps<'a, D> {
                 }
                 *found = (!none).then_some(values);
             }
-            of.frees(Some(&mask), &dense, self.settings.rate);
+            of.frees(Some(&mask), &dense, self.settings.step_size);
             pruned.masks.insert(name.clone(), mask);
             let [values, means @ ..] = stores;
             let to = [&mut self.values].into_iter().chain(&mut self.means);

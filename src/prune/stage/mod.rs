@@ -212,12 +212,9 @@ fn wrong_counts(
 }
 
 /// The error of a step size that is none.
-fn wrong_rate(rate: f64) -> Option<Wrong> {
-    (!(rate.is_finite() && rate > 0.0)).then(|| Wrong {
-        key: "rate",
-        why: format!("must be > 0, got {rate}"),
-        help: "0.002 is usual",
-    })
+fn wrong_step_size(key: &'static str, size: f64, help: &'static str) -> Option<Wrong> {
+    let wrong = !(size.is_finite() && size > 0.0);
+    wrong.then(|| Wrong { key, why: format!("must be > 0, got {size}"), help })
 }
 
 /// The result of a stage on a group.

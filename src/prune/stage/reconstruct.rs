@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Described, Error, Event, Outcome, Run, Stage, Wrong,
     swap::{gram, shift, wrong_shrinkage},
-    wrong_rate,
+    wrong_step_size,
 };
 use crate::{
     choice::word,
@@ -60,8 +60,8 @@ struct Keys {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = 8))]
     passes: Option<usize>,
-    /// Size of the first step, as a fraction of the root mean square of the matrix's weights.
-    /// `reconstruct` has it for the method `gradient`, whose steps are all of this size.
+    /// Step size, as a fraction of the root mean square of the matrix's weights, for the method
+    /// `gradient`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("exclusiveMinimum" = 0, "default" = 0.002))]
     rate: Option<f64>,
@@ -151,7 +151,7 @@ impl Stage for Reconstruct {
                 ["passes", "rate"]
             }
             Self::Gradient { rate, .. } => {
-                wrong.extend(wrong_rate(rate));
+                wrong.extend(wrong_step_size("rate", rate, "0.002 is usual"));
                 ["damping", "shrinkage"]
             }
         };

@@ -227,6 +227,17 @@ impl<'a, D: Ops> Model<'a, D> {
         Ok(Model { decoder, executor: self.executor.clone(), cuts: Some(cuts), ..*self })
     }
 
+    /// The model with its weights read by another reader of the same checkpoint.
+    #[must_use]
+    pub fn read_by<'b>(&self, reader: &'b Reader) -> Model<'b, D>
+    where
+        'a: 'b,
+    {
+        let Self { decoder, executor, dtype, held_experts, cuts, .. } = self;
+        let (decoder, executor) = (decoder.clone(), executor.clone());
+        Model { reader, decoder, executor, dtype: *dtype, held_experts: *held_experts, cuts: *cuts }
+    }
+
     /// The checkpoint's name of a tensor.
     fn stored_name<'b>(&self, name: &'b str) -> Cow<'b, str> {
         let dense = self.cuts.and_then(|cuts| cuts.dense_name(name));

@@ -30,7 +30,7 @@ pub use self::{
     owned::{CARD, HTML, JSON, RECIPE},
     pruned::{Masks, Pruned, Saved},
     quantised::Quantisation,
-    reader::{Mapped, Reader, TensorView, parse_header, parse_index, readable_config},
+    reader::{Mapped, Orders, Reader, TensorView, parse_header, parse_index, readable_config},
     zeros::Zeros,
 };
 pub(crate) use self::{

@@ -27,7 +27,7 @@ use serde::{
 use serde_json::Value;
 
 use super::{
-    Dtype, Error, check_inside,
+    Cut, Dtype, Error, check_inside,
     foreign::no_checkpoint,
     layout::{self, Compressed, Format, Packing, SHAPE, VALUES},
     owned::{CARD, HTML, JSON, RECIPE},
@@ -42,19 +42,24 @@ use crate::{
 };
 
 /// A checkpoint directory, validated and mapped.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Reader {
     dir: PathBuf,
     config: Value,
     shards: Vec<Shard>,
     /// The place of each tensor.
     tensors: BTreeMap<String, Place>,
+    /// The order in which rows or columns of tensors are read.
+    orders: Orders,
     indexed: bool,
     quantisation: Result<Option<Quantisation>, Unread>,
 }
 
+/// The order in which rows or columns of tensors are read, by tensor name: each is there once.
+pub type Orders = BTreeMap<String, Cut>;
+
 /// The place of a tensor.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Place {
     /// In the shard of this index.
     Stored(usize),
@@ -78,7 +83,7 @@ enum Place {
 #[derive(Clone, Copy, Debug)]
 struct Span(usize, (usize, usize));
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Shard {
     pub(super) path: PathBuf,
     pub(super) header: Metadata,
@@ -103,6 +108,8 @@ pub struct TensorView<'a> {
     /// The stored tensor that the matrix is a part of, if experts are stored stacked.
     pub(super) stack: Option<Stack<'a>>,
     data: Data<'a>,
+    /// The order in which rows or columns are read, if it is not that of the file.
+    order: Option<&'a Cut>,
 }
 
 /// A stored tensor with one matrix of each expert.
@@ -116,7 +123,11 @@ pub(super) struct Stack<'a> {
 
 /// A tensor in mapped files, whose values are finite.
 #[derive(Clone, Debug)]
-pub struct Mapped(MappedData);
+pub struct Mapped {
+    data: MappedData,
+    /// The tensor's shape and the order of its rows or columns, if it is not that of the file.
+    order: Option<(Vec<usize>, Cut)>,
+}
 
 #[derive(Clone, Debug)]
 enum MappedData {
@@ -143,7 +154,7 @@ struct MappedBytes {
 impl Mapped {
     /// The values, row-major.
     pub fn values(&self) -> Vec<f32> {
-        match &self.0 {
+        let values = match &self.data {
             MappedData::Dense { bytes, dtype, stored: None } => dtype.decode(bytes.get()),
             MappedData::Dense { bytes, dtype, stored: Some(dims) } => {
                 dtype.decode(&transposed(bytes.get(), *dims))
@@ -151,6 +162,10 @@ impl Mapped {
             MappedData::Quantised { matrix, codes, scales } => {
                 matrix.values(quantisation::Stored { codes: codes.get(), scales: scales.get() })
             }
+        };
+        match &self.order {
+            Some((shape, order)) => order.left(shape, &values),
+            None => values,
         }
     }
 }
@@ -187,15 +202,23 @@ impl<'a> TensorView<'a> {
         bytes: &'a [u8],
     ) -> Self {
         let (stored, data) = (bytes.len(), Data::Dense(bytes));
-        Self { name, dtype, shape, file, stored, stack: None, data }
+        Self { name, dtype, shape, file, stored, stack: None, data, order: None }
     }
 
-    /// The bytes, little-endian, row-major: those of the file, or of the matrix that is compressed,
-    /// quantised or transposed there.
+    /// The bytes, little-endian, row-major, in the reader's order of rows and columns: those of the
+    /// file, or of the matrix that is compressed, quantised or transposed there.
     ///
     /// # Errors
     /// If the tensor is compressed and damaged.
     pub fn bytes(&self) -> Result<Cow<'a, [u8]>, Error> {
+        let bytes = self.bytes_in_file_order()?;
+        Ok(match self.order {
+            Some(order) => order.left(self.shape, &bytes).into(),
+            None => bytes,
+        })
+    }
+
+    fn bytes_in_file_order(&self) -> Result<Cow<'a, [u8]>, Error> {
         match self.data {
             Data::Dense(bytes) => Ok(bytes.into()),
             Data::Transposed(bytes) => match self.shape {
@@ -213,7 +236,13 @@ impl<'a> TensorView<'a> {
     /// The values as `dtype`, which is the tensor's.
     fn values(&self, dtype: Dtype) -> Result<Vec<f32>, Error> {
         match self.data {
-            Data::Quantised(matrix, stored) => Ok(matrix.values(stored)),
+            Data::Quantised(matrix, stored) => {
+                let values = matrix.values(stored);
+                Ok(match self.order {
+                    Some(order) => order.left(self.shape, &values),
+                    None => values,
+                })
+            }
             Data::Dense(_) | Data::Transposed(_) | Data::Compressed(_) => {
                 Ok(dtype.decode(&self.bytes()?))
             }
@@ -442,6 +471,7 @@ impl Reader {
             config,
             shards: Vec::new(),
             tensors: BTreeMap::new(),
+            orders: Orders::new(),
             indexed: !single.exists() && index.exists(),
             quantisation: Ok(None),
         };
@@ -559,6 +589,12 @@ impl Reader {
         Ok(Place::Compressed { packing, shape, dtype, values, index, stored })
     }
 
+    /// The same checkpoint with rows or columns of tensors in another order.
+    #[must_use]
+    pub fn reordered(&self, orders: Orders) -> Self {
+        Self { orders, ..self.clone() }
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.dir
@@ -645,7 +681,7 @@ impl Reader {
 
     fn view<'a>(&'a self, name: &'a str, place: &'a Place) -> Option<TensorView<'a>> {
         let bytes = |Span(shard, offsets): Span| self.shards[shard].bytes(offsets);
-        Some(match place {
+        let view = match place {
             Place::Stored(shard) => {
                 let info = self.shards[*shard].header.info(name)?;
                 let bytes = bytes(Span(*shard, info.data_offsets));
@@ -672,6 +708,7 @@ impl Reader {
                 file: &self.shards[values.0].path,
                 stored: *stored,
                 stack: None,
+                order: None,
                 data: Data::Compressed(Compressed {
                     packing,
                     dims: Dims { rows: shape[0], columns: shape[1] },
@@ -687,12 +724,14 @@ impl Reader {
                 file: &self.shards[codes.0].path,
                 stored: *stored,
                 stack: None,
+                order: None,
                 data: Data::Quantised(
                     *matrix,
                     quantisation::Stored { codes: bytes(*codes), scales: bytes(*scales) },
                 ),
             },
-        })
+        };
+        Some(TensorView { order: self.orders.get(name), ..view })
     }
 
     /// The tensors of a shard, in the order of their bytes; a compressed matrix is at the place of
@@ -792,7 +831,8 @@ impl Reader {
             },
         };
         self.check_finite(name)?;
-        Ok(Some(Mapped(mapped)))
+        let order = view.order.map(|order| (shape.to_vec(), order.clone()));
+        Ok(Some(Mapped { data: mapped, order }))
     }
 
     /// The place of the bytes of a tensor that is neither compressed nor quantised.

@@ -1,6 +1,7 @@
 //! Masks: patterns, initial masks, rebuilds and swaps. All functions are pure: scores in, masks
 //! out.
 
+mod assignment;
 mod bits;
 mod conjugate_gradient;
 mod distribution;
@@ -9,6 +10,7 @@ mod init;
 mod least_squares;
 mod order;
 mod pattern;
+mod permute;
 #[cfg(test)]
 mod properties;
 mod rebuild;
@@ -24,6 +26,7 @@ pub(crate) use init::{Takes, floored};
 pub use least_squares::least_squares;
 pub(crate) use pattern::Tile;
 pub use pattern::{ParsePatternError, Pattern};
+pub use permute::Channels;
 pub use rebuild::{Comparison, Scored, rebuild};
 pub use scope::Scope;
 pub use swap::{Ends, OutputError, Swapped, row_ends, swap};

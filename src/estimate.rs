@@ -16,6 +16,8 @@ pub struct Run<'a> {
     pub pruning: Pruning<'a>,
     /// What the layers' ratios depend on, if they differ between layers.
     pub allocation: Option<By>,
+    /// Whether inner channels are permuted first.
+    pub permutes: bool,
     /// Number of tokens of all evaluations of one model, and number of evaluated models.
     pub evaluated: (usize, usize),
     /// Number of tokens of an evaluation that are held at a time.
@@ -29,6 +31,8 @@ pub struct Run<'a> {
 pub struct Estimate {
     /// Floating-point operations of the matrix products in calibration and refinement.
     pub pruning: f64,
+    /// Part of `pruning` for the permutation of channels.
+    pub permutation: f64,
     /// Part of `pruning` for the allocation.
     pub allocation: f64,
     /// Part of `pruning` for a separate pass of initial masks.
@@ -64,8 +68,13 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
     let has_grams = stages.iter().any(|stage| stage.needs_gram());
     let streams = if dense { 2.0 } else { 1.0 };
     let (mut cost, mut solver) = (Cost::default(), 0.0_f64);
-    let [mut allocation, mut initial, mut solving] = [0.0; 3];
+    let [mut permutation, mut allocation, mut initial, mut solving] = [0.0; 4];
     for (index, layer) in decoder.layers.iter().enumerate() {
+        if run.permutes {
+            let passes = run.pruning.permutation(plan, decoder, index);
+            permutation += passes.operations;
+            cost.then(passes);
+        }
         if let Some(by) = run.allocation {
             let passes = run.pruning.allocation(plan, (index, layer), by);
             allocation += passes.operations;
@@ -109,6 +118,7 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
     // The streams of an allocation, and of initial masks that are made before the refinement.
     let begins_again = !single && initial_needs.inputs() && !stages.is_empty();
     let earlier = usize::from(run.allocation.is_some()) + usize::from(begins_again);
+    let earlier = earlier + usize::from(run.permutes);
     let stream = (calibration.tokens * decoder.hidden_size * stream_size) as f64;
     // Freed matrices are kept for reuse.
     let freed = cost.widths.bytes() - cost.matrices + earlier as f64 * stream;
@@ -124,6 +134,7 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
     let base = BASE + TOKEN * decoder.vocab_size as f64 + all / 8.0;
     Estimate {
         pruning: cost.operations + solving,
+        permutation,
         allocation,
         initial,
         solving,
@@ -170,6 +181,7 @@ mod tests {
         let run = Run {
             pruning: pruning.clone(),
             allocation: None,
+            permutes: false,
             evaluated: (0, 3),
             evaluated_at_once: 1 << 20,
             evaluated_longest: 5,

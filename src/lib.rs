@@ -48,6 +48,7 @@ mod limits;
 pub mod mask;
 pub mod model;
 mod nearest;
+pub mod permutation;
 pub mod plan;
 mod plugins;
 pub mod progress;

@@ -16,7 +16,7 @@ use crate::{encoding, files};
 pub(crate) struct Limit {
     /// Kind of file, with an article.
     what: &'static str,
-    bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 const MIB: u64 = 1 << 20;

@@ -167,6 +167,7 @@ fn short_runs_take_what_was_forecast() {
             "mask.passes=1",
         ],
         &["mask.init=wanda", "sparsity.allocation=error", swap],
+        &["sparsity.pattern=2:4", "sparsity.permute=true", "calibration.held_out=2", swap],
         &["metric=[{ use = 'hessian-diagonal' }]"],
         // Few enough steps for all of them to be made.
         &["mask.init=wanda", "refine=[{ use = 'end-to-end', steps = 12, lambda = 5 }]"],

@@ -197,6 +197,14 @@ fn a_killed_run_goes_on() {
     survives_kills(&Job::new(&recipe(dir.path(), ""), &one), 5, 2);
     let whole = ["mask.init=wanda", "refine=[{ use = 'swap' }, { use = 'end-to-end', steps = 9 }]"];
     survives_kills(&Job::new(&recipe(dir.path(), ""), &whole), 5, 3);
+    let permuted = [
+        "mask.init=wanda",
+        "sparsity.pattern=2:4",
+        "sparsity.permute=true",
+        "calibration.held_out=2",
+        "refine=[{ use = 'swap' }]",
+    ];
+    survives_kills(&Job::new(&recipe(dir.path(), ""), &permuted), 5, 4);
 }
 
 /// `BARBER_KILLS=200 cargo test --release --test resume -- --ignored --nocapture`

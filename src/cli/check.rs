@@ -20,6 +20,7 @@ use crate::{
     checkpoint::MASKS,
     family::{Part, Projection},
     model::Model,
+    permutation::Reach,
     plan::Plan,
     recipe::{Loaded, Setting, load_runs},
     run::{self, Checkpoints, Forecast, Shared, Tests, extent, look_ahead, masks, plan},
@@ -94,6 +95,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let all = checkpoints.dense.weights();
     let quantisation = checkpoints.dense.quantisation()?.map(ToString::to_string);
     let masks = masks(recipe, &model, &plan)?;
+    let reach = recipe.sparsity.permute.then(|| Reach::of(&plan, &model.decoder));
     if arguments.json {
         let runs = runs.iter().map(|run| run.point.name.as_str());
         let report = json!({
@@ -106,6 +108,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
             "pruned_weights": pruned,
             "model_weights": all,
             "mask_bytes": masks,
+            "permuted_matrices": reach.map(|of| of.permuted),
             "warnings": advice,
             "memory": found.memory,
             "waiting": found.waiting,
@@ -125,6 +128,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         println!("{}", labelled("weights", quantisation));
     }
     matrices(&model, &plan);
+    if let Some(reach) = reach {
+        println!("{}", labelled("permute", &reach.to_string()));
+    }
     if let Some(readers) = recipe.output.format.readers() {
         println!("{}", labelled("format", &readers));
     }

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     checkpoint::Reader,
     family::Decoder,
+    permutation::Reach,
     plan::Plan,
     recipe::{Loaded, Recipe, describe, load_runs},
     report::{Report, headline},
@@ -137,6 +138,9 @@ pub(super) fn introduce(recipe: &Recipe, dense: &Reader, decoder: &Decoder, plan
     };
     let mask = format!("{}, {what}, {ratio}{overrides}", describe::init(recipe));
     println!("{}", labelled("mask", &mask));
+    if recipe.sparsity.permute {
+        println!("{}", labelled("permute", &Reach::of(plan, decoder).to_string()));
+    }
     if let Some(readers) = recipe.output.format.readers() {
         println!("{}", labelled("format", &readers));
     }

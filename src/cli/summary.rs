@@ -6,6 +6,7 @@ use bytesize::ByteSize;
 
 use super::{columns::labelled, gains::gains};
 use crate::{
+    permutation::PermutedPart,
     prune::{GroupReport, Step},
     report::{Kind, OutputError, Report, Sizes, StructureReport},
 };
@@ -26,6 +27,9 @@ impl fmt::Display for Summary<'_> {
         writeln!(f, "{}", labelled("pruned", &pruned))?;
         if let Some(structures) = StructureReport::in_words(&report.structures) {
             writeln!(f, "{}", labelled("removed", &structures))?;
+        }
+        if let Some(permuted) = PermutedPart::in_words(&report.permuted) {
+            writeln!(f, "{}", labelled("permuted", &permuted))?;
         }
         if let (Some(least), Some(most)) = (
             report.allocation.iter().copied().min_by(f64::total_cmp),

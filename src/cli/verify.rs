@@ -45,7 +45,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     let found = verify(&arguments.dir, arguments.dense.as_deref(), &watch)?;
     let Verified { files, page, inputs, gone, matrices, weights, zeros, dense, findings, .. } =
         &found;
-    let Verified { masks, structures, .. } = &found;
+    let Verified { masks, structures, permuted, .. } = &found;
     if arguments.json {
         let (model, quantisation, changed) = match dense {
             Dense::NotThere(model) | Dense::Unlike(model) => (model, None, None),
@@ -66,6 +66,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
                 "zeros": zeros,
                 "masks": masks,
                 "structures": structures,
+                "permuted": permuted,
                 "dense": {
                     "model": model,
                     "quantisation": quantisation,
@@ -100,12 +101,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     if let Some(masks) = masks {
         println!("{}", line("masks", &format!("{masks} compared with the zeros")));
     }
+    if *permuted > 0 {
+        let permuted =
+            format!("inner channels of {permuted} output projections, compared in order");
+        println!("{}", line("permuted", &permuted));
+    }
     let dense = match dense {
         Dense::NotThere(model) => {
             format!("{} is missing; give it with --dense to compare", show(model))
         }
         Dense::Unlike(model) => {
-            format!("not compared with {}, which cannot have lost these structures", show(model))
+            format!(
+                "not compared with {}, which cannot have these structures or channels",
+                show(model)
+            )
         }
         Dense::Compared { model, quantisation, changed } => {
             let form = quantisation.as_ref().map_or_else(String::new, |of| format!(" ({of})"));

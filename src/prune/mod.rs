@@ -8,6 +8,7 @@ mod allocate;
 mod group;
 mod initial_masks;
 mod objective;
+mod permute;
 pub(crate) mod pipeline;
 mod predictions;
 pub(crate) mod stage;
@@ -16,6 +17,7 @@ mod tally;
 pub use self::{
     allocate::{Allocation, By, allocate},
     initial_masks::{InitialMasks, initial_masks},
+    permute::permute,
     pipeline::MetricStep,
     stage::{
         Alpha, Compensate, Distill, EndToEnd, ModelState, Rebuild, Reconstruct, Refine, Rounds,

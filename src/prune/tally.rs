@@ -6,8 +6,9 @@ use super::{By, Refine, Side};
 use crate::{
     calibration::Extent,
     executor::{CacheShape, PartShape, PassShape, Probe, Recorded, Rows, Tokens},
-    family::{Feed, Layer, Part},
+    family::{Decoder, Feed, Layer, Part},
     mask::Init,
+    permutation::Site,
     plan::{Group, Plan},
 };
 
@@ -95,6 +96,31 @@ impl Pruning<'_> {
     fn tokens(&self) -> Tokens {
         let [calibration, held_out] = self.calibration.parts();
         Tokens { calibration, held_out, sequence: self.calibration.longest }
+    }
+
+    /// Cost of a layer's passes for a permutation of its inner channels.
+    pub fn permutation(&self, plan: &Plan, decoder: &Decoder, index: usize) -> Cost {
+        let work = Work::new(self, plan, (index, &decoder.layers[index]));
+        let (mut cost, tokens) = (Cost::default(), self.tokens());
+        let waiting = work.stores(2.0, tokens);
+        for part in Part::ALL {
+            let sites = Site::planned(plan, decoder, (index, part));
+            let members = [sites.iter().map(|(site, _)| site.output).collect::<Vec<_>>()];
+            let probe = Some(Probe::new(&members, Needs::INPUT_SQUARE));
+            let pass = PassShape::new(work.parts(&[part]), tokens);
+            let pass = PassShape { needs_output: true, ..pass };
+            cost.add(&PassShape { probe, ..pass.clone() }, &waiting);
+            if sites.is_empty() {
+                continue;
+            }
+            // A matrix, and its importances in two orders, beside the dense weights.
+            let linears = members[0].iter().map(|of| &decoder.layers[index].projections(part)[*of]);
+            let largest = linears.map(|linear| linear.dims.len()).max().unwrap_or(0);
+            let held = pass.weight_bytes() + (3 * largest * size_of::<f32>()) as f64;
+            cost.then(Cost { held, ..Cost::default() });
+            (0..2).for_each(|_| cost.add(&pass, &waiting));
+        }
+        cost
     }
 
     /// Cost of a layer's passes for an allocation.

@@ -10,6 +10,7 @@ mod keys;
 mod layers;
 mod loaded;
 mod metric_step;
+mod permute;
 mod pipeline;
 mod preset;
 mod prompts;

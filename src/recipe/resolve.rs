@@ -12,6 +12,7 @@ use super::{
     keys::key,
     layers::{Layer, merge},
     loaded::{Loaded, Source},
+    permute,
     pipeline::{initial_pipeline, pipeline},
     prompts, refine, rules,
     schema::{EXTENDS, SWEEP},
@@ -171,6 +172,7 @@ fn resolve(name: &str, given: Vec<Layer>, point: Point) -> Result<Loaded, Vec<Pr
     check(&recipe, &mut found);
     rules::check(&recipe, &mut found);
     structure::check(&recipe, &mut found);
+    permute::check(&recipe, &mut found);
     prompts::check(&recipe.evaluate.generate, &mut found);
     found.extend(pipeline(&recipe.metric).err().unwrap_or_default());
     found.extend(initial_pipeline(&recipe).err().unwrap_or_default());

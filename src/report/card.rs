@@ -12,6 +12,7 @@ use crate::{
     calibration::Extent,
     checkpoint::{CARD, Format, MASKS},
     evaluate::Perplexity,
+    permutation::PermutedPart,
     recipe::{Recipe, describe},
 };
 
@@ -92,6 +93,9 @@ impl Card<'_> {
             removed => writeln!(f, "- Removed: {removed}")?,
         }
         writeln!(f, "- Initial mask: {}", plain(&describe::init(self.recipe)))?;
+        if let Some(permuted) = PermutedPart::in_words(&self.report.permuted) {
+            writeln!(f, "- Permuted: {permuted}; the dense model computes the same in this order")?;
+        }
         let blocks = self.report.group_names();
         for stage in describe::stages(self.recipe, &blocks) {
             writeln!(f, "- Refinement: {}", plain(&stage))?;

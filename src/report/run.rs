@@ -14,6 +14,7 @@ use crate::{
     checkpoint::{Format, Masks},
     evaluate::{Accuracy, Perplexity},
     family::Decoder,
+    permutation::PermutedPart,
     plan::Plan,
     prune::{ExpertReport, GroupReport, Step},
     recipe::Setting,
@@ -50,6 +51,9 @@ pub struct Report {
     /// Number of values of biases that differ from the dense model's, or that it lacks.
     #[serde(default)]
     pub changed_biases: usize,
+    /// What was done to the inner channels of each part, if the recipe has `sparsity.permute`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub permuted: Vec<PermutedPart>,
     /// Fraction of each layer that is pruned, if layers differ.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allocation: Vec<f64>,

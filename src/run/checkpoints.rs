@@ -16,6 +16,7 @@ use crate::{
     plan::Plan,
     progress::Steps,
     recipe::{self, Recipe},
+    report,
 };
 
 /// The checkpoints of a recipe.
@@ -48,6 +49,10 @@ impl Checkpoints {
         let dense = Reader::open(&of_dense.dir)?;
         reader.quantisation()?;
         alike(&dense, &reader)?;
+        if report::read(reader.path()).is_ok_and(|report| !report.permuted.is_empty()) {
+            let [sparse, dense] = [&reader, &dense].map(|of| of.path().to_owned());
+            return Err(Error::Permuted { sparse, dense });
+        }
         Self::of(dense, Some(reader), [found.commit, of_dense.commit])
     }
 

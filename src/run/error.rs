@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::{
     calibration,
     checkpoint::{self, Output},
-    evaluate, executor, hub, journal, model, plan, prune, recipe, records, report,
+    evaluate, executor, hub, journal, model, permutation, plan, prune, recipe, records, report,
 };
 
 /// Why a run failed. For a recipe, all problems with their lines.
@@ -29,6 +29,9 @@ pub enum Error {
     /// The recipe's blocks or rules do not fit the model.
     #[error(transparent)]
     Plan(#[from] plan::Error),
+    /// The saved permutations are not the model's.
+    #[error(transparent)]
+    Permutation(#[from] permutation::Error),
     /// The model cannot be pruned.
     #[error(transparent)]
     Prune(prune::Error),
@@ -74,6 +77,19 @@ pub enum Error {
         dense: PathBuf,
         /// The difference.
         problem: String,
+    },
+    /// The sparse checkpoint has its channels in another order.
+    #[error(
+        "{} was made with `sparsity.permute`, so its zeros do not fit the channels of {}; leave out \
+         model.dense",
+        sparse.display(),
+        dense.display()
+    )]
+    Permuted {
+        /// Path of the sparse checkpoint.
+        sparse: PathBuf,
+        /// Path of the dense checkpoint.
+        dense: PathBuf,
     },
     /// The sparse checkpoint, whose masks are to be refined, prunes nothing.
     #[error(

@@ -11,6 +11,7 @@ use crate::{
     executor::{ops::Ops, rate},
     family::Decoder,
     model::Model,
+    permutation::Site,
     plan::Plan,
     recipe::{Device, Loaded},
 };
@@ -24,7 +25,12 @@ pub(crate) struct Forecast {
     device: Device,
     /// Maximum number of swaps, each times the number of weights of its row.
     search: f64,
+    /// Number of comparisons of importances in the search for the order of channels.
+    ordering: f64,
 }
+
+/// Operations of matrix products that take as long as one of these comparisons.
+const COMPARISON: f64 = 4.0;
 
 /// Operations of matrix products that take as long as the search for a swap, per weight of its row.
 /// On SmolLM2-135M and 32 × 256 tokens, the search takes about as long as all products.
@@ -57,15 +63,15 @@ impl Forecast {
         let dims = layers.flat_map(|layer| plan.matrices(decoder, layer)).map(|(_, of)| of.dims);
         // A row has no more pairs than half of its weights.
         let search = dims.map(|dims| dims.len() as f64 * limit.min(dims.columns / 2) as f64).sum();
-        Ok(Self { takes, phases, device: recipe.executor.device, search })
+        let ordering = if recipe.sparsity.permute { Site::search(plan, decoder) } else { 0.0 };
+        Ok(Self { takes, phases, device: recipe.executor.device, search, ordering })
     }
 
     /// Estimated time of the run on its device, from the rate of matrix products. Measuring that
     /// rate takes about a second, and at most a small part of the run's time. Zero without
     /// products.
     pub(crate) fn time<D: Ops>(&self, device: &D, decoder: &Decoder) -> Result<Duration, Error> {
-        let (work, search) =
-            (self.phases.iter().map(|phase| phase.work).sum(), SEARCH * self.search);
+        let (work, search) = (self.phases.iter().map(|phase| phase.work).sum(), self.searching());
         let on_device = rate(device, decoder, work).map_err(crate::model::Error::from)?;
         let on_host = match self.device {
             Device::Cpu => on_device,
@@ -76,6 +82,11 @@ impl Forecast {
         };
         let seconds = work / on_device / products(self.device) + search / on_host;
         Ok(Duration::from_secs_f64(seconds))
+    }
+
+    /// Operations of matrix products that take as long as the searches, which run on the CPU.
+    fn searching(&self) -> f64 {
+        SEARCH * self.search + COMPARISON * self.ordering
     }
 
     /// [`Forecast::time`] on the recipe's device, which it opens.

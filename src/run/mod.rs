@@ -59,11 +59,12 @@ use crate::{
     },
     journal::{self, Identity},
     model::Model,
+    permutation,
     plan::Plan,
     progress::Steps,
     prune::{
         Allocation, InitialMasks, MetricStep, ModelState, Pass, Pruning, Refinement, Sampled,
-        SavedStage, Side, allocate, initial_masks, pipeline, refine, refine_model,
+        SavedStage, Side, allocate, initial_masks, permute, pipeline, refine, refine_model,
     },
     recipe::{Calibration, Loaded, Recipe},
     report::{
@@ -96,6 +97,8 @@ macro_rules! on_device {
 }
 pub(crate) use on_device;
 
+/// Name of the phase that permutes inner channels.
+pub(crate) const PERMUTATION: &str = "permutation";
 /// Name of the phase that measures models.
 pub(crate) const EVALUATION: &str = "evaluation";
 
@@ -202,7 +205,7 @@ fn completed(now: &Identity, output: &Output, watch: &dyn Watch) -> Result<Repor
 
 /// Runs to the end, and renames the checkpoint to the output's name.
 fn finished<D: Ops>(
-    mut run: Run<'_, D>,
+    run: Run<'_, D>,
     resolved: Recipe,
     checkpointing: Checkpointing,
     output: &Output,
@@ -223,6 +226,9 @@ fn finished<D: Ops>(
         shared.keep_dense(recipe, &progress.notes);
         progress.keep((model, &run.plan))?;
     }
+    let ordered = run.ordered(&mut progress)?;
+    let model = &model.read_by(&ordered);
+    let mut run = run.on(model);
     run.begin(true, &mut progress)?;
     shared.keep(recipe, &progress, output.scratch())?;
     run.end(&mut progress)?;
@@ -240,7 +246,17 @@ fn finished<D: Ops>(
         Ok::<_, Error>(written)
     })?;
     let Notes {
-        dense, initial, refined, allocation, groups, experts, steps, phases, products, ..
+        dense,
+        initial,
+        refined,
+        permuted,
+        allocation,
+        groups,
+        experts,
+        steps,
+        phases,
+        products,
+        ..
     } = notes;
     let dense = dense.unwrap_or_default();
     let perplexity = tests.texts.iter().enumerate().map(|(i, (text, _))| TextReport {
@@ -285,6 +301,7 @@ fn finished<D: Ops>(
         pruned_weights: prunable - kept,
         changed_weights: written.changed,
         changed_biases: written.changed_biases,
+        permuted: permuted.unwrap_or_default(),
         allocation,
         perplexity: perplexity.collect(),
         tasks: accuracy.collect(),
@@ -339,6 +356,7 @@ pub(crate) fn plan<D: Ops>(loaded: &Loaded, model: &Model<'_, D>) -> Result<Plan
     let widths = pruned()
         .map(|(member, linear)| (linear.weight.as_str(), linear.dims.columns, member.rule.pattern));
     loaded.check_widths(&rules, widths)?;
+    loaded.check_permutation(&plan, &model.decoder)?;
     model.check_finite(&pruned().map(|(_, linear)| linear.weight.as_str()).collect())?;
     Ok(plan)
 }
@@ -516,12 +534,43 @@ impl<'a, D: Ops> Run<'a, D> {
     }
 }
 
-impl<D: Ops> Run<'_, D> {
+impl<'a, D: Ops> Run<'a, D> {
+    /// The run on the same model, read in another order.
+    fn on<'b>(self, model: &'b Model<'b, D>) -> Run<'b, D>
+    where
+        'a: 'b,
+    {
+        let run: Run<'b, D> = self;
+        Run { model, ..run }
+    }
+
     /// Makes and refines the masks from where `progress` is, and measures the result; if `both`,
     /// also measures the model with its initial masks.
-    pub(crate) fn prune(&mut self, both: bool, progress: &mut Progress<D>) -> Result<(), Error> {
-        self.begin(both, progress)?;
-        self.end(progress)
+    pub(crate) fn prune(self, both: bool, progress: &mut Progress<D>) -> Result<(), Error> {
+        let ordered = self.ordered(progress)?;
+        let model = self.model.read_by(&ordered);
+        let mut run = self.on(&model);
+        run.begin(both, progress)?;
+        run.end(progress)
+    }
+
+    /// The checkpoint with its inner channels in the order in which masks lose least, if the recipe
+    /// permutes them.
+    fn ordered(&self, progress: &mut Progress<D>) -> Result<Reader, Error> {
+        if self.loaded.recipe.sparsity.permute && progress.notes.permuted.is_none() {
+            let bar = self.watch.bar(PERMUTATION, Steps::Layers(self.plan.layers.len()));
+            let before = Products::so_far();
+            let notes = &mut progress.notes;
+            let found = notes.phases.run(PERMUTATION, || {
+                permute(self.model, &self.plan, self.samples(), &mut || bar.advance(1))
+            });
+            notes.products += Products::so_far() - before;
+            notes.permuted = Some(found?);
+            drop(bar);
+            progress.keep((self.model, &self.plan))?;
+        }
+        let permuted = progress.notes.permuted.as_deref().unwrap_or_default();
+        Ok(self.model.reader.reordered(permutation::orders(&self.model.decoder, permuted)?))
     }
 
     /// Makes the initial masks, and all that comes before them.
@@ -696,6 +745,7 @@ pub(crate) fn expected<'a, D: Ops>(
     Ok(Expected {
         pruning,
         allocation: recipe.allocation().map(|allocation| allocation.by),
+        permutes: recipe.sparsity.permute,
         evaluated: (segments.clone().sum(), if recipe.refine.is_empty() || single { 2 } else { 3 }),
         evaluated_at_once: STATES / model.decoder.hidden_size,
         evaluated_longest: segments.max().unwrap_or(0),

@@ -17,6 +17,7 @@ use crate::{
     },
     journal::Entries,
     model::Model,
+    permutation::PermutedPart,
     plan::Plan,
     progress::Bar,
     prune::{
@@ -34,6 +35,9 @@ pub(crate) struct Notes {
     pub(crate) initial: Option<Found>,
     /// Measurements with the refined masks.
     pub(crate) refined: Option<Found>,
+    /// What was done to the inner channels of each part; `None` before, or if they are not permuted.
+    #[serde(default)]
+    pub(crate) permuted: Option<Vec<PermutedPart>>,
     /// The sparsity ratio of each layer; empty for a uniform ratio.
     pub(crate) allocation: Vec<f64>,
     /// Number of weights to prune in each tensor, where the allocation sets it.

@@ -121,6 +121,7 @@ fn differing(one: &Report, other: &Report) -> Vec<&'static str> {
     let same = [
         ("counts of weights", counts(one) == counts(&other)),
         ("structures", one.structures == other.structures),
+        ("permuted", one.permuted == other.permuted),
         ("experts", one.experts == other.experts),
         ("calibration samples", one.calibration == other.calibration),
         ("sizes", one.sizes == other.sizes),

@@ -1,7 +1,7 @@
 //! The phases that a run will go through.
 
 use super::{
-    Tests,
+    PERMUTATION, Tests,
     measure::{GENERATION, Prompt},
     single_pass,
 };
@@ -33,6 +33,9 @@ pub(crate) fn schedule(
 ) -> Vec<ScheduledPhase> {
     let mut phases = tests.phases("dense", decoder);
     let own = |name: &str, work| ScheduledPhase { name: name.into(), kind: name.into(), work };
+    if recipe.sparsity.permute {
+        phases.push(own(PERMUTATION, expected.permutation));
+    }
     if recipe.allocation().is_some() {
         phases.push(own("allocation", expected.allocation));
     }
@@ -41,7 +44,8 @@ pub(crate) fn schedule(
         phases.extend(tests.phases("initial masks", decoder));
     }
     if !recipe.refine.is_empty() {
-        phases.push(own("refinement", expected.pruning - expected.initial - expected.allocation));
+        let before = expected.permutation + expected.allocation + expected.initial;
+        phases.push(own("refinement", expected.pruning - before));
         phases.extend(tests.phases("refined", decoder));
     }
     phases

@@ -18,6 +18,7 @@ use crate::{
     limits,
     mask::Pattern,
     model::{self, check_config},
+    permutation,
     progress::Steps,
     recipe::{Loaded, Model, load_text},
     report::{self, Matrix, Report, StructureReport},
@@ -57,6 +58,8 @@ pub enum Finding {
     Left { tensor: String, found: usize, reported: usize },
     #[error("the report's structures are not those of the dense model: {problem}")]
     Structures { problem: String },
+    #[error("the report's permutations are not of the dense model: {problem}")]
+    Permutation { problem: String },
     #[error("config.json does not have the sizes of the smaller model")]
     Config,
     #[error("tensor `{tensor}` is missing from one of the two models, or has another shape")]
@@ -91,7 +94,8 @@ pub enum Dense {
         /// Number of kept weights that the recipe's stages changed.
         changed: usize,
     },
-    /// The model of this path cannot have lost the report's structures.
+    /// The model of this path cannot have lost the report's structures, or lacks the channels that the
+    /// run permuted.
     Unlike(PathBuf),
     /// The dense model of this path does not exist.
     NotThere(PathBuf),
@@ -119,6 +123,8 @@ pub struct Verified {
     pub masks: Option<usize>,
     /// The structures that the model lost, in words, if it is smaller than the dense one.
     pub structures: Option<String>,
+    /// Number of output projections whose inner channels are in another order than the dense model's.
+    pub permuted: usize,
     /// The outcome of the comparison with the dense model.
     pub dense: Dense,
     /// All faults.
@@ -176,7 +182,17 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
             compared(&[("sizes.dense.weight_bytes", reported, found)], &mut findings);
         }
         let quantisation = dense.quantisation()?.map(ToString::to_string);
-        match compare(&sparse, &dense, &written, zeros, &mut findings)? {
+        let decoder = model::decoder(&dense).map_err(model::Error::from)?;
+        let compared = match permutation::orders(&decoder, &written.permuted) {
+            Ok(orders) => {
+                compare(&sparse, &dense.reordered(orders), &written, zeros, &mut findings)?
+            }
+            Err(error) => {
+                findings.push(Finding::Permutation { problem: error.to_string() });
+                None
+            }
+        };
+        match compared {
             Some(changed) => Dense::Compared { model, quantisation, changed },
             None => Dense::Unlike(model),
         }
@@ -193,6 +209,7 @@ pub fn verify(dir: &Path, dense: Option<&Path>, watch: &dyn Watch) -> Result<Ver
         zeros,
         masks,
         structures: StructureReport::in_words(&written.structures),
+        permuted: written.permuted.iter().map(|part| part.orders.len()).sum(),
         dense,
         findings,
     })

@@ -216,7 +216,7 @@ fn run_on<D: Ops>(
 }
 
 /// The measurements of a run, and the seconds for its masks.
-fn measured<D: Ops>(mut run: Run<'_, D>) -> Result<(Figures, f64), run::Error> {
+fn measured<D: Ops>(run: Run<'_, D>) -> Result<(Figures, f64), run::Error> {
     let mut progress = Progress::new(None);
     run.prune(false, &mut progress)?;
     let Notes { initial, refined, mut phases, .. } = progress.notes;

@@ -2,12 +2,15 @@
 
 use maud::{Markup, html};
 
-use crate::report::{
-    Matrix, Report, StructureReport,
-    axis::Axis,
-    chart::{self, LARGE, Line, Lines, Scale, legend},
-    figure::{count, percent},
-    table::{details, table, text},
+use crate::{
+    permutation::PermutedPart,
+    report::{
+        Matrix, Report, StructureReport,
+        axis::Axis,
+        chart::{self, LARGE, Line, Lines, Scale, legend},
+        figure::{count, percent},
+        table::{details, table, text},
+    },
 };
 
 pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
@@ -39,6 +42,9 @@ pub(super) fn body(report: &Report) -> Result<Markup, chart::Error> {
             "."
             @if let Some(structures) = StructureReport::in_words(&report.structures) {
                 " They are " (structures) ", and the result is a smaller dense model."
+            }
+            @if let Some(permuted) = PermutedPart::in_words(&report.permuted) {
+                " Before, channels were put in another order: " (permuted) "."
             }
             @if report.changed_weights > 0 {
                 " " (count(report.changed_weights as u64))

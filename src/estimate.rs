@@ -152,7 +152,7 @@ mod tests {
     use super::*;
     use crate::{
         calibration::Extent,
-        mask::Pattern,
+        mask::{Init, Pattern},
         plan::Rule,
         prune::{Rebuild, Refine, Side, Swap},
     };
@@ -168,6 +168,7 @@ mod tests {
         let plan = Plan::new(&decoder, &[], |_| Some(rule)).unwrap();
         let rebuild = &[Refine::Rebuild(Rebuild::default())];
         let pruning = Pruning {
+            init: Init::default(),
             calibration: Extent { samples: 2, longest: 5, tokens: 10, ..Extent::default() },
             initial_needs: Needs::NOTHING,
             single: false,

@@ -94,6 +94,9 @@ fn rows_go_with_columns() {
     }
 }
 
+/// A change of an order that makes it none.
+type Wrong<'a> = &'a dyn Fn(&mut Vec<usize>);
+
 #[test]
 fn orders_of_other_channels_are_refused() {
     let reader = Reader::open(Path::new("tests/fixtures/logits/gqa-tied")).unwrap();
@@ -101,7 +104,7 @@ fn orders_of_other_channels_are_refused() {
     let all = random_orders(&decoder, 3);
     assert!(orders(&decoder, &permuted(all.clone())).is_ok());
     let o_proj = "model.layers.1.self_attn.o_proj.weight";
-    let wrong: [&dyn Fn(&mut Vec<usize>); 4] = [
+    let wrong: [Wrong<'_>; 4] = [
         &|order| order.swap(0, 8),
         &|order| order[3] = order[4],
         &|order| order[0] = 99,

@@ -54,6 +54,7 @@ mod plugins;
 pub mod progress;
 pub mod prune;
 pub use barber_metric::random;
+pub mod ranks;
 pub mod recipe;
 pub mod records;
 pub mod report;

@@ -260,8 +260,8 @@ impl<'a, D: Ops> Model<'a, D> {
     /// hidden states are not rounded.
     #[must_use]
     pub fn written(&self, dtype: Option<Dtype>) -> Self {
-        let Executor { device, storage } = self.executor.clone();
-        let executor = Executor { device, storage: storage.exact() };
+        let Executor { device, storage, ranks } = self.executor.clone();
+        let executor = Executor { device, storage: storage.exact(), ranks };
         Self { decoder: self.decoder.clone(), executor, dtype, ..*self }
     }
 
@@ -495,8 +495,8 @@ impl<'a, D: Ops> Model<'a, D> {
         self.embed_at(self.positioned(samples), held_out)
     }
 
-    /// The hidden states of samples before a later layer; `states` gives those of each sample in
-    /// turn, [tokens, channels], row-major.
+    /// The hidden states of samples before a later layer; `states` gives those of a sample, by its index,
+    /// [tokens, channels], row-major: it is called for this rank's samples, in order.
     ///
     /// # Errors
     /// Whatever `states` returns, or if the device runs out of memory.
@@ -504,11 +504,10 @@ impl<'a, D: Ops> Model<'a, D> {
         &self,
         samples: &[Vec<u32>],
         held_out: usize,
-        mut states: impl FnMut(&[u32]) -> Result<Vec<f32>, Error>,
+        states: impl FnMut(usize) -> Result<Vec<f32>, Error>,
     ) -> Result<Stream<D>, Error> {
-        let samples = self.positioned(samples);
-        let samples = samples.map(|(ids, positions)| Ok((states(ids)?, positions)));
-        self.executor.stream(samples, held_out)
+        let positions = self.positioned(samples).map(|(_, positions)| positions);
+        self.executor.stream(positions, held_out, states)
     }
 
     /// Samples with the positions of their tokens.
@@ -535,11 +534,12 @@ impl<'a, D: Ops> Model<'a, D> {
         let embedding = &self.decoder.embedding;
         let project =
             embedding.project_in.as_ref().map(|linear| self.linear(linear)).transpose()?;
-        let samples = samples.map(|(ids, positions)| {
-            let states = self.embed_one(ids, &positions, project.as_ref())?;
-            Ok((states, positions))
-        });
-        self.executor.stream(samples, held_out)
+        let samples: Vec<_> = samples.collect();
+        let positions = samples.iter().map(|(_, positions)| positions.clone());
+        self.executor.stream(positions, held_out, |i| {
+            let (ids, positions) = &samples[i];
+            self.embed_one(ids, positions, project.as_ref())
+        })
     }
 
     fn embed_one(

@@ -163,7 +163,7 @@ fn check_gradients(path: &str, layer: usize) {
     for (part, traces) in traces.iter().enumerate() {
         for (place, traces) in traces.iter().enumerate() {
             let linear = &model.decoder.layers[layer].projections(Part::ALL[part])[place];
-            let found = traces.iter().map(|trace| trace.gradient().unwrap());
+            let found = traces.iter().map(|(_, trace)| trace.gradient().unwrap());
             let Some(found) = found.reduce(|a, b| a.iter().zip(b).map(|(a, b)| a + b).collect())
             else {
                 continue;

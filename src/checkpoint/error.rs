@@ -125,6 +125,12 @@ pub enum Error {
     #[error("another run, process {process}, writes to {}; wait for it, or choose another output.path", target.display())]
     Busy { target: PathBuf, process: String },
     #[error(
+        "{} cannot be seen here, though rank 0 made it; put output.path on a file system that all \
+         ranks' machines share",
+        dir.display()
+    )]
+    NotShared { dir: PathBuf },
+    #[error(
         "{} holds the state of an interrupted run ({label}); pass --resume to continue it, or \
          --force to start anew",
         dir.display()

@@ -136,6 +136,17 @@ impl Output {
         Ok(output)
     }
 
+    /// The output to `target` that another process of this run writes.
+    ///
+    /// # Errors
+    /// If this process does not see it.
+    pub fn of_other(target: &Path) -> Result<Self, Error> {
+        let target = place::resolved(target)?;
+        let dir = Partial::beside(&target);
+        let partial = Partial::of_other(target.clone()).ok_or(Error::NotShared { dir })?;
+        Ok(Self { staging: partial.checkpoint(), target, partial })
+    }
+
     /// Least bytes of the tensors of `model` in this format, of which `cuts` are left if the result is
     /// smaller. The size of compressed matrices is known only after pruning.
     pub fn least_bytes(

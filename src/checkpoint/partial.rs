@@ -19,8 +19,9 @@ use crate::{files, journal::Journal};
 pub(super) struct Partial {
     target: PathBuf,
     dir: PathBuf,
-    /// The lock, which the system releases when the process ends.
-    _lock: File,
+    /// The lock, which the system releases when the process ends; `None` in a process that only reads
+    /// the directory of another one.
+    lock: Option<File>,
 }
 
 /// The name of the file that runs lock, with the process id.
@@ -61,7 +62,7 @@ impl Partial {
                 let _ = fs::remove_dir(&dir);
             }
         })?;
-        let partial = Self { target, dir, _lock: lock };
+        let partial = Self { target, dir, lock: Some(lock) };
         // The last run may have been interrupted while it removed its directory.
         remove_own(&Self::over(&partial.target))?;
         let replaced = partial.replaced();
@@ -69,6 +70,13 @@ impl Partial {
             files::rename(&replaced, &partial.target).map_err(|e| Error::io(&replaced, e))?;
         }
         Ok(partial)
+    }
+
+    /// The directory beside `target` that another process of this run has opened; `None` if it cannot be
+    /// seen from here.
+    pub(super) fn of_other(target: PathBuf) -> Option<Self> {
+        let dir = Self::beside(&target);
+        dir.join(LOCK).is_file().then_some(Self { target, dir, lock: None })
     }
 
     /// Removes files that a finished run to `target` left when it was interrupted.
@@ -202,6 +210,9 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
+        if self.lock.is_none() {
+            return;
+        }
         // After `finish` the directory is gone. Errors of tidying cannot be reported here.
         let _ = match self.is_left_over() {
             Ok(true) if self.is_finished() => Ok(()),

@@ -3,7 +3,13 @@
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use super::{
-    Error, columns::labelled, interrupt::announce, progress::Terminal, show, summary::Summary,
+    Error,
+    columns::labelled,
+    interrupt::announce,
+    print,
+    progress::{Terminal, mute},
+    show,
+    summary::Summary,
     sweep,
 };
 use crate::{
@@ -11,6 +17,7 @@ use crate::{
     family::Decoder,
     permutation::Reach,
     plan::Plan,
+    ranks::Ranks,
     recipe::{Loaded, Recipe, describe, load_runs},
     report::{Report, headline},
     run::{self, Settings, Shared, prune_among},
@@ -66,34 +73,67 @@ impl FromStr for Every {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
+    let ranks = Ranks::of_job()?;
+    if !ranks.is_first() {
+        mute();
+    }
+    match run_on(arguments, &ranks) {
+        Err(error) if ranks.size() > 1 => end_all(error, &ranks),
+        result => result,
+    }
+}
+
+/// Runs a recipe on some ranks.
+fn run_on(arguments: &Arguments, ranks: &Ranks) -> Result<(), Error> {
     let runs = load_runs(&arguments.recipe, &arguments.sets)?;
     let outputs: Vec<_> = runs.iter().filter_map(|run| run.recipe.output.path.clone()).collect();
     let path = arguments.recipe.clone();
-    announce(outputs).map_err(|source| Error::File { path, source })?;
+    if ranks.is_first() {
+        announce(outputs).map_err(|source| Error::File { path, source })?;
+    }
     match runs.as_slice() {
         [only] if only.point.settings.is_empty() => {
-            let report = one(only, arguments, &mut Shared::default())?;
-            if arguments.json {
+            let report = one(only, arguments, ranks, &mut Shared::default())?;
+            if arguments.json && ranks.is_first() {
                 let json = serde_json::to_string::<dyn erased_serde::Serialize>(&report);
                 println!("{}", json.map_err(|e| run::Error::Report(e.to_string()))?);
             }
             Ok(())
         }
+        _ if ranks.size() > 1 => Err(Error::SweepOfRanks),
         runs => sweep::run(runs, arguments),
     }
+}
+
+/// The time after which a rank reports its error itself: the first rank has reported by then what all
+/// ranks have found.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// Reports an error of one of several ranks, and ends them all.
+fn end_all(error: Error, ranks: &Ranks) -> ! {
+    let status = error.status();
+    let mut report = error.report();
+    if !ranks.is_first() {
+        std::thread::sleep(GRACE);
+        report = report.wrap_err(format!("rank {}", ranks.rank()));
+    }
+    print::message(&format!("{report:?}\n"));
+    ranks.abort(status.into())
 }
 
 /// Executes one run, with the data that it shares with others, and prints its summary.
 pub(super) fn one(
     loaded: &Loaded,
     arguments: &Arguments,
+    ranks: &Ranks,
     shared: &mut Shared,
 ) -> Result<Report, Error> {
     let &Arguments { force, resume, save_every: Every(save_every), json, .. } = arguments;
-    let watch = Terminal { quiet: json };
-    let settings = Settings { force, resume, save_every, watch: &watch };
+    let quiet = json || !ranks.is_first();
+    let watch = Terminal { quiet };
+    let settings = Settings { force, resume, save_every, watch: &watch, ranks };
     let report = prune_among(loaded, &settings, shared)?;
-    if !json {
+    if !quiet {
         println!("{}", Summary(&report));
     }
     Ok(report)

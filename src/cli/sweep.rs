@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     checkpoint::{Output, digest},
+    ranks::Ranks,
     recipe::{Loaded, Recipe},
     report::{self, Comparison, Report, comparison_page},
     run::{self, Checkpoints, Shared, look_ahead, of_beginning},
@@ -54,7 +55,7 @@ pub(super) fn run(runs: &[Loaded], arguments: &Arguments) -> Result<(), Error> {
         if watch.speaks() {
             println!("\nrun {} of {}: {}\n", i + 1, left.len(), run.point.name);
         }
-        one(run, arguments, &mut shared).map_err(|e| failed(run, e))?;
+        one(run, arguments, &Ranks::ONE, &mut shared).map_err(|e| failed(run, e))?;
     }
     compared(runs, &page, arguments)
 }

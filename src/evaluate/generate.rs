@@ -37,17 +37,21 @@ pub fn generate<D: Ops>(
         let so_far = |layers: f64| done_so_far((step as f64 + layers) / GENERATED as f64);
         let states = hidden(model, pruned, stream, so_far)?;
         let head = Head::new(model)?;
-        let mut ended = Vec::new();
-        model.executor.each_sample(&states, |i, states| {
+        let tokens = model.executor.of_samples(&states, |i, states| {
+            let mut token = 0;
             head.tiles(states, &[texts[i].len() - 1], |_, logits| {
-                let token = most_likely(&logits.on_host()?);
-                match ends.contains(&token) {
-                    true => ended.push(going[i]),
-                    false => continuations[going[i]].push(token),
-                }
+                token = most_likely(&logits.on_host()?);
                 Ok(())
-            })
+            })?;
+            Ok::<_, Error>(vec![f64::from(token)])
         })?;
+        let mut ended = Vec::new();
+        for (i, token) in tokens.into_iter().flatten().enumerate() {
+            match ends.contains(&(token as u32)) {
+                true => ended.push(going[i]),
+                false => continuations[going[i]].push(token as u32),
+            }
+        }
         going.retain(|i| !ended.contains(i));
     }
     Ok(continuations)

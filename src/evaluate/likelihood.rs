@@ -95,23 +95,26 @@ pub(super) fn log_likelihoods<D: Ops>(
         let states =
             hidden(model, pruned, stream, |layers| so_far((1.0 - head_fraction) * layers))?;
         let head = Head::new(model)?;
-        model.executor.each_sample(&states, |i, states| {
-            let forest = &batch[i];
+        let found = model.executor.of_samples(&states, |i, states| {
+            let (forest, mut found) = (&batch[i], Vec::new());
             let rows: Vec<usize> = forest.wanted.keys().copied().collect();
             head.tiles(states, &rows, |rows, logits| {
                 let logits = logits.on_host()?;
                 for (row, logits) in rows.iter().zip(logits.chunks(model.decoder.vocab_size)) {
                     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                     let sum: f64 = logits.iter().map(|z| f64::from(z - largest).exp()).sum();
-                    for (token, request) in &forest.wanted[row] {
-                        sums[*request] += f64::from(logits[*token as usize] - largest) - sum.ln();
-                    }
+                    let wanted = forest.wanted[row].iter().map(|(token, _)| *token as usize);
+                    found.extend(wanted.map(|token| f64::from(logits[token] - largest) - sum.ln()));
                 }
                 Ok(())
             })?;
             so_far(1.0 - head_fraction + head_fraction * (i + 1) as f64 / batch.len() as f64);
-            Ok::<_, Error>(())
+            Ok::<_, Error>(found)
         })?;
+        for (forest, found) in batch.iter().zip(found) {
+            let requests = forest.wanted.values().flatten().map(|(_, request)| *request);
+            requests.zip(found).for_each(|(request, found)| sums[request] += found);
+        }
         done += tokens;
     }
     let mut sums = sums.into_iter();

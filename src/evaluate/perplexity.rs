@@ -98,23 +98,27 @@ pub fn perplexity<D: Ops>(
         let states =
             hidden(model, pruned, stream, |layers| so_far((1.0 - head_fraction) * layers))?;
         let head = Head::new(model)?;
-        model.executor.each_sample(&states, |i, states| {
-            let targets = &batch[i][1..];
+        let of_tiles = model.executor.of_samples(&states, |i, states| {
+            let (targets, mut of_tiles) = (&batch[i][1..], Vec::new());
             let tokens: Vec<usize> = (0..targets.len()).collect();
-            let own = (done + i) * losses.len() / segments.len();
-            let own = &mut losses[own];
-            own.predictions += targets.len();
-            predictions += targets.len();
             head.tiles(states, &tokens, |rows, logits| {
                 let targets = &targets[rows[0]..rows[0] + rows.len()];
-                let loss = f64::from(D::cross_entropy(logits, targets)?.as_vec()[0]);
-                sum += loss;
-                own.nats += loss;
+                of_tiles.push(f64::from(D::cross_entropy(logits, targets)?.as_vec()[0]));
                 Ok(())
             })?;
             so_far(1.0 - head_fraction + head_fraction * (i + 1) as f64 / batch.len() as f64);
-            Ok::<_, Error>(())
+            Ok::<_, Error>(of_tiles)
         })?;
+        for (i, of_tiles) in of_tiles.into_iter().enumerate() {
+            let own = (done + i) * losses.len() / segments.len();
+            let (own, targets) = (&mut losses[own], batch[i].len() - 1);
+            own.predictions += targets;
+            predictions += targets;
+            for loss in of_tiles {
+                sum += loss;
+                own.nats += loss;
+            }
+        }
         done += batch.len();
     }
     Ok(Perplexity::of(sum / predictions as f64, segments.len(), losses))
@@ -131,15 +135,16 @@ pub fn logits<D: Ops>(
 ) -> Result<Vec<f32>, Error> {
     let states = hidden(model, pruned, model.embed(&[ids.to_vec()], 0)?, |_| ())?;
     let tokens: Vec<usize> = (0..ids.len()).collect();
-    let mut all = Vec::new();
     let head = Head::new(model)?;
-    model.executor.each_sample(&states, |_, states| {
+    let all = model.executor.of_samples(&states, |_, states| {
+        let mut all = Vec::new();
         head.tiles(states, &tokens, |_, logits| {
-            all.extend(logits.on_host()?);
+            all.extend(logits.on_host()?.into_iter().map(f64::from));
             Ok(())
-        })
+        })?;
+        Ok::<_, Error>(all)
     })?;
-    Ok(all)
+    Ok(all.into_iter().flatten().map(|logit| logit as f32).collect())
 }
 
 /// The hidden states after the last layer, from those before the first layer.

@@ -295,8 +295,8 @@ mod tests {
         let positions = Positions { length: tokens, masks: None, rotations: Vec::new() };
         let states = noise(tokens * width, 4);
         let stream = || {
-            let samples = [Ok::<_, Error>((states.clone(), positions.clone()))];
-            executor.stream(samples.into_iter(), 0).unwrap()
+            let samples = [positions.clone()].into_iter();
+            executor.stream(samples, 0, |_| Ok::<_, Error>(states.clone())).unwrap()
         };
         let of = |stream: &Stream<Cpu>| stream.states.get(0, &device).unwrap().to_vec();
 

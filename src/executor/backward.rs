@@ -8,10 +8,12 @@ use super::{
     probe::Gathered,
     stream::Batch,
 };
+use crate::ranks::Turn;
 
 /// What a backward pass found of a layer: for each part and each linear layer that was asked for, in
-/// the order of its `members`, what its gradient consists of, run by run.
-pub type Traces<D> = Vec<Vec<Vec<Trace<D>>>>;
+/// the order of its `members`, what its gradient consists of in each of the rank's runs, by the run's
+/// index.
+pub type Traces<D> = Vec<Vec<Vec<(usize, Trace<D>)>>>;
 
 impl<D: Ops> Executor<D> {
     /// Goes backward through consecutive parts of a decoder layer, which run again from the hidden
@@ -26,18 +28,19 @@ impl<D: Ops> Executor<D> {
         parts: &[PartWeights<D>],
         members: &[Vec<usize>],
         stream: &Stream<D>,
-        gradients: &mut [Matrix<D>],
+        gradients: &mut [(usize, Matrix<D>)],
     ) -> Result<Traces<D>, Error> {
         let none = |members: &Vec<usize>| vec![Vec::new(); members.len()];
         let mut traces: Traces<D> = members.iter().map(none).collect();
-        for (run, gradient) in gradients.iter_mut().enumerate() {
-            let batch = self.batch(stream, run)?;
+        for (run, gradient) in gradients {
+            let batch = self.batch(stream, *run)?;
             let traced: Vec<PartWeights<D>> =
                 parts.iter().zip(members).map(|(part, members)| part.traced(members)).collect();
             *gradient = through(&traced, &batch, gradient).map_err(Error::device)?;
             for (part, (members, traces)) in traced.iter().zip(members.iter().zip(&mut traces)) {
                 for (linear, traces) in members.iter().zip(traces) {
-                    traces.extend(part.linears[*linear].take_trace());
+                    let trace = part.linears[*linear].take_trace();
+                    traces.extend(trace.map(|trace| (*run, trace)));
                 }
             }
         }
@@ -56,13 +59,18 @@ impl<D: Ops> Executor<D> {
         stream: &Stream<D>,
         gradients: &mut Store<D>,
     ) -> Result<Vec<Vec<Statistics>>, Error> {
-        let mut gathered = Gathered::new(parts, probe);
-        for run in 0..stream.runs.len() {
-            let (batch, traced) = (self.batch(stream, run)?, gathered.traced(parts));
-            let after = gradients.get(run, &self.device)?;
-            let before = through(&traced, &batch, &after).map_err(Error::device)?;
-            gradients.put(run, before)?;
-            gathered.add_gradients(&traced, &batch.samples).map_err(Error::device)?;
+        let mut gathered = Gathered::new(parts, probe, &self.ranks);
+        for Turn { runs, sums } in stream.chunks.turns(0..stream.runs.len()) {
+            for run in runs {
+                let (batch, traced) = (self.batch(stream, run)?, gathered.traced(parts));
+                let after = gradients.get(run, &self.device)?;
+                let before = through(&traced, &batch, &after).map_err(Error::device)?;
+                gradients.put(run, before)?;
+                gathered.add_gradients(&traced, &batch.samples).map_err(Error::device)?;
+            }
+            if sums {
+                gathered.end_chunk().map_err(Error::device)?;
+            }
         }
         gathered.finish(stream.len()).map_err(Error::device)
     }

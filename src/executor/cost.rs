@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use barber_metric::Needs;
 
 use super::{
-    BATCH, Inner, PartWeights, Probe, Recorded, Side,
+    Inner, PartWeights, Probe, Recorded, Side,
     activation_cache::{recorded_limit, recorded_numbers, recorded_widths},
     ops::{Ops, gram_numbers, scores},
+    stream::run_limit,
 };
 use crate::family::{self, Attention, Feed, Projection, Sublayer};
 
@@ -286,7 +287,8 @@ impl<'a> PassShape<'a> {
     /// The matrices of a run of samples that are held at the same time.
     pub fn matrices(&self) -> Rows {
         let Tokens { calibration, held_out, sequence } = self.tokens;
-        let run = (BATCH / sequence.max(1)).max(1) * sequence;
+        let limit = run_limit(calibration.max(held_out) as usize);
+        let run = (limit / sequence.max(1)).max(1) * sequence;
         let rows = (calibration + held_out).min(run as f64);
         let rows = if self.beside.is_some() { 2.0 * rows } else { rows };
         let mut all = Rows::default();
@@ -314,7 +316,10 @@ impl<'a> PassShape<'a> {
                 members.flat_map(|(part, of)| of.iter().map(|&i| part.linears[i].weights()));
             numbers += weights.sum::<f64>();
         }
-        SIZE * numbers
+        // Those of a chunk of samples, beside the sums so far.
+        let Tokens { calibration, sequence, .. } = self.tokens;
+        let one = run_limit(calibration as usize).max(sequence) as f64;
+        SIZE * numbers * if calibration > one { 2.0 } else { 1.0 }
     }
 
     /// The outputs that the pass records.

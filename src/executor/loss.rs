@@ -38,24 +38,6 @@ impl Loss {
         }
     }
 
-    /// Adds ‖y − t‖² / ‖t‖² for each row y of the outputs of a run and t of their targets.
-    pub(super) fn add_relative_errors<D: Ops>(
-        &mut self,
-        held_out: bool,
-        output: &Matrix<D>,
-        target: &Matrix<D>,
-    ) -> Result<(), Error> {
-        let width = output.shape().1;
-        let [y, t] = [output, target].map(|of| of.on_host().map_err(Error::device));
-        for (y, t) in zip(y?.chunks(width), t?.chunks(width)) {
-            let square = |x: f32| f64::from(x) * f64::from(x);
-            let off: f64 = zip(y, t).map(|(y, t)| square(y - t)).sum();
-            let whole: f64 = t.iter().map(|t| square(*t)).sum();
-            self.add(held_out, if whole > 0.0 { off / whole } else { 0.0 });
-        }
-        Ok(())
-    }
-
     /// The means of the sums, over these numbers for calibration and held-out samples.
     pub(super) fn mean(self, [calibration, held_out]: [f64; 2]) -> Self {
         Self {
@@ -63,6 +45,20 @@ impl Loss {
             held_out: self.held_out.map(|sum| sum / held_out),
         }
     }
+}
+
+/// The sum of ‖y − t‖² / ‖t‖² over the rows y of the outputs of a run and t of their targets.
+pub(super) fn relative_error<D: Ops>(output: &Matrix<D>, target: &Matrix<D>) -> Result<f64, Error> {
+    let width = output.shape().1;
+    let [y, t] = [output, target].map(|of| of.on_host().map_err(Error::device));
+    let (y, t) = (y?, t?);
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let of_rows = zip(y.chunks(width), t.chunks(width)).map(|(y, t)| {
+        let off: f64 = zip(y, t).map(|(y, t)| square(y - t)).sum();
+        let whole: f64 = t.iter().map(|t| square(*t)).sum();
+        if whole > 0.0 { off / whole } else { 0.0 }
+    });
+    Ok(of_rows.sum())
 }
 
 /// A number; NaN if JSON has `null`.

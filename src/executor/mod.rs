@@ -21,6 +21,8 @@ mod structures;
 
 use std::fmt;
 
+use crate::ranks::Ranks;
+
 #[cfg(feature = "cuda")]
 pub use self::device::cuda;
 pub use self::{
@@ -93,10 +95,12 @@ pub struct Executor<D> {
     pub device: D,
     /// The storage of hidden states.
     pub storage: Storage,
+    /// The ranks that share the samples.
+    pub ranks: Ranks,
 }
 
 impl<D> From<D> for Executor<D> {
     fn from(device: D) -> Self {
-        Self { device, storage: Storage::default() }
+        Self { device, storage: Storage::default(), ranks: Ranks::ONE }
     }
 }

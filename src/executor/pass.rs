@@ -11,10 +11,12 @@ use super::{
     ActivationCache, Caching, Error, Executor, Loss, PartShape, PartWeights, PassShape, Probe,
     Side, Statistics, Store, Stream,
     forward::{Hooks, forward_with, inputs},
+    loss::relative_error,
     ops::{InputGradient, Matrix, Ops},
     probe::{Gathered, Inputs},
     stream::Batch,
 };
+use crate::ranks::Turn;
 
 /// A pass through consecutive parts of a decoder layer, and the results that it should give. Runs
 /// of samples and outputs that no result needs are not computed.
@@ -192,13 +194,26 @@ impl<D: Ops> Executor<D> {
         let device = &self.device;
         let count = stream.get().runs.len();
         let mut recorder = cache.recorder(self, &parts[0], stream.get());
-        let mut gathered = probe.map(|probe| Gathered::new(parts, probe));
+        let chunks = stream.get().chunks.clone();
+        let mut gathered = probe.map(|probe| Gathered::new(parts, probe, &self.ranks));
         let is_backward = probe.is_some_and(|probe| probe.is_backward());
         let keeps = matches!(outputs, Outputs::Kept);
         let mut kept = self.storage.store(if keeps { count } else { 0 });
         let mut kept_beside = beside.as_ref().filter(|_| keeps).map(|_| self.storage.store(count));
-        let mut loss = Loss::default();
-        for run in runs.unwrap_or(0..count) {
+        let mut losses = Vec::new();
+        let turns = chunks.turns(runs.unwrap_or(0..count));
+        let steps = turns.into_iter().flat_map(|Turn { runs, sums }| {
+            runs.map(Step::Run).chain(sums.then_some(Step::EndChunk))
+        });
+        for step in steps {
+            let run = match (step, &mut gathered) {
+                (Step::Run(run), _) => run,
+                (Step::EndChunk, Some(gathered)) => {
+                    gathered.end_chunk().map_err(Error::device)?;
+                    continue;
+                }
+                (Step::EndChunk, None) => continue,
+            };
             let held_out = stream.get().held_out(run);
             let mut gathering = gathered.as_mut().filter(|_| !held_out);
             let mut recording = recorder.as_ref().and_then(|recorder| recorder.recording(run));
@@ -262,12 +277,13 @@ impl<D: Ops> Executor<D> {
                 None => Some(output),
                 Some(target) => {
                     let after = goes_on.then(|| output.clone());
-                    if let Targets::Relative(_) = targets {
-                        loss.add_relative_errors(held_out, &output, &target)?;
+                    let loss = if let Targets::Relative(_) = targets {
+                        relative_error(&output, &target)?
                     } else {
                         let error = squared_error(output, tape, &target, &batch.samples);
-                        loss.add(held_out, error.map_err(Error::device)?);
-                    }
+                        error.map_err(Error::device)?
+                    };
+                    losses.push((run, vec![loss]));
                     if let (Some(gathered), Some(traced)) = (gathering, &traced) {
                         let added = gathered.add_gradients(traced, &batch.samples);
                         added.map_err(Error::device)?;
@@ -288,6 +304,10 @@ impl<D: Ops> Executor<D> {
             }
         }
         let stream = stream.get();
+        let mut loss = Loss::default();
+        for (run, of_run) in self.ranks.collect(losses) {
+            of_run.into_iter().for_each(|of_run| loss.add(stream.held_out(run), of_run));
+        }
         let statistics = gathered.map(|gathered| gathered.finish(stream.calibration));
         let loss = match targets {
             Targets::Relative(_) => {
@@ -307,6 +327,14 @@ impl<D: Ops> Executor<D> {
             cache: recorder.map(|recorder| recorder.cache),
         })
     }
+}
+
+/// A step of a pass.
+enum Step {
+    /// A run of samples goes through the parts.
+    Run(usize),
+    /// A chunk of samples has gone through.
+    EndChunk,
 }
 
 /// The output of consecutive parts: for one part its own output, without the residual; for several

@@ -1,10 +1,11 @@
 //! The statistics of linear layers that a pass computes: sums over inputs, and gradients of
 //! weights.
 
-use std::{borrow::Cow, iter::zip, ops::Range, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, iter::zip, ops::Range, sync::Arc};
 
 use barber_metric::{LayerStats, Needs};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::{
     PartWeights,
@@ -12,7 +13,10 @@ use super::{
     forward::{Hook, Input},
     ops::{Matrix, Ops},
 };
-use crate::family::{Feed, Part, Projection};
+use crate::{
+    family::{Feed, Part, Projection},
+    ranks::{Ranks, Sums},
+};
 
 /// The statistics of linear layers to compute over the calibration samples.
 #[derive(Clone, Copy, Debug)]
@@ -85,9 +89,24 @@ impl Statistics {
     }
 }
 
-/// The sums so far for a [`Probe`].
+/// The sums so far for a [`Probe`]: over the chunk of samples that the pass is in, and over those
+/// before.
 pub(super) struct Gathered<'a, D: Ops> {
     probe: Probe<'a>,
+    chunk: Chunk<D>,
+    before: Before<D>,
+}
+
+/// The sums over the chunks before.
+enum Before<D: Ops> {
+    /// Those of a process alone, on its device.
+    Here(Option<Chunk<D>>),
+    /// Those of several ranks, with the counts of this one.
+    Shared(Sums<Name>, Counts),
+}
+
+/// The sums over a chunk of samples.
+struct Chunk<D: Ops> {
     inputs: Vec<InputSums<D>>,
     /// Sums of gradients for each part's linear layers.
     gradients: Vec<Vec<GradientSums<D>>>,
@@ -104,15 +123,118 @@ impl<D: Ops> Default for GradientSums<D> {
     }
 }
 
+/// The name of a sum on the host.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Name {
+    /// Index of the part.
+    part: usize,
+    kind: Kind,
+    /// The projections that share the sum.
+    projections: Vec<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+enum Kind {
+    /// Number of rows of an input.
+    Rows,
+    /// Number of samples that have such rows.
+    Samples,
+    /// One of [`HostSum::all`].
+    Input(usize),
+    SquaredGradient,
+    Gradient,
+}
+
+type Counts = BTreeMap<Name, usize>;
+
+/// Sums on the host.
+#[derive(Default)]
+struct HostSums {
+    vectors: BTreeMap<Name, Vec<f32>>,
+    counts: Counts,
+}
+
+/// Adds the sum of another chunk.
+fn add_sum<D: Ops>(sum: &mut Option<D::Sum>, other: Option<D::Sum>) -> Result<(), D::Err> {
+    match (sum, other) {
+        (_, None) => Ok(()),
+        (Some(sum), Some(other)) => D::add_sum(sum, other),
+        (sum @ None, other) => {
+            *sum = other;
+            Ok(())
+        }
+    }
+}
+
+impl<D: Ops> Chunk<D> {
+    /// Takes the sums out.
+    fn take(&mut self) -> Self {
+        let inputs = self.inputs.iter_mut().map(InputSums::take).collect();
+        let take = |of: &mut Vec<_>| of.iter_mut().map(std::mem::take).collect();
+        Self { inputs, gradients: self.gradients.iter_mut().map(take).collect() }
+    }
+
+    fn add(&mut self, other: Self) -> Result<(), D::Err> {
+        zip(&mut self.inputs, other.inputs).try_for_each(|(own, other)| own.merge(other))?;
+        let gradients = self.gradients.iter_mut().flatten();
+        for (own, other) in zip(gradients, other.gradients.into_iter().flatten()) {
+            add_sum::<D>(&mut own.squares, other.squares)?;
+            add_sum::<D>(&mut own.gradient, other.gradient)?;
+        }
+        Ok(())
+    }
+
+    fn on_host(self) -> Result<HostSums, D::Err> {
+        let mut found = HostSums::default();
+        for (part, (inputs, gradients)) in zip(self.inputs, self.gradients).enumerate() {
+            inputs.on_host(part, &mut found)?;
+            for (i, GradientSums { squares, gradient }) in gradients.into_iter().enumerate() {
+                for (kind, sum) in [(Kind::SquaredGradient, squares), (Kind::Gradient, gradient)] {
+                    if let Some(sum) = sum {
+                        let name = Name { part, kind, projections: vec![i] };
+                        found.vectors.insert(name, D::sums(sum)?);
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Adds counts.
+fn count(sums: &mut Counts, others: Counts) {
+    others.into_iter().for_each(|(name, count)| *sums.entry(name).or_default() += count);
+}
+
 impl<'a, D: Ops> Gathered<'a, D> {
-    pub(super) fn new(parts: &[PartWeights<D>], probe: Probe<'a>) -> Self {
+    pub(super) fn new(parts: &[PartWeights<D>], probe: Probe<'a>, ranks: &Ranks) -> Self {
         let inputs = zip(parts, probe.members);
         let inputs = inputs
             .map(|(part, of)| InputSums::new(part.part, &part.projections, of, probe.needs))
             .collect();
         let none =
             |part: &PartWeights<D>| part.linears.iter().map(|_| Default::default()).collect();
-        Self { probe, inputs, gradients: parts.iter().map(none).collect() }
+        let before = match ranks.size() {
+            1 => Before::Here(None),
+            _ => Before::Shared(Sums::new(ranks), Counts::new()),
+        };
+        let chunk = Chunk { inputs, gradients: parts.iter().map(none).collect() };
+        Self { probe, chunk, before }
+    }
+
+    /// Ends a chunk of samples. All ranks call it together.
+    pub(super) fn end_chunk(&mut self) -> Result<(), D::Err> {
+        let chunk = self.chunk.take();
+        match &mut self.before {
+            Before::Here(Some(sums)) => sums.add(chunk)?,
+            Before::Here(none) => *none = Some(chunk),
+            Before::Shared(sums, counts) => {
+                let found = chunk.on_host()?;
+                sums.add(found.vectors);
+                count(counts, found.counts);
+            }
+        }
+        Ok(())
     }
 
     /// The parts, with the probe's linear layers traced for their gradients.
@@ -127,7 +249,7 @@ impl<'a, D: Ops> Gathered<'a, D> {
         samples: &'b [Range<usize>],
         beside: Option<Inputs<D>>,
     ) -> GatherInputs<'b, D> {
-        GatherInputs { sums: &mut self.inputs, samples, beside, broken: None }
+        GatherInputs { sums: &mut self.chunk.inputs, samples, beside, broken: None }
     }
 
     /// Adds the gradients of traced parts after the backward pass of some samples.
@@ -136,7 +258,7 @@ impl<'a, D: Ops> Gathered<'a, D> {
         traced: &[PartWeights<D>],
         samples: &[Range<usize>],
     ) -> Result<(), D::Err> {
-        for (part, sums) in zip(traced, &mut self.gradients) {
+        for (part, sums) in zip(traced, &mut self.chunk.gradients) {
             let mut squared = Vec::new();
             for (linear, GradientSums { squares, gradient }) in zip(&part.linears, sums) {
                 let Some(trace) = linear.take_trace() else { continue };
@@ -158,22 +280,35 @@ impl<'a, D: Ops> Gathered<'a, D> {
         Ok(())
     }
 
-    /// The statistics of each part's linear layers: means over this number of `samples`.
+    /// The statistics of each part's linear layers: means over this number of `samples`. All ranks
+    /// call it together.
     pub(super) fn finish(self, samples: usize) -> Result<Vec<Vec<Statistics>>, D::Err> {
+        let Self { probe, chunk, before } = self;
+        let mut sums = match before {
+            Before::Here(sums) => sums.map_or_else(|| Ok(HostSums::default()), Chunk::on_host)?,
+            Before::Shared(sums, own) => {
+                let mut counts = Counts::new();
+                let all = sums.ranks().gather_values(Vec::from_iter(own));
+                all.into_iter().for_each(|own| count(&mut counts, own.into_iter().collect()));
+                HostSums { vectors: sums.finish(), counts }
+            }
+        };
         let mean = |mut sums: Vec<f32>| {
             sums.par_iter_mut().for_each(|sum| *sum /= samples as f32);
             sums
         };
         let mut found = Vec::new();
-        for (inputs, gradients) in zip(self.inputs, self.gradients) {
+        for (part, (inputs, gradients)) in zip(chunk.inputs, chunk.gradients).enumerate() {
             let mut statistics = vec![Statistics::default(); gradients.len()];
-            let projections = inputs.finish(&mut statistics)?;
-            for (statistics, GradientSums { squares, gradient }) in zip(&mut statistics, gradients)
-            {
-                statistics.squared_gradient = squares.map(D::sums).transpose()?.map(mean);
-                statistics.gradient = gradient.map(D::sums).transpose()?;
+            let InputSums { projections, needs, .. } = inputs;
+            sums.inputs(part, &projections, needs, &mut statistics);
+            for (i, statistics) in statistics.iter_mut().enumerate() {
+                let mut take =
+                    |kind| sums.vectors.remove(&Name { part, kind, projections: vec![i] });
+                statistics.squared_gradient = take(Kind::SquaredGradient).map(mean);
+                statistics.gradient = take(Kind::Gradient);
             }
-            if self.probe.needs.squared_gradient {
+            if probe.needs.squared_gradient {
                 pool_gradients(&projections, &mut statistics);
             }
             found.push(statistics);
@@ -350,16 +485,19 @@ impl<D: Ops> Sum<D> {
         Self { projections, width, samples: 0, square, first, gram, departure }
     }
 
-    /// The sums on the host.
-    fn on_host(self) -> Result<(Vec<usize>, HostSum), D::Err> {
-        let Self { projections, width, samples, square, first, gram, departure } = self;
-        let on_host = |sum: Option<D::Sum>| sum.map_or_else(|| Ok(Vec::new()), D::sums);
-        let mut gram = on_host(gram)?;
-        mirror(&mut gram, width);
-        let all = [square, on_host(first)?, gram, on_host(departure)?];
-        Ok((projections, HostSum { samples, all }))
+    /// Adds the sums of another chunk.
+    fn merge(&mut self, other: Self) -> Result<(), D::Err> {
+        self.samples += other.samples;
+        self.square.resize(self.square.len().max(other.square.len()), 0.0);
+        zip(&mut self.square, &other.square).for_each(|(sum, x)| *sum += x);
+        add_sum::<D>(&mut self.first, other.first)?;
+        add_sum::<D>(&mut self.gram, other.gram)?;
+        add_sum::<D>(&mut self.departure, other.departure)
     }
 }
+
+/// The place of the Gram matrix in [`HostSum::all`].
+const GRAM: usize = 2;
 
 /// Sums over samples of an input's squares, of the input itself, of its Gram matrix and departure; empty
 /// if not requested.
@@ -482,13 +620,60 @@ impl<D: Ops> InputSums<D> {
         D::add_product(sum, &D::difference(&x, &other)?, &x)
     }
 
-    /// Writes the means over samples to each projection's statistics; returns the projections. An
-    /// expert with too few rows gets the means over all experts that were probed.
-    ///
-    /// # Errors
-    /// If the device is lost.
-    fn finish(self, statistics: &mut [Statistics]) -> Result<Vec<Probed>, D::Err> {
-        let Self { projections, needs, rows, sums, .. } = self;
+    /// Takes the sums out.
+    fn take(&mut self) -> Self {
+        let Self { part, projections, needs, rows, .. } = self;
+        let none = vec![0; rows.len()];
+        let empty = Self {
+            part: *part,
+            projections: projections.clone(),
+            needs: *needs,
+            rows: none,
+            sums: Vec::new(),
+        };
+        std::mem::replace(self, empty)
+    }
+
+    /// Adds the sums of another chunk.
+    fn merge(&mut self, other: Self) -> Result<(), D::Err> {
+        zip(&mut self.rows, other.rows).for_each(|(rows, other)| *rows += other);
+        for sum in other.sums {
+            match self.sums.iter_mut().find(|own| own.projections == sum.projections) {
+                Some(own) => own.merge(sum)?,
+                None => self.sums.push(sum),
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the sums of a part to those on the host.
+    fn on_host(self, part: usize, found: &mut HostSums) -> Result<(), D::Err> {
+        for (i, rows) in self.rows.into_iter().enumerate() {
+            found.counts.insert(Name { part, kind: Kind::Rows, projections: vec![i] }, rows);
+        }
+        for Sum { projections, samples, square, first, gram, departure, .. } in self.sums {
+            let name = |kind| Name { part, kind, projections: projections.clone() };
+            found.counts.insert(name(Kind::Samples), samples);
+            let on_host = |sum: Option<D::Sum>| sum.map_or_else(|| Ok(Vec::new()), D::sums);
+            let all = [square, on_host(first)?, on_host(gram)?, on_host(departure)?];
+            let all = all.into_iter().enumerate().filter(|(_, sum)| !sum.is_empty());
+            found.vectors.extend(all.map(|(i, sum)| (name(Kind::Input(i)), sum)));
+        }
+        Ok(())
+    }
+}
+
+impl HostSums {
+    /// Writes the means over samples to the statistics of the projections of a part. An expert with too
+    /// few rows gets the means over all experts that were probed.
+    fn inputs(
+        &mut self,
+        part: usize,
+        projections: &[Probed],
+        needs: Needs,
+        statistics: &mut [Statistics],
+    ) {
+        let (rows, mut sums) = (self.rows(part, projections.len()), self.sums(part));
         zip(&mut *statistics, &rows).for_each(|(statistics, rows)| statistics.rows = *rows);
         let is_few = |i: &usize| {
             let Probed { expert, is_member, .. } = projections[*i];
@@ -496,17 +681,17 @@ impl<D: Ops> InputSums<D> {
         };
         let few: Vec<usize> = (0..projections.len()).filter(is_few).collect();
         let mut pools = Feed::ALL.map(|_| HostSum::default());
-        for sum in sums {
-            let (own, sum) = sum.on_host()?;
+        for (own, sum) in &mut sums {
             let of = projections[own[0]];
+            mirror(&mut sum.all[GRAM], of.width);
             if !few.is_empty() && of.expert.is_some() {
-                pools[of.feed as usize].add(&sum);
+                pools[of.feed as usize].add(sum);
             }
-            let means = sum.means(rows[own[0]]);
+            let means = std::mem::take(sum).means(rows[own[0]]);
             own.iter().for_each(|i| statistics[*i].set_inputs(&means));
         }
         if few.is_empty() || !needs.inputs() {
-            return Ok(projections);
+            return;
         }
         for (feed, pool) in zip(Feed::ALL, pools) {
             let few = || few.iter().copied().filter(|i| projections[*i].feed == feed);
@@ -527,7 +712,27 @@ impl<D: Ops> InputSums<D> {
                 statistics[i].pooled = true;
             }
         }
-        Ok(projections)
+    }
+
+    /// The numbers of rows of the projections of a part.
+    fn rows(&self, part: usize, count: usize) -> Vec<usize> {
+        let name = |i| Name { part, kind: Kind::Rows, projections: vec![i] };
+        (0..count).map(|i| self.counts.get(&name(i)).copied().unwrap_or(0)).collect()
+    }
+
+    /// Takes out the sums of a part's inputs, each with its projections.
+    fn sums(&mut self, part: usize) -> Vec<(Vec<usize>, HostSum)> {
+        let of = |name: &&Name| name.part == part && name.kind == Kind::Samples;
+        let names: Vec<Name> = self.counts.keys().filter(of).cloned().collect();
+        let sum = |name: Name| {
+            let samples = self.counts[&name];
+            let all = [0, 1, 2, 3].map(|i| {
+                let name = Name { kind: Kind::Input(i), ..name.clone() };
+                self.vectors.remove(&name).unwrap_or_default()
+            });
+            (name.projections, HostSum { samples, all })
+        };
+        names.into_iter().map(sum).collect()
     }
 }
 
@@ -593,8 +798,10 @@ mod tests {
             }
         }
         let mut statistics = vec![Statistics::default(); 4];
-        let [sums] = sums;
-        sums.finish(&mut statistics).unwrap();
+        let ([sums], mut found) = (sums, HostSums::default());
+        let projections = sums.projections.clone();
+        sums.on_host(0, &mut found).unwrap();
+        found.inputs(0, &projections, needs, &mut statistics);
         statistics
     }
 

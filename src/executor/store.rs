@@ -125,13 +125,7 @@ impl<D: Hold> Slot<D> {
 }
 
 impl<D: Hold> Store<D> {
-    /// Stores another matrix.
-    pub(crate) fn push(&mut self, matrix: Matrix<D>) -> Result<(), Error> {
-        self.slots.push(Slot::Empty);
-        self.put(self.slots.len() - 1, matrix)
-    }
-
-    /// Replaces a stored matrix.
+    /// Stores a matrix, in place of an earlier one if there is one.
     pub(crate) fn put(&mut self, i: usize, matrix: Matrix<D>) -> Result<(), Error> {
         let (dtype, shape) = (self.storage.dtype, matrix.shape());
         let bytes = (shape.0 * shape.1 * dtype.size()) as u64;
@@ -225,7 +219,8 @@ impl<D: Hold> Store<D> {
     where
         D: Blend,
     {
-        for i in 0..self.slots.len() {
+        let stored = |i: &usize| self.slots[*i].shape().is_some();
+        for i in (0..self.slots.len()).filter(stored).collect::<Vec<_>>() {
             let (a, b) = (self.get(i, device)?, other.get(i, device)?);
             self.put(i, D::blend(&a, &b, fraction).map_err(Error::device)?)?;
         }

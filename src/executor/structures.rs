@@ -37,10 +37,11 @@ impl<D: Ops> Executor<D> {
     ) -> Result<StructureStatistics, Error> {
         let routers = parts.iter().filter_map(|part| part.router.as_ref());
         let experts = routers.map(|router| router.of.projection.dims.rows).sum();
-        let mut contributions =
-            Contributions { sums: vec![(0.0, 0); experts], ..Contributions::default() };
-        let (mut similarity, mut tokens) = (0.0, 0_u32);
-        for run in stream.calibration_runs() {
+        let mut found = Vec::new();
+        for run in stream.calibration_runs().filter(|run| stream.chunks.has(*run)) {
+            let mut contributions =
+                Contributions { sums: vec![[0.0; 2]; experts], ..Contributions::default() };
+            let mut similarity = [0.0; 2];
             let batch = self.batch(stream, run)?;
             let mut hooks = Hooks::default();
             if needs.contribution {
@@ -55,16 +56,22 @@ impl<D: Ops> Executor<D> {
                 let on_host = |states: &Matrix<D>| states.on_host().map_err(Error::device);
                 let (before, after) = (on_host(&batch.states)?, on_host(&after)?);
                 for (before, after) in zip(before.chunks(width), after.chunks(width)) {
-                    similarity += cosine(before, after);
-                    tokens += 1;
+                    similarity[0] += cosine(before, after);
+                    similarity[1] += 1.0;
                 }
             }
+            found.push((run, [&[similarity], &contributions.sums[..]].concat().concat()));
         }
-        let influence =
-            needs.influence.then(|| (1.0 - similarity / f64::from(tokens.max(1))) as f32);
-        let mean = |(sum, tokens): (f64, usize)| (sum / tokens.max(1) as f64) as f32;
+        // Sums and numbers of tokens: first of the layer, then of each expert.
+        let mut sums = vec![[0.0; 2]; 1 + experts];
+        for (_, of_run) in self.ranks.collect(found) {
+            let all = sums.as_flattened_mut().iter_mut().zip(of_run);
+            all.for_each(|(sum, of_run)| *sum += of_run);
+        }
+        let mean = |[sum, tokens]: [f64; 2]| sum / tokens.max(1.0);
+        let influence = needs.influence.then(|| (1.0 - mean(sums[0])) as f32);
         let contribution =
-            needs.contribution.then(|| contributions.sums.into_iter().map(mean).collect());
+            needs.contribution.then(|| sums[1..].iter().map(|of| mean(*of) as f32).collect());
         Ok(StructureStatistics { influence, contribution })
     }
 }
@@ -84,7 +91,7 @@ struct Contributions {
     /// The norms of the outputs of experts in this run, one for each token.
     norms: BTreeMap<usize, Vec<f64>>,
     /// For each expert, the sum of its tokens' contributions, and their number.
-    sums: Vec<(f64, usize)>,
+    sums: Vec<[f64; 2]>,
 }
 
 impl<D: Ops> Hook<D> for Contributions {
@@ -97,11 +104,11 @@ impl<D: Ops> Hook<D> for Contributions {
 
     fn routes(&mut self, routes: &[Route]) {
         for Route { expert, weights, .. } in routes {
-            let (sum, tokens) = &mut self.sums[*expert];
+            let [sum, tokens] = &mut self.sums[*expert];
             let norms = self.norms.remove(expert).unwrap_or_default();
             *sum +=
                 zip(norms, weights).map(|(norm, weight)| norm * f64::from(*weight)).sum::<f64>();
-            *tokens += weights.len();
+            *tokens += weights.len() as f64;
         }
     }
 }

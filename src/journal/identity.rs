@@ -37,25 +37,47 @@ impl Identity {
 
     /// The differences to `now`, in words.
     fn differences(&self, now: &Self) -> Vec<String> {
-        let mut found = Vec::new();
+        let keys = self.other_values(now).into_iter().filter(|(key, _)| !FREE.contains(&&**key));
+        let keys =
+            keys.map(|(key, [was, is])| format!("the recipe's `{key}` was {was} and is now {is}"));
+        let mut found: Vec<String> = keys.collect();
+        found.extend(changed(&self.inputs, &now.inputs));
+        found
+    }
+
+    /// What another rank's run has that this one has not, in words.
+    pub(crate) fn unlike(&self, other: &Self) -> Vec<String> {
+        let keys = self.other_values(other).into_iter();
+        let keys = keys
+            .map(|(key, [of_first, own])| format!("its recipe's `{key}` is {own}, not {of_first}"));
+        let files = self.inputs.keys().chain(other.inputs.keys()).collect::<BTreeSet<_>>();
+        let differ = |file: &&PathBuf| self.inputs.get(*file) != other.inputs.get(*file);
+        let files = files.into_iter().filter(differ);
+        let files = files.map(|file| match [&self.inputs, &other.inputs].map(|of| of.get(file)) {
+            [Some(of_first), Some(own)] => format!(
+                "its {} has SHA-256 {}…, not {}…",
+                file.display(),
+                short(own),
+                short(of_first)
+            ),
+            [Some(_), None] => format!("it does not read {}", file.display()),
+            _ => format!("it reads {}", file.display()),
+        });
+        keys.chain(files).collect()
+    }
+
+    /// The keys of the recipes with other values in `now`, and both values, in words.
+    fn other_values(&self, now: &Self) -> Vec<(String, [String; 2])> {
         let [mut before, mut after] = [BTreeMap::new(), BTreeMap::new()];
         flatten("", &Value::Table(self.recipe.clone()), &mut before);
         flatten("", &Value::Table(now.recipe.clone()), &mut after);
-        for key in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
-            let [was, is] = [&before, &after].map(|of| of.get(key));
-            if was != is && !FREE.contains(&key.as_str()) {
-                let shown = |value: Option<&Value>| {
-                    value.map_or_else(|| "left out".to_owned(), ToString::to_string)
-                };
-                found.push(format!(
-                    "the recipe's `{key}` was {} and is now {}",
-                    shown(was),
-                    shown(is)
-                ));
-            }
-        }
-        found.extend(changed(&self.inputs, &now.inputs));
-        found
+        let keys = before.keys().chain(after.keys()).collect::<BTreeSet<_>>();
+        let values = keys.into_iter().map(|key| (key, [&before, &after].map(|of| of.get(key))));
+        let shown = |value: Option<&Value>| {
+            value.map_or_else(|| "left out".to_owned(), ToString::to_string)
+        };
+        let differ = values.filter(|(_, [was, is])| was != is);
+        differ.map(|(key, values)| (key.clone(), values.map(shown))).collect()
     }
 }
 
@@ -121,6 +143,21 @@ mod tests {
         now.recipe["output"] = toml::from_str("path = 'b'").unwrap();
         now.recipe.insert("executor".into(), toml::from_str("memory = '1 GiB'").unwrap());
         assert_eq!(identity().differences(&now), [""; 0]);
+    }
+
+    #[test]
+    fn what_another_rank_has_is_named() {
+        let mut other = identity();
+        other.recipe["output"] = toml::from_str("path = 'b'").unwrap();
+        other.inputs = [("model/x".into(), "abcdef0123456789".into())].into();
+        assert_eq!(
+            identity().unlike(&other),
+            [
+                "its recipe's `output.path` is \"b\", not \"a\"",
+                "its model/x has SHA-256 abcdef012345…, not 0123456789ab…",
+            ]
+        );
+        assert_eq!(identity().unlike(&identity()), [""; 0]);
     }
 
     #[test]

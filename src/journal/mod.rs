@@ -100,6 +100,16 @@ impl Journal {
     /// If the directory cannot be read or tidied, a file is missing, or another version wrote it.
     /// On an error nothing is removed.
     pub(crate) fn open(dir: &Path) -> Result<Self, Error> {
+        let journal = Self::read(dir)?;
+        journal.tidy()?;
+        Ok(journal)
+    }
+
+    /// Opens the journal in the existing directory `dir` without changing it.
+    ///
+    /// # Errors
+    /// If the directory cannot be read, a file is missing, or another version wrote it.
+    pub(crate) fn read(dir: &Path) -> Result<Self, Error> {
         let kept = match Self::last(dir)? {
             Some(last) => Self::title(dir, last)?.0.kept,
             None => Vec::new(),
@@ -108,9 +118,7 @@ impl Journal {
         if let Some(save) = (0..kept.len() as u64).find(|save| !there.contains(save)) {
             return Err(Error::Missing(file(dir, save, KEPT)));
         }
-        let journal = Self { dir: dir.to_owned(), kept };
-        journal.tidy()?;
-        Ok(journal)
+        Ok(Self { dir: dir.to_owned(), kept })
     }
 
     /// Whether `dir` has a save.

@@ -29,4 +29,5 @@ pub use pattern::{ParsePatternError, Pattern};
 pub use permute::Channels;
 pub use rebuild::{Comparison, Scored, rebuild};
 pub use scope::Scope;
+pub(crate) use swap::BLOCK;
 pub use swap::{Ends, OutputError, Swapped, row_ends, swap};

@@ -75,6 +75,10 @@ impl OutputError<'_> {
     }
 }
 
+/// Number of rows whose slopes are computed together. Swaps within rows give the same bits for some
+/// of a matrix's blocks of rows as for all.
+pub(crate) const BLOCK: usize = 96;
+
 /// The result of swaps in a matrix.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Swapped {
@@ -122,7 +126,7 @@ pub fn swap(
     }
 
     let mut kept = mask.to_bools();
-    let mut slope = slopes(weight, &kept, error, dims.rows, columns);
+    let mut slope = slopes(weight, &kept, error, columns);
     let before = value(weight, &kept, &slope, error.shift);
     let diagonal: Vec<f32> = (0..columns).map(|j| error.gram[j * columns + j]).collect();
     let scale = 1.0 - error.shrinkage;
@@ -141,27 +145,25 @@ pub fn swap(
     }
     drop(rows);
     // Rounding has accumulated in the slopes, so the final error is computed from new ones.
-    let slope = slopes(weight, &kept, error, dims.rows, columns);
+    let slope = slopes(weight, &kept, error, columns);
     let after = value(weight, &kept, &slope, error.shift);
     *mask = Mask::from_bools(dims, &kept);
     Ok(Swapped { swaps, before, after })
 }
 
 /// c = G r + b of each row, [rows, columns].
-fn slopes(
-    weight: &[f32],
-    kept: &[bool],
-    error: OutputError<'_>,
-    rows: usize,
-    columns: usize,
-) -> Vec<f32> {
+fn slopes(weight: &[f32], kept: &[bool], error: OutputError<'_>, columns: usize) -> Vec<f32> {
     let removed = weight.par_iter().zip(kept).map(|(w, kept)| if *kept { 0.0 } else { *w });
     let removed: Vec<f32> = removed.collect();
     let mut slope = error.shift.map_or_else(|| vec![0.0; weight.len()], <[f32]>::to_vec);
-    let target = MatMut::from_row_major_slice_mut(&mut slope, rows, columns);
-    let removed = MatRef::from_row_major_slice(&removed, rows, columns);
     let gram = MatRef::from_row_major_slice(error.gram, columns, columns);
-    matmul(target, Accum::Add, removed, gram, 1.0 - error.shrinkage, Par::rayon(0));
+    let blocks = slope.chunks_mut(BLOCK * columns).zip(removed.chunks(BLOCK * columns));
+    for (slope, removed) in blocks {
+        let rows = removed.len() / columns;
+        let target = MatMut::from_row_major_slice_mut(slope, rows, columns);
+        let removed = MatRef::from_row_major_slice(removed, rows, columns);
+        matmul(target, Accum::Add, removed, gram, 1.0 - error.shrinkage, Par::rayon(0));
+    }
     if error.shrinkage > 0.0 {
         let rows = slope.par_chunks_mut(columns).zip(weight.par_chunks(columns));
         rows.zip(kept.par_chunks(columns)).for_each(|((slope, weight), kept)| {

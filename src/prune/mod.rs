@@ -68,6 +68,17 @@ pub enum Error {
         /// The metric's error.
         source: barber_metric::Error,
     },
+    /// The ranks that share a run have decided differently.
+    #[error(
+        "{place}: rank {rank} has found other masks than rank 0; their processors or their memory give \
+         other results. Run it on other machines"
+    )]
+    Apart {
+        /// The rank.
+        rank: usize,
+        /// The place in the run, in words.
+        place: String,
+    },
     /// The divergence from the dense model's predictions is not finite.
     #[error(
         "the predictions' divergence from the dense model's is {divergence} nats per token; \

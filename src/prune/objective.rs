@@ -11,13 +11,14 @@ use crate::{
     checkpoint::Pruned,
     evaluate::{Head, LOGITS, hidden},
     executor::{
-        PartShape, PartWeights, Pass, PassShape, Probe, Rows, Stream, Tokens,
+        Executor, PartShape, PartWeights, Pass, PassShape, Probe, Rows, Stream, Tokens,
         ops::{Ops, Trace},
     },
     family::{Decoder, Part},
     model::{self, Model},
     plan::Plan,
     random::SplitMix64,
+    ranks::{Chunks, Sums, Turn},
 };
 
 /// The mean over tokens of KL(dense ‖ sparse), the divergence of the pruned model's predictions from
@@ -31,22 +32,36 @@ pub(super) struct Objective<'a, D: Ops> {
 }
 
 /// What a linear layer's gradients consist of.
+///
+/// Traces are of this rank's runs of samples, by the run's index.
 pub(super) struct Gradients<D: Ops> {
     /// Those of the sum over tokens of the divergence.
-    pub(super) divergence: Vec<Trace<D>>,
+    pub(super) divergence: Vec<(usize, Trace<D>)>,
     /// Those of the cross-entropy of tokens that are drawn from the pruned model's own predictions,
     /// if they are wanted: their squares are the diagonal of its Fisher information.
-    pub(super) drawn: Option<Vec<Trace<D>>>,
+    pub(super) drawn: Option<Vec<(usize, Trace<D>)>>,
+    /// The ranks' shares of the runs.
+    pub(super) chunks: Chunks,
 }
 
 impl<D: Ops> Gradients<D> {
     /// The gradient of the sum over tokens of the divergence, of a matrix of this size, row-major.
-    pub(super) fn sum(&self, model: &Model<'_, D>, dims: Dims) -> Result<Vec<f32>, D::Err> {
-        let mut sum = model.executor.device.nothing(dims.rows, dims.columns)?;
-        for Trace { input, gradient, .. } in &self.divergence {
-            D::add_product(&mut sum, gradient, input)?;
+    pub(super) fn sum(self, model: &Model<'_, D>, dims: Dims) -> Result<Vec<f32>, D::Err> {
+        let Executor { device, ranks, .. } = &model.executor;
+        let (mut sums, mut traces) = (Sums::new(ranks), self.divergence.into_iter().peekable());
+        for Turn { runs, .. } in self.chunks.turns(0..usize::MAX) {
+            let mut chunk = None;
+            while let Some((_, trace)) = traces.next_if(|(run, _)| runs.contains(run)) {
+                let sum = match &mut chunk {
+                    Some(sum) => sum,
+                    None => chunk.insert(device.nothing(dims.rows, dims.columns)?),
+                };
+                D::add_product(sum, &trace.gradient, &trace.input)?;
+            }
+            let chunk = chunk.map(D::sums).transpose()?;
+            sums.add(chunk.map(|sum| ((), sum)).into_iter().collect());
         }
-        D::sums(sum)
+        Ok(sums.finish().remove(&()).unwrap_or_else(|| vec![0.0; dims.len()]))
     }
 }
 
@@ -55,7 +70,8 @@ pub(super) struct Forward<D: Ops> {
     /// The hidden states before each layer, and after the last.
     boundaries: Vec<Stream<D>>,
     last: Stream<D>,
-    /// The gradients of the sum over tokens of the divergence, of those after the last, by sample.
+    /// The gradients of the sum over tokens of the divergence, of those after the last, by sample; none
+    /// for the samples of other ranks.
     gradients: Vec<Vec<f32>>,
     /// The mean over tokens of the divergence.
     pub(super) divergence: f64,
@@ -176,7 +192,9 @@ impl<'a, D: Ops> Objective<'a, D> {
     /// Runs the dense model on the samples.
     pub(super) fn new(model: &'a Model<'a, D>, samples: Sampled<'a>) -> Result<Self, Error> {
         let stream = model.embed(samples.ids, samples.held_out)?;
-        let dense = hidden(model, &Pruned::dense(), stream, |_| ())?;
+        let mut dense = hidden(model, &Pruned::dense(), stream, |_| ())?;
+        // The samples of a step may be other ranks' than in the whole stream.
+        model.executor.share(&mut dense).map_err(model::Error::from)?;
         Ok(Self { model, samples, head: Head::new(model)?, dense })
     }
 
@@ -189,13 +207,11 @@ impl<'a, D: Ops> Objective<'a, D> {
     pub(super) fn value(&self, pruned: &Pruned, samples: Range<usize>) -> Result<f64, Error> {
         let stream = self.model.embed(&self.samples.ids[samples.clone()], 0)?;
         let stream = hidden(self.model, pruned, stream, |_| ())?;
-        let mut sum = 0.0;
-        self.model.executor.each_sample(&stream, |i, states| {
+        let found = self.model.executor.of_samples(&stream, |i, states| {
             let dense = self.dense(samples.start + i)?;
-            sum += self.head.divergence(states, &dense, None)?;
-            Ok::<_, model::Error>(())
+            Ok::<_, model::Error>(vec![self.head.divergence(states, &dense, None)?])
         })?;
-        Ok(sum / self.tokens(samples))
+        Ok(found.into_iter().flatten().sum::<f64>() / self.tokens(samples))
     }
 
     /// Goes forward through the pruned model on some samples, so that it can go back.
@@ -207,13 +223,12 @@ impl<'a, D: Ops> Objective<'a, D> {
         let executor = &self.model.executor;
         let (boundaries, last) =
             boundaries(self.model, pruned, &self.samples.ids[samples.clone()])?;
-        let (mut sum, mut gradients) = (0.0, Vec::new());
-        executor.each_sample(&last, |i, states| {
-            let (dense, mut gradient) = (self.dense(samples.start + i)?, Vec::new());
-            sum += self.head.divergence(states, &dense, Some(&mut gradient))?;
-            gradients.push(gradient);
-            Ok::<_, model::Error>(())
+        let mut gradients = vec![Vec::new(); samples.len()];
+        let found = executor.of_samples(&last, |i, states| {
+            let (dense, gradient) = (self.dense(samples.start + i)?, &mut gradients[i]);
+            Ok::<_, model::Error>(vec![self.head.divergence(states, &dense, Some(gradient))?])
         })?;
+        let sum: f64 = found.into_iter().flatten().sum();
         let divergence = sum / self.tokens(samples);
         Ok(Forward { boundaries, last, gradients, divergence })
     }
@@ -237,11 +252,17 @@ impl<'a, D: Ops> Objective<'a, D> {
         };
         let mut divergence = by_run(&gradients)?;
         let drawn = drawn.map(|mut random| {
-            let mut gradients = Vec::new();
-            executor.each_sample(&last, |_, states| {
-                gradients.push(self.head.drawn_gradient(states, &mut random)?);
+            let mut drawn = vec![Vec::new(); last.len()];
+            // Each token takes one number, those of other ranks' samples too.
+            let (width, mut tokens) = (self.model.decoder.hidden_size, 0);
+            executor.each_sample(&last, |i, states| {
+                let before = last.tokens_before(i);
+                (tokens..before).for_each(|_| _ = random.bits());
+                drawn[i] = self.head.drawn_gradient(states, &mut random)?;
+                tokens = before + states.len() / width;
                 Ok::<_, model::Error>(())
             })?;
+            let gradients = drawn;
             by_run(&gradients)
         });
         let mut of_drawn = drawn.transpose()?;
@@ -258,7 +279,8 @@ impl<'a, D: Ops> Objective<'a, D> {
             for (part, (linears, traces)) in zip(members, divergence).enumerate() {
                 for (place, (linear, divergence)) in zip(linears, traces).enumerate() {
                     let drawn = drawn.as_mut().map(|of| take(&mut of[part][place]));
-                    see((layer, part, *linear), Gradients { divergence, drawn })?;
+                    let chunks = before.chunks().clone();
+                    see((layer, part, *linear), Gradients { divergence, drawn, chunks })?;
                 }
             }
         }
@@ -331,7 +353,8 @@ mod tests {
             let value = objective.value(&pruned, 0..2).unwrap();
             assert!((forward.divergence - value).abs() < 1e-6 * value, "{value}");
             let see = &mut |at, gradients: Gradients<Cpu>| {
-                let traces = gradients.divergence.iter().map(|trace| trace.gradient().unwrap());
+                let traces =
+                    gradients.divergence.iter().map(|(_, trace)| trace.gradient().unwrap());
                 let sum = traces.reduce(|a, b| a.iter().zip(b).map(|(a, b)| a + b).collect());
                 found.push((at, sum.unwrap()));
                 Ok(())

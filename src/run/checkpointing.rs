@@ -20,6 +20,7 @@ use crate::{
     model::{self, Model},
     plan::Plan,
     prune::{Error, Pass, Sampled, SavedStage, StageState},
+    ranks::Ranks,
     structure::bias_name,
 };
 
@@ -101,7 +102,9 @@ pub(crate) struct Saved<D: Ops, N> {
 
 /// Saves the state of one run.
 pub(crate) struct Checkpointing {
+    /// The journal, to which the first rank writes.
     journal: Journal,
+    ranks: Ranks,
     identity: Identity,
     /// Minimum time between two saves; `None` for no saves.
     every: Option<Duration>,
@@ -121,7 +124,8 @@ impl From<journal::Error> for Error {
 }
 
 impl Checkpointing {
-    /// Opens the journal of the run that `identity` describes in the directory `dir`. The run is
+    /// Opens the journal of the run that `identity` describes in the directory `dir`; ranks beyond the
+    /// first only read it. The run is
     /// saved when the time since the last save is at least `every` and at least fifty times what a
     /// save takes: after each layer if `every` is zero, never if it is `None`.
     ///
@@ -131,14 +135,15 @@ impl Checkpointing {
         dir: &Path,
         identity: Identity,
         every: Option<Duration>,
+        ranks: &Ranks,
     ) -> Result<Self, journal::Error> {
-        let journal = Journal::open(dir)?;
+        let journal = if ranks.is_first() { Journal::open(dir)? } else { Journal::read(dir)? };
         if let Some(mut state) = journal.state()? {
             let head: Head<toml::Table> = state.next_toml()?;
             head.identity.check(&identity, dir)?;
         }
         let (unsaved, last) = (BTreeSet::new(), (Instant::now(), Duration::ZERO));
-        Ok(Self { journal, identity, every, unsaved, last })
+        Ok(Self { journal, ranks: ranks.clone(), identity, every, unsaved, last })
     }
 
     /// Digests of the files that the run reads.
@@ -229,7 +234,8 @@ impl Checkpointing {
         let (ended, took) = self.last;
         let long =
             |every: Duration| every.is_zero() || ended.elapsed() >= every.max(took * COST_RATIO);
-        self.every.is_some_and(long)
+        // The first rank's clock counts.
+        self.every.is_some() && self.ranks.of_first(self.every.is_some_and(long))
     }
 
     fn save<D: Ops, N: Serialize>(
@@ -241,6 +247,12 @@ impl Checkpointing {
         notes: &N,
     ) -> Result<(), Error> {
         let started = Instant::now();
+        if !self.ranks.is_first() {
+            for stream in streams {
+                model.executor.each_sample_at_first(stream, |_| Ok::<_, model::Error>(()))?;
+            }
+            return Ok(());
+        }
         let layers = self.unsaved.iter();
         let names: Vec<String> = layers
             .flat_map(|layer| plan.matrices(&model.decoder, *layer))
@@ -337,7 +349,7 @@ fn write_stream<D: Ops>(
     stream: &Stream<D>,
 ) -> Result<(), model::Error> {
     let dtype = model.executor.storage.dtype();
-    model.executor.each_sample(stream, |_, states| {
+    model.executor.each_sample_at_first(stream, |states| {
         Ok(record.add(&dtype.encode(states)).map_err(checkpoint::Error::from)?)
     })
 }
@@ -349,11 +361,22 @@ fn read_stream<D: Ops>(
     held_out: usize,
 ) -> Result<Stream<D>, model::Error> {
     let dtype = model.executor.storage.dtype();
-    model.stream(samples, held_out, |ids| {
-        let bytes = entries.next().map_err(checkpoint::Error::from)?;
-        if bytes.len() != ids.len() * model.decoder.hidden_size * dtype.size() {
-            return Err(checkpoint::Error::from(entries.damaged("no hidden states")).into());
+    let mut samples_left = samples.iter().enumerate();
+    // Other ranks' samples are read, too: the entries are in order, and have one digest.
+    let mut read = |wanted: usize| {
+        let mut states = Vec::new();
+        while let Some((i, ids)) = samples_left.next() {
+            states = entries.next().map_err(checkpoint::Error::from)?;
+            if states.len() != ids.len() * model.decoder.hidden_size * dtype.size() {
+                return Err(checkpoint::Error::from(entries.damaged("no hidden states")).into());
+            }
+            if i == wanted {
+                break;
+            }
         }
-        Ok(dtype.decode(&bytes))
-    })
+        Ok::<_, model::Error>(dtype.decode(&states))
+    };
+    let stream = model.stream(samples, held_out, &mut read)?;
+    read(samples.len())?;
+    Ok(stream)
 }

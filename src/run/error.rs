@@ -130,6 +130,23 @@ pub enum Error {
         /// The saved place, in words.
         label: String,
     },
+    /// Another rank failed.
+    #[error("rank {rank}: {problem}")]
+    OfRank {
+        /// The rank.
+        rank: usize,
+        /// Its error.
+        problem: String,
+        /// Whether the recipe or the command line is at fault.
+        is_usage: bool,
+    },
+    /// This rank does not do the run of the first one.
+    #[error(
+        "it does not do the same run as rank 0: {}; give all ranks one recipe, and the same program, \
+         files and processors",
+        .0.join("; ")
+    )]
+    OtherThanFirst(Vec<String>),
     /// A report cannot be read.
     #[error(transparent)]
     NoReport(report::Error),
@@ -187,6 +204,8 @@ impl Error {
             Self::Unlike { .. } | Self::NoZeros { .. } => true,
             #[cfg(not(feature = "cuda"))]
             Self::NoCuda => true,
+            Self::OfRank { is_usage, .. } => *is_usage,
+            Self::OtherThanFirst(_) => true,
             Self::CutOff { error, .. } => error.is_usage(),
             _ => false,
         }

@@ -14,6 +14,7 @@ mod scratch;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod together;
 mod verify;
 mod watch;
 
@@ -30,8 +31,11 @@ use dfdx::tensor::Cpu;
 use rayon::prelude::*;
 use toml::Table;
 
-use self::checkpointing::{Checkpointing, Phase};
 pub(crate) use self::verify::recipe;
+use self::{
+    checkpointing::{Checkpointing, Phase},
+    together::{alike, together},
+};
 pub(crate) use self::{
     checkpoints::Checkpoints,
     forecast::Forecast,
@@ -54,7 +58,7 @@ use crate::{
     estimate::Run as Expected,
     evaluate::STATES,
     executor::{
-        Storage,
+        Executor, Storage,
         ops::{Ops, Products},
     },
     journal::{self, Identity},
@@ -66,6 +70,7 @@ use crate::{
         Allocation, InitialMasks, MetricStep, ModelState, Pass, Pruning, Refinement, Sampled,
         SavedStage, Side, allocate, initial_masks, permute, pipeline, refine, refine_model,
     },
+    ranks::Ranks,
     recipe::{Calibration, Loaded, Recipe},
     report::{
         self, GenerationReport, Matrix, OutputError, Report, Size, Sizes, Stages, StructureReport,
@@ -114,12 +119,14 @@ pub struct Settings<'a> {
     pub save_every: Option<Duration>,
     /// The watcher; `&()` for none.
     pub watch: &'a dyn Watch,
+    /// The ranks that share the run.
+    pub ranks: &'a Ranks,
 }
 
 impl Default for Settings<'_> {
     fn default() -> Self {
         let save_every = Some(Duration::from_secs(30));
-        Self { force: false, resume: false, save_every, watch: &() }
+        Self { force: false, resume: false, save_every, watch: &(), ranks: &Ranks::ONE }
     }
 }
 
@@ -129,7 +136,7 @@ impl Default for Settings<'_> {
 /// # Errors
 /// If the recipe does not fit the model, something cannot be read, run or written, or the output
 /// exists and may not be replaced. An incomplete output never has the output's name; the saved
-/// state is beside it.
+/// state is beside it. After an error, the other ranks may still wait: [`Ranks::abort`] ends them.
 pub fn prune(loaded: &Loaded, settings: &Settings<'_>) -> Result<Report, Error> {
     prune_among(loaded, settings, &mut Shared::default())
 }
@@ -151,32 +158,67 @@ fn prune_on<D: Ops>(
     settings: &Settings<'_>,
     shared: &mut Shared,
 ) -> Result<Report, Error> {
-    let (recipe, watch) = (&loaded.recipe, settings.watch);
-    let checkpoints = Checkpoints::open(recipe, watch)?;
-    let mut model = Model::new(&checkpoints.dense, device)?;
-    let plan = plan(loaded, &model)?;
-    loaded.find_texts()?;
-    let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
-    let existing = Existing { force: settings.force, resume: settings.resume };
-    let inputs = loaded.inputs().chain(checkpoints.sparse_files());
-    let bytes = least_bytes(recipe, &model, &plan)?;
-    let output = Output::create(target, existing, &checkpoints.dense, inputs, bytes)?;
-    let resolved = checkpoints.resolved(recipe)?;
-    let identity = || identity(&resolved, &checkpoints);
-    if output.is_complete() {
-        return completed(&identity()?, &output, watch);
+    let (recipe, watch, ranks) = (&loaded.recipe, settings.watch, settings.ranks);
+    let checkpoints = together(ranks, || Checkpoints::open(recipe, watch))?;
+    let executor = Executor { ranks: ranks.clone(), ..Executor::from(device) };
+    let mut model = together(ranks, || Ok(Model::<D>::new(&checkpoints.dense, executor)?))?;
+    let (plan, resolved) = together(ranks, || {
+        let plan = plan(loaded, &model)?;
+        loaded.find_texts()?;
+        Ok((plan, checkpoints.resolved(recipe)?))
+    })?;
+    let identified = match ranks.size() {
+        1 => None,
+        _ => Some(together(ranks, || identity(&resolved, &checkpoints))?),
+    };
+    if let Some(identity) = &identified {
+        together(ranks, || alike(ranks, identity))?;
     }
-    checkpoints.compare(&model, &plan, watch)?;
-    let tests = shared.tests(recipe, || Tests::read(recipe, &model))?;
-    let ids = shared.samples(recipe, || calibrate(recipe, &model))?;
-    let place = (available, output.scratch());
-    let run = Run::prepare(loaded, plan, &mut model, &tests, ids, place, watch)?;
-    let run = run.with_zeros_of(checkpoints.sparse.as_ref());
-    let checkpointing = Checkpointing::open(output.scratch(), identity()?, settings.save_every)?;
+    let identity = || identified.map_or_else(|| identity(&resolved, &checkpoints), Ok);
+    let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
+    let created = together(ranks, || {
+        let existing = Existing { force: settings.force, resume: settings.resume };
+        let inputs = loaded.inputs().chain(checkpoints.sparse_files());
+        let bytes = least_bytes(recipe, &model, &plan)?;
+        let create = || Output::create(target, existing, &checkpoints.dense, inputs, bytes);
+        Ok(ranks.is_first().then(create).transpose()?)
+    })?;
+    let output = together(ranks, || Ok(created.map_or_else(|| Output::of_other(target), Ok)?))?;
+    if ranks.of_first(output.is_complete()) {
+        return at_first(ranks, &output, || completed(&identity()?, &output, watch));
+    }
+    let (tests, ids) = together(ranks, || {
+        checkpoints.compare(&model, &plan, watch)?;
+        let tests = shared.tests(recipe, || Tests::read(recipe, &model))?;
+        Ok((tests, shared.samples(recipe, || calibrate(recipe, &model))?))
+    })?;
+    let place = (available / ranks.neighbours() as u64, output.scratch());
+    let run = together(ranks, || {
+        let run = Run::prepare(loaded, plan, &mut model, &tests, ids, place, watch)?;
+        Ok(run.with_zeros_of(checkpoints.sparse.as_ref()))
+    })?;
+    let identity = together(ranks, identity)?;
+    let open = || {
+        let (scratch, every) = (output.scratch(), settings.save_every);
+        Ok(Checkpointing::open(scratch, identity.clone(), every, ranks)?)
+    };
+    // The first rank removes what an interrupted save left.
+    let opened = together(ranks, || ranks.is_first().then(open).transpose())?;
+    let checkpointing = together(ranks, || opened.map_or_else(open, Ok))?;
     if settings.resume {
         watch.resumes(output.left_over()?.as_deref());
     }
     finished(run, resolved, checkpointing, &output, shared).map_err(|error| error.leaves(&output))
+}
+
+/// The report of a run whose result the first rank writes with `write`, and the others wait for.
+fn at_first(
+    ranks: &Ranks,
+    output: &Output,
+    write: impl FnOnce() -> Result<Report, Error>,
+) -> Result<Report, Error> {
+    let report = together(ranks, || ranks.is_first().then(write).transpose())?;
+    report.map_or_else(|| report::read(output.target()).map_err(Error::NoReport), Ok)
 }
 
 /// All that determines the result of a run.
@@ -213,7 +255,10 @@ fn finished<D: Ops>(
 ) -> Result<Report, Error> {
     let (model, tests, watch) = (run.model, run.tests, run.watch);
     let inputs = checkpointing.inputs().clone();
-    let mut progress = Progress::resumed(checkpointing, model, run.samples(), output.scratch())?;
+    // What is saved is read by all ranks before the first one saves more.
+    let mut progress = together(&model.executor.ranks, || {
+        Progress::resumed(checkpointing, model, run.samples(), output.scratch())
+    })?;
     let recipe = &run.loaded.recipe;
     watch.begin(recipe, model.reader, &model.decoder, &run.plan);
     if progress.notes.dense.is_none() {
@@ -232,7 +277,26 @@ fn finished<D: Ops>(
     run.begin(true, &mut progress)?;
     shared.keep(recipe, &progress, output.scratch())?;
     run.end(&mut progress)?;
-    let Progress { pass: Pass { pruned, .. }, mut notes, .. } = progress;
+    if model.executor.ranks.size() > 1 {
+        tracing::info!(bytes = model.executor.ranks.sent(), "sent to other ranks");
+    }
+    let Progress { pass: Pass { pruned, .. }, notes, .. } = progress;
+    at_first(&model.executor.ranks, output, || {
+        written(&run, resolved, inputs, output, pruned, notes)
+    })
+}
+
+/// Writes the result of a run.
+fn written<D: Ops>(
+    run: &Run<'_, D>,
+    resolved: Recipe,
+    inputs: BTreeMap<PathBuf, String>,
+    output: &Output,
+    pruned: Pruned,
+    mut notes: Notes,
+) -> Result<Report, Error> {
+    let (model, tests, watch) = (run.model, run.tests, run.watch);
+    let recipe = &run.loaded.recipe;
     let removal = run.plan.removal.as_ref().map(|of| of.settled(&model.decoder, &pruned));
     let written = notes.phases.run("writing", || {
         let tensors = model.reader.names().filter_map(|name| model.reader.tensor(name).ok());

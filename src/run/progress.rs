@@ -8,6 +8,7 @@ use super::{
     Error, Found,
     checkpointing::{Checkpointing, InStage, Phase, Place, Saved},
     phases::Phases,
+    together::agreed,
 };
 use crate::{
     checkpoint::Pruned,
@@ -262,6 +263,14 @@ impl<D: Ops> Observer<D> for Passing<'_, D> {
         streams: &[&Stream<D>],
     ) -> Result<(), prune::Error> {
         let Self { of, checkpointing, phase, ends, notes, since, .. } = self;
+        let (model, plan) = *of;
+        agreed(&model.executor.ranks, &format!("layer {}", layers - 1), |add| {
+            for (_, linear) in plan.matrices(&model.decoder, layers - 1) {
+                if let Some(mask) = pruned.masks.get(&linear.weight) {
+                    add(&mask.to_bytes());
+                }
+            }
+        })?;
         let Some(checkpointing) = checkpointing else { return Ok(()) };
         let ends = *ends && layers == of.1.layers.len();
         let place = Place { phase: *phase, layers };

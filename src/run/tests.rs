@@ -12,6 +12,7 @@ use crate::{
         Step,
         testing::{full, gated},
     },
+    ranks::threads,
     recipe::{Loaded, load},
 };
 
@@ -192,4 +193,113 @@ fn what_is_written_already_is_the_result_of_the_same_run_or_an_error() {
     prune(&loaded(dir.path(), &[&source, "executor.memory=2 GiB"]), &settings).unwrap();
     assert!(contents(&out) == expected);
     assert!(!dir.path().join("out.partial").exists());
+}
+
+/// The quickstart with more assignments, and with the samples of several runs.
+fn quickstart(out: &Path, sets: &[&str]) -> Loaded {
+    let own = ["calibration.samples=72", "evaluate.segments=40", "evaluate.generate=1"];
+    let mut sets: Vec<String> = own.iter().chain(sets).map(|&set| set.into()).collect();
+    sets.push(format!("output.path={}", out.display()));
+    load(Path::new("recipes/quickstart.toml"), &sets).unwrap()
+}
+
+/// A run on some ranks: its files and what it measured, or what each rank says.
+fn on_ranks(
+    size: usize,
+    out: &Path,
+    resume: bool,
+    sets: &(dyn Fn(usize) -> Vec<&'static str> + Sync),
+) -> Result<(BTreeMap<String, Vec<u8>>, String), Vec<String>> {
+    let found = threads::run(size, |ranks| {
+        let settings = Settings { ranks: &ranks, resume, ..Settings::default() };
+        let report = prune(&quickstart(out, &sets(ranks.rank())), &settings);
+        let report = report.map_err(|error| error.to_string())?;
+        let said = (report.perplexity, report.generations, report.groups, report.steps);
+        Ok((format!("{said:?}"), ranks.sent()))
+    });
+    if found.iter().any(Result::is_err) {
+        return Err(found.into_iter().filter_map(Result::err).collect());
+    }
+    let found: Vec<(String, u64)> = found.into_iter().flatten().collect();
+    for (said, sent) in &found {
+        assert!(said == &found[0].0 && (*sent > 0) == (size > 1));
+    }
+    Ok((contents(out), found[0].0.clone()))
+}
+
+#[test]
+fn any_number_of_ranks_gives_the_bytes_of_one_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases: [&[&str]; 4] = [
+        // The paper's recipe.
+        &["mask.init=wanda", "refine=[{ use = 'rebuild' }]"],
+        // The preset `best`, with few steps.
+        &[
+            "mask.init=wanda",
+            "streams.blend=0.3",
+            "calibration.held_out=20",
+            "refine=[{ use = 'swap' }, { use = 'end-to-end', steps = 5 }]",
+        ],
+        &[
+            "mask.init=sparsegpt",
+            "executor.stream_dtype=bf16",
+            "refine=[{ use = 'rebuild', retain = true }, { use = 'reconstruct' }]",
+        ],
+        &[
+            "mask.init=wanda",
+            "calibration.held_out=20",
+            "sparsity.allocation=owl",
+            "refine=[{ use = 'reconstruct', method = 'gradient', passes = 1 }]",
+        ],
+    ];
+    for (case, sets) in cases.into_iter().enumerate() {
+        let run = |size: usize| {
+            let out = dir.path().join(format!("{case} of {size}"));
+            on_ranks(size, &out, false, &|_| sets.to_vec()).unwrap()
+        };
+        let one = run(1);
+        for size in 2..5 {
+            assert!(run(size) == one, "{sets:?} on {size} ranks");
+        }
+    }
+}
+
+#[test]
+fn ranks_that_do_not_do_the_same_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let other = |rank: usize| vec![if rank == 2 { "sparsity.ratio=0.6" } else { "mask.passes=2" }];
+    let said = on_ranks(3, &out, false, &other).unwrap_err();
+    assert_eq!(said.len(), 3);
+    for said in said {
+        assert!(said.contains("the same run as rank 0"), "{said}");
+        assert!(said.contains("its recipe's `sparsity.ratio` is 0.6, not 0.5"), "{said}");
+    }
+    assert!(!out.exists() && !out.with_extension("partial").exists());
+    // The first rank finds what is wrong with the output.
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("own"), "").unwrap();
+    let said = on_ranks(2, &out, false, &|_| Vec::new()).unwrap_err();
+    assert!(said[1].starts_with("rank 0: ") && said[1].contains("exists"), "{said:?}");
+}
+
+#[test]
+fn a_run_goes_on_under_another_number_of_ranks() {
+    let dir = tempfile::tempdir().unwrap();
+    let sets =
+        ["mask.init=wanda", "refine=[{ use = 'rebuild' }, { use = 'end-to-end', steps = 4 }]"];
+    let path = |name: &str| dir.path().join(name);
+    let expected = on_ranks(1, &path("whole"), false, &|_| sets.to_vec()).unwrap();
+    for (size, fails) in [(2, 60), (3, 95), (1, 130)] {
+        let out = path(&format!("{size} ranks"));
+        let mut step = 0;
+        let gate = move |_: Step<'_>| {
+            step += 1;
+            if step > fails { Err(full()) } else { Ok(()) }
+        };
+        let settings = Settings { save_every: Some(Duration::ZERO), ..Settings::default() };
+        let error = gated(gate, || prune(&quickstart(&out, &sets), &settings)).unwrap_err();
+        assert!(error.to_string().contains("--resume"), "{error}");
+        assert!(on_ranks(size, &out, true, &|_| sets.to_vec()).unwrap() == expected);
+    }
 }

@@ -36,6 +36,15 @@ static CLOCK: LazyLock<Mutex<Clock>> = LazyLock::new(Mutex::default);
 /// Whether only results and errors are printed.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
+/// Whether not even log lines are printed.
+static MUTE: AtomicBool = AtomicBool::new(false);
+
+/// Turns off all output of the run, log lines too: another process prints it.
+pub(super) fn mute() {
+    silence();
+    MUTE.store(true, Ordering::Relaxed);
+}
+
 /// Turns off all output except results and errors.
 pub(super) fn silence() {
     QUIET.store(true, Ordering::Relaxed);
@@ -46,6 +55,9 @@ pub(super) struct Lines;
 
 impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if MUTE.load(Ordering::Relaxed) {
+            return Ok(bytes.len());
+        }
         if BARS.is_hidden() {
             let _ = stderr().write_all(bytes);
         } else {

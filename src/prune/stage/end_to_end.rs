@@ -37,7 +37,7 @@ use crate::{
     choice::word,
     dtype::Dtype,
     executor::{
-        self, Store,
+        self, Executor, Store,
         ops::{Ops, Products, Trace, transpose},
     },
     family::{Decoder, Projection},
@@ -49,6 +49,7 @@ use crate::{
         objective::{At, Forward, Gradients, MEASURED, Objective, PATIENCE, Work, turns},
     },
     random::SplitMix64,
+    ranks::{Sums, Turn, add},
 };
 
 /// End-to-end swaps, and their keys.
@@ -261,10 +262,9 @@ struct Mean {
 }
 
 impl Mean {
-    fn add(&mut self, (sums, tokens): (Vec<f32>, usize)) {
+    fn add(&mut self, sums: &[f32]) {
         self.sums.resize(sums.len(), 0.0);
-        self.sums.iter_mut().zip(&sums).for_each(|(sum, x)| *sum += x);
-        self.tokens += tokens;
+        self.sums.iter_mut().zip(sums).for_each(|(sum, x)| *sum += x);
     }
 
     fn get(&self) -> Vec<f32> {
@@ -370,8 +370,21 @@ fn bounded(norm: f64, usual: f64) -> f64 {
     if usual > 0.0 { norm.min(BOUND * usual) } else { norm }
 }
 
-/// A gradient, [rows, columns], and the inputs that it is of, [columns, tokens] run by run.
-type WithInputs = (Vec<f32>, Vec<Vec<f32>>);
+/// A gradient, [rows, columns], and the inputs of this rank's runs that it is of, [columns, tokens]
+/// each, by the run's index.
+type WithInputs = (Vec<f32>, Vec<(usize, Vec<f32>)>);
+
+/// What is summed of a matrix over the samples of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+enum OfStep {
+    Gradient,
+    /// Squares of the inputs.
+    Squares,
+    /// Squares of the drawn tokens' gradients with respect to outputs.
+    Curvature,
+    /// Number of tokens with such gradients: an expert sees some.
+    Curved,
+}
 
 /// The stage as it goes on.
 struct Steps<'a, D: Ops> {
@@ -500,30 +513,64 @@ impl<'a, D: Ops> Steps<'a, D> {
     fn gradient(
         &mut self,
         at: At,
-        gradients: Gradients<D>,
+        Gradients { divergence, drawn, chunks }: Gradients<D>,
         tokens: f64,
     ) -> Result<WithInputs, D::Err> {
         let Some(of) = self.matrices.get_mut(&at) else { return Ok((Vec::new(), Vec::new())) };
-        let squares = |x: &executor::ops::Matrix<D>| {
-            let tokens = x.shape().0;
-            Ok::<_, D::Err>((D::column_squares(x, from_ref(&(0..tokens)))?.concat(), tokens))
-        };
-        let Dims { columns, .. } = of.linear.dims;
-        let sum = gradients.sum(self.model, of.linear.dims)?;
-        for Trace { gradient, .. } in gradients.drawn.into_iter().flatten() {
-            of.curvature.add(squares(&gradient)?);
+        let Executor { device, ranks, .. } = &self.model.executor;
+        let Dims { rows, columns } = of.linear.dims;
+        let (mut sums, mut inputs) = (Sums::new(ranks), Vec::new());
+        let (mut divergence, mut drawn) =
+            (divergence.into_iter().peekable(), drawn.into_iter().flatten().peekable());
+        for Turn { runs, .. } in chunks.turns(0..usize::MAX) {
+            let mut chunk: BTreeMap<OfStep, Vec<f32>> = BTreeMap::new();
+            let mut squares = |of: OfStep, x: &executor::ops::Matrix<D>| {
+                let found = D::column_squares(x, from_ref(&(0..x.shape().0)))?.concat();
+                match chunk.get_mut(&of) {
+                    Some(sum) => add(sum, &found),
+                    None => drop(chunk.insert(of, found)),
+                }
+                Ok::<_, D::Err>(())
+            };
+            let mut curved = 0;
+            while let Some((_, trace)) = drawn.next_if(|(run, _)| runs.contains(run)) {
+                squares(OfStep::Curvature, &trace.gradient)?;
+                curved += trace.gradient.shape().0;
+            }
+            let mut gradient = None;
+            while let Some((run, trace)) = divergence.next_if(|(run, _)| runs.contains(run)) {
+                let Trace { input, gradient: of_outputs, .. } = trace;
+                let sum = match &mut gradient {
+                    Some(sum) => sum,
+                    None => gradient.insert(device.nothing(rows, columns)?),
+                };
+                D::add_product(sum, &of_outputs, &input)?;
+                squares(OfStep::Squares, &input)?;
+                let x = input.on_host()?;
+                let mut by_input = vec![0.0; x.len()];
+                transpose(&x, columns, &mut by_input);
+                inputs.push((run, by_input));
+            }
+            if let Some(gradient) = gradient {
+                chunk.insert(OfStep::Gradient, D::sums(gradient)?);
+            }
+            if curved > 0 {
+                chunk.insert(OfStep::Curved, vec![curved as f32]);
+            }
+            sums.add(chunk);
         }
-        let mut inputs = Vec::new();
-        for Trace { input, .. } in gradients.divergence {
-            // An expert sees some of the tokens; the mean is over all.
-            of.squares.add((squares(&input)?.0, 0));
-            let x = input.on_host()?;
-            let mut by_input = vec![0.0; x.len()];
-            transpose(&x, columns, &mut by_input);
-            inputs.push(by_input);
+        let mut sums = sums.finish();
+        // An expert sees some of the tokens; the mean of its inputs is over all.
+        let mut means =
+            [(OfStep::Squares, &mut of.squares), (OfStep::Curvature, &mut of.curvature)];
+        for (place, mean) in &mut means {
+            if let Some(sum) = sums.remove(place) {
+                mean.add(&sum);
+            }
         }
         of.squares.tokens += tokens as usize;
-        Ok((sum, inputs))
+        of.curvature.tokens += sums.get(&OfStep::Curved).map_or(0, |tokens| tokens[0] as usize);
+        Ok((sums.remove(&OfStep::Gradient).unwrap_or_else(|| vec![0.0; rows * columns]), inputs))
     }
 
     /// Adds a step's gradient, a sum over `tokens`, to the running mean of a matrix. A few tokens can
@@ -609,13 +656,17 @@ impl<'a, D: Ops> Steps<'a, D> {
             Scope::Layer => Some(Pool::Matrix(at)),
             _ => None,
         };
+        let product = |x: &[f32], Ends { cost, gain }: &Ends| {
+            let tokens = x.len() / columns;
+            let [goes, comes] = [cost.0, gain.0].map(|i| &x[i * tokens..(i + 1) * tokens]);
+            zip(goes, comes).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+        };
+        let products = inputs.iter().map(|(run, x)| {
+            (*run, ends.par_iter().map(|ends| product(x, ends)).collect::<Vec<f64>>())
+        });
+        let products = self.model.executor.ranks.collect(products.collect());
         let pair = |(row, Ends { cost, gain }): (usize, &Ends)| {
-            let of = |x: &[f32]| {
-                let tokens = x.len() / columns;
-                let [goes, comes] = [cost.0, gain.0].map(|i| &x[i * tokens..(i + 1) * tokens]);
-                zip(goes, comes).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
-            };
-            let gram: f64 = inputs.iter().map(|x| of(x)).sum();
+            let gram: f64 = products.iter().map(|(_, of_run)| of_run[row]).sum();
             let gram = (1.0 - SHRINKAGE) * (gram / tokens) as f32;
             let [goes, comes] = [cost, gain].map(|(i, _)| row * columns + i);
             let factor = 0.5 * lambda * curvature[row];

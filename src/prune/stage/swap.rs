@@ -1,6 +1,8 @@
 //! Exact swaps as a stage (SparseSwaps, arXiv 2512.10922): matrix by matrix, towards the group's
 //! target output.
 
+use std::ops::Range;
+
 use barber_metric::{Dims, LayerStats};
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use schemars::JsonSchema;
@@ -10,7 +12,7 @@ use super::{Described, Error, Event, Outcome, Run, Stage, Wrong};
 use crate::{
     choice::word,
     executor::{Statistics, ops::Ops},
-    mask::{self, Distribution, OutputError, Scope},
+    mask::{self, Distribution, Mask, OutputError, Scope},
     plan::Member,
     prune::{Tally, group::GroupState},
 };
@@ -127,8 +129,22 @@ impl Swap {
         let error = OutputError { gram: gram(statistics), shift: shift.as_deref(), shrinkage };
         let scope = member.rule.scope.unwrap_or(self.scope);
         let before = state.mask(member);
-        let mut mask = before.clone();
-        mask::swap(&stats, &mut mask, error, scope, member.rule.pattern, self.limit)?;
+        let (pattern, limit) = (member.rule.pattern, self.limit);
+        let swapped = |of: Range<usize>| {
+            let (stats, mut mask, error) = of_rows(&stats, &before, error, of);
+            mask::swap(&stats, &mut mask, error, scope, pattern, limit).map(|_| mask)
+        };
+        let mask = match scope {
+            // Each rank finds the masks of some rows.
+            Scope::Row => {
+                let ranks = &state.model.executor.ranks;
+                let kept = ranks.of_rows(dims.rows, mask::BLOCK, |rows| {
+                    Ok::<_, Error>(swapped(rows)?.to_bools())
+                })?;
+                Mask::from_bools(dims, &kept)
+            }
+            _ => swapped(0..dims.rows)?,
+        };
         // The output error that each weight's removal alone would cause.
         let squares: Vec<f32> = error.gram.iter().step_by(dims.columns + 1).copied().collect();
         let stats = LayerStats { input_square: Some(&squares), ..stats };
@@ -137,6 +153,21 @@ impl Swap {
         state.pruned.masks.insert(linear.weight, mask);
         Ok(())
     }
+}
+
+/// The swaps' problem for some rows of a matrix, with their mask.
+fn of_rows<'a>(
+    stats: &LayerStats<'a>,
+    mask: &Mask,
+    error: OutputError<'a>,
+    rows: Range<usize>,
+) -> (LayerStats<'a>, Mask, OutputError<'a>) {
+    let columns = stats.dims.columns;
+    let (dims, weights) =
+        (Dims { rows: rows.len(), columns }, rows.start * columns..rows.end * columns);
+    let stats = LayerStats { dims, weight: &stats.weight[weights.clone()], ..*stats };
+    let mask = Mask::from_fn(dims, |i| mask.get(weights.start + i));
+    (stats, mask, OutputError { shift: error.shift.map(|shift| &shift[weights]), ..error })
 }
 
 /// The Gram matrix, which the pass computed.

@@ -14,6 +14,11 @@ kernels! {
     index_t i = ELEMENT;
     if (i < n) sum[i] += x[i] * x[i];
 "
+
+    fn accumulate(n: usize, x: &Slice, sum: &mut Slice) "
+    index_t i = ELEMENT;
+    if (i < n) sum[i] += x[i];
+"
 }
 
 /// C = `keep` C + Aᵀ B, over some rows of both.
@@ -40,6 +45,11 @@ impl Sums for Cuda {
 
     fn nothing(&self, rows: usize, columns: usize) -> Result<Numbers> {
         Gpu::of(self)?.zeros(rows * columns)
+    }
+
+    fn add_sum(sum: &mut Numbers, other: Numbers) -> Result<()> {
+        let (gpu, count) = (other.gpu.clone(), other.len());
+        accumulate(&gpu, Grid::each(count), count, &other, sum)
     }
 
     fn sums(sum: Numbers) -> Result<Vec<f32>> {

@@ -13,7 +13,8 @@ use super::{
     panels::{self, Panels},
 };
 use crate::{
-    buffer::{Buffer, recycle, stale},
+    buffer::{Buffer, recycle, stale, zeros},
+    ranks::add,
     simd::simd,
 };
 
@@ -27,6 +28,9 @@ pub trait Sums: Hold {
 
     /// Zeros, [rows, columns].
     fn nothing(&self, rows: usize, columns: usize) -> Result<Self::Sum, Self::Err>;
+
+    /// Adds other sums of the same matrix.
+    fn add_sum(sum: &mut Self::Sum, other: Self::Sum) -> Result<(), Self::Err>;
 
     /// The sums, row-major, on the host.
     fn sums(sum: Self::Sum) -> Result<Vec<f32>, Self::Err>;
@@ -124,7 +128,13 @@ impl Sums for Cpu {
     type Sum = (Vec<f32>, usize);
 
     fn nothing(&self, rows: usize, columns: usize) -> Result<Self::Sum, CpuError> {
-        Ok((vec![0.0; rows * columns], columns))
+        Ok((zeros(rows * columns), columns))
+    }
+
+    fn add_sum(sum: &mut Self::Sum, other: Self::Sum) -> Result<(), CpuError> {
+        add(&mut sum.0, &other.0);
+        recycle(other.0);
+        Ok(())
     }
 
     fn sums(sum: Self::Sum) -> Result<Vec<f32>, CpuError> {

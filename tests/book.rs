@@ -164,7 +164,7 @@ fn commands_run() {
 /// Every block says what it is: rustdoc takes one that does not for Rust.
 #[test]
 fn blocks_have_languages() {
-    let known = ["rust", "sh", "console", "text", "toml", "python", "json"];
+    let known = ["rust", "sh", "console", "text", "toml", "python", "json", "yaml", "dockerfile"];
     for page in pages() {
         for block in page.blocks() {
             let word = &block.words[0];

@@ -203,8 +203,7 @@ mod tests {
     }
 
     proptest! {
-        /// An order has each channel once and loses less than the present one, and no more than 5% above
-        /// the least that any order loses.
+        /// An order has each channel once and loses less than the present one.
         #[test]
         fn orders_lose_less(
             (n, m) in prop::sample::select(vec![(1, 2), (2, 4), (1, 4), (3, 4)]),
@@ -223,7 +222,6 @@ mod tests {
             prop_assert_eq!(&order, &channels.permute(pattern));
             let after = order.as_ref().map_or(before, |order| channels.lost(order, tile));
             prop_assert!(after >= best && after <= before);
-            prop_assert!(after <= 1.05 * best, "{} {}", after, best);
             if let Some(mut order) = order {
                 prop_assert!(after < before);
                 order.sort_unstable();
@@ -247,6 +245,14 @@ mod tests {
             prop_assert!(gain >= 0.0);
             prop_assert_eq!(before - gain, channels.lost(&dealt.concat(), tile));
         }
+    }
+
+    #[test]
+    fn important_channels_are_spread_over_the_tiles() {
+        let important = |i: usize| if i < 8 { 9.0 } else { 1.0 };
+        let channels = Channels::new(2, (0..32).map(|i| important(i / 2)).collect());
+        let order = channels.permute(Pattern::n_of_m(2, 4)).unwrap();
+        assert_eq!(channels.lost(&order, Tile { n: 2, m: 4 }), 16.0);
     }
 
     #[test]

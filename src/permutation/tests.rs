@@ -82,15 +82,21 @@ fn rows_go_with_columns() {
         let reader = Reader::open(&Path::new("tests/fixtures/logits").join(fixture)).unwrap();
         let decoder = crate::model::decoder(&reader).unwrap();
         let all = orders(&decoder, &permuted(random_orders(&decoder, 2))).unwrap();
+        let mut experts = Vec::new();
         for name in all.keys() {
             let mut most = all.clone();
             most.remove(name);
             let zero = reader.read(name, reader.tensor(name).unwrap().shape).unwrap();
             if zero.iter().any(|x| *x != zero[0]) {
                 let worst = errors(&reader, most).into_iter().fold(0.0, f64::max);
-                assert!(worst > 1e-9, "{fixture}: {name}");
+                // An expert may see no token.
+                match name.contains(".experts.") {
+                    true => experts.push(worst > 1e-9),
+                    false => assert!(worst > 1e-9, "{fixture}: {name}"),
+                }
             }
         }
+        assert!(experts.is_empty() || experts.contains(&true), "{fixture}");
     }
 }
 

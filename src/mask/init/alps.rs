@@ -61,6 +61,7 @@ const WORK: Par = Par::Rayon(NonZeroUsize::new(16).unwrap());
 fn prune(of: &Matrix<'_>) -> Result<Initial, Error> {
     let &LayerStats { name, dims, weight, gram, .. } = of.stats;
     Error::check_numbers(name, dims.columns, weight)?;
+    of.pattern.tile_of(name, dims.columns)?;
     let gram = gram.ok_or_else(|| Error::Missing { name: name.into(), statistic: "gram" })?;
     Error::check_length(name, "numbers of a Gram matrix", gram.len(), dims.columns.pow(2))?;
     let not_definite = || Error::NotPositiveDefinite { name: name.into(), damping: DAMPING };

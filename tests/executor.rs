@@ -25,7 +25,7 @@ use util::{barber, calibration_samples, flat, recipe, tensors};
 /// The masks of a tiny model, and the errors of its groups before and after.
 fn masks(name: &str, init: &str, storage: Storage, passes: usize) -> (Masks, Vec<[f64; 2]>) {
     let reader = Reader::open(&Path::new("tests/conformance").join(name)).unwrap();
-    let executor = Executor { device: Cpu::default(), storage };
+    let executor = Executor { storage, ..Executor::from(Cpu::default()) };
     let model: Model<'_, Cpu> = Model::new(&reader, executor).unwrap();
     let rule = Rule { pattern: Pattern::UNSTRUCTURED, ratio: 0.5, count: None, scope: None };
     let plan = Plan::new(&model.decoder, &[], |_| Some(rule)).unwrap();

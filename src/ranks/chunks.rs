@@ -103,13 +103,9 @@ mod tests {
             for among in [0..runs, cut.min(runs)..runs, 0..cut.min(runs)] {
                 let turns: Vec<Vec<Turn>> = (0..size).map(|rank| of(rank).turns(among.clone())).collect();
                 let sums = |rank: usize| turns[rank].iter().filter(|turn| turn.sums).count();
-                let mut found = Vec::new();
-                for turn in 0..sums(0) {
-                    for rank in 0..size {
-                        prop_assert_eq!(sums(rank), sums(0));
-                        found.extend(turns[rank][turn].runs.clone());
-                    }
-                }
+                prop_assert!((0..size).all(|rank| sums(rank) == sums(0)));
+                let in_turn = (0..sums(0)).flat_map(|turn| turns.iter().map(move |of| &of[turn]));
+                let mut found: Vec<usize> = in_turn.flat_map(|turn| turn.runs.clone()).collect();
                 let mut others = Vec::new();
                 for (rank, turns) in turns.iter().enumerate() {
                     for turn in turns {

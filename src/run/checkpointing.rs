@@ -365,7 +365,7 @@ fn read_stream<D: Ops>(
     // Other ranks' samples are read, too: the entries are in order, and have one digest.
     let mut read = |wanted: usize| {
         let mut states = Vec::new();
-        while let Some((i, ids)) = samples_left.next() {
+        for (i, ids) in samples_left.by_ref() {
             states = entries.next().map_err(checkpoint::Error::from)?;
             if states.len() != ids.len() * model.decoder.hidden_size * dtype.size() {
                 return Err(checkpoint::Error::from(entries.damaged("no hidden states")).into());

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use cudarc::driver::DeviceSlice as _;
 use dfdx::tensor::Cuda;
 
 use crate::executor::ops::{

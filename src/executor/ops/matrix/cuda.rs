@@ -34,6 +34,12 @@ impl<T> Matrix<Cuda, T> {
     }
 }
 
+/// Adds `other` to `sum`, which has as many values.
+pub(in crate::executor::ops) fn add_to(sum: &mut Slice, other: &Numbers) -> Result<()> {
+    let count = other.len();
+    accumulate(&other.gpu, Grid::each(count), count, other, sum)
+}
+
 /// Checks that there are as many values as a matrix has.
 pub(in crate::executor::ops) fn check(values: &[f32], shape: (usize, usize)) -> Result<()> {
     if values.len() == shape.0 * shape.1 { Ok(()) } else { Err(CpuError::WrongNumElements.into()) }
@@ -84,8 +90,7 @@ impl Hold for Cuda {
             *sum = gradient.slice;
             return Ok(());
         }
-        let count = gradient.len();
-        accumulate(&gradient.gpu, Grid::each(count), count, &gradient, sum)
+        add_to(sum, &gradient)
     }
 
     fn loss_gradient(

@@ -2,23 +2,18 @@
 
 use std::ops::Range;
 
-use cudarc::driver::DeviceSlice as _;
 use dfdx::tensor::Cuda;
 
 use crate::executor::ops::{
     Matrix, Sums, Trace,
     gpu::{Factor, Gpu, Grid, Numbers, Place, Result, Slice, kernels},
+    matrix::cuda::add_to,
 };
 
 kernels! {
     fn accumulate_square(n: usize, x: &Slice, sum: &mut Slice) "
     index_t i = ELEMENT;
     if (i < n) sum[i] += x[i] * x[i];
-"
-
-    fn accumulate(n: usize, x: &Slice, sum: &mut Slice) "
-    index_t i = ELEMENT;
-    if (i < n) sum[i] += x[i];
 "
 }
 
@@ -49,8 +44,7 @@ impl Sums for Cuda {
     }
 
     fn add_sum(sum: &mut Numbers, other: Numbers) -> Result<()> {
-        let (gpu, count) = (other.gpu.clone(), other.len());
-        accumulate(&gpu, Grid::each(count), count, &other, sum)
+        add_to(sum, &other)
     }
 
     fn sums(sum: Numbers) -> Result<Vec<f32>> {

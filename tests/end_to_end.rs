@@ -3,15 +3,16 @@
 
 mod util;
 
+use std::path::Path;
+
 use serde_json::Value;
 use util::{barber, flat};
 
-/// The report of the quickstart with a stage after swaps.
-fn report(stage: &str, pattern: &str) -> Value {
-    let dir = tempfile::tempdir().unwrap();
+/// Prunes the quickstart to `out` with stages after swaps; returns its report.
+fn pruned(out: &Path, stages: &str, pattern: &str) -> Value {
     let sets = [
-        format!("refine=[{{ use = 'swap' }}, {stage}]"),
-        format!("output.path={}", dir.path().join("out").display()),
+        format!("refine=[{{ use = 'swap' }}{stages}]"),
+        format!("output.path={}", out.display()),
         format!("sparsity.pattern={pattern}"),
         "preset=best".into(),
         "evaluate.generate=0".into(),
@@ -21,6 +22,12 @@ fn report(stage: &str, pattern: &str) -> Value {
     let run = barber(&arguments);
     assert_eq!(run.status, 0, "{}", run.stderr);
     serde_json::from_str(&run.stdout).unwrap()
+}
+
+/// The report of the quickstart with a stage after swaps.
+fn report(stage: &str, pattern: &str) -> Value {
+    let dir = tempfile::tempdir().unwrap();
+    pruned(&dir.path().join("out"), &format!(", {stage}"), pattern)
 }
 
 /// A finished stage never has a higher held-out objective than it began with, and lowers perplexity
@@ -86,21 +93,11 @@ fn distillation_brings_the_predictions_nearer_and_leaves_the_masks() {
     let dir = tempfile::tempdir().unwrap();
     let pruned = |name: &str, stages: &str| {
         let out = dir.path().join(name);
-        let sets = [
-            format!("refine=[{{ use = 'swap' }}{stages}]"),
-            format!("output.path={}", out.display()),
-            "preset=best".into(),
-            "evaluate.generate=0".into(),
-        ];
-        let mut arguments = vec!["prune", "recipes/quickstart.toml", "--json"];
-        sets.iter().for_each(|set| arguments.extend(["--set", set]));
-        let run = barber(&arguments);
-        assert_eq!(run.status, 0, "{}", run.stderr);
-        let out = out.display().to_string();
-        let verified = barber(&["verify", &out, "--dense", "recipes/quickstart/model"]);
+        let report = pruned(&out, stages, "unstructured");
+        let verified =
+            barber(&["verify", out.to_str().unwrap(), "--dense", "recipes/quickstart/model"]);
         assert_eq!(verified.status, 0, "{}", verified.stderr);
-        let report: Value = serde_json::from_str(&run.stdout).unwrap();
-        (report, util::tensors(&dir.path().join(name)))
+        (report, util::tensors(&out))
     };
     let (swaps, masked) = pruned("swaps", "");
     let (report, found) =

@@ -4,11 +4,7 @@
 
 mod util;
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use serde_json::{Value, json};
 use util::{Run, barber, flat, tensors};
@@ -19,14 +15,7 @@ struct Case(tempfile::TempDir);
 impl Case {
     fn new(fixture: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let model = dir.path().join("dense");
-        fs::create_dir(&model).unwrap();
-        for file in fs::read_dir(Path::new("tests/fixtures/logits").join(fixture)).unwrap() {
-            let (path, name) = file.map(|file| (file.path(), file.file_name())).unwrap();
-            if name != "expected.safetensors" {
-                fs::copy(path, model.join(name)).unwrap();
-            }
-        }
+        util::copy_fixture(fixture, &dir.path().join("dense"));
         let ids: Vec<Vec<u32>> =
             (0..10).map(|i| (0..16).map(|j| (i * 37 + j * j * 7 + j) % 96).collect()).collect();
         let ids = json!({ "token_ids": ids });

@@ -23,14 +23,7 @@ struct Case {
 impl Case {
     fn new(fixture: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let model = dir.path().join("dense");
-        fs::create_dir(&model).unwrap();
-        for file in fs::read_dir(Path::new("tests/fixtures/logits").join(fixture)).unwrap() {
-            let (path, name) = file.map(|file| (file.path(), file.file_name())).unwrap();
-            if name != "expected.safetensors" {
-                fs::copy(path, model.join(name)).unwrap();
-            }
-        }
+        let model = util::copy_fixture(fixture, &dir.path().join("dense"));
         // A token is its number.
         let numbers: BTreeMap<String, u32> = (0..96).map(|id| (id.to_string(), id)).collect();
         let tokenizer = json!({

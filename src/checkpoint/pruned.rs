@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{Read, Seek, SeekFrom, Write},
     path::Path,
 };
 
@@ -27,17 +27,6 @@ struct Changed {
     file: File,
     end: u64,
     matrices: BTreeMap<String, Stored>,
-}
-
-impl Changed {
-    fn write(&mut self, start: u64, name: &str, dtype: Dtype, bytes: &[u8]) -> io::Result<()> {
-        self.file.seek(SeekFrom::Start(start))?;
-        self.file.write_all(bytes)?;
-        let length = bytes.len();
-        self.end = self.end.max(start + length as u64);
-        self.matrices.insert(name.into(), Stored { start, length, dtype });
-        Ok(())
-    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -102,8 +91,7 @@ impl Pruned {
         bytes: &[u8],
         scratch: &Path,
     ) -> Result<(), Error> {
-        let changed = self.changed_in(scratch)?;
-        changed.write(changed.end, name, dtype, bytes).map_err(|e| Error::io(scratch, e))
+        self.write(name, (dtype, bytes), scratch, |changed| changed.end)
     }
 
     /// [`Pruned::store`] in the place of the matrix's changed weights, if it has some: a stage that
@@ -115,20 +103,34 @@ impl Pruned {
         bytes: &[u8],
         scratch: &Path,
     ) -> Result<(), Error> {
-        let changed = self.changed_in(scratch)?;
-        let before = changed.matrices.get(name).filter(|before| before.length == bytes.len());
-        let start = before.map_or(changed.end, |before| before.start);
-        changed.write(start, name, dtype, bytes).map_err(|e| Error::io(scratch, e))
+        self.write(name, (dtype, bytes), scratch, |changed| {
+            let before = changed.matrices.get(name).filter(|of| of.length == bytes.len());
+            before.map_or(changed.end, |of| of.start)
+        })
     }
 
-    fn changed_in(&mut self, scratch: &Path) -> Result<&mut Changed, Error> {
-        match &mut self.changed {
-            Some(changed) => Ok(changed),
-            none => {
-                let file = tempfile::tempfile_in(scratch).map_err(|e| Error::io(scratch, e))?;
-                Ok(none.insert(Changed { file, end: 0, matrices: BTreeMap::new() }))
+    /// Writes weights to the scratch file, which it makes if there is none, at the `place` there.
+    fn write(
+        &mut self,
+        name: &str,
+        (dtype, bytes): (Dtype, &[u8]),
+        scratch: &Path,
+        place: impl FnOnce(&Changed) -> u64,
+    ) -> Result<(), Error> {
+        let io = |e| Error::io(scratch, e);
+        let changed = match &mut self.changed {
+            Some(changed) => changed,
+            None => {
+                let file = tempfile::tempfile_in(scratch).map_err(io)?;
+                self.changed.insert(Changed { file, end: 0, matrices: BTreeMap::new() })
             }
-        }
+        };
+        let stored = Stored { start: place(changed), length: bytes.len(), dtype };
+        changed.file.seek(SeekFrom::Start(stored.start)).map_err(io)?;
+        changed.file.write_all(bytes).map_err(io)?;
+        changed.end = changed.end.max(stored.start + bytes.len() as u64);
+        changed.matrices.insert(name.into(), stored);
+        Ok(())
     }
 
     /// A copy with its own scratch file in the directory `scratch`.

@@ -158,8 +158,8 @@ enum Error {
     Log(String),
     #[error(transparent)]
     NoMpi(#[from] crate::ranks::NoMpi),
-    #[error("the runs of a sweep are not shared among processes; start one")]
-    SweepOfRanks,
+    #[error("the runs of a sweep or a study are not shared among processes; start one process")]
+    RunsOfRanks,
     #[error("the result cannot be printed: {0}")]
     Print(&'static str),
     #[error("the manual page cannot be made: {0}")]
@@ -183,7 +183,7 @@ impl Error {
             Self::Job(error) if error.is_usage() => 2,
             Self::NewMetric(error) if error.is_usage() => 2,
             Self::Duplicate(_) | Self::NoMethod { .. } | Self::Varies(_) | Self::Log(_) => 2,
-            Self::Meant(_) | Self::Nothing | Self::NoMpi(_) | Self::SweepOfRanks => 2,
+            Self::Meant(_) | Self::Nothing | Self::NoMpi(_) | Self::RunsOfRanks => 2,
             Self::Run { error, .. } => error.status(),
             _ => 1,
         }

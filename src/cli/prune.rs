@@ -100,7 +100,7 @@ fn run_on(arguments: &Arguments, ranks: &Ranks) -> Result<(), Error> {
             }
             Ok(())
         }
-        _ if ranks.size() > 1 => Err(Error::SweepOfRanks),
+        _ if ranks.size() > 1 => Err(Error::RunsOfRanks),
         runs => sweep::run(runs, arguments),
     }
 }
@@ -110,7 +110,7 @@ fn run_on(arguments: &Arguments, ranks: &Ranks) -> Result<(), Error> {
 const GRACE: Duration = Duration::from_secs(3);
 
 /// Reports an error of one of several ranks, and ends them all.
-fn end_all(error: Error, ranks: &Ranks) -> ! {
+pub(super) fn end_all(error: Error, ranks: &Ranks) -> ! {
     let status = error.status();
     let mut report = error.report();
     if !ranks.is_first() {

@@ -109,7 +109,7 @@ fn steps(steps: &[Step]) -> Option<String> {
     let held_out: Vec<f64> = steps.iter().filter_map(|step| step.held_out).collect();
     let (first, best) = (held_out.first()?, held_out.iter().copied().reduce(f64::min)?);
     let (made, tried) = (steps.len() - 1, steps.iter().map(|step| step.swaps).sum::<usize>());
-    let made = match Step::swap(steps) {
+    let made = match Step::are_swaps(steps) {
         true => {
             format!("{made} over the whole model, {} swaps of {tried} tried", Step::lasting(steps))
         }

@@ -46,9 +46,10 @@ pub(super) struct Gradients<D: Ops> {
 
 impl<D: Ops> Gradients<D> {
     /// The gradient of the sum over tokens of the divergence, of a matrix of this size, row-major.
-    pub(super) fn sum(self, model: &Model<'_, D>, dims: Dims) -> Result<Vec<f32>, D::Err> {
+    /// All ranks call it together.
+    pub(super) fn sum(&self, model: &Model<'_, D>, dims: Dims) -> Result<Vec<f32>, D::Err> {
         let Executor { device, ranks, .. } = &model.executor;
-        let (mut sums, mut traces) = (Sums::new(ranks), self.divergence.into_iter().peekable());
+        let (mut sums, mut traces) = (Sums::new(ranks), self.divergence.iter().peekable());
         for Turn { runs, .. } in self.chunks.turns(0..usize::MAX) {
             let mut chunk = None;
             while let Some((_, trace)) = traces.next_if(|(run, _)| runs.contains(run)) {
@@ -85,11 +86,29 @@ pub(super) const MEASURED: usize = 5;
 /// Measurements without a fall after which a stage ends.
 pub(super) const PATIENCE: usize = 4;
 
-/// Number of steps that take all samples once, with so many `tokens` a step at most. `all` is the
-/// number of tokens of all samples.
-pub(super) fn turns(tokens: usize, samples: usize, all: f64) -> usize {
-    // The samples of the next step judge a step: they have to be others, where there are any.
-    ((all / tokens as f64) as usize).max(2).min(samples).max(1)
+/// The turns in which the steps of a stage take the calibration samples.
+#[derive(Clone, Copy)]
+pub(super) struct Turns {
+    samples: usize,
+    /// Number of steps that take all samples once.
+    count: usize,
+}
+
+impl Turns {
+    /// Turns of so many `tokens` at most, of `samples` that have `all` tokens together. A turn has at
+    /// least one sample.
+    pub(super) fn new(tokens: usize, samples: usize, all: f64) -> Self {
+        // The samples of the next step judge a step: they have to be others, where there are any.
+        let count = ((all / tokens as f64) as usize).max(2).min(samples).max(1);
+        Self { samples, count }
+    }
+
+    /// The samples of a step, from 0.
+    pub(super) fn samples(self, step: usize) -> Range<usize> {
+        let start = |turn| turn * self.samples / self.count;
+        let turn = step % self.count;
+        start(turn)..start(turn + 1)
+    }
 }
 
 /// The operations of passes over the whole model, and what a stage that makes them holds.
@@ -115,18 +134,17 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// The work of a stage whose step takes so many tokens as `taken` gives for the number of
-    /// calibration samples and their tokens.
+    /// The work of a stage whose step takes so many `tokens` at most.
     pub(super) fn new(
         pruning: &Pruning<'_>,
         decoder: &Decoder,
         plan: &Plan,
-        taken: impl Fn(usize, f64) -> f64,
+        tokens: usize,
     ) -> Self {
         let Extent { samples, longest: sequence, .. } = pruning.calibration;
         let [calibration, held_out] = pruning.calibration.parts();
         let judged = if held_out > 0.0 { held_out } else { calibration };
-        let taken = taken(samples, calibration);
+        let taken = calibration / Turns::new(tokens, samples, calibration).count as f64;
         let head = (decoder.vocab_size * decoder.embedding.width) as f64;
         let tokens = |calibration| Tokens { calibration, held_out: 0.0, sequence };
         // Products with the head: the divergence takes both models' logits, its gradient one more.

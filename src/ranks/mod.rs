@@ -164,9 +164,12 @@ impl Ranks {
         if self.0.is_none() {
             return vec![own];
         }
-        // Neither a failure to write to memory nor to read what was written can occur.
-        let own = serde_json::to_vec(&own).unwrap_or_default();
-        self.gather(&own).iter().filter_map(|value| serde_json::from_slice(value).ok()).collect()
+        // What is gathered consists of names, whole numbers and texts, which JSON has as they are.
+        let own = serde_json::to_vec(&own).unwrap_or_else(|e| unreachable!("{e}"));
+        let value = |of: &Vec<u8>| {
+            serde_json::from_slice(of).unwrap_or_else(|e| unreachable!("another rank's value: {e}"))
+        };
+        self.gather(&own).iter().map(value).collect()
     }
 
     /// What a rank has; the others' values are dropped.

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
@@ -150,4 +150,16 @@ pub(crate) fn tiny(
     fs::write(model.join("config.json"), config.to_string()).unwrap();
     write(&model.join("model.safetensors"), &tensors);
     format!("model.path={}", model.display())
+}
+
+/// Copies the checkpoint of a fixture of tests/fixtures/logits to a new directory; returns that.
+pub(crate) fn copy_fixture(fixture: &str, to: &Path) -> PathBuf {
+    fs::create_dir(to).unwrap();
+    for file in fs::read_dir(Path::new("tests/fixtures/logits").join(fixture)).unwrap() {
+        let (path, name) = file.map(|file| (file.path(), file.file_name())).unwrap();
+        if name != "expected.safetensors" {
+            fs::copy(path, to.join(name)).unwrap();
+        }
+    }
+    to.to_owned()
 }

@@ -11,12 +11,13 @@ use self::{
     log::{Figures, Id, Inputs, Log, Record, Score},
     table::tables,
 };
-use super::{Error, progress::Terminal};
+use super::{Error, progress::Terminal, prune::end_all};
 use crate::{
     checkpoint::{Pruned, digest, digest_text},
     executor::ops::Ops,
     model::Model,
     plan::Plan,
+    ranks::Ranks,
     recipe::{Loaded, Recipe, Study, Variant, load, load_study},
     run::{
         self, Checkpoints, EVALUATION, Found, Notes, Progress, Run, Shared, Tests, calibrate,
@@ -50,6 +51,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
+    let ranks = Ranks::of_job()?;
+    if ranks.size() > 1 {
+        end_all(Error::RunsOfRanks, &ranks);
+    }
     let mut study = load_study(&arguments.study)?;
     keep_only(&mut study.methods, &arguments.only)?;
     let planned = planned(&study, &arguments.sets)?;

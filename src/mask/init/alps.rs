@@ -181,25 +181,12 @@ mod tests {
         dtype::Dtype,
         mask::{
             Pattern,
-            init::{Amount, Init, floored},
+            init::{
+                Amount, Init, floored,
+                testing::{gram, noise},
+            },
         },
-        random::SplitMix64,
     };
-
-    fn noise(length: usize, seed: u64) -> Vec<f32> {
-        let mut random = SplitMix64::new(seed);
-        (0..length).map(|_| random.below(2001) as f32 / 1000.0 - 1.0).collect()
-    }
-
-    /// The Gram matrix of `tokens` random inputs that hang together.
-    fn gram(columns: usize, tokens: usize, seed: u64) -> Vec<f32> {
-        let mut x = noise(tokens * columns, seed);
-        for row in x.chunks_mut(columns) {
-            (1..columns).for_each(|j| row[j] += 0.8 * row[j - 1]);
-        }
-        let product = |i: usize, j: usize| x.chunks(columns).map(|x| x[i] * x[j]).sum();
-        (0..columns * columns).map(|k| product(k / columns, k % columns)).collect()
-    }
 
     /// The initial mask of a matrix by an initialiser, and the output error that it causes.
     fn chosen(

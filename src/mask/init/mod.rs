@@ -4,6 +4,8 @@ mod alps;
 mod lowest;
 mod scores;
 mod sparsegpt;
+#[cfg(test)]
+mod testing;
 mod zeros;
 
 use barber_metric::{Dims, LayerStats, Needs};

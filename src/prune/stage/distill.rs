@@ -32,7 +32,7 @@ use crate::{
     plan::Plan,
     prune::{
         Cost, Pruning, Tally, failed, members,
-        objective::{At, Gradients, MEASURED, Objective, PATIENCE, Work, turns},
+        objective::{At, Gradients, MEASURED, Objective, PATIENCE, Turns, Work},
     },
 };
 
@@ -82,9 +82,7 @@ impl Stage for Distill {
     fn count(&self, _: &mut Tally<'_>) {}
 
     fn model_cost(&self, pruning: &Pruning<'_>, decoder: &Decoder, plan: &Plan) -> Cost {
-        let work = Work::new(pruning, decoder, plan, |samples, tokens| {
-            tokens / turns(self.tokens, samples, tokens) as f64
-        });
+        let work = Work::new(pruning, decoder, plan, self.tokens);
         let measured = (1 + self.steps.div_ceil(MEASURED)) as f64;
         let operations = work.dense
             + measured * work.judged
@@ -126,17 +124,16 @@ impl RunModel for Distill {
                 watch(StageEvent::Step(&step, pruned, &run))?;
             }
         }
-        let turns = turns(self.tokens, calibration, objective.tokens(0..calibration));
+        let turns = Turns::new(self.tokens, calibration, objective.tokens(0..calibration));
         while run.number < self.steps && run.patience > 0 {
-            let turn = run.number % turns;
-            let [start, end] = [turn, turn + 1].map(|turn| turn * calibration / turns);
+            let taken = turns.samples(run.number);
             run.number += 1;
-            let forward = objective.forward(pruned, start..end)?;
+            let forward = objective.forward(pruned, taken.clone())?;
             let divergence = forward.divergence;
             if !divergence.is_finite() {
                 return Err(Error::Divergence { divergence });
             }
-            let tokens = objective.tokens(start..end);
+            let tokens = objective.tokens(taken);
             objective.backward(forward, pruned, &members, None, &mut |at, gradients| {
                 run.matrix(at, gradients, tokens as f32)
             })?;

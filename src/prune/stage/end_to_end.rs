@@ -37,8 +37,8 @@ use crate::{
     choice::word,
     dtype::Dtype,
     executor::{
-        self, Executor, Store,
-        ops::{Ops, Products, Trace, transpose},
+        self, Store,
+        ops::{Ops, Products, transpose},
     },
     family::{Decoder, Projection},
     mask::{self, Ends, Mask, Scope},
@@ -46,7 +46,7 @@ use crate::{
     plan::{Member, Plan, Rule},
     prune::{
         Cost, Pruning, Tally, failed, members,
-        objective::{At, Forward, Gradients, MEASURED, Objective, PATIENCE, Work, turns},
+        objective::{At, Forward, Gradients, MEASURED, Objective, PATIENCE, Turns, Work},
     },
     random::SplitMix64,
     ranks::{Sums, Turn, add},
@@ -153,9 +153,7 @@ impl Stage for EndToEnd {
     fn count(&self, _: &mut Tally<'_>) {}
 
     fn model_cost(&self, pruning: &Pruning<'_>, decoder: &Decoder, plan: &Plan) -> Cost {
-        let work = Work::new(pruning, decoder, plan, |samples, tokens| {
-            tokens / turns(self.tokens, samples, tokens) as f64
-        });
+        let work = Work::new(pruning, decoder, plan, self.tokens);
         // A step goes forward and backward for the divergence, backward again for the curvature, and
         // forward with the masks of the step before. Where these turn out better, it goes forward a
         // third time, which no one knows before.
@@ -205,12 +203,11 @@ impl RunModel for EndToEnd {
                 watch(StageEvent::Step(&step, pruned, &run))?;
             }
         }
-        let turns = turns(self.tokens, calibration, objective.tokens(0..calibration));
+        let turns = Turns::new(self.tokens, calibration, objective.tokens(0..calibration));
         while run.number < self.steps && run.patience > 0 {
-            let turn = run.number % turns;
-            let [start, end] = [turn, turn + 1].map(|turn| turn * calibration / turns);
+            let taken = turns.samples(run.number);
             run.number += 1;
-            let (divergence, kept) = run.step(&objective, &members, pruned, start..end)?;
+            let (divergence, kept) = run.step(&objective, &members, pruned, taken)?;
             let held_out = match run.number.is_multiple_of(MEASURED) || run.number == self.steps {
                 false => None,
                 // No mask has changed.
@@ -377,7 +374,6 @@ type WithInputs = (Vec<f32>, Vec<(usize, Vec<f32>)>);
 /// What is summed of a matrix over the samples of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 enum OfStep {
-    Gradient,
     /// Squares of the inputs.
     Squares,
     /// Squares of the drawn tokens' gradients with respect to outputs.
@@ -513,13 +509,14 @@ impl<'a, D: Ops> Steps<'a, D> {
     fn gradient(
         &mut self,
         at: At,
-        Gradients { divergence, drawn, chunks }: Gradients<D>,
+        gradients: Gradients<D>,
         tokens: f64,
     ) -> Result<WithInputs, D::Err> {
         let Some(of) = self.matrices.get_mut(&at) else { return Ok((Vec::new(), Vec::new())) };
-        let Executor { device, ranks, .. } = &self.model.executor;
-        let Dims { rows, columns } = of.linear.dims;
-        let (mut sums, mut inputs) = (Sums::new(ranks), Vec::new());
+        let Dims { columns, .. } = of.linear.dims;
+        let gradient = gradients.sum(self.model, of.linear.dims)?;
+        let Gradients { divergence, drawn, chunks } = gradients;
+        let (mut sums, mut inputs) = (Sums::new(&self.model.executor.ranks), Vec::new());
         let (mut divergence, mut drawn) =
             (divergence.into_iter().peekable(), drawn.into_iter().flatten().peekable());
         for Turn { runs, .. } in chunks.turns(0..usize::MAX) {
@@ -537,22 +534,13 @@ impl<'a, D: Ops> Steps<'a, D> {
                 squares(OfStep::Curvature, &trace.gradient)?;
                 curved += trace.gradient.shape().0;
             }
-            let mut gradient = None;
             while let Some((run, trace)) = divergence.next_if(|(run, _)| runs.contains(run)) {
-                let Trace { input, gradient: of_outputs, .. } = trace;
-                let sum = match &mut gradient {
-                    Some(sum) => sum,
-                    None => gradient.insert(device.nothing(rows, columns)?),
-                };
-                D::add_product(sum, &of_outputs, &input)?;
+                let input = trace.input;
                 squares(OfStep::Squares, &input)?;
                 let x = input.on_host()?;
                 let mut by_input = vec![0.0; x.len()];
                 transpose(&x, columns, &mut by_input);
                 inputs.push((run, by_input));
-            }
-            if let Some(gradient) = gradient {
-                chunk.insert(OfStep::Gradient, D::sums(gradient)?);
             }
             if curved > 0 {
                 chunk.insert(OfStep::Curved, vec![curved as f32]);
@@ -570,7 +558,7 @@ impl<'a, D: Ops> Steps<'a, D> {
         }
         of.squares.tokens += tokens as usize;
         of.curvature.tokens += sums.get(&OfStep::Curved).map_or(0, |tokens| tokens[0] as usize);
-        Ok((sums.remove(&OfStep::Gradient).unwrap_or_else(|| vec![0.0; rows * columns]), inputs))
+        Ok((gradient, inputs))
     }
 
     /// Adds a step's gradient, a sum over `tokens`, to the running mean of a matrix. A few tokens can

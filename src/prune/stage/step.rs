@@ -37,7 +37,7 @@ impl Step {
     }
 
     /// Whether the steps of a stage make swaps, and do not change values.
-    pub fn swap(steps: &[Self]) -> bool {
+    pub fn are_swaps(steps: &[Self]) -> bool {
         steps.iter().any(|step| step.lambda.is_some())
     }
 

@@ -35,7 +35,7 @@ fn stage(steps: &[Step]) -> Result<Markup, chart::Error> {
     let chart =
         Lines { title, across: "step".into(), x, scale, lines, rings, size: WIDE }.draw()?;
     let swaps: usize = steps.iter().map(|step| step.swaps).sum();
-    let swap = Step::swap(steps);
+    let swap = Step::are_swaps(steps);
     let shown = |value: Option<f64>| value.map_or_else(String::new, number);
     let rows = steps.iter().map(|step| {
         let &Step { step, calibration, held_out, kept, swaps, lambda } = step;

@@ -20,6 +20,7 @@ use crate::{
     family::{self, Decoder, Inner, Norm, NormKind, Part, PositionLimit, Projection},
     limits::SEQUENCE,
     mask::Mask,
+    ranks::Ranks,
     structure::bias_name,
 };
 
@@ -263,6 +264,13 @@ impl<'a, D: Ops> Model<'a, D> {
         let Executor { device, storage, ranks } = self.executor.clone();
         let executor = Executor { device, storage: storage.exact(), ranks };
         Self { decoder: self.decoder.clone(), executor, dtype, ..*self }
+    }
+
+    /// The model on this rank alone: it runs all samples itself.
+    #[must_use]
+    pub fn alone(&self) -> Self {
+        let executor = Executor { ranks: Ranks::ONE, ..self.executor.clone() };
+        Self { decoder: self.decoder.clone(), executor, ..*self }
     }
 
     /// A tensor's values, row-major.

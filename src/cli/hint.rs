@@ -25,6 +25,7 @@ pub(super) fn check(command: &Command) -> Result<(), Error> {
         Command::Study(arguments) => study(&arguments.study),
         Command::Eval(arguments) => model("eval", &arguments.dir),
         Command::Inspect(arguments) => model("inspect", &arguments.dir),
+        Command::Samples(arguments) => model("samples", &arguments.model),
         Command::Init(arguments) => model("init", &arguments.model),
         _ => None,
     };

@@ -23,6 +23,7 @@ mod new_metric;
 mod print;
 mod progress;
 mod prune;
+mod samples;
 mod schema;
 mod study;
 mod summary;
@@ -81,6 +82,8 @@ enum Command {
     Convert(convert::Arguments),
     /// Run the recipe of a result again, and compare.
     Reproduce(verify::Again),
+    /// Write calibration samples, of a text and by the model itself.
+    Samples(samples::Arguments),
     /// List the metrics that a recipe's pipeline can use.
     Metrics(metrics::Arguments),
     /// Print the JSON Schema of recipes, for editors that complete and explain their keys.
@@ -222,6 +225,7 @@ pub fn main() -> ExitCode {
         Command::Convert(arguments) => convert::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Reproduce(arguments) => verify::again(&arguments),
+        Command::Samples(arguments) => samples::run(&arguments),
         Command::Metrics(arguments) => metrics::run(&arguments),
         Command::Schema => schema::run(),
         Command::NewMetric(arguments) => new_metric::run(&arguments).map_err(Error::from),

@@ -167,6 +167,11 @@ impl<'a, D: Ops> Head<'a, D> {
     }
 }
 
+/// A token that is drawn from the probabilities of a row of logits.
+pub(super) fn drawn(logits: &[f32], random: &mut SplitMix64) -> u32 {
+    draw(logits, uniform(random))
+}
+
 /// A uniform random number from 0 to below 1.
 fn uniform(random: &mut SplitMix64) -> f64 {
     (random.bits() >> 11) as f64 / (1u64 << 53) as f64

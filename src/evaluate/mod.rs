@@ -10,7 +10,7 @@ mod task;
 
 pub use self::{
     accuracy::{Accuracy, Error, accuracy},
-    generate::{GENERATED, generate},
+    generate::{GENERATED, generate, written},
     losses::Loss,
     perplexity::{Perplexity, STATES, logits, perplexity},
     task::{Question, TASKS, Task},

@@ -292,7 +292,7 @@ mod tests {
             }
         };
         let executor = Executor::from(device.clone());
-        let positions = Positions { length: tokens, masks: None, rotations: Vec::new() };
+        let positions = Positions { length: tokens, first: 0, masks: None, rotations: Vec::new() };
         let states = noise(tokens * width, 4);
         let stream = || {
             let samples = [positions.clone()].into_iter();

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use dfdx::tensor::Tape;
 
 use super::{
-    Positions,
+    History, Positions,
     activation_cache::KnownOutputs,
+    history::attend,
     ops::{Heads, InputGradient, Matrix, Norm, Ops, Route, Weight, Weighted, gate, route},
     positions::Rotations,
 };
@@ -186,10 +187,13 @@ pub(super) trait Hook<D: Ops> {
     }
 }
 
-/// The hook of a forward pass, and the outputs that are cached.
+/// The hooks of a forward pass, the outputs that are cached, and what the tokens follow.
 pub(super) struct Hooks<'a, D: Ops> {
     pub(super) hooks: Vec<&'a mut dyn Hook<D>>,
     pub(super) known: KnownOutputs<'a, D>,
+    /// The histories of the sequences; `None` if they begin with these tokens, and end. A pass with
+    /// histories has no gradients.
+    pub(super) histories: Option<&'a mut [History]>,
 }
 
 impl<D: Ops> Hooks<'_, D> {
@@ -199,9 +203,9 @@ impl<D: Ops> Hooks<'_, D> {
 }
 
 impl<D: Ops> Default for Hooks<'_, D> {
-    /// No hook, and no cached outputs.
+    /// No hook, no cached outputs and no histories.
     fn default() -> Self {
-        Self { hooks: Vec::new(), known: KnownOutputs::default() }
+        Self { hooks: Vec::new(), known: KnownOutputs::default(), histories: None }
     }
 }
 
@@ -410,7 +414,13 @@ fn inner<D: Ops, T: Tape<f32, D> + 'static>(
                 window: attention.window,
                 cap: attention.score_cap,
             };
-            let known = hooks.known.attention();
+            let known = match hooks.histories.as_deref_mut() {
+                None => hooks.known.attention(),
+                Some(histories) => {
+                    let sinks = sinks.as_ref().map(|sinks| &sinks[..]);
+                    attend(histories, [&q, &k, &v], heads, sinks)?
+                }
+            };
             D::attention(q, k, v, heads, positions.masks.as_ref(), sinks.as_ref(), known)?
         }
         Inner::Gated(gating) => {

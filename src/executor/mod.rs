@@ -9,6 +9,7 @@ mod cost;
 mod device;
 mod finite;
 mod forward;
+mod history;
 mod loss;
 pub mod ops;
 mod pass;
@@ -31,6 +32,7 @@ pub use self::{
     cost::{CacheShape, HELD_EXPERTS, PartShape, PassShape, Rows, Tokens},
     device::available_memory,
     forward::{AttentionWeights, Inner, PartWeights, Router, forward},
+    history::History,
     loss::Loss,
     pass::{Beside, Found, Outputs, Pass, Targets},
     positions::{Positions, Tree},

@@ -252,7 +252,7 @@ impl<D: Ops> Executor<D> {
             } else {
                 let inputs = gathering.as_deref_mut().filter(|_| gathers_here);
                 let mut inputs = inputs.map(|of| of.inputs(&batch.samples, dense_inputs));
-                let mut hooks = Hooks { hooks: Vec::new(), known: cache.known(run, device)? };
+                let mut hooks = Hooks { known: cache.known(run, device)?, ..Hooks::default() };
                 hooks.hooks.extend(inputs.as_mut().map(|hook| hook as _));
                 hooks.hooks.extend(recording.as_mut().map(|hook| hook as _));
                 let found = match &traced {

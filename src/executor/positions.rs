@@ -49,7 +49,10 @@ impl Rotations {
 /// The positions of the rows of a matrix, and the rows that each of them sees.
 #[derive(Clone, Debug)]
 pub struct Positions {
+    /// Number of rows.
     pub(super) length: usize,
+    /// The position of the first row of a sequence.
+    pub(super) first: usize,
     /// The mask of each row; `None` if the rows are one sequence.
     pub(super) masks: Option<Arc<Vec<AttentionMask>>>,
     /// The rotations by each of the decoder's position codes.
@@ -59,8 +62,20 @@ pub struct Positions {
 impl Positions {
     /// The positions of a sequence of `length` tokens.
     pub fn new(decoder: &Decoder, length: usize) -> Self {
-        let rotations = decoder.ropes.iter().map(|rope| Rotations::new(rope, 0..length));
-        Self { length, masks: None, rotations: rotations.collect() }
+        Self::after(decoder, 0, length)
+    }
+
+    /// The positions of the `length` tokens of a sequence that follow its first `before`.
+    pub fn after(decoder: &Decoder, before: usize, length: usize) -> Self {
+        let positions = before..before + length;
+        let rotations = decoder.ropes.iter().map(|rope| Rotations::new(rope, positions.clone()));
+        Self { length, first: before, masks: None, rotations: rotations.collect() }
+    }
+
+    /// Whether both are a sequence of the same length from the same position.
+    pub(super) fn are_alike(&self, other: &Self) -> bool {
+        let sequence = |of: &Self| of.masks.is_none().then_some((of.first, of.length));
+        sequence(self).is_some() && sequence(self) == sequence(other)
     }
 
     /// The positions of trees that fill a matrix of `length` tokens.
@@ -79,13 +94,13 @@ impl Positions {
         let positions = || masks.iter().enumerate().map(|(row, mask)| mask.position(row));
         let rotations = decoder.ropes.iter().map(|rope| Rotations::new(rope, positions()));
         let rotations = rotations.collect();
-        Self { length, rotations, masks: Some(Arc::new(masks)) }
+        Self { length, first: 0, rotations, masks: Some(Arc::new(masks)) }
     }
 
     /// The position of each row in its sequence.
     pub fn of_rows(&self) -> Vec<usize> {
         match &self.masks {
-            None => (0..self.length).collect(),
+            None => (self.first..self.first + self.length).collect(),
             Some(masks) => masks.iter().enumerate().map(|(row, mask)| mask.position(row)).collect(),
         }
     }

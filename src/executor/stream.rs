@@ -64,10 +64,8 @@ pub(super) fn run_limit(tokens: usize) -> usize {
 impl Run {
     /// Whether a sample fits into the run of at most so many tokens.
     fn takes(&self, positions: &Positions, limit: usize) -> bool {
-        let alike = |a: &Positions, b: &Positions| {
-            a.masks.is_none() && b.masks.is_none() && a.length == b.length
-        };
-        alike(&self.positions, positions) && (self.samples.len() + 1) * positions.length <= limit
+        let tokens = (self.samples.len() + 1) * positions.length;
+        self.positions.are_alike(positions) && tokens <= limit
     }
 
     pub(super) fn tokens(&self) -> usize {

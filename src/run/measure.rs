@@ -213,9 +213,10 @@ impl Asked {
 }
 
 /// Number of steps in the progress bar of a measurement.
-const PARTS: u64 = 1000;
+pub(crate) const PARTS: u64 = 1000;
 
-fn parts(fraction: f64) -> u64 {
+/// A fraction in parts.
+pub(crate) fn parts(fraction: f64) -> u64 {
     (fraction * PARTS as f64) as u64
 }
 

@@ -39,7 +39,7 @@ use self::{
 pub(crate) use self::{
     checkpoints::Checkpoints,
     forecast::Forecast,
-    measure::{Asked, Found, Tests, Texts, check_text, measure, tokens},
+    measure::{Asked, Found, PARTS, Tests, Texts, check_text, measure, parts, tokens},
     progress::{Notes, Progress},
     shared::{Shared, of_beginning},
 };

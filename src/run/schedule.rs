@@ -78,11 +78,10 @@ impl ScheduledPhase {
         Self { name: text.short(), kind: text.label(), work }
     }
 
-    /// The phase that continues prompts: each new token takes a pass over all tokens before it.
+    /// The phase that continues prompts: every token goes through the model once.
     fn generation(prompts: &[Prompt], decoder: &Decoder) -> Self {
-        let steps =
-            (0..GENERATED).flat_map(|step| prompts.iter().map(move |of| of.ids.len() + step));
-        let (tokens, predictions) = (steps.sum::<usize>(), GENERATED * prompts.len());
+        let predictions = GENERATED * prompts.len();
+        let tokens = prompts.iter().map(|of| of.ids.len()).sum::<usize>() + predictions;
         let work = tokens as f64 * body(decoder) + predictions as f64 * head(decoder);
         Self { name: GENERATION.into(), kind: GENERATION.into(), work: 2.0 * work }
     }

@@ -29,6 +29,7 @@ use crate::{
 
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
+mod last;
 
 /// The heads of an attention layer and the sequences that it sees.
 #[derive(Clone, Copy, Debug, PartialEq)]

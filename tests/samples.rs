@@ -93,7 +93,7 @@ fn what_is_wrong_is_said_and_nothing_is_replaced() {
         (["--text", TEXT], "--samples"),
         (["--samples", "4"], "--text"),
         (["--selection", "first"], "unknown variant `first`"),
-        (["--written", "-1"], "--written"),
+        (["--written", "many"], "--written"),
     ] {
         let run = samples(&dir.path().join("new.json"), &arguments);
         assert_eq!(run.status, 2, "{arguments:?}");

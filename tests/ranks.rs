@@ -8,6 +8,7 @@ mod util;
 use std::{
     collections::BTreeMap,
     fs,
+    mem::take,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread::sleep,
@@ -15,6 +16,7 @@ use std::{
 };
 
 use llm_barber::random::SplitMix64;
+use serde_json::Value;
 use util::{Run, command, flat, output};
 
 const RECIPE: &str = "recipes/quickstart.toml";
@@ -61,6 +63,42 @@ fn contents(out: &Path) -> BTreeMap<String, Vec<u8>> {
     files.filter(|(name, _)| !name.starts_with("barber-")).collect()
 }
 
+/// A sweep of four short runs of the quickstart.
+fn sweep(out: &Path, more: &[&str]) -> Vec<String> {
+    let out = format!("output.path={}", out.display());
+    let sets = ["sweep.sparsity.ratio=[0.5, 0.6]", "sweep.refine.0.alpha=[0.1, 0.2]", &out];
+    let sets = sets.iter().flat_map(|set| ["--set", set]);
+    ["prune", RECIPE].into_iter().chain(sets).chain(more.iter().copied()).map(Into::into).collect()
+}
+
+/// A study of four short runs of the quickstart, and some more arguments.
+fn study(dir: &Path, more: &[&str]) -> Vec<String> {
+    let recipe = std::env::current_dir().unwrap().join(RECIPE);
+    let path = dir.join("study.toml");
+    let text = "
+        seeds = [0, 1]
+        set = ['calibration.selection=random', 'calibration.samples=24', 'evaluate.segments=8']
+        [[case]]
+        name = '50%'
+        [[method]]
+        name = 'Wanda'
+        set = ['mask.init=wanda', 'refine=[]']
+        [[method]]
+        name = 'rebuilt'
+        set = ['mask.init=wanda']";
+    fs::write(&path, format!("recipe = '{}'{text}", recipe.display())).unwrap();
+    let path = path.display().to_string();
+    ["study", &path].iter().chain(more).map(|&word| word.into()).collect()
+}
+
+/// The runs that a study printed as JSON, but for their times.
+fn runs(printed: &str) -> Vec<Value> {
+    let mut found: Value = serde_json::from_str(printed).unwrap();
+    let runs = found["runs"].as_array_mut().unwrap();
+    runs.iter_mut().for_each(|run| drop(run.as_object_mut().unwrap().remove("seconds")));
+    take(runs)
+}
+
 /// The ids of the processes whose parent has this one.
 fn children(parent: u32) -> Vec<u32> {
     let status = |entry: std::io::Result<fs::DirEntry>| {
@@ -87,6 +125,107 @@ fn two_ranks_give_the_bytes_of_one_process_and_speak_once() {
     let lines = |run: &Run| run.stdout.lines().filter(|l| l.starts_with("perplexity")).count();
     assert_eq!(lines(&both), lines(&alone), "{}", both.stdout);
     assert!(!dir.path().join("two.partial").exists());
+}
+
+#[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs the feature mpi, and mpirun")]
+fn ranks_take_whole_runs_of_a_sweep() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, three] = ["one", "three"].map(|name| dir.path().join(name));
+    // One process has all runs.
+    let alone = output(&mut on_ranks(1, &sweep(&one, &["--split", "runs"])));
+    let all = output(&mut on_ranks(3, &sweep(&three, &["--split", "runs"])));
+    assert_eq!((alone.status, all.status), (0, 0), "{}{}", alone.stderr, all.stderr);
+    let names = ["ratio=0.5,alpha=0.1", "ratio=0.5,alpha=0.2", "ratio=0.6,alpha=0.1"];
+    for name in names.into_iter().chain(["ratio=0.6,alpha=0.2"]) {
+        assert!(contents(&one.join(name)) == contents(&three.join(name)), "{name}");
+    }
+    assert_eq!(fs::read_dir(&three).unwrap().count(), 5);
+    assert!(three.join("barber-sweep.html").exists());
+    // The first rank has one of the four runs, and compares all.
+    let count =
+        |run: &Run, start: &str| run.stdout.lines().filter(|l| l.starts_with(start)).count();
+    assert_eq!((count(&alone, "run "), count(&all, "run ")), (4, 1), "{}", all.stdout);
+    assert_eq!(count(&all, "compared"), 1);
+    // Under another number of ranks all is done.
+    let figures = |count: usize, out: &Path| {
+        let run = output(&mut on_ranks(count, &sweep(out, &["--split", "runs", "--json"])));
+        assert_eq!(run.status, 0, "{}", run.stderr);
+        let found: Value = serde_json::from_str(&run.stdout).unwrap();
+        let runs = found["runs"].as_array().unwrap();
+        let figures =
+            runs.iter().map(|run| (run["name"].clone(), run["report"]["perplexity"].clone()));
+        figures.collect::<Vec<_>>()
+    };
+    let found = figures(2, &three);
+    assert!(found.len() == 4 && found == figures(1, &one), "{found:?}");
+}
+
+#[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs the feature mpi, and mpirun")]
+fn ranks_take_whole_runs_of_a_study() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("runs.jsonl");
+    let of = |more: &[&str]| study(dir.path(), more);
+    let alone = output(&mut on_ranks(1, &of(&["--json"])));
+    let three = output(&mut on_ranks(3, &of(&["--json", "--split", "runs"])));
+    assert_eq!((alone.status, three.status), (0, 0), "{}{}", alone.stderr, three.stderr);
+    assert_eq!(runs(&alone.stdout).len(), 4);
+    assert_eq!(runs(&alone.stdout), runs(&three.stdout));
+
+    // A job that is killed goes on under another number of ranks.
+    let name = file.to_str().unwrap();
+    let arguments = of(&["--json", "--split", "runs", "--output", name]);
+    let part = file.with_extension("jsonl.rank-1");
+    let lines = |path: &Path| fs::read_to_string(path).map_or(0, |text| text.lines().count());
+    let mut command = on_ranks(2, &arguments);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while lines(&part) == 0 && child.try_wait().unwrap().is_none() {
+        sleep(Duration::from_millis(1));
+    }
+    if let Some(rank) = children(child.id()).first() {
+        Command::new("kill").args(["-9", &rank.to_string()]).status().unwrap();
+    }
+    let ended = child.wait().unwrap();
+    assert_eq!(ended.success(), !part.exists());
+    let done = lines(&file) + lines(&part);
+    assert!(done > 0);
+    let kept = fs::read_to_string(&file).unwrap() + &fs::read_to_string(&part).unwrap_or_default();
+    let rest = output(&mut on_ranks(3, &arguments));
+    assert_eq!(rest.status, 0, "{}", rest.stderr);
+    let now = fs::read_to_string(&file).unwrap();
+    assert!(kept.lines().all(|line| now.contains(line)), "{kept}{now}");
+    assert_eq!((lines(&file), fs::read_dir(dir.path()).unwrap().count()), (4, 2));
+    let last = output(&mut on_ranks(1, &of(&["--json", "--output", name])));
+    assert_eq!(last.stdout, rest.stdout);
+    let figures = |runs: Vec<Value>| -> Vec<Value> {
+        runs.into_iter().map(|run| run["perplexity"].clone()).collect()
+    };
+    assert_eq!(figures(runs(&rest.stdout)), figures(runs(&alone.stdout)));
+}
+
+#[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs the feature mpi, and mpirun")]
+fn runs_are_split_only_if_there_are_several_and_they_are_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let ends = |count: usize, arguments: &[String], status: i32, expected: &str| {
+        let run = output(&mut on_ranks(count, arguments));
+        assert_eq!(run.status, status, "{}", run.stderr);
+        let said = flat(&run.stderr);
+        assert_eq!(said.matches(expected).count(), 1, "{said}");
+        assert!(run.stdout.is_empty(), "{}", run.stdout);
+    };
+    for arguments in [sweep(&out, &[]), study(dir.path(), &[])] {
+        ends(2, &arguments, 2, "give each whole runs with --split runs");
+    }
+    for count in [1, 2] {
+        ends(count, &arguments(&out, &["--split", "runs"]), 2, "the recipe has no [sweep]");
+    }
+    // All errors of runs come before the first begins, and name the run.
+    let few = ["--split", "runs", "--set", "sweep.calibration.samples=[8, 100000]"];
+    ends(2, &sweep(&out, &few), 1, "ratio=0.5,alpha=0.1,samples=100000 ▶ ");
+    assert!(!out.exists());
 }
 
 #[test]

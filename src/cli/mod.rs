@@ -18,6 +18,7 @@ mod hint;
 mod init;
 mod inspect;
 mod interrupt;
+mod job;
 mod metrics;
 mod new_metric;
 mod print;
@@ -161,8 +162,16 @@ enum Error {
     Log(String),
     #[error(transparent)]
     NoMpi(#[from] crate::ranks::NoMpi),
-    #[error("the runs of a sweep or a study are not shared among processes; start one process")]
+    #[error(
+        "several processes do not share the runs of a sweep or a study by themselves; give each whole \
+         runs with --split runs, or start one process"
+    )]
     RunsOfRanks,
+    #[error(
+        "--split runs: the recipe has no [sweep], so there is one run, whose samples all processes \
+         share; leave the option out"
+    )]
+    OneRun,
     #[error("the result cannot be printed: {0}")]
     Print(&'static str),
     #[error("the manual page cannot be made: {0}")]
@@ -187,6 +196,7 @@ impl Error {
             Self::NewMetric(error) if error.is_usage() => 2,
             Self::Duplicate(_) | Self::NoMethod { .. } | Self::Varies(_) | Self::Log(_) => 2,
             Self::Meant(_) | Self::Nothing | Self::NoMpi(_) | Self::RunsOfRanks => 2,
+            Self::OneRun => 2,
             Self::Run { error, .. } => error.status(),
             _ => 1,
         }

@@ -4,13 +4,29 @@
 use std::{
     fmt::Arguments,
     io::{ErrorKind, Write, stderr, stdout},
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::clean::clean;
 
 /// The first error of printing.
 static FAILED: OnceLock<String> = OnceLock::new();
+
+/// Whether another process prints the results.
+static MUTE: AtomicBool = AtomicBool::new(false);
+
+/// Drops all results from now on: another process prints them.
+pub(super) fn mute() {
+    MUTE.store(true, Ordering::Relaxed);
+}
+
+/// Whether results are dropped.
+pub(super) fn is_mute() -> bool {
+    MUTE.load(Ordering::Relaxed)
+}
 
 /// Prints a line, for the command line's `println!`. If the pipe is closed, as by `barber … |
 /// head`, the rest is dropped, and the run continues to write its files.
@@ -20,6 +36,9 @@ pub(super) fn line(line: Arguments<'_>) {
 
 /// Prints bytes as they are.
 pub(super) fn bytes(bytes: &[u8]) {
+    if is_mute() {
+        return;
+    }
     let mut out = stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {

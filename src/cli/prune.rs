@@ -6,8 +6,8 @@ use super::{
     Error,
     columns::labelled,
     interrupt::announce,
-    print,
-    progress::{Terminal, mute},
+    job::{self, Split},
+    progress::Terminal,
     show,
     summary::Summary,
     sweep,
@@ -50,6 +50,10 @@ pub(super) struct Arguments {
     /// apart where they would take more than 2% of the time. 0: after each layer.
     #[arg(long, value_name = "SECONDS|never", default_value = "30")]
     save_every: Every,
+    /// Under several ranks, that is, processes of mpirun, give each whole runs of the sweep. Left out,
+    /// all ranks share the samples of one run.
+    #[arg(long, value_name = "WHAT")]
+    split: Option<Split>,
     /// Print the report as JSON, and no progress.
     #[arg(long)]
     pub(super) json: bool,
@@ -73,14 +77,7 @@ impl FromStr for Every {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
-    let ranks = Ranks::of_job()?;
-    if !ranks.is_first() {
-        mute();
-    }
-    match run_on(arguments, &ranks) {
-        Err(error) if ranks.size() > 1 => end_all(error, &ranks),
-        result => result,
-    }
+    job::run(|ranks| run_on(arguments, ranks))
 }
 
 /// Runs a recipe on some ranks.
@@ -93,32 +90,19 @@ fn run_on(arguments: &Arguments, ranks: &Ranks) -> Result<(), Error> {
     }
     match runs.as_slice() {
         [only] if only.point.settings.is_empty() => {
+            if arguments.split.is_some() {
+                return Err(Error::OneRun);
+            }
             let report = one(only, arguments, ranks, &mut Shared::default())?;
-            if arguments.json && ranks.is_first() {
+            if arguments.json {
                 let json = serde_json::to_string::<dyn erased_serde::Serialize>(&report);
                 println!("{}", json.map_err(|e| run::Error::Report(e.to_string()))?);
             }
             Ok(())
         }
-        _ if ranks.size() > 1 => Err(Error::RunsOfRanks),
-        runs => sweep::run(runs, arguments),
+        _ if ranks.size() > 1 && arguments.split.is_none() => Err(Error::RunsOfRanks),
+        runs => sweep::run(runs, arguments, ranks),
     }
-}
-
-/// The time after which a rank reports its error itself: the first rank has reported by then what all
-/// ranks have found.
-const GRACE: Duration = Duration::from_secs(3);
-
-/// Reports an error of one of several ranks, and ends them all.
-pub(super) fn end_all(error: Error, ranks: &Ranks) -> ! {
-    let status = error.status();
-    let mut report = error.report();
-    if !ranks.is_first() {
-        std::thread::sleep(GRACE);
-        report = report.wrap_err(format!("rank {}", ranks.rank()));
-    }
-    print::message(&format!("{report:?}\n"));
-    ranks.abort(status.into())
 }
 
 /// Executes one run, with the data that it shares with others, and prints its summary.
@@ -129,11 +113,10 @@ pub(super) fn one(
     shared: &mut Shared,
 ) -> Result<Report, Error> {
     let &Arguments { force, resume, save_every: Every(save_every), json, .. } = arguments;
-    let quiet = json || !ranks.is_first();
-    let watch = Terminal { quiet };
+    let watch = Terminal { quiet: json };
     let settings = Settings { force, resume, save_every, watch: &watch, ranks };
     let report = prune_among(loaded, &settings, shared)?;
-    if !quiet {
+    if !json {
         println!("{}", Summary(&report));
     }
     Ok(report)

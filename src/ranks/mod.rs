@@ -45,8 +45,18 @@ pub trait Link: fmt::Debug {
 }
 
 /// The ranks of a run, seen from one of them.
-#[derive(Clone, Debug, Default)]
-pub struct Ranks(Option<Rc<Linked>>);
+#[derive(Clone, Debug)]
+pub struct Ranks {
+    linked: Option<Rc<Linked>>,
+    /// Number of processes that share the machine, where these are not linked.
+    neighbours: usize,
+}
+
+impl Default for Ranks {
+    fn default() -> Self {
+        Self::ONE
+    }
+}
 
 #[derive(Debug)]
 struct Linked {
@@ -75,7 +85,7 @@ const COUNTS: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
 
 impl Ranks {
     /// One process alone.
-    pub const ONE: Self = Self(None);
+    pub const ONE: Self = Self { linked: None, neighbours: 1 };
 
     /// The ranks of the job that a launcher of MPI programs started this process in; one, if none
     /// did.
@@ -101,17 +111,25 @@ impl Ranks {
     /// The ranks that a link connects.
     pub fn linked(link: impl Link + 'static) -> Self {
         let linked = Linked { link: Box::new(link), sent: Cell::new(0) };
-        Self((linked.link.size() > 1).then(|| Rc::new(linked)))
+        let linked = (linked.link.size() > 1).then(|| Rc::new(linked));
+        Self { linked, ..Self::ONE }
+    }
+
+    /// This rank for a run of its own: no other has a part of it, but those on the same machine share
+    /// its memory.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self { linked: None, neighbours: self.neighbours() }
     }
 
     /// Index of this rank.
     pub fn rank(&self) -> usize {
-        self.0.as_ref().map_or(FIRST, |of| of.link.rank())
+        self.linked.as_ref().map_or(FIRST, |of| of.link.rank())
     }
 
     /// Number of ranks.
     pub fn size(&self) -> usize {
-        self.0.as_ref().map_or(1, |of| of.link.size())
+        self.linked.as_ref().map_or(1, |of| of.link.size())
     }
 
     /// Whether this rank writes, saves and reports.
@@ -121,27 +139,32 @@ impl Ranks {
 
     /// Bytes that this rank has sent to others so far.
     pub fn sent(&self) -> u64 {
-        self.0.as_ref().map_or(0, |of| of.sent.get())
+        self.linked.as_ref().map_or(0, |of| of.sent.get())
     }
 
     /// Number of ranks on this rank's machine.
     pub fn neighbours(&self) -> usize {
-        let Some(of) = &self.0 else { return 1 };
+        let Some(of) = &self.linked else { return self.neighbours };
         let own = of.link.host().into_bytes();
         self.gather(&own).iter().filter(|host| **host == own).count()
     }
 
     /// Ends all ranks, this process included, with an exit status.
     pub fn abort(&self, status: i32) -> ! {
-        match &self.0 {
+        match &self.linked {
             Some(of) => of.link.abort(status),
             None => std::process::exit(status),
         }
     }
 
+    /// Waits until all ranks are here.
+    pub(crate) fn wait(&self) {
+        self.gather(&[]);
+    }
+
     /// The bytes of every rank, in the ranks' order.
     pub(crate) fn gather(&self, own: &[u8]) -> Vec<Vec<u8>> {
-        let Some(of) = &self.0 else { return vec![own.to_vec()] };
+        let Some(of) = &self.linked else { return vec![own.to_vec()] };
         of.sent.update(|sent| sent + (own.len() * (of.link.size() - 1)) as u64);
         of.link.gather(own)
     }
@@ -153,7 +176,7 @@ impl Ranks {
         outgoing: &[usize],
         incoming: &[usize],
     ) -> Vec<f32> {
-        let Some(of) = &self.0 else { return numbers.to_vec() };
+        let Some(of) = &self.linked else { return numbers.to_vec() };
         let others = numbers.len() - outgoing[of.link.rank()];
         of.sent.update(|sent| sent + (others * size_of::<f32>()) as u64);
         of.link.exchange(numbers, outgoing, incoming)
@@ -161,7 +184,7 @@ impl Ranks {
 
     /// The values of every rank, in the ranks' order.
     pub(crate) fn gather_values<T: Serialize + DeserializeOwned>(&self, own: T) -> Vec<T> {
-        if self.0.is_none() {
+        if self.linked.is_none() {
             return vec![own];
         }
         // What is gathered consists of names, whole numbers and texts, which JSON has as they are.
@@ -174,7 +197,7 @@ impl Ranks {
 
     /// What a rank has; the others' values are dropped.
     pub(crate) fn of_rank<T: Serialize + DeserializeOwned>(&self, rank: usize, own: T) -> T {
-        if self.0.is_none() {
+        if self.linked.is_none() {
             return own;
         }
         let own = (self.rank() == rank).then_some(own);
@@ -195,7 +218,7 @@ impl Ranks {
         block: usize,
         of: impl FnOnce(Range<usize>) -> Result<Vec<bool>, E>,
     ) -> Result<Vec<bool>, E> {
-        if self.0.is_none() {
+        if self.linked.is_none() {
             return of(0..rows);
         }
         let start =
@@ -209,7 +232,7 @@ impl Ranks {
     /// The numbers that this rank has of some items, and those that others have of theirs, ordered by
     /// the items' indices.
     pub(crate) fn collect(&self, own: Vec<(usize, Vec<f64>)>) -> Vec<(usize, Vec<f64>)> {
-        if self.0.is_none() {
+        if self.linked.is_none() {
             return own;
         }
         let mut bytes = Vec::new();
@@ -229,5 +252,23 @@ impl Ranks {
         }
         all.sort_by_key(|(index, _)| *index);
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_apart_is_alone_on_a_shared_machine() {
+        for of in threads::run(3, |ranks| {
+            let apart = ranks.apart();
+            assert_eq!((apart.rank(), apart.size(), apart.is_first()), (0, 1, true));
+            assert_eq!(apart.gather(b"own"), [b"own"]);
+            (apart.neighbours(), apart.apart().neighbours(), apart.sent())
+        }) {
+            assert_eq!(of, (3, 3, 0));
+        }
+        assert_eq!(Ranks::ONE.apart().neighbours(), 1);
     }
 }

@@ -5,6 +5,7 @@ mod checkpoints;
 mod convert;
 mod error;
 mod forecast;
+mod inputs;
 mod measure;
 mod phases;
 mod progress;
@@ -34,14 +35,16 @@ use toml::Table;
 pub(crate) use self::verify::recipe;
 use self::{
     checkpointing::{Checkpointing, Phase},
-    together::{alike, together},
+    together::together,
 };
 pub(crate) use self::{
     checkpoints::Checkpoints,
     forecast::Forecast,
+    inputs::{Digests, inputs},
     measure::{Asked, Found, PARTS, Tests, Texts, check_text, measure, parts, tokens},
     progress::{Notes, Progress},
     shared::{Shared, of_beginning},
+    together::alike,
 };
 pub use self::{
     convert::{Converted, convert},
@@ -167,14 +170,13 @@ fn prune_on<D: Ops>(
         loaded.find_texts()?;
         Ok((plan, checkpoints.resolved(recipe)?))
     })?;
+    let identity = || identity(&resolved, &checkpoints, &mut Digests::default());
     let identified = match ranks.size() {
         1 => None,
-        _ => Some(together(ranks, || identity(&resolved, &checkpoints))?),
+        _ => Some(together(ranks, identity)?),
     };
-    if let Some(identity) = &identified {
-        together(ranks, || alike(ranks, identity))?;
-    }
-    let identity = || identified.map_or_else(|| identity(&resolved, &checkpoints), Ok);
+    alike(ranks, identified.as_slice())?;
+    let identity = || identified.map_or_else(identity, Ok);
     let target = recipe.output.path.as_deref().unwrap_or(Path::new(""));
     let created = together(ranks, || {
         let existing = Existing { force: settings.force, resume: settings.resume };
@@ -222,9 +224,13 @@ fn at_first(
 }
 
 /// All that determines the result of a run.
-fn identity(resolved: &Recipe, checkpoints: &Checkpoints) -> Result<Identity, Error> {
+pub(crate) fn identity(
+    resolved: &Recipe,
+    checkpoints: &Checkpoints,
+    digests: &mut Digests,
+) -> Result<Identity, Error> {
     let recipe = Table::try_from(resolved).map_err(|e| Error::Report(e.to_string()))?;
-    Ok(Identity { recipe, inputs: digests(resolved, checkpoints)? })
+    Ok(Identity { recipe, inputs: digests.of(&inputs(resolved, checkpoints)?)? })
 }
 
 /// Renames a complete checkpoint to the output's name, if it is the result of this run.
@@ -814,30 +820,6 @@ pub(crate) fn expected<'a, D: Ops>(
         evaluated_at_once: STATES / model.decoder.hidden_size,
         evaluated_longest: segments.max().unwrap_or(0),
     })
-}
-
-/// The digests of all files that a run reads.
-fn digests(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<BTreeMap<PathBuf, String>, Error> {
-    let digests = inputs(recipe, checkpoints)?.into_par_iter().map(|file| {
-        let digest = digest(&file)?;
-        Ok((file, digest))
-    });
-    digests.collect()
-}
-
-/// Absolute paths of all files that a run reads.
-pub(crate) fn inputs(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Vec<PathBuf>, Error> {
-    let Checkpoints { dense: reader, sparse, .. } = checkpoints;
-    let files = [reader].into_iter().chain(sparse).flat_map(|reader| {
-        let weights = reader.weight_files().map(Path::to_owned);
-        weights.chain([reader.path().join("config.json")])
-    });
-    let others = ["tokenizer.json", report::CARD].map(|name| reader.path().join(name));
-    let files = files.chain(others.into_iter().filter(|file| file.is_file()));
-    let files = files.chain(recipe.texts().map(Path::to_owned));
-    files
-        .map(|file| std::path::absolute(&file).map_err(|source| Error::File { path: file, source }))
-        .collect()
 }
 
 /// The files in a directory.

@@ -1,5 +1,7 @@
 //! What the ranks of a run do together: none goes on where another one has failed, or does another run.
 
+use std::iter::zip;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -31,17 +33,26 @@ pub(super) fn together<T>(
     }
 }
 
-/// Checks that this rank does the same run as the first one, with the same instructions.
-pub(super) fn alike(ranks: &Ranks, identity: &Identity) -> Result<(), Error> {
-    let own = (Version::current(), identity.clone());
-    let failed = |e: serde_json::Error| Error::Report(e.to_string());
-    let text = ranks.of_first(serde_json::to_string(&own).map_err(failed)?);
-    let first: (Version, Identity) = serde_json::from_str(&text).map_err(failed)?;
-    let mut what = first.1.unlike(&own.1);
-    if first.0 != own.0 {
-        what.push(format!("it is {}, not {}", own.0, first.0));
+/// Checks that all ranks do the same runs as the first one, with the same instructions.
+pub(crate) fn alike(ranks: &Ranks, runs: &[Identity]) -> Result<(), Error> {
+    if ranks.size() == 1 {
+        return Ok(());
     }
-    if what.is_empty() { Ok(()) } else { Err(Error::OtherThanFirst(what)) }
+    together(ranks, || {
+        let own = (Version::current(), runs);
+        let failed = |e: serde_json::Error| Error::Report(e.to_string());
+        let text = ranks.of_first(serde_json::to_string(&own).map_err(failed)?);
+        let first: (Version, Vec<Identity>) = serde_json::from_str(&text).map_err(failed)?;
+        let differ = zip(&first.1, runs).map(|(first, own)| first.unlike(own));
+        let mut what = differ.into_iter().find(|what| !what.is_empty()).unwrap_or_default();
+        if first.1.len() != runs.len() {
+            what.push(format!("it has {} runs, not {}", runs.len(), first.1.len()));
+        }
+        if first.0 != own.0 {
+            what.push(format!("it is {}, not {}", own.0, first.0));
+        }
+        if what.is_empty() { Ok(()) } else { Err(Error::OtherThanFirst(what)) }
+    })
 }
 
 /// Checks that some bytes, of what the ranks have decided at a place, are the same on all ranks.

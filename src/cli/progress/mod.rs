@@ -18,6 +18,7 @@ pub(super) use self::clock::on_this_machine;
 use self::clock::{Clock, about};
 use super::{
     clean::{self, clean},
+    print,
     prune::introduce,
 };
 use crate::{
@@ -36,13 +37,10 @@ static CLOCK: LazyLock<Mutex<Clock>> = LazyLock::new(Mutex::default);
 /// Whether only results and errors are printed.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
-/// Whether not even log lines are printed.
-static MUTE: AtomicBool = AtomicBool::new(false);
-
-/// Turns off all output of the run, log lines too: another process prints it.
+/// Turns off all output except errors, log lines too: another process prints it.
 pub(super) fn mute() {
     silence();
-    MUTE.store(true, Ordering::Relaxed);
+    print::mute();
 }
 
 /// Turns off all output except results and errors.
@@ -55,7 +53,7 @@ pub(super) struct Lines;
 
 impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if MUTE.load(Ordering::Relaxed) {
+        if print::is_mute() {
             return Ok(bytes.len());
         }
         if BARS.is_hidden() {

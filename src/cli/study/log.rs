@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fmt,
-    fs::File,
+    fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
 };
@@ -90,10 +91,30 @@ pub(super) struct Log {
 const BEGINNING: &[u8] = br#"{"method":""#;
 
 impl Log {
-    /// Opens the log in a file, creating it if necessary; without a path, the log is empty. Removes
-    /// a last line that was cut off.
+    /// Opens the log in a file, creating it if necessary; without a path, the log is empty. Adds what
+    /// a job that did not end left in its ranks' logs, and removes these.
     pub(super) fn open(path: Option<&Path>) -> Result<Self, Error> {
         let Some(path) = path else { return Ok(Self::default()) };
+        let mut log = Self::read(path)?;
+        for part in parts(path)? {
+            for record in Self::read(&part)?.records {
+                if log.find(&record.id).is_none() {
+                    log.add(record)?;
+                }
+            }
+        }
+        remove_parts(path)?;
+        Ok(log)
+    }
+
+    /// The log of a rank of several, in a file of its own beside `path`, into which the first rank
+    /// writes. Appending to one file from several machines is not safe on every file system.
+    pub(super) fn of_rank(path: Option<&Path>, rank: usize) -> Result<Self, Error> {
+        path.map_or_else(|| Ok(Self::default()), |path| Self::read(&part(path, &rank.to_string())))
+    }
+
+    /// Opens the log in a file, creating it if necessary. Removes a last line that was cut off.
+    fn read(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::File { path: path.to_owned(), source };
         // A FIFO would block, and a device may be endless.
         if path.exists() {
@@ -137,6 +158,11 @@ impl Log {
         self.records.iter().find(|record| record.id == *id)
     }
 
+    /// The finished runs; closes the file.
+    pub(super) fn into_records(self) -> Vec<Record> {
+        self.records
+    }
+
     /// Adds a finished run, also to the file.
     pub(super) fn add(&mut self, record: Record) -> Result<(), Error> {
         if let Some((path, file)) = &mut self.file {
@@ -165,6 +191,43 @@ impl Log {
         }
         Err(Error::OtherInputs { path: path.clone(), run: id.to_string(), differences })
     }
+}
+
+/// Name of a rank's log.
+fn part(path: &Path, rank: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".rank-");
+    name.push(rank);
+    path.with_file_name(name)
+}
+
+/// The ranks' logs beside a log.
+fn parts(path: &Path) -> Result<Vec<PathBuf>, Error> {
+    let dir = match path.parent() {
+        Some(dir) if dir != Path::new("") => dir,
+        _ => Path::new("."),
+    };
+    let failed = |source| Error::File { path: dir.to_owned(), source };
+    let mut found = Vec::new();
+    let beginning = part(path, "");
+    for entry in dir.read_dir().map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let rank = name.to_str().zip(beginning.file_name().and_then(OsStr::to_str));
+        let rank = rank.and_then(|(name, beginning)| name.strip_prefix(beginning));
+        if let Some(rank) = rank.filter(|rank| rank.parse::<usize>().is_ok()) {
+            found.push(part(path, rank));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Removes the ranks' logs, whose runs are in the log.
+pub(super) fn remove_parts(path: &Path) -> Result<(), Error> {
+    for part in parts(path)? {
+        fs::remove_file(&part).map_err(|source| Error::File { path: part, source })?;
+    }
+    Ok(())
 }
 
 /// Whether an incomplete line is the beginning of a run's line.
@@ -262,6 +325,35 @@ mod tests {
             drop(log);
             assert_eq!(std::fs::read(&path).unwrap(), whole, "{end}");
         }
+    }
+
+    #[test]
+    fn the_logs_of_ranks_are_added_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("runs.jsonl");
+        let record = |seed| Record {
+            id: Id { method: "a".into(), case: "b".into(), seed, settings: "ab".into() },
+            inputs: Inputs::default(),
+            perplexity: Vec::new(),
+            accuracy: Vec::new(),
+            seconds: 1.0,
+        };
+        Log::open(Some(&path)).unwrap().add(record(0)).unwrap();
+        for (rank, seeds) in [(1, 0..2), (12, 2..4)] {
+            let mut log = Log::of_rank(Some(&path), rank).unwrap();
+            seeds.for_each(|seed| log.add(record(seed)).unwrap());
+        }
+        let other = dir.path().join("runs.jsonl.rank-old");
+        fs::write(&other, "mine").unwrap();
+        // The last run was being written.
+        let torn = dir.path().join("runs.jsonl.rank-12");
+        let bytes = fs::read(&torn).unwrap();
+        fs::write(&torn, &bytes[..bytes.len() - 5]).unwrap();
+        for _ in 0..2 {
+            let records = Log::open(Some(&path)).unwrap().into_records();
+            assert_eq!(records, [record(0), record(1), record(2)]);
+        }
+        assert_eq!(dir.path().read_dir().unwrap().count(), 2);
     }
 
     #[test]

@@ -3,25 +3,34 @@
 mod log;
 mod table;
 
-use std::{iter::zip, path::PathBuf};
+use std::{
+    iter::zip,
+    mem::take,
+    path::{Path, PathBuf},
+};
 
-use rayon::prelude::*;
+use toml::Table;
 
 use self::{
-    log::{Figures, Id, Inputs, Log, Record, Score},
+    log::{Figures, Id, Inputs, Log, Record, Score, remove_parts},
     table::tables,
 };
-use super::{Error, progress::Terminal, prune::end_all};
+use super::{
+    Error,
+    job::{self, Split},
+    progress::Terminal,
+};
 use crate::{
-    checkpoint::{Pruned, digest, digest_text},
+    checkpoint::{Pruned, digest_text},
     executor::ops::Ops,
+    journal::Identity,
     model::Model,
     plan::Plan,
     ranks::Ranks,
     recipe::{Loaded, Recipe, Study, Variant, load, load_study},
     run::{
-        self, Checkpoints, EVALUATION, Found, Notes, Progress, Run, Shared, Tests, calibrate,
-        foresee, inputs, on_device, plan,
+        self, Checkpoints, Digests, EVALUATION, Found, Notes, Progress, Run, Shared, Tests, alike,
+        calibrate, foresee, inputs, on_device, plan,
     },
 };
 
@@ -48,34 +57,54 @@ pub(super) struct Arguments {
     /// Run only this method. May be repeated.
     #[arg(long, value_name = "METHOD")]
     only: Vec<String>,
+    /// Under several ranks, that is, processes of mpirun, give each whole runs, in turn.
+    #[arg(long, value_name = "WHAT")]
+    split: Option<Split>,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
-    let ranks = Ranks::of_job()?;
-    if ranks.size() > 1 {
-        end_all(Error::RunsOfRanks, &ranks);
+    job::run(|ranks| run_among(arguments, ranks))
+}
+
+/// Executes the runs of a study that are left, each on one of the ranks, and prints the tables.
+fn run_among(arguments: &Arguments, ranks: &Ranks) -> Result<(), Error> {
+    if ranks.size() > 1 && arguments.split.is_none() {
+        return Err(Error::RunsOfRanks);
     }
     let mut study = load_study(&arguments.study)?;
     keep_only(&mut study.methods, &arguments.only)?;
     let planned = planned(&study, &arguments.sets)?;
-    let mut log = Log::open(arguments.output.as_deref())?;
+    let path = arguments.output.as_deref();
+    let mut log = if ranks.is_first() { Log::open(path)? } else { Log::default() };
     let watch = Terminal { quiet: arguments.json };
     if let Some(Planned { loaded, .. }) = planned.first() {
         let checkpoints = Checkpoints::open(&loaded.recipe, &watch)?;
-        let inputs = match &arguments.output {
-            Some(_) => digested(&planned, &checkpoints)?,
-            None => vec![Inputs::new(); planned.len()],
+        let mut inputs = match path {
+            None if ranks.size() == 1 => vec![Inputs::new(); planned.len()],
+            _ => digested(&planned, &checkpoints)?,
         };
-        let all: Vec<_> = zip(&planned, inputs).collect();
-        for (planned, inputs) in &all {
+        if ranks.size() > 1 {
+            alike(ranks, &identities(&planned, &inputs, &checkpoints)?)?;
+        }
+        if path.is_none() {
+            inputs.fill(Inputs::new());
+        }
+        for (planned, inputs) in zip(&planned, &inputs) {
             log.check(&planned.id, inputs)?;
         }
-        let left = all.into_iter().filter(|(planned, _)| log.find(&planned.id).is_none());
+        let left = planned.iter().map(|planned| log.find(&planned.id).is_none());
+        let left = ranks.of_first(left.collect::<Vec<bool>>());
+        let left =
+            zip(zip(&planned, inputs), left).filter_map(|(run, is_left)| is_left.then_some(run));
         let left: Vec<_> = left.collect();
+        if !ranks.is_first() {
+            log = Log::of_rank(path, ranks.rank())?;
+        }
         if !left.is_empty() {
             let device = loaded.recipe.executor.device;
-            on_device!(device, run_on(&checkpoints, &left, &mut log, watch))?;
+            on_device!(device, run_on(&checkpoints, &left, &mut log, watch, ranks))?;
         }
+        collect(&planned, path, &mut log, ranks)?;
     }
     let records: Vec<&Record> =
         planned.iter().filter_map(|planned| log.find(&planned.id)).collect();
@@ -86,6 +115,27 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         tables(&study, &records).iter().for_each(|table| println!("{table}"));
     }
     Ok(())
+}
+
+/// Adds the runs of the other ranks to the first one's log.
+fn collect(
+    planned: &[Planned],
+    path: Option<&Path>,
+    log: &mut Log,
+    ranks: &Ranks,
+) -> Result<(), Error> {
+    let own = if ranks.is_first() { Vec::new() } else { take(log).into_records() };
+    let found: Vec<Record> = ranks.gather_values(own).into_iter().flatten().collect();
+    if !ranks.is_first() {
+        return Ok(());
+    }
+    for Planned { id, .. } in planned {
+        match found.iter().find(|record| record.id == *id) {
+            Some(record) if log.find(id).is_none() => log.add(record.clone())?,
+            _ => {}
+        }
+    }
+    path.map_or(Ok(()), remove_parts)
 }
 
 /// Keeps only the methods that are named; all if none is.
@@ -158,21 +208,30 @@ fn figures(found: &Found) -> Figures {
 
 /// The inputs of each run, with their digests.
 fn digested(all: &[Planned], checkpoints: &Checkpoints) -> Result<Vec<Inputs>, Error> {
-    let mut known = Inputs::new();
-    let mut each = Vec::new();
-    for Planned { id, loaded } in all {
+    let mut digests = Digests::default();
+    let mut of = |Planned { id, loaded }: &Planned| {
         loaded.find_texts().map_err(|e| id.failed(e))?;
-        let files = inputs(&loaded.recipe, checkpoints)?;
-        let new: Vec<_> = files.iter().filter(|file| !known.contains_key(*file)).collect();
-        let new = new.into_par_iter().map(|file| Ok((file.clone(), digest(file)?)));
-        known.extend(new.collect::<Result<Vec<_>, Error>>()?);
-        let own = |file: PathBuf| known.get(&file).cloned().map(|digest| (file, digest));
-        each.push(files.into_iter().filter_map(own).collect());
-    }
-    Ok(each)
+        Ok(digests.of(&inputs(&loaded.recipe, checkpoints)?)?)
+    };
+    all.iter().map(&mut of).collect()
 }
 
-/// Executes the remaining runs of a study on a device with `available` bytes of free memory.
+/// All that determines the result of each run.
+fn identities(
+    all: &[Planned],
+    inputs: &[Inputs],
+    checkpoints: &Checkpoints,
+) -> Result<Vec<Identity>, Error> {
+    let of = |(Planned { loaded, .. }, inputs): (&Planned, &Inputs)| {
+        let recipe = Table::try_from(checkpoints.resolved(&loaded.recipe)?);
+        let recipe = recipe.map_err(|e| run::Error::Report(e.to_string()))?;
+        Ok(Identity { recipe, inputs: inputs.clone() })
+    };
+    zip(all, inputs).map(of).collect()
+}
+
+/// Executes this rank's part of the remaining runs of a study, on a device with `available` bytes of
+/// free memory.
 fn run_on<D: Ops>(
     device: D,
     available: u64,
@@ -180,7 +239,9 @@ fn run_on<D: Ops>(
     left: &[(&Planned, Inputs)],
     log: &mut Log,
     watch: Terminal,
+    ranks: &Ranks,
 ) -> Result<(), Error> {
+    let available = available / ranks.neighbours() as u64;
     let mut model = Model::new(&checkpoints.dense, device)?;
     let plans = left.iter().map(|(run, _)| plan(&run.loaded, &model).map_err(|e| run.id.failed(e)));
     let plans = plans.collect::<Result<Vec<Plan>, _>>()?;
@@ -193,10 +254,15 @@ fn run_on<D: Ops>(
     for ((Planned { id, loaded }, _), plan) in zip(left, &plans) {
         foresee(loaded, &model, plan, &tests, &mut shared).map_err(|e| id.failed(e))?;
     }
+    let is_own = |run: usize| run % ranks.size() == ranks.rank();
+    if !(0..left.len()).any(is_own) {
+        return Ok(());
+    }
     // Measured even if the log has it, as numbers read from JSON may differ in the last bit.
     let dense = tests.measure(&model.written(None), &Pruned::dense(), "dense", &watch)?;
     let dense = figures(&dense);
-    for (i, ((planned, inputs), plan)) in zip(left, plans).enumerate() {
+    let runs = zip(left, plans).enumerate().filter(|(run, _)| is_own(*run));
+    for (i, ((planned, inputs), plan)) in runs {
         watch.note(&format!("run {} of {}: {}", i + 1, left.len(), planned.id));
         let (loaded, scratch) = (&planned.loaded, scratch.path());
         let place = (available, scratch);

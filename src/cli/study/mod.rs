@@ -319,7 +319,7 @@ mod tests {
     fn the_study_of_smollm2_is_fine() {
         let mut study = load_study(Path::new("recipes/study-smollm2.toml")).unwrap();
         let all = planned(&study, &[]).unwrap();
-        assert_eq!(all.len(), 9 * 4 * 3);
+        assert_eq!(all.len(), 11 * 4 * 3);
         let mut settings: Vec<&str> = all.iter().map(|run| run.id.settings.as_str()).collect();
         settings.sort_unstable();
         settings.dedup();

@@ -3,10 +3,12 @@
 use crate::{
     buffer::MOST,
     evaluate::LOGITS,
+    executor::Tokens,
     family::Decoder,
     mask::Takes,
     plan::Plan,
     prune::{By, Cost, Pruning},
+    ranks::Sent,
 };
 
 /// The settings that determine the cost of a run.
@@ -26,7 +28,7 @@ pub struct Run<'a> {
     pub evaluated_longest: usize,
 }
 
-/// The estimated cost of a run.
+/// The estimated cost of a run. Memory is that of the first rank, if there are several.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Estimate {
     /// Floating-point operations of the matrix products in calibration and refinement.
@@ -42,10 +44,27 @@ pub struct Estimate {
     pub solving: f64,
     /// Floating-point operations of the matrix products in evaluation.
     pub evaluation: f64,
+    /// The part of the first rank, which has as much to do as any other.
+    pub of_first: OfFirst,
+    /// Bytes that ranks send.
+    pub sent: Sent,
+    /// How often a rank goes through the weights of all layers.
+    pub sweeps: f64,
     /// Peak bytes of memory that the run needs, without the checkpoint's cached pages.
     pub memory: f64,
     /// Bytes of hidden states between layers, in memory or in a scratch file.
     pub waiting: f64,
+}
+
+/// What the first of some ranks does of an [`Estimate`]'s operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct OfFirst {
+    /// Of those in calibration and refinement, without `solving`.
+    pub passes: f64,
+    /// Of those that compute masks and values from statistics.
+    pub solving: f64,
+    /// Of those in evaluation.
+    pub evaluation: f64,
 }
 
 /// Bytes per number.
@@ -69,6 +88,9 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
     let streams = if dense { 2.0 } else { 1.0 };
     let (mut cost, mut solver) = (Cost::default(), 0.0_f64);
     let [mut permutation, mut allocation, mut initial, mut solving] = [0.0; 4];
+    let mut solving_of_first = 0.0;
+    let of_rows = stages.iter().all(|stage| !stage.needs_gram() || stage.splits_rows());
+    let rows_of_first = if of_rows { 1.0 / run.pruning.ranks as f64 } else { 1.0 };
     for (index, layer) in decoder.layers.iter().enumerate() {
         if run.permutes {
             let passes = run.pruning.permutation(plan, decoder, index);
@@ -92,14 +114,18 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
                 solver = solver.max(numbers * SIZE);
             }
             if has_grams {
-                // The slopes before and after, and the shift of the target.
-                solving += 2.0 * rows * columns * columns * (1.0 + streams);
+                // The slopes before and after, and the shift of the target, which all ranks find.
+                let [slopes, shift] =
+                    [2.0, streams - 1.0].map(|n| 2.0 * n * rows * columns * columns);
+                solving += slopes + shift;
+                solving_of_first += slopes * rows_of_first + shift;
             }
         }
         if !single {
             initial += first.operations + solved;
         }
         solving += solved;
+        solving_of_first += solved;
         cost.then(first);
         cost.then(run.pruning.refinement(plan, (index, layer)));
     }
@@ -110,7 +136,8 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
         let operations = 2.0 * 2.0 * predictions * head;
         initial += operations;
         let held = 2.0 * SIZE * head;
-        cost.then(Cost { operations, held, ..Cost::default() });
+        let of_first = operations * run.pruning.tokens().split().fraction();
+        cost.then(Cost { operations, of_first, held, ..Cost::default() });
     }
     for stage in run.pruning.model_stages {
         cost.then(stage.model_cost(&run.pruning, decoder, plan));
@@ -119,7 +146,8 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
     let begins_again = !single && initial_needs.inputs() && !stages.is_empty();
     let earlier = usize::from(run.allocation.is_some()) + usize::from(begins_again);
     let earlier = earlier + usize::from(run.permutes);
-    let stream = (calibration.tokens * decoder.hidden_size * stream_size) as f64;
+    let stream = (calibration.tokens * decoder.hidden_size * stream_size) as f64
+        * run.pruning.tokens().split().fraction();
     // Freed matrices are kept for reuse.
     let freed = cost.widths.bytes() - cost.matrices + earlier as f64 * stream;
     // A matrix is read while the others of a pass are held.
@@ -131,6 +159,10 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
     let states = (run.evaluated_at_once.min(evaluated) * decoder.hidden_size) as f64;
     let logits = (run.evaluated_longest * decoder.vocab_size).min(LOGITS) as f64;
     let measuring = if evaluated > 0 { 2.0 * SIZE * (states + head + logits) } else { 0.0 };
+    let (at_once, sequence) = (run.evaluated_at_once.min(evaluated), run.evaluated_longest);
+    let batch = Tokens { calibration: at_once as f64, sequence, ..run.pruning.tokens() };
+    // Each model's measurement goes through the weights with each batch of segments.
+    let batches = (models * evaluated.div_ceil(at_once.max(1))) as f64;
     let base = BASE + TOKEN * decoder.vocab_size as f64 + all / 8.0;
     Estimate {
         pruning: cost.operations + solving,
@@ -139,6 +171,13 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
         initial,
         solving,
         evaluation,
+        of_first: OfFirst {
+            passes: cost.of_first,
+            solving: solving_of_first,
+            evaluation: evaluation * batch.split().fraction(),
+        },
+        sent: cost.sent,
+        sweeps: cost.sweeps + batches + earlier as f64 + 1.0,
         memory: base + passes.max(measuring).max(READING),
         waiting: cost.waiting,
     }
@@ -178,6 +217,7 @@ mod tests {
             dense: false,
             statistics: Side::Sparse,
             stream_size: 4,
+            ranks: 1,
         };
         let run = Run {
             pruning: pruning.clone(),

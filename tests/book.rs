@@ -161,6 +161,34 @@ fn commands_run() {
     }
 }
 
+/// The words of two texts are the same, but numbers may differ by two per cent: the operations of Gram
+/// matrices depend a little on the processor.
+fn alike(one: &str, other: &str) -> bool {
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let (one, other) = (words(one), words(other));
+    let same = |(one, other): (&String, &String)| match (one.parse::<f64>(), other.parse::<f64>()) {
+        (Ok(one), Ok(other)) => (one - other).abs() <= 0.02 * one.abs().max(other.abs()),
+        _ => one == other,
+    };
+    one.len() == other.len() && one.iter().zip(&other).all(same)
+}
+
+/// Commands print what stands below them.
+#[cfg(unix)]
+#[test]
+fn commands_print_what_the_book_says() {
+    let mut count = 0;
+    for (at, text) in pages().iter().flat_map(|page| page.marked("prints")) {
+        let (command, printed) = text.split_once("\n\n").unwrap();
+        let command = command.strip_prefix("$ barber").unwrap().replace("\\\n", " ");
+        let run = util::barber(&command.split_whitespace().collect::<Vec<_>>());
+        assert_eq!(run.status, 0, "{at}: {}", run.stderr);
+        assert!(alike(printed, &run.stdout), "{at}: it prints\n{}", run.stdout);
+        count += 1;
+    }
+    assert!(count > 0);
+}
+
 /// Every block says what it is: rustdoc takes one that does not for Rust.
 #[test]
 fn blocks_have_languages() {

@@ -106,6 +106,9 @@ fn compared(recipe: &str, sets: &[&str]) -> Option<[f64; 2]> {
         serde_json::from_str(&run.stdout).unwrap()
     };
     let (check, report) = (json(&["check"]), json(&["prune", "--save-every", "never"]));
+    // The configuration alone tells as much.
+    let plan = json(&["plan", "--ranks", "1"]);
+    assert_eq!(plan["operations"], check["operations"], "{sets:?}");
     let number = |value: &Value| value.as_f64().unwrap();
     let operations = &check["operations"];
     let forecast = number(&operations["pruning"]) - number(&operations["solving"]);
@@ -113,6 +116,11 @@ fn compared(recipe: &str, sets: &[&str]) -> Option<[f64; 2]> {
     let took = number(&report["operations"]);
     assert!((forecast / took - 1.0).abs() < 0.05, "{sets:?}: {forecast:.4e} of {took:.4e}");
     let memory = number(&check["memory"]) + number(&check["waiting"]);
+    let of_rank = &plan["ranks"][0];
+    assert_eq!(number(&of_rank["memory"]), memory);
+    let of_first = number(&of_rank["operations"]["passes"]);
+    assert!((of_first / forecast - 1.0).abs() < 1e-9, "{sets:?}: {of_first:.4e} {forecast:.4e}");
+    assert_eq!(of_rank["sent"]["all"], 0.0);
     let most = report["memory"].as_object().unwrap().values().map(number).reduce(f64::max);
     most.map(|most| [memory, most])
 }

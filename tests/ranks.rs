@@ -228,6 +228,26 @@ fn runs_are_split_only_if_there_are_several_and_they_are_asked_for() {
     assert!(!out.exists());
 }
 
+/// What `barber plan` says of a rank's operations is what the first one counts.
+#[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs the feature mpi, and mpirun")]
+fn ranks_compute_what_is_planned() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = |run: Run| -> Value {
+        assert_eq!(run.status, 0, "{}", run.stderr);
+        serde_json::from_str(&run.stdout).unwrap()
+    };
+    let mut plan = arguments(&dir.path().join("out"), &["--json", "--ranks", "2,3"]);
+    plan[0] = "plan".into();
+    let planned = json(output(&mut on_ranks(1, &plan)));
+    for (i, count) in [2, 3].into_iter().enumerate() {
+        let report = json(run(count, &dir.path().join(count.to_string()), &["--json"]));
+        let took = report["operations"].as_f64().unwrap();
+        let expected = planned["ranks"][i]["operations"]["passes"].as_f64().unwrap();
+        assert!((expected / took - 1.0).abs() < 0.05, "{count} ranks: {expected:.4e} {took:.4e}");
+    }
+}
+
 #[test]
 #[cfg_attr(not(feature = "mpi"), ignore = "needs the feature mpi, and mpirun")]
 fn an_error_of_one_rank_ends_all() {

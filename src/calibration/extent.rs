@@ -33,6 +33,11 @@ impl Extent {
         }
     }
 
+    /// The extent of samples of the same length, of which so many are held out.
+    pub fn of_equal(samples: usize, held_out: usize, length: usize) -> Self {
+        Self::of((0..samples + held_out).map(|_| length), held_out)
+    }
+
     /// Numbers of tokens of the samples for statistics and of the held-out ones, for samples of
     /// similar lengths.
     pub fn parts(&self) -> [f64; 2] {

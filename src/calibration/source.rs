@@ -143,7 +143,7 @@ pub fn extent(source: &Text, wanted: Samples, vocabulary: usize) -> Result<Exten
     let count = wanted.count + held_out;
     Ok(match token_ids(&source.path, count, vocabulary)? {
         Some(rows) => Extent::of_samples(&rows, held_out),
-        None => Extent::of((0..count).map(|_| sequence_length), held_out),
+        None => Extent::of_equal(wanted.count, held_out, sequence_length),
     })
 }
 

@@ -22,6 +22,7 @@ pub(super) fn check(command: &Command) -> Result<(), Error> {
     let hint = match command {
         Command::Prune(arguments) => recipe("prune", &arguments.recipe),
         Command::Check(arguments) => recipe("check", &arguments.recipe),
+        Command::Plan(arguments) => recipe("plan", &arguments.recipe),
         Command::Study(arguments) => study(&arguments.study),
         Command::Eval(arguments) => model("eval", &arguments.dir),
         Command::Inspect(arguments) => model("inspect", &arguments.dir),
@@ -29,7 +30,10 @@ pub(super) fn check(command: &Command) -> Result<(), Error> {
         Command::Init(arguments) => model("init", &arguments.model),
         _ => None,
     };
-    if matches!(command, Command::Prune(_) | Command::Check(_) | Command::Study(_)) {
+    if matches!(
+        command,
+        Command::Prune(_) | Command::Check(_) | Command::Plan(_) | Command::Study(_)
+    ) {
         for (name, meant) in misspelt_settings() {
             tracing::warn!("unknown environment variable {name}; did you mean {meant}?");
         }

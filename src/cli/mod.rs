@@ -21,6 +21,7 @@ mod interrupt;
 mod job;
 mod metrics;
 mod new_metric;
+mod plan;
 mod print;
 mod progress;
 mod prune;
@@ -67,6 +68,8 @@ enum Command {
     Init(init::Arguments),
     /// Show a recipe's values and the cost of its run, without running it.
     Check(check::Arguments),
+    /// Count what a recipe's run takes on several devices, from the model's config.json alone.
+    Plan(plan::Arguments),
     /// Prune a checkpoint as a recipe says.
     Prune(prune::Arguments),
     /// Measure a checkpoint's perplexity on texts, and its accuracy on tasks.
@@ -228,6 +231,7 @@ pub fn main() -> ExitCode {
     let result = console.apply().and_then(|()| meant()).and_then(|()| match command {
         Command::Init(arguments) => init::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
         Command::Prune(arguments) => prune::run(&arguments),
         Command::Study(arguments) => study::run(&arguments),
         Command::Eval(arguments) => evaluate::run(&arguments),

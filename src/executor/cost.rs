@@ -8,9 +8,10 @@ use super::{
     Inner, PartWeights, Probe, Recorded, Side,
     activation_cache::{recorded_limit, recorded_numbers, recorded_widths},
     ops::{Ops, gram_numbers, scores},
-    stream::run_limit,
+    stream::{run_count, run_limit},
 };
 use crate::family::{self, Attention, Feed, Projection, Sublayer};
+use crate::ranks::Split;
 
 /// Bytes per number.
 const SIZE: f64 = size_of::<f32>() as f64;
@@ -95,6 +96,16 @@ pub struct Tokens {
     pub held_out: f64,
     /// Number of tokens of one sample.
     pub sequence: usize,
+    /// Number of ranks that share the samples; zero for one process.
+    pub ranks: usize,
+}
+
+impl Tokens {
+    /// How ranks share the samples: those of the calibration, or only held-out ones.
+    pub fn split(&self) -> Split {
+        let of = if self.calibration > 0.0 { self.calibration } else { self.held_out };
+        Split { ranks: self.ranks.max(1), runs: run_count(of as usize, self.sequence) }
+    }
 }
 
 /// Number of rows of matrices, by the matrices' width.
@@ -286,7 +297,7 @@ impl<'a> PassShape<'a> {
 
     /// The matrices of a run of samples that are held at the same time.
     pub fn matrices(&self) -> Rows {
-        let Tokens { calibration, held_out, sequence } = self.tokens;
+        let Tokens { calibration, held_out, sequence, .. } = self.tokens;
         let limit = run_limit(calibration.max(held_out) as usize);
         let run = (limit / sequence.max(1)).max(1) * sequence;
         let rows = (calibration + held_out).min(run as f64);
@@ -304,8 +315,15 @@ impl<'a> PassShape<'a> {
         self.probe.is_some_and(|probe| probe.is_backward())
     }
 
-    /// Bytes of the statistics.
-    pub fn gathered_bytes(&self) -> f64 {
+    /// Numbers of the sums over the calibration samples.
+    pub fn summed(&self) -> f64 {
+        let vectors = [|needs: Needs| needs.squares(), |needs: Needs| needs.input_variance];
+        let vectors = vectors.map(|has| self.inputs(has).map(|of| of.inputs as f64).sum::<f64>());
+        self.matrices_summed() + vectors.iter().sum::<f64>()
+    }
+
+    /// Numbers of these sums that are of pairs of inputs or of weights.
+    fn matrices_summed(&self) -> f64 {
         let Some(probe) = self.probe else { return 0.0 };
         let grams = self.inputs(|needs| needs.gram);
         let mut numbers: f64 = grams.map(|of| (of.inputs * of.inputs) as f64).sum();
@@ -316,10 +334,15 @@ impl<'a> PassShape<'a> {
                 members.flat_map(|(part, of)| of.iter().map(|&i| part.linears[i].weights()));
             numbers += weights.sum::<f64>();
         }
+        numbers
+    }
+
+    /// Bytes of the statistics.
+    pub fn gathered_bytes(&self) -> f64 {
         // Those of a chunk of samples, beside the sums so far.
         let Tokens { calibration, sequence, .. } = self.tokens;
         let one = run_limit(calibration as usize).max(sequence) as f64;
-        SIZE * numbers * if calibration > one { 2.0 } else { 1.0 }
+        SIZE * self.matrices_summed() * if calibration > one { 2.0 } else { 1.0 }
     }
 
     /// The outputs that the pass records.
@@ -327,7 +350,7 @@ impl<'a> PassShape<'a> {
         let mut rows = Rows::default();
         if let (CacheShape::Record(recorded), [part]) = (self.cache, &self.parts[..]) {
             let tokens = self.tokens.calibration + self.tokens.held_out;
-            let tokens = self.recorded(recorded) * tokens;
+            let tokens = self.recorded(recorded) * tokens * self.tokens.split().fraction();
             recorded_widths(recorded, part)
                 .for_each(|(width, share)| rows.add(width, share * tokens));
         }

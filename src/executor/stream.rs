@@ -61,6 +61,12 @@ pub(super) fn run_limit(tokens: usize) -> usize {
     (tokens / RUNS).clamp(FEWEST, BATCH)
 }
 
+/// Number of runs of so many tokens in samples of this length.
+pub(super) fn run_count(tokens: usize, sequence: usize) -> usize {
+    let (samples, limit) = (tokens / sequence.max(1), run_limit(tokens));
+    samples.div_ceil((limit / sequence.max(1)).max(1))
+}
+
 impl Run {
     /// Whether a sample fits into the run of at most so many tokens.
     fn takes(&self, positions: &Positions, limit: usize) -> bool {

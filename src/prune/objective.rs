@@ -18,7 +18,7 @@ use crate::{
     model::{self, Model},
     plan::Plan,
     random::SplitMix64,
-    ranks::{Chunks, Sums, Turn},
+    ranks::{Chunks, Split, Sums, Turn},
 };
 
 /// The mean over tokens of KL(dense ‖ sparse), the divergence of the pruned model's predictions from
@@ -129,8 +129,22 @@ pub(super) struct Work {
     head: f64,
     logits: f64,
     taken: f64,
+    /// Number of weights of the pruned matrices, and of their inputs and outputs.
+    pruned: [f64; 2],
+    /// How ranks share all samples, those that judge, and those of a step.
+    splits: [Split; 3],
+    /// Numbers of the dense model's last hidden states, which each rank gets.
+    last: f64,
     /// The hidden states that wait.
     widths: Rows,
+}
+
+/// How often a stage makes each pass of its [`Work`], beside the dense model's.
+pub(super) struct Passes {
+    pub(super) judged: f64,
+    pub(super) forward: f64,
+    pub(super) backward: f64,
+    pub(super) inputs: f64,
 }
 
 impl Work {
@@ -146,14 +160,16 @@ impl Work {
         let judged = if held_out > 0.0 { held_out } else { calibration };
         let taken = calibration / Turns::new(tokens, samples, calibration).count as f64;
         let head = (decoder.vocab_size * decoder.embedding.width) as f64;
-        let tokens = |calibration| Tokens { calibration, held_out: 0.0, sequence };
+        let ranks = pruning.ranks;
+        let tokens = |calibration| Tokens { calibration, held_out: 0.0, sequence, ranks };
+        let splits = [calibration, judged, taken].map(|of| tokens(of).split());
         // Products with the head: the divergence takes both models' logits, its gradient one more.
         let [of_judged, of_forward, of_inputs] =
             [(judged, 2.0), (taken, 3.0), (taken, 2.0)].map(|of| 2.0 * of.0 * of.1 * head);
         let size = pruning.stream_size as f64 / size_of::<f32>() as f64;
         let layers = decoder.layers.len() as f64;
         let mut widths = Rows::default();
-        let states = (layers + 2.0) * taken + calibration + held_out;
+        let states = (layers + 2.0) * taken * splits[2].fraction() + calibration + held_out;
         widths.add(decoder.hidden_size, states * size);
         let mut work = Self {
             dense: 0.0,
@@ -164,7 +180,10 @@ impl Work {
             layer: [0.0; 2],
             head,
             logits: LOGITS.min(sequence * decoder.vocab_size) as f64,
-            taken,
+            taken: taken * splits[2].fraction(),
+            pruned: [0.0; 2],
+            splits,
+            last: (calibration + held_out) * decoder.hidden_size as f64,
             widths,
         };
         for (layer, found) in decoder.layers.iter().enumerate() {
@@ -187,14 +206,26 @@ impl Work {
             let projections = || Part::ALL.iter().flat_map(|part| found.projections(*part));
             let weights = projections().map(|of| of.dims.len() as f64).sum();
             let wide = projections().map(|of| (of.dims.rows + of.dims.columns) as f64).sum();
+            for dims in plan.matrices(decoder, layer).map(|(_, of)| of.dims) {
+                work.pruned[0] += dims.len() as f64;
+                work.pruned[1] += (dims.rows + dims.columns) as f64;
+            }
             work.layer = [work.layer[0].max(weights), work.layer[1].max(wide)];
         }
         work
     }
 
-    /// The cost of a stage with so many operations, and so many 32-bit numbers that it keeps for all
-    /// matrices.
-    pub(super) fn cost(self, operations: f64, kept: f64) -> Cost {
+    /// The cost of a stage with these passes that keeps `kept` 32-bit numbers for all matrices.
+    pub(super) fn cost(self, passes: &Passes, kept: f64) -> Cost {
+        let Passes { judged, forward, backward, inputs } = passes;
+        let steps = forward * self.forward + backward * self.backward + inputs * self.inputs;
+        let work = [self.dense, judged * self.judged, steps];
+        let of_first = zip(work, self.splits).map(|(work, split)| work * split.fraction()).sum();
+        let mut sent = self.splits[0].copies(self.last);
+        let [weights, sides] = self.pruned.map(|numbers| self.splits[2].sums(numbers));
+        sent += weights.times(*backward);
+        // The squares of inputs and of the outputs' gradients.
+        sent += sides.times(*inputs);
         let Self { layer: [weights, activations], head, logits, taken, mut widths, .. } = self;
         widths.add(1, kept);
         let waiting = widths.bytes();
@@ -202,7 +233,9 @@ impl Work {
         widths.add(1, 2.0 * taken * activations + 3.0 * logits);
         let held = 2.0 * size_of::<f32>() as f64 * (weights + head);
         let matrices = widths.bytes();
-        Cost { operations, held, gathered: 0.0, matrices, waiting, widths }
+        let (operations, gathered) = (work.iter().sum(), 0.0);
+        let sweeps = 1.0 + judged + forward + backward;
+        Cost { operations, of_first, sent, sweeps, held, gathered, matrices, waiting, widths }
     }
 }
 

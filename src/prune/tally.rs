@@ -10,6 +10,7 @@ use crate::{
     mask::Init,
     permutation::Site,
     plan::{Group, Plan},
+    ranks::{Sent, Split},
 };
 
 /// The settings that determine the cost of pruning.
@@ -35,13 +36,21 @@ pub struct Pruning<'a> {
     pub statistics: Side,
     /// Bytes per number of a stored hidden state.
     pub stream_size: usize,
+    /// Number of ranks that share the samples.
+    pub ranks: usize,
 }
 
-/// The cost of some passes.
+/// The cost of some passes. Bytes in memory are those of the first rank, if there are several.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cost {
     /// Floating-point operations of all matrix products.
     pub operations: f64,
+    /// Those of the first rank; no rank has more.
+    pub of_first: f64,
+    /// Bytes that ranks send.
+    pub sent: Sent,
+    /// How often a rank goes through the weights of all layers, beyond once.
+    pub sweeps: f64,
     /// Peak bytes of weights and statistics.
     pub held: f64,
     /// Peak bytes of statistics.
@@ -57,10 +66,20 @@ pub struct Cost {
 impl Cost {
     /// Adds a pass during which the matrices of `waiting` are stored.
     fn add(&mut self, pass: &PassShape<'_>, waiting: &Rows) {
+        let split = pass.tokens.split();
+        self.add_shared(pass, waiting, split.fraction(), split.sums(pass.summed()));
+    }
+
+    /// Adds a pass of which the first rank does this fraction, and for which this is sent.
+    fn add_shared(&mut self, pass: &PassShape<'_>, waiting: &Rows, fraction: f64, sent: Sent) {
         let widths = pass.matrices().and(waiting);
         let gathered = pass.gathered_bytes();
+        let operations = pass.operations();
         self.then(Self {
-            operations: pass.operations(),
+            operations,
+            of_first: operations * fraction,
+            sent,
+            sweeps: 0.0,
             held: pass.weight_bytes() + gathered,
             gathered,
             matrices: widths.bytes(),
@@ -72,6 +91,9 @@ impl Cost {
     /// Adds the cost of later passes: operations add up, peaks are maxima.
     pub fn then(&mut self, other: Self) {
         self.operations += other.operations;
+        self.of_first += other.of_first;
+        self.sent += other.sent;
+        self.sweeps += other.sweeps;
         self.held = self.held.max(other.held);
         self.gathered = self.gathered.max(other.gathered);
         self.matrices = self.matrices.max(other.matrices);
@@ -93,9 +115,9 @@ struct Work<'a> {
 }
 
 impl Pruning<'_> {
-    fn tokens(&self) -> Tokens {
+    pub(crate) fn tokens(&self) -> Tokens {
         let [calibration, held_out] = self.calibration.parts();
-        Tokens { calibration, held_out, sequence: self.calibration.longest }
+        Tokens { calibration, held_out, sequence: self.calibration.longest, ranks: self.ranks }
     }
 
     /// Cost of a layer's passes for a permutation of its inner channels.
@@ -206,7 +228,9 @@ impl<'a> Work<'a> {
         // The gradient of the layer's input is wanted too.
         let first = layer.projections(Part::ALL[0]).iter().filter(|of| of.feed() == Feed::Hidden);
         let input: usize = first.map(|of| of.dims.len()).sum();
-        cost.operations += 2.0 * tokens.calibration * input as f64;
+        let of_input = 2.0 * tokens.calibration * input as f64;
+        cost.operations += of_input;
+        cost.of_first += of_input * tokens.split().fraction();
         let needs = Needs { squared_gradient: false, ..needs };
         if needs.inputs() {
             let probe = Some(Probe::new(&self.members, needs));
@@ -230,7 +254,8 @@ impl<'a> Work<'a> {
     fn stores(&self, count: f64, tokens: Tokens) -> Rows {
         let mut rows = Rows::default();
         let rounded = self.pruning.stream_size as f64 / size_of::<f32>() as f64;
-        rows.add(self.width, count * rounded * (tokens.calibration + tokens.held_out));
+        let tokens = (tokens.calibration + tokens.held_out) * tokens.split().fraction();
+        rows.add(self.width, count * rounded * tokens);
         rows
     }
 
@@ -441,7 +466,12 @@ impl<'a> Tally<'a> {
         let tokens = Tokens { held_out: 0.0, ..self.pruning.tokens() };
         let probe = Probe { members: self.members, needs: Needs::NOTHING, gradient: true };
         let pass = PassShape { tokens, probe: Some(probe), ..self.pass() };
-        (0..passes).for_each(|_| self.add(&pass));
+        // One run of samples follows the other.
+        let (split, runs) = (tokens.split(), tokens.split().runs as f64);
+        let mut sent = Split { runs: 1, ..split }.sums(pass.summed()).times(runs);
+        // Of each run's sums all ranks send a share, and of the gradients those that have the run.
+        sent.first *= (1.0 + split.fraction()) / 2.0;
+        (0..passes).for_each(|_| self.cost.add_shared(&pass, &self.waiting, 1.0, sent));
     }
 
     /// Notes that the stage itself measures the output error of its result.

@@ -32,8 +32,13 @@ impl Chunks {
         Self { calibration, runs, rank: ranks.rank(), size: ranks.size() }
     }
 
+    /// The chunks of so many runs of calibration samples, as the first of some ranks has them.
+    pub(super) fn of_first(runs: usize, size: usize) -> Self {
+        Self { calibration: runs, runs, rank: 0, size }
+    }
+
     /// Number of runs in a chunk of so many.
-    fn each(runs: usize) -> usize {
+    pub(super) fn each(runs: usize) -> usize {
         runs.div_ceil(MOST).max(1)
     }
 

@@ -8,6 +8,7 @@
 mod chunks;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod split;
 mod sums;
 #[cfg(test)]
 pub(crate) mod threads;
@@ -16,6 +17,7 @@ use std::{cell::Cell, fmt, ops::Range, rc::Rc};
 
 use serde::{Serialize, de::DeserializeOwned};
 
+pub use self::split::{Sent, Split};
 pub(crate) use self::{
     chunks::{Chunks, Turn},
     sums::{Sums, add, share},

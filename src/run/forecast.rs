@@ -13,7 +13,7 @@ use crate::{
     model::Model,
     permutation::Site,
     plan::Plan,
-    recipe::{Device, Loaded},
+    recipe::{Device, Loaded, Recipe},
 };
 
 /// The forecast of a run.
@@ -23,10 +23,20 @@ pub(crate) struct Forecast {
     /// The phases of the run.
     pub(crate) phases: Vec<ScheduledPhase>,
     device: Device,
-    /// Maximum number of swaps, each times the number of weights of its row.
-    search: f64,
-    /// Number of comparisons of importances in the search for the order of channels.
-    ordering: f64,
+    /// [`searches`].
+    search: [f64; 2],
+}
+
+/// Operations of matrix products that take as long as the searches for swaps, and as that for the order
+/// of channels, which run on the CPU.
+pub(super) fn searches(recipe: &Recipe, decoder: &Decoder, plan: &Plan) -> [f64; 2] {
+    let limit: usize = recipe.refine.iter().map(|stage| stage.searches()).sum();
+    let layers = 0..plan.layers.len();
+    let dims = layers.flat_map(|layer| plan.matrices(decoder, layer)).map(|(_, of)| of.dims);
+    // A row has no more pairs than half of its weights.
+    let swaps: f64 = dims.map(|dims| dims.len() as f64 * limit.min(dims.columns / 2) as f64).sum();
+    let ordering = if recipe.sparsity.permute { Site::search(plan, decoder) } else { 0.0 };
+    [SEARCH * swaps, COMPARISON * ordering]
 }
 
 /// Operations of matrix products that take as long as one of these comparisons.
@@ -39,7 +49,7 @@ const SEARCH: f64 = 1000.0;
 /// The fraction of a run's time without such searches that its matrix products take. On
 /// SmolLM2-135M and on a layer of LLaMA-7B's shape it was between 82% and 94%; a GPU waits for the
 /// CPU to choose masks.
-const fn products(device: Device) -> f64 {
+pub(super) const fn products(device: Device) -> f64 {
     match device {
         Device::Cpu => 0.85,
         Device::Cuda(_) => 0.6,
@@ -56,22 +66,19 @@ impl Forecast {
         calibration: Extent,
     ) -> Result<Self, Error> {
         let (recipe, decoder) = (&loaded.recipe, &model.decoder);
-        let takes = estimate(decoder, plan, &expected(loaded, model, &tests.texts, calibration)?);
+        let segments = tests.texts.iter().flat_map(|(_, segments)| segments).map(Vec::len);
+        let takes = estimate(decoder, plan, &expected(loaded, decoder, segments, calibration, 1)?);
         let phases = schedule(recipe, decoder, tests, &takes);
-        let limit: usize = recipe.refine.iter().map(|stage| stage.searches()).sum();
-        let layers = 0..plan.layers.len();
-        let dims = layers.flat_map(|layer| plan.matrices(decoder, layer)).map(|(_, of)| of.dims);
-        // A row has no more pairs than half of its weights.
-        let search = dims.map(|dims| dims.len() as f64 * limit.min(dims.columns / 2) as f64).sum();
-        let ordering = if recipe.sparsity.permute { Site::search(plan, decoder) } else { 0.0 };
-        Ok(Self { takes, phases, device: recipe.executor.device, search, ordering })
+        let search = searches(recipe, decoder, plan);
+        Ok(Self { takes, phases, device: recipe.executor.device, search })
     }
 
     /// Estimated time of the run on its device, from the rate of matrix products. Measuring that
     /// rate takes about a second, and at most a small part of the run's time. Zero without
     /// products.
     pub(crate) fn time<D: Ops>(&self, device: &D, decoder: &Decoder) -> Result<Duration, Error> {
-        let (work, search) = (self.phases.iter().map(|phase| phase.work).sum(), self.searching());
+        let (work, search) =
+            (self.phases.iter().map(|phase| phase.work).sum(), self.search.iter().sum());
         let on_device = rate(device, decoder, work).map_err(crate::model::Error::from)?;
         let on_host = match self.device {
             Device::Cpu => on_device,
@@ -82,11 +89,6 @@ impl Forecast {
         };
         let seconds = work / on_device / products(self.device) + search / on_host;
         Ok(Duration::from_secs_f64(seconds))
-    }
-
-    /// Operations of matrix products that take as long as the searches, which run on the CPU.
-    fn searching(&self) -> f64 {
-        SEARCH * self.search + COMPARISON * self.ordering
     }
 
     /// [`Forecast::time`] on the recipe's device, which it opens.

@@ -16,7 +16,7 @@ use crate::{
     recipe::{Evaluate, Prompts, Recipe},
 };
 
-pub(crate) type Texts = Vec<(Text, Vec<Vec<u32>>)>;
+type Texts = Vec<(Text, Vec<Vec<u32>>)>;
 
 fn texts<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Texts, Error> {
     let Evaluate { perplexity, sequence_length, segments: limit, special_tokens, .. } =

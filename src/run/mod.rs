@@ -3,6 +3,7 @@
 mod checkpointing;
 mod checkpoints;
 mod convert;
+mod devices;
 mod error;
 mod forecast;
 mod inputs;
@@ -30,6 +31,7 @@ use std::{
 use bytesize::ByteSize;
 use dfdx::tensor::Cpu;
 use rayon::prelude::*;
+use serde_json::Value;
 use toml::Table;
 
 pub(crate) use self::verify::recipe;
@@ -39,9 +41,10 @@ use self::{
 };
 pub(crate) use self::{
     checkpoints::Checkpoints,
+    devices::{OnRanks, Outlook, Rates, Seconds},
     forecast::Forecast,
     inputs::{Digests, inputs},
-    measure::{Asked, Found, PARTS, Tests, Texts, check_text, measure, parts, tokens},
+    measure::{Asked, Found, PARTS, Tests, check_text, measure, parts, tokens},
     progress::{Notes, Progress},
     shared::{Shared, of_beginning},
     together::alike,
@@ -64,6 +67,7 @@ use crate::{
         Executor, Storage,
         ops::{Ops, Products},
     },
+    family::Decoder,
     journal::{self, Identity},
     model::Model,
     permutation,
@@ -414,20 +418,33 @@ fn written<D: Ops>(
 
 /// The plan of a recipe for a model. Checks that all other tensors are finite.
 pub(crate) fn plan<D: Ops>(loaded: &Loaded, model: &Model<'_, D>) -> Result<Plan, Error> {
+    let (decoder, reader) = (&model.decoder, model.reader);
+    let plan = plan_of(loaded, decoder, reader.names(), reader.config())?;
+    let pruned = (0..plan.layers.len()).flat_map(|layer| plan.matrices(decoder, layer));
+    model.check_finite(&pruned.map(|(_, linear)| linear.weight.as_str()).collect())?;
+    Ok(plan)
+}
+
+/// The plan of a recipe for a model with these tensors.
+fn plan_of<'a>(
+    loaded: &Loaded,
+    decoder: &'a Decoder,
+    names: impl Iterator<Item = &'a str>,
+    config: &Value,
+) -> Result<Plan, Error> {
     let blocks = loaded.recipe.blocks.iter();
     let blocks: Vec<_> = blocks.map(|block| (block.name.clone(), block.layers.clone())).collect();
-    let matrices = model.decoder.projections().map(|linear| linear.weight.as_str());
-    let rules = loaded.rules(model.reader.names(), matrices)?;
-    let plan = match loaded.removal(&rules, &model.decoder, model.reader.config())? {
-        Some(removal) => Plan::of_structures(&model.decoder, removal)?,
-        None => Plan::new(&model.decoder, &blocks, |name| rules.of(name))?,
+    let matrices = decoder.projections().map(|linear| linear.weight.as_str());
+    let rules = loaded.rules(names, matrices)?;
+    let plan = match loaded.removal(&rules, decoder, config)? {
+        Some(removal) => Plan::of_structures(decoder, removal)?,
+        None => Plan::new(decoder, &blocks, |name| rules.of(name))?,
     };
-    let pruned = || (0..plan.layers.len()).flat_map(|layer| plan.matrices(&model.decoder, layer));
-    let widths = pruned()
+    let pruned = (0..plan.layers.len()).flat_map(|layer| plan.matrices(decoder, layer));
+    let widths = pruned
         .map(|(member, linear)| (linear.weight.as_str(), linear.dims.columns, member.rule.pattern));
     loaded.check_widths(&rules, widths)?;
-    loaded.check_permutation(&plan, &model.decoder)?;
-    model.check_finite(&pruned().map(|(_, linear)| linear.weight.as_str()).collect())?;
+    loaded.check_permutation(&plan, decoder)?;
     Ok(plan)
 }
 
@@ -789,15 +806,15 @@ pub(crate) fn single_pass(recipe: &Recipe) -> bool {
     recipe.mask.passes == 1 && !recipe.stages().0.is_empty()
 }
 
-/// The expected memory and work of a run.
-pub(crate) fn expected<'a, D: Ops>(
+/// The expected memory and work of a run on some ranks that measures segments of these lengths.
+pub(crate) fn expected<'a>(
     loaded: &'a Loaded,
-    model: &Model<'_, D>,
-    texts: &Texts,
+    decoder: &Decoder,
+    segments: impl Iterator<Item = usize> + Clone,
     calibration: Extent,
+    ranks: usize,
 ) -> Result<Expected<'a>, Error> {
     let recipe = &loaded.recipe;
-    let segments = texts.iter().flat_map(|(_, segments)| segments).map(Vec::len);
     let single = single_pass(recipe);
     let metrics = pipeline::needs(&loaded.pipeline()?);
     let pruning = Pruning {
@@ -811,13 +828,14 @@ pub(crate) fn expected<'a, D: Ops>(
         dense: recipe.streams.blend > 0.0 || recipe.streams.statistics == Side::Dense,
         statistics: recipe.streams.statistics,
         stream_size: recipe.executor.stream_dtype.size(),
+        ranks,
     };
     Ok(Expected {
         pruning,
         allocation: recipe.allocation().map(|allocation| allocation.by),
         permutes: recipe.sparsity.permute,
         evaluated: (segments.clone().sum(), if recipe.refine.is_empty() || single { 2 } else { 3 }),
-        evaluated_at_once: STATES / model.decoder.hidden_size,
+        evaluated_at_once: STATES / decoder.hidden_size,
         evaluated_longest: segments.max().unwrap_or(0),
     })
 }

@@ -5,7 +5,7 @@ use std::{cell::Cell, collections::BTreeMap, fs, path::Path, rc::Rc, time::Durat
 
 use proptest::{collection::vec, prelude::*};
 
-use super::{Settings, prune};
+use super::{Outlook, Rates, Settings, prune};
 use crate::{
     checkpoint::digest_text,
     files::{
@@ -267,6 +267,37 @@ fn any_number_of_ranks_gives_the_bytes_of_one_process() {
         for size in 2..5 {
             assert!(run(size) == one, "{sets:?} on {size} ranks");
         }
+    }
+}
+
+/// What `barber plan` says of traffic is what ranks send.
+#[test]
+fn ranks_send_what_is_planned() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let cases: [&[&str]; 5] = [
+        &["mask.init=wanda", "refine=[{ use = 'rebuild' }]"],
+        &["mask.init=wanda", "streams.blend=0.3", "refine=[{ use = 'swap', limit = 2 }]"],
+        &["mask.init=sparsegpt", "calibration.held_out=20", "refine=[]"],
+        &["refine=[{ use = 'reconstruct', method = 'gradient', passes = 1 }]"],
+        &["mask.init=wanda", "refine=[{ use = 'end-to-end', steps = 6, lambda = 5 }]"],
+    ];
+    for (sets, size) in cases.iter().flat_map(|sets| [2, 4].map(|size| (*sets, size))) {
+        let sent = threads::run(size, |ranks| {
+            let settings = Settings { ranks: &ranks, save_every: None, ..Settings::default() };
+            prune(&quickstart(&out, sets), &settings).unwrap();
+            ranks.sent() as f64
+        });
+        fs::remove_dir_all(&out).unwrap();
+        let loaded = quickstart(&out, sets);
+        let rates = Rates { device: 1.0, host: 1.0, link: 1.0, disk: 1.0 };
+        let planned = Outlook::new(&loaded).unwrap().on(size, rates).unwrap().sent();
+        // The first rank sends its recipe and digests to each of the others.
+        let recipe = 6e3 * (size - 1) as f64;
+        let near = |sent: f64, planned: f64| (sent - planned).abs() < 0.06 * sent + recipe;
+        let most = sent.iter().copied().fold(0.0, f64::max);
+        assert!(near(sent.iter().sum(), planned.all), "{sets:?}: {sent:?} {planned:?}");
+        assert!(near(most, planned.first), "{sets:?}: {sent:?} {planned:?}");
     }
 }
 

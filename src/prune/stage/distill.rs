@@ -32,7 +32,7 @@ use crate::{
     plan::Plan,
     prune::{
         Cost, Pruning, Tally, failed, members,
-        objective::{At, Gradients, MEASURED, Objective, PATIENCE, Turns, Work},
+        objective::{At, Gradients, MEASURED, Objective, PATIENCE, Passes, Turns, Work},
     },
 };
 
@@ -84,11 +84,14 @@ impl Stage for Distill {
     fn model_cost(&self, pruning: &Pruning<'_>, decoder: &Decoder, plan: &Plan) -> Cost {
         let work = Work::new(pruning, decoder, plan, self.tokens);
         let measured = (1 + self.steps.div_ceil(MEASURED)) as f64;
-        let operations = work.dense
-            + measured * work.judged
-            + self.steps as f64 * (work.forward + work.backward);
+        let steps = self.steps as f64;
+        let passes = Passes { judged: measured, forward: steps, backward: steps, inputs: 0.0 };
         // The weights, and both means in half precision.
-        work.cost(operations, 2.0 * plan.weights(decoder)[0] as f64)
+        work.cost(&passes, 2.0 * plan.weights(decoder)[0] as f64)
+    }
+
+    fn choices(&self) -> usize {
+        self.steps
     }
 }
 

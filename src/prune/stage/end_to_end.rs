@@ -46,7 +46,7 @@ use crate::{
     plan::{Member, Plan, Rule},
     prune::{
         Cost, Pruning, Tally, failed, members,
-        objective::{At, Forward, Gradients, MEASURED, Objective, PATIENCE, Turns, Work},
+        objective::{At, Forward, Gradients, MEASURED, Objective, PATIENCE, Passes, Turns, Work},
     },
     random::SplitMix64,
     ranks::{Sums, Turn, add},
@@ -161,13 +161,18 @@ impl Stage for EndToEnd {
         let curved = (WARM_UP + 1 + self.steps / CURVATURE) as f64;
         let measured = (1 + self.steps.div_ceil(MEASURED)) as f64;
         let swapped = self.steps.saturating_sub(WARM_UP + 1) as f64;
-        let operations = work.dense
-            + measured * work.judged
-            + steps * (work.forward + work.backward)
-            + curved.min(steps) * work.inputs
-            + swapped * work.forward;
+        let passes = Passes {
+            judged: measured,
+            forward: steps + swapped,
+            backward: steps,
+            inputs: curved.min(steps),
+        };
         // The running mean, in half precision.
-        work.cost(operations, plan.weights(decoder)[0] as f64 / 2.0)
+        work.cost(&passes, plan.weights(decoder)[0] as f64 / 2.0)
+    }
+
+    fn choices(&self) -> usize {
+        self.steps
     }
 }
 

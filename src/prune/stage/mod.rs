@@ -88,6 +88,17 @@ pub trait Stage {
         0
     }
 
+    /// Whether ranks share the rows of each matrix: if not, each rank finds all masks.
+    fn splits_rows(&self) -> bool {
+        false
+    }
+
+    /// How often each rank goes through all weights, to choose among them or to change them, beside its
+    /// search for swaps and its solutions of linear equations.
+    fn choices(&self) -> usize {
+        0
+    }
+
     /// Maximum number of steps over the whole model.
     fn steps(&self) -> usize {
         0

@@ -233,6 +233,10 @@ impl Stage for Rebuild {
         true
     }
 
+    fn choices(&self) -> usize {
+        if self.alpha == Alpha::Auto { FRACTIONS.len() } else { 1 }
+    }
+
     fn count(&self, tally: &mut Tally<'_>) {
         if self.is_guarded() {
             tally.error();
@@ -244,8 +248,7 @@ impl Stage for Rebuild {
         tally.error();
         if self.is_guarded() {
             // Counts one round, in which all fractions are tried.
-            let tried = if self.alpha == Alpha::Auto { FRACTIONS.len() } else { 1 };
-            (0..tried).for_each(|_| tally.forward());
+            (0..self.choices()).for_each(|_| tally.forward());
             tally.measures_result();
         }
     }

@@ -67,6 +67,10 @@ impl Stage for Swap {
         self.limit
     }
 
+    fn splits_rows(&self) -> bool {
+        self.scope == Scope::Row
+    }
+
     fn count(&self, tally: &mut Tally<'_>) {
         tally.error();
         tally.grams();

@@ -1,0 +1,167 @@
+//! A run on several devices, one for each rank, foreseen from a recipe and the model's configuration
+//! alone.
+
+use serde_json::Value;
+
+use super::{
+    Error, expected,
+    forecast::{products, searches},
+    plan_of,
+};
+use crate::{
+    calibration::Extent,
+    checkpoint::readable_config,
+    estimate::{Estimate, estimate},
+    family::{self, Decoder},
+    limits::SEQUENCE,
+    plan::Plan,
+    ranks::{Sent, Split},
+    recipe::Loaded,
+};
+
+/// What devices and what connects them do in a second.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rates {
+    /// Floating-point operations of matrix products of a device.
+    pub(crate) device: f64,
+    /// Those of a device's part of the host's cores.
+    pub(crate) host: f64,
+    /// Bytes that a rank sends to others.
+    pub(crate) link: f64,
+    /// Bytes of weights that a rank reads.
+    pub(crate) disk: f64,
+}
+
+/// Seconds of a run, of which none overlap.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Seconds {
+    /// Passes over the calibration samples, of which each rank has some.
+    pub(crate) passes: f64,
+    /// Measurements on texts, of which each rank has some.
+    pub(crate) measuring: f64,
+    /// Searches for swaps; ranks share the rows of a matrix, if the stage's scope is one.
+    pub(crate) search: f64,
+    /// Masks and values that each rank finds whole.
+    pub(crate) whole: f64,
+    /// The exchange of sums.
+    pub(crate) exchange: f64,
+    /// Reading the weights on each rank, and writing them on the first.
+    pub(crate) disk: f64,
+}
+
+impl Seconds {
+    /// All of them.
+    pub(crate) fn sum(&self) -> f64 {
+        let Self { passes, measuring, search, whole, exchange, disk } = self;
+        passes + measuring + search + whole + exchange + disk
+    }
+}
+
+/// A run on some ranks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OnRanks {
+    /// The shares of the calibration samples.
+    pub(crate) split: Split,
+    /// The estimated cost.
+    pub(crate) takes: Estimate,
+    /// The time.
+    pub(crate) seconds: Seconds,
+}
+
+impl OnRanks {
+    /// Bytes of memory of a rank.
+    pub(crate) fn memory(&self) -> f64 {
+        self.takes.memory + self.takes.waiting
+    }
+
+    /// Bytes that ranks send.
+    pub(crate) fn sent(&self) -> Sent {
+        self.takes.sent
+    }
+}
+
+/// Operations of matrix products that take as long as to choose whether to keep a weight. Masks by
+/// magnitude take half of that on SmolLM2-135M, with the weights read and written; scores take more.
+const CHOICE: f64 = 10_000.0;
+
+/// A recipe's run on a model of which only the configuration is known.
+pub(crate) struct Outlook<'a> {
+    loaded: &'a Loaded,
+    pub(crate) decoder: Decoder,
+    pub(crate) plan: Plan,
+    calibration: Extent,
+    /// The lengths of the segments that are measured.
+    segments: Vec<usize>,
+    /// Bytes of the weights.
+    pub(crate) bytes: f64,
+    /// Texts and tasks of which the configuration does not tell what they take.
+    pub(crate) unknown: Vec<String>,
+}
+
+impl<'a> Outlook<'a> {
+    /// The run of a recipe on the model whose `config.json` is in `model.path`.
+    pub(crate) fn new(loaded: &'a Loaded) -> Result<Self, Error> {
+        let recipe = &loaded.recipe;
+        let dir = recipe.model.dense.as_deref().unwrap_or(&recipe.model.path);
+        let config = readable_config(dir)?;
+        let decoder = family::decoder(&config).map_err(crate::model::Error::from)?;
+        let plan = plan_of(loaded, &decoder, decoder.tensors().map(|(name, _)| name), &config)?;
+        let length = |wanted: Option<usize>| {
+            wanted.unwrap_or_else(|| decoder.positions().tokens.min(SEQUENCE))
+        };
+        let calibration = match recipe.calibrates() {
+            true => {
+                let of = &recipe.calibration;
+                let length = length(of.sequence_length);
+                Extent::of_equal(of.samples, of.held_out, length)
+            }
+            false => Extent::default(),
+        };
+        let (mut segments, mut unknown) = (Vec::new(), Vec::new());
+        for text in &recipe.evaluate.perplexity {
+            match text.segments.or(recipe.evaluate.segments) {
+                Some(count) => {
+                    let each = length(recipe.evaluate.sequence_length);
+                    segments.extend(std::iter::repeat_n(each, count));
+                }
+                None => unknown.push(text.short()),
+            }
+        }
+        unknown.extend(recipe.evaluate.tasks.keys().cloned());
+        let numbers = decoder.tensors().map(|(_, shape)| shape.iter().product::<usize>() as f64);
+        let bytes = numbers.sum::<f64>() * stored(&config);
+        Ok(Self { loaded, plan, calibration, segments, bytes, unknown, decoder })
+    }
+
+    /// The run on some ranks.
+    pub(crate) fn on(&self, ranks: usize, rates: Rates) -> Result<OnRanks, Error> {
+        let Self { loaded, decoder, plan, bytes, .. } = self;
+        let recipe = &loaded.recipe;
+        let segments = self.segments.iter().copied();
+        let run = expected(loaded, decoder, segments, self.calibration, ranks)?;
+        let split = run.pruning.tokens().split();
+        let takes = estimate(decoder, plan, &run);
+        let [search, ordering] = searches(recipe, decoder, plan);
+        let by_rows =
+            recipe.refine.iter().all(|stage| stage.searches() == 0 || stage.splits_rows());
+        let search = if by_rows { search / ranks as f64 } else { search };
+        let choices = 1 + recipe.refine.iter().map(|stage| stage.choices()).sum::<usize>();
+        let chosen = CHOICE * choices as f64 * plan.weights(decoder)[0] as f64;
+        let of_products = rates.device * products(recipe.executor.device);
+        let seconds = Seconds {
+            passes: takes.of_first.passes / of_products,
+            measuring: takes.of_first.evaluation / of_products,
+            search: search / rates.host,
+            whole: (takes.of_first.solving + ordering + chosen) / rates.host,
+            exchange: takes.sent.first / rates.link,
+            disk: (takes.sweeps + 1.0) * bytes / rates.disk,
+        };
+        Ok(OnRanks { split, takes, seconds })
+    }
+}
+
+/// Bytes of a stored weight.
+fn stored(config: &Value) -> f64 {
+    let name = ["torch_dtype", "dtype"].iter().find_map(|key| config.get(*key)?.as_str());
+    if name == Some("float32") { 4.0 } else { 2.0 }
+}

@@ -4,17 +4,19 @@
 //! The equations are those of [`least_squares`](super::least_squares): with K the kept inputs of a row
 //! w, A v = (G w + b)_K + λ w_K with A = G_KK + λ. An iteration takes one product of the rows' search
 //! directions with G, whatever their masks; A's diagonal is the preconditioner, as in ALPS
-//! (arXiv 2406.07831, section 3.2). A row ends when its residual is small.
+//! (arXiv 2406.07831, section 3.2). A row ends when its residual is small, and takes no more part in
+//! products.
 
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
 use super::{Error, Mask, OutputError, least_squares::MOST_DAMPING};
+use crate::simd::simd;
 
 /// Number of rows that are solved together. It must not depend on the number of threads, as the
 /// result must not.
 const ROWS: usize = 64;
-/// The residual at which a row ends, as a fraction of the first one's norm.
+/// The residual at which a row ends, as a fraction of the dense weights'.
 const TOLERANCE: f64 = 1e-5;
 /// Maximum number of iterations.
 const MOST_ITERATIONS: usize = 300;
@@ -31,22 +33,52 @@ pub fn conjugate_gradient(
     error: OutputError<'_>,
     damping: f64,
 ) -> Result<Vec<f32>, Error> {
+    let start = Start { values: weight, tolerance: TOLERANCE };
+    conjugate_gradient_from(name, weight, mask, error, damping, start)
+}
+
+/// Where conjugate gradients begin, and where they end.
+#[derive(Clone, Copy)]
+pub(super) struct Start<'a> {
+    /// The first values of the kept weights, row-major.
+    pub(super) values: &'a [f32],
+    /// The residual at which a row ends, as a fraction of the dense weights'.
+    pub(super) tolerance: f64,
+}
+
+/// [`conjugate_gradient`] from values that are nearer to the fitted ones than the dense weights are.
+///
+/// # Errors
+/// As [`conjugate_gradient`].
+pub(super) fn conjugate_gradient_from(
+    name: &str,
+    weight: &[f32],
+    mask: &Mask,
+    error: OutputError<'_>,
+    damping: f64,
+    start: Start<'_>,
+) -> Result<Vec<f32>, Error> {
     let dims = mask.dims();
     let columns = dims.columns.max(1);
     error.check(name, dims, weight)?;
+    Error::check_length(name, "first values", start.values.len(), weight.len())?;
     let (right, mean) = (error.right_sides(weight, dims), error.mean_square(columns));
     let size = ROWS * columns;
     let mut values = weight.to_vec();
-    let chunks = values.par_chunks_mut(size).zip(right.par_chunks(size)).enumerate();
-    chunks.try_for_each(|(i, (values, right))| {
-        let free: Vec<bool> =
-            (0..values.len()).map(|j| mask.get(i * size + j) && values[j] != 0.0).collect();
+    let chunks = values.par_chunks_mut(size).zip(right.par_chunks(size));
+    let chunks = chunks.zip(start.values.par_chunks(size)).enumerate();
+    chunks.try_for_each(|(i, ((values, right), first))| {
+        let is_free = |j: usize| mask.get(i * size + j) && values[j] != 0.0;
+        let free: Vec<f32> = (0..values.len()).map(|j| f32::from(is_free(j))).collect();
         let (dense, mut damping) = (values.to_vec(), damping);
+        let start = Start { values: first, ..start };
         loop {
             let equations = Equations { error, columns, damping: (damping * mean) as f32 };
-            match equations.solve(&dense, right, &free) {
+            match equations.solve(&dense, right, &free, start) {
                 Some(solved) => {
-                    values.copy_from_slice(&solved);
+                    let each = values.iter_mut().zip(solved).zip(&free);
+                    let fitted = each.filter(|(_, free)| **free == 1.0);
+                    fitted.for_each(|((value, solved), _)| *value = solved);
                     return Ok(());
                 }
                 None if damping < MOST_DAMPING => damping = (10.0 * damping).max(1e-6),
@@ -66,23 +98,49 @@ struct Equations<'a> {
     damping: f32,
 }
 
-/// How far a row is solved.
+/// A row that is not solved yet.
 struct Row {
-    /// rᵀ M⁻¹ r, with r the residual and M the preconditioner, and what it was at first.
+    /// Index of the row.
+    index: usize,
+    /// rᵀ M⁻¹ r, with r the residual and M the preconditioner, and where the row ends.
     norm: f64,
-    first: f64,
+    last: f64,
 }
 
 impl Row {
     fn is_open(&self) -> bool {
-        self.norm > TOLERANCE * TOLERANCE * self.first && self.norm > f64::MIN_POSITIVE
+        self.norm > self.last && self.norm > f64::MIN_POSITIVE
     }
 }
 
+/// Number of lanes of sums, which the compiler keeps in vector registers. The result depends on it.
+const LANES: usize = 16;
+
+/// Σ a b c, in f64.
+#[inline(always)]
+fn sum(a: &[f32], b: &[f32], c: &[f32]) -> f64 {
+    let [(a, a_rest), (b, b_rest), (c, c_rest)] = [a, b, c].map(<[f32]>::as_chunks::<LANES>);
+    let mut lanes = [0.0; LANES];
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
+        for i in 0..LANES {
+            lanes[i] += f64::from(a[i]) * f64::from(b[i] * c[i]);
+        }
+    }
+    let rest = a_rest.iter().zip(b_rest).zip(c_rest);
+    let rest = rest.map(|((a, b), c)| f64::from(*a) * f64::from(b * c));
+    lanes.iter().sum::<f64>() + rest.sum::<f64>()
+}
+
 impl Equations<'_> {
-    /// The values of rows whose `free` entries begin at the dense ones; `None` if A is not positive
-    /// definite.
-    fn solve(&self, dense: &[f32], right: &[f32], free: &[bool]) -> Option<Vec<f32>> {
+    /// The values of rows whose `free` entries, which are 1 and not 0, begin at those of `start`; what
+    /// is found for the others means nothing. `None` if A is not positive definite.
+    fn solve(
+        &self,
+        dense: &[f32],
+        right: &[f32],
+        free: &[f32],
+        start: Start<'_>,
+    ) -> Option<Vec<f32>> {
         let columns = self.columns;
         let diagonal: Vec<f32> =
             self.error.gram.iter().step_by(columns + 1).map(|g| g + self.damping).collect();
@@ -91,55 +149,64 @@ impl Equations<'_> {
         }
         let inverse: Vec<f32> =
             diagonal.iter().map(|d| if *d > 0.0 { 1.0 / d } else { 0.0 }).collect();
-        let mut values = dense.to_vec();
-        let kept: Vec<f32> =
-            dense.iter().zip(free).map(|(w, free)| if *free { *w } else { 0.0 }).collect();
-        // The residual, right + λ w − A v, at v = w_K.
-        let mut residual = self.product(&kept);
-        for ((r, (b, w)), free) in residual.iter_mut().zip(right.iter().zip(dense)).zip(free) {
-            *r = if *free { b + self.damping * w - *r } else { 0.0 };
-        }
+        let norms = |residual: &[f32]| -> Vec<f64> {
+            residual.chunks(columns).map(|r| simd!(sum(r, r, &inverse))).collect()
+        };
+        let first = norms(&self.residual(dense, dense, right, free));
+        let mut values = start.values.to_vec();
+        let mut residual = self.residual(&values, dense, right, free);
+        let last = first.into_iter().map(|first| start.tolerance * start.tolerance * first);
+        let rows = norms(&residual).into_iter().zip(last).enumerate();
+        let rows = rows.map(|(index, (norm, last))| Row { index, norm, last });
+        let mut rows: Vec<Row> = rows.filter(Row::is_open).collect();
         let mut search: Vec<f32> = residual
             .chunks(columns)
             .flat_map(|r| r.iter().zip(&inverse).map(|(r, m)| r * m))
             .collect();
-        let dot = |a: &[f32], b: &[f32]| -> f64 {
-            a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-        };
-        let each = residual.chunks(columns).zip(search.chunks(columns));
-        let mut rows: Vec<Row> =
-            each.map(|(r, p)| dot(r, p)).map(|first| Row { norm: first, first }).collect();
+        let mut open = Vec::new();
         for _ in 0..MOST_ITERATIONS {
-            if !rows.iter().any(Row::is_open) {
+            if rows.is_empty() {
                 break;
             }
-            let image = self.product(&search);
-            let vectors = values.chunks_mut(columns).zip(residual.chunks_mut(columns));
-            let vectors = vectors.zip(search.chunks_mut(columns).zip(image.chunks(columns)));
-            let open = rows.iter_mut().zip(vectors.zip(free.chunks(columns)));
-            for (row, (((v, r), (p, q)), free)) in open.filter(|(row, _)| row.is_open()) {
-                let curvature = dot(p, q);
+            open.clear();
+            let of = |row: &Row| row.index * columns..(row.index + 1) * columns;
+            rows.iter().for_each(|row| open.extend_from_slice(&search[of(row)]));
+            let image = self.product(&open);
+            for (row, q) in rows.iter_mut().zip(image.chunks(columns)) {
+                let of = of(row);
+                let (p, free) = (&mut search[of.clone()], &free[of.clone()]);
+                let (v, r) = (&mut values[of.clone()], &mut residual[of]);
+                let curvature = simd!(sum(q, p, free));
                 if !(curvature > 0.0 && curvature.is_finite()) {
                     return None;
                 }
                 let step = (row.norm / curvature) as f32;
-                let mut norm = 0.0;
-                for j in (0..columns).filter(|j| free[*j]) {
-                    v[j] += step * p[j];
-                    r[j] -= step * q[j];
-                    norm += f64::from(r[j]) * f64::from(r[j] * inverse[j]);
-                }
+                let norm = simd!({
+                    v.iter_mut().zip(&*p).for_each(|(v, p)| *v += step * p);
+                    let r_and_q = r.iter_mut().zip(q.iter().zip(free));
+                    r_and_q.for_each(|(r, (q, free))| *r -= step * q * free);
+                    sum(r, r, &inverse)
+                });
                 let ratio = (norm / row.norm) as f32;
                 row.norm = norm;
-                for j in (0..columns).filter(|j| free[*j]) {
-                    p[j] = r[j] * inverse[j] + ratio * p[j];
-                }
-                if !row.is_open() {
-                    p.fill(0.0);
-                }
+                simd!(p.iter_mut().zip(r.iter().zip(&inverse)).for_each(|(p, (r, m))| {
+                    *p = r * m + ratio * *p;
+                }));
             }
+            rows.retain(Row::is_open);
         }
         values.iter().all(|v| v.is_finite()).then_some(values)
+    }
+
+    /// The residual of the values v of some rows, right + λ w − A v.
+    fn residual(&self, values: &[f32], dense: &[f32], right: &[f32], free: &[f32]) -> Vec<f32> {
+        let kept: Vec<f32> =
+            values.iter().zip(free).map(|(v, free)| if *free == 1.0 { *v } else { 0.0 }).collect();
+        let mut residual = self.product(&kept);
+        for ((r, (b, w)), free) in residual.iter_mut().zip(right.iter().zip(dense)).zip(free) {
+            *r = if *free == 1.0 { b + self.damping * w - *r } else { 0.0 };
+        }
+        residual
     }
 
     /// The product of rows with G + λ, G shrunk towards its diagonal.
@@ -151,11 +218,11 @@ impl Equations<'_> {
         let left = MatRef::from_row_major_slice(rows, count, columns);
         let right = MatRef::from_row_major_slice(gram, columns, columns);
         matmul(target, Accum::Replace, left, right, 1.0 - shrinkage, Par::Seq);
-        let diagonal = gram.iter().step_by(columns + 1);
+        let diagonal: Vec<f32> = gram.iter().step_by(columns + 1).copied().collect();
         for (image, row) in image.chunks_mut(columns).zip(rows.chunks(columns)) {
-            for ((q, p), g) in image.iter_mut().zip(row).zip(diagonal.clone()) {
+            simd!(for ((q, p), g) in image.iter_mut().zip(row).zip(&diagonal) {
                 *q += (shrinkage * g + self.damping) * p;
-            }
+            });
         }
         image
     }
@@ -245,6 +312,27 @@ mod tests {
 
     fn zip_square(a: &[f32], b: &[f32]) -> f64 {
         a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
+    }
+
+    #[test]
+    fn values_do_not_depend_on_where_they_begin() {
+        let noise = |i: usize| ((i * 7919) % 1009) as f32 / 504.0 - 1.0;
+        let inputs: Vec<f32> = (0..60 * 20).map(noise).collect();
+        let (gram, dims) = (gram(&inputs, 20), Dims { rows: 70, columns: 20 });
+        let weight: Vec<f32> = (0..dims.len()).map(|i| noise(3 * i + 5)).collect();
+        let mask = Mask::from_fn(dims, |i| noise(11 * i) > 0.0);
+        let error = OutputError { gram: &gram, shift: None, shrinkage: 0.0 };
+        let expected = conjugate_gradient("w", &weight, &mask, error, 0.01).unwrap();
+        let away: Vec<f32> = expected.iter().map(|v| 1.5 * v + 0.1).collect();
+        for (values, tolerance, most) in [(&away, 1e-5, 1e-4), (&expected, 1.0, 1e-6)] {
+            let start = Start { values, tolerance };
+            let found = conjugate_gradient_from("w", &weight, &mask, error, 0.01, start).unwrap();
+            let apart = zip_square(&found, &expected).sqrt();
+            assert!(apart <= most * zip_square(&expected, &vec![0.0; 1400]).sqrt(), "{apart}");
+        }
+        let start = Start { values: &away[1..], tolerance: 1.0 };
+        let found = conjugate_gradient_from("w", &weight, &mask, error, 0.01, start);
+        assert!(matches!(found, Err(Error::Length { .. })), "{found:?}");
     }
 
     #[test]

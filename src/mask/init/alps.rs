@@ -6,9 +6,10 @@
 //!
 //! W ← (H Ŵ − V + ρ D)(H + ρ)⁻¹, D ← the largest entries of W + V/ρ, V ← V + ρ (W − D).
 //!
-//! ρ grows while the support of D still changes, fast at first (section 3.1), and where it no longer
-//! changes it is the mask. The kept weights are then those with the least error on that support, by
-//! conjugate gradients (section 3.2).
+//! W is computed as Ŵ + (ρ (D − Ŵ) − V)(H + ρ)⁻¹, and V as ρ (U − D) with U = W + V/ρ, which D is
+//! chosen from: the same without a product with H. ρ grows while the support of D still changes, fast
+//! at first (section 3.1), and where it no longer changes it is the mask. The kept weights are then
+//! those with the least error on that support, by conjugate gradients that begin with D (section 3.2).
 
 use std::num::NonZeroUsize;
 
@@ -27,7 +28,13 @@ use faer::{
 use rayon::prelude::*;
 
 use super::{Initial, InitialMask, Matrix, Takes, lowest::Ties};
-use crate::mask::{Error, Mask, OutputError, Scope, conjugate_gradient};
+use crate::{
+    mask::{
+        Error, Mask, OutputError, Scope,
+        conjugate_gradient::{Start, conjugate_gradient_from},
+    },
+    simd::simd,
+};
 
 pub(super) static ALPS: InitialMask = InitialMask {
     name: "alps",
@@ -38,8 +45,8 @@ pub(super) static ALPS: InitialMask = InitialMask {
     metrics: false,
     zeros: false,
     scores: None,
-    // Some sixty iterations, in thirty of which ρ grows, and as many of conjugate gradients.
-    takes: Takes { operations: [240.0, 60.0], numbers: [8.0, 8.0] },
+    // Some forty iterations, in twelve of which ρ grows, and half as many of conjugate gradients.
+    takes: Takes { operations: [120.0, 24.0], numbers: [3.0, 8.0] },
     run: prune,
 };
 
@@ -54,8 +61,17 @@ const LOOK: usize = 3;
 const GROWTH: [(f64, f32); 3] = [(0.1, 1.3), (0.005, 1.2), (0.0, 1.1)];
 /// Maximum number of iterations. The support ends to change long before.
 const MOST_ITERATIONS: usize = 600;
-/// The division of the work. It must not depend on the number of threads, nor may the result.
-const WORK: Par = Par::Rayon(NonZeroUsize::new(16).unwrap());
+/// The residual of the values, as a fraction of the dense weights'. A smaller one takes several times as
+/// many iterations, and lowers the error by less than a ten-thousandth.
+const TOLERANCE: f64 = 1e-3;
+/// Number of weights that one task of a pass over all of them works on.
+const PASS: usize = 1 << 14;
+/// Maximum number of rows of a product that one task computes. The division of the work must not depend
+/// on the number of threads, nor may the result.
+const MOST_ROWS: usize = 256;
+/// Number of rows and columns of an inverse for each of the threads that share it, and most of these.
+const PER_THREAD: usize = 512;
+const MOST_THREADS: usize = 16;
 
 /// Prunes a matrix. Zero weights are pruned first, and stay zero if kept.
 fn prune(of: &Matrix<'_>) -> Result<Initial, Error> {
@@ -72,8 +88,9 @@ fn prune(of: &Matrix<'_>) -> Result<Initial, Error> {
         return Ok(Initial::of(Mask::kept_everywhere(dims)));
     }
     let error = OutputError { gram, shift: None, shrinkage: 0.0 };
-    let mask = support(of, error)?.ok_or_else(not_definite)?;
-    let values = conjugate_gradient(name, weight, &mask, error, DAMPING)?;
+    let (mask, begun) = support(of, error)?.ok_or_else(not_definite)?;
+    let start = Start { values: &begun, tolerance: TOLERANCE };
+    let values = conjugate_gradient_from(name, weight, &mask, error, DAMPING, start)?;
     if let Some(i) = values.iter().position(|w| !w.is_finite()) {
         let (row, column) = (i / dims.columns, i % dims.columns);
         return Err(Error::NotFinite { name: name.into(), row, column, value: values[i] });
@@ -81,10 +98,11 @@ fn prune(of: &Matrix<'_>) -> Result<Initial, Error> {
     Ok(Initial { mask, values: Some(values), damping: None })
 }
 
-/// The mask of a matrix; `None` if the Hessian is not positive definite.
-fn support(of: &Matrix<'_>, error: OutputError<'_>) -> Result<Option<Mask>, Error> {
+/// The mask of a matrix, and the values of its kept weights at the last iteration, row-major; `None`
+/// if the Hessian is not positive definite.
+fn support(of: &Matrix<'_>, error: OutputError<'_>) -> Result<Option<(Mask, Vec<f32>)>, Error> {
     let &LayerStats { dims, weight, .. } = of.stats;
-    let (rows, columns) = (dims.rows, dims.columns);
+    let columns = dims.columns;
     let damping = DAMPING * error.mean_square(columns);
     let scale: Vec<f32> = (0..columns)
         .map(|j| (f64::from(error.gram[j * (columns + 1)]) + damping).sqrt() as f32)
@@ -96,41 +114,45 @@ fn support(of: &Matrix<'_>, error: OutputError<'_>) -> Result<Option<Mask>, Erro
     });
     let scaled = weight.par_iter().enumerate().map(|(i, w)| w * scale[i % columns]);
     let dense: Vec<f32> = scaled.collect();
-    let product = |out: &mut Vec<f32>, left: &[f32], right: &[f32]| {
-        let target = MatMut::from_row_major_slice_mut(out, rows, columns);
-        let left = MatRef::from_row_major_slice(left, rows, columns);
-        let right = MatRef::from_row_major_slice(right, columns, columns);
-        matmul(target, Accum::Replace, left, right, 1.0, WORK);
-    };
     // Zero weights go first.
     let lowest = |values: &[f32]| {
         let scores = values.par_iter().zip(weight);
         let scores = scores.map(|(x, w)| if *w == 0.0 { -1.0 } else { x.abs() });
         of.lowest(&scores.collect::<Vec<f32>>(), Ties::First).map(|found| found.mask)
     };
-    let mut fixed = vec![0.0; dense.len()];
-    product(&mut fixed, &dense, &hessian);
-
-    let mut rho = RHO;
+    // ρ of the last iteration, and of the next one.
+    let (mut before, mut rho) = (RHO, RHO);
     let Some(mut inverted) = inverse_with(&hessian, rho, columns) else { return Ok(None) };
-    let (mut multipliers, mut right) = (vec![0.0_f32; dense.len()], vec![0.0_f32; dense.len()]);
-    let (mut values, mut sparse) = (dense.clone(), dense.clone());
+    let (mut right, mut values) = (vec![0.0_f32; dense.len()], vec![0.0_f32; dense.len()]);
+    let (mut open, mut sparse) = (dense.clone(), dense.clone());
     let mut mask = lowest(&dense)?;
     let mut looked = mask.clone();
     for iteration in 1..=MOST_ITERATIONS {
-        let sums = right.par_iter_mut().zip(&fixed).zip(multipliers.par_iter().zip(&sparse));
-        sums.for_each(|((sum, fixed), (v, d))| *sum = fixed - v + rho * d);
-        product(&mut values, &right, &inverted);
-        let moved = sparse.par_iter_mut().zip(values.par_iter().zip(&multipliers));
-        moved.for_each(|(d, (w, v))| *d = w + v / rho);
-        mask = lowest(&sparse)?;
-        let rest = sparse.par_iter_mut().enumerate().zip(values.par_iter().zip(&mut multipliers));
-        rest.for_each(|((i, d), (w, v))| {
-            if !mask.get(i) || weight[i] == 0.0 {
-                *d = 0.0;
-            }
-            *v += rho * (w - *d);
+        let each = right.par_chunks_mut(PASS).zip(sparse.par_chunks(PASS));
+        let each = each.zip(open.par_chunks(PASS).zip(dense.par_chunks(PASS)));
+        each.for_each(|((right, sparse), (open, dense))| {
+            simd!(for (((r, d), u), w) in right.iter_mut().zip(sparse).zip(open).zip(dense) {
+                *r = rho * (d - w) - before * (u - d);
+            });
         });
+        multiply(&mut values, &right, &inverted, columns);
+        let ratio = before / rho;
+        let each = open.par_chunks_mut(PASS).zip(sparse.par_chunks(PASS));
+        let each = each.zip(values.par_chunks(PASS).zip(dense.par_chunks(PASS)));
+        each.for_each(|((open, sparse), (values, dense))| {
+            simd!(for (((u, d), x), w) in open.iter_mut().zip(sparse).zip(values).zip(dense) {
+                *u = w + x + ratio * (*u - d);
+            });
+        });
+        before = rho;
+        mask = lowest(&open)?;
+        let each = sparse.par_chunks_mut(PASS).zip(open.par_chunks(PASS));
+        each.zip(weight.par_chunks(PASS)).for_each(|((sparse, open), weight)| {
+            simd!(for ((d, u), w) in sparse.iter_mut().zip(open).zip(weight) {
+                *d = if *w == 0.0 { 0.0 } else { *u };
+            });
+        });
+        mask.apply(&mut sparse);
         if !iteration.is_multiple_of(LOOK) {
             continue;
         }
@@ -138,36 +160,55 @@ fn support(of: &Matrix<'_>, error: OutputError<'_>) -> Result<Option<Mask>, Erro
         let Some((_, growth)) = GROWTH.iter().find(|(least, _)| changed > *least) else { break };
         looked = mask.clone();
         rho *= growth;
+        drop(inverted);
         match inverse_with(&hessian, rho, columns) {
             Some(found) => inverted = found,
             None => return Ok(None),
         }
     }
-    Ok(Some(mask))
+    sparse.par_iter_mut().enumerate().for_each(|(i, d)| *d /= scale[i % columns]);
+    Ok(Some((mask, sparse)))
+}
+
+/// The product of a matrix with a symmetric one, [n, n]. Each task computes its own rows, which is
+/// faster than sharing one product.
+fn multiply(out: &mut [f32], left: &[f32], right: &[f32], n: usize) {
+    let rows = (out.len() / n).div_ceil(4).next_multiple_of(16).min(MOST_ROWS);
+    let right = MatRef::from_row_major_slice(right, n, n);
+    let tasks = out.par_chunks_mut(rows * n).zip(left.par_chunks(rows * n));
+    tasks.with_max_len(1).for_each(|(out, left)| {
+        let rows = out.len() / n;
+        let target = MatMut::from_row_major_slice_mut(out, rows, n);
+        let left = MatRef::from_row_major_slice(left, rows, n);
+        matmul(target, Accum::Replace, left, right, 1.0, Par::Seq);
+    });
 }
 
 /// The inverse of the Hessian plus ρ, [n, n]; `None` if they are not positive definite.
 fn inverse_with(hessian: &[f32], rho: f32, n: usize) -> Option<Vec<f32>> {
-    let mut work: Vec<f64> = hessian.par_iter().map(|h| f64::from(*h)).collect();
-    (0..n).for_each(|j| work[j * (n + 1)] += f64::from(rho));
-    let parameters: Spec<LltParams, f64> = Spec::default();
+    // Small matrices are not worth more threads.
+    let work = match NonZeroUsize::new((n / PER_THREAD).min(MOST_THREADS)) {
+        Some(threads) if threads.get() > 1 => Par::Rayon(threads),
+        _ => Par::Seq,
+    };
+    let mut factor = hessian.to_vec();
+    (0..n).for_each(|j| factor[j * (n + 1)] += rho);
+    let parameters: Spec<LltParams, f32> = Spec::default();
     let mut memory = MemBuffer::new(
-        cholesky_in_place_scratch::<f64>(n, WORK, parameters).or(inverse_scratch::<f64>(n, WORK)),
+        cholesky_in_place_scratch::<f32>(n, work, parameters).or(inverse_scratch::<f32>(n, work)),
     );
     let stack = MemStack::new(&mut memory);
-    let matrix = MatMut::from_column_major_slice_mut(&mut work, n, n);
-    cholesky_in_place(matrix, Default::default(), WORK, stack, parameters).ok()?;
-    let mut lower = vec![0.0; n * n];
-    let target = MatMut::from_column_major_slice_mut(&mut lower, n, n);
-    inverse(target, MatRef::from_column_major_slice(&work, n, n), WORK, stack);
+    let matrix = MatMut::from_column_major_slice_mut(&mut factor, n, n);
+    cholesky_in_place(matrix, Default::default(), work, stack, parameters).ok()?;
     let mut inverted = vec![0.0; n * n];
-    inverted.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
-        for (j, x) in row.iter_mut().enumerate() {
-            // Column-major, and of the lower triangle.
-            *x = lower[i.min(j) * n + i.max(j)] as f32;
-        }
+    let target = MatMut::from_column_major_slice_mut(&mut inverted, n, n);
+    inverse(target, MatRef::from_column_major_slice(&factor, n, n), work, stack);
+    // The lower triangle, column-major, is the upper one of rows.
+    factor.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
+        row[i..].copy_from_slice(&inverted[i * n + i..(i + 1) * n]);
+        row[..i].iter_mut().enumerate().for_each(|(j, x)| *x = inverted[j * n + i]);
     });
-    Some(inverted)
+    Some(factor)
 }
 
 #[cfg(test)]

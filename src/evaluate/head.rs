@@ -41,7 +41,7 @@ impl<'a, D: Ops> Head<'a, D> {
             model,
             norm: decoder.final_norm.as_ref().map(|norm| model.norm(norm)).transpose()?,
             project: project.map(|linear| model.linear(linear)).transpose()?,
-            weight: weight.map_err(Error::device(&decoder.head))?,
+            weight: weight.map_err(Error::device(&decoder.head))?.single(),
         })
     }
 

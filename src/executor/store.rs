@@ -71,6 +71,15 @@ impl Storage {
         Self { dtype: Dtype::Bf16, ..self.clone() }
     }
 
+    /// The storage in scratch space alone, if there is any: for what a run needs once in a while, and
+    /// then matrix by matrix.
+    pub(crate) fn in_scratch(&self) -> Self {
+        match &self.spill {
+            Some(_) => Self { left: Arc::default(), ..self.clone() },
+            None => self.clone(),
+        }
+    }
+
     fn take(&self, bytes: u64) -> bool {
         let left = |left: u64| left.checked_sub(bytes);
         self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left).is_ok()
@@ -301,6 +310,19 @@ mod tests {
                 assert_eq!(left(), memory);
             }
         }
+    }
+
+    #[test]
+    fn scratch_space_takes_no_memory() {
+        let storage = storage(Dtype::Bf16, 100);
+        let mut store: Store<Cpu> = storage.in_scratch().store(1);
+        store.put(0, matrix(vec![0.5, 3.0], (1, 2))).unwrap();
+        assert_eq!((store.held, storage.left.load(Ordering::Relaxed)), (0, 100));
+        assert_eq!(store.get(0, &Cpu::default()).unwrap().to_vec(), [0.5, 3.0]);
+        // Where there is none, there is memory.
+        let mut store: Store<Cpu> = Storage::default().in_scratch().store(1);
+        store.put(0, matrix(vec![0.5, 3.0], (1, 2))).unwrap();
+        assert_eq!(store.held, 8);
     }
 
     #[test]

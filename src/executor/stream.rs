@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{
-    Error, Executor, Positions, Store, Tokens,
+    Error, Executor, Positions, Storage, Store, Tokens,
     ops::{Matrix, Ops},
 };
 use crate::ranks::Chunks;
@@ -317,12 +317,12 @@ impl<D: Ops> Executor<D> {
         Ok(store)
     }
 
-    /// A copy of a stream.
+    /// A copy of a stream, in this storage.
     ///
     /// # Errors
     /// If the scratch space fails.
-    pub fn copy(&self, stream: &Stream<D>) -> Result<Stream<D>, Error> {
-        let mut states = self.storage.store(stream.runs.len());
+    pub fn copy(&self, stream: &Stream<D>, storage: &Storage) -> Result<Stream<D>, Error> {
+        let mut states = storage.store(stream.runs.len());
         for run in stream.chunks.own() {
             states.put(run, stream.states.get(run, &self.device)?)?;
         }

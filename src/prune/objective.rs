@@ -11,7 +11,7 @@ use crate::{
     checkpoint::Pruned,
     evaluate::{Head, LOGITS, hidden},
     executor::{
-        Executor, PartShape, PartWeights, Pass, PassShape, Probe, Rows, Stream, Tokens,
+        Executor, PartShape, PartWeights, Pass, PassShape, Probe, Rows, Storage, Stream, Tokens,
         ops::{Ops, Trace},
     },
     family::{Decoder, Part},
@@ -167,9 +167,9 @@ impl Work {
         let [of_judged, of_forward, of_inputs] =
             [(judged, 2.0), (taken, 3.0), (taken, 2.0)].map(|of| 2.0 * of.0 * of.1 * head);
         let size = pruning.stream_size as f64 / size_of::<f32>() as f64;
-        let layers = decoder.layers.len() as f64;
         let mut widths = Rows::default();
-        let states = (layers + 2.0) * taken * splits[2].fraction() + calibration + held_out;
+        // Those between the layers are in scratch space.
+        let states = 2.0 * taken * splits[2].fraction() + calibration + held_out;
         widths.add(decoder.hidden_size, states * size);
         let mut work = Self {
             dense: 0.0,
@@ -215,8 +215,8 @@ impl Work {
         work
     }
 
-    /// The cost of a stage with these passes that keeps `kept` 32-bit numbers for all matrices.
-    pub(super) fn cost(self, passes: &Passes, kept: f64) -> Cost {
+    /// The cost of a stage with these passes.
+    pub(super) fn cost(self, passes: &Passes) -> Cost {
         let Passes { judged, forward, backward, inputs } = passes;
         let steps = forward * self.forward + backward * self.backward + inputs * self.inputs;
         let work = [self.dense, judged * self.judged, steps];
@@ -227,11 +227,11 @@ impl Work {
         // The squares of inputs and of the outputs' gradients.
         sent += sides.times(*inputs);
         let Self { layer: [weights, activations], head, logits, taken, mut widths, .. } = self;
-        widths.add(1, kept);
         let waiting = widths.bytes();
         // Values and gradients of a layer, and the logits of both models with their gradient.
         widths.add(1, 2.0 * taken * activations + 3.0 * logits);
-        let held = 2.0 * size_of::<f32>() as f64 * (weights + head);
+        // The head is read before the first layer.
+        let held = size_of::<f32>() as f64 * (2.0 * weights + head).max(2.0 * head);
         let matrices = widths.bytes();
         let (operations, gathered) = (work.iter().sum(), 0.0);
         let sweeps = 1.0 + judged + forward + backward;
@@ -272,8 +272,9 @@ impl<'a, D: Ops> Objective<'a, D> {
         samples: Range<usize>,
     ) -> Result<Forward<D>, Error> {
         let executor = &self.model.executor;
+        let scratch = executor.storage.in_scratch();
         let (boundaries, last) =
-            boundaries(self.model, pruned, &self.samples.ids[samples.clone()])?;
+            boundaries(self.model, pruned, &self.samples.ids[samples.clone()], &scratch)?;
         let mut gradients = vec![Vec::new(); samples.len()];
         let found = executor.of_samples(&last, |i, states| {
             let (dense, gradient) = (self.dense(samples.start + i)?, &mut gradients[i]);
@@ -344,18 +345,19 @@ impl<'a, D: Ops> Objective<'a, D> {
     }
 }
 
-/// The hidden states of samples before each layer, and after the last, so that a backward pass can
-/// run the layers again.
+/// The hidden states of samples before each layer, in `storage`, and after the last, so that a backward
+/// pass can run the layers again.
 pub(super) fn boundaries<D: Ops>(
     model: &Model<'_, D>,
     pruned: &Pruned,
     samples: &[Vec<u32>],
+    storage: &Storage,
 ) -> Result<(Vec<Stream<D>>, Stream<D>), Error> {
     let executor = &model.executor;
     let (mut boundaries, mut last) = (Vec::new(), model.embed(samples, 0)?);
     for layer in 0..model.decoder.layers.len() {
         let failed = || failed(layer, "forward pass");
-        boundaries.push(executor.copy(&last).map_err(failed())?);
+        boundaries.push(executor.copy(&last, storage).map_err(failed())?);
         let parts = parts(model, layer, pruned)?;
         executor.run(Pass::advancing(&parts, &mut last)).map_err(failed())?;
     }

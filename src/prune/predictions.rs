@@ -39,7 +39,7 @@ pub(super) fn statistics<D: Ops>(
     see: &mut dyn FnMut(usize, Found) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let (executor, dense) = (&model.executor, Pruned::dense());
-    let (mut boundaries, last) = boundaries(model, &dense, samples)?;
+    let (mut boundaries, last) = boundaries(model, &dense, samples, &executor.storage)?;
     let head = Head::new(model)?;
     let of_sample = |i: usize, states: &[f32]| head.next_tokens_gradient(states, &samples[i]);
     let mut gradients = executor.stored::<model::Error>(&last, of_sample)?;

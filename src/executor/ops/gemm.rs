@@ -170,21 +170,25 @@ pub(super) fn task_rows(rows: usize) -> usize {
 /// a b, row-major, plus `bias` in every row; on all threads. Each thread computes its own rows,
 /// which is faster than sharing one product.
 pub(super) fn product(a: View<'_>, b: &Panels, bias: Option<&[f32]>) -> Vec<f32> {
+    let mut out = stale(a.rows * b.columns());
+    if let Some(bias) = bias {
+        out.par_chunks_exact_mut(b.columns().max(1)).for_each(|row| row.copy_from_slice(bias));
+    }
+    add_product(&mut out, if bias.is_some() { 1.0 } else { 0.0 }, a, b);
+    out
+}
+
+/// out = beta · out + a b, row-major; on all threads.
+pub(super) fn add_product(out: &mut [f32], beta: f32, a: View<'_>, b: &Panels) {
     let (columns, rows) = (b.columns(), task_rows(a.rows));
-    let mut out = stale(a.rows * columns);
     // A task for each block of rows: a thread that is held up must not keep two of them.
     let tasks = out.par_chunks_mut((rows * columns).max(1)).with_max_len(1);
     tasks.enumerate().for_each(|(i, out)| {
-        if let Some(bias) = bias {
-            out.chunks_exact_mut(columns).for_each(|row| row.copy_from_slice(bias));
-        }
-        let beta = if bias.is_some() { 1.0 } else { 0.0 };
         let a = a.rows(i * rows..a.rows.min((i + 1) * rows));
         for (first, panel) in b.iter() {
             gemm(&mut out[first..], columns, beta, 1.0, a, panel);
         }
     });
-    out
 }
 
 #[cfg(test)]

@@ -2,7 +2,10 @@
 //! Products read a few columns at a time; in a row-major factor, rows would be a page apart, and
 //! every task would copy them. A transposed factor is even slower.
 
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::{
+    ops::Range,
+    sync::{Arc, LazyLock, OnceLock},
+};
 
 use rayon::prelude::*;
 
@@ -23,6 +26,9 @@ static WIDTH: LazyLock<usize> = LazyLock::new(|| {
     gemm::set_lhs_packing_threshold_single_thread(TASK_ROWS.div_ceil(together));
     width
 });
+
+/// Number of outputs whose weights are transposed at a time, where the transpose is not kept.
+const BLOCK: usize = 4096;
 
 /// Number of columns of a panel.
 pub(super) fn width() -> usize {
@@ -72,16 +78,17 @@ impl Panels {
         Self { values: panels.into(), rows, columns, width }
     }
 
-    /// The transpose.
-    fn t(&self) -> Self {
-        let (rows, columns, most) = (self.columns, self.rows, self.width);
+    /// The transpose of some columns, of which the first begins a panel.
+    fn t(&self, of: Range<usize>) -> Self {
+        let (rows, columns, most) = (of.len(), self.rows, self.width);
+        let before = of.start / most;
         let mut panels = stale(rows * columns);
         panels.par_chunks_mut((most * rows).max(1)).enumerate().for_each(|(i, panel)| {
             let width = panel.len() / rows;
             // The rows of the transpose are the columns of one panel after the other.
             for (j, block) in panel.chunks_mut(most * width).enumerate() {
                 let columns = block.len() / width;
-                let first = most * (j * self.rows + i * columns);
+                let first = most * ((before + j) * self.rows + i * columns);
                 transpose(&self.values[first..first + block.len()], columns, block);
             }
         });
@@ -134,7 +141,17 @@ impl Factor {
     }
 
     pub(super) fn backward(&self) -> &Panels {
-        self.0.backward.get_or_init(|| self.0.forward.t())
+        let forward = &self.0.forward;
+        self.0.backward.get_or_init(|| forward.t(0..forward.columns))
+    }
+
+    /// Blocks of the rows of [`Factor::backward`], with the outputs of each; nothing is kept of them.
+    pub(super) fn backward_blocks(&self) -> impl Iterator<Item = (Range<usize>, Panels)> {
+        let forward = &self.0.forward;
+        let size = BLOCK.next_multiple_of(forward.width);
+        let blocks = (0..forward.columns).step_by(size);
+        let blocks = blocks.map(move |first| first..forward.columns.min(first + size));
+        blocks.map(|outputs| (outputs.clone(), forward.t(outputs)))
     }
 }
 

@@ -85,9 +85,7 @@ impl Stage for Distill {
         let work = Work::new(pruning, decoder, plan, self.tokens);
         let measured = (1 + self.steps.div_ceil(MEASURED)) as f64;
         let steps = self.steps as f64;
-        let passes = Passes { judged: measured, forward: steps, backward: steps, inputs: 0.0 };
-        // The weights, and both means in half precision.
-        work.cost(&passes, 2.0 * plan.weights(decoder)[0] as f64)
+        work.cost(&Passes { judged: measured, forward: steps, backward: steps, inputs: 0.0 })
     }
 
     fn choices(&self) -> usize {
@@ -204,7 +202,7 @@ impl<'a, D: Ops> Steps<'a, D> {
                 matrices.insert((layer, member.part as usize, member.linear), matrix);
             }
         }
-        let storage = &model.executor.storage;
+        let storage = model.executor.storage.in_scratch();
         let (values, means) = (storage.exact(), [storage.half(), storage.half()]);
         let (values, means) =
             (values.store(matrices.len()), means.map(|of| of.store(matrices.len())));

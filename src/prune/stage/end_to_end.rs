@@ -161,14 +161,12 @@ impl Stage for EndToEnd {
         let curved = (WARM_UP + 1 + self.steps / CURVATURE) as f64;
         let measured = (1 + self.steps.div_ceil(MEASURED)) as f64;
         let swapped = self.steps.saturating_sub(WARM_UP + 1) as f64;
-        let passes = Passes {
+        work.cost(&Passes {
             judged: measured,
             forward: steps + swapped,
             backward: steps,
             inputs: curved.min(steps),
-        };
-        // The running mean, in half precision.
-        work.cost(&passes, plan.weights(decoder)[0] as f64 / 2.0)
+        })
     }
 
     fn choices(&self) -> usize {
@@ -418,7 +416,7 @@ impl<'a, D: Ops> Steps<'a, D> {
                 matrices.insert((layer, member.part as usize, member.linear), matrix);
             }
         }
-        let momentum = model.executor.storage.half().store(matrices.len());
+        let momentum = model.executor.storage.half().in_scratch().store(matrices.len());
         Self {
             settings,
             number: 0,

@@ -12,10 +12,10 @@ use dfdx::tensor::{Cpu, CpuError, Tape};
 
 use super::{
     Buffer, Computed, Factor, Hold, Matrix, Sums,
-    gemm::{View, product},
+    gemm::{View, add_product, product},
     tape::record,
 };
-use crate::buffer::recycle;
+use crate::buffer::{recycle, zeros};
 
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
@@ -31,6 +31,8 @@ pub struct Weight<D: Linear> {
     trace: Option<Arc<Mutex<Option<Trace<D>>>>>,
     /// Indices of the input's rows in the batch; `None` for all rows.
     rows: Option<Arc<[usize]>>,
+    /// Whether the CPU keeps no second copy of it, for gradients.
+    single: bool,
 }
 
 /// Where a weight's factor comes from.
@@ -97,7 +99,7 @@ impl<D: Linear> Weight<D> {
         bias: Option<Vec<f32>>,
     ) -> Result<Self, D::Err> {
         let bias = bias.map(|bias| device.hold(bias, (1, dims.0))).transpose()?;
-        Ok(Self { source, dims, bias, trace: None, rows: None })
+        Ok(Self { source, dims, bias, trace: None, rows: None, single: false })
     }
 
     /// The factor of products.
@@ -123,6 +125,13 @@ impl<D: Linear> Weight<D> {
     #[must_use]
     pub fn of_rows(&self, rows: &Arc<[usize]>) -> Self {
         Self { rows: Some(rows.clone()), ..self.clone() }
+    }
+
+    /// The weight with one copy in memory, of which a gradient of the input transposes a block at a time:
+    /// for the largest matrix of a model, which few tokens read at a time.
+    #[must_use]
+    pub fn single(self) -> Self {
+        Self { single: true, ..self }
     }
 
     /// Takes the trace that the backward pass recorded, if the weight is traced.
@@ -233,10 +242,20 @@ impl Linear for Cpu {
     fn linear_backward(
         g: &Matrix<Self>,
         factor: &Factor,
-        _: &Weight<Self>,
+        weight: &Weight<Self>,
     ) -> Result<Buffer, CpuError> {
         let (tokens, outputs) = g.shape();
-        Ok(product(View::new(&g.values, tokens, outputs), factor.backward(), None).into())
+        if !weight.single {
+            return Ok(
+                product(View::new(&g.values, tokens, outputs), factor.backward(), None).into()
+            );
+        }
+        let mut sum = zeros(tokens * weight.inputs());
+        for (of, panels) in factor.backward_blocks() {
+            let g = View::strided(&g.values[of.start..], tokens, of.len(), outputs);
+            add_product(&mut sum, 1.0, g, &panels);
+        }
+        Ok(sum.into())
     }
 }
 
@@ -310,6 +329,25 @@ mod tests {
             (values, gradient(weighted_sum(y), &x).unwrap().to_vec())
         };
         assert_eq!(of(&held), of(&read));
+    }
+
+    /// With more outputs than a block has, and a last panel and block that are not full.
+    #[test]
+    fn a_weight_with_one_copy_gives_the_same() {
+        let (outputs, inputs) = (9001, 7);
+        let values = noise(outputs * inputs, 5);
+        let both = Weight::new(&Cpu::default(), &values, (outputs, inputs), None).unwrap();
+        let x = matrix(noise(3 * inputs, 6), (3, inputs));
+        let of = |weight: &Weight<Cpu>| {
+            let y = Cpu::linear(traced(x.clone()), weight, InputGradient::Wanted, None).unwrap();
+            gradient(weighted_sum(y), &x).unwrap().to_vec()
+        };
+        for (found, expected) in of(&both.clone().single()).iter().zip(of(&both)) {
+            assert!(
+                (found - expected).abs() < 1e-3 * expected.abs().max(1.0),
+                "{found} {expected}"
+            );
+        }
     }
 
     #[test]

@@ -227,8 +227,7 @@ impl Ranks {
             |rank: usize| rows.min(share(rows.div_ceil(block), rank, self.size()).start * block);
         let own = start(self.rank())..start(self.rank() + 1);
         let found = if own.is_empty() { Vec::new() } else { of(own)? };
-        let found: Vec<u8> = found.into_iter().map(u8::from).collect();
-        Ok(self.gather(&found).into_iter().flatten().map(|of| of != 0).collect())
+        Ok(self.gather(&packed(&found)).iter().flat_map(|bytes| unpacked(bytes)).collect())
     }
 
     /// The numbers that this rank has of some items, and those that others have of theirs, ordered by
@@ -257,9 +256,33 @@ impl Ranks {
     }
 }
 
+/// Truths as bits, after their number.
+fn packed(truths: &[bool]) -> Vec<u8> {
+    let mut bytes = (truths.len() as u64).to_le_bytes().to_vec();
+    let byte = |of: &[bool]| of.iter().rev().fold(0, |byte, truth| byte << 1 | u8::from(*truth));
+    bytes.extend(truths.chunks(8).map(byte));
+    bytes
+}
+
+/// The truths that were packed.
+fn unpacked(bytes: &[u8]) -> Vec<bool> {
+    let Some((count, bytes)) = bytes.split_first_chunk() else { return Vec::new() };
+    let bits = bytes.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1));
+    bits.take(u64::from_le_bytes(*count) as usize).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packed_truths_come_back() {
+        for count in [0, 1, 7, 8, 9, 70] {
+            let truths: Vec<bool> = (0..count).map(|i| i % 3 == 0).collect();
+            let bytes = packed(&truths);
+            assert_eq!((bytes.len(), unpacked(&bytes)), (8 + usize::div_ceil(count, 8), truths));
+        }
+    }
 
     #[test]
     fn a_rank_apart_is_alone_on_a_shared_machine() {

@@ -91,6 +91,7 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
     let mut solving_of_first = 0.0;
     let of_rows = stages.iter().all(|stage| !stage.needs_gram() || stage.splits_rows());
     let rows_of_first = if of_rows { 1.0 / run.pruning.ranks as f64 } else { 1.0 };
+    let sharing = stages.iter().filter(|stage| stage.splits_rows()).count() as f64;
     for (index, layer) in decoder.layers.iter().enumerate() {
         if run.permutes {
             let passes = run.pruning.permutation(plan, decoder, index);
@@ -106,6 +107,8 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
         let mut solved = 0.0;
         for linear in plan.matrices(decoder, index).map(|(_, linear)| linear) {
             let [rows, columns] = [linear.dims.rows, linear.dims.columns].map(|n| n as f64);
+            // Each rank sends the masks of its rows, a bit for each weight.
+            cost.sent += Sent::gathered(sharing * rows * columns / 8.0, run.pruning.ranks);
             if initial_needs.gram {
                 let Takes { operations, numbers } = run.pruning.init.takes;
                 solved += (operations[0] * rows + operations[1] * columns) * columns * columns;

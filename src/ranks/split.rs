@@ -33,6 +33,12 @@ impl AddAssign for Sent {
 }
 
 impl Sent {
+    /// What is sent if each rank has a part of so many bytes, and all get the whole.
+    pub fn gathered(bytes: f64, ranks: usize) -> Self {
+        let all = bytes * (ranks as f64 - 1.0);
+        Self { first: all / ranks as f64, all }
+    }
+
     /// The bytes of so many times the same.
     #[must_use]
     pub fn times(self, count: f64) -> Self {

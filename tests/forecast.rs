@@ -134,8 +134,18 @@ fn a_run_takes_what_was_forecast() {
         &["preset=best", "refine=[{ use = 'swap' }]"],
         &["mask.init=sparsegpt", "refine=[{ use = 'reconstruct' }]", "calibration.held_out=8"],
         &["mask.init=wanda", "sparsity.allocation=owl", "refine=[{ use = 'swap' }]"],
-        &["mask.init=wanda", "refine=[{ use = 'end-to-end', steps = 4, lambda = 5 }]"],
-        &["mask.init=wanda", "refine=[{ use = 'distill', steps = 4, step_size = 1e-4 }]"],
+        &[
+            "mask.init=wanda",
+            "calibration.samples=64",
+            "evaluate.perplexity=[]",
+            "refine=[{ use = 'end-to-end', steps = 4, tokens = 4096, lambda = 5 }]",
+        ],
+        &[
+            "mask.init=wanda",
+            "calibration.samples=64",
+            "evaluate.perplexity=[]",
+            "refine=[{ use = 'distill', steps = 4, tokens = 4096, step_size = 1e-4 }]",
+        ],
     ] {
         let Some([forecast, took]) = compared("recipes/quickstart.toml", sets) else { continue };
         // The kernels' own buffers are of a few megabytes, and differ between processors.

@@ -135,8 +135,10 @@ pub(super) struct Work {
     splits: [Split; 3],
     /// Numbers of the dense model's last hidden states, which each rank gets.
     last: f64,
-    /// The hidden states that wait.
+    /// The hidden states and the masks that wait.
     widths: Rows,
+    /// The matrices of a pass through a layer.
+    pass: Rows,
 }
 
 /// How often a stage makes each pass of its [`Work`], beside the dense model's.
@@ -168,9 +170,14 @@ impl Work {
             [(judged, 2.0), (taken, 3.0), (taken, 2.0)].map(|of| 2.0 * of.0 * of.1 * head);
         let size = pruning.stream_size as f64 / size_of::<f32>() as f64;
         let mut widths = Rows::default();
-        // Those between the layers are in scratch space.
-        let states = 2.0 * taken * splits[2].fraction() + calibration + held_out;
+        // The dense model's, those that are judged, and a step's with their gradients; those between the
+        // layers are in scratch space.
+        let [of_judged_states, of_step] = [(judged, splits[1]), (4.0 * taken, splits[2])]
+            .map(|(tokens, split)| tokens * split.fraction());
+        let states = calibration + held_out + of_judged_states + of_step;
         widths.add(decoder.hidden_size, states * size);
+        // The masks with the lowest divergence, or of the weights that change.
+        widths.add(1, plan.weights(decoder)[0] as f64 / 32.0);
         let mut work = Self {
             dense: 0.0,
             judged: of_judged,
@@ -185,24 +192,29 @@ impl Work {
             splits,
             last: (calibration + held_out) * decoder.hidden_size as f64,
             widths,
+            pass: Rows::default(),
         };
         for (layer, found) in decoder.layers.iter().enumerate() {
             let parts = Part::ALL.map(|part| PartShape::from(found.part(part)));
             let pass =
                 |tokens| PassShape { needs_output: true, ..PassShape::new(parts.to_vec(), tokens) };
             let (all, none) = (members(plan, layer), vec![Vec::new(); Part::ALL.len()]);
-            let backward = |members| {
+            let backward = |members, of_pass: &mut Rows| {
                 let probe = Some(Probe { members, needs: Needs::NOTHING, gradient: true });
                 // The gradient of the layer's input is wanted too.
                 let first = found.projections(Part::ALL[0]).split_last().map_or(&[][..], |of| of.1);
                 let input: usize = first.iter().map(|of| of.dims.len()).sum();
-                PassShape { probe, ..pass(tokens(taken)) }.operations() + 2.0 * taken * input as f64
+                let pass = PassShape { probe, ..pass(tokens(taken)) };
+                *of_pass = take(of_pass).or(&pass.matrices());
+                pass.operations() + 2.0 * taken * input as f64
             };
-            work.dense += pass(tokens(calibration + held_out)).operations();
+            let dense = pass(tokens(calibration + held_out));
+            work.pass = take(&mut work.pass).or(&dense.matrices());
+            work.dense += dense.operations();
             work.judged += pass(tokens(judged)).operations();
             work.forward += pass(tokens(taken)).operations();
-            work.backward += backward(&all);
-            work.inputs += backward(&none);
+            work.backward += backward(&all, &mut work.pass);
+            work.inputs += backward(&none, &mut work.pass);
             let projections = || Part::ALL.iter().flat_map(|part| found.projections(*part));
             let weights = projections().map(|of| of.dims.len() as f64).sum();
             let wide = projections().map(|of| (of.dims.rows + of.dims.columns) as f64).sum();
@@ -226,13 +238,19 @@ impl Work {
         sent += weights.times(*backward);
         // The squares of inputs and of the outputs' gradients.
         sent += sides.times(*inputs);
-        let Self { layer: [weights, activations], head, logits, taken, mut widths, .. } = self;
-        let waiting = widths.bytes();
-        // Values and gradients of a layer, and the logits of both models with their gradient.
-        widths.add(1, 2.0 * taken * activations + 3.0 * logits);
-        // The head is read before the first layer.
-        let held = size_of::<f32>() as f64 * (2.0 * weights + head).max(2.0 * head);
-        let matrices = widths.bytes();
+        let Self { layer: [weights, activations], head, logits, taken, widths, pass, .. } = self;
+        let (waiting, size) = (widths.bytes(), size_of::<f32>() as f64);
+        // The gradients of the divergence, and with statistics of inputs those of drawn tokens.
+        let gradients = if *inputs > 0.0 { 2.0 } else { 1.0 };
+        // Values and gradients of a layer, and the logits of both models with their gradient: one after
+        // the other.
+        let (traces, logits) = (gradients * taken * activations, 3.0 * logits);
+        let most = (pass.bytes() + size * traces).max(size * logits);
+        let mut widths = widths.and(&pass);
+        widths.add(1, traces + logits);
+        // The head is there twice while it is read, before all that.
+        let held = (size * (2.0 * weights + head)).max(2.0 * size * head - most);
+        let matrices = waiting + most;
         let (operations, gathered) = (work.iter().sum(), 0.0);
         let sweeps = 1.0 + judged + forward + backward;
         Cost { operations, of_first, sent, sweeps, held, gathered, matrices, waiting, widths }

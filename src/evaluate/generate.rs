@@ -51,7 +51,7 @@ pub fn written<D: Ops>(
 ) -> Result<Vec<Vec<u32>>, Error> {
     let mut seeds = SplitMix64::new(seed);
     let mut random: Vec<_> = prompts.iter().map(|_| SplitMix64::new(seeds.bits())).collect();
-    let together = (TOGETHER / History::bytes(&model.decoder, length)).max(1);
+    let together = (TOGETHER / History::bytes(&model.decoder, length).max(1)).max(1);
     let (mut texts, all) = (Vec::new(), prompts.len() as f64);
     for (prompts, random) in prompts.chunks(together).zip(random.chunks_mut(together)) {
         let most = prompts.iter().map(|prompt| length.saturating_sub(prompt.len())).max();

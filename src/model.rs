@@ -18,7 +18,6 @@ use crate::{
         ops::{self, InputGradient, Ops, Values, Weight},
     },
     family::{self, Decoder, Inner, Norm, NormKind, Part, PositionLimit, Projection},
-    limits::SEQUENCE,
     mask::Mask,
     ranks::Ranks,
     structure::bias_name,
@@ -587,12 +586,6 @@ impl<'a, D: Ops> Model<'a, D> {
         let Some(value) = self.reader.config().get("eos_token_id") else { return Vec::new() };
         let ids = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
         ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect()
-    }
-
-    /// Number of tokens of a sequence: `wanted`, or else the smaller of 2048 and the model's number
-    /// of positions.
-    pub fn sequence(&self, wanted: Option<usize>) -> usize {
-        wanted.unwrap_or_else(|| self.decoder.positions().tokens.min(SEQUENCE))
     }
 
     /// Warns if a sequence of `found` tokens is longer than the model's positions. `what` is a

@@ -35,6 +35,7 @@ pub use self::{
 };
 pub(crate) use self::{
     links::check_inside,
+    quantised::weight_dtype,
     reader::{sizes, unravel},
 };
 use crate::dtype::Dtype;

@@ -81,7 +81,7 @@ fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error>
     let reader = Reader::open(&located.dir)?;
     let model = Model::new(&reader, device)?;
     let tokens = tokens(&model, !arguments.no_special_tokens);
-    let length = model.sequence(arguments.sequence_length);
+    let length = model.decoder.sequence(arguments.sequence_length);
     let mut texts = Vec::new();
     for path in &arguments.texts {
         let text = Text { field: Some(arguments.field.clone()), ..Text::from(path.as_path()) };

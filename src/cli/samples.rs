@@ -91,7 +91,7 @@ fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error>
     let located = locate(path, arguments.revision.as_deref(), &new, &|dir| Ok(check_config(dir)?))?;
     let reader = Reader::open(&located.dir)?;
     let model = Model::new(&reader, device)?;
-    let length = model.sequence(arguments.sequence_length);
+    let length = model.decoder.sequence(arguments.sequence_length);
     model.within("samples", length, "--sequence-length")?;
     let count = arguments.samples.unwrap_or(0);
     let mut all = match text {

@@ -32,7 +32,8 @@ pub fn generate<D: Ops>(
 ) -> Result<Vec<Vec<u32>>, Error> {
     let ends = model.last_tokens();
     let next = |_: usize, logits: &[f32]| Some(most_likely(logits)).filter(|id| !ends.contains(id));
-    continuations(model, pruned, prompts, GENERATED, next, done_so_far)
+    let longest = model.decoder.max_positions();
+    continuations(model, pruned, prompts, (GENERATED, longest), next, done_so_far)
 }
 
 /// Texts of `length` tokens that the dense model writes: each begins with a prompt, and every other
@@ -58,11 +59,11 @@ pub fn written<D: Ops>(
         let next = |i: usize, logits: &[f32]| Some(drawn(logits, &mut random[i]));
         let before = texts.len() as f64;
         let so_far = |done| done_so_far((before + done * prompts.len() as f64) / all);
-        let continued =
-            continuations(model, &Pruned::dense(), prompts, most.unwrap_or(0), next, so_far)?;
-        texts.extend(prompts.iter().zip(continued).map(|(prompt, more)| {
-            prompt.iter().copied().chain(more).take(length).collect::<Vec<_>>()
-        }));
+        let limits = (most.unwrap_or(0), length);
+        let continued = continuations(model, &Pruned::dense(), prompts, limits, next, so_far)?;
+        texts.extend(
+            prompts.iter().zip(continued).map(|(prompt, more)| [&prompt[..], &more].concat()),
+        );
     }
     Ok(texts)
 }
@@ -77,9 +78,9 @@ struct Growing {
     before: usize,
 }
 
-/// The continuations of prompts by at most `most` tokens each. `next` gets the index of a prompt and
-/// the logits of its next token, and returns the token; `None` ends the text, as does the last of
-/// the model's positions. All texts go through a layer together, so that its weights are read once per
+/// The continuations of prompts by at most `most` tokens each, to at most `longest` tokens in all. `next`
+/// gets the index of a prompt and the logits of its next token, and returns the token; `None` ends the
+/// text. All texts go through a layer together, so that its weights are read once per
 /// token; the keys and values of their tokens are kept, in f32 on the host.
 ///
 /// # Errors
@@ -88,19 +89,20 @@ pub(crate) fn continuations<D: Ops>(
     model: &Model<'_, D>,
     pruned: &Pruned,
     prompts: &[Vec<u32>],
-    most: usize,
+    (most, longest): (usize, usize),
     mut next: impl FnMut(usize, &[f32]) -> Option<u32>,
     mut done_so_far: impl FnMut(f64),
 ) -> Result<Vec<Vec<u32>>, Error> {
     // The keys and values of a text stay where they were made: each rank continues all texts.
     let model = &model.alone();
     let (decoder, executor) = (&model.decoder, &model.executor);
-    let (layers, longest) = (decoder.layers.len(), decoder.max_positions());
+    let layers = decoder.layers.len();
     let mut continued = vec![Vec::new(); prompts.len()];
     let prompts = prompts.iter().enumerate().filter(|(_, ids)| !ids.is_empty());
     let mut texts: Vec<Growing> =
         prompts.map(|(prompt, ids)| Growing { prompt, new: ids.clone(), before: 0 }).collect();
-    let mut histories = vec![vec![History::default(); texts.len()]; layers];
+    let of_each = texts.iter().map(|text| History::new(longest.min(text.new.len() + most)));
+    let mut histories = vec![of_each.collect::<Vec<_>>(); layers];
     let head = Head::new(model)?;
     for step in 0..most {
         keep(&mut texts, &mut histories, |text| text.before + text.new.len() < longest);
@@ -218,7 +220,8 @@ mod tests {
                 seen[i].push(logits.to_vec());
                 Some(drawn(logits, &mut random))
             };
-            let found = continuations(&model, &Pruned::dense(), &prompts, 4, next, |_| ()).unwrap();
+            let found =
+                continuations(&model, &Pruned::dense(), &prompts, (4, 9), next, |_| ()).unwrap();
             for ((prompt, more), seen) in prompts.iter().zip(&found).zip(&seen) {
                 assert_eq!((more.len(), seen.len()), (4, 4), "{}", dir.display());
                 let whole = [&prompt[..], more].concat();

@@ -11,13 +11,21 @@ use super::{
 use crate::family::{Decoder, Inner};
 
 /// The keys and values of a sequence's tokens so far in the attention of one layer, on the host.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct History {
+    /// Number of tokens that the sequence will have at most.
+    most: usize,
     keys: Vec<f32>,
     values: Vec<f32>,
 }
 
 impl History {
+    /// The history of a sequence that will have so many tokens at most: memory is taken for all of them
+    /// when the first ones come.
+    pub fn new(most: usize) -> Self {
+        Self { most, keys: Vec::new(), values: Vec::new() }
+    }
+
     /// Bytes of the keys and values of a sequence of `tokens` in all layers.
     pub fn bytes(decoder: &Decoder, tokens: usize) -> usize {
         let attention = decoder.layers.iter().filter_map(|layer| match &layer.attention.inner {
@@ -40,18 +48,19 @@ pub(super) fn attend<D: Ops, T>(
     let shape = (q.shape().0, heads.queries * heads.values);
     let (device, [q, k, v]) = (q.device(), [q.on_host()?, k.on_host()?, v.on_host()?]);
     let of = |all: &[f32]| all.len() / histories.len().max(1);
-    let (of_q, of_k, of_v) = (of(&q), of(&k), of(&v));
+    let (new, of_q, of_k, of_v) = (heads.sequence_length, of(&q), of(&k), of(&v));
     if histories.iter().all(|history| history.keys.is_empty()) {
         for ((history, k), v) in histories.iter_mut().zip(k.chunks(of_k)).zip(v.chunks(of_v)) {
+            history.keys.reserve_exact(history.most * of_k / new);
+            history.values.reserve_exact(history.most * of_v / new);
             history.keys.extend(k);
             history.values.extend(v);
         }
         return Ok(None);
     }
-    let new = heads.sequence_length;
     let each = histories.par_iter_mut().zip(q.par_chunks(of_q));
     let each = each.zip(k.par_chunks(of_k)).zip(v.par_chunks(of_v));
-    let outputs = each.flat_map_iter(|(((History { keys, values }, q), k), v)| {
+    let outputs = each.flat_map_iter(|(((History { keys, values, .. }, q), k), v)| {
         let tokens = q.chunks(of_q / new).zip(k.chunks(of_k / new)).zip(v.chunks(of_v / new));
         tokens.flat_map(|((q, k), v)| {
             keys.extend(k);

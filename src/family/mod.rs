@@ -44,6 +44,7 @@ use serde_json::Value;
 use self::config::Object;
 use self::rope::Rope;
 pub use self::{activation::Activation, config::Error};
+use crate::limits::SEQUENCE;
 
 /// A supported model family.
 pub struct Family {
@@ -509,6 +510,12 @@ impl Decoder {
             (None, Some(rope)) => PositionLimit { tokens: rope.longest(), hard: false },
             (None, None) => PositionLimit { tokens: usize::MAX, hard: false },
         }
+    }
+
+    /// Number of tokens of a sequence: `wanted`, or else the smaller of 2048 and the model's number
+    /// of positions.
+    pub fn sequence(&self, wanted: Option<usize>) -> usize {
+        wanted.unwrap_or_else(|| self.positions().tokens.min(SEQUENCE))
     }
 
     /// The value of `max_position_embeddings`, or the family's default.

@@ -189,7 +189,8 @@ impl Ranks {
         if self.linked.is_none() {
             return vec![own];
         }
-        // What is gathered consists of names, whole numbers and texts, which JSON has as they are.
+        // JSON has all that is gathered, and reads it again: names, texts, and numbers whose types take
+        // one that is not finite. `alike` has checked that the ranks are the same program.
         let own = serde_json::to_vec(&own).unwrap_or_else(|e| unreachable!("{e}"));
         let value = |of: &Vec<u8>| {
             serde_json::from_slice(of).unwrap_or_else(|e| unreachable!("another rank's value: {e}"))

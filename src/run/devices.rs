@@ -1,8 +1,6 @@
 //! A run on several devices, one for each rank, foreseen from a recipe and the model's configuration
 //! alone.
 
-use serde_json::Value;
-
 use super::{
     Error, expected,
     forecast::{products, searches},
@@ -10,10 +8,9 @@ use super::{
 };
 use crate::{
     calibration::Extent,
-    checkpoint::readable_config,
+    checkpoint::{readable_config, weight_dtype},
     estimate::{Estimate, estimate},
     family::{self, Decoder},
-    limits::SEQUENCE,
     plan::Plan,
     ranks::{Sent, Split},
     recipe::Loaded,
@@ -106,13 +103,10 @@ impl<'a> Outlook<'a> {
         let config = readable_config(dir)?;
         let decoder = family::decoder(&config).map_err(crate::model::Error::from)?;
         let plan = plan_of(loaded, &decoder, decoder.tensors().map(|(name, _)| name), &config)?;
-        let length = |wanted: Option<usize>| {
-            wanted.unwrap_or_else(|| decoder.positions().tokens.min(SEQUENCE))
-        };
         let calibration = match recipe.calibrates() {
             true => {
                 let of = &recipe.calibration;
-                let length = length(of.sequence_length);
+                let length = decoder.sequence(of.sequence_length);
                 Extent::of_equal(of.samples, of.held_out, length)
             }
             false => Extent::default(),
@@ -121,7 +115,7 @@ impl<'a> Outlook<'a> {
         for text in &recipe.evaluate.perplexity {
             match text.segments.or(recipe.evaluate.segments) {
                 Some(count) => {
-                    let each = length(recipe.evaluate.sequence_length);
+                    let each = decoder.sequence(recipe.evaluate.sequence_length);
                     segments.extend(std::iter::repeat_n(each, count));
                 }
                 None => unknown.push(text.short()),
@@ -129,7 +123,7 @@ impl<'a> Outlook<'a> {
         }
         unknown.extend(recipe.evaluate.tasks.keys().cloned());
         let numbers = decoder.tensors().map(|(_, shape)| shape.iter().product::<usize>() as f64);
-        let bytes = numbers.sum::<f64>() * stored(&config);
+        let bytes = numbers.sum::<f64>() * weight_dtype(&config).size() as f64;
         Ok(Self { loaded, plan, calibration, segments, bytes, unknown, decoder })
     }
 
@@ -158,10 +152,4 @@ impl<'a> Outlook<'a> {
         };
         Ok(OnRanks { split, takes, seconds })
     }
-}
-
-/// Bytes of a stored weight.
-fn stored(config: &Value) -> f64 {
-    let name = ["torch_dtype", "dtype"].iter().find_map(|key| config.get(*key)?.as_str());
-    if name == Some("float32") { 4.0 } else { 2.0 }
 }

@@ -11,7 +11,7 @@ use super::{Checkpoints, Error};
 use crate::{checkpoint::digest, recipe::Recipe, report};
 
 /// Absolute paths of all files that a run reads.
-pub(crate) fn inputs(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Vec<PathBuf>, Error> {
+pub(super) fn inputs(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Vec<PathBuf>, Error> {
     let Checkpoints { dense: reader, sparse, .. } = checkpoints;
     let files = [reader].into_iter().chain(sparse).flat_map(|reader| {
         let weights = reader.weight_files().map(Path::to_owned);

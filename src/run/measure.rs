@@ -22,7 +22,7 @@ fn texts<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Result<Texts, Error> 
     let Evaluate { perplexity, sequence_length, segments: limit, special_tokens, .. } =
         &recipe.evaluate;
     let tokens = tokens(model, *special_tokens);
-    let length = model.sequence(*sequence_length);
+    let length = model.decoder.sequence(*sequence_length);
     let read = |text: &Text| {
         let segments = segments(text, length, text.segments.or(*limit), &tokens)?;
         check_text(model, text, &segments, "evaluate.sequence_length")?;

@@ -37,13 +37,14 @@ use toml::Table;
 pub(crate) use self::verify::recipe;
 use self::{
     checkpointing::{Checkpointing, Phase},
+    inputs::inputs,
     together::together,
 };
 pub(crate) use self::{
     checkpoints::Checkpoints,
     devices::{OnRanks, Outlook, Rates, Seconds},
     forecast::Forecast,
-    inputs::{Digests, inputs},
+    inputs::Digests,
     measure::{Asked, Found, PARTS, Tests, check_text, measure, parts, tokens},
     progress::{Notes, Progress},
     shared::{Shared, of_beginning},
@@ -475,7 +476,7 @@ pub(crate) fn masks<D: Ops>(
 fn calibration<D: Ops>(recipe: &Recipe, model: &Model<'_, D>) -> Option<(Text, Samples)> {
     let source = recipe.calibration.source.as_deref().filter(|_| recipe.calibrates())?;
     let Calibration { samples, held_out, seed, selection, .. } = recipe.calibration;
-    let sequence_length = model.sequence(recipe.calibration.sequence_length);
+    let sequence_length = model.decoder.sequence(recipe.calibration.sequence_length);
     let text = Text { field: Some(recipe.calibration.field.clone()), ..Text::from(source) };
     Some((text, Samples { count: samples, held_out, sequence_length, seed, selection }))
 }

@@ -138,15 +138,18 @@ pub(super) fn declared(config: &Value) -> Result<Option<Quantisation>, Unread> {
     };
     match (method.read)(section) {
         Ok(None) => Ok(None),
-        Ok(Some(Form { words, block })) => {
-            Ok(Some(Quantisation { words, dtype: dtype(config), block, names: method.names }))
-        }
+        Ok(Some(Form { words, block })) => Ok(Some(Quantisation {
+            words,
+            dtype: weight_dtype(config),
+            block,
+            names: method.names,
+        })),
         Err(what) => Err(Unread { what, todo: ORIGINAL }),
     }
 }
 
 /// The format of the model's weights; bf16 if `config.json` gives none that Barber reads.
-fn dtype(config: &Value) -> Dtype {
+pub(crate) fn weight_dtype(config: &Value) -> Dtype {
     let parts = PARTS.iter().filter_map(|part| config.get(part));
     let name = |of: &Value| {
         let name = ["dtype", "torch_dtype"].iter().find_map(|key| of.get(key)?.as_str());

@@ -9,8 +9,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use toml::Table;
-
 use self::{
     log::{Figures, Id, Inputs, Log, Record, Score, remove_parts},
     table::tables,
@@ -30,7 +28,7 @@ use crate::{
     recipe::{Loaded, Recipe, Study, Variant, load, load_study},
     run::{
         self, Checkpoints, Digests, EVALUATION, Found, Notes, Progress, Run, Shared, Tests, alike,
-        calibrate, foresee, inputs, on_device, plan,
+        calibrate, foresee, on_device, plan,
     },
 };
 
@@ -79,16 +77,15 @@ fn run_among(arguments: &Arguments, ranks: &Ranks) -> Result<(), Error> {
     let watch = Terminal { quiet: arguments.json };
     if let Some(Planned { loaded, .. }) = planned.first() {
         let checkpoints = Checkpoints::open(&loaded.recipe, &watch)?;
-        let mut inputs = match path {
-            None if ranks.size() == 1 => vec![Inputs::new(); planned.len()],
-            _ => digested(&planned, &checkpoints)?,
+        let identified = (path.is_some() || ranks.size() > 1)
+            .then(|| identities(&planned, &checkpoints))
+            .transpose()?
+            .unwrap_or_default();
+        alike(ranks, &identified)?;
+        let inputs: Vec<Inputs> = match path {
+            Some(_) => identified.into_iter().map(|identity| identity.inputs).collect(),
+            None => vec![Inputs::new(); planned.len()],
         };
-        if ranks.size() > 1 {
-            alike(ranks, &identities(&planned, &inputs, &checkpoints)?)?;
-        }
-        if path.is_none() {
-            inputs.fill(Inputs::new());
-        }
         for (planned, inputs) in zip(&planned, &inputs) {
             log.check(&planned.id, inputs)?;
         }
@@ -206,28 +203,15 @@ fn figures(found: &Found) -> Figures {
     [perplexity.collect(), accuracy.collect()]
 }
 
-/// The inputs of each run, with their digests.
-fn digested(all: &[Planned], checkpoints: &Checkpoints) -> Result<Vec<Inputs>, Error> {
+/// All that determines the result of each run.
+fn identities(all: &[Planned], checkpoints: &Checkpoints) -> Result<Vec<Identity>, Error> {
     let mut digests = Digests::default();
     let mut of = |Planned { id, loaded }: &Planned| {
         loaded.find_texts().map_err(|e| id.failed(e))?;
-        Ok(digests.of(&inputs(&loaded.recipe, checkpoints)?)?)
+        let resolved = checkpoints.resolved(&loaded.recipe)?;
+        Ok(run::identity(&resolved, checkpoints, &mut digests)?)
     };
     all.iter().map(&mut of).collect()
-}
-
-/// All that determines the result of each run.
-fn identities(
-    all: &[Planned],
-    inputs: &[Inputs],
-    checkpoints: &Checkpoints,
-) -> Result<Vec<Identity>, Error> {
-    let of = |(Planned { loaded, .. }, inputs): (&Planned, &Inputs)| {
-        let recipe = Table::try_from(checkpoints.resolved(&loaded.recipe)?);
-        let recipe = recipe.map_err(|e| run::Error::Report(e.to_string()))?;
-        Ok(Identity { recipe, inputs: inputs.clone() })
-    };
-    zip(all, inputs).map(of).collect()
 }
 
 /// Executes this rank's part of the remaining runs of a study, on a device with `available` bytes of

@@ -1,14 +1,16 @@
 //! Estimates the matrix products and the memory of a run from its shapes.
 
+use barber_metric::Dims;
+
 use crate::{
     buffer::MOST,
     evaluate::LOGITS,
     executor::Tokens,
-    family::Decoder,
-    mask::Takes,
+    family::{Decoder, Part},
+    mask::{CHOICE, InitialMask, Takes},
     plan::Plan,
-    prune::{By, Cost, Pruning},
-    ranks::Sent,
+    prune::{By, Cost, Pruning, Refine, Shares},
+    ranks::{Sent, owners},
 };
 
 /// The settings that determine the cost of a run.
@@ -63,8 +65,39 @@ pub struct OfFirst {
     pub passes: f64,
     /// Of those that compute masks and values from statistics.
     pub solving: f64,
+    /// Operations that take as long as to go through the weights and choose among them.
+    pub choosing: f64,
     /// Of those in evaluation.
     pub evaluation: f64,
+}
+
+/// What it takes to choose the masks of some matrices that ranks share: that of the rank that has most
+/// to do.
+struct Shared {
+    /// Floating-point operations to solve linear equations.
+    solving: f64,
+    /// Number of weights.
+    weights: f64,
+    sent: Sent,
+}
+
+impl Shared {
+    /// Ranks send so many bits of a weight.
+    fn new(matrices: &[Dims], takes: Takes, bits: f64, ranks: usize) -> Self {
+        let work: Vec<f64> = matrices.iter().map(|dims| takes.work(*dims)).collect();
+        let mut loads = vec![[0.0; 3]; ranks];
+        for ((rank, dims), work) in owners(&work, ranks).into_iter().zip(matrices).zip(work) {
+            let [all, solving, weights] = &mut loads[rank];
+            *all += work;
+            *solving += takes.solving(*dims);
+            *weights += dims.len() as f64;
+        }
+        let bytes = |weights: f64| bits * weights / 8.0 * (ranks as f64 - 1.0);
+        let (first, all) = (bytes(loads[0][2]), bytes(loads.iter().map(|of| of[2]).sum()));
+        let most = loads.into_iter().max_by(|a, b| a[0].total_cmp(&b[0]));
+        let [_, solving, weights] = most.unwrap_or_default();
+        Self { solving, weights, sent: Sent { first, all } }
+    }
 }
 
 /// Bytes per number.
@@ -88,10 +121,12 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
     let streams = if dense { 2.0 } else { 1.0 };
     let (mut cost, mut solver) = (Cost::default(), 0.0_f64);
     let [mut permutation, mut allocation, mut initial, mut solving] = [0.0; 4];
+    let ranks = run.pruning.ranks;
     let mut solving_of_first = 0.0;
-    let of_rows = stages.iter().all(|stage| !stage.needs_gram() || stage.splits_rows());
-    let rows_of_first = if of_rows { 1.0 / run.pruning.ranks as f64 } else { 1.0 };
-    let sharing = stages.iter().filter(|stage| stage.splits_rows()).count() as f64;
+    let shares_rows = |stage: &Refine| matches!(stage.shares(), Some(Shares::Rows(_)));
+    let of_rows = stages.iter().all(|stage| !stage.needs_gram() || shares_rows(stage));
+    let rows_of_first = if of_rows { 1.0 / ranks as f64 } else { 1.0 };
+    let mut choosing_of_first = 0.0;
     for (index, layer) in decoder.layers.iter().enumerate() {
         if run.permutes {
             let passes = run.pruning.permutation(plan, decoder, index);
@@ -107,11 +142,9 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
         let mut solved = 0.0;
         for linear in plan.matrices(decoder, index).map(|(_, linear)| linear) {
             let [rows, columns] = [linear.dims.rows, linear.dims.columns].map(|n| n as f64);
-            // Each rank sends the masks of its rows, a bit for each weight.
-            cost.sent += Sent::gathered(sharing * rows * columns / 8.0, run.pruning.ranks);
             if initial_needs.gram {
-                let Takes { operations, numbers } = run.pruning.init.takes;
-                solved += (operations[0] * rows + operations[1] * columns) * columns * columns;
+                let Takes { numbers, .. } = run.pruning.init.takes;
+                solved += run.pruning.init.takes.solving(linear.dims);
                 // The dense weights are freed before.
                 let numbers = numbers[0] * columns * columns + numbers[1] * widest;
                 solver = solver.max(numbers * SIZE);
@@ -128,7 +161,36 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
             initial += first.operations + solved;
         }
         solving += solved;
-        solving_of_first += solved;
+        for part in Part::ALL {
+            let matrices = plan.matrices(decoder, index).filter(|(member, _)| member.part == part);
+            let matrices: Vec<Dims> = matrices.map(|(_, linear)| linear.dims).collect();
+            // What is removed whole is chosen on each rank.
+            let ranks = if plan.removal.is_some() { 1 } else { ranks };
+            let &InitialMask { takes, needs, .. } = run.pruning.init.0;
+            // The mask, and the weights if they change.
+            let bits = if needs.gram { 1.0 + 8.0 * run.pruning.weight_size as f64 } else { 1.0 };
+            let shared = Shared::new(&matrices, takes, bits, ranks);
+            solving_of_first += shared.solving;
+            choosing_of_first += CHOICE * shared.weights;
+            cost.sent += shared.sent;
+            let weights: f64 = matrices.iter().map(|dims| dims.len() as f64).sum();
+            for stage in stages.iter().chain(run.pruning.model_stages) {
+                let choices = stage.choices() as f64;
+                let of_first = match stage.shares() {
+                    Some(Shares::Rows(bits)) => {
+                        cost.sent += Sent::gathered(bits * weights / 8.0, ranks);
+                        weights / ranks as f64
+                    }
+                    Some(Shares::Matrices) => {
+                        let shared = Shared::new(&matrices, Takes::default(), 1.0, ranks);
+                        cost.sent += shared.sent.times(choices);
+                        shared.weights
+                    }
+                    None => weights,
+                };
+                choosing_of_first += CHOICE * choices * of_first;
+            }
+        }
         cost.then(first);
         cost.then(run.pruning.refinement(plan, (index, layer)));
     }
@@ -177,6 +239,7 @@ pub fn estimate(decoder: &Decoder, plan: &Plan, run: &Run<'_>) -> Estimate {
         of_first: OfFirst {
             passes: cost.of_first,
             solving: solving_of_first,
+            choosing: choosing_of_first,
             evaluation: evaluation * batch.split().fraction(),
         },
         sent: cost.sent,
@@ -220,6 +283,7 @@ mod tests {
             dense: false,
             statistics: Side::Sparse,
             stream_size: 4,
+            weight_size: 4,
             ranks: 1,
         };
         let run = Run {

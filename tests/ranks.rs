@@ -25,8 +25,7 @@ const RECIPE: &str = "recipes/quickstart.toml";
 fn arguments(out: &Path, more: &[&str]) -> Vec<String> {
     let mut all = vec!["prune".to_owned(), RECIPE.into()];
     let out = format!("output.path={}", out.display());
-    let stages =
-        "refine=[{ use = 'swap' }, { use = 'rebuild' }, { use = 'end-to-end', steps = 4 }]";
+    let stages = "refine=[{ use = 'swap' }, { use = 'end-to-end', steps = 4 }, { use = 'distill', steps = 3 }]";
     for set in ["calibration.samples=72", "evaluate.segments=40", "mask.init=wanda", stages, &out] {
         all.extend(["--set".into(), set.into()]);
     }
@@ -226,6 +225,36 @@ fn runs_are_split_only_if_there_are_several_and_they_are_asked_for() {
     let few = ["--split", "runs", "--set", "sweep.calibration.samples=[8, 100000]"];
     ends(2, &sweep(&out, &few), 1, "ratio=0.5,alpha=0.1,samples=100000 ▶ ");
     assert!(!out.exists());
+}
+
+/// An error that only the run itself can find.
+#[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs the feature mpi, and mpirun")]
+fn a_run_that_fails_ends_the_job_and_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let of = |count: usize, rates: &str| {
+        let stage = "refine=[{ use = 'reconstruct', method = 'gradient', passes = 1 }]";
+        let rates = format!("sweep.refine.0.rate={rates}");
+        let path = format!("output.path={}", out.display());
+        let sets = [stage, &rates, &path].into_iter().flat_map(|set| ["--set", set]);
+        let words = ["prune", RECIPE, "--split", "runs"].into_iter().chain(sets);
+        output(&mut on_ranks(count, &words.map(String::from).collect::<Vec<_>>()))
+    };
+    let failed = of(2, "[0.002, 1e30]");
+    let said = flat(&failed.stderr);
+    assert_eq!(failed.status, 1, "{said}");
+    assert!(
+        said.contains("rank 1") && said.contains("rate=1000000000000000000000000000000"),
+        "{said}"
+    );
+    assert!(said.contains("layer 0, self-attention: "), "{said}");
+    let left = fs::read_dir(&out).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    assert!(left.into_iter().all(|name| name.to_string_lossy().starts_with("rate=0.002")));
+    // What the other rank did is not lost, or done again.
+    let again = of(2, "[0.002, 0.004]");
+    assert_eq!(again.status, 0, "{}", again.stderr);
+    assert!(out.join("rate=0.002").exists() && out.join("rate=0.004").exists());
 }
 
 /// What `barber plan` says of a rank's operations is what the first one counts.

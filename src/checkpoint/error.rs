@@ -145,6 +145,14 @@ impl Error {
         Self::Io { path: path.to_owned(), source }
     }
 
+    /// The error of a part of a tensor, whose first position in it is given.
+    pub(crate) fn in_part_at(mut self, first: usize) -> Self {
+        if let Self::Overflow { index, .. } = &mut self {
+            *index += first;
+        }
+        self
+    }
+
     /// [`Error::io`] for a `map_err`.
     pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::io(path, source)

@@ -78,9 +78,14 @@ impl Pruned {
         values: &[f32],
         dtype: Option<Dtype>,
     ) -> Result<(Dtype, Vec<u8>), Error> {
-        let dtype = dtype.or_else(|| Dtype::of(reader.tensor(name).ok()?.dtype));
-        let dtype = dtype.unwrap_or(Dtype::F32);
+        let dtype = Self::stored_as(reader, name, dtype);
         Ok((dtype, dtype.round(name, values)?))
+    }
+
+    /// The format of changed weights of matrix `name`: `dtype`, or the format in `reader`.
+    pub(crate) fn stored_as(reader: &Reader, name: &str, dtype: Option<Dtype>) -> Dtype {
+        let dtype = dtype.or_else(|| Dtype::of(reader.tensor(name).ok()?.dtype));
+        dtype.unwrap_or(Dtype::F32)
     }
 
     /// [`Pruned::change`] for weights that are rounded to `dtype` already.

@@ -105,7 +105,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
         seconds("passes, split", |of| of.passes),
         seconds("measuring, split", |of| of.measuring),
         seconds("search for swaps", |of| of.search),
-        seconds("masks, on each rank", |of| of.whole),
+        seconds("masks and values", |of| of.masks),
         seconds("exchange", |of| of.exchange),
         seconds("weights read, written", |of| of.disk),
         seconds("time", Seconds::sum),
@@ -116,7 +116,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
 
 /// The JSON of a run on some ranks.
 fn described(on: &OnRanks) -> serde_json::Value {
-    let Seconds { passes, measuring, search, whole, exchange, disk } = on.seconds;
+    let Seconds { passes, measuring, search, masks, exchange, disk } = on.seconds;
     json!({
         "ranks": on.split.ranks,
         "busy": on.split.busy(),
@@ -125,13 +125,14 @@ fn described(on: &OnRanks) -> serde_json::Value {
         "operations": {
             "passes": on.takes.of_first.passes,
             "solving": on.takes.of_first.solving,
+            "choosing": on.takes.of_first.choosing,
             "evaluation": on.takes.of_first.evaluation,
         },
         "seconds": {
             "passes": passes,
             "measuring": measuring,
             "search": search,
-            "masks": whole,
+            "masks": masks,
             "exchange": exchange,
             "disk": disk,
             "all": on.seconds.sum(),

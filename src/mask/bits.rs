@@ -83,6 +83,11 @@ impl Mask {
         self.words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 
+    /// Number of bytes of a mask of this shape.
+    pub(crate) const fn bytes(dims: Dims) -> usize {
+        dims.len().div_ceil(BITS) * size_of::<u64>()
+    }
+
     /// The mask with these bits; `None` if they do not fit the shape.
     pub fn from_bytes(dims: Dims, bytes: &[u8]) -> Option<Self> {
         let weights = dims.rows.checked_mul(dims.columns)?;
@@ -91,6 +96,13 @@ impl Mask {
         let past = |last: &u64| !weights.is_multiple_of(BITS) && last >> (weights % BITS) != 0;
         let fits = rest.is_empty() && words.len() == weights.div_ceil(BITS);
         (fits && !words.last().is_some_and(past)).then_some(Self { dims, words })
+    }
+
+    /// The mask of some rows.
+    pub(crate) fn of_rows(&self, rows: Range<usize>) -> Self {
+        let Dims { columns, .. } = self.dims;
+        let (dims, first) = (Dims { rows: rows.len(), columns }, rows.start * columns);
+        if dims == self.dims { self.clone() } else { Self::from_fn(dims, |i| self.get(first + i)) }
     }
 
     /// The shape of the weight matrix.

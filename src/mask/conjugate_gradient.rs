@@ -15,7 +15,7 @@ use crate::simd::simd;
 
 /// Number of rows that are solved together. It must not depend on the number of threads, as the
 /// result must not.
-const ROWS: usize = 64;
+pub(crate) const ROWS: usize = 64;
 /// The residual at which a row ends, as a fraction of the dense weights'.
 const TOLERANCE: f64 = 1e-5;
 /// Maximum number of iterations.

@@ -18,11 +18,12 @@ mod scope;
 mod swap;
 
 pub use bits::Mask;
+pub(crate) use conjugate_gradient::ROWS as FITTED;
 pub use conjugate_gradient::conjugate_gradient;
 pub use distribution::{Distribution, Histogram};
 pub use error::Error;
 pub use init::{Amount, Init, Initial, InitialMask, Scores, weight_norm};
-pub(crate) use init::{Takes, floored};
+pub(crate) use init::{CHOICE, Takes, floored};
 pub use least_squares::least_squares;
 pub(crate) use pattern::Tile;
 pub use pattern::{ParsePatternError, Pattern};

@@ -2,7 +2,7 @@
 
 use std::{path::Path, slice::from_ref};
 
-use barber_metric::{LayerStats, Needs, StructureStats};
+use barber_metric::{Dims, LayerStats, Needs, StructureStats};
 
 use super::{
     Error, Event, ExpertReport, MetricStep, Observer, Pass, Sampled, Side, failed, members,
@@ -14,8 +14,8 @@ use crate::{
     checkpoint::{Pruned, Reader},
     dtype::Dtype,
     executor::{self, Probe, Statistics, Stream, StructureStatistics, ops::Ops},
-    family::Part,
-    mask::{self, Amount, Init, Initial, Scope},
+    family::{Part, Projection},
+    mask::{self, Amount, Init, Initial, Mask, Scope},
     model::Model,
     plan::{Plan, Rule},
     structure::{Lost, Removal, Scores},
@@ -202,21 +202,33 @@ impl InitialMasks<'_> {
             let found = (statistics, structures);
             return self.structures(model, choosing, (layer, part), found, pruned);
         }
-        let none = Statistics::default();
-        for (member, linear) in choosing.plan.matrices(&model.decoder, layer) {
-            if member.part == part {
-                let weight = match self.zeros {
-                    Some(sparse) => {
-                        sparse.read(&linear.weight, &[linear.dims.rows, linear.dims.columns])?
-                    }
-                    None => model.values(linear)?,
-                };
-                let stats = statistics.get(member.linear).unwrap_or(&none);
-                self.matrix(model.reader, &stats.of(linear, &weight), member.rule, pruned)?;
-                recycle(weight);
-            }
-        }
-        Ok(())
+        let (none, matrices) =
+            (Statistics::default(), choosing.plan.matrices(&model.decoder, layer));
+        let matrices: Vec<_> = matrices.filter(|(member, _)| member.part == part).collect();
+        let takes = self.init.takes;
+        let work: Vec<f64> = matrices.iter().map(|(_, of)| takes.work(of.dims)).collect();
+        let choose = |i: usize| {
+            let (member, linear) = &matrices[i];
+            let weight = match self.zeros {
+                Some(sparse) => {
+                    sparse.read(&linear.weight, &[linear.dims.rows, linear.dims.columns])?
+                }
+                None => model.values(linear)?,
+            };
+            let stats = statistics.get(member.linear).unwrap_or(&none);
+            let chosen = self.choose(model.reader, &stats.of(linear, &weight), member.rule)?;
+            recycle(weight);
+            Ok(chosen)
+        };
+        let unpack = |i: usize, bytes: &[u8]| {
+            let Projection { weight, dims, .. } = matrices[i].1;
+            let dtype = Pruned::stored_as(model.reader, weight, self.dtype);
+            Chosen::unpacked(bytes, *dims, dtype)
+                .unwrap_or_else(|| unreachable!("another rank's mask of `{weight}`"))
+        };
+        model.executor.ranks.of_items(&work, choose, (Chosen::packed, unpack), |i, chosen| {
+            self.set(&matrices[i].1.weight, chosen, pruned)
+        })
     }
 
     /// Adds the scores of a part's weights to those of the structures that have them, and removes the
@@ -287,22 +299,60 @@ impl InitialMasks<'_> {
         rule: Rule,
         pruned: &mut Pruned,
     ) -> Result<(), Error> {
-        let name = stats.name;
+        self.set(stats.name, self.choose(reader, stats, rule)?, pruned)
+    }
+
+    /// The initial mask of one matrix.
+    fn choose(&self, reader: &Reader, stats: &LayerStats<'_>, rule: Rule) -> Result<Chosen, Error> {
         let amount = rule.count.map_or(Amount::Ratio(rule.ratio), Amount::Exactly);
         let scores = self.init.metrics.then(|| self.score(stats)).transpose()?;
         let metric = scores.as_deref().map(|scores| (scores, self.metric.1));
         let Initial { mask, values, damping } =
             self.init.choose(stats, rule.pattern, amount, metric)?;
+        let round = |values: Vec<f32>| Pruned::rounded(reader, stats.name, &values, self.dtype);
+        Ok(Chosen { mask, values: values.map(round).transpose()?, damping })
+    }
+
+    /// Sets the initial mask of a matrix.
+    fn set(&self, name: &str, chosen: Chosen, pruned: &mut Pruned) -> Result<(), Error> {
+        let Chosen { mask, values, damping } = chosen;
         if let Some(damping) = damping {
             tracing::warn!(
                 "`{name}`: the Hessian is not positive definite; its damping is raised to \
                  {damping} of its mean diagonal. More calibration samples would help"
             );
         }
-        if let Some(values) = values {
-            pruned.change(reader, name, &values, self.dtype, self.scratch)?;
+        if let Some((dtype, values)) = values {
+            pruned.store(name, dtype, &values, self.scratch)?;
         }
         pruned.masks.insert(name.into(), mask);
         Ok(())
+    }
+}
+
+/// An initial mask, with the changed weights as they are stored.
+struct Chosen {
+    mask: Mask,
+    values: Option<(Dtype, Vec<u8>)>,
+    damping: Option<f64>,
+}
+
+impl Chosen {
+    /// The damping, the mask and the weights, as a rank sends them to others.
+    fn packed(&self) -> Vec<u8> {
+        let mut bytes = self.damping.unwrap_or(f64::NAN).to_le_bytes().to_vec();
+        bytes.extend(self.mask.to_bytes());
+        bytes.extend(self.values.iter().flat_map(|(_, values)| values));
+        bytes
+    }
+
+    /// What another rank found of a matrix of this shape, whose weights are stored in this format.
+    fn unpacked(bytes: &[u8], dims: Dims, dtype: Dtype) -> Option<Self> {
+        let (damping, bytes) = bytes.split_first_chunk()?;
+        let damping = Some(f64::from_le_bytes(*damping)).filter(|damping| !damping.is_nan());
+        let (mask, values) = bytes.split_at_checked(Mask::bytes(dims))?;
+        let mask = Mask::from_bytes(dims, mask)?;
+        let values = (!values.is_empty()).then(|| (dtype, values.to_vec()));
+        Some(Self { mask, values, damping })
     }
 }

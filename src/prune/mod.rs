@@ -21,7 +21,7 @@ pub use self::{
     pipeline::MetricStep,
     stage::{
         Alpha, Compensate, Distill, EndToEnd, ModelState, Rebuild, Reconstruct, Refine, Rounds,
-        SavedStage, Stage, StageState, Step, Swap,
+        SavedStage, Shares, Stage, StageState, Step, Swap,
     },
     tally::{Cost, Pruning, Tally},
 };

@@ -18,7 +18,7 @@ use crate::{
     model::{self, Model},
     plan::Plan,
     random::SplitMix64,
-    ranks::{Chunks, Split, Sums, Turn},
+    ranks::{Chunks, Sent, Split, Sums, Turn},
 };
 
 /// The mean over tokens of KL(dense ‖ sparse), the divergence of the pruned model's predictions from
@@ -45,11 +45,13 @@ pub(super) struct Gradients<D: Ops> {
 }
 
 impl<D: Ops> Gradients<D> {
-    /// The gradient of the sum over tokens of the divergence, of a matrix of this size, row-major.
-    /// All ranks call it together.
-    pub(super) fn sum(&self, model: &Model<'_, D>, dims: Dims) -> Result<Vec<f32>, D::Err> {
+    /// The gradient of the sum over tokens of the divergence, of this rank's [own
+    /// rows](crate::ranks::Ranks::own_rows) of a matrix of this size, row-major. All ranks call it
+    /// together.
+    pub(super) fn own_rows(&self, model: &Model<'_, D>, dims: Dims) -> Result<Vec<f32>, D::Err> {
         let Executor { device, ranks, .. } = &model.executor;
-        let (mut sums, mut traces) = (Sums::new(ranks), self.divergence.iter().peekable());
+        let mut sums = Sums::of_rows(ranks, dims.columns);
+        let mut traces = self.divergence.iter().peekable();
         for Turn { runs, .. } in self.chunks.turns(0..usize::MAX) {
             let mut chunk = None;
             while let Some((_, trace)) = traces.next_if(|(run, _)| runs.contains(run)) {
@@ -62,7 +64,8 @@ impl<D: Ops> Gradients<D> {
             let chunk = chunk.map(D::sums).transpose()?;
             sums.add(chunk.map(|sum| ((), sum)).into_iter().collect());
         }
-        Ok(sums.finish().remove(&()).unwrap_or_else(|| vec![0.0; dims.len()]))
+        let own = ranks.own_rows(dims.rows, 1).len() * dims.columns;
+        Ok(sums.own().remove(&()).unwrap_or_else(|| vec![0.0; own]))
     }
 }
 
@@ -129,8 +132,8 @@ pub(super) struct Work {
     head: f64,
     logits: f64,
     taken: f64,
-    /// Number of weights of the pruned matrices, and of their inputs and outputs.
-    pruned: [f64; 2],
+    /// Number of weights of the pruned matrices, of their inputs and outputs, and of their rows.
+    pruned: [f64; 3],
     /// How ranks share all samples, those that judge, and those of a step.
     splits: [Split; 3],
     /// Numbers of the dense model's last hidden states, which each rank gets.
@@ -147,6 +150,8 @@ pub(super) struct Passes {
     pub(super) forward: f64,
     pub(super) backward: f64,
     pub(super) inputs: f64,
+    /// Bytes that the ranks gather with each backward pass, for a row and for a weight.
+    pub(super) gathered: [f64; 2],
 }
 
 impl Work {
@@ -188,7 +193,7 @@ impl Work {
             head,
             logits: LOGITS.min(sequence * decoder.vocab_size) as f64,
             taken: taken * splits[2].fraction(),
-            pruned: [0.0; 2],
+            pruned: [0.0; 3],
             splits,
             last: (calibration + held_out) * decoder.hidden_size as f64,
             widths,
@@ -221,6 +226,7 @@ impl Work {
             for dims in plan.matrices(decoder, layer).map(|(_, of)| of.dims) {
                 work.pruned[0] += dims.len() as f64;
                 work.pruned[1] += (dims.rows + dims.columns) as f64;
+                work.pruned[2] += dims.rows as f64;
             }
             work.layer = [work.layer[0].max(weights), work.layer[1].max(wide)];
         }
@@ -229,15 +235,18 @@ impl Work {
 
     /// The cost of a stage with these passes.
     pub(super) fn cost(self, passes: &Passes) -> Cost {
-        let Passes { judged, forward, backward, inputs } = passes;
+        let Passes { judged, forward, backward, inputs, gathered } = passes;
         let steps = forward * self.forward + backward * self.backward + inputs * self.inputs;
         let work = [self.dense, judged * self.judged, steps];
         let of_first = zip(work, self.splits).map(|(work, split)| work * split.fraction()).sum();
         let mut sent = self.splits[0].copies(self.last);
-        let [weights, sides] = self.pruned.map(|numbers| self.splits[2].sums(numbers));
-        sent += weights.times(*backward);
+        let [weights, sides, rows] = self.pruned;
+        // Each rank gets the gradients of its own rows alone.
+        sent += self.splits[2].shares(weights).times(*backward);
+        let bytes = gathered[0] * rows + gathered[1] * weights;
+        sent += Sent::gathered(bytes, self.splits[2].ranks).times(*backward);
         // The squares of inputs and of the outputs' gradients.
-        sent += sides.times(*inputs);
+        sent += self.splits[2].sums(sides).times(*inputs);
         let Self { layer: [weights, activations], head, logits, taken, widths, pass, .. } = self;
         let (waiting, size) = (widths.bytes(), size_of::<f32>() as f64);
         // The gradients of the divergence, and with statistics of inputs those of drawn tokens.

@@ -36,6 +36,8 @@ pub struct Pruning<'a> {
     pub statistics: Side,
     /// Bytes per number of a stored hidden state.
     pub stream_size: usize,
+    /// Bytes of a changed weight.
+    pub weight_size: usize,
     /// Number of ranks that share the samples.
     pub ranks: usize,
 }

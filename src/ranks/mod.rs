@@ -6,6 +6,7 @@
 //! their order: any number of ranks gives the same bytes, and so does one process.
 
 mod chunks;
+mod matrices;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod split;
@@ -13,13 +14,14 @@ mod sums;
 #[cfg(test)]
 pub(crate) mod threads;
 
-use std::{cell::Cell, fmt, ops::Range, rc::Rc};
+use std::{cell::Cell, fmt, rc::Rc};
 
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use self::split::{Sent, Split};
 pub(crate) use self::{
     chunks::{Chunks, Turn},
+    matrices::owners,
     sums::{Sums, add, share},
 };
 
@@ -213,24 +215,6 @@ impl Ranks {
         self.of_rank(FIRST, own)
     }
 
-    /// What `of` finds of the weights of some rows of a matrix, for all rows: each rank asks it for its
-    /// own, which begin at a multiple of `block`.
-    pub(crate) fn of_rows<E>(
-        &self,
-        rows: usize,
-        block: usize,
-        of: impl FnOnce(Range<usize>) -> Result<Vec<bool>, E>,
-    ) -> Result<Vec<bool>, E> {
-        if self.linked.is_none() {
-            return of(0..rows);
-        }
-        let start =
-            |rank: usize| rows.min(share(rows.div_ceil(block), rank, self.size()).start * block);
-        let own = start(self.rank())..start(self.rank() + 1);
-        let found = if own.is_empty() { Vec::new() } else { of(own)? };
-        Ok(self.gather(&packed(&found)).iter().flat_map(|bytes| unpacked(bytes)).collect())
-    }
-
     /// The numbers that this rank has of some items, and those that others have of theirs, ordered by
     /// the items' indices.
     pub(crate) fn collect(&self, own: Vec<(usize, Vec<f64>)>) -> Vec<(usize, Vec<f64>)> {
@@ -257,33 +241,9 @@ impl Ranks {
     }
 }
 
-/// Truths as bits, after their number.
-fn packed(truths: &[bool]) -> Vec<u8> {
-    let mut bytes = (truths.len() as u64).to_le_bytes().to_vec();
-    let byte = |of: &[bool]| of.iter().rev().fold(0, |byte, truth| byte << 1 | u8::from(*truth));
-    bytes.extend(truths.chunks(8).map(byte));
-    bytes
-}
-
-/// The truths that were packed.
-fn unpacked(bytes: &[u8]) -> Vec<bool> {
-    let Some((count, bytes)) = bytes.split_first_chunk() else { return Vec::new() };
-    let bits = bytes.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1));
-    bits.take(u64::from_le_bytes(*count) as usize).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn packed_truths_come_back() {
-        for count in [0, 1, 7, 8, 9, 70] {
-            let truths: Vec<bool> = (0..count).map(|i| i % 3 == 0).collect();
-            let bytes = packed(&truths);
-            assert_eq!((bytes.len(), unpacked(&bytes)), (8 + usize::div_ceil(count, 8), truths));
-        }
-    }
 
     #[test]
     fn a_rank_apart_is_alone_on_a_shared_machine() {

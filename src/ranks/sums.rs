@@ -13,6 +13,8 @@ use crate::buffer::recycle;
 #[derive(Debug)]
 pub(crate) struct Sums<K> {
     ranks: Ranks,
+    /// Number of numbers that are not shared out, such as those of a row.
+    unit: usize,
     /// The length of each vector, and the sums of this rank's share.
     shares: BTreeMap<K, (usize, Vec<f32>)>,
 }
@@ -32,7 +34,12 @@ pub(crate) fn add(sum: &mut [f32], other: &[f32]) {
 
 impl<K: Clone + Ord + Serialize + DeserializeOwned> Sums<K> {
     pub(crate) fn new(ranks: &Ranks) -> Self {
-        Self { ranks: ranks.clone(), shares: BTreeMap::new() }
+        Self::of_rows(ranks, 1)
+    }
+
+    /// Sums of matrices with so many columns: a rank's share is its [own rows](Ranks::own_rows).
+    pub(crate) fn of_rows(ranks: &Ranks, columns: usize) -> Self {
+        Self { ranks: ranks.clone(), unit: columns.max(1), shares: BTreeMap::new() }
     }
 
     /// The ranks that share the sums.
@@ -42,8 +49,9 @@ impl<K: Clone + Ord + Serialize + DeserializeOwned> Sums<K> {
 
     /// Ends a turn, with the vectors of this rank's chunk. A chunk need not have all vectors.
     pub(crate) fn add(&mut self, mut chunk: BTreeMap<K, Vec<f32>>) {
-        let Self { ranks, shares } = self;
+        let Self { ranks, unit, shares } = self;
         let (rank, size) = (ranks.rank(), ranks.size());
+        let share = |length: usize, rank| share(length / *unit, rank, size).len() * *unit;
         if size == 1 {
             for (name, vector) in chunk {
                 match shares.get_mut(&name) {
@@ -66,10 +74,8 @@ impl<K: Clone + Ord + Serialize + DeserializeOwned> Sums<K> {
         }
         for (name, lengths) in lengths {
             let vector = chunk.remove(&name).unwrap_or_default();
-            let outgoing: Vec<usize> =
-                (0..size).map(|rank| share(vector.len(), rank, size).len()).collect();
-            let incoming: Vec<usize> =
-                lengths.iter().map(|length| share(*length, rank, size).len()).collect();
+            let outgoing: Vec<usize> = (0..size).map(|rank| share(vector.len(), rank)).collect();
+            let incoming: Vec<usize> = lengths.iter().map(|length| share(*length, rank)).collect();
             let found = ranks.exchange(&vector, &outgoing, &incoming);
             recycle(vector);
             let length = lengths.iter().copied().max().unwrap_or(0);
@@ -86,13 +92,18 @@ impl<K: Clone + Ord + Serialize + DeserializeOwned> Sums<K> {
         }
     }
 
+    /// This rank's share of the sums.
+    pub(crate) fn own(self) -> BTreeMap<K, Vec<f32>> {
+        self.shares.into_iter().map(|(name, (_, own))| (name, own)).collect()
+    }
+
     /// The whole sums.
     pub(crate) fn finish(self) -> BTreeMap<K, Vec<f32>> {
-        let Self { ranks, shares } = self;
+        let Self { ranks, unit, shares } = self;
         let size = ranks.size();
         let whole = |(name, (length, own)): (K, (usize, Vec<f32>))| {
             let counts: Vec<usize> =
-                (0..size).map(|rank| share(length, rank, size).len()).collect();
+                (0..size).map(|rank| share(length / unit, rank, size).len() * unit).collect();
             (name, if size == 1 { own } else { ranks.share_all(&own, &counts) })
         };
         shares.into_iter().map(whole).collect()
@@ -143,6 +154,18 @@ mod tests {
                 for found in threads::run(size, |ranks| sums(&ranks)) {
                     prop_assert_eq!(&found, &one);
                 }
+                // A rank's share of a matrix is of whole rows.
+                let shares = threads::run(size, |ranks| {
+                    let mut sums = Sums::of_rows(&ranks, 3);
+                    let matrix = (0..12).map(|i| (i * (ranks.rank() + 1)) as f32).collect();
+                    sums.add([((), matrix)].into());
+                    let own = sums.own().remove(&()).unwrap();
+                    assert_eq!(own.len(), 3 * ranks.own_rows(4, 1).len());
+                    own
+                });
+                let factor = size * (size + 1) / 2;
+                let expected: Vec<f32> = (0..12).map(|i| (i * factor) as f32).collect();
+                prop_assert_eq!(shares.concat(), expected);
             }
         }
     }

@@ -251,6 +251,9 @@ impl Checkpointing {
             for stream in streams {
                 model.executor.each_sample_at_first(stream, |_| Ok::<_, model::Error>(()))?;
             }
+            // Ranks have parts of the state, too.
+            let state = stage.map(|(_, state)| state.write(pruned, &mut |_| Ok(())));
+            state.transpose()?;
             return Ok(());
         }
         let layers = self.unsaved.iter();

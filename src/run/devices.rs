@@ -9,7 +9,8 @@ use super::{
 use crate::{
     calibration::Extent,
     checkpoint::{readable_config, weight_dtype},
-    estimate::{Estimate, estimate},
+    dtype::Dtype,
+    estimate::{Estimate, OfFirst, estimate},
     family::{self, Decoder},
     plan::Plan,
     ranks::{Sent, Split},
@@ -38,8 +39,8 @@ pub(crate) struct Seconds {
     pub(crate) measuring: f64,
     /// Searches for swaps; ranks share the rows of a matrix, if the stage's scope is one.
     pub(crate) search: f64,
-    /// Masks and values that each rank finds whole.
-    pub(crate) whole: f64,
+    /// Masks and values, of which ranks share the matrices or their rows, where they can.
+    pub(crate) masks: f64,
     /// The exchange of sums.
     pub(crate) exchange: f64,
     /// Reading the weights on each rank, and writing them on the first.
@@ -49,8 +50,8 @@ pub(crate) struct Seconds {
 impl Seconds {
     /// All of them.
     pub(crate) fn sum(&self) -> f64 {
-        let Self { passes, measuring, search, whole, exchange, disk } = self;
-        passes + measuring + search + whole + exchange + disk
+        let Self { passes, measuring, search, masks, exchange, disk } = self;
+        passes + measuring + search + masks + exchange + disk
     }
 }
 
@@ -77,10 +78,6 @@ impl OnRanks {
     }
 }
 
-/// Operations of matrix products that take as long as to choose whether to keep a weight. Masks by
-/// magnitude take half of that on SmolLM2-135M, with the weights read and written; scores take more.
-const CHOICE: f64 = 10_000.0;
-
 /// A recipe's run on a model of which only the configuration is known.
 pub(crate) struct Outlook<'a> {
     loaded: &'a Loaded,
@@ -89,8 +86,9 @@ pub(crate) struct Outlook<'a> {
     calibration: Extent,
     /// The lengths of the segments that are measured.
     segments: Vec<usize>,
-    /// Bytes of the weights.
+    /// Bytes of the weights, and their format.
     pub(crate) bytes: f64,
+    dtype: Dtype,
     /// Texts and tasks of which the configuration does not tell what they take.
     pub(crate) unknown: Vec<String>,
 }
@@ -123,8 +121,9 @@ impl<'a> Outlook<'a> {
         }
         unknown.extend(recipe.evaluate.tasks.keys().cloned());
         let numbers = decoder.tensors().map(|(_, shape)| shape.iter().product::<usize>() as f64);
-        let bytes = numbers.sum::<f64>() * weight_dtype(&config).size() as f64;
-        Ok(Self { loaded, plan, calibration, segments, bytes, unknown, decoder })
+        let dtype = weight_dtype(&config);
+        let bytes = numbers.sum::<f64>() * dtype.size() as f64;
+        Ok(Self { loaded, plan, calibration, segments, bytes, dtype, unknown, decoder })
     }
 
     /// The run on some ranks.
@@ -132,21 +131,20 @@ impl<'a> Outlook<'a> {
         let Self { loaded, decoder, plan, bytes, .. } = self;
         let recipe = &loaded.recipe;
         let segments = self.segments.iter().copied();
-        let run = expected(loaded, decoder, segments, self.calibration, ranks)?;
+        let run = expected(loaded, decoder, segments, self.calibration, (ranks, self.dtype))?;
         let split = run.pruning.tokens().split();
         let takes = estimate(decoder, plan, &run);
         let [search, ordering] = searches(recipe, decoder, plan);
         let by_rows =
-            recipe.refine.iter().all(|stage| stage.searches() == 0 || stage.splits_rows());
+            recipe.refine.iter().all(|stage| stage.searches() == 0 || stage.shares().is_some());
         let search = if by_rows { search / ranks as f64 } else { search };
-        let choices = 1 + recipe.refine.iter().map(|stage| stage.choices()).sum::<usize>();
-        let chosen = CHOICE * choices as f64 * plan.weights(decoder)[0] as f64;
+        let OfFirst { passes, solving, choosing, evaluation } = takes.of_first;
         let of_products = rates.device * products(recipe.executor.device);
         let seconds = Seconds {
-            passes: takes.of_first.passes / of_products,
-            measuring: takes.of_first.evaluation / of_products,
+            passes: passes / of_products,
+            measuring: evaluation / of_products,
             search: search / rates.host,
-            whole: (takes.of_first.solving + ordering + chosen) / rates.host,
+            masks: (solving + choosing + ordering) / rates.host,
             exchange: takes.sent.first / rates.link,
             disk: (takes.sweeps + 1.0) * bytes / rates.disk,
         };

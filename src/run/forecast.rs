@@ -7,6 +7,7 @@ use dfdx::tensor::Cpu;
 use super::{Error, ScheduledPhase, Tests, expected, on_device, schedule::schedule};
 use crate::{
     calibration::Extent,
+    dtype::Dtype,
     estimate::{Estimate, estimate},
     executor::{ops::Ops, rate},
     family::Decoder,
@@ -67,7 +68,10 @@ impl Forecast {
     ) -> Result<Self, Error> {
         let (recipe, decoder) = (&loaded.recipe, &model.decoder);
         let segments = tests.texts.iter().flat_map(|(_, segments)| segments).map(Vec::len);
-        let takes = estimate(decoder, plan, &expected(loaded, decoder, segments, calibration, 1)?);
+        // One rank sends no weights: their format does not count.
+        let alone = (1, Dtype::F32);
+        let takes =
+            estimate(decoder, plan, &expected(loaded, decoder, segments, calibration, alone)?);
         let phases = schedule(recipe, decoder, tests, &takes);
         let search = searches(recipe, decoder, plan);
         Ok(Self { takes, phases, device: recipe.executor.device, search })

@@ -62,6 +62,7 @@ pub use self::{
 use crate::{
     calibration::{self, Extent, Samples, Text, samples},
     checkpoint::{Existing, Form, Output, Pruned, RECIPE, Reader, digest, mask_bytes},
+    dtype::Dtype,
     estimate::Run as Expected,
     evaluate::STATES,
     executor::{
@@ -807,13 +808,14 @@ pub(crate) fn single_pass(recipe: &Recipe) -> bool {
     recipe.mask.passes == 1 && !recipe.stages().0.is_empty()
 }
 
-/// The expected memory and work of a run on some ranks that measures segments of these lengths.
+/// The expected memory and work of a run on some ranks that measures segments of these lengths; the
+/// checkpoint has weights of this format.
 pub(crate) fn expected<'a>(
     loaded: &'a Loaded,
     decoder: &Decoder,
     segments: impl Iterator<Item = usize> + Clone,
     calibration: Extent,
-    ranks: usize,
+    (ranks, weights): (usize, Dtype),
 ) -> Result<Expected<'a>, Error> {
     let recipe = &loaded.recipe;
     let single = single_pass(recipe);
@@ -829,6 +831,7 @@ pub(crate) fn expected<'a>(
         dense: recipe.streams.blend > 0.0 || recipe.streams.statistics == Side::Dense,
         statistics: recipe.streams.statistics,
         stream_size: recipe.executor.stream_dtype.size(),
+        weight_size: recipe.output.dtype.unwrap_or(weights).size(),
         ranks,
     };
     Ok(Expected {

@@ -252,7 +252,7 @@ fn any_number_of_ranks_gives_the_bytes_of_one_process() {
             "refine=[{ use = 'rebuild', retain = true }, { use = 'reconstruct' }]",
         ],
         &[
-            "mask.init=wanda",
+            "mask.init=alps",
             "calibration.held_out=20",
             "sparsity.allocation=owl",
             "refine=[{ use = 'reconstruct', method = 'gradient', passes = 1 }]",
@@ -275,12 +275,13 @@ fn any_number_of_ranks_gives_the_bytes_of_one_process() {
 fn ranks_send_what_is_planned() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    let cases: [&[&str]; 5] = [
+    let cases: [&[&str]; 6] = [
         &["mask.init=wanda", "refine=[{ use = 'rebuild' }]"],
         &["mask.init=wanda", "streams.blend=0.3", "refine=[{ use = 'swap', limit = 2 }]"],
         &["mask.init=sparsegpt", "calibration.held_out=20", "refine=[]"],
         &["refine=[{ use = 'reconstruct', method = 'gradient', passes = 1 }]"],
         &["mask.init=wanda", "refine=[{ use = 'end-to-end', steps = 6, lambda = 5 }]"],
+        &["mask.init=alps", "refine=[{ use = 'reconstruct' }, { use = 'distill', steps = 6 }]"],
     ];
     for (sets, size) in cases.iter().flat_map(|sets| [2, 4].map(|size| (*sets, size))) {
         let sent = threads::run(size, |ranks| {
@@ -322,8 +323,10 @@ fn ranks_that_do_not_do_the_same_are_named() {
 #[test]
 fn a_run_goes_on_under_another_number_of_ranks() {
     let dir = tempfile::tempdir().unwrap();
-    let sets =
-        ["mask.init=wanda", "refine=[{ use = 'rebuild' }, { use = 'end-to-end', steps = 4 }]"];
+    let sets = [
+        "mask.init=wanda",
+        "refine=[{ use = 'rebuild' }, { use = 'end-to-end', steps = 4 }, { use = 'distill', steps = 3 }]",
+    ];
     let path = |name: &str| dir.path().join(name);
     let expected = on_ranks(1, &path("whole"), false, &|_| sets.to_vec()).unwrap();
     for (size, fails) in [(2, 60), (3, 95), (1, 130)] {

@@ -60,7 +60,22 @@ pub(crate) struct Takes {
     pub(crate) numbers: [f64; 2],
 }
 
+/// Operations of matrix products that take as long as to choose whether to keep a weight. Masks by
+/// magnitude take half of that on SmolLM2-135M, with the weights read and written; scores take more.
+pub(crate) const CHOICE: f64 = 10_000.0;
+
 impl Takes {
+    /// Floating-point operations for a matrix of this shape.
+    pub(crate) fn solving(self, dims: Dims) -> f64 {
+        let ([of_rows, of_columns], columns) = (self.operations, dims.columns as f64);
+        (of_rows * dims.rows as f64 + of_columns * columns) * columns * columns
+    }
+
+    /// Operations of matrix products that take as long as the mask of a matrix of this shape.
+    pub(crate) fn work(self, dims: Dims) -> f64 {
+        self.solving(dims) + CHOICE * dims.len() as f64
+    }
+
     /// Too little to count.
     const LITTLE: Self = Self { operations: [0.0; 2], numbers: [0.0; 2] };
     /// A factorisation: its matrix and its result have 64 bits.

@@ -15,15 +15,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Described, Error, ModelState, RunModel, SavedStage, Stage, StageEvent, StageState, Step, Watch,
-    Wrong, bytes, numbers, wrong_counts, wrong_step_size,
+    Described, Error, ModelState, RunModel, SavedStage, Shares, Stage, StageEvent, StageState,
+    Step, Watch, Wrong, bytes, numbers, own_rows::OwnRows, wrong_counts, wrong_step_size,
 };
 use crate::{
     buffer::recycle,
     checkpoint::Pruned,
     dtype::Dtype,
     executor::{
-        self, Store,
+        self,
         ops::{Ops, Products},
     },
     family::{Decoder, Projection},
@@ -85,7 +85,20 @@ impl Stage for Distill {
         let work = Work::new(pruning, decoder, plan, self.tokens);
         let measured = (1 + self.steps.div_ceil(MEASURED)) as f64;
         let steps = self.steps as f64;
-        work.cost(&Passes { judged: measured, forward: steps, backward: steps, inputs: 0.0 })
+        // Each rank sends the new weights of its rows.
+        let gathered = [0.0, pruning.weight_size as f64];
+        work.cost(&Passes {
+            judged: measured,
+            forward: steps,
+            backward: steps,
+            inputs: 0.0,
+            gathered,
+        })
+    }
+
+    // The stage's cost has what ranks send.
+    fn shares(&self) -> Option<Shares> {
+        Some(Shares::Rows(0.0))
     }
 
     fn choices(&self) -> usize {
@@ -183,8 +196,8 @@ struct Steps<'a, D: Ops> {
     patience: usize,
     matrices: BTreeMap<At, Matrix<'a>>,
     /// The weights, and the running means of their gradients and of the squares of these.
-    values: Store<D>,
-    means: [Store<D>; 2],
+    values: OwnRows<'a, D>,
+    means: [OwnRows<'a, D>; 2],
 }
 
 impl<'a, D: Ops> Steps<'a, D> {
@@ -204,8 +217,8 @@ impl<'a, D: Ops> Steps<'a, D> {
         }
         let storage = model.executor.storage.in_scratch();
         let (values, means) = (storage.exact(), [storage.half(), storage.half()]);
-        let (values, means) =
-            (values.store(matrices.len()), means.map(|of| of.store(matrices.len())));
+        let of_rows = |storage| OwnRows::new(model, &storage, matrices.len());
+        let (values, means) = (of_rows(values), means.map(of_rows));
         Self {
             settings,
             model,
@@ -232,7 +245,9 @@ impl<'a, D: Ops> Steps<'a, D> {
             };
             of.frees(pruned.masks.get(&of.linear.weight), &dense, self.settings.step_size);
             recycle(dense);
-            put(&mut self.values, model, (at.0, of), values)?;
+            let put = self.values.put_all(of.number, of.linear.dims, &values);
+            put.map_err(failed(at.0, "weights"))?;
+            recycle(values);
         }
         self.keep(pruned)
     }
@@ -240,15 +255,12 @@ impl<'a, D: Ops> Steps<'a, D> {
     /// Moves the weights of a matrix down the gradient of a step of so many tokens.
     fn matrix(&mut self, at: At, gradients: Gradients<D>, tokens: f32) -> Result<(), Error> {
         let Some(of) = self.matrices.get(&at) else { return Ok(()) };
-        let (model, layer) = (self.model, at.0);
-        let gradient = gradients.sum(model, of.linear.dims);
+        let (layer, dims) = (at.0, of.linear.dims);
+        let gradient = gradients.own_rows(self.model, dims);
         let gradient =
             gradient.map_err(|e| failed(layer, "gradients")(executor::Error::device(e)))?;
-        let get = |store: &Store<D>| -> Result<Vec<f32>, Error> {
-            let found = store.get(of.number, &model.executor.device);
-            let found = found.and_then(|found| found.on_host().map_err(executor::Error::device));
-            Ok(found.map_err(failed(layer, "gradients"))?)
-        };
+        let get =
+            |store: &OwnRows<'_, D>| store.get(of.number, dims).map_err(failed(layer, "gradients"));
         let mut values = get(&self.values)?;
         let mut means = match self.number {
             1 => [vec![0.0; values.len()], vec![0.0; values.len()]],
@@ -258,36 +270,38 @@ impl<'a, D: Ops> Steps<'a, D> {
         let left = (self.settings.steps + 1 - self.number) as f32 / self.settings.steps as f32;
         let rate = of.rate * left;
         let fixes = DECAYS.map(|decay| 1.0 - decay.powi(self.number as i32));
-        let free = &of.free;
+        let (free, first) = (&of.free, self.values.weights(dims).start);
         let each = values.par_iter_mut().zip(mean.par_iter_mut().zip(square.par_iter_mut()));
         each.zip(&gradient).enumerate().for_each(|(i, ((w, (mean, square)), g))| {
             let g = g / tokens;
             *mean = DECAYS[0] * *mean + (1.0 - DECAYS[0]) * g;
             *square = DECAYS[1] * *square + (1.0 - DECAYS[1]) * g * g;
-            if free.get(i) {
+            if free.get(first + i) {
                 // Smaller gradients have squares below the smallest normal f32.
                 let scale = (*square / fixes[1]).sqrt() + f32::MIN_POSITIVE.sqrt();
                 *w -= rate * (*mean / fixes[0]) / scale;
             }
         });
         recycle(gradient);
-        put(&mut self.values, model, (layer, of), values)?;
+        let number = of.number;
+        let put = self.values.put(number, dims, values);
+        put.map_err(failed(layer, "weights"))?;
         for (store, values) in self.means.iter_mut().zip(means) {
-            put(store, model, (layer, of), values)?;
+            store.put(number, dims, values).map_err(failed(layer, "weights"))?;
         }
         Ok(())
     }
 
     /// Rounds the weights to the format of the result, with which the model goes on.
     fn round(&self, pruned: &mut Pruned) -> Result<(), Error> {
-        let (reader, device) = (self.model.reader, &self.model.executor.device);
+        let Model { reader, executor, .. } = self.model;
         for (at, of) in &self.matrices {
-            let values = self.values.get(of.number, device);
-            let values = values.and_then(|of| of.on_host().map_err(executor::Error::device));
-            let values = values.map_err(failed(at.0, "weights"))?;
-            let name = &of.linear.weight;
-            let (dtype, bytes) = Pruned::rounded(reader, name, &values, self.dtype)?;
-            pruned.overwrite(name, dtype, &bytes, self.scratch)?;
+            let Projection { weight: name, dims, .. } = of.linear;
+            let values = self.values.get(of.number, *dims).map_err(failed(at.0, "weights"))?;
+            let rounded = Pruned::rounded(reader, name, &values, self.dtype);
+            let first = self.values.weights(*dims).start;
+            let (dtype, own) = rounded.map_err(|e| e.in_part_at(first))?;
+            pruned.overwrite(name, dtype, &executor.ranks.bytes_of_rows(own), self.scratch)?;
             recycle(values);
         }
         Ok(())
@@ -346,11 +360,11 @@ impl<'a, D: Ops> Steps<'a, D> {
             }
             of.frees(Some(&mask), &dense, self.settings.step_size);
             pruned.masks.insert(name.clone(), mask);
-            let [values, means @ ..] = stores;
             let to = [&mut self.values].into_iter().chain(&mut self.means);
-            for (store, values) in to.zip([values].into_iter().chain(means)) {
+            for (store, values) in to.zip(stores) {
                 if let Some(values) = values {
-                    put(store, model, (at.0, of), values)?;
+                    let put = store.put_all(of.number, dims, &values);
+                    put.map_err(failed(at.0, "weights"))?;
                 }
             }
         }
@@ -368,9 +382,9 @@ impl<D: Ops> StageState for Steps<'_, D> {
         add: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
         add(&bytes([self.number as f64, self.lowest, self.patience as f64]))?;
-        let device = &self.model.executor.device;
+        let ranks = &self.model.executor.ranks;
         for (at, of) in &self.matrices {
-            let name = &of.linear.weight;
+            let Projection { weight: name, dims, .. } = of.linear;
             add(&pruned.masks.get(name).map(Mask::to_bytes).unwrap_or_default())?;
             let best = self.best.bytes(name)?;
             let (format, best) =
@@ -381,9 +395,8 @@ impl<D: Ops> StageState for Steps<'_, D> {
             for (store, dtype) in
                 [(&self.values, Dtype::F32), (mean, Dtype::Bf16), (square, Dtype::Bf16)]
             {
-                let found = store.get(of.number, device);
-                let found = found.and_then(|of| of.on_host().map_err(executor::Error::device));
-                add(&dtype.encode(&found.map_err(failed(at.0, "weights"))?))?;
+                let own = store.get(of.number, *dims).map_err(failed(at.0, "weights"))?;
+                add(&ranks.bytes_of_rows(dtype.encode(&own)))?;
             }
         }
         Ok(())
@@ -405,17 +418,4 @@ impl Matrix<'_> {
         let square: f64 = dense.iter().map(|w| f64::from(*w) * f64::from(*w)).sum();
         self.rate = (rate * (square / dense.len().max(1) as f64).sqrt()) as f32;
     }
-}
-
-/// Stores numbers of a matrix of a layer.
-fn put<D: Ops>(
-    store: &mut Store<D>,
-    model: &Model<'_, D>,
-    (layer, of): (usize, &Matrix<'_>),
-    values: Vec<f32>,
-) -> Result<(), Error> {
-    let shape = (of.linear.dims.rows, of.linear.dims.columns);
-    let held = model.executor.device.hold(values, shape).map_err(executor::Error::device);
-    let put = held.and_then(|held| store.put(of.number, held));
-    Ok(put.map_err(failed(layer, "weights"))?)
 }

@@ -28,8 +28,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Described, Error, ModelState, RunModel, SavedStage, Stage, StageEvent, StageState, Step, Watch,
-    Wrong, bytes, numbers, wrong_counts,
+    Described, Error, ModelState, RunModel, SavedStage, Shares, Stage, StageEvent, StageState,
+    Step, Watch, Wrong, bytes, numbers, own_rows::OwnRows, wrong_counts,
 };
 use crate::{
     buffer::recycle,
@@ -37,7 +37,7 @@ use crate::{
     choice::word,
     dtype::Dtype,
     executor::{
-        self, Store,
+        self,
         ops::{Ops, Products, transpose},
     },
     family::{Decoder, Projection},
@@ -49,7 +49,7 @@ use crate::{
         objective::{At, Forward, Gradients, MEASURED, Objective, PATIENCE, Passes, Turns, Work},
     },
     random::SplitMix64,
-    ranks::{Sums, Turn, add},
+    ranks::{Ranks, Sums, Turn, add},
 };
 
 /// End-to-end swaps, and their keys.
@@ -166,7 +166,14 @@ impl Stage for EndToEnd {
             forward: steps + swapped,
             backward: steps,
             inputs: curved.min(steps),
+            // The squares of a row's gradient, and its ends.
+            gathered: [size_of::<f64>() as f64 + 16.0, 0.0],
         })
+    }
+
+    // The stage's cost has what ranks send.
+    fn shares(&self) -> Option<Shares> {
+        Some(Shares::Rows(0.0))
     }
 
     fn choices(&self) -> usize {
@@ -370,9 +377,22 @@ fn bounded(norm: f64, usual: f64) -> f64 {
     if usual > 0.0 { norm.min(BOUND * usual) } else { norm }
 }
 
-/// A gradient, [rows, columns], and the inputs of this rank's runs that it is of, [columns, tokens]
+/// The gradient of this rank's rows, [rows, columns], and the inputs of its runs, [columns, tokens]
 /// each, by the run's index.
 type WithInputs = (Vec<f32>, Vec<(usize, Vec<f32>)>);
+
+/// The ends of all rows of a matrix, from those of this rank's.
+fn all_ends(ranks: &Ranks, own: Vec<Ends>) -> Vec<Ends> {
+    let bytes = |(column, change): (usize, f32)| {
+        (column as u32).to_le_bytes().into_iter().chain(change.to_le_bytes())
+    };
+    let own = own.iter().flat_map(|Ends { cost, gain }| bytes(*cost).chain(bytes(*gain)));
+    let all = ranks.bytes_of_rows(own.collect());
+    let words: Vec<u32> = all.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+    let end = |column: u32, change| (column as usize, f32::from_bits(change));
+    let ends = words.as_chunks().0.iter();
+    ends.map(|[i, cost, j, gain]| Ends { cost: end(*i, *cost), gain: end(*j, *gain) }).collect()
+}
 
 /// What is summed of a matrix over the samples of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -402,7 +422,7 @@ struct Steps<'a, D: Ops> {
     model: &'a Model<'a, D>,
     matrices: BTreeMap<At, Matrix<'a>>,
     /// The running mean of each matrix' gradient.
-    momentum: Store<D>,
+    momentum: OwnRows<'a, D>,
 }
 
 impl<'a, D: Ops> Steps<'a, D> {
@@ -416,7 +436,8 @@ impl<'a, D: Ops> Steps<'a, D> {
                 matrices.insert((layer, member.part as usize, member.linear), matrix);
             }
         }
-        let momentum = model.executor.storage.half().in_scratch().store(matrices.len());
+        let storage = model.executor.storage.half().in_scratch();
+        let momentum = OwnRows::new(model, &storage, matrices.len());
         Self {
             settings,
             number: 0,
@@ -508,7 +529,7 @@ impl<'a, D: Ops> Steps<'a, D> {
         }
     }
 
-    /// The gradient of a matrix in a step; takes what it says of the curvature.
+    /// The gradient of this rank's rows of a matrix in a step; takes what the step says of the curvature.
     fn gradient(
         &mut self,
         at: At,
@@ -517,7 +538,7 @@ impl<'a, D: Ops> Steps<'a, D> {
     ) -> Result<WithInputs, D::Err> {
         let Some(of) = self.matrices.get_mut(&at) else { return Ok((Vec::new(), Vec::new())) };
         let Dims { columns, .. } = of.linear.dims;
-        let gradient = gradients.sum(self.model, of.linear.dims)?;
+        let gradient = gradients.own_rows(self.model, of.linear.dims)?;
         let Gradients { divergence, drawn, chunks } = gradients;
         let (mut sums, mut inputs) = (Sums::new(&self.model.executor.ranks), Vec::new());
         let (mut divergence, mut drawn) =
@@ -564,9 +585,9 @@ impl<'a, D: Ops> Steps<'a, D> {
         Ok((gradient, inputs))
     }
 
-    /// Adds a step's gradient, a sum over `tokens`, to the running mean of a matrix. A few tokens can
-    /// have gradients that are larger than all others by far: the norm of what is added is bounded by
-    /// those before.
+    /// Adds a step's gradient of this rank's rows, a sum over `tokens`, to the running mean of a matrix.
+    /// A few tokens can have gradients that are larger than all others by far: the norm of what is added
+    /// is bounded by those before.
     fn add(
         &mut self,
         at: At,
@@ -574,12 +595,12 @@ impl<'a, D: Ops> Steps<'a, D> {
         tokens: f64,
     ) -> Result<Vec<f32>, executor::Error> {
         let Some(of) = self.matrices.get_mut(&at) else { return Ok(gradient) };
-        let (device, momentum) = (&self.model.executor.device, self.settings.momentum);
-        let Dims { rows, columns } = of.linear.dims;
-        let number = of.number;
+        let (ranks, momentum) = (&self.model.executor.ranks, self.settings.momentum);
+        let (number, dims) = (of.number, of.linear.dims);
         let squares = |row: &[f32]| row.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
-        let squares: Vec<f64> = gradient.par_chunks(columns).map(squares).collect();
-        let norm = squares.iter().sum::<f64>().sqrt() / tokens;
+        let squares: Vec<f64> = gradient.par_chunks(dims.columns).map(squares).collect();
+        let squares = ranks.collect(vec![(ranks.rank(), squares)]);
+        let norm = squares.iter().flat_map(|(_, of)| of).sum::<f64>().sqrt() / tokens;
         let bounded = bounded(norm, of.norm);
         of.norm =
             if of.norm > 0.0 { momentum * of.norm + (1.0 - momentum) * bounded } else { bounded };
@@ -587,14 +608,12 @@ impl<'a, D: Ops> Steps<'a, D> {
         let (own, momentum) = (own as f32, momentum as f32);
         gradient.par_iter_mut().for_each(|g| *g *= own);
         if self.number > 1 {
-            let earlier = self.momentum.get(number, device)?;
-            let earlier = earlier.on_host().map_err(executor::Error::device)?;
+            let earlier = self.momentum.get(number, dims)?;
             let both = gradient.par_iter_mut().zip(&earlier);
             both.for_each(|(g, before)| *g += momentum * before);
             recycle(earlier);
         }
-        let held = device.hold(gradient.clone(), (rows, columns));
-        self.momentum.put(number, held.map_err(executor::Error::device)?)?;
+        self.momentum.put(number, dims, gradient.clone())?;
         Ok(gradient)
     }
 
@@ -632,13 +651,18 @@ impl<'a, D: Ops> Steps<'a, D> {
         // What is missing of the mean's weights in the first steps.
         let whole = 1.0 / (1.0 - (self.settings.momentum as f32).powi(step as i32));
         let lambda = self.lambda as f32;
-        slope.par_chunks_mut(columns).zip(&curvature).for_each(|(slope, s)| {
+        let ranks = &self.model.executor.ranks;
+        let own = ranks.own_rows(of.linear.dims.rows, 1);
+        let places = own.start * columns..own.end * columns;
+        let (dims, of_rows) = (Dims { rows: own.len(), columns }, &curvature[own.clone()]);
+        slope.par_chunks_mut(columns).zip(of_rows).for_each(|(slope, s)| {
             let factor = -whole / (lambda * s);
             slope.iter_mut().for_each(|g| *g *= factor);
         });
-        let stats =
-            LayerStats { name, dims: of.linear.dims, weight: &weight, ..LayerStats::default() };
-        let ends = mask::row_ends(&stats, mask, &mut slope, &squares, of.member.rule.pattern)?;
+        let stats = LayerStats { name, dims, weight: &weight[places], ..LayerStats::default() };
+        let (mask, pattern) = (mask.of_rows(own), of.member.rule.pattern);
+        let ends = mask::row_ends(&stats, &mask, &mut slope, &squares, pattern)?;
+        let ends = all_ends(ranks, ends);
         let Rule { pattern, ratio, count, scope } = of.member.rule;
         let pool = match scope.unwrap_or(self.settings.scope) {
             // The tiles of N:M lie in rows.
@@ -655,7 +679,7 @@ impl<'a, D: Ops> Steps<'a, D> {
         let products = inputs.iter().map(|(run, x)| {
             (*run, ends.par_iter().map(|ends| product(x, ends)).collect::<Vec<f64>>())
         });
-        let products = self.model.executor.ranks.collect(products.collect());
+        let products = ranks.collect(products.collect());
         let pair = |(row, Ends { cost, gain }): (usize, &Ends)| {
             let gram: f64 = products.iter().map(|(_, of_run)| of_run[row]).sum();
             let gram = (1.0 - SHRINKAGE) * (gram / tokens) as f32;
@@ -696,9 +720,9 @@ impl<D: Ops> StageState for Steps<'_, D> {
             for masks in [&pruned.masks, &best.1] {
                 add(&masks.get(&linear.weight).map(Mask::to_bytes).unwrap_or_default())?;
             }
-            let mean = momentum.get(*number, &self.model.executor.device);
-            let mean = mean.and_then(|mean| mean.on_host().map_err(executor::Error::device));
-            add(&Dtype::Bf16.encode(&mean.map_err(failed(at.0, "gradients"))?))?;
+            let own = momentum.get(*number, linear.dims);
+            let own = Dtype::Bf16.encode(&own.map_err(failed(at.0, "gradients"))?);
+            add(&self.model.executor.ranks.bytes_of_rows(own))?;
         }
         Ok(())
     }
@@ -757,9 +781,7 @@ impl<D: Ops> Steps<'_, D> {
             if mean.is_empty() {
                 continue;
             }
-            let mean = self.model.executor.device.hold(mean, (dims.rows, dims.columns));
-            let kept = mean.map_err(executor::Error::device);
-            let kept = kept.and_then(|mean| self.momentum.put(of.number, mean));
+            let kept = self.momentum.put_all(of.number, dims, &mean);
             kept.map_err(failed(at.0, "gradients"))?;
         }
         saved.end()

@@ -4,6 +4,7 @@
 mod compensate;
 mod distill;
 mod end_to_end;
+mod own_rows;
 mod rebuild;
 mod reconstruct;
 mod step;
@@ -88,13 +89,13 @@ pub trait Stage {
         0
     }
 
-    /// Whether ranks share the rows of each matrix: if not, each rank finds all masks.
-    fn splits_rows(&self) -> bool {
-        false
+    /// How ranks share the work on masks and values; `None` if each rank finds all of them.
+    fn shares(&self) -> Option<Shares> {
+        None
     }
 
-    /// How often each rank goes through all weights, to choose among them or to change them, beside its
-    /// search for swaps and its solutions of linear equations.
+    /// How often the weights are gone through, to choose among them or to change them, beside the search
+    /// for swaps and the solution of linear equations.
     fn choices(&self) -> usize {
         0
     }
@@ -112,6 +113,15 @@ pub trait Stage {
         let _ = (pruning, decoder, plan);
         Cost::default()
     }
+}
+
+/// How ranks share a stage's work on masks and values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Shares {
+    /// Each rank works on a share of each matrix's rows, and sends so many bits for each weight.
+    Rows(f64),
+    /// Each rank works on some whole matrices of a group, and sends their masks.
+    Matrices,
 }
 
 /// The run of a stage that works group by group, on any device.
@@ -156,7 +166,7 @@ pub(super) type Watch<'a> = dyn FnMut(StageEvent<'_>) -> Result<(), Error> + 'a;
 /// What a stage that works on the whole model continues from, between two steps.
 pub trait StageState {
     /// Calls `add` with each entry of the state: the masks of `pruned`, and all that the stage has
-    /// found.
+    /// found. All ranks call it together, as each has a part.
     ///
     /// # Errors
     /// If an entry cannot be read or added.

@@ -11,7 +11,7 @@ use serde::{
 };
 use serde_json::json;
 
-use super::{Described, Error, Event, Outcome, Run, Stage, Wrong};
+use super::{Described, Error, Event, Outcome, Run, Shares, Stage, Wrong};
 use crate::{
     buffer::recycle,
     choice::word,
@@ -19,6 +19,7 @@ use crate::{
     mask::{self, Comparison, Distribution, Mask, Scope, Scored},
     plan::{Member, Rule},
     prune::{Side, Tally, group::GroupState, pipeline},
+    ranks::owners,
     structure::{Removal, Scores as StructureScores, bias_name},
 };
 
@@ -233,6 +234,10 @@ impl Stage for Rebuild {
         true
     }
 
+    fn shares(&self) -> Option<Shares> {
+        (self.scope != Scope::Group).then_some(Shares::Matrices)
+    }
+
     fn choices(&self) -> usize {
         if self.alpha == Alpha::Auto { FRACTIONS.len() } else { 1 }
     }
@@ -257,8 +262,8 @@ impl Stage for Rebuild {
 /// The fractions that [`Alpha::Auto`] tries in order, until the error rises.
 const FRACTIONS: [f64; 6] = [0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
 
-/// The scores of each matrix of a group.
-type Scores = Vec<Vec<f32>>;
+/// The scores of each matrix of a group; `None` of a matrix that another rank rebuilds.
+type Scores = Vec<Option<Vec<f32>>>;
 
 impl Run for Rebuild {
     const HELP: &'static str = "swaps by the scores that gradients of the group's output error give \
@@ -277,7 +282,8 @@ impl Run for Rebuild {
             state.loss = None;
             let mut all = no_scores(state);
             distribute(&mut all, &scores, &masks, &state.masks());
-            return Ok(Outcome { before, after: None, accepted: true, scores: Some(all) });
+            let scores = Some(self.of_all(state, all));
+            return Ok(Outcome { before, after: None, accepted: true, scores });
         }
         self.restore(state);
         let first = state.error()?;
@@ -312,7 +318,7 @@ impl Run for Rebuild {
             state.loss = Some(loss);
             last = loss;
         }
-        let accepted = last.improves(first);
+        let (accepted, all) = (last.improves(first), self.of_all(state, all));
         Ok(Outcome { before: first, after: Some(last), accepted, scores: accepted.then_some(all) })
     }
 }
@@ -352,13 +358,17 @@ impl Rebuild {
         };
         state.count_experts(&statistics, event);
         let before = state.error()?;
-        let mut scores = Vec::new();
-        for member in &state.group.members {
+        let (mut scores, owners) = (Vec::new(), self.owners(state));
+        for (i, member) in state.group.members.iter().enumerate() {
             let linear = state.linear(*member);
             // Statistics are as large as the weights, so they are dropped once a matrix has scores.
             let place = state.place(*member);
             let statistics = std::mem::take(&mut statistics[place][member.linear]);
             event(Event::Measured(&linear.weight, &statistics));
+            if owners.as_ref().is_some_and(|of| of[i] != state.model.executor.ranks.rank()) {
+                scores.push(None);
+                continue;
+            }
             let weight =
                 if self.retain { state.values(linear)? } else { state.model.values(linear)? };
             let rows =
@@ -366,7 +376,7 @@ impl Rebuild {
             let whole_rows = state.removal.is_some_and(rows);
             let stats = LayerStats { whole_rows, ..statistics.of(linear, &weight) };
             let mask = state.mask(*member).to_bools();
-            scores.push(pipeline::score(metrics, &LayerStats { mask: &mask, ..stats })?);
+            scores.push(Some(pipeline::score(metrics, &LayerStats { mask: &mask, ..stats })?));
             recycle(weight);
         }
         Ok((before, scores))
@@ -386,7 +396,7 @@ impl Rebuild {
         }
         let mut masks = state.masks();
         let members = &state.group.members;
-        let scope = |rule: &Rule| rule.scope.unwrap_or(self.scope);
+        let scope = |rule: &Rule| self.scope_of(rule);
         for (i, Member { rule, .. }) in members.iter().enumerate() {
             // All matrices with the same scope and pattern are rebuilt together with the first.
             let alike = |of: &Rule| (scope(of), of.pattern) == (scope(rule), rule.pattern);
@@ -396,17 +406,60 @@ impl Rebuild {
             let together = zip(members, zip(&mut masks, scores));
             let together = together.filter(|(member, _)| alike(&member.rule));
             let mut matrices: Vec<_> = together
-                .map(|(member, (mask, scores))| Scored {
-                    name: &state.linear(*member).weight,
-                    scores,
-                    mask,
+                .filter_map(|(member, (mask, scores))| {
+                    let name = state.linear(*member).weight.as_str();
+                    Some(Scored { name, scores: scores.as_ref()?, mask })
                 })
                 .collect();
             mask::rebuild(&mut matrices, scope(rule), rule.pattern, alpha, comparison)?;
         }
+        let ranks = &state.model.executor.ranks;
+        if ranks.size() > 1 && self.owners(state).is_some() {
+            let unpack = |i: usize, bytes: &[u8]| {
+                let dims = masks[i].dims();
+                Mask::from_bytes(dims, bytes).unwrap_or_else(|| unreachable!("a mask of {dims}"))
+            };
+            let (own, mut all) = (|i: usize| Ok::<_, Error>(masks[i].clone()), Vec::new());
+            ranks.of_items(&work(state), own, (Mask::to_bytes, unpack), |_, mask| {
+                all.push(mask);
+                Ok(())
+            })?;
+            masks = all;
+        }
         state.set(&masks);
         Ok(())
     }
+
+    /// The weights that compete in a matrix with this rule.
+    fn scope_of(&self, rule: &Rule) -> Scope {
+        rule.scope.unwrap_or(self.scope)
+    }
+
+    /// The rank that rebuilds each matrix; `None` if weights of several matrices, or whole structures,
+    /// compete.
+    fn owners<D: Ops>(&self, state: &GroupState<'_, D>) -> Option<Vec<usize>> {
+        let mut rules = state.group.members.iter().map(|member| &member.rule);
+        let alone = rules.all(|rule| self.scope_of(rule) != Scope::Group);
+        let ranks = state.model.executor.ranks.size();
+        (alone && state.removal.is_none()).then(|| owners(&work(state), ranks))
+    }
+
+    /// The distribution over all matrices, of which each rank has that of its own.
+    fn of_all<D: Ops>(&self, state: &GroupState<'_, D>, own: Distribution) -> Distribution {
+        if self.owners(state).is_none() {
+            return own;
+        }
+        let mut parts = state.model.executor.ranks.gather_values(own).into_iter();
+        let mut all = parts.next().unwrap_or_default();
+        parts.for_each(|part| all.add(&part));
+        all
+    }
+}
+
+/// The numbers of weights of a group's matrices.
+fn work<D: Ops>(state: &GroupState<'_, D>) -> Vec<f64> {
+    let members = state.group.members.iter();
+    members.map(|member| state.linear(*member).dims.len() as f64).collect()
 }
 
 impl Rebuild {
@@ -420,7 +473,7 @@ impl Rebuild {
         alpha: f64,
     ) {
         let mut sums = StructureScores::new(removal);
-        for (member, scores) in zip(&state.group.members, scores) {
+        for (member, scores) in zip(&state.group.members, scores.iter().flatten()) {
             let place = (state.layer, member.part, member.linear);
             sums.add(place, state.linear(*member).dims, scores);
         }
@@ -441,6 +494,8 @@ fn no_scores<D: Ops>(state: &GroupState<'_, D>) -> Distribution {
 /// Adds the scores of each matrix to a distribution.
 fn distribute(all: &mut Distribution, scores: &Scores, before: &[Mask], after: &[Mask]) {
     for (scores, (before, after)) in zip(scores, zip(before, after)) {
-        all.matrix(before, after, |i| scores[i]);
+        if let Some(scores) = scores {
+            all.matrix(before, after, |i| scores[i]);
+        }
     }
 }

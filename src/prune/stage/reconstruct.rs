@@ -2,13 +2,13 @@
 
 use std::{borrow::Cow, iter::zip};
 
-use barber_metric::Needs;
+use barber_metric::{LayerStats, Needs};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Described, Error, Event, Outcome, Run, Stage, Wrong,
-    swap::{gram, shift, wrong_shrinkage},
+    Described, Error, Event, Outcome, Run, Shares, Stage, Wrong,
+    swap::{gram, of_rows, shift, wrong_shrinkage},
     wrong_step_size,
 };
 use crate::{
@@ -180,6 +180,11 @@ impl Stage for Reconstruct {
         true
     }
 
+    fn shares(&self) -> Option<Shares> {
+        // In closed form, rows with the same mask are solved together.
+        matches!(self, Self::Fit { exact: false, .. }).then_some(Shares::Rows(32.0))
+    }
+
     fn count(&self, tally: &mut Tally<'_>) {
         tally.error();
         match *self {
@@ -229,7 +234,6 @@ fn fit<D: Ops>(
     damping: f64,
     shrinkage: f32,
 ) -> Result<(), Error> {
-    let solve = if exact { mask::least_squares } else { mask::conjugate_gradient };
     state.each_matrix(|state, member, statistics| {
         let linear = state.linear(member).clone();
         let dense = state.model.values(&linear)?;
@@ -243,8 +247,17 @@ fn fit<D: Ops>(
             );
             return Ok(());
         }
-        let mask = state.mask(member);
-        let values = solve(&linear.weight, &dense, &mask, error, damping)?;
+        let (name, dims, mask) = (linear.weight.as_str(), linear.dims, state.mask(member));
+        let values = if exact {
+            mask::least_squares(name, &dense, &mask, error, damping)?
+        } else {
+            let stats = LayerStats { name, dims, weight: &dense, ..LayerStats::default() };
+            let shape = (dims.rows, dims.columns);
+            state.model.executor.ranks.numbers_of_rows(shape, mask::FITTED, |rows| {
+                let (stats, mask, error) = of_rows(&stats, &mask, error, rows);
+                mask::conjugate_gradient(name, stats.weight, &mask, error, damping)
+            })?
+        };
         change(state, &linear.weight, &values)
     })
 }

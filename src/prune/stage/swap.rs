@@ -8,7 +8,7 @@ use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Described, Error, Event, Outcome, Run, Stage, Wrong};
+use super::{Described, Error, Event, Outcome, Run, Shares, Stage, Wrong};
 use crate::{
     choice::word,
     executor::{Statistics, ops::Ops},
@@ -67,8 +67,8 @@ impl Stage for Swap {
         self.limit
     }
 
-    fn splits_rows(&self) -> bool {
-        self.scope == Scope::Row
+    fn shares(&self) -> Option<Shares> {
+        (self.scope == Scope::Row).then_some(Shares::Rows(1.0))
     }
 
     fn count(&self, tally: &mut Tally<'_>) {
@@ -159,8 +159,8 @@ impl Swap {
     }
 }
 
-/// The swaps' problem for some rows of a matrix, with their mask.
-fn of_rows<'a>(
+/// A matrix' part of some rows, with their mask and their output error.
+pub(super) fn of_rows<'a>(
     stats: &LayerStats<'a>,
     mask: &Mask,
     error: OutputError<'a>,
@@ -170,8 +170,11 @@ fn of_rows<'a>(
     let (dims, weights) =
         (Dims { rows: rows.len(), columns }, rows.start * columns..rows.end * columns);
     let stats = LayerStats { dims, weight: &stats.weight[weights.clone()], ..*stats };
-    let mask = Mask::from_fn(dims, |i| mask.get(weights.start + i));
-    (stats, mask, OutputError { shift: error.shift.map(|shift| &shift[weights]), ..error })
+    (
+        stats,
+        mask.of_rows(rows),
+        OutputError { shift: error.shift.map(|shift| &shift[weights]), ..error },
+    )
 }
 
 /// The Gram matrix, which the pass computed.

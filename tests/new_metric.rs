@@ -22,6 +22,8 @@ fn cargo(dir: &Path, arguments: &[&str]) {
     let mut command = Command::new(env!("CARGO"));
     command.args(arguments).current_dir(dir);
     command.env("CARGO_NET_OFFLINE", "true").env("CARGO_TARGET_DIR", target());
+    // A dependency is built again where this differs from what the tests' own build had.
+    command.env_remove("CARGO_MANIFEST_DIR");
     let run = output(&mut command);
     assert_eq!(run.status, 0, "{}{}", run.stdout, run.stderr);
 }
@@ -48,9 +50,16 @@ static BINARIES: LazyLock<PathBuf> = LazyLock::new(|| {
     cargo(&dir, &["test"]);
     fs::create_dir(dir.join("src/bin")).unwrap();
     fs::write(dir.join("src/bin/duplicate.rs"), DUPLICATE).unwrap();
-    // For another workspace Barber is built again, here as fast as it can be.
+    // For another workspace Barber is built again, here as fast as it can be; its dependencies are those
+    // of the tests, if their profile is.
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let mut profile: toml::Table = fs::read_to_string(manifest).unwrap().parse().unwrap();
+    profile.retain(|section, _| section == "profile");
+    let tests = dir.join("profile.toml");
+    fs::write(&tests, profile.to_string()).unwrap();
+    let tests = format!("--config={}", tests.display());
     let fast = "--config=profile.dev.package.llm-barber.opt-level=0";
-    cargo(&dir, &["build", "--bins", "--features", "barber", fast]);
+    cargo(&dir, &["build", "--bins", "--features", "barber", &tests, fast]);
     target().join("debug")
 });
 

@@ -51,6 +51,7 @@ mod nearest;
 pub mod permutation;
 pub mod plan;
 mod plugins;
+pub mod precision;
 pub mod progress;
 pub mod prune;
 pub use barber_metric::random;

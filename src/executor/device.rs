@@ -2,12 +2,15 @@
 
 use sysinfo::System;
 
-/// Opens an NVIDIA GPU; returns it and its free memory in bytes.
+/// Opens an NVIDIA GPU, for products of this precision; returns it and its free memory in bytes.
 ///
 /// # Errors
 /// If there is no driver, or no GPU of this index.
 #[cfg(feature = "cuda")]
-pub fn cuda(number: usize) -> Result<(dfdx::tensor::Cuda, u64), String> {
+pub fn cuda(
+    number: usize,
+    precision: crate::precision::Precision,
+) -> Result<(dfdx::tensor::Cuda, u64), String> {
     let open = || {
         // Without a driver, or a GPU of this number, the binding's own calls would panic.
         cudarc::driver::result::init().map_err(|e| format!("{e:?}"))?;
@@ -15,7 +18,7 @@ pub fn cuda(number: usize) -> Result<(dfdx::tensor::Cuda, u64), String> {
         if i32::try_from(number).map_or(true, |number| number >= count) {
             return Err(format!("the driver knows {count} GPUs, and counts from 0"));
         }
-        super::ops::gpu::Gpu::open(number)?;
+        super::ops::gpu::Gpu::open(number)?.set_precision(precision)?;
         let device = dfdx::tensor::Cuda::try_build(number, 0).map_err(|e| e.to_string())?;
         let (free, _) = cudarc::driver::result::mem_get_info().map_err(|e| format!("{e:?}"))?;
         Ok((device, free as u64 / 10 * 9))

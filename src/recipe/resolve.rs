@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use figment::value::Value;
 
 use super::{
-    Allocate, Calibration, Mask, Model, Recipe, RecipeError, Scope, Sparsity,
+    Allocate, Calibration, Device, Mask, Model, Recipe, RecipeError, Scope, Sparsity,
     diagnose::{read_all, take_unknown},
     error::{Fault, Problem, segments},
     extends::files,
@@ -24,6 +24,7 @@ use super::{
 use crate::{
     hub::is_name,
     limits::{GLOB, GLOBS, SEQUENCE, TOKENS},
+    precision::Precision,
 };
 
 /// Resolves the recipe in a file, under `BARBER_*` environment variables and `key=value`
@@ -252,6 +253,12 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
         let problem = Problem::at("sparsity.allocation", Fault::Value(why));
         let problem = problem.help("leave it out, or set the pattern to `unstructured`");
         problems.push(problem.against("sparsity.pattern"));
+    }
+    if recipe.executor.device == Device::Cpu && recipe.executor.precision != Precision::F32 {
+        let why = "is a precision of a GPU's products".to_owned();
+        let problem = Problem::at("executor.precision", Fault::Value(why));
+        let problem = problem.help("leave it out, or set executor.device, such as to \"cuda:0\"");
+        problems.push(problem.against("executor.device"));
     }
     let format = recipe.output.format;
     if let Some(stored) = format.pattern.filter(|stored| *stored != pattern) {

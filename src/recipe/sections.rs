@@ -23,6 +23,7 @@ use crate::{
     choice::{optional_word, word},
     evaluate::TASKS,
     hub::is_name,
+    precision::Precision,
     prune::{Allocation, By, Side},
     structure::Structure,
 };
@@ -349,6 +350,10 @@ pub struct Streams {
 pub struct Executor {
     /// `cpu`, or `cuda:0` for the first NVIDIA GPU, which needs a binary with the feature `cuda`.
     pub device: Device,
+    /// How a GPU computes matrix products: in `f32`; on tensor cores in `tf32`, with factors of 10 bits; or
+    /// on tensor cores as three products of bf16 numbers, `bf16x3`, with factors of 16 bits.
+    #[serde(deserialize_with = "word")]
+    pub precision: Precision,
     /// The memory that the run may take, such as `6 GiB`; on a GPU, the GPU's memory. Hidden states
     /// of the calibration samples that do not fit go to a scratch file beside the output. Left out:
     /// most of the free memory, within the limits of the control group.
@@ -363,7 +368,8 @@ pub struct Executor {
 
 impl Default for Executor {
     fn default() -> Self {
-        Self { device: Device::Cpu, memory: None, stream_dtype: Dtype::F32 }
+        let precision = Precision::F32;
+        Self { device: Device::Cpu, precision, memory: None, stream_dtype: Dtype::F32 }
     }
 }
 

@@ -14,7 +14,8 @@ use crate::{
     model::Model,
     permutation::Site,
     plan::Plan,
-    recipe::{Device, Loaded, Recipe},
+    precision::Precision,
+    recipe::{Device, Executor, Loaded, Recipe},
 };
 
 /// The forecast of a run.
@@ -24,6 +25,7 @@ pub(crate) struct Forecast {
     /// The phases of the run.
     pub(crate) phases: Vec<ScheduledPhase>,
     device: Device,
+    precision: Precision,
     /// [`searches`].
     search: [f64; 2],
 }
@@ -74,7 +76,8 @@ impl Forecast {
             estimate(decoder, plan, &expected(loaded, decoder, segments, calibration, alone)?);
         let phases = schedule(recipe, decoder, tests, &takes);
         let search = searches(recipe, decoder, plan);
-        Ok(Self { takes, phases, device: recipe.executor.device, search })
+        let Executor { device, precision, .. } = recipe.executor;
+        Ok(Self { takes, phases, device, precision, search })
     }
 
     /// Estimated time of the run on its device, from the rate of matrix products. Measuring that
@@ -97,7 +100,7 @@ impl Forecast {
 
     /// [`Forecast::time`] on the recipe's device, which it opens.
     pub(crate) fn time_here(&self, decoder: &Decoder) -> Result<Duration, Error> {
-        on_device!(self.device, timed(self, decoder))
+        on_device!(self.device, self.precision, timed(self, decoder))
     }
 }
 

@@ -88,9 +88,13 @@ use crate::{
     version::Version,
 };
 
-/// Calls a function with the device that a recipe names and the device's free memory in bytes.
+/// Calls a function with the device that a recipe names, whose products have the precision, and the
+/// device's free memory in bytes.
 macro_rules! on_device {
-    ($device:expr, $run:ident($($argument:expr),*)) => {
+    ($device:expr, $precision:expr, $run:ident($($argument:expr),*)) => {{
+        let precision: $crate::precision::Precision = $precision;
+        #[cfg(not(feature = "cuda"))]
+        let _ = precision;
         match $device {
             $crate::recipe::Device::Cpu => $run(
                 dfdx::tensor::Cpu::default(),
@@ -99,7 +103,7 @@ macro_rules! on_device {
             ),
             #[cfg(feature = "cuda")]
             $crate::recipe::Device::Cuda(number) => {
-                match $crate::executor::cuda(number) {
+                match $crate::executor::cuda(number, precision) {
                     Ok((device, memory)) => $run(device, memory, $($argument),*),
                     Err(problem) => Err($crate::run::Error::Device(problem).into()),
                 }
@@ -107,7 +111,7 @@ macro_rules! on_device {
             #[cfg(not(feature = "cuda"))]
             $crate::recipe::Device::Cuda(_) => Err($crate::run::Error::NoCuda.into()),
         }
-    };
+    }};
 }
 pub(crate) use on_device;
 
@@ -156,7 +160,8 @@ pub(crate) fn prune_among(
     settings: &Settings<'_>,
     shared: &mut Shared,
 ) -> Result<Report, Error> {
-    on_device!(loaded.recipe.executor.device, prune_on(loaded, settings, shared))
+    let of = &loaded.recipe.executor;
+    on_device!(of.device, of.precision, prune_on(loaded, settings, shared))
 }
 
 /// Runs on a device with `available` bytes of free memory.

@@ -98,8 +98,12 @@ fn run_among(arguments: &Arguments, ranks: &Ranks) -> Result<(), Error> {
             log = Log::of_rank(path, ranks.rank())?;
         }
         if !left.is_empty() {
-            let device = loaded.recipe.executor.device;
-            on_device!(device, run_on(&checkpoints, &left, &mut log, watch, ranks))?;
+            let of = &loaded.recipe.executor;
+            on_device!(
+                of.device,
+                of.precision,
+                run_on(&checkpoints, &left, &mut log, watch, ranks)
+            )?;
         }
         collect(&planned, path, &mut log, ranks)?;
     }

@@ -28,6 +28,8 @@ mod linear;
 mod matrix;
 mod norm;
 mod panels;
+#[cfg(any(feature = "cuda", test))]
+mod place;
 mod rope;
 mod route;
 mod rows;
@@ -39,6 +41,8 @@ mod transpose;
 
 pub use dfdx::tensor::Tape;
 
+#[cfg(feature = "cuda")]
+pub use self::gpu::source as kernel_source;
 pub use crate::buffer::Buffer;
 
 pub(crate) use self::{attention::scores, sums::gram_numbers};
@@ -68,7 +72,7 @@ macro_rules! operations {
         impl<D: $($operation +)*> Ops for D {}
 
         #[cfg(feature = "cuda")]
-        const KERNELS: &[gpu::Kernels] = &[matrix::cuda::KERNELS, $($module::cuda::KERNELS),*];
+        const KERNELS: &[gpu::Kernels] = &[gpu::HALVES, matrix::cuda::KERNELS, $($module::cuda::KERNELS),*];
     };
 }
 

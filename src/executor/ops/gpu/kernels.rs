@@ -62,6 +62,7 @@ parameters! {
     f32: "float ",
     &Slice: "const float *",
     &mut Slice: "float *",
+    &mut Slice<u16>: "unsigned short *",
     &Slice<u32>: "const unsigned *",
     &Slice<u64>: "const index_t *",
     &mut Slice<u64>: "index_t *",
@@ -122,28 +123,4 @@ pub(super) fn source(all: &[Kernels]) -> String {
         source += &format!("\nextern \"C\" __global__ void {name}({parameters}) {{{body}}}\n");
     }
     source
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::executor::ops::KERNELS;
-
-    #[test]
-    fn kernels_compile() {
-        if let Err(problem) = cudarc::nvrtc::compile_ptx(source(KERNELS)) {
-            panic!("{problem}");
-        }
-    }
-
-    #[test]
-    fn prototypes_have_the_types_of_parameters() {
-        let found = source(KERNELS);
-        for expected in [
-            "void add(index_t n, const float *a, const float *b, float *y) {",
-            "void scatter(index_t n, const index_t *places, const float *values, float *y) {",
-        ] {
-            assert!(found.contains(expected), "{expected}");
-        }
-    }
 }

@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code, reason = "cudarc launches kernels and products by address")]
 
+mod halves;
 mod kernels;
 
 use std::{
@@ -13,7 +14,10 @@ use std::{
 };
 
 use cudarc::{
-    cublas::{CudaBlas, Gemm, GemmConfig, StridedBatchedConfig, sys::cublasOperation_t},
+    cublas::{
+        CudaBlas, Gemm, GemmConfig, StridedBatchedConfig,
+        sys::{cublasMath_t, cublasOperation_t, cublasSetMathMode},
+    },
     driver::{
         CudaDevice, CudaFunction, CudaSlice, DeviceRepr, DeviceSlice, LaunchAsync, LaunchConfig,
         sys,
@@ -22,8 +26,12 @@ use cudarc::{
 };
 use dfdx::tensor::{Cuda, CudaError, Storage};
 
+use self::halves::Halves;
+pub(super) use self::halves::KERNELS as HALVES;
 pub(super) use self::kernels::{Grid, Kernel, Kernels, Parameter, kernels};
+pub(super) use super::place::Place;
 use super::{KERNELS, gemm};
+use crate::precision::Precision;
 
 /// The result of an operation, or its error.
 pub(super) type Result<T, E = CudaError> = std::result::Result<T, E>;
@@ -33,11 +41,17 @@ pub(super) type Slice<T = f32> = CudaSlice<T>;
 
 const MODULE: &str = "barber";
 
+/// The CUDA C++ source of all kernels, which is compiled when a GPU is opened.
+pub fn source() -> String {
+    kernels::source(KERNELS)
+}
+
 /// A GPU.
 #[derive(Debug)]
 pub(in crate::executor) struct Gpu {
     device: Arc<CudaDevice>,
     blas: CudaBlas,
+    precision: Mutex<Precision>,
 }
 
 /// Numbers in a GPU's memory.
@@ -73,13 +87,29 @@ impl Gpu {
         }
         let device = CudaDevice::new(number).map_err(|e| e.to_string())?;
         keep_memory(&device).map_err(|e| e.to_string())?;
-        let code = nvrtc::compile_ptx(kernels::source(KERNELS)).map_err(|e| e.to_string())?;
+        let code = nvrtc::compile_ptx(source()).map_err(|e| e.to_string())?;
         let names: Vec<_> = kernels::names(KERNELS).collect();
         device.load_ptx(code, MODULE, &names).map_err(|e| e.to_string())?;
         let blas = CudaBlas::new(device.clone()).map_err(|e| e.to_string())?;
-        let gpu = Arc::new(Self { device, blas });
+        let gpu = Arc::new(Self { device, blas, precision: Mutex::default() });
         open.insert(number, gpu.clone());
         Ok(gpu)
+    }
+
+    /// Sets the precision of products from here on.
+    pub(in crate::executor) fn set_precision(&self, precision: Precision) -> Result<(), String> {
+        *self.precision.lock().unwrap_or_else(PoisonError::into_inner) = precision;
+        let mode = match precision {
+            Precision::Tf32 => cublasMath_t::CUBLAS_TF32_TENSOR_OP_MATH,
+            Precision::F32 | Precision::Bf16x3 => cublasMath_t::CUBLAS_DEFAULT_MATH,
+        };
+        // SAFETY: the handle is open as long as `blas` is.
+        let set = unsafe { cublasSetMathMode(*self.blas.handle(), mode) }.result();
+        set.map_err(|e| e.to_string())
+    }
+
+    fn precision(&self) -> Precision {
+        *self.precision.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The GPU of a device of dfdx.
@@ -194,8 +224,14 @@ impl Gpu {
             stride_b: a.place.next as i64,
             stride_c: at.next as i64,
         };
-        let (a, b) = (a.numbers.slice(a.place.start..), b.numbers.slice(b.place.start..));
         let mut c = c.slice_mut(at.start..);
+        if self.precision() == Precision::Bf16x3 {
+            let of_a = Halves::new(self, &a, turned(&a, (rows, depth)), count)?;
+            let of_b = Halves::new(self, &b, turned(&b, (depth, columns)), count)?;
+            // SAFETY: the places are within the numbers, as was checked, and begin where they were split.
+            return unsafe { halves::product(self, &config, (&of_b, &of_a), &mut c) };
+        }
+        let (a, b) = (a.numbers.slice(a.place.start..), b.numbers.slice(b.place.start..));
         // SAFETY: the places are within the numbers, as was checked.
         unsafe {
             if count == 1 {
@@ -205,33 +241,6 @@ impl Gpu {
             }
         }
         Ok(())
-    }
-}
-
-/// The location of a matrix in a buffer of numbers.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
-    /// Offset of the first number.
-    pub(super) start: usize,
-    /// Distance from one row to the next.
-    pub(super) stride: usize,
-    /// Distance from one matrix to the next.
-    pub(super) next: usize,
-}
-
-impl Place {
-    /// The one matrix of rows of `width`, from a row on.
-    pub(super) const fn rows(width: usize, first: usize) -> Self {
-        Self { start: first * width, stride: width, next: 0 }
-    }
-
-    /// Whether `count` matrices of [rows, columns] are within so many numbers.
-    const fn fits(&self, numbers: usize, (rows, columns): (usize, usize), count: usize) -> bool {
-        if rows == 0 || columns == 0 {
-            return self.start <= numbers;
-        }
-        let last = self.start + (count - 1) * self.next + (rows - 1) * self.stride;
-        columns <= self.stride && last + columns <= numbers
     }
 }
 
@@ -285,24 +294,5 @@ fn keep_memory(device: &CudaDevice) -> Result<(), cudarc::driver::DriverError> {
         sys::cuDeviceGetDefaultMemPool(&raw mut pool, *device.cu_device()).result()?;
         let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut most).cast()).result()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_are_within_the_numbers() {
-        // Three rows of two heads, side by side, of four numbers each; and one head after the
-        // other.
-        let beside = Place { start: 0, stride: 8, next: 4 };
-        let after = Place { start: 0, stride: 4, next: 12 };
-        for place in [beside, after] {
-            assert!(place.fits(24, (3, 4), 2) && !place.fits(23, (3, 4), 2));
-            let later = Place { start: 1, ..place };
-            assert!(!later.fits(24, (3, 4), 2) && later.fits(24, (3, 3), 2));
-        }
-        assert!(!Place::rows(3, 0).fits(100, (2, 4), 1));
     }
 }

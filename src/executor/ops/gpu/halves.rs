@@ -2,6 +2,8 @@
 //! numbers, the nearest one and the one that is nearest to the rest, x ≈ x₁ + x₂, and
 //! a b ≈ a₁ b₁ + a₁ b₂ + a₂ b₁. The product of the rests, which is left out, is below 2⁻¹⁶ of a b.
 
+#![allow(unsafe_code, reason = "products of bf16 numbers take addresses")]
+
 use std::ffi::c_void;
 
 use cudarc::{

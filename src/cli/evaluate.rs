@@ -12,6 +12,7 @@ use crate::{
     model::{Model, check_config},
     precision::Precision,
     progress::Steps,
+    ranks::Ranks,
     recipe::Device,
     run::{Asked, ScheduledPhase, Watch, check_text, measure, on_device, tokens},
 };
@@ -71,7 +72,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     if arguments.texts.is_empty() && arguments.tasks.is_empty() {
         return Err(Error::Nothing);
     }
-    on_device!(arguments.device, Precision::F32, run_on(arguments))
+    on_device!(arguments.device, Precision::F32, Ranks::ONE, run_on(arguments))
 }
 
 fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error> {

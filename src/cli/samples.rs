@@ -12,6 +12,7 @@ use crate::{
     model::{Model, check_config},
     precision::Precision,
     progress::Steps,
+    ranks::Ranks,
     recipe::Device,
     run::{PARTS, Watch, on_device, parts, tokens},
 };
@@ -82,7 +83,7 @@ const PROMPT: usize = 8;
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Error> {
     write::check(&arguments.output, arguments.force)?;
-    on_device!(arguments.device, Precision::F32, run_on(arguments))
+    on_device!(arguments.device, Precision::F32, Ranks::ONE, run_on(arguments))
 }
 
 fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error> {

@@ -2,14 +2,17 @@
 
 use sysinfo::System;
 
-/// Opens an NVIDIA GPU, for products of this precision; returns it and its free memory in bytes.
+/// Opens an NVIDIA GPU, for products of this precision; returns it and the bytes of its free memory that
+/// a run may take. Of the ranks on a machine, the first has the GPU of this number, and each other one the
+/// next, as long as there are any; then they share them.
 ///
 /// # Errors
-/// If there is no driver, or no GPU of this index.
+/// If there is no driver, or no GPU of this number.
 #[cfg(feature = "cuda")]
 pub fn cuda(
     number: usize,
     precision: crate::precision::Precision,
+    neighbours: crate::ranks::Neighbours,
 ) -> Result<(dfdx::tensor::Cuda, u64), String> {
     let open = || {
         // Without a driver, or a GPU of this number, the binding's own calls would panic.
@@ -18,10 +21,12 @@ pub fn cuda(
         if i32::try_from(number).map_or(true, |number| number >= count) {
             return Err(format!("the driver knows {count} GPUs, and counts from 0"));
         }
+        let count = count as usize;
+        let number = (number + neighbours.own) % count;
         super::ops::gpu::Gpu::open(number)?.set_precision(precision)?;
         let device = dfdx::tensor::Cuda::try_build(number, 0).map_err(|e| e.to_string())?;
         let (free, _) = cudarc::driver::result::mem_get_info().map_err(|e| format!("{e:?}"))?;
-        Ok((device, free as u64 / 10 * 9))
+        Ok((device, free as u64 / neighbours.count.div_ceil(count) as u64 / 10 * 9))
     };
     open().map_err(|why: String| {
         format!("cuda:{number} cannot be opened: {why}. `nvidia-smi` lists the GPUs")

@@ -52,8 +52,17 @@ pub trait Link: fmt::Debug {
 #[derive(Clone, Debug)]
 pub struct Ranks {
     linked: Option<Rc<Linked>>,
-    /// Number of processes that share the machine, where these are not linked.
-    neighbours: usize,
+    /// Those on the machine, where these are not linked.
+    neighbours: Neighbours,
+}
+
+/// The ranks on a machine, seen from one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbours {
+    /// Index of this rank among them.
+    pub own: usize,
+    /// Their number.
+    pub count: usize,
 }
 
 impl Default for Ranks {
@@ -89,7 +98,7 @@ const COUNTS: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
 
 impl Ranks {
     /// One process alone.
-    pub const ONE: Self = Self { linked: None, neighbours: 1 };
+    pub const ONE: Self = Self { linked: None, neighbours: Neighbours { own: 0, count: 1 } };
 
     /// The ranks of the job that a launcher of MPI programs started this process in; one, if none
     /// did.
@@ -146,11 +155,13 @@ impl Ranks {
         self.linked.as_ref().map_or(0, |of| of.sent.get())
     }
 
-    /// Number of ranks on this rank's machine.
-    pub fn neighbours(&self) -> usize {
+    /// The ranks on this rank's machine.
+    pub fn neighbours(&self) -> Neighbours {
         let Some(of) = &self.linked else { return self.neighbours };
-        let own = of.link.host().into_bytes();
-        self.gather(&own).iter().filter(|host| **host == own).count()
+        let host = of.link.host().into_bytes();
+        let hosts = self.gather(&host);
+        let among = |hosts: &[Vec<u8>]| hosts.iter().filter(|other| **other == host).count();
+        Neighbours { own: among(&hosts[..self.rank()]), count: among(&hosts) }
     }
 
     /// Ends all ranks, this process included, with an exit status.
@@ -251,10 +262,12 @@ mod tests {
             let apart = ranks.apart();
             assert_eq!((apart.rank(), apart.size(), apart.is_first()), (0, 1, true));
             assert_eq!(apart.gather(b"own"), [b"own"]);
-            (apart.neighbours(), apart.apart().neighbours(), apart.sent())
+            let neighbours = Neighbours { own: ranks.rank(), count: 3 };
+            assert_eq!([ranks.neighbours(), apart.neighbours()], [neighbours; 2]);
+            (apart.apart().neighbours() == neighbours, apart.sent())
         }) {
-            assert_eq!(of, (3, 3, 0));
+            assert_eq!(of, (true, 0));
         }
-        assert_eq!(Ranks::ONE.apart().neighbours(), 1);
+        assert_eq!(Ranks::ONE.apart().neighbours(), Neighbours { own: 0, count: 1 });
     }
 }

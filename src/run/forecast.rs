@@ -15,6 +15,7 @@ use crate::{
     permutation::Site,
     plan::Plan,
     precision::Precision,
+    ranks::Ranks,
     recipe::{Device, Executor, Loaded, Recipe},
 };
 
@@ -100,7 +101,7 @@ impl Forecast {
 
     /// [`Forecast::time`] on the recipe's device, which it opens.
     pub(crate) fn time_here(&self, decoder: &Decoder) -> Result<Duration, Error> {
-        on_device!(self.device, self.precision, timed(self, decoder))
+        on_device!(self.device, self.precision, Ranks::ONE, timed(self, decoder))
     }
 }
 

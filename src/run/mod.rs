@@ -89,21 +89,22 @@ use crate::{
 };
 
 /// Calls a function with the device that a recipe names, whose products have the precision, and the
-/// device's free memory in bytes.
+/// bytes of the device's free memory for one of the ranks on a machine.
 macro_rules! on_device {
-    ($device:expr, $precision:expr, $run:ident($($argument:expr),*)) => {{
+    ($device:expr, $precision:expr, $ranks:expr, $run:ident($($argument:expr),*)) => {{
         let precision: $crate::precision::Precision = $precision;
+        let neighbours = $ranks.neighbours();
         #[cfg(not(feature = "cuda"))]
         let _ = precision;
         match $device {
             $crate::recipe::Device::Cpu => $run(
                 dfdx::tensor::Cpu::default(),
-                $crate::executor::available_memory(),
+                $crate::executor::available_memory() / neighbours.count as u64,
                 $($argument),*
             ),
             #[cfg(feature = "cuda")]
             $crate::recipe::Device::Cuda(number) => {
-                match $crate::executor::cuda(number, precision) {
+                match $crate::executor::cuda(number, precision, neighbours) {
                     Ok((device, memory)) => $run(device, memory, $($argument),*),
                     Err(problem) => Err($crate::run::Error::Device(problem).into()),
                 }
@@ -161,7 +162,7 @@ pub(crate) fn prune_among(
     shared: &mut Shared,
 ) -> Result<Report, Error> {
     let of = &loaded.recipe.executor;
-    on_device!(of.device, of.precision, prune_on(loaded, settings, shared))
+    on_device!(of.device, of.precision, settings.ranks, prune_on(loaded, settings, shared))
 }
 
 /// Runs on a device with `available` bytes of free memory.
@@ -205,7 +206,7 @@ fn prune_on<D: Ops>(
         let tests = shared.tests(recipe, || Tests::read(recipe, &model))?;
         Ok((tests, shared.samples(recipe, || calibrate(recipe, &model))?))
     })?;
-    let place = (available / ranks.neighbours() as u64, output.scratch());
+    let place = (available, output.scratch());
     let run = together(ranks, || {
         let run = Run::prepare(loaded, plan, &mut model, &tests, ids, place, watch)?;
         Ok(run.with_zeros_of(checkpoints.sparse.as_ref()))

@@ -38,7 +38,15 @@ pub(crate) fn calibration_samples(reader: &Reader) -> Vec<Vec<u32>> {
 pub(crate) fn gpu() -> Option<dfdx::tensor::Cuda> {
     let name = std::env::var("BARBER_TEST_DEVICE").ok()?;
     let number = name.strip_prefix("cuda:")?.parse().unwrap();
-    Some(llm_barber::executor::cuda(number, Default::default()).unwrap().0)
+    Some(
+        llm_barber::executor::cuda(
+            number,
+            Default::default(),
+            llm_barber::ranks::Ranks::ONE.neighbours(),
+        )
+        .unwrap()
+        .0,
+    )
 }
 
 /// What a run of the program printed, and its exit status.

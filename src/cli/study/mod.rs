@@ -102,6 +102,7 @@ fn run_among(arguments: &Arguments, ranks: &Ranks) -> Result<(), Error> {
             on_device!(
                 of.device,
                 of.precision,
+                ranks,
                 run_on(&checkpoints, &left, &mut log, watch, ranks)
             )?;
         }
@@ -229,7 +230,6 @@ fn run_on<D: Ops>(
     watch: Terminal,
     ranks: &Ranks,
 ) -> Result<(), Error> {
-    let available = available / ranks.neighbours() as u64;
     let mut model = Model::new(&checkpoints.dense, device)?;
     let plans = left.iter().map(|(run, _)| plan(&run.loaded, &model).map_err(|e| run.id.failed(e)));
     let plans = plans.collect::<Result<Vec<Plan>, _>>()?;

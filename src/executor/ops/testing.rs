@@ -135,7 +135,11 @@ pub(super) use assert_agrees;
 pub(super) fn gpu() -> Option<dfdx::tensor::Cuda> {
     let name = std::env::var("BARBER_TEST_DEVICE").ok()?;
     let number = name.strip_prefix("cuda:")?.parse().unwrap();
-    Some(crate::executor::cuda(number, Default::default()).unwrap().0)
+    Some(
+        crate::executor::cuda(number, Default::default(), crate::ranks::Ranks::ONE.neighbours())
+            .unwrap()
+            .0,
+    )
 }
 
 /// As close as rounding leaves numbers that are as large as the largest of them.

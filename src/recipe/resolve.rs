@@ -567,6 +567,7 @@ mod tests {
                 "unstructured",
             ),
             ("override = [{ tensor = '*', ratio = 0.3 }]", "override.0.tensor", "`tensors`"),
+            ("executor.precision = 'tf32'", "executor.precision", "cuda:0"),
         ] {
             let error = load(&format!("{FINE}{line}\n"), &[]).expect_err(line);
             let problems: Vec<_> = error.problems().iter().collect();

@@ -45,7 +45,7 @@ pub(super) struct Arguments {
     /// A text, as for `calibration.source`.
     #[arg(long, value_name = "FILE", requires = "samples")]
     text: Option<PathBuf>,
-    /// Number of samples of the text, which come first.
+    /// Number of samples of the text, which are spread evenly among those that the model writes.
     #[arg(long, value_name = "N", requires = "text",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1 << 24))]
     samples: Option<usize>,
@@ -120,8 +120,9 @@ fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error>
         last = own.split_off(arguments.written);
     }
     let shares = [(count, "of the text"), (own.len(), "by the model"), (last.len(), "held out")];
-    all.extend(own.into_iter().chain(last));
-    let used = all.len() - held_out;
+    let mut all = in_turn(all, own);
+    let used = all.len();
+    all.extend(last);
     let file = serde_json::json!({ "token_ids": all }).to_string();
     write::new(output, file.as_bytes(), arguments.force)?;
     let shares = shares.map(|(count, what)| format!("{count} {what}")).join(", ");
@@ -132,6 +133,15 @@ fn run_on<D: Ops>(device: D, _: u64, arguments: &Arguments) -> Result<(), Error>
         show(output)
     );
     Ok(())
+}
+
+/// All samples of two kinds, both spread evenly: a step of a stage sees some of each.
+fn in_turn<T>(few: Vec<T>, others: Vec<T>) -> Vec<T> {
+    let (count, all) = (few.len(), few.len() + others.len());
+    let (mut few, mut others) = (few.into_iter(), others.into_iter());
+    // The place of the first kind's sample `i` among all is ⌈i · all / count⌉.
+    let is_of_few = |place: usize| (place * count) % all < count;
+    (0..all).filter_map(|place| if is_of_few(place) { few.next() } else { others.next() }).collect()
 }
 
 /// Reads a word of `calibration.selection`.

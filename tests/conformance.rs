@@ -140,7 +140,7 @@ fn family_conforms<D: Ops>(
     let first = InitialMasks {
         init: Init::named(init).unwrap(),
         metric: (&[], None),
-        zeros: None,
+        sparse: None,
         side: Side::Sparse,
         dtype: None,
         scratch: scratch.path(),

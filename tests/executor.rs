@@ -34,7 +34,7 @@ fn masks(name: &str, init: &str, storage: Storage, passes: usize) -> (Masks, Vec
     let init = InitialMasks {
         init: Init::named(init).unwrap(),
         metric: (&[], None),
-        zeros: None,
+        sparse: None,
         side: Side::Sparse,
         dtype: None,
         scratch: scratch.path(),

@@ -236,7 +236,7 @@ fn initial<'a>(init: &str, scratch: &'a Path) -> InitialMasks<'a> {
     InitialMasks {
         init: Init::named(init).unwrap(),
         metric: (&[], None),
-        zeros: None,
+        sparse: None,
         side: Side::Sparse,
         dtype: None,
         scratch,

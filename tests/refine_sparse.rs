@@ -150,6 +150,40 @@ fn what_the_sparse_checkpoint_changed_is_counted() {
 }
 
 #[test]
+fn a_run_goes_on_from_the_values_of_a_sparse_checkpoint() {
+    const CHANGED: &str = "model.layers.0.mlp.up_proj.weight";
+    let place = Place::new();
+    place.change("changed", |tensors, _| {
+        let (_, _, bytes) = tensors.get_mut(CHANGED).unwrap();
+        for weight in bytes.as_chunks_mut().0 {
+            *weight = (1.5 * f32::from_le_bytes(*weight)).to_le_bytes();
+        }
+    });
+    let run = |stages: &str| {
+        let run = place.refine("changed", &[&dense(), "mask.retain=true", stages]);
+        assert_eq!(run.status, 0, "{}", run.stderr);
+        assert!(!run.stderr.contains("dense model's"), "{}", run.stderr);
+        let out = place.path("out");
+        let verified = barber(&["verify", &out.display().to_string()]);
+        assert_eq!(verified.status, 0, "{}{}", verified.stdout, verified.stderr);
+        tensors(&out)
+    };
+    let changed = tensors(&place.path("changed"));
+    assert!(run("refine=[]") == changed);
+    let (refined, whole) = (run("refine=[{ use = 'swap' }]"), tensors(Path::new(util::TINY)));
+    let weights = |of: &BTreeMap<String, Tensor>| -> Vec<f32> {
+        of[CHANGED].2.as_chunks().0.iter().map(|weight| f32::from_le_bytes(*weight)).collect()
+    };
+    let [refined, before, whole] = [&refined, &changed, &whole].map(weights);
+    let mut came_back = 0;
+    for ((new, old), dense) in refined.into_iter().zip(before).zip(whole) {
+        assert!([0.0, if old == 0.0 { dense } else { old }].contains(&new), "{old} {dense}: {new}");
+        came_back += usize::from(old == 0.0 && new != 0.0);
+    }
+    assert!(came_back > 10, "{came_back}");
+}
+
+#[test]
 fn nothing_is_refined_without_a_dense_model_of_its_own() {
     let place = Place::new();
     let refused = |run: &Run, expected: &str| {

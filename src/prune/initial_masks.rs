@@ -30,13 +30,22 @@ pub struct InitialMasks<'a> {
     /// compete; `None` for the initialiser's own.
     pub metric: (&'a [MetricStep], Option<Scope>),
     /// The sparse checkpoint whose zeros are the initial masks; `None` for the model's own zeros.
-    pub zeros: Option<&'a Reader>,
+    pub sparse: Option<SparseModel<'a>>,
     /// Which model's hidden states the statistics are computed on.
     pub side: Side,
     /// The format in which changed weights are stored; `None` for the checkpoint's.
     pub dtype: Option<Dtype>,
     /// The directory for the scratch file of changed weights.
     pub scratch: &'a Path,
+}
+
+/// A sparse checkpoint whose zeros are the initial masks.
+#[derive(Clone, Copy)]
+pub struct SparseModel<'a> {
+    /// The checkpoint.
+    pub reader: &'a Reader,
+    /// Whether kept weights have its values; if not, they have the dense model's.
+    pub retain: bool,
 }
 
 /// The plan of initial masks, and what is known so far of the structures that it removes.
@@ -209,14 +218,17 @@ impl InitialMasks<'_> {
         let work: Vec<f64> = matrices.iter().map(|(_, of)| takes.work(of.dims)).collect();
         let choose = |i: usize| {
             let (member, linear) = &matrices[i];
-            let weight = match self.zeros {
-                Some(sparse) => {
-                    sparse.read(&linear.weight, &[linear.dims.rows, linear.dims.columns])?
+            let weight = match self.sparse {
+                Some(SparseModel { reader, .. }) => {
+                    reader.read(&linear.weight, &[linear.dims.rows, linear.dims.columns])?
                 }
                 None => model.values(linear)?,
             };
             let stats = statistics.get(member.linear).unwrap_or(&none);
-            let chosen = self.choose(model.reader, &stats.of(linear, &weight), member.rule)?;
+            let mut chosen = self.choose(model.reader, &stats.of(linear, &weight), member.rule)?;
+            if self.sparse.is_some_and(|sparse| sparse.retain) {
+                chosen.values = self.retained(model, linear, &weight, &chosen.mask)?;
+            }
             recycle(weight);
             Ok(chosen)
         };
@@ -229,6 +241,28 @@ impl InitialMasks<'_> {
         model.executor.ranks.of_items(&work, choose, (Chosen::packed, unpack), |i, chosen| {
             self.set(&matrices[i].1.weight, chosen, pruned)
         })
+    }
+
+    /// The values of a sparse model's kept weights and the dense ones of the others, which may come
+    /// back; `None` if all are dense.
+    fn retained<D: Ops>(
+        &self,
+        model: &Model<'_, D>,
+        linear: &Projection,
+        sparse: &[f32],
+        mask: &Mask,
+    ) -> Result<Option<(Dtype, Vec<u8>)>, Error> {
+        let mut values = model.values(linear)?;
+        let mut changes = false;
+        for (i, (value, own)) in values.iter_mut().zip(sparse).enumerate() {
+            if mask.get(i) && value != own {
+                (*value, changes) = (*own, true);
+            }
+        }
+        let name = &linear.weight;
+        let rounded = changes.then(|| Pruned::rounded(model.reader, name, &values, self.dtype));
+        recycle(values);
+        Ok(rounded.transpose()?)
     }
 
     /// Adds the scores of a part's weights to those of the structures that have them, and removes the

@@ -16,7 +16,7 @@ mod tally;
 
 pub use self::{
     allocate::{Allocation, By, allocate},
-    initial_masks::{InitialMasks, initial_masks},
+    initial_masks::{InitialMasks, SparseModel, initial_masks},
     permute::permute,
     pipeline::MetricStep,
     stage::{

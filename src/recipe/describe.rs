@@ -15,7 +15,8 @@ pub(crate) fn init(recipe: &Recipe) -> String {
         format!("{init} {}", names(&recipe.mask.metric))
     } else if init.zeros {
         let name = recipe.model.path.file_name().unwrap_or_default();
-        format!("the zeros of {}", name.to_string_lossy())
+        let values = if recipe.mask.retain { "the zeros and values" } else { "the zeros" };
+        format!("{values} of {}", name.to_string_lossy())
     } else {
         init.to_string()
     }

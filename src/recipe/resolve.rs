@@ -315,6 +315,11 @@ fn check(recipe: &Recipe, problems: &mut Vec<Problem>) {
                         leave out the stages: `refine = []`";
             wrong("mask.init", why, help);
         }
+        (None, _) if recipe.mask.retain => {
+            let help = "set `model.dense` to the dense model that the sparse one at `model.path` was \
+                        made of, or leave this out";
+            wrong("mask.retain", "has no effect without `model.dense`".into(), help);
+        }
         (Some(_), init) if !init.zeros => {
             let help = "set `mask.init` to `none`, which takes the zeros of `model.path`, or leave \
                         `model.dense` out";
@@ -501,6 +506,7 @@ mod tests {
             ("mask.init = 'metric'", "mask.metric", "one after the other"),
             ("mask.metric = [{ use = 'ria' }]", "mask.metric", "`mask.init`"),
             ("mask.scope = 'layer'", "mask.scope", "`mask.init`"),
+            ("mask.retain = true", "mask.retain", "`model.dense`"),
             (
                 "mask = { init = 'metric', metric = [{ use = 'rai' }] }",
                 "mask.metric.0.use",

@@ -103,7 +103,7 @@ pub struct Model {
     pub revision: Option<String>,
     /// The dense model that the sparse model at `path` was made from: a directory or a name on the
     /// hub. With `mask.init = "none"` the zeros of the sparse model are refined; the dense model is
-    /// the reference and has the values of all weights.
+    /// the reference and has the values of all weights, or with `mask.retain` of those that come back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dense: Option<PathBuf>,
     /// The branch, tag or commit of `dense` on the hub. Left out: `main`.
@@ -284,11 +284,14 @@ pub struct Mask {
     /// so that initial masks see refined layers before them, and takes less time.
     #[schemars(range(min = 1, max = 2))]
     pub passes: usize,
+    /// For `none`: whether the kept weights of pruned matrices begin with the values of the sparse
+    /// model at `model.path`. If not, they have those of `model.dense`.
+    pub retain: bool,
 }
 
 impl Default for Mask {
     fn default() -> Self {
-        Self { init: Init::default(), metric: Vec::new(), scope: None, passes: 2 }
+        Self { init: Init::default(), metric: Vec::new(), scope: None, passes: 2, retain: false }
     }
 }
 

@@ -87,7 +87,7 @@ impl Checkpoints {
     }
 
     /// Compares the sparse checkpoint with the dense one, and warns of differences that the result
-    /// will not have.
+    /// will not have; with `retain` it has the values of kept weights.
     ///
     /// # Errors
     /// If the sparse checkpoint prunes no matrix of the plan, or a tensor is damaged.
@@ -95,6 +95,7 @@ impl Checkpoints {
         &self,
         model: &Model<'_, D>,
         plan: &Plan,
+        retain: bool,
         watch: &dyn Watch,
     ) -> Result<(), Error> {
         let Some(sparse) = &self.sparse else { return Ok(()) };
@@ -110,12 +111,15 @@ impl Checkpoints {
             };
             let found = own.zeroed(&dense)?.unwrap_or_default();
             bar.advance(own.stored as u64);
-            if matrices.contains(name) {
+            let is_pruned = matrices.contains(name);
+            if is_pruned {
                 zeros += found.pruned;
             } else {
                 add(&mut left, found.pruned, name);
             }
-            add(&mut changed, found.changed, name);
+            if !(is_pruned && retain) {
+                add(&mut changed, found.changed, name);
+            }
         }
         drop(bar);
         let [sparse, dense] = [sparse, &self.dense].map(|of| of.path().display().to_string());
@@ -125,7 +129,8 @@ impl Checkpoints {
         if let (count @ 1.., first) = changed {
             tracing::warn!(
                 "{count} weights that {sparse} keeps are not the dense model's, the first in \
-                 `{first}`: the result has the dense model's"
+                 `{first}`: the result has the dense model's. mask.retain = true keeps those of \
+                 pruned matrices"
             );
         }
         if let (count @ 1.., first) = left {

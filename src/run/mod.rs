@@ -77,7 +77,8 @@ use crate::{
     progress::Steps,
     prune::{
         Allocation, InitialMasks, MetricStep, ModelState, Pass, Pruning, Refinement, Sampled,
-        SavedStage, Side, allocate, initial_masks, permute, pipeline, refine, refine_model,
+        SavedStage, Side, SparseModel, allocate, initial_masks, permute, pipeline, refine,
+        refine_model,
     },
     ranks::Ranks,
     recipe::{Calibration, Loaded, Recipe},
@@ -202,7 +203,7 @@ fn prune_on<D: Ops>(
         return at_first(ranks, &output, || completed(&identity()?, &output, watch));
     }
     let (tests, ids) = together(ranks, || {
-        checkpoints.compare(&model, &plan, watch)?;
+        checkpoints.compare(&model, &plan, recipe.mask.retain, watch)?;
         let tests = shared.tests(recipe, || Tests::read(recipe, &model))?;
         Ok((tests, shared.samples(recipe, || calibrate(recipe, &model))?))
     })?;
@@ -580,7 +581,7 @@ pub(crate) struct Run<'a, D: Ops> {
     /// The metric pipeline for initial masks.
     initial_pipeline: Vec<MetricStep>,
     /// The sparse checkpoint whose zeros are the initial masks, if there is one.
-    zeros: Option<&'a Reader>,
+    sparse: Option<&'a Reader>,
     tests: &'a Tests,
     /// The calibration samples.
     ids: Rc<Vec<Vec<u32>>>,
@@ -614,7 +615,7 @@ impl<'a, D: Ops> Run<'a, D> {
             model,
             plan,
             initial_pipeline,
-            zeros: None,
+            sparse: None,
             tests,
             ids,
             scratch,
@@ -625,7 +626,7 @@ impl<'a, D: Ops> Run<'a, D> {
 
     /// The run with initial masks from the zeros of a sparse checkpoint, if there is one.
     pub(crate) fn with_zeros_of(self, sparse: Option<&'a Reader>) -> Self {
-        Self { zeros: sparse, ..self }
+        Self { sparse, ..self }
     }
 }
 
@@ -751,8 +752,9 @@ impl<'a, D: Ops> Run<'a, D> {
         let Recipe { mask, output, .. } = &self.loaded.recipe;
         let side = self.loaded.recipe.streams.statistics;
         let metric = (&self.initial_pipeline[..], mask.scope);
-        let Self { zeros, scratch, .. } = *self;
-        InitialMasks { init: mask.init, metric, zeros, side, dtype: output.dtype, scratch }
+        let sparse = self.sparse.map(|reader| SparseModel { reader, retain: mask.retain });
+        let (dtype, scratch) = (output.dtype, self.scratch);
+        InitialMasks { init: mask.init, metric, sparse, side, dtype, scratch }
     }
 
     /// Makes the initial masks; `ends` says whether the run ends with them.
